@@ -1,0 +1,35 @@
+# Every target sets up what it needs; `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/*)
+
+.PHONY: setup demo test test-native lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m demo.run
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/typing/echovlm_edge
+	for package in export plugins runtime; do ln -sfn $(CURDIR)/$$package build/typing/echovlm_edge/$$package; done
+	mkdir -p build/typing/echovlm && ln -sfn $$($(BIN)/python -c 'import echovlm.v1.report_pb2 as stub, pathlib; print(pathlib.Path(stub.__file__).parent)') build/typing/echovlm/v1
+	MYPYPATH=build/typing $(BIN)/mypy -p echovlm_edge
+
+bench: setup
+	$(BIN)/python benchmarks/stages.py
+
+clean:
+	rm -rf build bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis
