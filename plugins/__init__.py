@@ -1,0 +1,1 @@
+"""Operators of our own, each with its specification, its meaning in numpy and its kernels."""

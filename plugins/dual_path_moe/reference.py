@@ -1,0 +1,172 @@
+"""DualPathMoE in numpy: what README.md beside this file specifies, for every implementation to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+INT8_PEAK, INT4_PEAK = 127, 8
+
+
+@dataclass(frozen=True)
+class DualPathMoEAttributes:
+    """The operator's attributes; `group_widths` are dense, shared, expert 0, ….
+
+    Raises:
+        ValueError: a width is not a multiple of `block_size`, or `top_k` is not between 1 and the experts.
+    """
+
+    group_widths: tuple[int, ...]
+    top_k: int
+    norm_topk_prob: bool = False
+    bits: int = 0
+    block_size: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no implementation has to take."""
+        if not 1 <= self.top_k <= self.experts:
+            raise ValueError(f"top_k {self.top_k} is not between 1 and the {self.experts} experts")
+        if self.bits not in (0, 4, 8):
+            raise ValueError(f"bits {self.bits} is not 0, 4 or 8")
+        for width in self.group_widths if self.bits else ():
+            if width % self.block_size:
+                raise ValueError(f"group width {width} is not a multiple of block_size {self.block_size}")
+
+    @property
+    def experts(self) -> int:
+        """How many routed experts there are."""
+        return len(self.group_widths) - 2
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the small products decide for n tokens: coefficients [n, 2], the shared gate [n, 1], every expert's weight [n, E]."""
+
+    coefficients: Floats
+    shared: Floats
+    experts: Floats
+
+
+def route(
+    x: Floats,
+    router: Floats,
+    shared_gate: Floats,
+    coefficient: Floats,
+    coefficient_bias: Floats,
+    attributes: DualPathMoEAttributes,
+) -> Routing:
+    """Routing of tokens x [n, H]; an expert that was not chosen has weight 0."""
+    probabilities = _softmax(x @ router.T)
+    chosen = np.argsort(-probabilities, axis=-1, kind="stable")[:, : attributes.top_k]
+    kept = np.take_along_axis(probabilities, chosen, -1)
+    if attributes.norm_topk_prob:
+        kept = kept / kept.sum(-1, keepdims=True)
+    experts = np.zeros_like(probabilities)
+    np.put_along_axis(experts, chosen, kept, -1)
+    return Routing(_softmax(x @ coefficient.T + coefficient_bias), _sigmoid(x @ shared_gate.T), experts)
+
+
+def dual_path_moe(
+    x: Floats,
+    router: Floats,
+    shared_gate: Floats,
+    coefficient: Floats,
+    coefficient_bias: Floats,
+    gate: Floats,
+    up: Floats,
+    down: Floats,
+    attributes: DualPathMoEAttributes,
+) -> Floats:
+    """The operator with floating weights (see `dequantize_blocks` for the others).
+
+    Args:
+        x: [n, H].
+        router: [E, H].
+        shared_gate: [1, H].
+        coefficient: [2, H].
+        coefficient_bias: [2].
+        gate: [T, H]; up: likewise.
+        down: [H, T].
+        attributes: the operator's.
+
+    Returns:
+        [n, H], in x's dtype: give float64 for a reference of higher precision.
+    """
+    routing = route(x, router, shared_gate, coefficient, coefficient_bias, attributes)
+    c_moe, c_dense = routing.coefficients[:, :1], routing.coefficients[:, 1:]
+    weights = [
+        c_dense,
+        c_moe * routing.shared,
+        *(c_moe * column for column in np.hsplit(routing.experts, attributes.experts)),
+    ]
+    y = np.zeros_like(x)
+    ends = np.cumsum(attributes.group_widths)
+    for weight, end, width in zip(weights, ends, attributes.group_widths, strict=True):
+        group = slice(end - width, end)
+        tokens = np.flatnonzero(weight[:, 0] != 0)
+        inner = _silu(x[tokens] @ gate[group].T) * (x[tokens] @ up[group].T)
+        y[tokens] += weight[tokens] * (inner @ down[:, group].T)
+    return y
+
+
+def quantize_blocks(weight: Floats, bits: int, block_size: int) -> tuple[NDArray[np.int8], Floats]:
+    """Quantize [N, K] in blocks of K, symmetric, as README.md's section Quantization says.
+
+    Returns:
+        Packed INT8 [N, K] (8 bits) or [N, K / 2] (4 bits), and scales float32 [N, K / block_size].
+
+    Raises:
+        ValueError: `bits` is neither 4 nor 8, or K is not a multiple of `block_size`.
+    """
+    rows, columns = weight.shape
+    if bits not in (4, 8) or columns % block_size:
+        raise ValueError(f"cannot quantize rows of {columns} values to {bits} bits in blocks of {block_size}")
+    blocks = weight.reshape(rows, columns // block_size, block_size)
+    high, low = blocks.max(-1), blocks.min(-1)
+    peak = np.maximum(high, -low) if bits == 8 else np.where(high > -low, high, low)
+    scale = peak / np.float32(INT8_PEAK if bits == 8 else -INT4_PEAK)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    values = np.rint(blocks * inverse[..., None])
+    if bits == 8:
+        return np.clip(values, -INT8_PEAK, INT8_PEAK).astype(np.int8).reshape(rows, columns), scale
+    nibbles = (np.clip(values, -INT4_PEAK, INT4_PEAK - 1) + INT4_PEAK).astype(np.uint8).reshape(rows, columns)
+    return (nibbles[:, ::2] | (nibbles[:, 1::2] << 4)).view(np.int8), scale
+
+
+def dequantize_blocks(packed: NDArray[np.int8], scale: Floats, bits: int) -> Floats:
+    """The weight [N, K] float32 that packed values and scales stand for."""
+    if bits == 8:
+        values = packed
+    else:
+        stored = packed.view(np.uint8)
+        nibbles = np.stack((stored & 15, stored >> 4), axis=-1).reshape(len(stored), -1)
+        values = nibbles.astype(np.int8) - np.int8(INT4_PEAK)
+    blocks = values.reshape(*scale.shape, -1).astype(np.float32) * scale[..., None].astype(np.float32)
+    whole: Floats = blocks.reshape(values.shape)
+    return whole
+
+
+def stack_groups(groups: Sequence[tuple[Floats, Floats, Floats]]) -> tuple[Floats, Floats, Floats]:
+    """Each group's gate [I, H], up [I, H] and down [H, I] as the operator's three matrices."""
+    gates, ups, downs = zip(*groups, strict=True)
+    return np.concatenate(gates), np.concatenate(ups), np.concatenate(downs, axis=1)
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    whole: Floats = exponents / exponents.sum(-1, keepdims=True)
+    return whole
+
+
+def _sigmoid(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)), dtype=x.dtype)
+
+
+def _silu(x: Floats) -> Floats:
+    return x * _sigmoid(x)

@@ -1,0 +1,138 @@
+"""What one generation is asked, and the events that answer it: plain values shared by the engine, the server and the profiler."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from echovlm_edge.runtime.errors import InvalidInput
+
+
+class Stage(enum.Enum):
+    """A station of one request, in the order it passes them; the keys of `Finished.seconds`."""
+
+    QUEUE = "queue"
+    DECODE_IMAGES = "decode_images"
+    PREPROCESS = "preprocess"
+    VISION = "vision"
+    PROJECTOR = "projector"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    DETOKENIZE = "detokenize"
+
+
+class FinishReason(enum.Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"  # the model wrote one of its stop tokens
+    LENGTH = "length"  # max_new_tokens, or the bundle's context, was reached
+    CANCELLED = "cancelled"  # the caller went away or its deadline passed
+
+
+@dataclass(frozen=True)
+class FrameSelection:
+    """Which frames of a multi-frame file to read.
+
+    `indices` (0-based) wins over `evenly_spaced` (that many frames, spread from the first to the last).
+    With neither, a single-frame file gives its frame and a cine gives its middle one.
+    """
+
+    indices: tuple[int, ...] = ()
+    evenly_spaced: int = 0
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One encoded image file as it arrived.
+
+    Args:
+        data: the file's bytes: DICOM, PNG or JPEG.
+        media_type: `application/dicom`, `image/png`, `image/jpeg`, or empty to go by the bytes alone.
+        name: what error messages call it, for example "image 2".
+        selection: which frames of a cine.
+        crop_to_regions: keep only the B-mode regions that a DICOM file declares.
+    """
+
+    data: bytes
+    media_type: str = ""
+    name: str = "image 1"
+    selection: FrameSelection = field(default_factory=FrameSelection)
+    crop_to_regions: bool = True
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy and the default.
+
+    Raises:
+        InvalidInput: an option is outside its range.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 0  # 0: no limit
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an option outside its range, by name."""
+        checks = {
+            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
+            "temperature must be between 0 and 10": 0 <= self.temperature <= 10,
+            "top_k must be 0 (no limit) or more": self.top_k >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "repetition_penalty must be above 0 and at most 10": 0 < self.repetition_penalty <= 10,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise InvalidInput(f"Sampling option {rule}, got {getattr(self, rule.split()[0])}.")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Images and a prompt, as one user turn. Images come before the text, as the model was trained."""
+
+    prompt: str
+    images: tuple[ImageInput, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage began; sent once for each of decode_images, vision, prefill (and queue when it has to wait)."""
+
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The text that one or more new tokens completed: whole characters only."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of every generation.
+
+    Attributes:
+        text: all of the generated text.
+        token_ids: the generated tokens, a stop token included.
+        finish_reason: why it ended.
+        prompt_tokens: tokens of the prompt, image tokens included.
+        image_tokens: how many of them stand for image patches.
+        seconds: wall time by stage; stages that did not run are absent.
+        first_token_seconds: from the start of the request to the first token, or None when none came.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    image_tokens: int
+    seconds: dict[Stage, float]
+    first_token_seconds: float | None
+
+
+Event = StageStarted | TextDelta | Finished
