@@ -1,0 +1,211 @@
+"""A checkpoint folder in the published layout: its config, its tensors read lazily, its tokenizer and chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as its shard's header declares it."""
+
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name: F32, F16, BF16
+    shard: str
+
+
+class Checkpoint:
+    """A checkpoint whose every tensor name and shape has been checked against its config; no tensor is read yet.
+
+    Raises:
+        NotPossibleHere: a file is missing or damaged, the architecture is another one, or a tensor is missing,
+            surplus or of a wrong shape; the sentence names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder `path` and check it."""
+        if not path.is_dir():
+            raise NotPossibleHere(f"There is no checkpoint folder {path}: give the folder that holds config.json.")
+        self.path = path
+        self.config = EchoVLMConfig.from_json(self.read_json("config.json"), str(path / "config.json"))
+        self.tensors = dict(self._headers())
+        self._check_tensors()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Parse one of the folder's JSON files, which must be there."""
+        file = self.path / name
+        try:
+            parsed = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise NotPossibleHere(
+                f"The checkpoint {self.path} has no {name}: copy it from the published one."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise NotPossibleHere(f"{file} cannot be read as JSON ({error}): copy it anew.") from None
+        if not isinstance(parsed, dict):
+            raise NotPossibleHere(f"{file} is not a JSON object: copy it anew.")
+        return parsed
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in its stored dtype, read from its shard now."""
+        shard = self.path / self.tensors[name].shard
+        try:
+            with safe_open(shard, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise NotPossibleHere(
+                f"Tensor {name} cannot be read from {shard} ({error}): copy the shard anew."
+            ) from None
+
+    def sha256(self) -> str:
+        """Identifies the checkpoint: the hash of its config and of every tensor's name, place, dtype and shape."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for name, info in sorted(self.tensors.items()):
+            digest.update(f"{name} {info.shard} {info.dtype} {info.shape}\n".encode())
+        return digest.hexdigest()
+
+    def chat_template(self) -> str:
+        """The jinja template: chat_template.json's, chat_template.jinja's, or the tokenizer config's."""
+        plain = self.path / "chat_template.jinja"
+        if plain.is_file():
+            return plain.read_text(encoding="utf-8")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            if (self.path / name).is_file() and "chat_template" in (found := self.read_json(name)):
+                return str(found["chat_template"])
+        raise NotPossibleHere(
+            f"The checkpoint {self.path} has no chat template: copy chat_template.json beside config.json."
+        )
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer in the tokenizers library's format, made from vocab.json and merges.txt where it has only those."""
+        file = self.path / "tokenizer.json"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        if not (self.path / "vocab.json").is_file():
+            raise NotPossibleHere(f"The checkpoint {self.path} has no tokenizer.json: copy it from the published one.")
+        from transformers import AutoTokenizer
+
+        backend = AutoTokenizer.from_pretrained(self.path).backend_tokenizer
+        return str(backend.to_str())
+
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generation: generation_config.json's, else config.json's."""
+        if not (self.path / "generation_config.json").is_file():
+            return self.config.eos_token_ids
+        listed = self.read_json("generation_config.json").get("eos_token_id", self.config.eos_token_ids)
+        return tuple(listed) if isinstance(listed, (list, tuple)) else (int(listed),)
+
+    def _shards(self) -> list[str]:
+        if (self.path / INDEX).is_file():
+            weight_map = self.read_json(INDEX).get("weight_map", {})
+            return sorted(set(weight_map.values()))
+        if (self.path / SINGLE).is_file():
+            return [SINGLE]
+        raise NotPossibleHere(f"The checkpoint {self.path} has neither {INDEX} nor {SINGLE}: its weights are missing.")
+
+    def _headers(self) -> Iterator[tuple[str, TensorInfo]]:
+        with ExitStack() as stack:
+            for shard in self._shards():
+                path = self.path / shard
+                if not path.is_file():
+                    raise NotPossibleHere(f"The checkpoint's shard {path} is missing: copy it from the published one.")
+                try:
+                    file = stack.enter_context(safe_open(path, framework="pt"))
+                    for name in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
+                        header = file.get_slice(name)
+                        yield name, TensorInfo(tuple(header.get_shape()), header.get_dtype(), shard)
+                except (SafetensorError, OSError) as error:
+                    raise NotPossibleHere(
+                        f"The checkpoint's shard {path} is truncated or damaged ({error}): copy it anew."
+                    ) from None
+
+    def _check_tensors(self) -> None:
+        expected = expected_tensors(self.config)
+        for name, shape in expected.items():
+            if name not in self.tensors:
+                raise NotPossibleHere(f"The checkpoint {self.path} lacks the tensor {name}: copy its shards anew.")
+            if self.tensors[name].shape != shape:
+                raise NotPossibleHere(
+                    f"Tensor {name} of {self.path} has shape {list(self.tensors[name].shape)}, "
+                    f"config.json asks for {list(shape)}: the two do not belong together."
+                )
+        tied = {"lm_head.weight"} if self.config.decoder.tie_word_embeddings else set()
+        for name in self.tensors:
+            if name not in expected and name not in tied:
+                raise NotPossibleHere(
+                    f"The checkpoint {self.path} has a surplus tensor {name} that EchoVLM does not use."
+                )
+
+
+def expected_tensors(config: EchoVLMConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a published checkpoint of this config: name to shape."""
+    vision, decoder = config.vision, config.decoder
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    def layer_norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def swiglu(name: str, inner: int) -> None:
+        linear(f"{name}.gate_proj", inner, decoder.hidden_size, bias=False)
+        linear(f"{name}.up_proj", inner, decoder.hidden_size, bias=False)
+        linear(f"{name}.down_proj", decoder.hidden_size, inner, bias=False)
+
+    width = vision.embed_dim
+    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    shapes["visual.patch_embed.proj.weight"] = (width, *patch)
+    for block in (f"visual.blocks.{i}" for i in range(vision.depth)):
+        layer_norm(f"{block}.norm1", width)
+        layer_norm(f"{block}.norm2", width)
+        linear(f"{block}.attn.qkv", 3 * width, width)
+        linear(f"{block}.attn.proj", width, width)
+        linear(f"{block}.mlp.fc1", vision.mlp_dim, width)
+        linear(f"{block}.mlp.fc2", width, vision.mlp_dim)
+    layer_norm("visual.merger.ln_q", width)
+    linear("visual.merger.mlp.0", vision.merged_dim, vision.merged_dim)
+    linear("visual.merger.mlp.2", vision.hidden_size, vision.merged_dim)
+
+    width, head = decoder.hidden_size, decoder.head_dim
+    shapes["model.embed_tokens.weight"] = (decoder.vocab_size, width)
+    for layer in (f"model.layers.{i}" for i in range(decoder.num_hidden_layers)):
+        linear(f"{layer}.self_attn.q_proj", decoder.num_attention_heads * head, width)
+        linear(f"{layer}.self_attn.k_proj", decoder.num_key_value_heads * head, width)
+        linear(f"{layer}.self_attn.v_proj", decoder.num_key_value_heads * head, width)
+        linear(f"{layer}.self_attn.o_proj", width, decoder.num_attention_heads * head, bias=False)
+        shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
+        swiglu(f"{layer}.mlp", decoder.intermediate_size)
+        linear(f"{layer}.moe.gate", decoder.num_experts, width, bias=False)
+        for expert in range(decoder.num_experts):
+            swiglu(f"{layer}.moe.experts.{expert}", decoder.moe_intermediate_size)
+        swiglu(f"{layer}.moe.shared_expert", decoder.shared_expert_intermediate_size)
+        linear(f"{layer}.moe.shared_expert_gate", 1, width, bias=False)
+        linear(f"{layer}.coefficient", 2, width)
+    shapes["model.norm.weight"] = (width,)
+    if not decoder.tie_word_embeddings:
+        linear("lm_head", decoder.vocab_size, width, bias=False)
+    return shapes

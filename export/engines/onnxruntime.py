@@ -1,0 +1,84 @@
+"""Rules for ONNX Runtime on the CPU: its own operators where they are faster than the standard's.
+
+Measured at the published width (onnxruntime 1.32): GroupQueryAttention works through the filled part of the cache only,
+Attention-24 through all of it; MatMulNBits at accuracy level 4 quantizes activations to int8 and takes a third of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from echovlm_edge.export import standard
+from echovlm_edge.export.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.quantize import MatMulNBitsBlocks, Precision
+
+MICROSOFT = "com.microsoft"
+ACCURACY_LEVEL = 4  # int8 activations, int32 accumulation within a block
+
+
+def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:
+    """X W^T as MatMulNBits where the weight is quantized."""
+    if precision.bits > 8:
+        return standard.product(lowering, x, parameter, group, precision)
+    packed, scale = lowering.store(parameter, MatMulNBitsBlocks(precision), group)
+    rows, blocks = standard.fixed_size(scale, 0), standard.fixed_size(scale, 1)
+    attributes: Attributes = {
+        "N": rows,
+        "K": blocks * precision.block_size,
+        "bits": precision.bits,
+        "block_size": precision.block_size,
+        "accuracy_level": ACCURACY_LEVEL,
+    }
+    return lowering.node("MatMulNBits", [x, packed, scale], attributes, MICROSOFT)
+
+
+def quick_gelu(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """One fused node."""
+    return [lowering.node("QuickGelu", node.inputs, {"alpha": 1.702}, MICROSOFT)]
+
+
+def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """MultiHeadAttention: 74 ms against Attention's 85 on a 640 x 480 frame's block of the published model."""
+    heads = node.attributes["heads"].as_int()
+    return [lowering.node("MultiHeadAttention", node.inputs, {"num_heads": heads}, MICROSOFT)]
+
+
+def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """GroupQueryAttention with past and present bound to one buffer; causal by itself, so that no mask is needed."""
+    q, k, v, keys, values, past = node.inputs
+    assert keys is not None
+
+    def total_tokens() -> ir.Value:
+        new_tokens = lowering.node("Shape", [lowering.input("embeddings")], {"start": 1, "end": 2})
+        return lowering.node("Add", [past, new_tokens])
+
+    def last_token() -> ir.Value:
+        total = lowering.shared("total_tokens", total_tokens)
+        last = lowering.node("Sub", [total, lowering.constant(1, np.int64)])
+        return lowering.node("Cast", [last], {"to": int(ir.DataType.INT32)})
+
+    def longest() -> ir.Value:
+        total = lowering.shared("total_tokens", total_tokens)
+        return lowering.node(
+            "Cast", [lowering.node("ReduceMax", [total], {"keepdims": 0})], {"to": int(ir.DataType.INT32)}
+        )
+
+    return lowering.nodes(
+        "GroupQueryAttention",
+        [q, k, v, keys, values, lowering.shared("last_token", last_token), lowering.shared("longest", longest)],
+        3,
+        {"num_heads": node.attributes["heads"].as_int(), "kv_num_heads": standard.fixed_size(keys, 1)},
+        MICROSOFT,
+    )
+
+
+SPELLED_OUT: dict[str, Rule] = {
+    "Linear": standard.linear(product),
+    "QuickGelu": quick_gelu,
+    "SelfAttention": self_attention,
+    "CachedAttention": cached_attention,
+    "DualPathMoE": standard.spelled_out_dual_path_moe(product),
+}

@@ -1,0 +1,158 @@
+"""Lowering: each `echovlm::` operator of a traced graph becomes what a target runs, each parameter what it stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from echovlm_edge.export.model.operators import DOMAIN
+from echovlm_edge.export.model.weights import Weight
+from echovlm_edge.export.quantize import Floating, PrecisionPolicy, Storage
+
+Attributes = Mapping[str, "int | float | str | Sequence[int]"]
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One weight of a lowered graph: which initializers it becomes, and how."""
+
+    weight: Weight
+    storage: Storage
+    initializers: tuple[ir.Value, ...]
+
+
+@dataclass
+class Lowering:
+    """One part on its way to one target: makes nodes, constants and stored weights for the rules."""
+
+    graph: ir.Graph
+    part: str
+    weights: Mapping[str, Weight]
+    shapes: Callable[[Weight], tuple[int, ...]]
+    policy: PrecisionPolicy
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
+    _nodes: list[ir.Node] = field(default_factory=list)
+    _shared: dict[str, ir.Value] = field(default_factory=dict)
+    _count: int = 0
+
+    def node(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Attributes | None = None, domain: str = ""
+    ) -> ir.Value:
+        """A node with one output."""
+        return self.nodes(op_type, inputs, 1, attributes, domain)[0]
+
+    def nodes(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: int,
+        attributes: Attributes | None = None,
+        domain: str = "",
+    ) -> Sequence[ir.Value]:
+        """A node with several outputs."""
+        self._count += 1
+        name = f"{self.part}/{op_type}_{self._count}"
+        values = [ir.Value(name=f"{name}:{index}") for index in range(outputs)]
+        self._nodes.append(ir.node(op_type, inputs, attributes, domain=domain, name=name, outputs=values))
+        if domain:
+            self.graph.opset_imports.setdefault(domain, 1)
+        return values
+
+    def constant(self, value: object, dtype: type[np.generic]) -> ir.Value:
+        """A small constant, shared by all that ask for the same."""
+        array = np.array(value, dtype=dtype)
+        name = f"constant/{array.dtype}/{array.tolist()}"
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(array, name=name)
+            made = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+            )
+            self.graph.register_initializer(made)
+        return self.graph.initializers[name]
+
+    def shared(self, name: str, make: Callable[[], ir.Value]) -> ir.Value:
+        """A value that every layer uses, made once, at its first use."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    def input(self, name: str) -> ir.Value:
+        """One of the part's inputs."""
+        return next(value for value in self.graph.inputs if value.name == name)
+
+    def add_input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """A further input that the target wants, made once."""
+        if all(value.name != name for value in self.graph.inputs):
+            self.graph.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
+        return self.input(name)
+
+    def store(self, name: str, storage: Storage, group: int | None = None) -> tuple[ir.Value, ...]:
+        """The initializers of the parameter `name`, or of one of the tensors that it is made of."""
+        weight = self.weights[name] if group is None else self.weights[name].part(group)
+        base = name if group is None else f"{name}.{group}"
+        tensors = storage.tensors(self.shapes(weight))
+        key = base + tensors[0].ending
+        if key not in self.stored:
+            values = tuple(
+                ir.Value(name=base + made.ending, type=ir.TensorType(made.dtype), shape=ir.Shape(made.shape))
+                for made in tensors
+            )
+            self.stored[key] = StoredWeight(weight, storage, values)
+        return self.stored[key].initializers
+
+    def take_nodes(self) -> list[ir.Node]:
+        """The nodes made since the last call, in order."""
+        nodes, self._nodes = self._nodes, []
+        return nodes
+
+
+Rule = Callable[[Lowering, ir.Node], Sequence[ir.Value]]
+
+
+def lower(
+    model: ir.Model,
+    part: str,
+    weights: Mapping[str, Weight],
+    shapes: Callable[[Weight], tuple[int, ...]],
+    policy: PrecisionPolicy,
+    rules: Mapping[str, Rule],
+) -> dict[str, StoredWeight]:
+    """Lower a traced model in place by a target's rules, one for each operator of domain `echovlm`.
+
+    Args:
+        model: the traced part; its parameters are inputs and become initializers without values.
+        part: its name.
+        weights: what each parameter is made of.
+        shapes: the shape of such a weight.
+        policy: the precision of each linear layer.
+        rules: operator name to what makes its outputs anew.
+
+    Returns:
+        The stored weights, in the order of their first use: their values are still to be written.
+    """
+    graph = model.graph
+    lowering = Lowering(graph, part, weights, shapes, policy)
+    for node in list(graph):
+        if node.domain == DOMAIN:
+            outputs = rules[node.op_type](lowering, node)
+            for old, new in zip(node.outputs, outputs, strict=True):
+                new.name, new.shape, new.type = old.name, old.shape, old.type
+            ir.convenience.replace_nodes_and_values(
+                graph, node, [node], lowering.take_nodes(), list(node.outputs), list(outputs)
+            )
+    for value in list(graph.inputs):
+        if value.name in weights:
+            graph.inputs.remove(value)
+            if value.uses():
+                assert value.name is not None
+                (initializer,) = lowering.store(value.name, Floating())
+                value.replace_all_uses_with(initializer)
+    for stored in lowering.stored.values():
+        for initializer in stored.initializers:
+            assert initializer.name is not None
+            graph.initializers[initializer.name] = initializer
+    graph.opset_imports.pop("pkg.onnxscript.torch_lib.common", None)
+    return lowering.stored

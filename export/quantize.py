@@ -1,0 +1,184 @@
+"""How a weight is stored: floating or block-wise 4 and 8 bits, in the layouts that operators take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from echovlm_edge.plugins.dual_path_moe.reference import quantize_blocks
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+PRECISIONS = ("int4", "int8", "fp16", "fp32")
+BLOCK_SIZES = (128, 64, 32, 16)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a linear layer's weights are kept in: `bits` 4 or 8 in blocks along its input, or 16 or 32 floating."""
+
+    bits: int
+    block_size: int = 128
+
+    @property
+    def name(self) -> str:
+        """As `--precision` spells it."""
+        return {4: "int4", 8: "int8", 16: "fp16", 32: "fp32"}[self.bits]
+
+    @property
+    def float_type(self) -> ir.DataType:
+        """Of floating weights; what is never quantized (norms, router, gates, coefficients, biases) stays float32."""
+        return ir.DataType.FLOAT16 if self.bits == 16 else ir.DataType.FLOAT
+
+    def for_widths(self, widths: Sequence[int]) -> Precision:
+        """This precision with the largest block that divides every input width; float32 where none does."""
+        if self.bits > 8:
+            return self
+        fits = (size for size in BLOCK_SIZES if size <= self.block_size and all(width % size == 0 for width in widths))
+        block_size = next(fits, None)
+        return Precision(32) if block_size is None else Precision(self.bits, block_size)
+
+
+@dataclass(frozen=True)
+class PrecisionPolicy:
+    """Which precision each layer gets: the decoder the one asked for, the image side and the head at least 8 bits.
+
+    An image's every token passes through the vision encoder and every generated one through the head: their errors reach
+    all that follows, and they are a small share of the bytes.
+    """
+
+    decoder: Precision
+
+    @classmethod
+    def of(cls, name: str, block_size: int) -> PrecisionPolicy:
+        """The policy for `--precision name --block-size block_size`.
+
+        Raises:
+            NotPossibleHere: an unknown precision or block size.
+        """
+        if name not in PRECISIONS:
+            raise NotPossibleHere(f"There is no precision {name}: choose one of {', '.join(PRECISIONS)}.")
+        if block_size not in BLOCK_SIZES:
+            raise NotPossibleHere(
+                f"There is no block size {block_size}: choose one of {', '.join(map(str, BLOCK_SIZES))}."
+            )
+        return cls(Precision({"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}[name], block_size))
+
+    def layer(self, part: str, parameter: str) -> Precision:
+        """The precision of one linear layer of a part."""
+        sensitive = part != "decoder" or parameter == "lm_head.weight"
+        return Precision(8, self.decoder.block_size) if sensitive and self.decoder.bits == 4 else self.decoder
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One initializer that a storage makes of a weight: its name's ending, dtype and shape."""
+
+    ending: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+
+class Storage(Protocol):
+    """Turns a weight [rows, columns] (or a vector) into the initializers that hold it."""
+
+    def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+        """What `encode` gives for a weight of this shape."""
+        ...
+
+    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+        """The initializers' values, in the same order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Floating:
+    """As it is, or transposed to [columns, rows] for MatMul."""
+
+    dtype: ir.DataType = ir.DataType.FLOAT
+    transposed: bool = False
+
+    def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+        """One tensor."""
+        ending = ".transposed" if self.transposed else ""
+        return (StoredTensor(ending, self.dtype, shape[::-1] if self.transposed else shape),)
+
+    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+        """Convert, and transpose where asked."""
+        return (np.ascontiguousarray(weight.T if self.transposed else weight, dtype=self.dtype.numpy()),)
+
+
+@dataclass(frozen=True)
+class GroupedBlocks:
+    """DualPathMoE's own packing: INT8 [rows, columns * bits / 8], scales float32 [rows, columns / block_size]."""
+
+    precision: Precision
+
+    def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+        """Packed values, then scales."""
+        rows, columns = shape
+        packed = (rows, columns * self.precision.bits // 8)
+        return (
+            StoredTensor(".packed", ir.DataType.INT8, packed),
+            StoredTensor(".scale", ir.DataType.FLOAT, (rows, columns // self.precision.block_size)),
+        )
+
+    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+        """Quantize as plugins/dual_path_moe/README.md says."""
+        return quantize_blocks(weight, self.precision.bits, self.precision.block_size)
+
+
+@dataclass(frozen=True)
+class MatMulNBitsBlocks:
+    """com.microsoft.MatMulNBits: UINT8 [rows, blocks, bytes of a block], scales float32 [rows, blocks], zero point implied."""
+
+    precision: Precision
+
+    def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+        """Packed values, then scales."""
+        rows, blocks = shape[0], shape[1] // self.precision.block_size
+        packed = (rows, blocks, self.precision.block_size * self.precision.bits // 8)
+        return (
+            StoredTensor(".blocks", ir.DataType.UINT8, packed),
+            StoredTensor(".block_scale", ir.DataType.FLOAT, (rows, blocks)),
+        )
+
+    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+        """The grouped packing's bytes; 8-bit values move up by 128, its zero point."""
+        packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
+        stored = packed.view(np.uint8)
+        if self.precision.bits == 8:
+            stored = stored ^ np.uint8(128)
+        return stored.reshape(self.tensors(weight.shape)[0].shape), scale
+
+
+@dataclass(frozen=True)
+class DequantizeColumns:
+    """Standard DequantizeLinear before MatMul: INT4 or INT8 [columns, rows], scales float32 [blocks, rows], block axis 0."""
+
+    precision: Precision
+
+    def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
+        """Values, then scales."""
+        rows, columns = shape
+        dtype = ir.DataType.INT4 if self.precision.bits == 4 else ir.DataType.INT8
+        return (
+            StoredTensor(".quantized", dtype, (columns, rows)),
+            StoredTensor(".quantized_scale", ir.DataType.FLOAT, (columns // self.precision.block_size, rows)),
+        )
+
+    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+        """The grouped packing's values, unpacked and transposed; 4-bit ones packed again along the rows."""
+        packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
+        if self.precision.bits == 8:
+            return np.ascontiguousarray(packed.T), np.ascontiguousarray(scale.T)
+        stored = packed.view(np.uint8)
+        values = np.stack((stored & 15, stored >> 4), axis=-1).reshape(weight.shape).astype(np.int8) - np.int8(8)
+        return np.ascontiguousarray(values.T).astype(ml_dtypes.int4), np.ascontiguousarray(scale.T)

@@ -1,0 +1,58 @@
+"""What runs a bundle's parts: one small interface, one file per engine kind."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.runtime.rotary import Angles
+
+Floats = NDArray[np.float32]
+
+
+class Cache(Protocol):
+    """The KV cache of one slot: fixed buffers that the decoder writes in place. Its owner is one generation at a time."""
+
+    @property
+    def max_sequence(self) -> int:
+        """How many tokens it can hold."""
+        ...
+
+
+class Backend(Protocol):
+    """A model's three parts. Not safe for concurrent calls: the engine owns the order."""
+
+    def encode(self, patches: Floats, angles: Angles) -> Floats:
+        """Vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""
+        ...
+
+    def project(self, features: Floats) -> Floats:
+        """Projector: features [p, embed_dim] to image embeddings [p / 4, hidden_size]."""
+        ...
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
+        """Token embedding: int64 [n] to float32 [n, hidden_size]."""
+        ...
+
+    def new_cache(self, max_sequence: int) -> Cache:
+        """An empty KV cache for one sequence."""
+        ...
+
+    def decode(
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
+    ) -> Floats:
+        """Decoder: append s tokens to the sequence in `cache`, of which `past` tokens are kept.
+
+        Args:
+            embeddings: [s, hidden_size].
+            angles: M-RoPE's of the s tokens.
+            past: tokens in the cache before these.
+            logit_rows: int64 [n], which of the s tokens to give logits for.
+            cache: written in place.
+
+        Returns:
+            Logits [n, vocab_size], valid until the next call.
+        """
+        ...

@@ -1,0 +1,216 @@
+"""The bundle: one folder with a model's engines and bundle.json, the contract between export and runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKEN_EMBEDDING = "token_embedding.bin"
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelSpec:
+    """What the runtime has to know of the model's shape."""
+
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    mrope_section: tuple[int, int, int]
+    rope_theta: float
+    vision_head_dim: int
+    merge_size: int
+    image_token_id: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FileSpec:
+    """One file of the bundle; `name` is relative to its folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TensorSpec:
+    """An input or output of a part; a dimension is a number, or a name where it varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Part:
+    """One engine: `files[0]` is what is loaded, the others are its weights."""
+
+    name: str
+    precision: str
+    files: tuple[FileSpec, ...]
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    operators: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Limits:
+    """What the bundle was built for."""
+
+    max_sequence: int
+    max_batch: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Parity:
+    """How one stage of the bundle's engines compares with the PyTorch model on one sample.
+
+    `peak` is the largest reference value, so that errors can be judged; `top1_agreement` (share of positions) and
+    `kl_divergence` (nats, mean over positions) are of logits only.
+    """
+
+    stage: str
+    sample: str
+    peak: float
+    max_abs_error: float
+    mean_abs_error: float
+    relative_error: float
+    top1_agreement: float | None = None
+    kl_divergence: float | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Source:
+    """The checkpoint a bundle was built from."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Manifest:
+    """bundle.json."""
+
+    format: int
+    bundle_id: str
+    source: Source
+    target: str
+    precision: str
+    block_size: int
+    embedding_dtype: str
+    model: ModelSpec
+    preprocess: dict[str, Any]
+    limits: Limits
+    parts: tuple[Part, ...]
+    files: tuple[FileSpec, ...]
+    toolchain: dict[str, str]
+    parity: tuple[Parity, ...] = ()
+    operator_library: str | None = None
+
+    def part(self, name: str) -> Part:
+        """The part of that name."""
+        return next(part for part in self.parts if part.name == name)
+
+    def all_files(self) -> tuple[FileSpec, ...]:
+        """Every file of the bundle but bundle.json."""
+        return (*self.files, *(file for part in self.parts for file in part.files))
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+class Bundle:
+    """A bundle on disk whose files are all there and of the sizes that bundle.json states.
+
+    Raises:
+        NotPossibleHere: no bundle there, a bundle of a newer format, or a damaged file; the sentence names it.
+    """
+
+    def __init__(self, path: Path, verify: bool = False) -> None:
+        """Open the folder `path`; `verify` hashes every file too (reads the whole bundle)."""
+        self.path = path
+        self.manifest = _read_manifest(path)
+        for file in self.manifest.all_files():
+            _check_file(path / file.name, file, verify)
+
+    def text(self, name: str) -> str:
+        """One of the bundle's text files."""
+        return (self.path / name).read_text(encoding="utf-8")
+
+    def token_embedding(self) -> NDArray[Any]:
+        """The embedding table [vocab_size, hidden_size], memory-mapped."""
+        model = self.manifest.model
+        shape = (model.vocab_size, model.hidden_size)
+        return np.memmap(self.path / TOKEN_EMBEDDING, self.manifest.embedding_dtype, mode="r", shape=shape)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write bundle.json into the folder `path`."""
+    path.joinpath(MANIFEST).write_bytes(_MANIFEST.dump_json(manifest, indent=1))
+
+
+def describe_file(folder: Path, name: str) -> FileSpec:
+    """Size and hash of a file as it lies on disk."""
+    with (folder / name).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileSpec(name, (folder / name).stat().st_size, digest)
+
+
+def bundle_id(files: tuple[FileSpec, ...]) -> str:
+    """Names a bundle by its contents: 16 hex digits over its files' names and hashes."""
+    listing = "".join(f"{file.name} {file.sha256}\n" for file in sorted(files, key=lambda file: file.name))
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotPossibleHere(f"There is no bundle at {path}: build one with echovlm-build.") from None
+    except OSError as error:
+        raise NotPossibleHere(f"{file} cannot be read ({error.strerror}).") from None
+    try:
+        found = json.loads(raw)["format"]
+        if found != FORMAT:
+            age = "newer" if found > FORMAT else "older"
+            mend = "update echovlm-edge" if found > FORMAT else "build it anew with echovlm-build"
+            raise NotPossibleHere(
+                f"The bundle {path} has format {found}, {age} than {FORMAT}, which this version reads: {mend}."
+            )
+        return _MANIFEST.validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise NotPossibleHere(f"{file} is damaged at {where} ({first['msg']}): build the bundle anew.") from None
+    except (ValueError, KeyError, TypeError):
+        raise NotPossibleHere(f"{file} is damaged: it is no bundle description; build the bundle anew.") from None
+
+
+def _check_file(path: Path, expected: FileSpec, verify: bool) -> None:
+    mend = "copy or build the bundle anew"
+    if not path.is_file():
+        raise NotPossibleHere(f"The bundle's file {path} is missing: {mend}.")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise NotPossibleHere(f"The bundle's file {path} has {size} bytes instead of {expected.bytes}: {mend}.")
+    if verify and describe_file(path.parent, path.name).sha256 != expected.sha256:
+        raise NotPossibleHere(f"The bundle's file {path} has changed since it was built (its hash differs): {mend}.")

@@ -1,0 +1,22 @@
+"""What every command does at its edge: a user's error becomes one sentence and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from echovlm_edge.runtime.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command's body; returns its exit code."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,51 @@
+"""Tokens to text as they come: whole characters only, however the tokens cut them."""
+
+from __future__ import annotations
+
+import codecs
+
+from tokenizers import Tokenizer, pre_tokenizers
+
+
+def _byte_of_character() -> dict[str, int]:
+    # Byte-level BPE writes each byte as one printable character: printable Latin-1 as itself, the others from U+0100 on.
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
+    assert set(table) == set(pre_tokenizers.ByteLevel.alphabet())
+    return table
+
+
+class TokenText:
+    """The bytes of every token of a byte-level BPE tokenizer; special tokens have none."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Read the tokenizer's vocabulary once."""
+        table = _byte_of_character()
+        added = tokenizer.get_added_tokens_decoder()
+        self._bytes: dict[int, bytes] = {}
+        for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
+            if token_id in added:
+                self._bytes[token_id] = b"" if added[token_id].special else token.encode()
+            else:
+                self._bytes[token_id] = bytes(table[character] for character in token)
+
+    def stream(self) -> TextStream:
+        """A decoder for one generation."""
+        return TextStream(self._bytes)
+
+
+class TextStream:
+    """Incremental UTF-8: what is not yet a whole character waits; what never becomes one turns into U+FFFD."""
+
+    def __init__(self, token_bytes: dict[int, bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completed; a padding id beyond the vocabulary adds none."""
+        return self._decoder.decode(self._token_bytes.get(token_id, b""))
+
+    def finish(self) -> str:
+        """What is left at the end."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,110 @@
+"""A frame to patches: the Qwen2-VL image processor's arithmetic, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from echovlm_edge.runtime.errors import InvalidInput
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """A published preprocessor_config.json; the defaults are Qwen2-VL's."""
+
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+
+    @property
+    def unit(self) -> int:
+        """Frames are resized to multiples of this many pixels: one merged patch."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PreprocessSettings:
+        """Read a parsed preprocessor_config.json; `size` may carry the pixel limits under either of its two spellings."""
+        size = config.get("size") or {}
+        spelled = {
+            "min_pixels": size.get("min_pixels", size.get("shortest_edge")),
+            "max_pixels": size.get("max_pixels", size.get("longest_edge")),
+        }
+        known: dict[str, Any] = {key: value for key, value in spelled.items() if value is not None}
+        known |= {key: value for key, value in config.items() if key in cls.__dataclass_fields__ and value is not None}
+        for name in ("image_mean", "image_std"):
+            if name in known:
+                known[name] = tuple(known[name])
+        return cls(**known)
+
+    def as_config(self) -> dict[str, Any]:
+        """What `from_config` reads back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One frame, ready for the vision encoder.
+
+    Attributes:
+        values: float32 [patches, channels * temporal_patch_size * patch_size²], 2 x 2 neighbours next to each other.
+        grid: patches in time, height and width.
+    """
+
+    values: NDArray[np.float32]
+    grid: tuple[int, int, int]
+
+
+def smart_resize(height: int, width: int, settings: PreprocessSettings) -> tuple[int, int]:
+    """Height and width in multiples of 28 pixels, area within the limits, shape kept as nearly as that allows.
+
+    Raises:
+        InvalidInput: the frame is over 200 times as long as wide, or has no pixels.
+    """
+    if min(height, width) < 1:
+        raise InvalidInput(f"The image has no pixels ({width} x {height}): send another one.")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise InvalidInput(
+            f"The image of {width} x {height} pixels is over {MAX_ASPECT_RATIO} times as long as wide: crop it."
+        )
+    unit = settings.unit
+    rounded_height, rounded_width = max(unit, round(height / unit) * unit), max(unit, round(width / unit) * unit)
+    if rounded_height * rounded_width > settings.max_pixels:
+        shrink = math.sqrt(height * width / settings.max_pixels)
+        return max(unit, math.floor(height / shrink / unit) * unit), max(unit, math.floor(width / shrink / unit) * unit)
+    if rounded_height * rounded_width < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (height * width))
+        return math.ceil(height * grow / unit) * unit, math.ceil(width * grow / unit) * unit
+    return rounded_height, rounded_width
+
+
+def patchify(pixels: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
+    """Resize, normalise and cut a frame [height, width, 3] into patches.
+
+    Raises:
+        InvalidInput: see `smart_resize`.
+    """
+    height, width = smart_resize(pixels.shape[0], pixels.shape[1], settings)
+    resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    # One table per channel: a byte has only 256 values, and each is normalised in the order the processor does it.
+    levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)[:, None]
+    table = (levels - np.array(settings.image_mean, np.float32)) / np.array(settings.image_std, np.float32)
+    channels = np.stack([table[resized[..., channel], channel] for channel in range(3)])
+    size, merge, time = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    rows, columns = height // size, width // size
+    cut = channels.reshape(3, rows // merge, merge, size, columns // merge, merge, size)
+    ordered = cut.transpose(1, 4, 2, 5, 0, 3, 6)  # merged row, merged column, row, column, channel, y, x
+    twice = np.repeat(ordered.reshape(rows * columns, 3, 1, size * size), time, axis=2)
+    return Patches(twice.reshape(rows * columns, -1).astype(np.float32), (1, rows, columns))

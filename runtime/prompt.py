@@ -1,0 +1,129 @@
+"""A user's turn to tokens and positions: chat template, image placeholders, M-RoPE positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+
+Grid = tuple[int, int, int]  # one image's patches: time, height, width
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        token_ids: int64 [n]; every merged patch has one image token.
+        positions: int64 [3, n], M-RoPE's temporal, height and width position of each token.
+        image_rows: int64 [m], which tokens are image tokens, in the images' order.
+        next_position: the position of the first generated token, on all three axes.
+    """
+
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    image_rows: NDArray[np.int64]
+    next_position: int
+
+
+class PromptBuilder:
+    """Renders a checkpoint's own chat template in a sandbox and tokenizes it.
+
+    Raises:
+        NotPossibleHere: the template cannot be compiled, or the tokenizer has no image token of the id given.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str, image_token_id: int, merge_size: int) -> None:
+        """`merge_size`: patches merged along each axis into one token."""
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        try:
+            self._template = environment.from_string(template)
+        except TemplateError as error:
+            raise NotPossibleHere(f"The chat template cannot be compiled ({error}): build the bundle anew.") from None
+        image_token = tokenizer.id_to_token(image_token_id)
+        if image_token is None:
+            raise NotPossibleHere(
+                f"The tokenizer has no token {image_token_id}, which the config calls the image token."
+            )
+        self.tokenizer, self._image_token, self._image_token_id = tokenizer, image_token, image_token_id
+        self._merge_size = merge_size
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
+        """The bundle's own template and tokenizer."""
+        model = bundle.manifest.model
+        tokenizer = Tokenizer.from_str(bundle.text(TOKENIZER))
+        return cls(tokenizer, bundle.text(CHAT_TEMPLATE), model.image_token_id, model.merge_size)
+
+    def build(self, text: str, grids: Sequence[Grid]) -> Prompt:
+        """One user turn: the images, then `text`.
+
+        Raises:
+            InvalidInput: the text holds a special token, which could forge the conversation's structure.
+        """
+        self._refuse_special_tokens(text)
+        rendered = self.render(text, len(grids))
+        pieces = rendered.split(self._image_token)
+        tokens = [token.ids for token in self.tokenizer.encode_batch(pieces, add_special_tokens=False)]
+        token_ids = list(tokens[0])
+        for grid, after in zip(grids, tokens[1:], strict=True):
+            token_ids += [self._image_token_id] * merged_patches(grid, self._merge_size) + after
+        ids = np.array(token_ids, dtype=np.int64)
+        image_rows = np.flatnonzero(ids == self._image_token_id)
+        positions, next_position = rope_positions(ids == self._image_token_id, grids, self._merge_size)
+        return Prompt(ids, positions, image_rows, next_position)
+
+    def render(self, text: str, images: int) -> str:
+        """The chat template's text, with one placeholder per image."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content if images else text}]
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise NotPossibleHere(f"The chat template cannot be rendered ({error}): build the bundle anew.") from None
+
+    def _refuse_special_tokens(self, text: str) -> None:
+        for token in self.tokenizer.get_added_tokens_decoder().values():
+            if token.special and token.content in text:
+                raise InvalidInput(f"The prompt holds the reserved token {token.content}: leave it out.")
+
+
+def merged_patches(grid: Grid, merge_size: int) -> int:
+    """How many tokens an image of this grid takes."""
+    time, height, width = grid
+    return time * (height // merge_size) * (width // merge_size)
+
+
+def rope_positions(
+    is_image: NDArray[np.bool_], grids: Sequence[Grid], merge_size: int
+) -> tuple[NDArray[np.int64], int]:
+    """M-RoPE positions: text counts on along all axes, an image spans a grid, text goes on from its largest position.
+
+    Args:
+        is_image: bool [n], which tokens are image tokens; each image's are one run.
+        grids: the images' patches, in order.
+        merge_size: patches merged along each axis into one token.
+
+    Returns:
+        Positions int64 [3, n], and the next free one (Wang et al. 2024, Qwen2-VL, section 2.1).
+    """
+    positions = np.empty((3, len(is_image)), dtype=np.int64)
+    token, position = 0, 0
+    for grid in grids:
+        first = token + int(np.argmax(is_image[token:]))
+        positions[:, token:first] = position + np.arange(first - token)
+        position += first - token
+        time, height, width = grid[0], grid[1] // merge_size, grid[2] // merge_size
+        token = first + time * height * width
+        positions[:, first:token] = position + np.indices((time, height, width)).reshape(3, -1)
+        position += max(time, height, width)
+    positions[:, token:] = position + np.arange(len(is_image) - token)
+    return positions, position + len(is_image) - token

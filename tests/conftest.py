@@ -1,0 +1,71 @@
+"""Fixtures that many tests share: golden cases and the bundles built from them, once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import golden
+
+BuildBundle = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def build_bundle(tmp_path_factory: pytest.TempPathFactory) -> BuildBundle:
+    """Builds a bundle from a checkpoint with the given options, once for each combination."""
+    from rich.console import Console
+
+    from echovlm_edge.export.build_engines import BuildOptions, build
+
+    built: dict[tuple[object, ...], Path] = {}
+
+    def bundle(checkpoint: Path = golden.CHECKPOINT, **options: object) -> Path:
+        key = (checkpoint, *sorted(options.items()))
+        if key not in built:
+            output = tmp_path_factory.mktemp("bundles") / "bundle"
+            build(BuildOptions(checkpoint, output, **{"precision": "fp32", **options}), Console(quiet=True))  # type: ignore[arg-type]
+            built[key] = output
+        return built[key]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(build_bundle: BuildBundle) -> Path:
+    """The golden checkpoint's fp32 bundle for the CPU."""
+    return build_bundle()
+
+
+@pytest.fixture(params=golden.CASES)
+def case(request: pytest.FixtureRequest) -> golden.Golden:
+    """Each golden case in turn."""
+    return golden.load(request.param)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of other shapes: 7 experts top 3, renormalised, tied embeddings, other head counts and widths."""
+    from benchmarks.make_checkpoint import config_like_published, make_checkpoint
+
+    config = config_like_published(
+        width=160,
+        layers=2,
+        vision_width=80,
+        vision_depth=2,
+        hidden_size=160,
+        num_attention_heads=10,
+        num_key_value_heads=5,
+        rope_scaling={"mrope_section": [2, 3, 3], "type": "default"},
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        intermediate_size=288,
+        shared_expert_intermediate_size=96,
+        moe_intermediate_size=64,
+        rope_theta=5e5,
+        vision_config={"depth": 2, "embed_dim": 80, "hidden_size": 160, "num_heads": 2, "mlp_ratio": 3},
+    )
+    return make_checkpoint(tmp_path_factory.mktemp("other") / "checkpoint", config, seed=3)
