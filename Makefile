@@ -23,9 +23,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/typing/echovlm_edge
+	mkdir -p build/typing/echovlm_edge build/typing/echovlm
 	for package in export plugins runtime; do ln -sfn $(CURDIR)/$$package build/typing/echovlm_edge/$$package; done
-	mkdir -p build/typing/echovlm && ln -sfn $$($(BIN)/python -c 'import echovlm.v1.report_pb2 as stub, pathlib; print(pathlib.Path(stub.__file__).parent)') build/typing/echovlm/v1
+	ln -sfn $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/echovlm/v1 build/typing/echovlm/v1
 	MYPYPATH=build/typing $(BIN)/mypy -p echovlm_edge
 
 bench: setup

@@ -11,7 +11,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
 
-class EchoVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
+class EchoVLMExportCommand(BaseOptimumCLICommand):
     """Takes echovlm-build's options and runs it."""
 
     COMMAND = CommandInfo(name="echovlm", help="Build an EchoVLM Edge bundle of engines from an EchoVLM checkpoint.")

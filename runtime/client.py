@@ -1,0 +1,168 @@
+"""A client of the report service: what a program on the cart imports, without the command around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, Sampling
+from echovlm_edge.runtime.tasks import Language, Region, Task
+
+_MENDABLE = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
+    grpc.StatusCode.FAILED_PRECONDITION: NotPossibleHere,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: NotPossibleHere,
+}
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """One call: a task about images.
+
+    Attributes:
+        task: report, diagnosis or question.
+        images: encoded files.
+        prompt: replaces the task's default; for a question it is the question.
+        language: of the default prompt.
+        region: named in the default prompt where it is known.
+        sampling: greedy by default.
+        include_token_ids: ask for them in the result.
+    """
+
+    task: Task = Task.REPORT
+    images: Sequence[ImageInput] = ()
+    prompt: str = ""
+    language: Language = Language.EN
+    region: Region | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    include_token_ids: bool = False
+
+
+class ReportClient:
+    """A connection to a report server; use it as a context manager."""
+
+    def __init__(self, address: str) -> None:
+        """Connect lazily to HOST:PORT."""
+        self._address = address
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
+        self._stub = report_pb2_grpc.ReportServiceStub(self._channel)
+
+    def __enter__(self) -> ReportClient:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for the server to answer.
+
+        Raises:
+            NotPossibleHere: it did not within `seconds`.
+        """
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            raise NotPossibleHere(f"No server answers at {self._address}: start one with echovlm-serve.") from None
+
+    def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
+        """What the server has loaded."""
+        try:
+            return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+
+    def generate(self, request: ReportRequest, timeout: float | None = None) -> Iterator[pb.GenerateEvent]:
+        """Stream one generation's events; closing the iterator cancels the call.
+
+        Raises:
+            UserError: the server refused the request, cannot be reached, or did not finish within `timeout` seconds.
+        """
+        call = self._start(request, timeout)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise self._explained(error, request.images) from None
+        finally:
+            call.cancel()
+
+    def _start(self, request: ReportRequest, timeout: float | None) -> Any:
+        images = [_image(image) for image in request.images]
+        options = _options(request)
+        match request.task:
+            case Task.REPORT:
+                message = pb.GenerateReportRequest(images=images, prompt=request.prompt, options=options)
+                return self._stub.GenerateReport(message, timeout=timeout)
+            case Task.DIAGNOSIS:
+                return self._stub.Diagnose(
+                    pb.DiagnoseRequest(images=images, prompt=request.prompt, options=options), timeout=timeout
+                )
+            case Task.QUESTION:
+                question = pb.AnswerQuestionRequest(images=images, question=request.prompt, options=options)
+                return self._stub.AnswerQuestion(question, timeout=timeout)
+
+    def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
+        code, details = error.code(), error.details() or ""
+        for number in range(len(images), 0, -1):  # the server knows an image by its place, the user by its name
+            details = details.replace(f"image {number}", images[number - 1].name)
+        if code in _MENDABLE:
+            return _MENDABLE[code](details)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return NotPossibleHere(f"No server answers at {self._address}: start one with echovlm-serve.")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return NotPossibleHere("The server did not finish within the time given: allow more with --timeout.")
+        return NotPossibleHere(f"The server answered {code.name}: {details}")
+
+
+def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:
+    """A file as it is sent.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        return ImageInput(path.read_bytes(), "", path.name, selection, crop_to_regions)
+    except OSError as error:
+        raise InvalidInput(
+            f"The image {path} cannot be read ({error.strerror}): give a DICOM, PNG or JPEG file."
+        ) from None
+
+
+def _image(image: ImageInput) -> pb.Image:
+    selection = image.selection
+    frames = None
+    if selection.indices:
+        frames = pb.FrameSelection(indices=pb.FrameIndices(index=selection.indices))
+    elif selection.evenly_spaced:
+        frames = pb.FrameSelection(evenly_spaced=selection.evenly_spaced)
+    return pb.Image(
+        data=image.data, media_type=image.media_type, frames=frames, keep_whole_frame=not image.crop_to_regions
+    )
+
+
+def _options(request: ReportRequest) -> pb.GenerationOptions:
+    sampling = request.sampling
+    return pb.GenerationOptions(
+        language=f"LANGUAGE_{request.language.name}",
+        region=f"ANATOMICAL_REGION_{request.region.name if request.region else 'UNSPECIFIED'}",
+        sampling=pb.Sampling(
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+        ),
+        include_token_ids=request.include_token_ids,
+    )

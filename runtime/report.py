@@ -1,0 +1,44 @@
+"""Generated text to sections: findings and impression, by the headings the model writes in English or Chinese."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# Ultrasound findings: …; Ultrasound impression: …   /   超声所见：…；超声提示：…
+_FINDINGS = r"ultrasound\s+findings?|findings?|超声所见|超声描述|检查所见"
+_IMPRESSION = r"ultrasound\s+impressions?|impressions?|超声诊断|超声提示|诊断意见|诊断提示|超声印象"
+_HEADING = re.compile(rf"(?:(?P<findings>{_FINDINGS})|(?P<impression>{_IMPRESSION}))\s*[:：]", re.IGNORECASE)
+_START = re.compile(r"(?:^|[\s;；。.,，、*#}\]])$")
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The two parts of a report; empty where the text has no such heading."""
+
+    findings: str = ""
+    impression: str = ""
+
+
+def split_sections(text: str) -> Sections:
+    """Split a report at its headings.
+
+    The first heading of each kind counts, and only at the text's start or after white space or a sign that ends a
+    sentence, so that a word like "findings:" within a clause is left alone. Text before the first heading belongs to
+    neither section; the whole text stays in the result beside them.
+    """
+    headings = [match for match in _HEADING.finditer(text) if _START.search(text[: match.start()])]
+    firsts: dict[str, re.Match[str]] = {}
+    for match in headings:
+        firsts.setdefault(match.lastgroup or "", match)
+    ordered = sorted(firsts.items(), key=lambda item: item[1].start())
+    ends = [*(match.start() for _, match in ordered[1:]), len(text)]
+    return Sections(**{name: _trim(text[match.end() : end]) for (name, match), end in zip(ordered, ends, strict=False)})
+
+
+def _trim(section: str) -> str:
+    """Without the white space and separators around it, and the braces that some prompts ask for."""
+    trimmed = section.strip(" \t\r\n;；*#")
+    if trimmed.startswith("{") and trimmed.endswith("}"):
+        trimmed = trimmed[1:-1].strip()
+    return trimmed

@@ -1,0 +1,169 @@
+"""`echovlm-report`: asks a server about image files and streams the text; with --json prints one object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import ReportClient, ReportRequest, read_image
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.request import FrameSelection, Sampling
+from echovlm_edge.runtime.server import DEFAULT_ADDRESS
+from echovlm_edge.runtime.tasks import Language, Region, Task
+
+CONNECT_SECONDS = 10.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
+    request = _request(options)
+    progress = Console(stderr=True)
+    with ReportClient(options.server) as client:
+        client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
+        with progress.status("sending") as status:
+            write = _ignore if options.json else _write(status.stop)
+            for event in client.generate(request, options.timeout):
+                match event.WhichOneof("event"):
+                    case "stage_started":
+                        status.update(_words(event.stage_started))
+                    case "text":
+                        write(event.text)
+                    case "result":
+                        result = event.result
+    if options.json:
+        print(json.dumps(as_json(result), ensure_ascii=False))
+    else:
+        print(flush=True)
+        progress.print(_summary(result))
+    return 0
+
+
+def as_json(result: pb.Result) -> dict[str, Any]:
+    """The result as `--json` prints it."""
+    return {
+        "text": result.text,
+        "findings": result.sections.findings,
+        "impression": result.sections.impression,
+        "token_ids": list(result.token_ids),
+        "finish_reason": _name(pb.FinishReason.Name(result.finish_reason), "FINISH_REASON_"),
+        "usage": {
+            "prompt_tokens": result.usage.prompt_tokens,
+            "image_tokens": result.usage.image_tokens,
+            "generated_tokens": result.usage.generated_tokens,
+        },
+        "timings": {
+            "stages": {_name(pb.Stage.Name(stage.stage), "STAGE_"): stage.seconds for stage in result.timings.stages},
+            "first_token_seconds": result.timings.first_token_seconds
+            if result.timings.HasField("first_token_seconds")
+            else None,
+            "total_seconds": result.timings.total_seconds,
+        },
+        "notice": result.notice,
+        "model": result.model,
+        "bundle_id": result.bundle_id,
+    }
+
+
+def _summary(result: pb.Result) -> Table:
+    answer = as_json(result)
+    stages: dict[str, float] = answer["timings"]["stages"]
+    table = Table(box=box.SIMPLE, title=f"{result.notice} {result.model}, bundle {result.bundle_id}")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, seconds in stages.items():
+        table.add_row(stage.replace("_", " "), f"{seconds:.3f}")
+    table.add_row("first token", f"{result.timings.first_token_seconds:.3f}")
+    table.add_row("total", f"{result.timings.total_seconds:.3f}")
+    usage = answer["usage"]
+    rate = usage["generated_tokens"] / stages["decode"] if stages.get("decode") else 0.0
+    table.caption = (
+        f"{usage['prompt_tokens']} prompt tokens ({usage['image_tokens']} of images), {usage['generated_tokens']} generated, "
+        f"{rate:.1f} tokens/s, ended by {answer['finish_reason']}"
+    )
+    return table
+
+
+def _request(options: argparse.Namespace) -> ReportRequest:
+    selection = FrameSelection(_frames(options.frames), options.frames_spaced)
+    task = Task(options.task) if options.task else Task.REPORT if options.image else Task.QUESTION
+    return ReportRequest(
+        task=task,
+        images=[read_image(path, selection, not options.no_crop) for path in options.image],
+        prompt=options.prompt,
+        language=Language(options.language),
+        region=Region(options.region) if options.region else None,
+        sampling=Sampling(
+            options.max_new_tokens,
+            options.temperature,
+            options.top_k,
+            options.top_p,
+            options.repetition_penalty,
+            options.seed,
+        ),
+        include_token_ids=options.json,
+    )
+
+
+def _frames(listed: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(index) for index in listed.split(",") if index)
+    except ValueError:
+        raise InvalidInput(f"--frames {listed} is no list of numbers: write for example --frames 0,5,9.") from None
+
+
+def _write(before: Callable[[], None]) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        before()
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    return write
+
+
+def _ignore(_: str) -> None: ...
+
+
+def _name(full: str, prefix: str) -> str:
+    return full.removeprefix(prefix).lower()
+
+
+def _words(stage: int) -> str:
+    return _name(pb.Stage.Name(stage), "STAGE_").replace("_", " ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="echovlm-report", description="Ask a report server about ultrasound images.")
+    add, default = parser.add_argument, Sampling()
+    add("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
+    add("--image", type=Path, nargs="*", default=[], metavar="FILE", help="DICOM, PNG or JPEG files, in order")
+    add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
+    add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")
+    add("--language", choices=[language.value for language in Language], default=Language.EN.value)
+    add("--region", choices=[region.value for region in Region], help="where the images were taken, if it is known")
+    add("--frames", default="", metavar="0,5,9", help="frames of a cine, counted from 0 (default: its middle one)")
+    add("--frames-spaced", type=int, default=0, metavar="N", help="so many evenly spaced frames of a cine")
+    add("--no-crop", action="store_true", help="keep what lies outside a DICOM file's B-mode regions")
+    add("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="N")
+    add("--temperature", type=float, default=default.temperature, metavar="T", help="0 is greedy, the default")
+    add("--top-k", type=int, default=default.top_k, metavar="N")
+    add("--top-p", type=float, default=default.top_p, metavar="P")
+    add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
+    add("--seed", type=int, default=default.seed, metavar="N")
+    add("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    add("--json", action="store_true", help="print one JSON object, token ids included, and nothing else")
+    return parser

@@ -1,0 +1,101 @@
+"""Bundles of other shapes and precisions: parity, and a KV cache that stays where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.make_checkpoint import config_like_published, make_checkpoint
+from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.parity import samples
+from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.runtime.backends import Backend
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
+from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.prompt import PromptBuilder
+from echovlm_edge.runtime.request import GenerationRequest, ImageInput, Sampling
+from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from tests.dicom_files import png
+
+BuildBundle = Callable[..., Path]
+
+
+def greedy(bundle: Bundle, backend: Backend, pixels: np.ndarray, tokens: int = 16) -> list[int]:
+    """What a backend writes about a frame."""
+    spec = bundle.manifest.model
+    patches = patchify(pixels, PreprocessSettings.from_config(bundle.manifest.preprocess))
+    angles = vision_angles(patches.grid, spec.merge_size, spec.vision_head_dim)
+    images = [backend.project(backend.encode(patches.values, angles))]
+    prompt = PromptBuilder.from_bundle(bundle).build("Describe it.", [patches.grid])
+    model = Model(backend, MultimodalRotary(spec.mrope_section, spec.rope_theta), spec.vocab_size, frozenset())
+    cache = backend.new_cache(len(prompt.token_ids) + tokens)
+    logits = prefill(model, prompt, prompt_embeddings(backend, prompt, images), cache).copy()
+    return [step.token_id for step in decode(model, prompt, logits, cache, Sampling(max_new_tokens=tokens))]
+
+
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_other_shapes_keep_parity(other_checkpoint: Path, build_bundle: BuildBundle, target: str) -> None:
+    """7 experts top 3 renormalised, tied embeddings, other head counts, and an image narrower than a patch."""
+    bundle = Bundle(build_bundle(other_checkpoint, target=target))
+    assert {stage.stage for stage in bundle.manifest.parity} == {"vision_encoder", "projector", "prefill", "decode"}
+    assert max(stage.relative_error for stage in bundle.manifest.parity) < 1e-5
+    narrow = np.random.default_rng(0).integers(0, 256, (90, 9, 3), dtype=np.uint8)
+    reference = TorchBackend(Checkpoint(other_checkpoint))
+    assert greedy(bundle, OnnxRuntimeBackend(bundle), narrow) == greedy(bundle, reference, narrow)
+
+
+@pytest.mark.parametrize(("precision", "worst"), [("int8", 0.1), ("int4", 0.4), ("fp16", 0.02)])
+def test_quantized_bundles_say_what_they_cost(
+    tmp_path_factory: pytest.TempPathFactory, build_bundle: BuildBundle, precision: str, worst: float
+) -> None:
+    checkpoint = tmp_path_factory.mktemp("c") / "checkpoint"
+    make_checkpoint(checkpoint, config_like_published(256, 2, vision_width=160, vision_depth=2))
+    manifest = Bundle(build_bundle(checkpoint, precision=precision)).manifest
+    logits = [stage for stage in manifest.parity if stage.stage in ("prefill", "decode")]
+    assert all(0 < stage.relative_error < worst for stage in logits)
+    assert all(stage.kl_divergence is not None and stage.top1_agreement is not None for stage in logits)
+
+
+def test_smaller_precisions_make_smaller_bundles(build_bundle: BuildBundle) -> None:
+    sizes = [
+        sum(file.bytes for file in Bundle(build_bundle(precision=precision)).manifest.part("decoder").files)
+        for precision in ("fp32", "fp16", "int8", "int4")
+    ]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.4 * sizes[0]
+
+
+def test_decoding_leaves_the_cache_where_it_is(golden_bundle: Path) -> None:
+    bundle = Bundle(golden_bundle)
+    spec = bundle.manifest.model
+    backend = OnnxRuntimeBackend(bundle)
+    cache = backend.new_cache(64)
+    addresses = cache.addresses
+    rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
+    for past in range(20):
+        token = backend.embed(np.array([past]))
+        angles = rotary.angles(np.full((3, 1), past))
+        backend.decode(token, angles, past, np.zeros(1, np.int64), cache)
+        keys = cache.keys[0].numpy()
+        assert keys[0, 0, past].any(), "the new key was not written into the caller's own buffer"
+        assert not keys[0, 0, past + 1 :].any(), "something was written beyond the new token"
+    assert cache.addresses == addresses
+
+
+def test_chunked_prefill_equals_one_pass(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReportEngine.open(golden_bundle)
+    request = GenerationRequest("Describe it. " * 20, (ImageInput(png(96, 64)),), Sampling(max_new_tokens=8))
+    whole = list(engine.generate(request))[-1]
+    monkeypatch.setattr("echovlm_edge.runtime.generate.PREFILL_CHUNK", 17)
+    assert list(engine.generate(request))[-1].token_ids == whole.token_ids  # type: ignore[union-attr]
+
+
+def test_samples_are_real_frames_and_a_narrow_crop() -> None:
+    first, crop = samples(PreprocessSettings())
+    assert first.patches.values.std() > 0.1
+    assert crop.patches.grid[2] < first.patches.grid[2]
