@@ -84,7 +84,9 @@ def _decode_picture(image: ImageInput, limits: ImageLimits) -> NDArray[np.uint8]
             picture = Image.open(io.BytesIO(image.data), formats=("PNG", "JPEG"))
             check_size(image.name, picture.width, picture.height, limits.max_pixels)
             picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # from the header: Pillow's own limit lies above the one here
+        raise InvalidInput(f"{image.name} has more than {limits.max_pixels:,} pixels: send a smaller one.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InvalidInput(f"{image.name} is truncated or damaged and cannot be decoded ({error}).") from None
     return np.asarray(_to_rgb(ImageOps.exif_transpose(picture)))
 

@@ -80,7 +80,7 @@ def smart_resize(height: int, width: int, settings: PreprocessSettings) -> tuple
             f"The image of {width} x {height} pixels is over {MAX_ASPECT_RATIO} times as long as wide: crop it."
         )
     unit = settings.unit
-    rounded_height, rounded_width = max(unit, round(height / unit) * unit), max(unit, round(width / unit) * unit)
+    rounded_height, rounded_width = round(height / unit) * unit, round(width / unit) * unit
     if rounded_height * rounded_width > settings.max_pixels:
         shrink = math.sqrt(height * width / settings.max_pixels)
         return max(unit, math.floor(height / shrink / unit) * unit), max(unit, math.floor(width / shrink / unit) * unit)

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import golden
+
+settings.register_profile("house", deadline=None)  # a test of speed is a benchmark
+settings.load_profile("house")
 
 BuildBundle = Callable[..., Path]
 

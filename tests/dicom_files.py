@@ -41,7 +41,8 @@ def ultrasound(
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = UltrasoundImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    orders = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128, **orders)
     colour = photometric in ("RGB", "YBR_FULL")
     height, width = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
     bits = pixels.dtype.itemsize * 8

@@ -1,0 +1,183 @@
+"""DICOM: every photometric interpretation and encoding to the RGB that a viewer shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.pixels import convert_color_space
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from echovlm_edge.runtime import dicom
+from echovlm_edge.runtime.dicom import choose_frames
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.image import Frame, ImageLimits, decode_image
+from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from tests.dicom_files import region, saved, shipped, ultrasound
+
+GRAY = (np.arange(96, dtype=np.uint8) * 2).reshape(8, 12)
+COLOUR = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def frames(data: bytes, **fields: object) -> list[Frame]:
+    return decode_image(ImageInput(data, **fields))  # type: ignore[arg-type]
+
+
+def pixels(data: bytes, **fields: object) -> np.ndarray:
+    (frame,) = frames(data, **fields)
+    return frame.pixels
+
+
+def as_rgb(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
+def test_uncompressed_encodings(syntax: UID) -> None:
+    np.testing.assert_array_equal(pixels(saved(ultrasound(COLOUR, syntax=syntax))), COLOUR)
+    deep = GRAY.astype(np.uint16) * 100
+    expected = as_rgb(np.rint((deep - deep.min()) / np.ptp(deep) * 255).astype(np.uint8))
+    np.testing.assert_array_equal(pixels(saved(ultrasound(deep, "MONOCHROME2", syntax))), expected)
+
+
+@pytest.mark.parametrize("kind", ["RLE", "jp2klossless", "jpeg_ls_lossless", "implicit", "bigendian", "expb"])
+def test_lossless_encodings_of_one_real_image_agree(kind: str) -> None:
+    np.testing.assert_array_equal(pixels(shipped(f"MR_small_{kind}.dcm")), pixels(shipped("MR_small.dcm")))
+
+
+def test_photometric_interpretations() -> None:
+    np.testing.assert_array_equal(pixels(saved(ultrasound(GRAY, "MONOCHROME2"))), as_rgb(GRAY))
+    np.testing.assert_array_equal(pixels(saved(ultrasound(GRAY, "MONOCHROME1"))), as_rgb(255 - GRAY))
+    ybr = convert_color_space(COLOUR, "RGB", "YBR_FULL")
+    np.testing.assert_allclose(pixels(saved(ultrasound(ybr, "YBR_FULL"))).astype(int), COLOUR.astype(int), atol=2)
+    planes = np.ascontiguousarray(COLOUR.transpose(2, 0, 1)).reshape(COLOUR.shape)
+    np.testing.assert_array_equal(pixels(saved(ultrasound(planes, "RGB", PlanarConfiguration=1))), COLOUR)
+
+
+def test_palette() -> None:
+    tables = {
+        f"{colour}PaletteColorLookupTable{part}": value
+        for colour, shift in (("Red", 0), ("Green", 1), ("Blue", 2))
+        for part, value in (
+            ("Descriptor", [256, 0, 16]),
+            ("Data", (((np.arange(256) * (shift + 1)) % 256) << 8).astype("<u2").tobytes()),
+        )
+    }
+    shown = pixels(saved(ultrasound(GRAY, "PALETTE COLOR", **tables)))
+    np.testing.assert_array_equal(shown, np.stack([(GRAY.astype(int) * k) % 256 for k in (1, 2, 3)], axis=-1))
+
+
+def test_windowing() -> None:
+    values = np.arange(96, dtype=np.int16).reshape(8, 12) * 10 - 200
+    shown = pixels(saved(ultrasound(values, "MONOCHROME2", WindowCenter=100, WindowWidth=201)))[..., 0]
+    assert (shown[values < 0] == 0).all() and (shown[values >= 200] == 255).all()
+    middle = shown[(values > 0) & (values < 200)].astype(int)
+    assert (np.diff(middle) > 0).all(), "the window's inside is a rising ramp"
+    rescaled = ultrasound(
+        values, "MONOCHROME2", WindowCenter=50, WindowWidth=101, RescaleSlope="0.5", RescaleIntercept="0"
+    )
+    np.testing.assert_allclose(pixels(saved(rescaled))[..., 0].astype(int), shown.astype(int), atol=2)
+
+
+def test_a_cine_gives_the_frames_asked_for() -> None:
+    cine = np.stack([np.full((8, 12), 20 * index, np.uint8) for index in range(10)])
+    data = saved(ultrasound(cine, "MONOCHROME2", NumberOfFrames=10))
+
+    def levels(selection: FrameSelection) -> list[int]:
+        return [int(frame.pixels[0, 0, 0]) // 20 for frame in frames(data, selection=selection)]
+
+    assert levels(FrameSelection()) == [5]
+    assert levels(FrameSelection(indices=(9, 0, 3))) == [9, 0, 3]
+    assert levels(FrameSelection(evenly_spaced=4)) == [0, 3, 6, 9]
+    assert levels(FrameSelection(evenly_spaced=50)) == list(range(10))
+    with pytest.raises(InvalidInput, match="no frame 10: it has 10"):
+        levels(FrameSelection(indices=(10,)))
+
+
+def test_only_the_frames_asked_for_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    real = dicom.iter_pixels
+
+    def spy(*args: object, **options: list[int]) -> object:
+        asked.append(options["indices"])
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dicom, "iter_pixels", spy)
+    frames(shipped("examples_ybr_color.dcm"), selection=FrameSelection(indices=(3, 29)))
+    assert asked == [[3, 29]]
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_evenly_spaced_frames_span_the_cine(count: int, wanted: int) -> None:
+    chosen = choose_frames("image 1", count, FrameSelection(evenly_spaced=wanted), 64)
+    assert len(chosen) == min(count, wanted) == len(set(chosen)) and chosen == sorted(chosen)
+    assert all(0 <= index < count for index in chosen)
+    if wanted > 1:
+        assert chosen[0] == 0 and chosen[-1] == count - 1
+
+
+def test_the_b_mode_region_is_cut_out() -> None:
+    inside = region(2, 1, 9, 6)
+    doppler = region(0, 7, 11, 7, data_type=3)
+    data = saved(ultrasound(COLOUR, SequenceOfUltrasoundRegions=[doppler, inside]))
+    np.testing.assert_array_equal(pixels(data), COLOUR[1:7, 2:10])
+    np.testing.assert_array_equal(pixels(data, crop_to_regions=False), COLOUR)
+    dual = saved(ultrasound(COLOUR, SequenceOfUltrasoundRegions=[region(0, 1, 4, 6), region(7, 1, 99, 6)]))
+    np.testing.assert_array_equal(pixels(dual), COLOUR[1:7])
+    outside = saved(ultrasound(COLOUR, SequenceOfUltrasoundRegions=[region(50, 50, 60, 60)]))
+    np.testing.assert_array_equal(pixels(outside), COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("examples_rgb_color.dcm", (240, 320, 3)),
+        ("examples_palette.dcm", None),
+        ("examples_ybr_color.dcm", None),
+        ("examples_jpeg2k.dcm", (480, 640, 3)),
+        ("ExplVR_BigEnd.dcm", (60, 80, 3)),
+        ("MR_small_RLE.dcm", (64, 64, 3)),
+        ("MR_small_jpeg_ls_lossless.dcm", (64, 64, 3)),
+        ("SC_rgb_jpeg_dcmtk.dcm", (100, 100, 3)),
+    ],
+)
+def test_real_files(name: str, shape: tuple[int, ...] | None, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = pixels(shipped(name))
+    assert shown.dtype == np.uint8 and shown.std() > 5
+    assert shape is None or shown.shape == shape
+    assert capfd.readouterr().err == "", "pydicom's own warnings stay out of the log"
+
+
+BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
+    "garbage": (lambda: b"\0" * 128 + b"DICM" + b"\xff" * 200, "cannot be read as DICOM|without an image"),
+    "no pixels": (lambda: shipped("rtplan.dcm"), "without an image"),
+    "empty pixels": (lambda: saved(ultrasound(GRAY[:0], "MONOCHROME2", Rows=8, Columns=12)), "pixel data is empty"),
+    "short pixels": (lambda: saved(ultrasound(GRAY[:3], "MONOCHROME2", Rows=8, Columns=12)), "cannot be decoded"),
+    "huge": (lambda: saved(ultrasound(GRAY, "MONOCHROME2", Rows=40_000, Columns=40_000)), "40,000 x 40,000"),
+    "photometric": (lambda: saved(ultrasound(GRAY, "HSV")), "photometric interpretation HSV"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_files_get_one_clear_sentence(kind: str) -> None:
+    make, sentence = BROKEN[kind]
+    with pytest.raises(InvalidInput, match=sentence) as refused:
+        frames(make())
+    assert "SECRET" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_more_frames_than_allowed_are_refused_before_decoding() -> None:
+    data = saved(ultrasound(np.zeros((5, 8, 12), np.uint8), "MONOCHROME2", NumberOfFrames=5))
+    with pytest.raises(InvalidInput, match="at most 3"):
+        decode_image(ImageInput(data, selection=FrameSelection(evenly_spaced=5)), ImageLimits(max_frames=3))

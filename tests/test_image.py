@@ -1,0 +1,129 @@
+"""Pictures: what is decoded, and what is refused before it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify, smart_resize
+from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from tests import golden
+from tests.dicom_files import encode, png, shipped
+
+
+def pixels(data: bytes, **fields: object) -> np.ndarray:
+    (frame,) = decode_image(ImageInput(data, **fields))  # type: ignore[arg-type]
+    return frame.pixels
+
+
+def header_only_png(width: int, height: int) -> bytes:
+    """A PNG that says it is huge and holds nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_every_mode_becomes_rgb() -> None:
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    expected = np.repeat(gray[..., None], 3, axis=2)
+    picture = Image.fromarray(gray)
+    deep = Image.fromarray(gray.astype(np.uint16) << 8)
+    transparent = Image.merge("LA", (picture, Image.new("L", (8, 8), 255)))
+    for made in (picture, picture.convert("RGB"), picture.convert("P"), deep, transparent):
+        np.testing.assert_array_equal(pixels(encode(made)), expected)
+    hidden = Image.merge("LA", (picture, Image.new("L", (8, 8), 0)))
+    assert not pixels(encode(hidden)).any(), "what is transparent is shown on black"
+
+
+def test_a_camera_turned_picture_is_turned_back() -> None:
+    picture = Image.new("RGB", (20, 10), "red")
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter turn
+    picture.save(buffer, "JPEG", exif=exif)
+    assert pixels(buffer.getvalue()).shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "fields", "sentence"),
+    [
+        (b"", {}, "image 1 is empty"),
+        (b"Dear colleague, thank you for referring", {}, "neither DICOM nor PNG nor JPEG"),
+        (b"Dear colleague", {"media_type": "image/png"}, "neither DICOM nor PNG nor JPEG"),
+        (png(8, 8), {"media_type": "image/jpeg"}, "sent as image/jpeg but is image/png"),
+        (png(8, 8), {"media_type": "video/mp4"}, "media type video/mp4"),
+        (png(8, 8)[:-40], {}, "truncated or damaged"),
+        (encode(Image.new("RGB", (64, 64)), "JPEG")[:200], {}, "truncated or damaged"),
+        (header_only_png(40_000, 40_000), {}, "more than 64,000,000 pixels"),
+        (header_only_png(10_000, 10_000), {}, "10,000 x 10,000 pixels"),
+        (png(8, 8), {"selection": FrameSelection(indices=(3,))}, "one frame"),
+    ],
+    ids=["empty", "text", "text-as-png", "wrong-type", "unknown-type", "cut-png", "cut-jpeg", "huge", "large", "frame"],
+)
+def test_bad_pictures_get_one_clear_sentence(data: bytes, fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence) as refused:
+        pixels(data, **fields)
+    assert str(refused.value).startswith("image 1") and "\n" not in str(refused.value)
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\0" * 128 + b"DICM"]))
+def test_any_bytes_are_decoded_or_refused(tail: bytes, start: bytes) -> None:
+    try:
+        frames = decode_image(ImageInput(start + tail))
+        assert all(frame.pixels.ndim == 3 for frame in frames)
+    except InvalidInput:
+        pass
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.4, 0.7, 0.95])
+@pytest.mark.parametrize("name", ["examples_jpeg2k.dcm", "examples_ybr_color.dcm", "examples_rgb_color.dcm"])
+def test_a_truncated_dicom_is_decoded_or_refused(name: str, fraction: float) -> None:
+    data = shipped(name)
+    try:
+        decode_image(ImageInput(data[: int(len(data) * fraction)]))
+    except InvalidInput as refused:
+        assert "image 1" in str(refused)
+
+
+def test_patches_are_the_authors() -> None:
+    settings = PreprocessSettings.from_config(json.loads((golden.CHECKPOINT / "preprocessor_config.json").read_text()))
+    for name in golden.CASES:
+        case = golden.load(name)
+        for path, expected in zip(case.images, case.patches(), strict=True):
+            np.testing.assert_allclose(patchify(pixels(path.read_bytes()), settings).values, expected, atol=1e-6)
+
+
+def test_settings_survive_the_bundle() -> None:
+    settings = PreprocessSettings(min_pixels=100, image_mean=(0.1, 0.2, 0.3))
+    assert PreprocessSettings.from_config(settings.as_config()) == settings
+    spelled_otherwise = {"size": {"shortest_edge": 3136, "longest_edge": 37632}}
+    assert PreprocessSettings.from_config(spelled_otherwise).max_pixels == 37632
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_resizing_is_the_published_processors(height: int, width: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as published
+
+    settings = PreprocessSettings()
+    try:
+        expected = published(height, width, 28, settings.min_pixels, settings.max_pixels)
+    except ValueError:
+        with pytest.raises(InvalidInput, match="times as long as wide"):
+            smart_resize(height, width, settings)
+        return
+    resized = smart_resize(height, width, settings)
+    assert resized == tuple(expected)
+    assert all(side % 28 == 0 and side > 0 for side in resized)
