@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
-from echovlm_edge.export import parity
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
@@ -31,10 +30,12 @@ from echovlm_edge.runtime.backends import Backend, Floats
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
+from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.request import Sampling
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.sample import sample_image
 
 FRAME = (640, 480)
 NEW_TOKENS = 32
@@ -83,7 +84,7 @@ def _timed(work: Callable[[], Floats]) -> tuple[Floats, float]:
 
 
 def _frame() -> np.ndarray:
-    return np.asarray(Image.fromarray(parity.sample_frame().pixels).resize(FRAME))
+    return np.asarray(Image.fromarray(decode_image(sample_image())[0].pixels).resize(FRAME))
 
 
 def _medians(runs: list[StageTimes]) -> StageTimes:

@@ -8,22 +8,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.data import get_testdata_file
 
 from echovlm_edge.runtime.backends import Backend, Floats
 from echovlm_edge.runtime.bundle import Parity
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.generate import PREFILL_CHUNK, Model, decode, prefill, prompt_embeddings
-from echovlm_edge.runtime.image import Frame, decode_image
+from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import Patches, PreprocessSettings, patchify
 from echovlm_edge.runtime.prompt import Prompt, PromptBuilder
 from echovlm_edge.runtime.request import ImageInput, Sampling
 from echovlm_edge.runtime.rotary import Angles, vision_angles
+from echovlm_edge.runtime.sample import SAMPLE, sample_image
 
 TOLERANCE = 1e-3  # of an fp32 bundle: the largest error, in units of the largest reference value or of 1
 DECODED_TOKENS = 8
 PROMPT = "Describe the ultrasound image."
-SAMPLE = "examples_rgb_color.dcm"  # a real cardiac frame that ships with pydicom
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,9 @@ def samples(settings: PreprocessSettings, files: Sequence[Path] = ()) -> list[Sa
             for file in files
             for frame in decode_image(ImageInput(_read(file), name=file.name))
         ]
-    frame = sample_frame()
+    (frame,) = decode_image(sample_image())
     crop = np.ascontiguousarray(frame.pixels[80:200, 60:110])
     return [Sample(SAMPLE, patchify(frame.pixels, settings)), Sample(f"{SAMPLE}, crop", patchify(crop, settings))]
-
-
-def sample_frame() -> Frame:
-    """A real cardiac ultrasound frame, 320 x 240."""
-    shipped = get_testdata_file(SAMPLE)
-    assert isinstance(shipped, str)
-    (frame,) = decode_image(ImageInput(Path(shipped).read_bytes(), name=SAMPLE))
-    return frame
 
 
 def compare(

@@ -24,6 +24,7 @@ from echovlm_edge.runtime.request import (
     FinishReason,
     GenerationRequest,
     ImageInput,
+    Span,
     Stage,
     StageStarted,
     TextDelta,
@@ -48,25 +49,33 @@ class EngineInfo:
 
 
 class _Clock:
-    """Adds up wall time by stage."""
+    """Keeps the spans of one request."""
 
     def __init__(self) -> None:
-        self.seconds: dict[Stage, float] = {}
+        self.spans: list[Span] = []
         self.started = time.perf_counter()
 
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.elapsed()
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - started)
+            self.spans.append(Span(stage, started, self.elapsed() - started))
 
-    def add(self, stage: Stage, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+    def just_took(self, stage: Stage, seconds: float) -> None:
+        """A span that ends now."""
+        self.spans.append(Span(stage, self.elapsed() - seconds, seconds))
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
+
+    def seconds(self) -> dict[Stage, float]:
+        """Wall time by stage."""
+        totals: dict[Stage, float] = {}
+        for span in self.spans:
+            totals[span.stage] = totals.get(span.stage, 0.0) + span.seconds
+        return totals
 
 
 class ReportEngine:
@@ -156,7 +165,7 @@ class ReportEngine:
         stream, text, tokens = self._token_text.stream(), [], []
         finish, first_token = FinishReason.CANCELLED, None
         for step in decode(self.model, prompt, logits, self._cache, request.sampling, stopped):
-            clock.add(Stage.DECODE, step.seconds)
+            clock.just_took(Stage.DECODE, step.seconds)
             first_token = first_token or clock.elapsed()
             tokens.append(step.token_id)
             with clock.measure(Stage.DETOKENIZE):
@@ -212,4 +221,4 @@ def _finished(
     first_token: float | None,
 ) -> Finished:
     lengths = (len(prompt.token_ids), len(prompt.image_rows)) if prompt else (0, 0)
-    return Finished(text, tokens, finish, *lengths, clock.seconds, first_token)
+    return Finished(text, tokens, finish, *lengths, clock.seconds(), first_token, tuple(clock.spans))

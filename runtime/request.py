@@ -113,6 +113,15 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class Span:
+    """One piece of work: when it began, in seconds from the request's start, and how long it took."""
+
+    stage: Stage
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of every generation.
 
@@ -124,6 +133,7 @@ class Finished:
         image_tokens: how many of them stand for image patches.
         seconds: wall time by stage; stages that did not run are absent.
         first_token_seconds: from the start of the request to the first token, or None when none came.
+        spans: every piece of work in order, one for each image and token.
     """
 
     text: str
@@ -133,6 +143,7 @@ class Finished:
     image_tokens: int
     seconds: dict[Stage, float]
     first_token_seconds: float | None
+    spans: tuple[Span, ...] = ()
 
 
 Event = StageStarted | TextDelta | Finished
