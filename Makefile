@@ -29,7 +29,7 @@ lint: setup
 	MYPYPATH=build/typing $(BIN)/mypy -p echovlm_edge
 
 bench: setup
-	$(BIN)/python benchmarks/stages.py
+	$(BIN)/python -m benchmarks.stages
 
 clean:
 	rm -rf build bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis

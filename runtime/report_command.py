@@ -49,7 +49,7 @@ def _report(options: argparse.Namespace) -> int:
         print(json.dumps(as_json(result), ensure_ascii=False))
     else:
         print(flush=True)
-        progress.print(_summary(result))
+        _summarise(result, progress)
     return 0
 
 
@@ -79,10 +79,10 @@ def as_json(result: pb.Result) -> dict[str, Any]:
     }
 
 
-def _summary(result: pb.Result) -> Table:
+def _summarise(result: pb.Result, console: Console) -> None:
     answer = as_json(result)
     stages: dict[str, float] = answer["timings"]["stages"]
-    table = Table(box=box.SIMPLE, title=f"{result.notice} {result.model}, bundle {result.bundle_id}")
+    table = Table(box=box.SIMPLE)
     table.add_column("stage")
     table.add_column("seconds", justify="right")
     for stage, seconds in stages.items():
@@ -91,11 +91,12 @@ def _summary(result: pb.Result) -> Table:
     table.add_row("total", f"{result.timings.total_seconds:.3f}")
     usage = answer["usage"]
     rate = usage["generated_tokens"] / stages["decode"] if stages.get("decode") else 0.0
-    table.caption = (
-        f"{usage['prompt_tokens']} prompt tokens ({usage['image_tokens']} of images), {usage['generated_tokens']} generated, "
-        f"{rate:.1f} tokens/s, ended by {answer['finish_reason']}"
+    console.print(table)
+    console.print(
+        f"{usage['prompt_tokens']} prompt tokens ({usage['image_tokens']} of images), {usage['generated_tokens']} generated "
+        f"at {rate:.1f} tokens/s, ended by {answer['finish_reason']}."
     )
-    return table
+    console.print(f"{result.notice} Written by {result.model}, bundle {result.bundle_id}.")
 
 
 def _request(options: argparse.Namespace) -> ReportRequest:

@@ -1,0 +1,1 @@
+"""A first run: a checkpoint small enough to ship, and the whole journey on it."""
