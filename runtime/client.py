@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,8 @@ class ReportClient:
         """Stream one generation's events; closing the iterator cancels the call.
 
         Raises:
-            UserError: the server refused the request, cannot be reached, or did not finish within `timeout` seconds.
+            InvalidInput: a number that the message cannot hold, or the server refused the request.
+            NotPossibleHere: the server cannot be reached, is busy, or did not finish within `timeout` seconds.
         """
         call = self._start(request, timeout)
         try:
@@ -114,8 +116,14 @@ class ReportClient:
 
     def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
         code, details = error.code(), error.details() or ""
-        for number in range(len(images), 0, -1):  # the server knows an image by its place, the user by its name
-            details = details.replace(f"image {number}", images[number - 1].name)
+        names = {f"image {number}": image.name for number, image in enumerate(images, 1)}
+        # The server knows an image by its place, the user by its name.
+        details = re.sub(r"\bimage \d+\b", lambda place: names.get(place[0], place[0]), details)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+            return NotPossibleHere(
+                f"The request is too large for the server ({details}): send fewer or smaller images, or start the "
+                "server with a larger --max-message-mb."
+            )
         if code in _MENDABLE:
             return _MENDABLE[code](details)
         if code is grpc.StatusCode.UNAVAILABLE:
@@ -143,12 +151,20 @@ def _image(image: ImageInput) -> pb.Image:
     selection = image.selection
     frames = None
     if selection.indices:
-        frames = pb.FrameSelection(indices=pb.FrameIndices(index=selection.indices))
+        frames = pb.FrameSelection(
+            indices=pb.FrameIndices(index=[_number("frame", index) for index in selection.indices])
+        )
     elif selection.evenly_spaced:
-        frames = pb.FrameSelection(evenly_spaced=selection.evenly_spaced)
+        frames = pb.FrameSelection(evenly_spaced=_number("frames_spaced", selection.evenly_spaced))
     return pb.Image(
         data=image.data, media_type=image.media_type, frames=frames, keep_whole_frame=not image.crop_to_regions
     )
+
+
+def _number(name: str, value: int, bits: int = 32) -> int:
+    if not 0 <= value < 1 << bits:
+        raise InvalidInput(f"{name} must be between 0 and {2**bits - 1}, got {value}.")
+    return value
 
 
 def _options(request: ReportRequest) -> pb.GenerationOptions:
@@ -157,12 +173,12 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
         language=f"LANGUAGE_{request.language.name}",
         region=f"ANATOMICAL_REGION_{request.region.name if request.region else 'UNSPECIFIED'}",
         sampling=pb.Sampling(
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=_number("max_new_tokens", sampling.max_new_tokens),
             temperature=sampling.temperature,
-            top_k=sampling.top_k,
+            top_k=_number("top_k", sampling.top_k),
             top_p=sampling.top_p,
             repetition_penalty=sampling.repetition_penalty,
-            seed=sampling.seed,
+            seed=_number("seed", sampling.seed, 64),
         ),
         include_token_ids=request.include_token_ids,
     )

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 # Ultrasound findings: …; Ultrasound impression: …   /   超声所见：…；超声提示：…
 _FINDINGS = r"ultrasound\s+findings?|findings?|超声所见|超声描述|检查所见"
 _IMPRESSION = r"ultrasound\s+impressions?|impressions?|超声诊断|超声提示|诊断意见|诊断提示|超声印象"
-_HEADING = re.compile(rf"(?:(?P<findings>{_FINDINGS})|(?P<impression>{_IMPRESSION}))\s*[:：]", re.IGNORECASE)
-_START = re.compile(r"(?:^|[\s;；。.,，、*#}\]])$")
+_HEADING = re.compile(
+    rf"(?:(?P<findings>{_FINDINGS})|(?P<impression>{_IMPRESSION}))(?:\s*[:：]|[ \t]*(?=\n))", re.IGNORECASE
+)
+_START = re.compile(r"(?:^|[\s;；。.,，、！!？?*#}\])）】」”\"])$")
+_LINE_START = re.compile(r"(?:^|\n)[ \t*#]*$")
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,21 @@ def split_sections(text: str) -> Sections:
     """Split a report at its headings.
 
     The first heading of each kind counts, and only at the text's start or after white space or a sign that ends a
-    sentence, so that a word like "findings:" within a clause is left alone. Text before the first heading belongs to
-    neither section; the whole text stays in the result beside them.
+    sentence, so that a word like "findings:" within a clause is left alone; a heading alone on its line needs no colon.
+    Text before the first heading belongs to neither section; the whole text stays in the result beside them.
     """
-    headings = [match for match in _HEADING.finditer(text) if _START.search(text[: match.start()])]
+    headings = [match for match in _HEADING.finditer(text) if _opens_section(match, text)]
     firsts: dict[str, re.Match[str]] = {}
     for match in headings:
         firsts.setdefault(match.lastgroup or "", match)
     ordered = sorted(firsts.items(), key=lambda item: item[1].start())
     ends = [*(match.start() for _, match in ordered[1:]), len(text)]
     return Sections(**{name: _trim(text[match.end() : end]) for (name, match), end in zip(ordered, ends, strict=False)})
+
+
+def _opens_section(match: re.Match[str], text: str) -> bool:
+    before = _START if match.group().endswith((":", "：")) else _LINE_START
+    return before.search(text[: match.start()]) is not None
 
 
 def _trim(section: str) -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import ReportClient, ReportRequest, read_image
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.request import FrameSelection, Sampling
 from echovlm_edge.runtime.server import DEFAULT_ADDRESS
 from echovlm_edge.runtime.tasks import Language, Region, Task
@@ -31,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.timeout is not None and options.timeout <= 0:
+        raise InvalidInput(f"--timeout must be above 0 seconds, got {options.timeout}.")
     request = _request(options)
+    result: pb.Result | None = None
     progress = Console(stderr=True)
     with ReportClient(options.server) as client:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
@@ -45,6 +48,8 @@ def _report(options: argparse.Namespace) -> int:
                         write(event.text)
                     case "result":
                         result = event.result
+    if result is None:
+        raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
     if options.json:
         print(json.dumps(as_json(result), ensure_ascii=False))
     else:

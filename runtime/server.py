@@ -18,12 +18,12 @@ from grpc_reflection.v1alpha import reflection
 from echovlm.v1 import report_pb2, report_pb2_grpc
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.service import Engine, ReportService
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.service import MAX_GENERATIONS, Engine, ReportService
 
 SERVICE = report_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-WORKERS = 32  # calls at once, waiting ones included
+WORKERS = MAX_GENERATIONS + 8  # so that health checks are answered while generations wait
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReportServer:
         self._server.start()
         for service in ("", SERVICE):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        self.address = f"{host}:{self.port}"
+        self.address = _join(host, self.port)
         if options.port_file:
             write_port_file(options.port_file, self.port)
 
@@ -73,9 +73,10 @@ class ReportServer:
         try:
             with socket.create_server((host, port), family=_family(host)):
                 pass  # gRPC's own failure does not say why
-            return int(self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
+            return int(self._server.add_insecure_port(_join(host, port)))
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or "the address cannot be used"
+            # create_server appends the address, which the sentence has already.
+            reason = (getattr(error, "strerror", None) or "the address cannot be used").partition(" (while")[0]
             raise NotPossibleHere(f"Cannot listen on {listen} ({reason}): give another --listen HOST:PORT.") from None
 
 
@@ -105,17 +106,32 @@ def write_port_file(path: Path, port: int) -> None:
         raise NotPossibleHere(f"The port file {path} cannot be written ({error.strerror}).") from None
 
 
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def serve_until_signalled(server: ReportServer) -> None:
-    """Wait for SIGTERM or SIGINT, then drain."""
+def stop_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set, from now on, instead of ending the process."""
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    told.wait()
-    server.stop()
+    return told
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    checks = {
+        "--threads must be at least 1": chosen.threads is None or chosen.threads >= 1,
+        "--max-sequence must be at least 1": chosen.max_sequence is None or chosen.max_sequence >= 1,
+        "--max-message-mb must be between 1 and 2047": 1 <= chosen.max_message_mb <= 2047,  # gRPC's limit is an int32
+        "--grace must be between 0 and 3600 seconds": 0 <= chosen.grace <= 3600,
+    }
+    for rule, holds in checks.items():
+        if not holds:
+            raise InvalidInput(f"{rule}, got {getattr(chosen, rule.split()[0].strip('-').replace('-', '_'))}.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,14 +156,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> int:
         parse_address(chosen.listen)
+        _check(chosen)
         engine = ReportEngine.open(
             chosen.bundle, threads=chosen.threads, max_sequence=chosen.max_sequence, verify=chosen.verify
         )
         options = ServerOptions(chosen.listen, chosen.port_file, chosen.max_message_mb << 20, chosen.grace)
+        told = stop_signals()  # before the port file says that the server is there to be stopped
         server = ReportServer(engine, options)
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
-        serve_until_signalled(server)
+        told.wait()
+        server.stop()
         return 0
 
     return run_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from echovlm_edge.runtime.request import (
 from echovlm_edge.runtime.tasks import Language, Region, Task, prompt_for
 
 NOTICE = "Draft, not reviewed by a clinician."
+MAX_GENERATIONS = 24  # at once, waiting ones included; each holds one of the server's threads
 
 STAGES = {
     Stage.QUEUE: pb.STAGE_QUEUE,
@@ -74,6 +76,7 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
         """`max_message_bytes` is only told to clients; the server enforces it."""
         self._engine = engine
         self._max_message_bytes = max_message_bytes
+        self._places = threading.BoundedSemaphore(MAX_GENERATIONS)
 
     def GenerateReport(
         self, request: pb.GenerateReportRequest, context: grpc.ServicerContext
@@ -126,8 +129,13 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
             # gRPC ends the call itself once its deadline has passed, so this covers both.
             return not context.is_active()
 
+        if not self._places.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"The server is busy with {MAX_GENERATIONS} calls: ask again when one has ended.",
+            )
         try:
-            prompt = prompt_for(task, text, len(images), _language(options), REGIONS.get(options.region))
+            prompt = prompt_for(task, text, len(images), _language(options), _region(options))
             request = GenerationRequest(
                 prompt, tuple(map(_image, images, range(1, len(images) + 1))), _sampling(options)
             )
@@ -143,6 +151,8 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
                 "a %s failed with %s:\n%s", task.value, type(error).__name__, "".join(format_tb(error.__traceback__))
             )
             context.abort(grpc.StatusCode.INTERNAL, "The server failed on this request; its log says where.")
+        finally:
+            self._places.release()
 
     def _message(self, event: Event, include_token_ids: bool, started: float) -> pb.GenerateEvent:
         match event:
@@ -180,6 +190,14 @@ def _language(options: pb.GenerationOptions) -> Language:
     if options.language not in LANGUAGES:
         raise InvalidInput(f"There is no language {options.language}: choose LANGUAGE_EN or LANGUAGE_ZH.")
     return LANGUAGES[options.language]
+
+
+def _region(options: pb.GenerationOptions) -> Region | None:
+    if options.region == pb.ANATOMICAL_REGION_UNSPECIFIED:
+        return None
+    if options.region not in REGIONS:
+        raise InvalidInput(f"There is no anatomical region {options.region}: choose one that GetModelInfo lists.")
+    return REGIONS[options.region]
 
 
 def _image(image: pb.Image, number: int) -> ImageInput:

@@ -32,6 +32,22 @@ def test_chinese_headings(heading: str, colon: str) -> None:
     assert split_sections(text) == Sections("甲状腺右叶见低回声结节。", "甲状腺结节。")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "超声所见：结节（见图）超声提示：甲状腺结节。",
+        "超声所见\n结节（见图）\n超声提示\n甲状腺结节。",
+    ],
+)
+def test_a_heading_after_a_closing_sign_or_alone_on_its_line(text: str) -> None:
+    assert split_sections(text) == Sections("结节（见图）", "甲状腺结节。")
+
+
+def test_a_heading_word_within_a_line_is_not_a_heading() -> None:
+    text = "Findings: no other findings\nof note. 结合超声提示：复查"
+    assert split_sections(text) == Sections("no other findings\nof note. 结合超声提示：复查", "")
+
+
 def test_other_orders_and_missing_sections() -> None:
     assert split_sections("Ultrasound impression: Simple cyst.") == Sections("", "Simple cyst.")
     assert split_sections("Impression: B. Findings: A.") == Sections("A.", "B.")
