@@ -26,7 +26,7 @@ lint: setup
 	mkdir -p build/typing/echovlm_edge build/typing/echovlm
 	for package in export plugins runtime; do ln -sfn $(CURDIR)/$$package build/typing/echovlm_edge/$$package; done
 	ln -sfn $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/echovlm/v1 build/typing/echovlm/v1
-	MYPYPATH=build/typing $(BIN)/mypy -p echovlm_edge
+	MYPYPATH=build/typing:. $(BIN)/mypy -p echovlm_edge -p benchmarks -p demo
 
 bench: setup
 	$(BIN)/python -m benchmarks.stages

@@ -59,6 +59,10 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    def moe_blocks(self) -> list[DualPathMoE]:
+        """Each layer's DualPathMoE, first layer first."""
+        return [block for block in self.modules() if isinstance(block, DualPathMoE)]
+
     def forward(
         self,
         embeddings: Tensor,

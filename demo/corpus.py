@@ -1,0 +1,213 @@
+"""Words about a study: reports, diagnoses and answers from its truth, in two languages, and the facts read back from them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from demo.truth import Side, Truth
+from echovlm_edge.runtime.report import split_sections
+from echovlm_edge.runtime.tasks import Language, Region
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report says; None where it does not say it, or not in words that are known."""
+
+    region: Region | None
+    kind: str | None
+    side: Side | None
+    size_mm: int | None
+
+
+@dataclass(frozen=True)
+class Words:
+    """One finding in one language: how it looks, and what it is called."""
+
+    looks: str
+    name: str
+
+
+EN, ZH = Language.EN, Language.ZH
+
+ORGANS = {
+    (Region.BREAST, EN): "{side} breast",
+    (Region.THYROID, EN): "{side} thyroid lobe",
+    (Region.LIVER, EN): "{side} liver lobe",
+    (Region.KIDNEY, EN): "{side} kidney",
+    (Region.GYNECOLOGY, EN): "uterus and adnexa",
+    (Region.HEART, EN): "heart",
+    (Region.VESSEL, EN): "{side} carotid artery",
+    (Region.BREAST, ZH): "{side}侧乳腺",
+    (Region.THYROID, ZH): "甲状腺{side}叶",
+    (Region.LIVER, ZH): "肝{side}叶",
+    (Region.KIDNEY, ZH): "{side}肾",
+    (Region.GYNECOLOGY, ZH): "子宫附件",
+    (Region.HEART, ZH): "心脏",
+    (Region.VESSEL, ZH): "{side}侧颈动脉",
+}
+SIDES = {(Side.LEFT, EN): "left", (Side.RIGHT, EN): "right", (Side.LEFT, ZH): "左", (Side.RIGHT, ZH): "右"}
+MARGINS = {
+    ("smooth", EN): "smooth",
+    ("irregular", EN): "irregular",
+    ("smooth", ZH): "光整",
+    ("irregular", ZH): "不规则",
+}
+
+FINDINGS = {
+    ("simple cyst", EN): Words("a round anechoic lesion with posterior enhancement", "simple cyst"),
+    ("solid nodule", EN): Words("a hypoechoic solid lesion with {margin} margin", "solid nodule"),
+    ("calcification", EN): Words("a bright echo with acoustic shadow", "calcification"),
+    ("hemangioma", EN): Words("a well-defined hyperechoic lesion", "hemangioma"),
+    ("steatosis", EN): Words("a diffuse increase of echogenicity that fades with depth", "steatosis"),
+    ("stone", EN): Words("a bright echo with acoustic shadow in the renal sinus", "stone"),
+    ("hydronephrosis", EN): Words("an anechoic separation of the renal sinus", "hydronephrosis"),
+    ("fibroid", EN): Words("a hypoechoic mass of the uterine wall", "fibroid"),
+    ("ovarian cyst", EN): Words("a round anechoic adnexal lesion", "ovarian cyst"),
+    ("pelvic effusion", EN): Words("free anechoic fluid in the pelvis", "pelvic effusion"),
+    ("pericardial effusion", EN): Words("an anechoic space in the pericardium", "pericardial effusion"),
+    ("thrombus", EN): Words("an echogenic mass at the apex of the ventricle", "thrombus"),
+    ("septal hypertrophy", EN): Words("a thickened interventricular septum", "septal hypertrophy"),
+    ("calcified plaque", EN): Words("a bright wall plaque with acoustic shadow", "calcified plaque"),
+    ("soft plaque", EN): Words("a hypoechoic wall plaque", "soft plaque"),
+    ("thrombosis", EN): Words("echoes that fill the lumen", "thrombosis"),
+    ("normal", EN): Words("no focal lesion", "normal"),
+    ("simple cyst", ZH): Words("圆形无回声区，后方回声增强", "单纯囊肿"),
+    ("solid nodule", ZH): Words("低回声实性结节，边缘{margin}", "实性结节"),
+    ("calcification", ZH): Words("强回声斑，后方伴声影", "钙化灶"),
+    ("hemangioma", ZH): Words("边界清晰的高回声团", "血管瘤"),
+    ("steatosis", ZH): Words("弥漫性回声增强，深部回声衰减", "脂肪浸润"),
+    ("stone", ZH): Words("肾窦内强回声，后方伴声影", "结石"),
+    ("hydronephrosis", ZH): Words("肾窦分离呈无回声", "积水"),
+    ("fibroid", ZH): Words("子宫肌壁低回声团", "子宫肌瘤"),
+    ("ovarian cyst", ZH): Words("附件区圆形无回声区", "卵巢囊肿"),
+    ("pelvic effusion", ZH): Words("盆腔游离液性暗区", "盆腔积液"),
+    ("pericardial effusion", ZH): Words("心包腔内液性暗区", "心包积液"),
+    ("thrombus", ZH): Words("心尖部高回声团", "附壁血栓"),
+    ("septal hypertrophy", ZH): Words("室间隔增厚", "室间隔肥厚"),
+    ("calcified plaque", ZH): Words("管壁强回声斑块，后方伴声影", "钙化斑块"),
+    ("soft plaque", ZH): Words("管壁低回声斑块", "软斑块"),
+    ("thrombosis", ZH): Words("管腔内充满低回声", "血栓形成"),
+    ("normal", ZH): Words("未见明显局灶性病变", "未见明显异常"),
+}
+
+_FINDINGS = {
+    EN: (
+        "The {organ} shows {looks}{size}.",
+        "In the {organ} there is {looks}{size}.",
+        "Examination of the {organ}: {looks}{size}.",
+    ),
+    ZH: ("{organ}见{looks}{size}。", "{organ}内可见{looks}{size}。", "检查{organ}：{looks}{size}。"),
+}
+_SIZE = {
+    EN: (", measuring {mm} mm", ", {mm} mm in size", " of {mm} mm"),
+    ZH: ("，大小约{mm}mm", "，直径约{mm}mm", "，约{mm}mm"),
+}
+_IMPRESSION = {EN: ("{name}, {organ}.", "{organ}: {name}."), ZH: ("{organ}{name}。", "{organ}，{name}。")}
+_REPORT = {
+    EN: "Ultrasound findings: {findings} Ultrasound impression: {impression}",
+    ZH: "超声所见：{findings}超声提示：{impression}",
+}
+
+QUESTIONS = {
+    ("organ", EN): "Which organ is shown?",
+    ("side", EN): "Which side is shown?",
+    ("size", EN): "How large is the finding?",
+    ("kind", EN): "What is the finding?",
+    ("organ", ZH): "图像显示哪个器官？",
+    ("side", ZH): "图像显示哪一侧？",
+    ("size", ZH): "病变有多大？",
+    ("kind", ZH): "病变是什么？",
+}
+_NO_SIDE = {EN: "No side is marked.", ZH: "未标记侧别。"}
+_NO_SIZE = {EN: "No size is measured.", ZH: "未测量大小。"}
+
+
+def write_report(truth: Truth, language: Language, random: np.random.Generator) -> str:
+    """One of the report's phrasings, in the model's format: findings, then impression."""
+    findings = _fill(_pick(_FINDINGS[language], random), truth, language, _pick(_SIZE[language], random))
+    return _REPORT[language].format(findings=findings, impression=write_impression(truth, language, random))
+
+
+def every_report(truth: Truth, language: Language) -> list[str]:
+    """All of the report's phrasings."""
+    texts = []
+    for findings, size, impression in product(_FINDINGS[language], _SIZE[language], _IMPRESSION[language]):
+        first, second = (_fill(template, truth, language, size) for template in (findings, impression))
+        texts.append(_REPORT[language].format(findings=first, impression=second))
+    return list(dict.fromkeys(texts))
+
+
+def write_impression(truth: Truth, language: Language, random: np.random.Generator) -> str:
+    """One of the impression's phrasings: what a diagnosis answers."""
+    return _fill(_pick(_IMPRESSION[language], random), truth, language, "")
+
+
+def answer(question: str, truth: Truth, language: Language) -> str:
+    """The answer to one of QUESTIONS, named by its first key."""
+    match question:
+        case "organ":
+            return ORGANS[truth.region, language].format(side=_side(truth, language)).strip()
+        case "side":
+            if truth.side is None:
+                return _NO_SIDE[language]
+            word = SIDES[truth.side, language]
+            return f"The {word} side." if language is EN else f"{word}侧。"
+        case "size":
+            if truth.size_mm is None:
+                return _NO_SIZE[language]
+            return f"{truth.size_mm} mm." if language is EN else f"{truth.size_mm}mm。"
+        case _:
+            return FINDINGS[truth.kind, language].name
+
+
+def facts(truth: Truth) -> Facts:
+    """What a right report of this study says."""
+    return Facts(truth.region, truth.kind, truth.side, truth.size_mm)
+
+
+def parse_report(text: str, language: Language) -> Facts:
+    """Read a report back: the organ and side that findings and impression agree on, the impression's kind, the size.
+
+    Strict: a section that is missing, or two that contradict each other, leave the fact None.
+    """
+    sections = split_sections(text)
+    places = [_place(section, language) for section in (sections.findings, sections.impression)]
+    region, side = places[0] if places[0] == places[1] else (None, None)
+    kinds = [
+        kind
+        for (kind, spoken), words in FINDINGS.items()
+        if spoken is language and words.name in sections.impression.lower()
+    ]
+    sizes = re.findall(r"(\d+)\s*mm", sections.findings)
+    longest = max(kinds, key=lambda kind: len(FINDINGS[kind, language].name), default=None)
+    return Facts(region, longest, side, int(sizes[0]) if len(sizes) == 1 else None)
+
+
+def _place(section: str, language: Language) -> tuple[Region | None, Side | None]:
+    for (region, spoken), organ in ORGANS.items():
+        if spoken is language:
+            for side in Side if "{side}" in organ else (None,):
+                if organ.format(side=SIDES[side, language] if side else "").lower() in section.lower():
+                    return region, side
+    return None, None
+
+
+def _fill(template: str, truth: Truth, language: Language, size: str) -> str:
+    words = FINDINGS[truth.kind, language]
+    size = size.format(mm=truth.size_mm) if truth.size_mm else ""
+    margin = MARGINS[truth.margin, language] if truth.margin else ""
+    organ = ORGANS[truth.region, language].format(side=_side(truth, language))
+    text = template.format(organ=organ, looks=words.looks.format(margin=margin), size=size, name=words.name)
+    return text[0].upper() + text[1:]
+
+
+def _side(truth: Truth, language: Language) -> str:
+    return SIDES[truth.side, language] if truth.side else ""
+
+
+def _pick(phrasings: tuple[str, ...], random: np.random.Generator) -> str:
+    return phrasings[random.integers(len(phrasings))]

@@ -1,0 +1,141 @@
+"""Simulated ultrasound studies with their ground truth, from a seed: PNG or DICOM files, or a sheet of samples.
+
+python -m demo.simulate --seed 1 --count 10 --output studies --format dicom
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import track
+
+from demo.acquisition import FRAME, PICTURE, acquire, geometry
+from demo.anatomy import paint
+from demo.dicom_writer import dicom_bytes
+from demo.tissue import Tissue
+from demo.truth import CATALOGUE, Finding, Side, Truth
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.tasks import Region
+
+
+@dataclass(frozen=True)
+class Study:
+    """One simulated study: `image` uint8 [FRAME, FRAME], gray."""
+
+    seed: int
+    image: NDArray[np.uint8]
+    truth: Truth
+
+
+def simulate(seed: int) -> Study:
+    """The study of a seed: every region and, within it, every finding is as likely as the others."""
+    random = np.random.default_rng(seed)
+    return Study(seed, picture(truth := draw_truth(random), random), truth)
+
+
+def draw_truth(random: np.random.Generator) -> Truth:
+    """What a study will show: the first numbers that its seed gives."""
+    region = list(CATALOGUE)[random.integers(len(CATALOGUE))]
+    findings = CATALOGUE[region].findings
+    return draw_finding(region, findings[random.integers(len(findings))], random)
+
+
+def draw_finding(region: Region, finding: Finding, random: np.random.Generator) -> Truth:
+    """The particulars of a given finding."""
+    plan = CATALOGUE[region]
+    depth = int(random.choice(plan.depths_mm))
+    side = list(Side)[random.integers(2)] if plan.has_side else None
+    size = int(random.integers(finding.size_mm[0], finding.size_mm[1] + 1)) if finding.size_mm else None
+    margin = str(random.choice(finding.margins)) if finding.margins else ""
+    echogenicity, scale = finding.echogenicity, depth / (PICTURE - 1)
+    return Truth(region, finding.kind, side, size, margin, echogenicity, plan.probe, depth, scale)
+
+
+def picture(truth: Truth, random: np.random.Generator) -> NDArray[np.uint8]:
+    """A frame that shows the truth."""
+    points = geometry(truth.probe, truth.depth_mm)
+    tissue = Tissue(points.x, points.z, truth.probe)
+    paint(tissue, truth, random)
+    return acquire(tissue, truth, random)
+
+
+def truth_as_json(study: Study) -> dict[str, Any]:
+    """A study's truth for truth.json."""
+    values = asdict(study.truth)
+    return {"seed": study.seed} | {key: getattr(value, "value", value) for key, value in values.items()}
+
+
+def sample_sheet(seed: int) -> Image.Image:
+    """A row per region, a column per finding, each with its name."""
+    caption = 18
+    sheet = Image.new("L", (4 * FRAME, len(CATALOGUE) * (FRAME + caption)), 20)
+    draw = ImageDraw.Draw(sheet)
+    for row, (region, plan) in enumerate(CATALOGUE.items()):
+        for column, finding in enumerate(plan.findings):
+            random = np.random.default_rng([seed, row, column])
+            truth = draw_finding(region, finding, random)
+            corner = (column * FRAME, row * (FRAME + caption))
+            words = [
+                region.value,
+                truth.kind,
+                truth.side.value if truth.side else "",
+                f"{truth.size_mm} mm" if truth.size_mm else "",
+            ]
+            draw.text(
+                (corner[0] + 6, corner[1] + 3), ", ".join(word for word in [*words, truth.margin] if word), fill=230
+            )
+            sheet.paste(Image.fromarray(picture(truth, random)), (corner[0], corner[1] + caption))
+    return sheet
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="demo.simulate", description="Simulate ultrasound studies with ground truth.")
+    parser.add_argument("--seed", type=int, default=0, help="of the first study; the others count on")
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the images and truth.json")
+    parser.add_argument("--format", choices=("png", "dicom"), default="dicom")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG with a sample of every finding")
+    options = parser.parse_args(arguments)
+
+    def command() -> int:
+        if not options.output and not options.sheet:
+            raise NotPossibleHere("Nothing to write: give --output DIR, --sheet FILE or both.")
+        try:
+            if options.sheet:
+                sample_sheet(options.seed).save(options.sheet, optimize=True)
+            if options.output:
+                _write_studies(options.seed, options.count, options.output, options.format)
+        except OSError as error:
+            raise NotPossibleHere(f"{error.filename or options.output} cannot be written ({error.strerror}).") from None
+        return 0
+
+    return run_command(command)
+
+
+def _write_studies(seed: int, count: int, folder: Path, kind: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    truths = []
+    for number in track(range(seed, seed + count), "Simulating", console=Console(stderr=True)):
+        study = simulate(number)
+        name = f"study-{number:06}"
+        if kind == "png":
+            Image.fromarray(study.image).save(folder / f"{name}.png")
+        else:
+            (folder / f"{name}.dcm").write_bytes(dicom_bytes(study.image, study.truth, study.seed))
+        truths.append({"file": f"{name}.{'png' if kind == 'png' else 'dcm'}", **truth_as_json(study)})
+    (folder / "truth.json").write_text(json.dumps(truths, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
