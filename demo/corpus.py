@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from demo.truth import Side, Truth
+from demo.truth import CATALOGUE, Side, Truth
 from echovlm_edge.runtime.report import split_sections
 from echovlm_edge.runtime.tasks import Language, Region
 
@@ -172,19 +172,26 @@ def facts(truth: Truth) -> Facts:
 def parse_report(text: str, language: Language) -> Facts:
     """Read a report back: the organ and side that findings and impression agree on, the impression's kind, the size.
 
-    Strict: a section that is missing, or two that contradict each other, leave the fact None.
+    Strict: a section that is missing, two that contradict each other, or a finding that the region cannot have, leave the
+    fact None.
     """
     sections = split_sections(text)
     places = [_place(section, language) for section in (sections.findings, sections.impression)]
     region, side = places[0] if places[0] == places[1] else (None, None)
+    possible = {finding.kind for finding in CATALOGUE[region].findings} if region else set()
     kinds = [
         kind
         for (kind, spoken), words in FINDINGS.items()
-        if spoken is language and words.name in sections.impression.lower()
+        if spoken is language and kind in possible and re.search(_whole(words.name), sections.impression.lower())
     ]
     sizes = re.findall(r"(\d+)\s*mm", sections.findings)
     longest = max(kinds, key=lambda kind: len(FINDINGS[kind, language].name), default=None)
     return Facts(region, longest, side, int(sizes[0]) if len(sizes) == 1 else None)
+
+
+def _whole(name: str) -> str:
+    """A pattern of a name by itself: "normal" is not in "abnormal". Chinese has no space to tell."""
+    return rf"\b{name}\b" if name.isascii() else name
 
 
 def _place(section: str, language: Language) -> tuple[Region | None, Side | None]:

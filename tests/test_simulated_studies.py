@@ -61,6 +61,9 @@ def test_a_wrong_report_is_not_read_as_right() -> None:
     text = "Ultrasound findings: The left breast shows no focal lesion. Ultrasound impression: Normal, right breast."
     assert parse_report(text, Language.EN).region is None
     assert parse_report("The liver is fine.", Language.EN).kind is None
+    for impression in ("Stone, left breast.", "Abnormal, left breast."):
+        text = f"Ultrasound findings: The left breast shows no focal lesion. Ultrasound impression: {impression}"
+        assert parse_report(text, Language.EN).kind is None
 
 
 def brightness_behind(kind: str) -> float:
