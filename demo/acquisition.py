@@ -1,4 +1,4 @@
-"""From tissue to a B-mode frame: speckle, beam, attenuation and TGC, log compression, scan conversion."""
+"""From tissue to a B-mode frame: speckle, beam, attenuation and TGC, log compression, scan conversion, annotations."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter1d
 
-from demo.annotation import FRAME, LEFT, PICTURE, TOP, marks
-from demo.tissue import SOFT_ATTENUATION, Field, Tissue
-from demo.truth import Probe, Truth
+from demo.tissue import Field, Tissue
+from demo.truth import Probe, Side, Truth
 
-BEAMS, SAMPLES = 128, 256
-DYNAMIC_RANGE_DB = 60.0
-SPECKLE_LEVEL = 0.55  # of full white: where parenchyma, 0 dB, lies before a study's own gain
-NOISE_DB = -66.0  # of the receiver, before TGC raises it with depth
-AXIAL_WIDTH = 1.0  # samples, standard deviation of the pulse
-FOCUS = 0.45  # of the depth
-LATERAL_WIDTHS = (0.8, 1.9)  # beams, standard deviation at the focus and farthest from it
+FRAME = 280  # pixels on each side
+LEFT, TOP = 28, 28  # the picture's corner: the ruler is left of it, the annotations above
+PICTURE = FRAME - LEFT - 4  # pixels from the probe's face to the deepest sample
+BEAMS, SAMPLES = 112, 240
+DYNAMIC_RANGE_DB = 58.0
 CURVED_RADIUS_MM, CURVED_HALF_ANGLE = 55.0, 0.60
 PHASED_HALF_ANGLE = 0.72
 
@@ -84,40 +82,50 @@ def acquire(tissue: Tissue, truth: Truth, random: np.random.Generator) -> NDArra
     """A frame uint8 [FRAME, FRAME] of painted tissue.
 
     Speckle is fully developed: complex Gaussian scatterers of the tissue's echogenicity, seen through a point-spread
-    function that is short along the beam and widens away from the focus (Wagner et al., IEEE Trans. Sonics Ultrason. 30,
-    1983); interfaces add a coherent echo. Sound is attenuated on its way there and back and received with noise; the
-    gain that rises with depth (TGC) makes up for soft tissue only, so that fluid is followed by enhancement, stone by a
-    shadow, and noise shows at the bottom.
+    function that is short along the beam and widens away from the focus (Wagner et al. 1983). Sound is attenuated on its
+    way there and back; the gain that makes up for it with depth (TGC) assumes soft tissue, so that fluid is followed by
+    enhancement and stone by a shadow.
     """
     plan = geometry(truth.probe, truth.depth_mm)
-    scatterers = random.standard_normal((2, BEAMS, SAMPLES), dtype=np.float32)
-    scatterers *= np.exp(tissue.echo * np.float32(np.log(10) / 20))
-    # No interface is a perfect mirror: its echo comes and goes along it.
-    scatterers[0] += tissue.mirror * (np.float32(0.3) + np.float32(0.5) * np.abs(tissue.grain(20, 20)))
+    amplitude = np.power(np.float32(10), tissue.echo / 20)
+    scatterers = random.standard_normal((2, BEAMS, SAMPLES), dtype=np.float32) * amplitude
     echoes = _point_spread(scatterers)
-    envelope = np.hypot(echoes[0], echoes[1])
+    envelope = np.hypot(echoes[0], echoes[1]) + 1e-6
     step = truth.depth_mm / (SAMPLES - 1)
-    soft = 2 * step * SOFT_ATTENUATION[tissue.probe] * np.arange(SAMPLES, dtype=np.float32)
-    lost = soft + 2 * step * np.cumsum(tissue.excess, axis=1)
-    received = envelope * np.exp(lost * np.float32(-np.log(10) / 20))
-    received += np.float32(10 ** (NOISE_DB / 20)) * np.abs(random.standard_normal(envelope.shape, dtype=np.float32))
-    sliders = np.interp(np.arange(SAMPLES), np.linspace(0, SAMPLES - 1, 5), random.uniform(-1.5, 1.5, 5))
-    gain = soft + sliders.astype(np.float32) + random.uniform(-3, 3)
-    level = 20 * np.log10(received) + gain
-    bright = np.clip(level / np.float32(DYNAMIC_RANGE_DB) + np.float32(SPECKLE_LEVEL), 0, 1) * 255
-    frame = np.zeros(FRAME * FRAME, np.uint8)
-    frame[plan.pixels] = np.einsum("cn,cn->n", bright.reshape(-1)[plan.corners], plan.weights).astype(np.uint8)
-    at, gray = marks(truth.region, truth.side, truth.depth_mm)
-    frame[at] = gray
-    return frame.reshape(FRAME, FRAME)
+    lost = 2 * step * np.cumsum(tissue.excess, axis=1)
+    noise = np.float32(10 ** (-48 / 20)) * np.abs(random.standard_normal(envelope.shape, dtype=np.float32))
+    level = 20 * np.log10(envelope * np.power(np.float32(10), -lost / 20) + noise)
+    gain = random.uniform(-3, 3)
+    bright = np.clip((level + gain + 40) / DYNAMIC_RANGE_DB, 0, 1) * 255
+    frame = np.zeros(FRAME * FRAME, np.float32)
+    frame[plan.pixels] = np.einsum("cn,cn->n", bright.reshape(-1)[plan.corners], plan.weights)
+    return _annotate(frame.reshape(FRAME, FRAME).astype(np.uint8), truth)
 
 
 def _point_spread(scatterers: Field) -> Field:
-    """Blur along the beam, and across it the more the further a depth is from the focus; unit mean power for speckle."""
-    axial = gaussian_filter1d(scatterers, AXIAL_WIDTH, axis=2, mode="nearest", truncate=3)
-    sharp, wide = (gaussian_filter1d(axial, width, axis=1, mode="nearest", truncate=3) for width in LATERAL_WIDTHS)
+    """Blur along the beam, and across it the more the further a depth is from the focus; unit gain for speckle."""
+    axial = gaussian_filter1d(scatterers, 0.9, axis=2, mode="nearest", truncate=3)
+    sharp = gaussian_filter1d(axial, 0.8, axis=1, mode="nearest", truncate=3)
+    wide = gaussian_filter1d(axial, 1.7, axis=1, mode="nearest", truncate=3)
     depth = np.linspace(0, 1, scatterers.shape[2], dtype=np.float32)
-    defocus = np.clip(np.abs(depth - FOCUS) / max(FOCUS, 1 - FOCUS), 0, 1)
-    # A Gaussian of width s averages 2 s sqrt(pi) samples: their root keeps the mean power, which two quadratures share.
-    gains = [np.sqrt(2 * np.pi * AXIAL_WIDTH * width) for width in LATERAL_WIDTHS]
+    defocus = np.clip(np.abs(depth - 0.45) * 1.8, 0, 1)
+    # A Gaussian of width s averages 2 s sqrt(pi) independent samples: divide by the root to keep the mean power.
+    gains = [np.sqrt(2 * np.sqrt(np.pi) * 0.9 * 2 * np.sqrt(np.pi) * width) for width in (0.8, 1.7)]
     return (1 - defocus) * sharp * np.float32(gains[0]) + defocus * wide * np.float32(gains[1])
+
+
+def _annotate(frame: NDArray[np.uint8], truth: Truth) -> NDArray[np.uint8]:
+    """The depth ruler (a tick every 10 mm) and, where there are sides, the body mark: an outline with the examined side filled."""
+    picture = Image.fromarray(frame)
+    draw = ImageDraw.Draw(picture)
+    pixels_per_mm = (PICTURE - 1) / truth.depth_mm
+    draw.line([(20, TOP), (20, TOP + PICTURE - 1)], fill=150)
+    for tick in range(truth.depth_mm // 10 + 1):
+        row = round(TOP + tick * 10 * pixels_per_mm)
+        draw.rectangle([8 if tick % 5 == 0 else 12, row - 1, 20, row], fill=255)
+    if truth.side is not None:
+        draw.rectangle([208, 2, 271, 25], outline=170)
+        # A body mark faces the reader: the patient's right is at the left.
+        corner = 212 if truth.side is Side.RIGHT else 243
+        draw.rectangle([corner, 6, corner + 24, 21], fill=255)
+    return np.asarray(picture)

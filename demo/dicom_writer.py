@@ -9,14 +9,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
-from demo.annotation import LEFT, PICTURE, TOP
-from demo.truth import Probe, Side, Truth
-from echovlm_edge.runtime.tasks import Region
+from demo.acquisition import LEFT, PICTURE, TOP
+from demo.truth import Truth
 
-CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5
-_PAIRED = (Region.BREAST, Region.KIDNEY, Region.VESSEL)
-_BODY_PARTS = {Region.GYNECOLOGY: "UTERUS", Region.VESSEL: "CAROTID"}  # PS3.16 Annex L; the others are named alike
-_TRANSDUCERS = {Probe.LINEAR: "LINEAR", Probe.CURVED: "CURVED LINEAR", Probe.PHASED: "SECTOR_PHASED"}
+CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.1
 
 
 def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
@@ -26,7 +22,6 @@ def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["echovlm-demo", "instance", str(seed)])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.StudyInstanceUID = generate_uid(entropy_srcs=["echovlm-demo", "study", str(seed)])
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["echovlm-demo", "series", str(seed)])
@@ -37,12 +32,8 @@ def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
     dataset.Modality, dataset.Manufacturer = "US", "EchoVLM Edge simulator"
     dataset.ImageComments = "Simulated image without medical value"
     dataset.SeriesNumber = dataset.InstanceNumber = 1
-    # Only paired organs have a laterality; a lobe of the liver or the thyroid is told by the body mark alone.
-    paired = truth.side is not None and truth.region in _PAIRED
-    dataset.Laterality = {Side.LEFT: "L", Side.RIGHT: "R"}[truth.side] if paired and truth.side else ""
-    dataset.BodyPartExamined = _BODY_PARTS.get(truth.region, truth.region.value.upper())
-    dataset.TransducerType = _TRANSDUCERS[truth.probe]
-    dataset.UltrasoundColorDataPresent = 0
+    dataset.Laterality = {"left": "L", "right": "R"}[truth.side.value] if truth.side else ""
+    dataset.BodyPartExamined = truth.region.value.upper()
     dataset.PatientOrientation = ""
     dataset.ImageType = ["ORIGINAL", "PRIMARY"]
     dataset.Rows, dataset.Columns = image.shape

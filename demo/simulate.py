@@ -18,14 +18,13 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
-from demo.acquisition import acquire, geometry
+from demo.acquisition import FRAME, PICTURE, acquire, geometry
 from demo.anatomy import paint
-from demo.annotation import FRAME, PICTURE
 from demo.dicom_writer import dicom_bytes
 from demo.tissue import Tissue
 from demo.truth import CATALOGUE, Finding, Side, Truth
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.tasks import Region
 
 
@@ -65,7 +64,7 @@ def draw_finding(region: Region, finding: Finding, random: np.random.Generator) 
 def picture(truth: Truth, random: np.random.Generator) -> NDArray[np.uint8]:
     """A frame that shows the truth."""
     points = geometry(truth.probe, truth.depth_mm)
-    tissue = Tissue(points.x, points.z, truth.probe, random)
+    tissue = Tissue(points.x, points.z, truth.probe)
     paint(tissue, truth, random)
     return acquire(tissue, truth, random)
 
@@ -86,9 +85,15 @@ def sample_sheet(seed: int) -> Image.Image:
             random = np.random.default_rng([seed, row, column])
             truth = draw_finding(region, finding, random)
             corner = (column * FRAME, row * (FRAME + caption))
-            side, size = truth.side.value if truth.side else "", f"{truth.size_mm} mm" if truth.size_mm else ""
-            title = ", ".join(word for word in (region.value, truth.kind, side, size, truth.margin) if word)
-            draw.text((corner[0] + 6, corner[1] + 3), title, fill=230)
+            words = [
+                region.value,
+                truth.kind,
+                truth.side.value if truth.side else "",
+                f"{truth.size_mm} mm" if truth.size_mm else "",
+            ]
+            draw.text(
+                (corner[0] + 6, corner[1] + 3), ", ".join(word for word in [*words, truth.margin] if word), fill=230
+            )
             sheet.paste(Image.fromarray(picture(truth, random)), (corner[0], corner[1] + caption))
     return sheet
 
@@ -105,16 +110,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command() -> int:
         if not options.output and not options.sheet:
-            raise InvalidInput("Nothing to write: give --output DIR, --sheet FILE or both.")
-        if options.seed < 0 or options.count < 1:
-            raise InvalidInput(f"--seed {options.seed} --count {options.count}: give a seed from 0 and a count from 1.")
+            raise NotPossibleHere("Nothing to write: give --output DIR, --sheet FILE or both.")
         try:
             if options.sheet:
-                sample_sheet(options.seed).save(options.sheet, format="PNG", optimize=True)
+                sample_sheet(options.seed).save(options.sheet, optimize=True)
             if options.output:
                 _write_studies(options.seed, options.count, options.output, options.format)
         except OSError as error:
-            raise NotPossibleHere(f"{error.filename or options.output} cannot be written: {error.strerror}.") from None
+            raise NotPossibleHere(f"{error.filename or options.output} cannot be written ({error.strerror}).") from None
         return 0
 
     return run_command(command)

@@ -56,7 +56,7 @@ _MARGINS = ("smooth", "irregular")
 CATALOGUE = {
     Region.BREAST: RegionPlan(
         Probe.LINEAR,
-        (32, 36, 40),
+        (32, 42),
         True,
         (
             NORMAL,
@@ -67,7 +67,7 @@ CATALOGUE = {
     ),
     Region.THYROID: RegionPlan(
         Probe.LINEAR,
-        (32, 36, 40),
+        (32, 42),
         True,
         (
             NORMAL,
@@ -78,7 +78,7 @@ CATALOGUE = {
     ),
     Region.LIVER: RegionPlan(
         Probe.CURVED,
-        (110, 125, 140),
+        (110, 140),
         True,
         (
             NORMAL,
@@ -89,7 +89,7 @@ CATALOGUE = {
     ),
     Region.KIDNEY: RegionPlan(
         Probe.CURVED,
-        (110, 125, 140),
+        (110, 140),
         True,
         (
             NORMAL,
@@ -100,7 +100,7 @@ CATALOGUE = {
     ),
     Region.GYNECOLOGY: RegionPlan(
         Probe.CURVED,
-        (120, 130, 140),
+        (120, 140),
         False,
         (
             NORMAL,
@@ -111,7 +111,7 @@ CATALOGUE = {
     ),
     Region.HEART: RegionPlan(
         Probe.PHASED,
-        (150, 160, 170),
+        (150, 170),
         False,
         (
             NORMAL,
@@ -122,7 +122,7 @@ CATALOGUE = {
     ),
     Region.VESSEL: RegionPlan(
         Probe.LINEAR,
-        (30, 35, 40),
+        (30, 40),
         True,
         (
             NORMAL,
