@@ -20,6 +20,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# The kernels under sanitizers.
+test-native:
+	sh tests/native/run.sh
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

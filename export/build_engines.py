@@ -195,6 +195,7 @@ def _manifest(
         files=files,
         toolchain=versions(),
         parity=measured,
+        operator_library=target(options.target).operator_library,
     )
 
 

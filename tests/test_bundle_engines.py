@@ -7,20 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
+from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.parity import samples
 from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.targets import target
+from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.request import GenerationRequest, ImageInput, Sampling
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from tests import golden
 from tests.dicom_files import png
 
 BuildBundle = Callable[..., Path]
@@ -99,3 +105,38 @@ def test_samples_are_real_frames_and_a_narrow_crop() -> None:
     first, crop = samples(PreprocessSettings())
     assert first.patches.values.std() > 0.1
     assert crop.patches.grid[2] < first.patches.grid[2]
+
+
+needs_library = pytest.mark.skipif(library_path() is None, reason="installed without a C++ compiler")
+
+
+@needs_library
+@pytest.mark.parametrize("precision", ["int4", "fp32"])
+def test_a_cpu_bundle_runs_on_the_operator_library_and_says_so(build_bundle: BuildBundle, precision: str) -> None:
+    manifest = Bundle(build_bundle(precision=precision)).manifest
+    operators = manifest.part("decoder").operators
+    assert manifest.operator_library == OPERATOR_LIBRARY
+    assert operators["echovlm::DualPathMoE"] == manifest.model.num_layers
+    assert ("echovlm::BlockQuantLinear" in operators) == (precision == "int4")
+
+
+@needs_library
+@pytest.mark.parametrize("precision", ["int4", "fp32"])
+def test_without_the_library_the_operators_are_spelled_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr("echovlm_edge.export.targets.library_path", lambda: None)
+    assert "C++ compiler" in target("cpu").warning
+    build(BuildOptions(golden.CHECKPOINT, tmp_path / "bundle", precision=precision), Console(quiet=True))
+    manifest = Bundle(tmp_path / "bundle").manifest
+    assert manifest.operator_library is None
+    assert not any(name.startswith("echovlm") for part in manifest.parts for name in part.operators)
+
+
+@needs_library
+def test_a_bundle_that_needs_a_library_this_install_lacks_is_one_sentence(
+    golden_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echovlm_edge.runtime.backends.onnxruntime.library_path", lambda: None)
+    with pytest.raises(NotPossibleHere, match="needs the operator library echovlm_dual_path_moe"):
+        OnnxRuntimeBackend(Bundle(golden_bundle))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 INT8_PEAK, INT4_PEAK = 127, 8
+QUANTIZE_AT_ONCE = 1 << 18  # values: their temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ def route(
     return Routing(_softmax(x @ coefficient.T + coefficient_bias), _sigmoid(x @ shared_gate.T), experts)
 
 
+def quantize_activations(x: Floats, block_size: int) -> Floats:
+    """What activations [n, K] become on their way through int8 (README.md's section Numerics): values, not integers."""
+    blocks = x.reshape(len(x), x.shape[1] // block_size, block_size)
+    scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(INT8_PEAK)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.rint(blocks * inverse) * scale, dtype=x.dtype).reshape(x.shape)
+
+
 def dual_path_moe(
     x: Floats,
     router: Floats,
@@ -81,6 +91,7 @@ def dual_path_moe(
     up: Floats,
     down: Floats,
     attributes: DualPathMoEAttributes,
+    int8_activations: bool = False,
 ) -> Floats:
     """The operator with floating weights (see `dequantize_blocks` for the others).
 
@@ -93,6 +104,7 @@ def dual_path_moe(
         gate: [T, H]; up: likewise.
         down: [H, T].
         attributes: the operator's.
+        int8_activations: round what enters each product of a group as the CPU's kernels do, by `block_size`.
 
     Returns:
         [n, H], in x's dtype: give float64 for a reference of higher precision.
@@ -104,13 +116,18 @@ def dual_path_moe(
         c_moe * routing.shared,
         *(c_moe * column for column in np.hsplit(routing.experts, attributes.experts)),
     ]
+
+    def rounded(values: Floats) -> Floats:
+        return quantize_activations(values, attributes.block_size) if int8_activations else values
+
     y = np.zeros_like(x)
     ends = np.cumsum(attributes.group_widths)
     for weight, end, width in zip(weights, ends, attributes.group_widths, strict=True):
         group = slice(end - width, end)
         tokens = np.flatnonzero(weight[:, 0] != 0)
-        inner = _silu(x[tokens] @ gate[group].T) * (x[tokens] @ up[group].T)
-        y[tokens] += weight[tokens] * (inner @ down[:, group].T)
+        entering = rounded(x[tokens])
+        inner = _silu(entering @ gate[group].T) * (entering @ up[group].T)
+        y[tokens] += weight[tokens] * (rounded(inner) @ down[:, group].T)
     return y
 
 
@@ -126,16 +143,29 @@ def quantize_blocks(weight: Floats, bits: int, block_size: int) -> tuple[NDArray
     rows, columns = weight.shape
     if bits not in (4, 8) or columns % block_size:
         raise ValueError(f"cannot quantize rows of {columns} values to {bits} bits in blocks of {block_size}")
-    blocks = weight.reshape(rows, columns // block_size, block_size)
+    packed = np.empty((rows, columns * bits // 8), np.int8)
+    scale = np.empty((rows, columns // block_size), np.float32)
+    some = max(1, QUANTIZE_AT_ONCE // columns)
+    for first in range(0, rows, some):
+        part = slice(first, first + some)
+        packed[part], scale[part] = _quantize_rows(weight[part], bits, block_size)
+    return packed, scale
+
+
+def _quantize_rows(weight: Floats, bits: int, block_size: int) -> tuple[NDArray[np.int8], Floats]:
+    blocks = weight.reshape(len(weight), -1, block_size)
     high, low = blocks.max(-1), blocks.min(-1)
     peak = np.maximum(high, -low) if bits == 8 else np.where(high > -low, high, low)
     scale = peak / np.float32(INT8_PEAK if bits == 8 else -INT4_PEAK)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    values = np.rint(blocks * inverse[..., None])
+    values = blocks * inverse[..., None]
+    np.rint(values, out=values)
     if bits == 8:
-        return np.clip(values, -INT8_PEAK, INT8_PEAK).astype(np.int8).reshape(rows, columns), scale
-    nibbles = (np.clip(values, -INT4_PEAK, INT4_PEAK - 1) + INT4_PEAK).astype(np.uint8).reshape(rows, columns)
-    return (nibbles[:, ::2] | (nibbles[:, 1::2] << 4)).view(np.int8), scale
+        return np.clip(values, -INT8_PEAK, INT8_PEAK, out=values).astype(np.int8).reshape(weight.shape), scale
+    values += INT4_PEAK
+    nibbles = np.clip(values, 0, 2 * INT4_PEAK - 1, out=values).astype(np.uint8).reshape(weight.shape)
+    pairs = nibbles.view(np.uint16)  # little-endian: the even value is the low byte
+    return ((pairs | (pairs >> 4)) & 0xFF).astype(np.uint8).view(np.int8), scale
 
 
 def dequantize_blocks(packed: NDArray[np.int8], scale: Floats, bits: int) -> Floats:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -40,7 +42,7 @@ class OnnxRuntimeBackend:
     """The three parts of a bundle for target `cpu` or `portable`.
 
     Raises:
-        NotPossibleHere: a part cannot be loaded; the sentence names its file.
+        NotPossibleHere: a part cannot be loaded, or this install lacks the operators it needs; the sentence names the file.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -107,7 +109,20 @@ def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = ERROR
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if bundle.manifest.operator_library:
+        options.register_custom_ops_library(str(_operator_library(bundle)))
     return options
+
+
+def _operator_library(bundle: Bundle) -> Path:
+    path = library_path()
+    if path is None:
+        raise NotPossibleHere(
+            f"The bundle {bundle.path} needs the operator library {bundle.manifest.operator_library}, which this install "
+            "was made without for want of a C++ compiler: install one and echovlm-edge anew, or build the bundle with this "
+            "install."
+        )
+    return path
 
 
 def _session(bundle: Bundle, part: Part, options: ort.SessionOptions) -> ort.InferenceSession:

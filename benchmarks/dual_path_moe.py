@@ -1,0 +1,480 @@
+"""DualPathMoE at the published layer's width beside what one can pick today, turn by turn in one run.
+
+python benchmarks/dual_path_moe.py [--json F] [--plot F.png] [--decoder BUNDLE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+from echovlm_edge.plugins.dual_path_moe.library import library_path
+from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
+from echovlm_edge.plugins.dual_path_moe.reference import Floats
+from echovlm_edge.runtime.bundle import Bundle
+
+HIDDEN = 3584
+DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
+WIDTHS = (DENSE, SHARED, *(EXPERT,) * EXPERTS)
+BITS, BLOCK = 4, 128
+TOKENS = (1, 2, 4, 8, 32, 64, 256, 1024)
+COLD_BYTES = 256 << 20  # weights that a call goes through: many times any cache
+PREFILL, DECODE = 256, 32
+OURS, RUNTIME, TORCH_FP32, TORCH_BF16 = "ours", "onnxruntime", "torch_fp32", "torch_bf16"
+
+Run = Callable[[Floats], object]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this computer can do, measured in the same run: the medians."""
+
+    read_gbps: float
+    int8_gops: float
+    threads: int
+    cpu: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation at one number of tokens; `gbps` are bytes of packed weights that these tokens need."""
+
+    impl: str
+    tokens: int
+    ms: float
+    gbps: float
+    gops: float
+
+
+@dataclass(frozen=True)
+class DecoderRow:
+    """One phase of a decoder, with the share of its time that is not DualPathMoE."""
+
+    phase: str
+    tokens_per_second: float
+    share_outside_moe: float
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A random int4 weight: INT8 [N, K / 2] and scales [N, K / BLOCK], near the size that trained weights have."""
+
+    values: np.ndarray
+    scales: Floats
+
+    @classmethod
+    def random(cls, generator: np.random.Generator, rows: int, columns: int) -> Packed:
+        values = generator.integers(0, 256, (rows, columns // 2), dtype=np.uint8).view(np.int8)
+        scales = (0.5 + generator.random((rows, columns // BLOCK), dtype=np.float32)) / (4 * math.sqrt(columns))
+        return cls(values, scales.astype(np.float32))
+
+    def rows(self, start: int, end: int) -> Packed:
+        return Packed(self.values[start:end], self.scales[start:end])
+
+    def columns(self, start: int, end: int) -> Packed:
+        return Packed(self.values[:, start // 2 : end // 2], self.scales[:, start // BLOCK : end // BLOCK])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights."""
+
+    router: Floats
+    shared_gate: Floats
+    coefficient: Floats
+    coefficient_bias: Floats
+    gate: Packed
+    up: Packed
+    down: Packed
+
+    @classmethod
+    def random(cls, seed: int) -> Layer:
+        generator = np.random.default_rng(seed)
+        total = sum(WIDTHS)
+
+        def small(*shape: int) -> Floats:
+            return (generator.standard_normal(shape) / math.sqrt(HIDDEN)).astype(np.float32)
+
+        shapes = ((total, HIDDEN), (total, HIDDEN), (HIDDEN, total))
+        gate, up, down = (Packed.random(generator, *shape) for shape in shapes)
+        return cls(small(EXPERTS, HIDDEN), small(1, HIDDEN), small(2, HIDDEN), small(2), gate, up, down)
+
+    def group(self, index: int) -> tuple[Packed, Packed, Packed]:
+        start = sum(WIDTHS[:index])
+        end = start + WIDTHS[index]
+        return self.gate.rows(start, end), self.up.rows(start, end), self.down.columns(start, end)
+
+
+class Graph:
+    """An ONNX graph in the making."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+
+    def constant(self, value: np.ndarray) -> str:
+        name = f"c{len(self._initializers)}"
+        self._initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def node(self, op_type: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
+        names = [f"v{len(self._nodes)}.{index}" for index in range(outputs)]
+        self._nodes.append(helper.make_node(op_type, inputs, names, domain=domain, **attributes))
+        return names[0]
+
+    def session(self, output: str, threads: int, path: Path) -> ort.InferenceSession:
+        """A session of what is written to `path`, its weights memory-mapped from a file beside it as a bundle's are."""
+        tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", HIDDEN]) for name in ("x", output)]
+        graph = helper.make_graph(self._nodes, "layer", tensors[:1], tensors[1:], self._initializers)
+        domains = {"": 24, "com.microsoft": 1, "echovlm": 1}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.stem}.data")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.register_custom_ops_library(str(_library()))
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def whole_session(layers: list[Layer], threads: int, node: Callable[[Graph, Layer], str], path: Path) -> Run:
+    """One session in which x passes through every layer on its own, so that no layer is in a cache when its turn comes.
+
+    One session and not one for each, because an idle session's threads go on spinning for a while.
+    """
+    graph = Graph()
+    outputs = [node(graph, layer) for layer in layers]
+    session = graph.session(graph.node("Sum", *outputs), threads, path)
+    return lambda x: session.run(None, {"x": x})
+
+
+def ours(graph: Graph, layer: Layer) -> str:
+    """One DualPathMoE node."""
+    small = (layer.router, layer.shared_gate, layer.coefficient, layer.coefficient_bias)
+    weights = (layer.gate, layer.up, layer.down)
+    arrays = (*small, *(weight.values for weight in weights), *(weight.scales for weight in weights))
+    inputs = ["x", *map(graph.constant, arrays)]
+    attributes = {"group_widths": list(WIDTHS), "top_k": TOP_K, "norm_topk_prob": 0, "bits": BITS, "block_size": BLOCK}
+    return graph.node("DualPathMoE", *inputs, domain="echovlm", **attributes)
+
+
+def onnxruntime_composition(graph: Graph, layer: Layer) -> str:
+    """The best of ONNX Runtime's own: QMoE for the routed experts, MatMulNBits at accuracy level 4 for the rest."""
+
+    def product(x: str, weight: Packed) -> str:
+        rows, blocks = weight.scales.shape
+        stored = graph.constant(weight.values.view(np.uint8).reshape(rows, blocks, BLOCK // 2))
+        attributes: dict[str, Any] = {
+            "N": rows,
+            "K": blocks * BLOCK,
+            "bits": BITS,
+            "block_size": BLOCK,
+            "accuracy_level": 4,
+        }
+        return graph.node("MatMulNBits", x, stored, graph.constant(weight.scales), domain="com.microsoft", **attributes)
+
+    def swiglu(index: int) -> str:
+        gate, up, down = layer.group(index)
+        gated = product("x", gate)
+        active = graph.node("Mul", graph.node("QuickGelu", gated, domain="com.microsoft", alpha=1.0), product("x", up))
+        return product(active, down)
+
+    def small(weight: Floats) -> str:
+        return graph.node("MatMul", "x", graph.constant(weight.T))
+
+    mixed = graph.node("Softmax", graph.node("Add", small(layer.coefficient), graph.constant(layer.coefficient_bias)))
+    c_moe, c_dense = (graph.node("Gather", mixed, graph.constant(np.array([i])), axis=1) for i in range(2))
+    shared = graph.node("Mul", graph.node("Sigmoid", small(layer.shared_gate)), swiglu(1))
+    moe = graph.node("Add", _qmoe(graph, layer, small(layer.router)), shared)
+    return graph.node("Add", graph.node("Mul", c_moe, moe), graph.node("Mul", c_dense, swiglu(0)))
+
+
+def _qmoe(graph: Graph, layer: Layer, logits: str) -> str:
+    experts = [layer.group(2 + index) for index in range(EXPERTS)]
+
+    def interleaved(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        return np.stack((gate, up), axis=1).reshape(2 * len(gate), -1)
+
+    inputs = (
+        np.stack([interleaved(gate.values, up.values) for gate, up, _ in experts]).view(np.uint8),
+        np.stack([interleaved(gate.scales, up.scales) for gate, up, _ in experts]),
+        np.stack([np.ascontiguousarray(down.values) for _, _, down in experts]).view(np.uint8),
+        np.stack([down.scales for _, _, down in experts]),
+    )
+    first, first_scales, second, second_scales = map(graph.constant, inputs)
+    attributes: dict[str, Any] = {
+        "activation_type": "swiglu",
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+        "swiglu_fusion": 1,
+        "expert_weight_bits": BITS,
+        "block_size": BLOCK,
+        "k": TOP_K,
+        "normalize_routing_weights": 0,
+    }
+    return graph.node(
+        *("QMoE", "x", logits, first, first_scales, "", second, second_scales), domain="com.microsoft", **attributes
+    )
+
+
+def torch_eager(seed: int, threads: int, dtype: torch.dtype) -> Run:
+    """The formula in eager PyTorch, with floating weights of the same shapes."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(seed)
+
+    def weight(rows: int, columns: int) -> torch.Tensor:
+        return (torch.randn(rows, columns, generator=generator) / math.sqrt(columns)).to(dtype)
+
+    groups = [(weight(width, HIDDEN), weight(width, HIDDEN), weight(HIDDEN, width)) for width in WIDTHS]
+    router, shared_gate, coefficient = (weight(rows, HIDDEN) for rows in (EXPERTS, 1, 2))
+
+    def swiglu(x: torch.Tensor, group: int) -> torch.Tensor:
+        gate, up, down = groups[group]
+        return functional.linear(functional.silu(functional.linear(x, gate)) * functional.linear(x, up), down)
+
+    @torch.inference_mode()
+    def run(array: Floats) -> object:
+        x = torch.from_numpy(array).to(dtype)
+        mixed = functional.linear(x, coefficient).softmax(-1)
+        kept, chosen = functional.linear(x, router).softmax(-1, dtype=torch.float32).topk(TOP_K)
+        moe = torch.sigmoid(functional.linear(x, shared_gate)) * swiglu(x, 1)
+        for expert in range(EXPERTS):
+            token, choice = (chosen == expert).nonzero(as_tuple=True)
+            if len(token):
+                moe = moe.index_add(0, token, kept[token, choice, None].to(dtype) * swiglu(x[token], 2 + expert))
+        return mixed[:, :1] * moe + mixed[:, 1:] * swiglu(x, 0)
+
+    return run
+
+
+def weight_bytes(layer: Layer, x: Floats) -> int:
+    """Packed weights that these tokens need: those of experts that none of them chose are not read."""
+    chosen = np.argsort(-(x @ layer.router.T), axis=-1, kind="stable")[:, :TOP_K]
+    inner = DENSE + SHARED + EXPERT * len(np.unique(chosen))
+    return 3 * HIDDEN * inner * BITS // 8 + 3 * HIDDEN * inner // BLOCK * 4
+
+
+def operations(tokens: int) -> int:
+    """Multiplications and additions of the products."""
+    return 2 * tokens * 3 * HIDDEN * (DENSE + SHARED + TOP_K * EXPERT)
+
+
+def measure_machine(native: NativeLibrary, threads: int, runs: int, weights: Path) -> Machine:
+    """Read bandwidth over the very file of weights, memory-mapped, and the int8 peak."""
+    data = np.memmap(weights, np.uint8, "r")
+    native.read_bandwidth(data, threads)
+    reads = [native.read_bandwidth(data, threads) for _ in range(runs)]
+    peaks = [native.int8_peak(threads) for _ in range(runs)]
+    return Machine(median(reads) / 1e9, median(peaks) / 1e9, threads, f"{_cpu_name()}, {native.kernel}")
+
+
+def measure(
+    layers: list[Layer], threads: int, tokens: tuple[int, ...], runs: int, folder: Path
+) -> tuple[Machine, list[Row]]:
+    """The machine; then every implementation, turn by turn at each number of tokens; medians."""
+    candidates = {
+        OURS: (whole_session(layers, threads, ours, folder / "ours.onnx"), len(layers)),
+        RUNTIME: (whole_session(layers, threads, onnxruntime_composition, folder / "composition.onnx"), len(layers)),
+        TORCH_FP32: (torch_eager(0, threads, torch.float32), 1),  # one layer is already larger than COLD_BYTES
+        TORCH_BF16: (torch_eager(0, threads, torch.bfloat16), 1),
+    }
+    machine = measure_machine(NativeLibrary(_library()), threads, 7, folder / "ours.data")
+    rows = []
+    generator = np.random.default_rng(1)
+    for count in tokens:
+        x = generator.standard_normal((count, HIDDEN), dtype=np.float32)
+        needed = median(weight_bytes(layer, x) for layer in layers)
+        for impl, seconds in _turns(candidates, x, runs if count < 64 else max(3, runs // 5)).items():
+            rows.append(Row(impl, count, seconds * 1e3, needed / seconds / 1e9, operations(count) / seconds / 1e9))
+    return machine, rows
+
+
+def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int) -> dict[str, float]:
+    """Median seconds a layer; implementations take turns, a few calls each, so that none has the machine's best minute."""
+    seconds: dict[str, list[float]] = {impl: [] for impl in candidates}
+    for _ in range(3):
+        for impl, (run, layers) in candidates.items():
+            run(x)
+            for _ in range(1 if impl in (TORCH_FP32, TORCH_BF16) else math.ceil(count / 3)):
+                started = time.perf_counter()
+                run(x)
+                seconds[impl].append((time.perf_counter() - started) / layers)
+    return {impl: median(times) for impl, times in seconds.items()}
+
+
+def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
+    """Decode and prefill of a bundle's decoder by ONNX Runtime's own profile of its nodes."""
+    spec = bundle.manifest.model
+    rows = []
+    for phase, tokens, past, calls in (("prefill", PREFILL, 0, 3), ("decode", 1, PREFILL, DECODE)):
+        with tempfile.TemporaryDirectory() as folder:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            options.register_custom_ops_library(str(_library()))
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "decoder")
+            path = bundle.path / bundle.manifest.part("decoder").files[0].name
+            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            with _bound(
+                session, spec.num_layers, (1, spec.num_kv_heads, PREFILL + 1, spec.head_dim), tokens, past
+            ) as call:
+                seconds = []
+                for _ in range(calls + 1):
+                    started = time.perf_counter()
+                    call()
+                    seconds.append(time.perf_counter() - started)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+        inside = sum(event["dur"] for event in nodes if event["args"]["op_name"] == "DualPathMoE")
+        share = 1 - inside / 1e6 / sum(seconds)
+        rows.append(DecoderRow(phase, tokens / median(seconds[1:]), share))
+    return rows
+
+
+@contextmanager
+def _bound(
+    session: ort.InferenceSession, layers: int, cache_shape: tuple[int, ...], tokens: int, past: int
+) -> Iterator[Callable[[], None]]:
+    """A call of the decoder on random embeddings, its caches in place."""
+    shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+    binding = session.io_binding()
+    generator = np.random.default_rng(0)
+    half = shapes["cos"][-1]
+    binding.bind_cpu_input(
+        "embeddings", generator.standard_normal((1, tokens, shapes["embeddings"][-1]), dtype=np.float32)
+    )
+    for name in ("cos", "sin"):
+        binding.bind_cpu_input(name, np.full((1, tokens, half), math.sqrt(0.5), np.float32))
+    binding.bind_cpu_input("past", np.array([past]))
+    binding.bind_cpu_input("logit_rows", np.array([tokens - 1]))
+    buffers = []
+    for name in ("keys", "values"):
+        for layer in range(layers):
+            buffers.append(ort.OrtValue.ortvalue_from_numpy(np.zeros(cache_shape, np.float32)))
+            binding.bind_ortvalue_input(f"{name}.{layer}", buffers[-1])
+            binding.bind_ortvalue_output(f"present_{name}.{layer}", buffers[-1])
+    binding.bind_output("logits")
+    yield lambda: session.run_with_iobinding(binding)
+
+
+def print_table(machine: Machine, rows: list[Row], decoder: list[DecoderRow], console: Console) -> None:
+    """Milliseconds with the ratio to ours, then how near ours is to the machine's limits."""
+    title = (
+        f"DualPathMoE, int4 block {BLOCK}, {machine.cpu}, {machine.threads} threads: "
+        f"reads {machine.read_gbps:.1f} GB/s, int8 peak {machine.int8_gops:.0f} GOP/s"
+    )
+    table = Table(title=title)
+    for name in ("tokens", "ours, ms", "ORT", "fp32", "bf16", "GB/s", "GOP/s"):
+        table.add_column(name, justify="right")
+    for tokens in sorted({row.tokens for row in rows}):
+        by_impl = {row.impl: row for row in rows if row.tokens == tokens}
+        mine = by_impl[OURS]
+        others = (
+            f"{by_impl[impl].ms:,.2f} ({by_impl[impl].ms / mine.ms:.2f}x)" for impl in (RUNTIME, TORCH_FP32, TORCH_BF16)
+        )
+        limits = (
+            f"{mine.gbps:.1f} ({mine.gbps / machine.read_gbps:.0%})",
+            f"{mine.gops:.0f} ({mine.gops / machine.int8_gops:.0%})",
+        )
+        table.add_row(f"{tokens}", f"{mine.ms:,.2f}", *others, *limits)
+    console.print(table)
+    for row in decoder:
+        console.print(
+            f"{row.phase}: {row.tokens_per_second:.1f} tokens/s, {row.share_outside_moe:.1%} outside DualPathMoE"
+        )
+
+
+def plot(machine: Machine, rows: list[Row], path: Path) -> None:
+    """Operations a second over tokens, under the two limits of the machine."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    labels = {
+        OURS: "DualPathMoE",
+        RUNTIME: "QMoE + MatMulNBits",
+        TORCH_FP32: "PyTorch float32",
+        TORCH_BF16: "PyTorch bfloat16",
+    }
+    for impl, label in labels.items():
+        mine = [row for row in rows if row.impl == impl]
+        axes.plot([row.tokens for row in mine], [row.gops for row in mine], marker="o", label=label)
+    ours_rows = [row for row in rows if row.impl == OURS]
+    roof = [min(machine.int8_gops, row.gops * machine.read_gbps / row.gbps) for row in ours_rows]
+    axes.plot([row.tokens for row in ours_rows], roof, "k--", linewidth=1, label="limit: read bandwidth, int8 peak")
+    axes.set(
+        xscale="log", yscale="log", xlabel="tokens", ylabel="GOP/s", title=f"One layer, int4, {machine.threads} threads"
+    )
+    axes.set_xscale("log", base=2)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def _library() -> Path:
+    path = library_path()
+    if path is None:
+        raise SystemExit("The native library is not installed: install the package where there is a C++ compiler.")
+    return path
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def main() -> int:
+    """Run the benchmark; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Time DualPathMoE beside ONNX Runtime's own operators and PyTorch.")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--decoder", type=Path, metavar="BUNDLE", help="a bundle whose decoder is measured as well")
+    options = parser.parse_args()
+    one = Layer.random(0)
+    bytes_of_layer = sum(weight.values.nbytes for weight in (one.gate, one.up, one.down))
+    layers = [one, *(Layer.random(seed) for seed in range(1, math.ceil(COLD_BYTES / bytes_of_layer)))]
+    with tempfile.TemporaryDirectory() as folder:
+        machine, rows = measure(layers, options.threads, tuple(options.tokens), options.runs, Path(folder))
+    decoder = measure_decoder(Bundle(options.decoder), options.threads) if options.decoder else []
+    print_table(machine, rows, decoder, Console())
+    if options.json:
+        report = {
+            "machine": asdict(machine),
+            "rows": [asdict(row) for row in rows],
+            "decoder": [asdict(row) for row in decoder],
+        }
+        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if options.plot:
+        plot(machine, rows, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+// AVX2, with or without AVX-VNNI. Without it, 8-bit weights are multiplied by magnitude and the sign moves to the
+// activation, because vpmaddubsw would saturate on unsigned 8-bit weights; 4-bit ones never reach its limit.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernel_table.hpp"
+
+namespace echovlm {
+namespace {
+
+template <bool Vnni>
+struct Avx2 {
+  using Bytes = __m256i;
+  using Int = __m256i;
+  using Float = __m256;
+  static constexpr int lanes = 8;
+  static constexpr int panel_vectors = 2;
+  static constexpr int tile_tokens = Vnni ? 6 : 4;  // of 16 registers; without VNNI two are temporaries
+  // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
+  static constexpr std::size_t few_tokens = Vnni ? 3 : ~std::size_t{0}, row_tokens = Vnni ? 4 : 8;
+  static constexpr std::size_t prefetch_bytes = 1024;
+  static constexpr int zero4 = 8, zero8 = Vnni ? 128 : 0;
+
+  static Bytes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Bytes load_some(const void* p, std::size_t bytes) {
+    alignas(32) std::uint8_t whole[32] = {};
+    std::memcpy(whole, p, bytes < 32 ? bytes : 32);
+    return load(whole);
+  }
+  static void store(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static Bytes set_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
+  static Bytes low(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+  static Bytes high(Bytes v) { return low(_mm256_srli_epi16(v, 4)); }
+  static Bytes stored8(Bytes v) { return Vnni ? _mm256_xor_si256(v, set_bytes(128)) : v; }
+  static Bytes either(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+  static void keep(Bytes& v) { asm volatile("" : "+x"(v)); }
+  static Bytes broadcast_word(const std::int8_t* p) {
+    std::int32_t word;
+    std::memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+  }
+  static void load_even_odd(const std::int8_t* p, std::size_t bytes, Bytes& even, Bytes& odd) {
+    const __m256 a = _mm256_castsi256_ps(bytes >= 32 ? load(p) : load_some(p, bytes));
+    const __m256 b = _mm256_castsi256_ps(bytes >= 64 ? load(p + 32) : load_some(p + 32, bytes > 32 ? bytes - 32 : 0));
+    even = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);
+    odd = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8);
+  }
+
+  static Int set_int(std::int32_t value) { return _mm256_set1_epi32(value); }
+  static Int negate(Int v) { return _mm256_sub_epi32(_mm256_setzero_si256(), v); }
+  template <int Bits>
+  static Int dot(Int sum, Bytes weight, Bytes x) {
+    if constexpr (Vnni) {
+      // Not _mm256_dpbusd_avx_epi32: see kernel_avx512_vnni.cpp.
+      asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
+      return sum;
+    }
+    const Bytes pairs = Bits == 4 ? _mm256_maddubs_epi16(weight, x)
+                                  : _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(x, weight));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+
+  // Without VNNI, pairs of products: 16-bit sums for 4-bit weights, of which four stay below 4 * 2 * 15 * 127 = 15,240,
+  // and 32-bit ones for 8-bit weights, whose pairs alone reach 2 * 127 * 127.
+  using Partial = __m256i;
+  struct Weight {
+    Bytes stored, magnitude;
+  };
+  template <int Bits>
+  static Weight weight(Bytes stored) {
+    return {stored, Bits == 8 && !Vnni ? _mm256_abs_epi8(stored) : stored};
+  }
+  static Partial no_partial() { return _mm256_setzero_si256(); }
+  template <int Bits>
+  static Partial partial_dot(Partial sum, const Weight& weight, Bytes x) {
+    if constexpr (Vnni) return dot<Bits>(sum, weight.stored, x);
+    if constexpr (Bits == 4) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weight.stored, x));
+    const Bytes pairs = _mm256_maddubs_epi16(weight.magnitude, _mm256_sign_epi8(x, weight.stored));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  template <int Bits>
+  static Int whole(Partial sum) {
+    return Vnni || Bits == 8 ? sum : _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+  }
+
+  static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+  static Float broadcast(float v) { return _mm256_set1_ps(v); }
+  static Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float load_floats(const float* p) { return _mm256_loadu_ps(p); }
+  static Float load_some_floats(const float* p, std::size_t count) {
+    alignas(32) float whole[8] = {};
+    std::memcpy(whole, p, (count < 8 ? count : 8) * sizeof(float));
+    return load_floats(whole);
+  }
+  static void store_floats(float* p, Float v) { _mm256_storeu_ps(p, v); }
+  static float sum(Float v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  // Each of `count` scales in as many lanes as its block has.
+  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
+    const Int lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int shift = lanes_of_block == 4 ? 2 : 1;
+    return _mm256_permutevar8x32_ps(load_some_floats(scales, count), _mm256_srl_epi32(lane, _mm_cvtsi32_si128(shift)));
+  }
+
+  // words[row] lane w becomes words[w] lane row: pairs, fours, then halves of the register change places.
+  static void transpose(Bytes (&words)[8]) {
+    Bytes t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_epi32(words[i], words[i + 1]);
+      t[i + 1] = _mm256_unpackhi_epi32(words[i], words[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      u[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+      u[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+      u[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+      u[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      words[i] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x20);
+      words[i + 4] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace echovlm

@@ -1,0 +1,20 @@
+// BlockQuantLinear: y = x W^T + b with block-wise quantized weights, over the same kernels as DualPathMoE.
+#pragma once
+
+#include "matrix.hpp"
+
+namespace echovlm {
+
+struct BlockQuantLinearInputs {
+  const float* x;  // [tokens, weight.columns]
+  std::size_t tokens;
+  Matrix weight;  // [rows, columns]
+  std::size_t rows;
+  const float* bias;  // [rows] or nullptr
+};
+
+// y [tokens, rows]; `packing.bits` is 4 or 8. Throws std::invalid_argument where the columns do not fit the block.
+void block_quant_linear(const Kernels& kernels, const Packing& packing, const BlockQuantLinearInputs& inputs, float* y,
+                        const Threads& threads, Workspace& workspace);
+
+}  // namespace echovlm

@@ -1,0 +1,82 @@
+// From plain C arguments to the operators.
+#include "c_interface.hpp"
+
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "block_quant_linear.hpp"
+#include "dispatch.hpp"
+#include "dual_path_moe.hpp"
+#include "own_threads.hpp"
+
+namespace {
+
+using namespace echovlm;
+
+Matrix matrix(const EchovlmMatrix& from, std::int64_t columns) {
+  return {from.values, static_cast<FloatType>(from.type), from.scales, from.scale_type == 1,
+          static_cast<std::size_t>(columns)};
+}
+
+template <class Work>
+int with_error(char* error, std::size_t size, Work&& work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& thrown) {
+    if (size != 0) {
+      std::strncpy(error, thrown.what(), size - 1);
+      error[size - 1] = '\0';
+    }
+    return 1;
+  }
+}
+
+}  // namespace
+
+int echovlm_dual_path_moe(const EchovlmDualPathMoE* call, char* error, std::size_t error_size) {
+  return with_error(error, error_size, [&] {
+    const DualPathMoE moe({call->group_widths, call->group_widths + call->groups}, static_cast<std::size_t>(call->top_k),
+                          call->norm_topk_prob != 0,
+                          {static_cast<int>(call->bits), static_cast<std::size_t>(call->block_size)});
+    const auto total = static_cast<std::int64_t>(moe.total_width());
+    const DualPathMoEInputs inputs{call->x,
+                                   static_cast<std::size_t>(call->tokens),
+                                   static_cast<std::size_t>(call->hidden),
+                                   call->router,
+                                   call->shared_gate,
+                                   call->coefficient,
+                                   call->coefficient_bias,
+                                   matrix(call->gate, call->hidden),
+                                   matrix(call->up, call->hidden),
+                                   matrix(call->down, total)};
+    WorkspacePool::Lease workspace(WorkspacePool::shared());
+    moe.run(kernels(), inputs, call->y, OwnThreads(static_cast<std::size_t>(call->threads)), *workspace);
+  });
+}
+
+int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error, std::size_t error_size) {
+  return with_error(error, error_size, [&] {
+    const Packing packing{static_cast<int>(call->bits), static_cast<std::size_t>(call->block_size)};
+    packing.validate();
+    const BlockQuantLinearInputs inputs{call->x, static_cast<std::size_t>(call->tokens),
+                                        matrix(call->weight, call->columns), static_cast<std::size_t>(call->rows),
+                                        call->bias};
+    WorkspacePool::Lease workspace(WorkspacePool::shared());
+    block_quant_linear(kernels(), packing, inputs, call->y, OwnThreads(static_cast<std::size_t>(call->threads)), *workspace);
+  });
+}
+
+const char* echovlm_available_kernels() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const Kernels* found : available_kernels()) joined += (joined.empty() ? "" : ",") + std::string(found->name);
+    return joined;
+  }();
+  return names.c_str();
+}
+
+const char* echovlm_kernel() { return kernels().name; }
+
+int echovlm_set_kernel(const char* name) { return use_kernels(name) ? 0 : 1; }

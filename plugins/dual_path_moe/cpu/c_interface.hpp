@@ -1,0 +1,49 @@
+// The operators as plain C functions, without ONNX Runtime: for tests, sanitizers and measurements.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#define ECHOVLM_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// A weight: type 0 float32, 1 float16, 2 bfloat16 (with bits 0); scale_type 0 float32, 1 float16 (otherwise).
+struct EchovlmMatrix {
+  const void* values;
+  const void* scales;
+  std::int32_t type, scale_type;
+};
+
+struct EchovlmDualPathMoE {
+  const std::int64_t* group_widths;
+  std::int64_t groups, top_k, norm_topk_prob, bits, block_size;
+  std::int64_t tokens, hidden, threads;
+  const float *x, *router, *shared_gate, *coefficient, *coefficient_bias;
+  EchovlmMatrix gate, up, down;
+  float* y;
+};
+
+struct EchovlmBlockQuantLinear {
+  std::int64_t bits, block_size, tokens, columns, rows, threads;
+  const float *x, *bias;
+  EchovlmMatrix weight;
+  float* y;
+};
+
+// Both return 0, or 1 with a sentence in `error`.
+ECHOVLM_EXPORT int echovlm_dual_path_moe(const EchovlmDualPathMoE* call, char* error, std::size_t error_size);
+ECHOVLM_EXPORT int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error, std::size_t error_size);
+
+// Names of the kernels that this computer can run, best first, separated by commas.
+ECHOVLM_EXPORT const char* echovlm_available_kernels();
+// The kernels in use.
+ECHOVLM_EXPORT const char* echovlm_kernel();
+// Use the kernels of this name from now on; 0, or 1 where this computer cannot run them.
+ECHOVLM_EXPORT int echovlm_set_kernel(const char* name);
+
+// Bytes a second that `threads` threads read from `data`, the best of `runs`.
+ECHOVLM_EXPORT double echovlm_read_bandwidth(const void* data, std::size_t bytes, std::int64_t threads, std::int64_t runs);
+// Int8 operations a second (a multiply-add is two) of the product instruction alone, the best of `runs`.
+ECHOVLM_EXPORT double echovlm_int8_peak(std::int64_t threads, std::int64_t runs);
+}

@@ -1,0 +1,119 @@
+// AVX-512 with VNNI: vpdpbusd multiplies unsigned weights by signed activations, 64 products an instruction.
+#include <immintrin.h>
+
+#include "dispatch.hpp"
+#include "kernel_table.hpp"
+
+namespace echovlm {
+namespace {
+
+struct Avx512Vnni {
+  using Bytes = __m512i;
+  using Int = __m512i;
+  using Float = __m512;
+  static constexpr int lanes = 16;
+  static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
+  static constexpr int tile_tokens = 6;
+  static constexpr std::size_t few_tokens = 3, row_tokens = 4;
+  static constexpr std::size_t prefetch_bytes = 1024;
+  static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values
+
+  static Bytes load(const void* p) { return _mm512_loadu_si512(p); }
+  static Bytes load_some(const void* p, std::size_t bytes) {
+    return _mm512_maskz_loadu_epi8(bytes >= 64 ? ~0ull : (1ull << bytes) - 1, p);
+  }
+  static void store(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
+  static Bytes set_bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+  static Bytes low(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+  static Bytes high(Bytes v) { return low(_mm512_srli_epi16(v, 4)); }
+  static Bytes stored8(Bytes v) { return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(128))); }
+  static Bytes either(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+  static void keep(Bytes& v) { asm volatile("" : "+v"(v)); }
+  static Bytes broadcast_word(const std::int8_t* p) {
+    std::int32_t word;
+    std::memcpy(&word, p, 4);
+    return _mm512_set1_epi32(word);
+  }
+  static void load_even_odd(const std::int8_t* p, std::size_t bytes, Bytes& even, Bytes& odd) {
+    const Bytes a = load_some(p, bytes), b = load_some(p + 64, bytes > 64 ? bytes - 64 : 0);
+    const Bytes evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    even = _mm512_permutex2var_epi32(a, evens, b);
+    odd = _mm512_permutex2var_epi32(a, _mm512_or_si512(evens, _mm512_set1_epi32(1)), b);
+  }
+
+  static Int set_int(std::int32_t value) { return _mm512_set1_epi32(value); }
+  static Int negate(Int v) { return _mm512_sub_epi32(_mm512_setzero_si512(), v); }
+  template <int Bits>
+  static Int dot(Int sum, Bytes weight, Bytes x) {
+    // Not _mm512_dpbusd_epi32: GCC 12 changes the type of every sum before and after it, and the copies cost twice the
+    // registers, so that the tile's sums would live in memory.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
+  }
+
+  // What `dot`s add up to before `whole`: here the same as their sums.
+  using Partial = Int;
+  using Weight = Bytes;
+  template <int Bits>
+  static Weight weight(Bytes stored) {
+    return stored;
+  }
+  static Partial no_partial() { return set_int(0); }
+  template <int Bits>
+  static Partial partial_dot(Partial sum, Weight weight, Bytes x) {
+    return dot<Bits>(sum, weight, x);
+  }
+  template <int Bits>
+  static Int whole(Partial sum) {
+    return sum;
+  }
+
+  static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+  static Float broadcast(float v) { return _mm512_set1_ps(v); }
+  static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float load_floats(const float* p) { return _mm512_loadu_ps(p); }
+  static Float load_some_floats(const float* p, std::size_t count) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+  }
+  static void store_floats(float* p, Float v) { _mm512_storeu_ps(p, v); }
+  static float sum(Float v) { return _mm512_reduce_add_ps(v); }
+  // Each of `count` scales in as many lanes as its block has.
+  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
+    const Int lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int shift = lanes_of_block == 8 ? 3 : lanes_of_block == 4 ? 2 : 1;
+    return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift)), load_some_floats(scales, count));
+  }
+
+  // words[row] lane w becomes words[w] lane row: pairs, fours, then quarters of the register change places.
+  static void transpose(Bytes (&words)[16]) {
+    Bytes t[16], u[16];
+    each<8>([&](auto pair) ECHOVLM_LAMBDA {
+      constexpr int i = 2 * pair.value;
+      t[i] = _mm512_unpacklo_epi32(words[i], words[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(words[i], words[i + 1]);
+    });
+    each<4>([&](auto four) ECHOVLM_LAMBDA {
+      constexpr int i = 4 * four.value;
+      u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    });
+    each<4>([&](auto quarter) ECHOVLM_LAMBDA {
+      constexpr int i = quarter.value;
+      const Bytes a = _mm512_shuffle_i32x4(u[i], u[i + 4], 0x88), b = _mm512_shuffle_i32x4(u[i], u[i + 4], 0xdd);
+      const Bytes c = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0x88), d = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0xdd);
+      words[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+      words[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+      words[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+      words[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    });
+  }
+};
+
+}  // namespace
+
+const Kernels kAvx512VnniKernels = table<Avx512Vnni>("avx512_vnni");
+
+}  // namespace echovlm

@@ -1,0 +1,133 @@
+// Plain C++, four lanes: what any processor runs, and the kernel that sanitizers see through.
+#include "dispatch.hpp"
+#include "kernel_table.hpp"
+
+namespace echovlm {
+namespace {
+
+struct Portable {
+  struct Bytes {
+    std::uint8_t at[16];
+  };
+  struct Int {
+    std::int32_t at[4];
+  };
+  struct Float {
+    float at[4];
+  };
+  static constexpr int lanes = 4;
+  static constexpr int panel_vectors = 2;
+  static constexpr int tile_tokens = 4;
+  static constexpr std::size_t few_tokens = 3, row_tokens = 4;
+  static constexpr std::size_t prefetch_bytes = 512;
+  static constexpr int zero4 = 8, zero8 = 0;
+
+  static Bytes load(const void* p) { return load_some(p, 16); }
+  static Bytes load_some(const void* p, std::size_t bytes) {
+    Bytes v = {};
+    std::memcpy(v.at, p, bytes < 16 ? bytes : 16);
+    return v;
+  }
+  static void store(void* p, const Bytes& v) { std::memcpy(p, v.at, 16); }
+  static Bytes set_bytes(int value) {
+    Bytes v;
+    std::memset(v.at, value, 16);
+    return v;
+  }
+  static Bytes low(Bytes v) {
+    for (auto& byte : v.at) byte &= 15;
+    return v;
+  }
+  static Bytes high(Bytes v) {
+    for (auto& byte : v.at) byte >>= 4;
+    return v;
+  }
+  static Bytes stored8(const Bytes& v) { return v; }
+  static Bytes either(Bytes a, const Bytes& b) {
+    for (int i = 0; i < 16; ++i) a.at[i] |= b.at[i];
+    return a;
+  }
+  static void keep(Bytes& v) { asm volatile("" : "+m"(v)); }
+  static Bytes broadcast_word(const std::int8_t* p) {
+    Bytes v;
+    for (int i = 0; i < 4; ++i) std::memcpy(v.at + 4 * i, p, 4);
+    return v;
+  }
+  static void load_even_odd(const std::int8_t* p, std::size_t bytes, Bytes& even, Bytes& odd) {
+    std::uint8_t whole[32] = {};
+    std::memcpy(whole, p, bytes < 32 ? bytes : 32);
+    for (int i = 0; i < 4; ++i) {
+      std::memcpy(even.at + 4 * i, whole + 8 * i, 4);
+      std::memcpy(odd.at + 4 * i, whole + 8 * i + 4, 4);
+    }
+  }
+
+  static Int set_int(std::int32_t value) { return {{value, value, value, value}}; }
+  static Int negate(Int v) {
+    for (auto& lane : v.at) lane = -lane;
+    return v;
+  }
+  template <int Bits>
+  static Int dot(Int sum, const Bytes& weight, const Bytes& x) {
+    for (int i = 0; i < 16; ++i)
+      sum.at[i / 4] += static_cast<std::int8_t>(weight.at[i]) * static_cast<std::int8_t>(x.at[i]);
+    return sum;
+  }
+
+  // What `dot`s add up to before `whole`: here the same as their sums.
+  using Partial = Int;
+  using Weight = Bytes;
+  template <int Bits>
+  static Weight weight(Bytes stored) {
+    return stored;
+  }
+  static Partial no_partial() { return set_int(0); }
+  template <int Bits>
+  static Partial partial_dot(Partial sum, Weight weight, Bytes x) {
+    return dot<Bits>(sum, weight, x);
+  }
+  template <int Bits>
+  static Int whole(Partial sum) {
+    return sum;
+  }
+
+  static Float to_float(const Int& v) {
+    Float f;
+    for (int i = 0; i < 4; ++i) f.at[i] = static_cast<float>(v.at[i]);
+    return f;
+  }
+  static Float broadcast(float v) { return {{v, v, v, v}}; }
+  static Float multiply(Float a, const Float& b) {
+    for (int i = 0; i < 4; ++i) a.at[i] *= b.at[i];
+    return a;
+  }
+  static Float multiply_add(const Float& a, const Float& b, Float c) {
+    for (int i = 0; i < 4; ++i) c.at[i] += a.at[i] * b.at[i];
+    return c;
+  }
+  static Float load_floats(const float* p) { return load_some_floats(p, 4); }
+  static Float load_some_floats(const float* p, std::size_t count) {
+    Float v = {};
+    std::memcpy(v.at, p, (count < 4 ? count : 4) * sizeof(float));
+    return v;
+  }
+  static void store_floats(float* p, const Float& v) { std::memcpy(p, v.at, sizeof v.at); }
+  static float sum(const Float& v) { return (v.at[0] + v.at[2]) + (v.at[1] + v.at[3]); }
+  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
+    Float v = {};
+    for (std::size_t i = 0; i < 4; ++i) v.at[i] = i / lanes_of_block < count ? scales[i / lanes_of_block] : 0.0f;
+    return v;
+  }
+  static void transpose(Bytes (&words)[4]) {
+    Bytes t[4];
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) std::memcpy(t[j].at + 4 * i, words[i].at + 4 * j, 4);
+    for (int i = 0; i < 4; ++i) words[i] = t[i];
+  }
+};
+
+}  // namespace
+
+const Kernels kPortableKernels = table<Portable>("portable");
+
+}  // namespace echovlm

@@ -1,0 +1,55 @@
+// Makes an instruction set's table of functions; included by one kernel_*.cpp per set, each compiled with its own flags,
+// so everything lives in unnamed namespaces and calls no inline library function that a linker could share between them.
+#pragma once
+
+#include "activations.hpp"
+#include "block_product.hpp"
+#include "tile_panel.hpp"
+
+namespace echovlm {
+namespace {
+
+template <class Isa>
+double peak(std::size_t rounds) {
+  constexpr int independent = Isa::panel_vectors * 4;
+  typename Isa::Int sums[independent];
+  each<independent>([&](auto i) ECHOVLM_LAMBDA { sums[i.value] = Isa::set_int(i.value); });
+  const auto weight = Isa::set_bytes(3), word = Isa::set_bytes(1);
+  for (std::size_t round = 0; round < rounds; ++round) {
+    each<independent>([&](auto i) ECHOVLM_LAMBDA {
+      auto same = weight;
+      Isa::keep(same);  // or products of the same operands would be made once for all sums
+      sums[i.value] = Isa::template dot<4>(sums[i.value], same, word);
+    });
+  }
+  auto total = Isa::broadcast(0.0f);
+  each<independent>([&](auto i) ECHOVLM_LAMBDA { total = Isa::multiply_add(Isa::to_float(sums[i.value]), Isa::broadcast(1.0f), total); });
+  volatile float kept = Isa::sum(total);
+  static_cast<void>(kept);
+  return 2.0 * 4 * Isa::lanes * independent * static_cast<double>(rounds);
+}
+
+template <class Isa>
+std::uint64_t read(const std::uint8_t* data, std::size_t bytes) {
+  constexpr std::size_t vector = 4 * Isa::lanes;
+  auto a = Isa::set_bytes(0), b = a, c = a, d = a;
+  for (std::size_t at = 0; at + 4 * vector <= bytes; at += 4 * vector) {
+    a = Isa::either(a, Isa::load(data + at));
+    b = Isa::either(b, Isa::load(data + at + vector));
+    c = Isa::either(c, Isa::load(data + at + 2 * vector));
+    d = Isa::either(d, Isa::load(data + at + 3 * vector));
+  }
+  alignas(64) std::uint8_t kept[vector];
+  Isa::store(kept, Isa::either(Isa::either(a, b), Isa::either(c, d)));
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < vector; ++i) sum += kept[i];
+  return sum;
+}
+
+template <class Isa, class Panel = TilePanel<Isa>>
+constexpr Kernels table(const char* name) {
+  return {name, block_product<Isa, Panel>, FloatProduct<Isa>::run, quantize, swiglu, peak<Isa>, read<Isa>};
+}
+
+}  // namespace
+}  // namespace echovlm

@@ -1,0 +1,73 @@
+// Narrowing of matrices and activations to the part of a product, for quantized and floating weights alike.
+#include "matrix.hpp"
+
+#include <stdexcept>
+
+namespace echovlm {
+
+void Packing::validate() const {
+  if (bits != 0 && bits != 4 && bits != 8)
+    throw std::invalid_argument("bits is " + std::to_string(bits) + ", but weights have 0 (floating), 4 or 8.");
+  if (bits != 0 && block != 16 && block != 32 && block != 64 && block != 128)
+    throw std::invalid_argument("block_size is " + std::to_string(block) + ", but a block has 16, 32, 64 or 128 values.");
+}
+
+void Packing::validate_width(const std::string& what, std::size_t width) const {
+  if (bits != 0 && width % block != 0)
+    throw std::invalid_argument(what + " " + std::to_string(width) + " is not a multiple of block_size " +
+                                std::to_string(block) + ": quantize with a smaller block.");
+}
+
+Activations reserve_activations(const Packing& packing, std::size_t tokens, std::size_t width, Buffer& values,
+                                Buffer& scales, Buffer& sums) {
+  Activations made;
+  if (packing.bits == 0) {
+    made.floats = {values.reserve<float>(tokens * width), width};
+    return made;
+  }
+  // Rows a multiple of 4096 bytes apart would all compete for the same few cache lines.
+  const std::size_t stride = width % 4096 ? width : width + 64;
+  const std::size_t blocks = width / packing.block;
+  made.quantized = {values.reserve<std::int8_t>(tokens * stride + kRowSlack), stride,
+                    scales.reserve<float>(tokens * blocks), sums.reserve<std::int32_t>(tokens * blocks), blocks};
+  return made;
+}
+
+void write_activations(const Kernels& kernels, const Packing& packing, const float* from, std::size_t token,
+                       std::size_t column, std::size_t count, float weight, const Activations& to) {
+  const QuantizedTokens& q = to.quantized;
+  const std::size_t block = token * q.scale_stride + column / packing.block;
+  kernels.quantize(from, count, packing.block, packing.bits, weight,
+                   const_cast<std::int8_t*>(q.values) + token * q.stride + column, const_cast<float*>(q.scales) + block,
+                   const_cast<std::int32_t*>(q.sums) + block);
+}
+
+void multiply(const Kernels& kernels, const Packing& packing, const Matrix& matrix, const Part& part,
+              const Activations& x, const TokenList& list, const Accumulator& accumulator, std::uint8_t* scratch) {
+  if (list.count == 0) return;
+  if (packing.bits == 0) {
+    const std::size_t size = matrix.type == FloatType::kFloat32 ? 4 : 2;
+    const auto* first = static_cast<const std::uint8_t*>(matrix.values) + (part.row * matrix.columns + part.column) * size;
+    kernels.float_product({first, matrix.type, matrix.columns, part.rows, part.columns},
+                          {x.floats.values + part.column, x.floats.stride}, list, accumulator);
+    return;
+  }
+  const std::size_t row_bytes = matrix.columns * packing.bits / 8, blocks = matrix.columns / packing.block;
+  const std::size_t block = part.column / packing.block;
+  const std::size_t scale = part.row * blocks + block;
+  const BlockWeights weights{
+      static_cast<const std::uint8_t*>(matrix.values) + part.row * row_bytes + part.column * packing.bits / 8,
+      row_bytes,
+      static_cast<const std::uint8_t*>(matrix.scales) + scale * (matrix.half_scales ? 2 : 4),
+      blocks,
+      matrix.half_scales,
+      packing.bits,
+      packing.block,
+      part.rows,
+      part.columns};
+  const QuantizedTokens& q = x.quantized;
+  kernels.block_product(weights, {q.values + part.column, q.stride, q.scales + block, q.sums + block, q.scale_stride}, list,
+                        accumulator, scratch);
+}
+
+}  // namespace echovlm

@@ -1,0 +1,100 @@
+// NEON with the dot-product instruction (ARMv8.2): sdot adds four signed products to each of four lanes.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "kernel_table.hpp"
+
+namespace echovlm {
+namespace {
+
+struct Neon {
+  using Bytes = int8x16_t;
+  using Int = int32x4_t;
+  using Float = float32x4_t;
+  static constexpr int lanes = 4;
+  static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
+  static constexpr int tile_tokens = 6;
+  static constexpr std::size_t few_tokens = 3, row_tokens = 4;
+  static constexpr std::size_t prefetch_bytes = 512;
+  static constexpr int zero4 = 8, zero8 = 0;
+
+  static Bytes load(const void* p) { return vld1q_s8(static_cast<const std::int8_t*>(p)); }
+  static Bytes load_some(const void* p, std::size_t bytes) {
+    std::int8_t whole[16] = {};
+    std::memcpy(whole, p, bytes < 16 ? bytes : 16);
+    return vld1q_s8(whole);
+  }
+  static void store(void* p, Bytes v) { vst1q_s8(static_cast<std::int8_t*>(p), v); }
+  static Bytes set_bytes(int value) { return vdupq_n_s8(static_cast<std::int8_t>(value)); }
+  static Bytes low(Bytes v) { return vandq_s8(v, vdupq_n_s8(15)); }
+  static Bytes high(Bytes v) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4)); }
+  static Bytes stored8(Bytes v) { return v; }
+  static Bytes either(Bytes a, Bytes b) { return vorrq_s8(a, b); }
+  static void keep(Bytes& v) { asm volatile("" : "+w"(v)); }
+  static Bytes broadcast_word(const std::int8_t* p) {
+    std::int32_t word;
+    std::memcpy(&word, p, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(word));
+  }
+  static void load_even_odd(const std::int8_t* p, std::size_t bytes, Bytes& even, Bytes& odd) {
+    const int32x4_t a = vreinterpretq_s32_s8(bytes >= 16 ? load(p) : load_some(p, bytes));
+    const int32x4_t b =
+        vreinterpretq_s32_s8(bytes >= 32 ? load(p + 16) : load_some(p + 16, bytes > 16 ? bytes - 16 : 0));
+    even = vreinterpretq_s8_s32(vuzp1q_s32(a, b));
+    odd = vreinterpretq_s8_s32(vuzp2q_s32(a, b));
+  }
+
+  static Int set_int(std::int32_t value) { return vdupq_n_s32(value); }
+  static Int negate(Int v) { return vnegq_s32(v); }
+  template <int Bits>
+  static Int dot(Int sum, Bytes weight, Bytes x) {
+    return vdotq_s32(sum, weight, x);
+  }
+
+  // What `dot`s add up to before `whole`: here the same as their sums.
+  using Partial = Int;
+  using Weight = Bytes;
+  template <int Bits>
+  static Weight weight(Bytes stored) {
+    return stored;
+  }
+  static Partial no_partial() { return set_int(0); }
+  template <int Bits>
+  static Partial partial_dot(Partial sum, Weight weight, Bytes x) {
+    return dot<Bits>(sum, weight, x);
+  }
+  template <int Bits>
+  static Int whole(Partial sum) {
+    return sum;
+  }
+
+  static Float to_float(Int v) { return vcvtq_f32_s32(v); }
+  static Float broadcast(float v) { return vdupq_n_f32(v); }
+  static Float multiply(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float multiply_add(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float load_floats(const float* p) { return vld1q_f32(p); }
+  static Float load_some_floats(const float* p, std::size_t count) {
+    float whole[4] = {};
+    std::memcpy(whole, p, (count < 4 ? count : 4) * sizeof(float));
+    return vld1q_f32(whole);
+  }
+  static void store_floats(float* p, Float v) { vst1q_f32(p, v); }
+  static float sum(Float v) { return vaddvq_f32(v); }
+  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
+    float lane[4];
+    for (std::size_t i = 0; i < 4; ++i) lane[i] = i / lanes_of_block < count ? scales[i / lanes_of_block] : 0.0f;
+    return vld1q_f32(lane);
+  }
+  static void transpose(Bytes (&words)[4]) {
+    const int32x4x2_t a = vtrnq_s32(vreinterpretq_s32_s8(words[0]), vreinterpretq_s32_s8(words[1]));
+    const int32x4x2_t b = vtrnq_s32(vreinterpretq_s32_s8(words[2]), vreinterpretq_s32_s8(words[3]));
+    words[0] = vreinterpretq_s8_s32(vcombine_s32(vget_low_s32(a.val[0]), vget_low_s32(b.val[0])));
+    words[1] = vreinterpretq_s8_s32(vcombine_s32(vget_low_s32(a.val[1]), vget_low_s32(b.val[1])));
+    words[2] = vreinterpretq_s8_s32(vcombine_s32(vget_high_s32(a.val[0]), vget_high_s32(b.val[0])));
+    words[3] = vreinterpretq_s8_s32(vcombine_s32(vget_high_s32(a.val[1]), vget_high_s32(b.val[1])));
+  }
+};
+
+}  // namespace
+}  // namespace echovlm

@@ -1,0 +1,162 @@
+"""The native library's plain C functions on numpy arrays, without ONNX Runtime: for tests and measurements."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.plugins.dual_path_moe.reference import DualPathMoEAttributes, Floats
+
+# A stored weight: float32, float16 or bfloat16 (as uint16) [N, K] without scales; or packed int8 with its scales.
+StoredWeight = tuple[NDArray[np.generic], "NDArray[np.generic] | None"]
+
+_FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2, np.dtype(np.int8): 0}
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("scale_type", ctypes.c_int32),
+    )
+
+
+class _DualPathMoE(ctypes.Structure):
+    _fields_ = (
+        ("group_widths", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("groups", "top_k", "norm_topk_prob", "bits", "block_size")),
+        *((name, ctypes.c_int64) for name in ("tokens", "hidden", "threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "router", "shared_gate", "coefficient", "coefficient_bias")),
+        *((name, _Matrix) for name in ("gate", "up", "down")),
+        ("y", ctypes.c_void_p),
+    )
+
+
+class _BlockQuantLinear(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("bits", "block_size", "tokens", "columns", "rows", "threads")),
+        ("x", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("weight", _Matrix),
+        ("y", ctypes.c_void_p),
+    )
+
+
+class NativeLibrary:
+    """The library at `path`; arrays must be C-contiguous."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.echovlm_available_kernels.restype = ctypes.c_char_p
+        self._library.echovlm_kernel.restype = ctypes.c_char_p
+        self._library.echovlm_read_bandwidth.restype = ctypes.c_double
+        self._library.echovlm_int8_peak.restype = ctypes.c_double
+
+    @property
+    def available_kernels(self) -> tuple[str, ...]:
+        """Names of the kernels that this computer can run, best first."""
+        return tuple(self._library.echovlm_available_kernels().decode().split(","))
+
+    @property
+    def kernel(self) -> str:
+        """The kernels in use."""
+        return str(self._library.echovlm_kernel().decode())
+
+    @contextmanager
+    def using(self, kernel: str) -> Iterator[None]:
+        """Everything inside uses these kernels.
+
+        Raises:
+            ValueError: this computer cannot run them.
+        """
+        before = self.kernel
+        if self._library.echovlm_set_kernel(kernel.encode()):
+            raise ValueError(f"this computer cannot run the kernels {kernel}")
+        try:
+            yield
+        finally:
+            self._library.echovlm_set_kernel(before.encode())
+
+    def dual_path_moe(
+        self,
+        x: Floats,
+        router: Floats,
+        shared_gate: Floats,
+        coefficient: Floats,
+        coefficient_bias: Floats,
+        weights: Sequence[StoredWeight],
+        attributes: DualPathMoEAttributes,
+        threads: int = 1,
+    ) -> Floats:
+        """The operator on tokens x [n, H]; `weights` are gate, up and down as stored.
+
+        Raises:
+            ValueError: the library's own sentence.
+        """
+        y = np.empty_like(x)
+        widths = np.array(attributes.group_widths, np.int64)
+        call = _DualPathMoE(
+            *(widths.ctypes.data, len(widths), attributes.top_k, attributes.norm_topk_prob),
+            *(attributes.bits, attributes.block_size, *x.shape, threads),
+            *(_floats(array) for array in (x, router, shared_gate, coefficient, coefficient_bias)),
+            *(_matrix(weight) for weight in weights),
+            y.ctypes.data,
+        )
+        self._call(self._library.echovlm_dual_path_moe, call)
+        return y
+
+    def block_quant_linear(
+        self, x: Floats, weight: StoredWeight, bits: int, block_size: int, bias: Floats | None = None, threads: int = 1
+    ) -> Floats:
+        """X [n, K] times a weight [N, K], to [n, N].
+
+        Raises:
+            ValueError: the library's own sentence.
+        """
+        rows = len(weight[0])
+        y = np.empty((len(x), rows), np.float32)
+        call = _BlockQuantLinear(
+            *(bits, block_size, *x.shape, rows, threads),
+            *(_floats(x), None if bias is None else _floats(bias), _matrix(weight), y.ctypes.data),
+        )
+        self._call(self._library.echovlm_block_quant_linear, call)
+        return y
+
+    def read_bandwidth(self, data: NDArray[np.uint8], threads: int, runs: int = 1) -> float:
+        """Bytes a second that threads read from `data`, the best of `runs`."""
+        return float(
+            self._library.echovlm_read_bandwidth(
+                ctypes.c_void_p(data.ctypes.data),
+                ctypes.c_size_t(data.nbytes),
+                ctypes.c_int64(threads),
+                ctypes.c_int64(runs),
+            )
+        )
+
+    def int8_peak(self, threads: int, runs: int = 1) -> float:
+        """Int8 operations a second (a multiply-add is two) of the product instruction alone, the best of `runs`."""
+        return float(self._library.echovlm_int8_peak(ctypes.c_int64(threads), ctypes.c_int64(runs)))
+
+    @staticmethod
+    def _call(function: Callable[..., int], call: ctypes.Structure) -> None:
+        error = ctypes.create_string_buffer(512)
+        if function(ctypes.byref(call), error, ctypes.c_size_t(len(error))):
+            raise ValueError(error.value.decode())
+
+
+def _floats(array: Floats) -> int:
+    assert array.dtype == np.float32 and array.flags.c_contiguous
+    return array.ctypes.data
+
+
+def _matrix(weight: StoredWeight) -> _Matrix:
+    values, scales = weight
+    assert values.flags.c_contiguous and (scales is None or scales.flags.c_contiguous)
+    half = scales is not None and scales.dtype == np.float16
+    return _Matrix(values.ctypes.data, None if scales is None else scales.ctypes.data, _FLOAT_TYPES[values.dtype], half)

@@ -1,0 +1,292 @@
+// Runs the operators through their plain C functions and compares with the formula in double precision: what qemu and the
+// sanitizers execute, where Python cannot go.
+//
+//   kernel_driver [KERNEL ...]     every kernel of this processor, or those named; exit code 1 where one is wrong
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "c_interface.hpp"
+
+namespace {
+
+// Left over when the formula rounds activations as the kernels do: the order of float sums, and the inner values that it
+// pushes over a rounding edge.
+constexpr double kTolerance = 4e-3;
+
+struct Weight {
+  std::vector<std::int8_t> packed;
+  std::vector<float> scales;
+  std::vector<double> values;
+};
+
+struct Shape {
+  std::vector<std::int64_t> widths;
+  std::int64_t top_k, bits, block, hidden, tokens;
+  bool norm;
+};
+
+class Operator {
+ public:
+  Operator(const Shape& shape, unsigned seed) : shape_(shape), random_(seed) {
+    total_ = std::accumulate(shape.widths.begin(), shape.widths.end(), std::int64_t{0});
+    x_ = normal(shape.tokens * shape.hidden, 1);
+    router_ = normal(experts() * shape.hidden, shape.hidden);
+    shared_gate_ = normal(shape.hidden, shape.hidden);
+    coefficient_ = normal(2 * shape.hidden, shape.hidden);
+    bias_ = normal(2, 1);
+    gate_ = weight(total_, shape.hidden);
+    up_ = weight(total_, shape.hidden);
+    down_ = weight(shape.hidden, total_);
+  }
+
+  std::vector<float>& x() { return x_; }
+
+  std::vector<float> run(std::int64_t threads) const {
+    std::vector<float> y(x_.size());
+    char error[256] = "";
+    const auto matrix = [](const Weight& w) { return EchovlmMatrix{w.packed.data(), w.scales.data(), 0, 0}; };
+    const EchovlmDualPathMoE call{shape_.widths.data(), static_cast<std::int64_t>(shape_.widths.size()), shape_.top_k,
+                                  shape_.norm, shape_.bits, shape_.block, shape_.tokens, shape_.hidden, threads, x_.data(),
+                                  router_.data(), shared_gate_.data(), coefficient_.data(), bias_.data(), matrix(gate_),
+                                  matrix(up_), matrix(down_), y.data()};
+    if (echovlm_dual_path_moe(&call, error, sizeof error)) std::fprintf(stderr, "refused: %s\n", error);
+    return y;
+  }
+
+  // README.md's formula, one token at a time, activations rounded by block.
+  std::vector<double> expected() const {
+    std::vector<double> y;
+    for (std::int64_t token = 0; token < shape_.tokens; ++token) {
+      const std::vector<double> x(x_.begin() + token * shape_.hidden, x_.begin() + (token + 1) * shape_.hidden);
+      const std::vector<double> weights = group_weights(x);
+      const std::vector<double> entering = rounded(x);
+      std::vector<double> sum(shape_.hidden, 0.0);
+      std::int64_t offset = 0;
+      for (std::size_t group = 0; group < weights.size(); ++group) {
+        const std::int64_t width = shape_.widths[group];
+        if (weights[group] != 0) {
+          std::vector<double> inner(width);
+          for (std::int64_t i = 0; i < width; ++i) {
+            const double z = dot(gate_.values, offset + i, entering);
+            inner[i] = z / (1 + std::exp(-z)) * dot(up_.values, offset + i, entering);
+          }
+          inner = rounded(inner);
+          for (std::int64_t row = 0; row < shape_.hidden; ++row) {
+            double part = 0;
+            for (std::int64_t i = 0; i < width; ++i) part += down_.values[row * total_ + offset + i] * inner[i];
+            sum[row] += weights[group] * part;
+          }
+        }
+        offset += width;
+      }
+      y.insert(y.end(), sum.begin(), sum.end());
+    }
+    return y;
+  }
+
+ private:
+  std::int64_t experts() const { return static_cast<std::int64_t>(shape_.widths.size()) - 2; }
+
+  std::vector<float> normal(std::int64_t count, std::int64_t fan_in) {
+    std::normal_distribution<float> distribution(0.0f, 1.0f / std::sqrt(static_cast<float>(fan_in)));
+    std::vector<float> values(count);
+    for (float& value : values) value = distribution(random_);
+    return values;
+  }
+
+  Weight weight(std::int64_t rows, std::int64_t columns) {
+    Weight made;
+    std::uniform_int_distribution<int> q(shape_.bits == 4 ? -8 : -127, shape_.bits == 4 ? 7 : 127);
+    std::uniform_real_distribution<float> scale(0.5f, 1.5f);
+    for (std::int64_t i = 0; i < rows * columns / shape_.block; ++i)
+      made.scales.push_back(scale(random_) / (std::sqrt(static_cast<float>(columns)) * (shape_.bits == 4 ? 4 : 64)));
+    made.packed.assign(rows * columns * shape_.bits / 8, 0);
+    for (std::int64_t i = 0; i < rows * columns; ++i) {
+      const int value = q(random_);
+      made.values.push_back(value * static_cast<double>(made.scales[i / shape_.block]));
+      if (shape_.bits == 8)
+        made.packed[i] = static_cast<std::int8_t>(value);
+      else
+        made.packed[i / 2] = static_cast<std::int8_t>(made.packed[i / 2] | (value + 8) << (i % 2 * 4));
+    }
+    return made;
+  }
+
+  template <class Matrix>
+  double dot(const Matrix& matrix, std::int64_t row, const std::vector<double>& x) const {
+    double sum = 0;
+    for (std::size_t k = 0; k < x.size(); ++k) sum += matrix[row * x.size() + k] * x[k];
+    return sum;
+  }
+
+  std::vector<double> rounded(std::vector<double> values) const {
+    for (std::size_t first = 0; first < values.size(); first += shape_.block) {
+      double peak = 0;
+      for (std::int64_t i = 0; i < shape_.block; ++i) peak = std::max(peak, std::abs(values[first + i]));
+      for (std::int64_t i = 0; i < shape_.block && peak > 0; ++i)
+        values[first + i] = std::nearbyint(values[first + i] * 127 / peak) * peak / 127;
+    }
+    return values;
+  }
+
+  std::vector<double> group_weights(const std::vector<double>& x) const {
+    const double a = dot(coefficient_, 0, x) + bias_[0], b = dot(coefficient_, 1, x) + bias_[1];
+    const double moe = 1 / (1 + std::exp(b - a));
+    std::vector<double> p;
+    for (std::int64_t e = 0; e < experts(); ++e) p.push_back(std::exp(dot(router_, e, x)));
+    const double all = std::accumulate(p.begin(), p.end(), 0.0);
+    std::vector<std::int64_t> order(p.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](auto i, auto j) { return p[i] > p[j]; });
+    double kept = 0;
+    for (std::int64_t k = 0; k < shape_.top_k; ++k) kept += p[order[k]] / all;
+    std::vector<double> weights{1 - moe, moe / (1 + std::exp(-dot(shared_gate_, 0, x)))};
+    weights.resize(shape_.widths.size(), 0.0);
+    for (std::int64_t k = 0; k < shape_.top_k; ++k)
+      weights[2 + order[k]] = moe * p[order[k]] / all / (shape_.norm ? kept : 1);
+    return weights;
+  }
+
+  Shape shape_;
+  std::mt19937 random_;
+  std::int64_t total_;
+  std::vector<float> x_, router_, shared_gate_, coefficient_, bias_;
+  Weight gate_, up_, down_;
+};
+
+double relative_error(const std::vector<float>& actual, const std::vector<double>& expected) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    difference += std::pow(actual[i] - expected[i], 2);
+    norm += std::pow(expected[i], 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+class Checks {
+ public:
+  void expect(bool holds, const std::string& what) {
+    ++made_;
+    if (holds) return;
+    ++failed_;
+    std::printf("FAILED: %s\n", what.c_str());
+  }
+
+  int report(const char* kernel) const {
+    std::printf("%s: %d checks, %d failed\n", kernel, made_, failed_);
+    return failed_;
+  }
+
+ private:
+  int made_ = 0, failed_ = 0;
+};
+
+void check_shapes(Checks& checks) {
+  unsigned seed = 0;
+  for (const std::int64_t bits : {4, 8})
+    for (const std::int64_t block : {16, 32, 64, 128})
+      for (const std::int64_t tokens : {1, 2, 3, 5, 8, 9, 21}) {
+        const Shape shape{{3 * block, block, block, 2 * block, block}, 1 + seed % 3, bits, block, 3 * block, tokens, seed % 2 == 1};
+        const Operator made(shape, ++seed);
+        const double error = relative_error(made.run(1 + seed % 3), made.expected());
+        char what[128];
+        std::snprintf(what, sizeof what, "%d bits, block %d, %d tokens: error %g", static_cast<int>(bits),
+                      static_cast<int>(block), static_cast<int>(tokens), error);
+        checks.expect(error < kTolerance, what);
+      }
+}
+
+void check_many_tokens(Checks& checks) {
+  const Operator made({{128, 64, 64, 64}, 1, 4, 64, 64, 600, false}, 7);
+  const std::vector<float> alone = made.run(1);
+  checks.expect(relative_error(alone, made.expected()) < kTolerance, "600 tokens");
+  checks.expect(made.run(3) == alone, "600 tokens on three threads are those on one");
+}
+
+void check_not_finite(Checks& checks) {
+  Operator made({{128, 64, 64, 64}, 1, 8, 32, 64, 10, false}, 9);
+  const std::vector<float> clean = made.run(1);
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    made.x()[64 * 4 + 11] = value;
+    const std::vector<float> y = made.run(2);
+    bool spoiled = true, same = true;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      if (i / 64 == 4)
+        spoiled = spoiled && !std::isfinite(y[i]);
+      else
+        same = same && std::abs(y[i] - clean[i]) < 1e-4f;  // tokens that share a tile decide its sums' order
+    }
+    checks.expect(spoiled && same, "a token that is not finite spoils only itself");
+  }
+}
+
+void check_concurrent_calls(Checks& checks) {
+  const Operator made({{256, 64, 64, 64}, 2, 4, 64, 128, 12, true}, 11);
+  const std::vector<float> alone = made.run(1);
+  std::vector<std::thread> callers;
+  std::vector<int> same(4, 0);
+  for (int& result : same)
+    callers.emplace_back([&] {
+      for (int turn = 0; turn < 5; ++turn) result += made.run(2) == alone;
+    });
+  for (std::thread& caller : callers) caller.join();
+  checks.expect(same == std::vector<int>(4, 5), "calls at the same time do not disturb each other");
+}
+
+void check_linear(Checks& checks) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(5 * 96), bias(33), y(5 * 33), scales(33 * 3, 0.25f);
+  for (float& value : x) value = normal(random);
+  for (float& value : bias) value = normal(random);
+  std::vector<std::int8_t> weight(33 * 96);
+  for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+  const EchovlmBlockQuantLinear call{8, 32, 5, 96, 33, 2, x.data(), bias.data(), {weight.data(), scales.data(), 0, 0}, y.data()};
+  char error[256] = "";
+  checks.expect(echovlm_block_quant_linear(&call, error, sizeof error) == 0, error);
+  std::vector<double> expected;
+  for (int token = 0; token < 5; ++token)
+    for (int row = 0; row < 33; ++row) {
+      double sum = bias[row];
+      for (int k = 0; k < 96; ++k) sum += 0.25 * weight[row * 96 + k] * x[token * 96 + k];
+      expected.push_back(sum);
+    }
+  checks.expect(relative_error(y, expected) < 0.02, "BlockQuantLinear, within what int8 activations cost");
+}
+
+}  // namespace
+
+int main(int count, char** names) {
+  std::vector<std::string> kernels(names + 1, names + count);
+  if (kernels.empty()) {
+    std::string available = echovlm_available_kernels();
+    for (std::size_t at = 0; at != std::string::npos;) {
+      const std::size_t comma = available.find(',', at);
+      kernels.push_back(available.substr(at, comma - at));
+      at = comma == std::string::npos ? comma : comma + 1;
+    }
+  }
+  int failed = 0;
+  for (const std::string& kernel : kernels) {
+    if (echovlm_set_kernel(kernel.c_str())) {
+      std::printf("%s: this processor cannot run it; it has %s\n", kernel.c_str(), echovlm_available_kernels());
+      return 1;
+    }
+    Checks checks;
+    check_shapes(checks);
+    check_many_tokens(checks);
+    check_not_finite(checks);
+    check_concurrent_calls(checks);
+    check_linear(checks);
+    failed += checks.report(kernel.c_str());
+  }
+  return failed != 0;
+}

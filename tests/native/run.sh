@@ -1,0 +1,11 @@
+#!/bin/sh
+# The native operators under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+for sanitizer in address,undefined thread; do
+  build="$root/build/native-$(echo "$sanitizer" | tr ',' '-')"
+  cmake -S "$root/plugins/dual_path_moe/cpu" -B "$build" -DECHOVLM_SANITIZER="$sanitizer" -DECHOVLM_NATIVE_TESTS=ON >/dev/null
+  cmake --build "$build" --parallel 2 >/dev/null
+  echo "== $sanitizer"
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 "$build/kernel_driver"
+done
