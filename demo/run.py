@@ -1,10 +1,12 @@
-"""`make demo`: builds a bundle, serves it, asks for a report about a real ultrasound DICOM file, and stops the server.
+"""`make demo`: builds a bundle from the demo checkpoint, serves it, asks for a report about a simulated DICOM study, and
+shows what the study is known to hold beside what the report says.
 
 Each step is the command an integrator would type; it is printed before it runs.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import subprocess
@@ -12,13 +14,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from demo.corpus import facts, parse_report
+from demo.simulate import simulate
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.sample import sample_image
+from echovlm_edge.runtime.tasks import Language
 
-CHECKPOINT = Path("tests/golden/checkpoint")
+CHECKPOINT = Path("demo/checkpoint")
 BUNDLE = Path("bundles/demo")
+SEED = 27  # of a held-out study
 START_SECONDS = 60.0
 
 
@@ -29,20 +39,38 @@ def main() -> int:
 
 def demo() -> int:
     """The journey, command by command."""
-    run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE, "--precision", "fp32")
+    run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE)
     with tempfile.TemporaryDirectory() as folder:
-        image, port_file = Path(folder, "cardiac.dcm"), Path(folder, "port")
-        image.write_bytes(sample_image().data)
+        image, port_file = Path(folder, f"study-{SEED:06}.dcm"), Path(folder, "port")
+        run("python", "-m", "demo.simulate", "--seed", SEED, "--output", folder)
         serve = show("echovlm-serve", "--bundle", BUNDLE, "--listen", "127.0.0.1:0", "--port-file", port_file)
         with subprocess.Popen(serve) as server:
             try:
-                address = f"127.0.0.1:{wait_for_port(server, port_file)}"
-                run("echovlm-report", "--server", address, "--image", image, "--max-new-tokens", "48")
+                ask = ("echovlm-report", "--server", f"127.0.0.1:{wait_for_port(server, port_file)}", "--image", image)
+                run(*ask)
+                run(*ask, "--language", "zh")
+                reports = {language: answer(*ask, "--language", language.value) for language in Language}
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait()
-    print("This checkpoint is random: it shows the journey, and what it writes means nothing.")
+    Console().print(side_by_side(reports))
+    print("The model knows only simulated images and has no medical value.")
     return 0
+
+
+def side_by_side(reports: dict[Language, dict[str, Any]]) -> Table:
+    """The study's truth beside what each report says."""
+    table = Table(box=box.SIMPLE, title="truth and report")
+    for column in ("", "truth", *(f"report, {language.value}" for language in reports)):
+        table.add_column(column)
+    truth = facts(simulate(SEED).truth)
+    said = [parse_report(report["text"], language) for language, report in reports.items()]
+    for name in ("region", "kind", "side", "size_mm"):
+        values = [getattr(one, name) for one in (truth, *said)]
+        words = ["none" if value is None else str(getattr(value, "value", value)) for value in values]
+        marks = [word if word == words[0] else f"[red]{word}[/red]" for word in words]
+        table.add_row(name.replace("_", ", "), *marks)
+    return table
 
 
 def show(command: str, *arguments: object) -> list[str]:
@@ -60,6 +88,13 @@ def run(command: str, *arguments: object) -> None:
     """
     if subprocess.run(show(command, *arguments), check=False).returncode:
         raise NotPossibleHere(f"{command} failed: see above.")
+
+
+def answer(command: str, *arguments: object) -> dict[str, Any]:
+    """What a command prints with --json."""
+    words = [str(Path(sys.executable).with_name(command)), *map(str, arguments), "--json"]
+    parsed: dict[str, Any] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return parsed
 
 
 def wait_for_port(server: subprocess.Popen[bytes], port_file: Path) -> str:

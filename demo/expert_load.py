@@ -1,0 +1,119 @@
+"""Which experts the demo model uses: the share of tokens each gets, by layer and region, as a picture.
+
+python -m demo.expert_load --checkpoint demo/checkpoint --output docs/expert-load.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from demo import corpus
+from demo.simulate import simulate
+from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.model.dual_path_moe import DualPathMoE
+from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.prompt import PromptBuilder
+from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.tasks import Language, Region, Task, prompt_for
+
+
+def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np.float64]]:
+    """Share of all expert choices [layers, experts] by region, over held-out studies' prompts and true reports.
+
+    An expert's share is of the choices: with two experts a token, an even load of four is a quarter each.
+    """
+    from tokenizers import Tokenizer
+
+    config = checkpoint.config
+    backend = TorchBackend(checkpoint)
+    settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
+    merge = config.vision.spatial_merge_size
+    prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), config.image_token_id, merge)
+    rotary = MultimodalRotary(config.decoder.mrope_section, config.decoder.rope_theta)
+    layers = backend.parts.decoder.moe_blocks()
+    counts = {region: np.zeros((len(layers), config.decoder.num_experts)) for region in Region}
+    region = Region.BREAST
+
+    def record(layer: int) -> object:
+        def hook(block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            assert isinstance(block, DualPathMoE)
+            _, _, experts = block.route(inputs[0].flatten(0, -2))
+            counts[region][layer] += np.bincount(experts.flatten().numpy(), minlength=config.decoder.num_experts)
+
+        return hook
+
+    for index, block in enumerate(layers):
+        block.register_forward_pre_hook(record(index))  # type: ignore[arg-type]
+    for seed in seeds:
+        study = simulate(seed)
+        region = study.truth.region
+        language = list(Language)[seed % 2]
+        patches = patchify(np.repeat(study.image[..., None], 3, axis=2), settings)
+        angles = vision_angles(patches.grid, merge, config.vision.head_dim)
+        image = backend.project(backend.encode(patches.values, angles))
+        prompt = prompts.build(prompt_for(Task.REPORT, "", 1, language, None), [patches.grid])
+        report = corpus.write_report(study.truth, language, np.random.default_rng(seed))
+        answer = np.array(tokenizer.encode(report, add_special_tokens=False).ids)
+        tokens = backend.embed(np.concatenate([prompt.token_ids, answer]))
+        tokens[prompt.image_rows] = image
+        onward = np.tile(np.arange(len(answer)) + prompt.next_position, (3, 1))
+        positions = np.concatenate([prompt.positions, onward], axis=1)
+        cache = backend.new_cache(len(tokens))
+        backend.decode(tokens, rotary.angles(positions), 0, np.array([len(tokens) - 1]), cache)
+    return {name: load / load.sum(-1, keepdims=True) for name, load in counts.items()}
+
+
+def draw(loads: dict[Region, NDArray[np.float64]], output: Path) -> None:
+    """A panel per layer: regions down, experts across."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    layers, experts = next(iter(loads.values())).shape
+    figure, panels = pyplot.subplots(
+        1, layers, figsize=(3.4 * layers, 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for layer, panel in enumerate(panels[0]):
+        shares = np.stack([load[layer] for load in loads.values()])
+        shown = panel.imshow(shares, vmin=0, vmax=0.6, cmap="viridis", aspect="auto")
+        for (row, column), share in np.ndenumerate(shares):
+            panel.text(
+                column, row, f"{share:.0%}", ha="center", va="center", color="white" if share < 0.35 else "black"
+            )
+        panel.set_title(f"layer {layer}")
+        panel.set_xticks(range(experts), [f"expert {expert}" for expert in range(experts)], fontsize=8)
+        panel.set_yticks(range(len(loads)), [region.value for region in loads])
+    figure.colorbar(shown, label="share of the routed tokens")
+    figure.savefig(output, dpi=110)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="demo.expert_load", description="Draw which experts the demo model uses.")
+    parser.add_argument("--checkpoint", type=Path, default=Path("demo/checkpoint"), metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("docs/expert-load.png"), metavar="FILE")
+    parser.add_argument("--count", type=int, default=350, help="held-out studies (default 350)")
+    options = parser.parse_args(arguments)
+
+    def command() -> int:
+        loads = expert_load(Checkpoint(options.checkpoint), range(options.count))
+        draw(loads, options.output)
+        overall = np.mean(list(loads.values()), axis=0)
+        print(f"least {overall.min():.1%}, most {overall.max():.1%} of the routed tokens in any layer")
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
