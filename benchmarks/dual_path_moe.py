@@ -174,7 +174,13 @@ def ours(graph: Graph, layer: Layer) -> str:
     weights = (layer.gate, layer.up, layer.down)
     arrays = (*small, *(weight.values for weight in weights), *(weight.scales for weight in weights))
     inputs = ["x", *map(graph.constant, arrays)]
-    attributes = {"group_widths": list(WIDTHS), "top_k": TOP_K, "norm_topk_prob": 0, "bits": BITS, "block_size": BLOCK}
+    attributes: dict[str, Any] = {
+        "group_widths": list(WIDTHS),
+        "top_k": TOP_K,
+        "norm_topk_prob": 0,
+        "bits": BITS,
+        "block_size": BLOCK,
+    }
     return graph.node("DualPathMoE", *inputs, domain="echovlm", **attributes)
 
 

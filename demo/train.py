@@ -223,6 +223,7 @@ class LoadBalance:
 def train(options: TrainingOptions, output: Path, cache: Path, console: Console) -> None:
     """Train and write the checkpoint to `output`; `cache` keeps simulated studies and the last saved step."""
     torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(True)  # or gradients of gathered rows would be summed in any order
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tokenizer = train_tokenizer(tokenizer_texts())
     config = EchoVLMConfig.from_json(config_json(), "the demo's config")
