@@ -6,7 +6,6 @@ import argparse
 import logging
 import signal
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +113,23 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def stop_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set, from now on, instead of ending the process."""
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    return told
+class StopSignals:
+    """SIGTERM and SIGINT, which from now on end `wait` instead of the process.
+
+    Over a socket: the kernel may hand a signal to a thread of gRPC's or ONNX Runtime's, and then nothing would wake a main
+    thread that waits for a lock, where alone Python runs its handlers.
+    """
+
+    def __init__(self) -> None:
+        self._woken, self._wakes = socket.socketpair()
+        self._wakes.setblocking(False)
+        signal.set_wakeup_fd(self._wakes.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+
+    def wait(self) -> None:
+        """Return when one has come, or had come before."""
+        self._woken.recv(1)
 
 
 def _check(chosen: argparse.Namespace) -> None:
@@ -161,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
             chosen.bundle, threads=chosen.threads, max_sequence=chosen.max_sequence, verify=chosen.verify
         )
         options = ServerOptions(chosen.listen, chosen.port_file, chosen.max_message_mb << 20, chosen.grace)
-        told = stop_signals()  # before the port file says that the server is there to be stopped
+        told = StopSignals()  # before the port file says that the server is there to be stopped
         server = ReportServer(engine, options)
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
