@@ -127,12 +127,11 @@ struct RowProduct {
     });
   }
 
-  // Past the stretch's end comes its part of the next rows.
-  template <int R>
-  static ECHOVLM_INLINE void prefetch(const BlockWeights& w, const std::uint8_t* weight, std::size_t at, std::size_t bytes) {
+  // Past the stretch's end comes its part of the row that follows the `rows` read together.
+  static ECHOVLM_INLINE void prefetch(const BlockWeights& w, const std::uint8_t* weight, std::size_t at, std::size_t bytes,
+                                      std::size_t rows) {
     const std::size_t ahead = at + Isa::prefetch_bytes;
-    const std::uint8_t* p = weight + ahead + (ahead < bytes ? 0 : R * w.row_bytes - bytes);
-    each<R>([&](auto row) ECHOVLM_LAMBDA { __builtin_prefetch(p + row.value * w.row_bytes, 0, 0); });
+    __builtin_prefetch(weight + ahead + (ahead < bytes ? 0 : rows * w.row_bytes - bytes), 0, 0);
   }
 
   // R rows from `r` on, in steps of V vectors that share a block: one scale serves all their lanes.
@@ -152,7 +151,7 @@ struct RowProduct {
         each<R>([&](auto row) ECHOVLM_LAMBDA {
           typename Isa::Weight stored[V * halves];
           each<V>([&](auto v) ECHOVLM_LAMBDA {
-            prefetch<1>(w, weight + row.value * w.row_bytes, at + v.value * kBytes, bytes);
+            prefetch(w, weight + row.value * w.row_bytes, at + v.value * kBytes, bytes, R);
             const typename Isa::Bytes packed = Isa::load(weight + row.value * w.row_bytes + at + v.value * kBytes);
             if constexpr (Bits == 4) {
               stored[2 * v.value] = Isa::template weight<4>(Isa::low(packed));
@@ -192,7 +191,7 @@ struct RowProduct {
     const std::size_t bytes = x.values * Bits / 8;
     for (std::size_t at = 0; at < bytes; at += kBytes) {
       const std::size_t some = bytes - at < kBytes ? bytes - at : kBytes, k = at * 8 / Bits;
-      prefetch<1>(w, weight, at, bytes);
+      prefetch(w, weight, at, bytes, 1);
       const typename Isa::Bytes packed = some == kBytes ? Isa::load(weight + at) : Isa::load_some(weight + at, some);
       each<M>([&](auto m) ECHOVLM_LAMBDA {
         const std::uint8_t* p = values + m.value * step;
