@@ -1,24 +1,65 @@
-// AVX2, with or without AVX-VNNI. Without it, 8-bit weights are multiplied by magnitude and the sign moves to the
-// activation, because vpmaddubsw would saturate on unsigned 8-bit weights; 4-bit ones never reach its limit.
+// AVX2, with or without AVX-VNNI.
 #pragma once
 
 #include <immintrin.h>
+
+#include <type_traits>
 
 #include "kernel_table.hpp"
 
 namespace echovlm {
 namespace {
 
+// Rows without VNNI, by pairs of products. 4-bit weights: 16-bit sums, of which a block's four stay below
+// 4 * 2 * 15 * 127 = 15,240. 8-bit ones reach 2 * 127 * 127 with a pair: both sides are widened to 16 bits, even values and
+// odd ones apart, so that each lane keeps its own four values of K.
+template <class Isa>
+struct PairDots {
+  template <int Bits>
+  static constexpr int parts = 2;
+
+  static void widen(__m256i bytes, __m256i (&parts)[2]) {
+    parts[0] = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+    parts[1] = _mm256_srai_epi16(bytes, 8);
+  }
+  template <int Bits>
+  static void unpack(__m256i packed, __m256i (&stored)[2]) {
+    if constexpr (Bits == 4) {
+      stored[0] = Isa::low(packed);
+      stored[1] = Isa::high(packed);
+    } else {
+      widen(packed, stored);
+    }
+  }
+  template <int Bits>
+  static void arrange(const std::int8_t* from, std::size_t valid, __m256i (&x)[2]) {
+    if constexpr (Bits == 4)
+      Isa::load_even_odd(from, valid, x[0], x[1]);
+    else
+      widen(valid < 32 ? Isa::load_some(from, valid) : Isa::load(from), x);
+  }
+  static __m256i no_partial() { return _mm256_setzero_si256(); }
+  template <int Bits>
+  static __m256i partial_dot(__m256i sum, __m256i weight, __m256i x) {
+    if constexpr (Bits == 4) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weight, x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
+  }
+  template <int Bits>
+  static __m256i whole(__m256i sum) {
+    return Bits == 4 ? _mm256_madd_epi16(sum, _mm256_set1_epi16(1)) : sum;
+  }
+};
+
 template <bool Vnni>
-struct Avx2 {
+struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<false>>> {
   using Bytes = __m256i;
   using Int = __m256i;
   using Float = __m256;
   static constexpr int lanes = 8;
   static constexpr int panel_vectors = 2;
-  static constexpr int tile_tokens = Vnni ? 6 : 4;  // of 16 registers; without VNNI two are temporaries
+  static constexpr int tile_tokens = 6;  // 12 registers of 16; two of weights and a word
   // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
-  static constexpr std::size_t few_tokens = Vnni ? 3 : ~std::size_t{0}, row_tokens = Vnni ? 4 : 8;
+  static constexpr std::size_t few_tokens = Vnni ? 3 : kAnyNumber, row_tokens = Vnni ? 4 : 8;
   static constexpr std::size_t prefetch_bytes = 1024;
   static constexpr int zero4 = 8, zero8 = Vnni ? 128 : 0;
 
@@ -32,7 +73,7 @@ struct Avx2 {
   static Bytes set_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
   static Bytes low(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static Bytes high(Bytes v) { return low(_mm256_srli_epi16(v, 4)); }
-  static Bytes stored8(Bytes v) { return Vnni ? _mm256_xor_si256(v, set_bytes(128)) : v; }
+  static Bytes stored8(Bytes v) { return _mm256_xor_si256(v, set_bytes(128)); }
   static Bytes either(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
   static void keep(Bytes& v) { asm volatile("" : "+x"(v)); }
   static Bytes broadcast_word(const std::int8_t* p) {
@@ -51,37 +92,9 @@ struct Avx2 {
   static Int negate(Int v) { return _mm256_sub_epi32(_mm256_setzero_si256(), v); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
-    if constexpr (Vnni) {
-      // Not _mm256_dpbusd_avx_epi32: see kernel_avx512_vnni.cpp.
-      asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
-      return sum;
-    }
-    const Bytes pairs = Bits == 4 ? _mm256_maddubs_epi16(weight, x)
-                                  : _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(x, weight));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-
-  // Without VNNI, pairs of products: 16-bit sums for 4-bit weights, of which four stay below 4 * 2 * 15 * 127 = 15,240,
-  // and 32-bit ones for 8-bit weights, whose pairs alone reach 2 * 127 * 127.
-  using Partial = __m256i;
-  struct Weight {
-    Bytes stored, magnitude;
-  };
-  template <int Bits>
-  static Weight weight(Bytes stored) {
-    return {stored, Bits == 8 && !Vnni ? _mm256_abs_epi8(stored) : stored};
-  }
-  static Partial no_partial() { return _mm256_setzero_si256(); }
-  template <int Bits>
-  static Partial partial_dot(Partial sum, const Weight& weight, Bytes x) {
-    if constexpr (Vnni) return dot<Bits>(sum, weight.stored, x);
-    if constexpr (Bits == 4) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(weight.stored, x));
-    const Bytes pairs = _mm256_maddubs_epi16(weight.magnitude, _mm256_sign_epi8(x, weight.stored));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  template <int Bits>
-  static Int whole(Partial sum) {
-    return Vnni || Bits == 8 ? sum : _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+    // Not _mm256_dpbusd_avx_epi32: see kernel_avx512_vnni.cpp.
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
+    return sum;
   }
 
   static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }

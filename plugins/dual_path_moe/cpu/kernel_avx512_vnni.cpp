@@ -7,7 +7,7 @@
 namespace echovlm {
 namespace {
 
-struct Avx512Vnni {
+struct Avx512Vnni : WholeDots<Avx512Vnni> {
   using Bytes = __m512i;
   using Int = __m512i;
   using Float = __m512;
@@ -48,23 +48,6 @@ struct Avx512Vnni {
     // Not _mm512_dpbusd_epi32: GCC 12 changes the type of every sum before and after it, and the copies cost twice the
     // registers, so that the tile's sums would live in memory.
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
-    return sum;
-  }
-
-  // What `dot`s add up to before `whole`: here the same as their sums.
-  using Partial = Int;
-  using Weight = Bytes;
-  template <int Bits>
-  static Weight weight(Bytes stored) {
-    return stored;
-  }
-  static Partial no_partial() { return set_int(0); }
-  template <int Bits>
-  static Partial partial_dot(Partial sum, Weight weight, Bytes x) {
-    return dot<Bits>(sum, weight, x);
-  }
-  template <int Bits>
-  static Int whole(Partial sum) {
     return sum;
   }
 

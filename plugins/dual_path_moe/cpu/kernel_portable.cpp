@@ -5,7 +5,7 @@
 namespace echovlm {
 namespace {
 
-struct Portable {
+struct Portable : WholeDots<Portable> {
   struct Bytes {
     std::uint8_t at[16];
   };
@@ -71,23 +71,6 @@ struct Portable {
   static Int dot(Int sum, const Bytes& weight, const Bytes& x) {
     for (int i = 0; i < 16; ++i)
       sum.at[i / 4] += static_cast<std::int8_t>(weight.at[i]) * static_cast<std::int8_t>(x.at[i]);
-    return sum;
-  }
-
-  // What `dot`s add up to before `whole`: here the same as their sums.
-  using Partial = Int;
-  using Weight = Bytes;
-  template <int Bits>
-  static Weight weight(Bytes stored) {
-    return stored;
-  }
-  static Partial no_partial() { return set_int(0); }
-  template <int Bits>
-  static Partial partial_dot(Partial sum, Weight weight, Bytes x) {
-    return dot<Bits>(sum, weight, x);
-  }
-  template <int Bits>
-  static Int whole(Partial sum) {
     return sum;
   }
 

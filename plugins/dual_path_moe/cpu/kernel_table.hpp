@@ -13,20 +13,22 @@ template <class Isa>
 double peak(std::size_t rounds) {
   constexpr int independent = Isa::panel_vectors * 4;
   typename Isa::Int sums[independent];
-  each<independent>([&](auto i) ECHOVLM_LAMBDA { sums[i.value] = Isa::set_int(i.value); });
-  const auto weight = Isa::set_bytes(3), word = Isa::set_bytes(1);
+  each<independent>([&](auto i) ECHOVLM_LAMBDA { sums[i.value] = Isa::no_partial(); });
+  const auto word = Isa::set_bytes(1);
+  constexpr std::size_t vector = 4 * Isa::lanes;
+  alignas(64) std::uint8_t weights[independent * vector];
+  std::memset(weights, 3, sizeof weights);
   for (std::size_t round = 0; round < rounds; ++round) {
+    asm volatile("" : : "r"(weights) : "memory");  // or products would be made once for all rounds
     each<independent>([&](auto i) ECHOVLM_LAMBDA {
-      auto same = weight;
-      Isa::keep(same);  // or products of the same operands would be made once for all sums
-      sums[i.value] = Isa::template dot<4>(sums[i.value], same, word);
+      sums[i.value] = Isa::template partial_dot<8>(sums[i.value], Isa::load(weights + i.value * vector), word);
     });
   }
   auto total = Isa::broadcast(0.0f);
   each<independent>([&](auto i) ECHOVLM_LAMBDA { total = Isa::multiply_add(Isa::to_float(sums[i.value]), Isa::broadcast(1.0f), total); });
   volatile float kept = Isa::sum(total);
   static_cast<void>(kept);
-  return 2.0 * 4 * Isa::lanes * independent * static_cast<double>(rounds);
+  return 2.0 * vector / Isa::template parts<8> * independent * static_cast<double>(rounds);
 }
 
 template <class Isa>

@@ -81,7 +81,7 @@ struct Kernels {
   // gate = silu(gate) * up * weight
   void (*swiglu)(float* gate, const float* up, std::size_t count, float weight);
 
-  // Runs the product instruction alone, `rounds` times on registers; returns the operations done (a multiply-add is two).
+  // Runs the product of 8-bit weights alone, `rounds` times; returns the operations done (a multiply-add is two).
   double (*peak)(std::size_t rounds);
 
   // Reads memory as fast as the instruction set can; returns a checksum that keeps the reads alive.

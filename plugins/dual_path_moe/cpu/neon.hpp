@@ -8,7 +8,7 @@
 namespace echovlm {
 namespace {
 
-struct Neon {
+struct Neon : WholeDots<Neon> {
   using Bytes = int8x16_t;
   using Int = int32x4_t;
   using Float = float32x4_t;
@@ -50,23 +50,6 @@ struct Neon {
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
     return vdotq_s32(sum, weight, x);
-  }
-
-  // What `dot`s add up to before `whole`: here the same as their sums.
-  using Partial = Int;
-  using Weight = Bytes;
-  template <int Bits>
-  static Weight weight(Bytes stored) {
-    return stored;
-  }
-  static Partial no_partial() { return set_int(0); }
-  template <int Bits>
-  static Partial partial_dot(Partial sum, Weight weight, Bytes x) {
-    return dot<Bits>(sum, weight, x);
-  }
-  template <int Bits>
-  static Int whole(Partial sum) {
-    return sum;
   }
 
   static Float to_float(Int v) { return vcvtq_f32_s32(v); }
