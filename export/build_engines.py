@@ -12,7 +12,9 @@ if __name__ == "__main__":  # run as a file: this folder's trace.py must not sta
     sys.path.pop(0)
 
 import argparse
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,13 @@ from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.lower import StoredWeight, lower
 from echovlm_edge.export.model import weights
-from echovlm_edge.export.part import stored_bytes, write_part
-from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, PrecisionPolicy
+from echovlm_edge.export.part import write_part
+from echovlm_edge.export.plan import Machine, footprint, print_plan
+from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.export.show import Progress, print_summary, versions
 from echovlm_edge.export.targets import TARGETS, Target, target
+from echovlm_edge.export.weight_file import WeightFile, lay_out, write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import (
     CHAT_TEMPLATE,
@@ -36,6 +40,7 @@ from echovlm_edge.runtime.bundle import (
     TOKEN_EMBEDDING,
     TOKENIZER,
     Bundle,
+    EmbeddingSpec,
     Limits,
     Manifest,
     ModelSpec,
@@ -45,13 +50,11 @@ from echovlm_edge.runtime.bundle import (
     bundle_id,
 )
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.generate import Model
 from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.rotary import MultimodalRotary
 
 DEFAULT_MAX_SEQUENCE = 4096
-EMBEDDING_ROWS = 8192  # converted at a time
+CACHE_TYPE = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -70,45 +73,79 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class LoweredPart:
-    """A part whose graph is ready and whose weights are still to be written."""
+    """A part whose graph is ready and whose weights have their places: they are still to be written."""
 
     name: str
     precision: str
     model: ir.Model
     stored: dict[str, StoredWeight]
+    file: WeightFile
+
+
+@dataclass(frozen=True)
+class PlannedBundle:
+    """All that decides a bundle, before a byte of it is written."""
+
+    checkpoint: Checkpoint
+    settings: PreprocessSettings
+    parts: list[LoweredPart]
+    embedding: WeightFile
+
+    @property
+    def files(self) -> list[WeightFile]:
+        """The files of weights."""
+        return [*(part.file for part in self.parts), self.embedding]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Their bytes."""
+        return {file.name: file.size for file in self.files}
 
 
 def build(options: BuildOptions, console: Console) -> Manifest:
-    """Build a bundle at `options.output`, whole or not at all.
+    """Build a bundle at `options.output`, whole or not at all; a build that was killed is gone on with.
 
     Raises:
         NotPossibleHere: the checkpoint cannot be used, the disk is full, or an fp32 stage is out of parity.
     """
-    policy = PrecisionPolicy.of(options.precision, options.block_size)
-    chosen = target(options.target)
     with Progress(console) as progress:
-        with progress.stage("Reading the checkpoint"):
-            checkpoint = Checkpoint(options.checkpoint)
-            settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
-        with progress.stage("Tracing"):
-            parts = lower_parts(checkpoint, policy, chosen)
-        needed = sum(stored_bytes(part.stored) for part in parts) + _embedding_bytes(checkpoint, options.precision)
-        with bundle_folder(options.output, needed) as folder:
+        planned = plan(options, progress)
+        needed = sum(file.bytes for file in planned.files)
+        with bundle_folder(options.output, needed, _identity(options, planned)) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
-                written = [
-                    write_part(folder.path, part.name, part.precision, part.model, part.stored, checkpoint, advance)
-                    for part in parts
+                write_weights(folder.path, planned.files, planned.checkpoint, folder.journal, advance)
+            with progress.stage("Writing graphs"):
+                parts = [
+                    write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file)
+                    for part in planned.parts
                 ]
-                _write_embedding(folder, checkpoint, options.precision, advance)
-            folder.write_text(TOKENIZER, checkpoint.tokenizer_json())
-            folder.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
-            manifest = _manifest(options, checkpoint, settings, written, folder)
-            folder.write_manifest(manifest)
+                folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
+                folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
+                manifest = _manifest(options, planned, parts, folder)
+                folder.write_manifest(manifest)
             with progress.stage("Comparing with PyTorch"):
-                measured = measure_parity(Bundle(folder.path), checkpoint, settings, options)
-            manifest = _manifest(options, checkpoint, settings, written, folder, measured)
+                measured = measure_parity(Bundle(folder.path), planned.checkpoint, planned.settings, options)
+            manifest = replace(manifest, parity=measured)
             folder.write_manifest(manifest)
     return manifest
+
+
+def plan(options: BuildOptions, progress: Progress) -> PlannedBundle:
+    """Read, trace, lower and lay out: everything but the writing.
+
+    Raises:
+        NotPossibleHere: the checkpoint or an option cannot be used.
+    """
+    policy = PrecisionPolicy.of(options.precision, options.block_size)
+    chosen = target(options.target)
+    with progress.stage("Reading the checkpoint"):
+        checkpoint = Checkpoint(options.checkpoint)
+        settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+    with progress.stage("Tracing"):
+        parts = lower_parts(checkpoint, policy, chosen)
+    storage = policy.embedding(checkpoint.config.decoder.hidden_size)
+    embedding = lay_out(TOKEN_EMBEDDING, [(weights.TOKEN_EMBEDDING, storage)], checkpoint)
+    return PlannedBundle(checkpoint, settings, parts, embedding)
 
 
 def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target) -> list[LoweredPart]:
@@ -126,7 +163,8 @@ def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target)
     lowered = []
     for name, (model, sources) in traced.items():
         stored = lower(model, name, sources, lambda weight: weight.shape(checkpoint), policy, chosen.rules)
-        lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored))
+        file = lay_out(f"{name}.data", [(weight.weight, weight.storage) for weight in stored.values()], checkpoint)
+        lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored, file))
     return lowered
 
 
@@ -138,32 +176,35 @@ def measure_parity(
     Raises:
         NotPossibleHere: an fp32 stage is out of parity.
     """
-    spec = bundle.manifest.model
-    reference = Model(
-        TorchBackend(checkpoint),
-        MultimodalRotary(spec.mrope_section, spec.rope_theta),
-        spec.vocab_size,
-        frozenset(spec.stop_token_ids),
+    reference = TorchBackend(checkpoint, streamed=True)
+    prompts, images = PromptBuilder.from_bundle(bundle), parity.samples(settings, options.samples)
+    stages = tuple(
+        parity.compare(reference, lambda: OnnxRuntimeBackend(bundle), prompts, bundle.manifest.model, images)
     )
-    prompts = PromptBuilder.from_bundle(bundle)
-    images = parity.samples(settings, options.samples)
-    candidate = OnnxRuntimeBackend(bundle)
-    stages = tuple(parity.compare(reference, candidate, prompts, spec.merge_size, spec.vision_head_dim, images))
     if options.precision == "fp32":
         for stage in stages:
             parity.check(stage)
     return stages
 
 
-def _manifest(
-    options: BuildOptions,
-    checkpoint: Checkpoint,
-    settings: PreprocessSettings,
-    parts: list[Part],
-    folder: BundleFolder,
-    measured: tuple[Parity, ...] = (),
-) -> Manifest:
+def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
+    """Of all that decides the weights' bytes: what a build that goes on must share with the one that was killed."""
+    checkpoint = planned.checkpoint
+    shards = {info.shard: (checkpoint.path / info.shard).stat() for info in checkpoint.tensors.values()}
+    decisive = {
+        "checkpoint": checkpoint.sha256(),
+        "shards": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in shards.items()),
+        "options": [options.target, options.precision, options.block_size],
+        "pieces": [(piece.name, piece.bytes) for file in planned.files for piece in file.pieces],
+        "toolchain": versions(),
+    }
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder) -> Manifest:
+    checkpoint = planned.checkpoint
     decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
+    limits = _limits(options, checkpoint)
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
     return Manifest(
         format=FORMAT,
@@ -172,7 +213,7 @@ def _manifest(
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
-        embedding_dtype=_embedding_dtype(options.precision).name,
+        embedding=_embedding_spec(planned.embedding),
         model=ModelSpec(
             hidden_size=decoder.hidden_size,
             num_layers=decoder.num_hidden_layers,
@@ -186,35 +227,37 @@ def _manifest(
             image_token_id=checkpoint.config.image_token_id,
             stop_token_ids=checkpoint.stop_token_ids(),
         ),
-        preprocess=settings.as_config(),
-        limits=Limits(
-            max_sequence=options.max_sequence or min(DEFAULT_MAX_SEQUENCE, decoder.max_position_embeddings),
-            max_batch=options.max_batch,
-        ),
+        preprocess=planned.settings.as_config(),
+        limits=limits,
         parts=tuple(parts),
         files=files,
         toolchain=versions(),
-        parity=measured,
         operator_library=target(options.target).operator_library,
+        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPE.itemsize),
     )
 
 
-def _write_embedding(folder: BundleFolder, checkpoint: Checkpoint, precision: str, advance: object) -> None:
-    table, dtype = weights.TOKEN_EMBEDDING.read(checkpoint).numpy(), _embedding_dtype(precision)
-    with (folder.path / TOKEN_EMBEDDING).open("wb") as file:
-        for start in range(0, len(table), EMBEDDING_ROWS):
-            rows = table[start : start + EMBEDDING_ROWS].astype(dtype).tobytes()
-            file.write(rows)
-            advance(len(rows))  # type: ignore[operator]
+def _embedding_spec(file: WeightFile) -> EmbeddingSpec:
+    storage = file.pieces[0].storage
+    if isinstance(storage, GroupedBlocks):
+        return EmbeddingSpec("int8", storage.precision.block_size)
+    (tensor,) = storage.tensors((1, 1))
+    return EmbeddingSpec(tensor.dtype.numpy().name)
 
 
-def _embedding_dtype(precision: str) -> np.dtype[np.floating]:
-    return np.dtype(np.float32 if precision == "fp32" else np.float16)
+def _limits(options: BuildOptions, checkpoint: Checkpoint) -> Limits:
+    longest = min(DEFAULT_MAX_SEQUENCE, checkpoint.config.decoder.max_position_embeddings)
+    return Limits(options.max_sequence or longest, options.max_batch)
 
 
-def _embedding_bytes(checkpoint: Checkpoint, precision: str) -> int:
-    decoder = checkpoint.config.decoder
-    return decoder.vocab_size * decoder.hidden_size * _embedding_dtype(precision).itemsize
+def show_plan(options: BuildOptions, console: Console) -> None:
+    """Print what the bundle will take and whether it fits this machine; write nothing."""
+    with Progress(console) as progress:
+        planned = plan(options, progress)
+    config, limits = planned.checkpoint.config, _limits(options, planned.checkpoint)
+    takes = footprint(config, planned.sizes, limits, CACHE_TYPE.itemsize)
+    title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
+    print_plan(title, planned.sizes, takes, limits, CACHE_TYPE.name, Machine.here(options.output))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +271,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
     add("--max-sequence", type=int, metavar="N", help="context in tokens (default: the model's, at most 4096)")
     add("--max-batch", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
+    add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add("--sample", type=Path, nargs="*", default=[], metavar="FILE", help="images to measure parity on")
 
 
@@ -245,6 +289,9 @@ def run(arguments: argparse.Namespace) -> int:
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),
         )
+        if arguments.plan:
+            show_plan(options, Console(stderr=True))
+            return 0
         manifest = build(options, Console(stderr=True))
         print_summary(manifest, options.output, target(options.target).warning)
         return 0

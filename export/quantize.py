@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -76,6 +76,16 @@ class PrecisionPolicy:
         sensitive = part != "decoder" or parameter == "lm_head.weight"
         return Precision(8, self.decoder.block_size) if sensitive and self.decoder.bits == 4 else self.decoder
 
+    def embedding(self, width: int) -> Storage:
+        """How the token embedding is stored, whose rows are `width` long: never under 8 bits.
+
+        It is read a row a token, so that fewer bits save memory and no time.
+        """
+        if self.decoder.bits > 8:
+            return Floating(self.decoder.float_type)
+        precision = Precision(8, self.decoder.block_size).for_widths([width])
+        return GroupedBlocks(precision) if precision.bits == 8 else Floating(ir.DataType.FLOAT16)
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -88,6 +98,11 @@ class StoredTensor:
 
 class Storage(Protocol):
     """Turns a weight [rows, columns] (or a vector) into the initializers that hold it."""
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows of a weight give the same rows of every initializer, so that it can be encoded in pieces."""
+        ...
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """What `encode` gives for a weight of this shape."""
@@ -105,6 +120,11 @@ class Floating:
     dtype: ir.DataType = ir.DataType.FLOAT
     transposed: bool = False
 
+    @property
+    def by_rows(self) -> bool:
+        """Unless rows become columns."""
+        return not self.transposed
+
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """One tensor."""
         ending = ".transposed" if self.transposed else ""
@@ -120,6 +140,7 @@ class GroupedBlocks:
     """DualPathMoE's own packing: INT8 [rows, columns * bits / 8], scales float32 [rows, columns / block_size]."""
 
     precision: Precision
+    by_rows: ClassVar[bool] = True
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Packed values, then scales."""
@@ -140,6 +161,7 @@ class MatMulNBitsBlocks:
     """com.microsoft.MatMulNBits: UINT8 [rows, blocks, bytes of a block], scales float32 [rows, blocks], zero point implied."""
 
     precision: Precision
+    by_rows: ClassVar[bool] = True
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Packed values, then scales."""
@@ -164,6 +186,7 @@ class DequantizeColumns:
     """Standard DequantizeLinear before MatMul: INT4 or INT8 [columns, rows], scales float32 [blocks, rows], block axis 0."""
 
     precision: Precision
+    by_rows: ClassVar[bool] = False
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Values, then scales."""

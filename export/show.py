@@ -73,7 +73,7 @@ def print_summary(manifest: Manifest, output: Path, warning: str) -> None:
             else:
                 table.add_row(f"  its {stage} steps", "", "", *row)
     for file in manifest.files:
-        precision = manifest.embedding_dtype if file.name == TOKEN_EMBEDDING else ""
+        precision = manifest.embedding.dtype if file.name == TOKEN_EMBEDDING else ""
         table.add_row(file.name, f"{file.bytes / 1e6:,.1f}", precision, "", "", "", "")
     console = Console()
     console.print(table)

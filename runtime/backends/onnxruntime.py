@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats
 from echovlm_edge.runtime.bundle import Bundle, Part
+from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.rotary import Angles
 
@@ -49,7 +50,7 @@ class OnnxRuntimeBackend:
         """Load the parts; `threads` defaults to the cores this process may use."""
         options = _session_options(bundle, threads)
         self._spec = bundle.manifest.model
-        self._embedding = bundle.token_embedding()
+        self._embedding = TokenEmbedding.of(bundle)
         self._vision, self._projector, self._decoder = (
             _session(bundle, bundle.manifest.part(name), options) for name in ("vision_encoder", "projector", "decoder")
         )
@@ -65,7 +66,7 @@ class OnnxRuntimeBackend:
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
         """Token embedding: see `Backend.embed`."""
-        return self._embedding[token_ids].astype(np.float32)
+        return self._embedding[token_ids]
 
     def new_cache(self, max_sequence: int) -> OrtCache:
         """Buffers for one sequence, zeroed."""
