@@ -183,7 +183,7 @@ def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch
         out.flush()
 
         def write(chunk: _Chunk) -> None:
-            values = memoryview(chunk.values(seed).to(dtype).view(torch.uint8).numpy())
+            values = chunk.values(seed).to(dtype).view(torch.uint8).numpy().data
             written = 0
             while written < len(values):
                 written += os.pwrite(out.fileno(), values[written:], chunk.offset + written)

@@ -17,18 +17,19 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from echovlm_edge.export import parity, trace
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.kv_calibration import give_cache_scales
 from echovlm_edge.export.lower import StoredWeight, lower
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.part import write_part
 from echovlm_edge.export.plan import Machine, footprint, print_plan
-from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, GroupedBlocks, PrecisionPolicy
+from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.export.show import Progress, print_summary, versions
 from echovlm_edge.export.targets import TARGETS, Target, target
@@ -54,7 +55,6 @@ from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompt import PromptBuilder
 
 DEFAULT_MAX_SEQUENCE = 4096
-CACHE_TYPE = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class BuildOptions:
     max_sequence: int | None = None
     max_batch: int = 1
     samples: tuple[Path, ...] = ()
+    kv_cache: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ def build(options: BuildOptions, console: Console) -> Manifest:
         with bundle_folder(options.output, needed, _identity(options, planned)) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
                 write_weights(folder.path, planned.files, planned.checkpoint, folder.journal, advance)
+            if options.kv_cache == "int8":
+                with progress.stage("Measuring the KV cache"):
+                    calibrate_cache(planned, options)
             with progress.stage("Writing graphs"):
                 parts = [
                     write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file)
@@ -136,7 +140,7 @@ def plan(options: BuildOptions, progress: Progress) -> PlannedBundle:
     Raises:
         NotPossibleHere: the checkpoint or an option cannot be used.
     """
-    policy = PrecisionPolicy.of(options.precision, options.block_size)
+    policy = PrecisionPolicy.of(options.precision, options.block_size, options.kv_cache)
     chosen = target(options.target)
     with progress.stage("Reading the checkpoint"):
         checkpoint = Checkpoint(options.checkpoint)
@@ -168,6 +172,17 @@ def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target)
     return lowered
 
 
+def calibrate_cache(planned: PlannedBundle, options: BuildOptions) -> None:
+    """Give the decoder's int8 caches their scales, from the PyTorch model on the samples."""
+    checkpoint = planned.checkpoint
+    spec = _model_spec(checkpoint)
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
+    prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), spec.image_token_id, spec.merge_size)
+    (decoder,) = (part for part in planned.parts if part.name == "decoder")
+    images = parity.samples(planned.settings, options.samples)
+    give_cache_scales(decoder.model.graph, TorchBackend(checkpoint, streamed=True), prompts, spec, images)
+
+
 def measure_parity(
     bundle: Bundle, checkpoint: Checkpoint, settings: PreprocessSettings, options: BuildOptions
 ) -> tuple[Parity, ...]:
@@ -181,7 +196,7 @@ def measure_parity(
     stages = tuple(
         parity.compare(reference, lambda: OnnxRuntimeBackend(bundle), prompts, bundle.manifest.model, images)
     )
-    if options.precision == "fp32":
+    if options.precision == "fp32" and options.kv_cache == "float32":
         for stage in stages:
             parity.check(stage)
     return stages
@@ -203,7 +218,6 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
 
 def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder) -> Manifest:
     checkpoint = planned.checkpoint
-    decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
     limits = _limits(options, checkpoint)
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
     return Manifest(
@@ -214,26 +228,31 @@ def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], 
         precision=options.precision,
         block_size=options.block_size,
         embedding=_embedding_spec(planned.embedding),
-        model=ModelSpec(
-            hidden_size=decoder.hidden_size,
-            num_layers=decoder.num_hidden_layers,
-            num_kv_heads=decoder.num_key_value_heads,
-            head_dim=decoder.head_dim,
-            vocab_size=decoder.vocab_size,
-            mrope_section=decoder.mrope_section,
-            rope_theta=decoder.rope_theta,
-            vision_head_dim=vision.head_dim,
-            merge_size=vision.spatial_merge_size,
-            image_token_id=checkpoint.config.image_token_id,
-            stop_token_ids=checkpoint.stop_token_ids(),
-        ),
+        model=_model_spec(checkpoint),
         preprocess=planned.settings.as_config(),
         limits=limits,
         parts=tuple(parts),
         files=files,
         toolchain=versions(),
         operator_library=target(options.target).operator_library,
-        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPE.itemsize),
+        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].itemsize),
+    )
+
+
+def _model_spec(checkpoint: Checkpoint) -> ModelSpec:
+    decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
+    return ModelSpec(
+        hidden_size=decoder.hidden_size,
+        num_layers=decoder.num_hidden_layers,
+        num_kv_heads=decoder.num_key_value_heads,
+        head_dim=decoder.head_dim,
+        vocab_size=decoder.vocab_size,
+        mrope_section=decoder.mrope_section,
+        rope_theta=decoder.rope_theta,
+        vision_head_dim=vision.head_dim,
+        merge_size=vision.spatial_merge_size,
+        image_token_id=checkpoint.config.image_token_id,
+        stop_token_ids=checkpoint.stop_token_ids(),
     )
 
 
@@ -255,9 +274,9 @@ def show_plan(options: BuildOptions, console: Console) -> None:
     with Progress(console) as progress:
         planned = plan(options, progress)
     config, limits = planned.checkpoint.config, _limits(options, planned.checkpoint)
-    takes = footprint(config, planned.sizes, limits, CACHE_TYPE.itemsize)
+    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].itemsize)
     title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
-    print_plan(title, planned.sizes, takes, limits, CACHE_TYPE.name, Machine.here(options.output))
+    print_plan(title, planned.sizes, takes, limits, options.kv_cache, Machine.here(options.output))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -271,6 +290,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
     add("--max-sequence", type=int, metavar="N", help="context in tokens (default: the model's, at most 4096)")
     add("--max-batch", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
+    add(
+        "--kv-cache",
+        choices=CACHE_TYPES,
+        default="float32",
+        help="of the KV cache: int8 takes a quarter of float32's memory, float16 half and more time (default float32)",
+    )
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add("--sample", type=Path, nargs="*", default=[], metavar="FILE", help="images to measure parity on")
 
@@ -288,6 +313,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_sequence=arguments.max_sequence,
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),
+            kv_cache=arguments.kv_cache,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

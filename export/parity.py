@@ -87,6 +87,16 @@ def compare(
         yield measure("decode", image.name, logits[count:], text.decode, logits=True)
 
 
+def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec, image: Sample) -> DecoderInput:
+    """An image and the prompt that goes with it as the decoder's input, with logits for its last token."""
+    angles = vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim)
+    projected = reference.project(reference.encode(image.patches.values, angles))
+    prompt = prompts.build(PROMPT, [image.patches.grid])
+    rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
+    tokens = prompt_embeddings(reference, prompt, [projected])
+    return DecoderInput(tokens, rotary.angles(prompt.positions), np.array([len(tokens) - 1]))
+
+
 @dataclass(frozen=True)
 class _Text:
     """What a bundle made of one prompt: logits at some of its tokens, and after each token that it wrote.

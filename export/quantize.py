@@ -16,6 +16,7 @@ from echovlm_edge.runtime.errors import NotPossibleHere
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 BLOCK_SIZES = (128, 64, 32, 16)
+CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
 
 Floats = NDArray[np.float32]
 
@@ -55,10 +56,11 @@ class PrecisionPolicy:
     """
 
     decoder: Precision
+    kv_cache: ir.DataType = ir.DataType.FLOAT
 
     @classmethod
-    def of(cls, name: str, block_size: int) -> PrecisionPolicy:
-        """The policy for `--precision name --block-size block_size`.
+    def of(cls, name: str, block_size: int, kv_cache: str = "float32") -> PrecisionPolicy:
+        """The policy for `--precision name --block-size block_size --kv-cache kv_cache`.
 
         Raises:
             NotPossibleHere: an unknown precision or block size.
@@ -69,7 +71,7 @@ class PrecisionPolicy:
             raise NotPossibleHere(
                 f"There is no block size {block_size}: choose one of {', '.join(map(str, BLOCK_SIZES))}."
             )
-        return cls(Precision({"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}[name], block_size))
+        return cls(Precision({"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}[name], block_size), CACHE_TYPES[kv_cache])
 
     def layer(self, part: str, parameter: str) -> Precision:
         """The precision of one linear layer of a part."""

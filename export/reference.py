@@ -97,10 +97,24 @@ class TorchBackend:
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[DecoderInput]) -> list[Floats]:
-        """Each sequence's logits [m, vocab_size] at the rows asked for, in one pass through the decoder's layers.
+        """Each sequence's logits [m, vocab_size] at the rows asked for, in one pass through the decoder's layers."""
+        logits, _, _ = self._read(sequences)
+        return np.split(self._floats(logits), np.cumsum([len(sequence.logit_rows) for sequence in sequences])[:-1])
 
-        Shorter sequences are padded at their end, where a causal decoder's earlier tokens do not look.
-        """
+    @torch.inference_mode()
+    def caches(self, sequences: Sequence[DecoderInput]) -> tuple[list[Floats], list[Floats]]:
+        """Each layer's keys, and its values, of all the sequences' tokens: [tokens, kv_heads, head_dim]."""
+        _, keys, values = self._read(sequences)
+        lengths = [len(sequence.embeddings) for sequence in sequences]
+
+        def tokens(cache: torch.Tensor) -> Floats:
+            kept = [cache[number, :, :length].transpose(0, 1) for number, length in enumerate(lengths)]
+            return self._floats(torch.cat(kept))
+
+        return [tokens(cache) for cache in keys], [tokens(cache) for cache in values]
+
+    def _read(self, sequences: Sequence[DecoderInput]) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """One pass; shorter sequences are padded at their end, where a causal decoder's earlier tokens do not look."""
         longest = max(len(sequence.embeddings) for sequence in sequences)
 
         def padded(arrays: Iterable[Floats]) -> torch.Tensor:
@@ -109,7 +123,7 @@ class TorchBackend:
         shape = (len(sequences), self._config.num_key_value_heads, longest, self._config.head_dim)
         keys, values = ([torch.zeros(shape, dtype=self._dtype) for _ in self.parts.decoder.layers] for _ in range(2))
         rows = [number * longest + sequence.logit_rows for number, sequence in enumerate(sequences)]
-        logits, _, _ = self.parts.decoder(
+        logits, keys, values = self.parts.decoder(
             padded(sequence.embeddings for sequence in sequences),
             padded(sequence.angles.cos for sequence in sequences),
             padded(sequence.angles.sin for sequence in sequences),
@@ -118,7 +132,7 @@ class TorchBackend:
             keys,
             values,
         )
-        return np.split(self._floats(logits), np.cumsum([len(some) for some in rows])[:-1])
+        return logits, keys, values
 
     def _tensor(self, array: Floats) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._dtype)

@@ -71,7 +71,8 @@ class WeightFile:
 
 def lay_out(name: str, weights: Iterable[tuple[Weight, Storage]], checkpoint: Checkpoint) -> WeightFile:
     """Place weights one after another in the file `name`."""
-    end, places, pieces = 0, [], []
+    end, places = 0, []
+    pieces: list[Piece] = []
     for weight, storage in weights:
         shape = weight.shape(checkpoint)
         placed = []
@@ -170,4 +171,4 @@ def _bytes(array: np.ndarray) -> memoryview:
         if nibbles.size % 2:
             nibbles = np.append(nibbles, np.uint8(0))
         array = nibbles[::2] | (nibbles[1::2] << 4)
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

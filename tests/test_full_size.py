@@ -232,6 +232,29 @@ def test_the_token_embedding_keeps_its_values(small: Path, build_bundle: BuildBu
         assert len(stages) == 2 and max(stages) <= worst
 
 
+@pytest.mark.parametrize(("kv_cache", "item_size", "worst"), [("float16", 2, 1e-3), ("int8", 1, 0.05)])
+def test_a_smaller_kv_cache(build_bundle: BuildBundle, kv_cache: str, item_size: int, worst: float) -> None:
+    """float16 rounds to 11 bits; int8 has 127 levels for 1.5 times the samples' largest value, about 1 % of a typical one."""
+    bundle = Bundle(build_bundle(kv_cache=kv_cache))
+    spec, cache = bundle.manifest.model, OnnxRuntimeBackend(bundle).new_cache(50)
+    elements = 50 * spec.num_kv_heads * spec.head_dim
+    for buffer in (*cache.keys, *cache.values):
+        assert buffer.numpy().nbytes == elements * item_size
+    assert bundle.manifest.footprint is not None
+    assert bundle.manifest.footprint.kv_cache * 50 == (
+        2 * spec.num_layers * elements * item_size * bundle.manifest.limits.max_sequence
+    )
+    logits = [stage for stage in bundle.manifest.parity if stage.stage in ("prefill", "decode")]
+    assert all(0 < stage.relative_error < worst for stage in logits), logits
+
+
+def test_standard_operators_have_no_smaller_kv_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--checkpoint", str(golden.CHECKPOINT), "--output", str(tmp_path / "bundle")]
+    assert build_engines.main([*options, "--target", "portable", "--kv-cache", "int8"]) == 2
+    assert "build with --kv-cache float32" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_are_mapped_not_copied(small: Path, build_bundle: BuildBundle) -> None:
     """The decoder's file stays a file mapping of the process that runs it."""
     bundle = Bundle(build_bundle(small, precision="int4"))
