@@ -235,7 +235,7 @@ def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], 
         files=files,
         toolchain=versions(),
         operator_library=target(options.target).operator_library,
-        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].itemsize),
+        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].bitwidth // 8),
     )
 
 
@@ -274,7 +274,7 @@ def show_plan(options: BuildOptions, console: Console) -> None:
     with Progress(console) as progress:
         planned = plan(options, progress)
     config, limits = planned.checkpoint.config, _limits(options, planned.checkpoint)
-    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].itemsize)
+    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].bitwidth // 8)
     title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
     print_plan(title, planned.sizes, takes, limits, options.kv_cache, Machine.here(options.output))
 
