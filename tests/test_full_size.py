@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from benchmarks import make_checkpoint as maker
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint, published_config
@@ -303,9 +304,6 @@ def test_shards_are_safetensors_and_the_same_whatever_the_threads(
 
 
 def test_the_qwen_vocabulary_has_the_published_ids(tmp_path: Path) -> None:
-    pytest.importorskip("dashscope")
-    from tokenizers import Tokenizer
-
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     config = published_config()
