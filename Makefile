@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/*)
 
-.PHONY: setup demo test test-native lint bench clean
+.PHONY: setup demo test test-native lint bench bench-full clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.stages
+
+# The published size from checkpoint to service: some 45 GB of disk in build/full, half an hour.
+bench-full: setup
+	$(BIN)/python -m benchmarks.full
 
 clean:
 	rm -rf build bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis

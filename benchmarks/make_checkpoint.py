@@ -1,22 +1,28 @@
-"""Writes a random checkpoint in the published layout: any shape, well scaled, sharded, from a seed.
+"""Writes a random checkpoint in the published layout: any shape, well scaled, sharded, from a seed, streamed to the disk.
 
-python benchmarks/make_checkpoint.py --output checkpoints/medium --width 1024 --layers 8
+python -m benchmarks.make_checkpoint --output checkpoints/full --published               # 11.7 B parameters, 23 GB
+python -m benchmarks.make_checkpoint --output checkpoints/cut --published --layers 2
+python -m benchmarks.make_checkpoint --output checkpoints/medium --width 1024 --layers 8
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from benchmarks.qwen_tokenizer import write_tokenizer
 from echovlm_edge.export.checkpoint import INDEX, expected_tensors
 from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
 
@@ -24,8 +30,12 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
     *("special_tokens_map.json", "chat_template.json", "preprocessor_config.json", "generation_config.json"),
 )
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "checkpoint"
-SHARD_BYTES = 1 << 30
+TESTS = Path(__file__).parents[1] / "tests"
+GOLDEN = TESTS / "golden" / "checkpoint"
+PUBLISHED_CONFIG = TESTS / "published" / "config.json"
+SHARD_BYTES = 4 << 30
+CHUNK = 1 << 24  # values made at a time, and the unit of the random streams
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def config_like_published(
@@ -78,44 +88,108 @@ _RATIOS = {  # of the published model's inner widths to its width
 }
 
 
+def published_config(layers: int | None = None, vision_depth: int | None = None) -> dict[str, Any]:
+    """The published config.json, or a cut of it with fewer decoder layers and vision blocks."""
+    config: dict[str, Any] = json.loads(PUBLISHED_CONFIG.read_text(encoding="utf-8"))
+    if layers:
+        config["num_hidden_layers"] = layers
+    if vision_depth:
+        config["vision_config"]["depth"] = vision_depth
+    return config
+
+
 def make_checkpoint(
-    folder: Path, config: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32, tokenizer: Path = GOLDEN
+    folder: Path,
+    config: Mapping[str, Any],
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Path | None = GOLDEN,
 ) -> Path:
     """Write the checkpoint.
 
     Args:
         folder: made where it is missing.
         config: a parsed config.json.
-        seed: of the random values; each tensor's come from the seed and its place, whatever the others are.
+        seed: of the random values; each tensor's come from the seed and its name, whatever the others are.
         dtype: of the tensors.
-        tokenizer: a checkpoint folder whose tokenizer, chat template and preprocessor config are copied.
+        tokenizer: a checkpoint folder whose tokenizer, chat template and preprocessor config are copied; None for the
+            real Qwen vocabulary (the dashscope package), which asks for the published token ids.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copy(tokenizer / name, folder / name)
+    for name in TOKENIZER_FILES if tokenizer else ("chat_template.json",):
+        if ((tokenizer or GOLDEN) / name).is_file():
+            shutil.copy((tokenizer or GOLDEN) / name, folder / name)
+    if tokenizer is None:
+        write_tokenizer(folder)
     shapes = expected_tensors(EchoVLMConfig.from_json(config, "config"))
     shards = list(_shards(shapes, dtype.itemsize))
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({name: random_tensor(name, shapes[name], seed).to(dtype) for name in names}, folder / file)
+        _write_shard(folder / file, {name: shapes[name] for name in names}, dtype, seed)
         weight_map.update(dict.fromkeys(names, file))
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1), encoding="utf-8")
+    size = sum(map(math.prod, shapes.values())) * dtype.itemsize
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     return folder
 
 
-def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Values that keep activations sane: rows of unit gain, norms near one, small biases."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + sum(map(ord, name)) * 7919 + len(name))
-    noise = torch.randn(shape, generator=generator)
-    if "norm" in name or "ln_q" in name:
-        return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
-    if len(shape) == 1:
-        return 0.1 * noise
-    gain = 1.0 if "embed" in name or "lm_head" in name or "gate.weight" in name else 0.7
-    return noise * gain / math.sqrt(math.prod(shape[1:])) * (math.sqrt(shape[1]) if "embed_tokens" in name else 1)
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of a tensor's values, in the order they are stored: all but the last have CHUNK of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    number: int
+    offset: int  # in the shard, bytes
+
+    def values(self, seed: int) -> torch.Tensor:
+        """Values that keep activations sane: rows of unit gain, norms near one, small biases."""
+        size = min(CHUNK, math.prod(self.shape) - self.number * CHUNK)
+        stream = hashlib.sha256(f"{seed} {self.name} {self.number}".encode()).digest()
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(int.from_bytes(stream[:7])))
+        if "norm" in self.name or "ln_q" in self.name:
+            return 1 + 0.1 * noise if self.name.endswith("weight") else 0.1 * noise
+        if len(self.shape) == 1:
+            return 0.1 * noise
+        if "embed_tokens" in self.name:
+            return noise
+        gain = 1.0 if any(name in self.name for name in ("embed", "lm_head", "gate.weight")) else 0.7
+        return noise * (gain / math.sqrt(math.prod(self.shape[1:])))
+
+
+def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int) -> None:
+    """A safetensors file: the header's length in 8 bytes, a JSON header, the values; made and written chunk by chunk.
+
+    (The library's own writer wants the whole shard in memory.)
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_TYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        first = out.tell()
+        out.truncate(first + end)
+        chunks = [
+            _Chunk(name, shape, number, first + header[name]["data_offsets"][0] + number * CHUNK * dtype.itemsize)
+            for name, shape in shapes.items()
+            for number in range(math.ceil(math.prod(shape) / CHUNK))
+        ]
+        out.flush()
+
+        def write(chunk: _Chunk) -> None:
+            values = chunk.values(seed).to(dtype).view(torch.uint8).numpy().data
+            written = 0
+            while written < len(values):
+                written += os.pwrite(out.fileno(), values[written:], chunk.offset + written)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(write, chunks))
 
 
 def _shards(shapes: Mapping[str, tuple[int, ...]], item_size: int) -> Iterator[list[str]]:
@@ -134,14 +208,21 @@ def _shards(shapes: Mapping[str, tuple[int, ...]], item_size: int) -> Iterator[l
 def main() -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Write a random EchoVLM checkpoint in the published layout.")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR")
+    add("--published", action="store_true", help="the published widths and vocabulary, in bfloat16")
+    add("--width", type=int, default=1024, help="without --published (default 1024)")
+    add("--layers", type=int, help="of the decoder (default 8; all 28 with --published)")
+    add("--vision-depth", type=int, help="blocks of the vision encoder (default 8; all 32 with --published)")
+    add("--seed", type=int, default=0)
     options = parser.parse_args()
-    config = config_like_published(options.width, options.layers)
-    make_checkpoint(options.output, config, options.seed)
-    print(f"{options.output}: width {options.width}, {options.layers} layers")
+    if options.published:
+        config = published_config(options.layers, options.vision_depth)
+        make_checkpoint(options.output, config, options.seed, torch.bfloat16, tokenizer=None)
+    else:
+        config = config_like_published(options.width, options.layers or 8, vision_depth=options.vision_depth or 8)
+        make_checkpoint(options.output, config, options.seed)
+    print(f"{options.output}: width {config['hidden_size']}, {config['num_hidden_layers']} layers")
     return 0
 
 

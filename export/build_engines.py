@@ -12,23 +12,28 @@ if __name__ == "__main__":  # run as a file: this folder's trace.py must not sta
     sys.path.pop(0)
 
 import argparse
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from echovlm_edge.export import parity, trace
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.kv_calibration import give_cache_scales
 from echovlm_edge.export.lower import StoredWeight, lower
 from echovlm_edge.export.model import weights
-from echovlm_edge.export.part import stored_bytes, write_part
-from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, PrecisionPolicy
+from echovlm_edge.export.part import write_part
+from echovlm_edge.export.plan import Machine, footprint, print_plan
+from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.export.show import Progress, print_summary, versions
 from echovlm_edge.export.targets import TARGETS, Target, target
+from echovlm_edge.export.weight_file import WeightFile, lay_out, write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import (
     CHAT_TEMPLATE,
@@ -36,6 +41,7 @@ from echovlm_edge.runtime.bundle import (
     TOKEN_EMBEDDING,
     TOKENIZER,
     Bundle,
+    EmbeddingSpec,
     Limits,
     Manifest,
     ModelSpec,
@@ -45,13 +51,10 @@ from echovlm_edge.runtime.bundle import (
     bundle_id,
 )
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.generate import Model
 from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.rotary import MultimodalRotary
 
 DEFAULT_MAX_SEQUENCE = 4096
-EMBEDDING_ROWS = 8192  # converted at a time
 
 
 @dataclass(frozen=True)
@@ -66,49 +69,87 @@ class BuildOptions:
     max_sequence: int | None = None
     max_batch: int = 1
     samples: tuple[Path, ...] = ()
+    kv_cache: str = "float32"
 
 
 @dataclass(frozen=True)
 class LoweredPart:
-    """A part whose graph is ready and whose weights are still to be written."""
+    """A part whose graph is ready and whose weights have their places: they are still to be written."""
 
     name: str
     precision: str
     model: ir.Model
     stored: dict[str, StoredWeight]
+    file: WeightFile
+
+
+@dataclass(frozen=True)
+class PlannedBundle:
+    """All that decides a bundle, before a byte of it is written."""
+
+    checkpoint: Checkpoint
+    settings: PreprocessSettings
+    parts: list[LoweredPart]
+    embedding: WeightFile
+
+    @property
+    def files(self) -> list[WeightFile]:
+        """The files of weights."""
+        return [*(part.file for part in self.parts), self.embedding]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Their bytes."""
+        return {file.name: file.size for file in self.files}
 
 
 def build(options: BuildOptions, console: Console) -> Manifest:
-    """Build a bundle at `options.output`, whole or not at all.
+    """Build a bundle at `options.output`, whole or not at all; a build that was killed is gone on with.
 
     Raises:
         NotPossibleHere: the checkpoint cannot be used, the disk is full, or an fp32 stage is out of parity.
     """
-    policy = PrecisionPolicy.of(options.precision, options.block_size)
-    chosen = target(options.target)
     with Progress(console) as progress:
-        with progress.stage("Reading the checkpoint"):
-            checkpoint = Checkpoint(options.checkpoint)
-            settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
-        with progress.stage("Tracing"):
-            parts = lower_parts(checkpoint, policy, chosen)
-        needed = sum(stored_bytes(part.stored) for part in parts) + _embedding_bytes(checkpoint, options.precision)
-        with bundle_folder(options.output, needed) as folder:
+        planned = plan(options, progress)
+        needed = sum(file.bytes for file in planned.files)
+        with bundle_folder(options.output, needed, _identity(options, planned)) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
-                written = [
-                    write_part(folder.path, part.name, part.precision, part.model, part.stored, checkpoint, advance)
-                    for part in parts
+                write_weights(folder.path, planned.files, planned.checkpoint, folder.journal, advance)
+            if options.kv_cache == "int8":
+                with progress.stage("Measuring the KV cache"):
+                    calibrate_cache(planned, options)
+            with progress.stage("Writing graphs"):
+                parts = [
+                    write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file)
+                    for part in planned.parts
                 ]
-                _write_embedding(folder, checkpoint, options.precision, advance)
-            folder.write_text(TOKENIZER, checkpoint.tokenizer_json())
-            folder.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
-            manifest = _manifest(options, checkpoint, settings, written, folder)
-            folder.write_manifest(manifest)
+                folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
+                folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
+                manifest = _manifest(options, planned, parts, folder)
+                folder.write_manifest(manifest)
             with progress.stage("Comparing with PyTorch"):
-                measured = measure_parity(Bundle(folder.path), checkpoint, settings, options)
-            manifest = _manifest(options, checkpoint, settings, written, folder, measured)
+                measured = measure_parity(Bundle(folder.path), planned.checkpoint, planned.settings, options)
+            manifest = replace(manifest, parity=measured)
             folder.write_manifest(manifest)
     return manifest
+
+
+def plan(options: BuildOptions, progress: Progress) -> PlannedBundle:
+    """Read, trace, lower and lay out: everything but the writing.
+
+    Raises:
+        NotPossibleHere: the checkpoint or an option cannot be used.
+    """
+    policy = PrecisionPolicy.of(options.precision, options.block_size, options.kv_cache)
+    chosen = target(options.target)
+    with progress.stage("Reading the checkpoint"):
+        checkpoint = Checkpoint(options.checkpoint)
+        settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+    with progress.stage("Tracing"):
+        parts = lower_parts(checkpoint, policy, chosen)
+    storage = policy.embedding(checkpoint.config.decoder.hidden_size)
+    embedding = lay_out(TOKEN_EMBEDDING, [(weights.TOKEN_EMBEDDING, storage)], checkpoint)
+    return PlannedBundle(checkpoint, settings, parts, embedding)
 
 
 def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target) -> list[LoweredPart]:
@@ -126,8 +167,20 @@ def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target)
     lowered = []
     for name, (model, sources) in traced.items():
         stored = lower(model, name, sources, lambda weight: weight.shape(checkpoint), policy, chosen.rules)
-        lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored))
+        file = lay_out(f"{name}.data", [(weight.weight, weight.storage) for weight in stored.values()], checkpoint)
+        lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored, file))
     return lowered
+
+
+def calibrate_cache(planned: PlannedBundle, options: BuildOptions) -> None:
+    """Give the decoder's int8 caches their scales, from the PyTorch model on the samples."""
+    checkpoint = planned.checkpoint
+    spec = _model_spec(checkpoint)
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
+    prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), spec.image_token_id, spec.merge_size)
+    (decoder,) = (part for part in planned.parts if part.name == "decoder")
+    images = parity.samples(planned.settings, options.samples)
+    give_cache_scales(decoder.model.graph, TorchBackend(checkpoint, streamed=True), prompts, spec, images)
 
 
 def measure_parity(
@@ -138,32 +191,34 @@ def measure_parity(
     Raises:
         NotPossibleHere: an fp32 stage is out of parity.
     """
-    spec = bundle.manifest.model
-    reference = Model(
-        TorchBackend(checkpoint),
-        MultimodalRotary(spec.mrope_section, spec.rope_theta),
-        spec.vocab_size,
-        frozenset(spec.stop_token_ids),
+    reference = TorchBackend(checkpoint, streamed=True)
+    prompts, images = PromptBuilder.from_bundle(bundle), parity.samples(settings, options.samples)
+    stages = tuple(
+        parity.compare(reference, lambda: OnnxRuntimeBackend(bundle), prompts, bundle.manifest.model, images)
     )
-    prompts = PromptBuilder.from_bundle(bundle)
-    images = parity.samples(settings, options.samples)
-    candidate = OnnxRuntimeBackend(bundle)
-    stages = tuple(parity.compare(reference, candidate, prompts, spec.merge_size, spec.vision_head_dim, images))
-    if options.precision == "fp32":
+    if options.precision == "fp32" and options.kv_cache == "float32":
         for stage in stages:
             parity.check(stage)
     return stages
 
 
-def _manifest(
-    options: BuildOptions,
-    checkpoint: Checkpoint,
-    settings: PreprocessSettings,
-    parts: list[Part],
-    folder: BundleFolder,
-    measured: tuple[Parity, ...] = (),
-) -> Manifest:
-    decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
+def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
+    """Of all that decides the weights' bytes: what a build that goes on must share with the one that was killed."""
+    checkpoint = planned.checkpoint
+    shards = {info.shard: (checkpoint.path / info.shard).stat() for info in checkpoint.tensors.values()}
+    decisive = {
+        "checkpoint": checkpoint.sha256(),
+        "shards": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in shards.items()),
+        "options": [options.target, options.precision, options.block_size],
+        "pieces": [(piece.name, piece.bytes) for file in planned.files for piece in file.pieces],
+        "toolchain": versions(),
+    }
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder) -> Manifest:
+    checkpoint = planned.checkpoint
+    limits = _limits(options, checkpoint)
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
     return Manifest(
         format=FORMAT,
@@ -172,49 +227,56 @@ def _manifest(
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
-        embedding_dtype=_embedding_dtype(options.precision).name,
-        model=ModelSpec(
-            hidden_size=decoder.hidden_size,
-            num_layers=decoder.num_hidden_layers,
-            num_kv_heads=decoder.num_key_value_heads,
-            head_dim=decoder.head_dim,
-            vocab_size=decoder.vocab_size,
-            mrope_section=decoder.mrope_section,
-            rope_theta=decoder.rope_theta,
-            vision_head_dim=vision.head_dim,
-            merge_size=vision.spatial_merge_size,
-            image_token_id=checkpoint.config.image_token_id,
-            stop_token_ids=checkpoint.stop_token_ids(),
-        ),
-        preprocess=settings.as_config(),
-        limits=Limits(
-            max_sequence=options.max_sequence or min(DEFAULT_MAX_SEQUENCE, decoder.max_position_embeddings),
-            max_batch=options.max_batch,
-        ),
+        embedding=_embedding_spec(planned.embedding),
+        model=_model_spec(checkpoint),
+        preprocess=planned.settings.as_config(),
+        limits=limits,
         parts=tuple(parts),
         files=files,
         toolchain=versions(),
-        parity=measured,
         operator_library=target(options.target).operator_library,
+        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].bitwidth // 8),
     )
 
 
-def _write_embedding(folder: BundleFolder, checkpoint: Checkpoint, precision: str, advance: object) -> None:
-    table, dtype = weights.TOKEN_EMBEDDING.read(checkpoint).numpy(), _embedding_dtype(precision)
-    with (folder.path / TOKEN_EMBEDDING).open("wb") as file:
-        for start in range(0, len(table), EMBEDDING_ROWS):
-            rows = table[start : start + EMBEDDING_ROWS].astype(dtype).tobytes()
-            file.write(rows)
-            advance(len(rows))  # type: ignore[operator]
+def _model_spec(checkpoint: Checkpoint) -> ModelSpec:
+    decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
+    return ModelSpec(
+        hidden_size=decoder.hidden_size,
+        num_layers=decoder.num_hidden_layers,
+        num_kv_heads=decoder.num_key_value_heads,
+        head_dim=decoder.head_dim,
+        vocab_size=decoder.vocab_size,
+        mrope_section=decoder.mrope_section,
+        rope_theta=decoder.rope_theta,
+        vision_head_dim=vision.head_dim,
+        merge_size=vision.spatial_merge_size,
+        image_token_id=checkpoint.config.image_token_id,
+        stop_token_ids=checkpoint.stop_token_ids(),
+    )
 
 
-def _embedding_dtype(precision: str) -> np.dtype[np.floating]:
-    return np.dtype(np.float32 if precision == "fp32" else np.float16)
+def _embedding_spec(file: WeightFile) -> EmbeddingSpec:
+    storage = file.pieces[0].storage
+    if isinstance(storage, GroupedBlocks):
+        return EmbeddingSpec("int8", storage.precision.block_size)
+    (tensor,) = storage.tensors((1, 1))
+    return EmbeddingSpec(tensor.dtype.numpy().name)
 
 
-def _embedding_bytes(checkpoint: Checkpoint, precision: str) -> int:
-    decoder = checkpoint.config.decoder
-    return decoder.vocab_size * decoder.hidden_size * _embedding_dtype(precision).itemsize
+def _limits(options: BuildOptions, checkpoint: Checkpoint) -> Limits:
+    longest = min(DEFAULT_MAX_SEQUENCE, checkpoint.config.decoder.max_position_embeddings)
+    return Limits(options.max_sequence or longest, options.max_batch)
+
+
+def show_plan(options: BuildOptions, console: Console) -> None:
+    """Print what the bundle will take and whether it fits this machine; write nothing."""
+    with Progress(console) as progress:
+        planned = plan(options, progress)
+    config, limits = planned.checkpoint.config, _limits(options, planned.checkpoint)
+    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].bitwidth // 8)
+    title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
+    print_plan(title, planned.sizes, takes, limits, options.kv_cache, Machine.here(options.output))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +290,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
     add("--max-sequence", type=int, metavar="N", help="context in tokens (default: the model's, at most 4096)")
     add("--max-batch", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
+    add(
+        "--kv-cache",
+        choices=CACHE_TYPES,
+        default="float32",
+        help="of the KV cache: int8 takes a quarter of float32's memory, float16 half and more time (default float32)",
+    )
+    add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add("--sample", type=Path, nargs="*", default=[], metavar="FILE", help="images to measure parity on")
 
 
@@ -244,7 +313,11 @@ def run(arguments: argparse.Namespace) -> int:
             max_sequence=arguments.max_sequence,
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),
+            kv_cache=arguments.kv_cache,
         )
+        if arguments.plan:
+            show_plan(options, Console(stderr=True))
+            return 0
         manifest = build(options, Console(stderr=True))
         print_summary(manifest, options.output, target(options.target).warning)
         return 0

@@ -1,15 +1,19 @@
-"""A bundle being written: a hidden sibling folder that is renamed into place when it is whole, or removed."""
+"""A bundle being written: a hidden sibling folder that is renamed into place when it is whole, removed when that fails, or
+gone on with after the build was killed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from echovlm_edge.export.journal import Journal
 from echovlm_edge.runtime.bundle import MANIFEST, FileSpec, Manifest, describe_file, write_manifest
 from echovlm_edge.runtime.errors import NotPossibleHere
 
@@ -22,9 +26,10 @@ _FULL = {
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """The folder that is being written."""
+    """The folder that is being written, and the journal of what is in it."""
 
     path: Path
+    journal: Journal
 
     def write_text(self, name: str, text: str) -> None:
         """Write one text file."""
@@ -40,37 +45,71 @@ class BundleFolder:
 
 
 @contextlib.contextmanager
-def bundle_folder(output: Path, needed: int) -> Iterator[BundleFolder]:
-    """A new folder beside `output`, which takes its place when the block ends well and vanishes when it does not.
+def bundle_folder(output: Path, needed: int, identity: str) -> Iterator[BundleFolder]:
+    """A folder beside `output`, which takes its place when the block ends well and vanishes when it fails.
+
+    It stays when the process is killed or interrupted: the next build of the same identity goes on with it.
 
     Args:
         output: where the bundle shall be; an older bundle there is replaced, anything else is left alone.
         needed: bytes that will be written.
+        identity: of all that decides what is written.
 
     Raises:
-        NotPossibleHere: `output` is something else than a bundle, cannot be written, or the disk is full.
+        NotPossibleHere: `output` is something else than a bundle, cannot be written, another build is writing it, or the
+            disk is full.
     """
     output = output.absolute()
     if output.exists() and not (output / MANIFEST).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise NotPossibleHere(f"{output} exists and is no bundle: give another --output, or remove it yourself.")
     partial = output.with_name(f".{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-        partial.mkdir()
-        free = shutil.disk_usage(partial).free
-        if free < needed:
-            raise NotPossibleHere(
-                f"The bundle needs {needed / 1e9:.1f} GB and {output.parent} has {free / 1e9:.1f} GB free: make room or give "
-                "another --output."
-            )
-        yield BundleFolder(partial)
-        _put_in_place(partial, output)
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial, output):
+            try:
+                journal = Journal(partial, identity)
+                if not journal.goes_on:
+                    _empty(partial)
+                _check_room(partial, needed)
+                yield BundleFolder(partial, journal)
+                journal.remove()
+                _put_in_place(partial, output)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
     except OSError as error:
         reason = _FULL.get(error.errno or 0, error.strerror or str(error))
         raise NotPossibleHere(f"The bundle {output} could not be written: {reason}; nothing was left behind.") from None
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, output: Path) -> Iterator[None]:
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotPossibleHere(f"Another build is writing {output}: wait for it, or stop it.") from None
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _check_room(partial: Path, needed: int) -> None:
+    missing = needed - sum(file.stat().st_blocks * 512 for file in partial.iterdir())
+    free = shutil.disk_usage(partial).free
+    if free < missing:
+        raise NotPossibleHere(
+            f"The bundle needs {missing / 1e9:.1f} GB more and {partial.parent} has {free / 1e9:.1f} GB free: make room or "
+            "give another --output."
+        )
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
 
 
 def _put_in_place(partial: Path, output: Path) -> None:

@@ -66,12 +66,12 @@ class Checkpoint:
             raise NotPossibleHere(f"{file} is not a JSON object: copy it anew.")
         return parsed
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor in its stored dtype, read from its shard now."""
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """One tensor, or some of its rows, in its stored dtype, read from its shard now."""
         shard = self.path / self.tensors[name].shard
         try:
             with safe_open(shard, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
+                tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
                 return tensor
         except (SafetensorError, OSError) as error:
             raise NotPossibleHere(

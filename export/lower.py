@@ -89,6 +89,12 @@ class Lowering:
             self.graph.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
         return self.input(name)
 
+    def later(self, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """A small initializer whose values are given before the graph is written."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.graph.initializers[name] = value
+        return value
+
     def store(self, name: str, storage: Storage, group: int | None = None) -> tuple[ir.Value, ...]:
         """The initializers of the parameter `name`, or of one of the tensors that it is made of."""
         weight = self.weights[name] if group is None else self.weights[name].part(group)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Backend, Floats
-from echovlm_edge.runtime.bundle import Parity
+from echovlm_edge.export.reference import DecoderInput, TorchBackend
+from echovlm_edge.runtime.backends import Backend, Cache, Floats
+from echovlm_edge.runtime.bundle import ModelSpec, Parity
 from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.generate import PREFILL_CHUNK, Model, decode, prefill, prompt_embeddings
+from echovlm_edge.runtime.generate import PREFILL_CHUNK, prompt_embeddings
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import Patches, PreprocessSettings, patchify
 from echovlm_edge.runtime.prompt import Prompt, PromptBuilder
-from echovlm_edge.runtime.request import ImageInput, Sampling
-from echovlm_edge.runtime.rotary import Angles, vision_angles
+from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.rotary import Angles, MultimodalRotary, vision_angles
 from echovlm_edge.runtime.sample import SAMPLE, sample_image
 
 TOLERANCE = 1e-3  # of an fp32 bundle: the largest error, in units of the largest reference value or of 1
 DECODED_TOKENS = 8
+COMPARED_POSITIONS = 128  # of a prompt, evenly spaced, its last always: logits of a large vocabulary are large
 PROMPT = "Describe the ultrasound image."
 
 
@@ -47,26 +49,135 @@ def samples(settings: PreprocessSettings, files: Sequence[Path] = ()) -> list[Sa
 
 
 def compare(
-    reference: Model,
-    candidate: Backend,
+    reference: TorchBackend,
+    open_candidate: Callable[[], Backend],
     prompts: PromptBuilder,
-    merge_size: int,
-    head_dim: int,
+    spec: ModelSpec,
     images: Sequence[Sample],
+    decoded: int = DECODED_TOKENS,
 ) -> Iterator[Parity]:
-    """Run each stage of `candidate` on the reference's own inputs to it; the last samples' stages run a whole prompt.
+    """Run each stage of a bundle on the reference's own inputs to it, each image with a prompt of its own.
 
-    Yields vision_encoder, projector, prefill (logits of every prompt position, through chunks as served) and decode
-    (logits of the reference's next tokens) for each sample.
+    The bundle writes; the reference then reads prompt and text in one pass through its layers, and gives its logits at the
+    same places. The two are never in memory together.
+
+    Args:
+        reference: the PyTorch model, which may hold a layer at a time.
+        open_candidate: loads the bundle; what it gives is let go between its stages.
+        prompts: the bundle's.
+        spec: the model's shape.
+        images: what to run on.
+        decoded: tokens that the bundle writes, each its likeliest, stop tokens included.
+
+    Yields:
+        vision_encoder, projector, token_embedding, prefill (logits of prompt positions, through chunks as served) and
+        decode (logits after each token that the bundle wrote) of every image.
     """
-    for image in images:
-        angles = vision_angles(image.patches.grid, merge_size, head_dim)
-        features = reference.backend.encode(image.patches.values, angles)
-        yield measure("vision_encoder", image.name, features, candidate.encode(image.patches.values, angles))
-        embeddings = reference.backend.project(features)
-        yield measure("projector", image.name, embeddings, candidate.project(features))
+    angles = [vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim) for image in images]
+    features = [reference.encode(image.patches.values, turns) for image, turns in zip(images, angles, strict=True)]
+    embeddings = [reference.project(some) for some in features]
+    yield from _compare_images(open_candidate(), images, angles, features, embeddings)
+    rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
+    texts = _write_texts(open_candidate(), reference, rotary, prompts, images, embeddings, decoded)
+    expected = reference.logits([text.tokens for text in texts])
+    for image, text, logits in zip(images, texts, expected, strict=True):
+        actual, count = text.embedding_of_prompt, len(text.prefill)
+        yield measure("token_embedding", image.name, text.expected_embedding, actual)
+        yield measure("prefill", image.name, logits[:count], text.prefill, logits=True)
+        yield measure("decode", image.name, logits[count:], text.decode, logits=True)
+
+
+def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec, image: Sample) -> DecoderInput:
+    """An image and the prompt that goes with it as the decoder's input, with logits for its last token."""
+    angles = vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim)
+    projected = reference.project(reference.encode(image.patches.values, angles))
+    prompt = prompts.build(PROMPT, [image.patches.grid])
+    rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
+    tokens = prompt_embeddings(reference, prompt, [projected])
+    return DecoderInput(tokens, rotary.angles(prompt.positions), np.array([len(tokens) - 1]))
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What a bundle made of one prompt: logits at some of its tokens, and after each token that it wrote.
+
+    `tokens` is what it was given, prompt and text, for the reference to read.
+    """
+
+    tokens: DecoderInput
+    expected_embedding: Floats
+    embedding_of_prompt: Floats
+    prefill: Floats
+    decode: Floats
+
+
+def _compare_images(
+    candidate: Backend,
+    images: Sequence[Sample],
+    angles: Sequence[Angles],
+    features: Sequence[Floats],
+    embeddings: Sequence[Floats],
+) -> Iterator[Parity]:
+    for image, turns, encoded, projected in zip(images, angles, features, embeddings, strict=True):
+        yield measure("vision_encoder", image.name, encoded, candidate.encode(image.patches.values, turns))
+        yield measure("projector", image.name, projected, candidate.project(encoded))
+
+
+def _write_texts(
+    candidate: Backend,
+    reference: TorchBackend,
+    rotary: MultimodalRotary,
+    prompts: PromptBuilder,
+    images: Sequence[Sample],
+    embeddings: Sequence[Floats],
+    decoded: int,
+) -> list[_Text]:
+    texts = []
+    for image, projected in zip(images, embeddings, strict=True):
         prompt = prompts.build(PROMPT, [image.patches.grid])
-        yield from _compare_decoder(reference, candidate, prompt, image.name, embeddings)
+        texts.append(_write_text(candidate, reference, rotary, prompt, projected, decoded))
+    return texts
+
+
+def _write_text(
+    candidate: Backend,
+    reference: TorchBackend,
+    rotary: MultimodalRotary,
+    prompt: Prompt,
+    projected: Floats,
+    decoded: int,
+) -> _Text:
+    length = len(prompt.token_ids)
+    cache = candidate.new_cache(length + decoded)
+    written = prompt.next_position + np.arange(decoded)
+    angles = rotary.angles(np.concatenate([prompt.positions, np.tile(written, (3, 1))], axis=1))
+    tokens = [prompt_embeddings(reference, prompt, [projected])]
+    rows = np.unique(np.linspace(0, length - 1, min(length, COMPARED_POSITIONS)).round().astype(np.int64))
+    prefill = _prefill(candidate, tokens[0], angles, rows, cache)
+    logits, decode = prefill[-1], []
+    for past in range(length, length + decoded):
+        tokens.append(reference.embed(np.array([logits.argmax()])))
+        turn = Angles(angles.cos[past : past + 1], angles.sin[past : past + 1])
+        logits = candidate.decode(tokens[-1], turn, past, np.zeros(1, np.int64), cache)[0].copy()
+        decode.append(logits)
+    return _Text(
+        DecoderInput(np.concatenate(tokens), angles, np.concatenate([rows, length + np.arange(decoded)])),
+        reference.embed(prompt.token_ids),
+        candidate.embed(prompt.token_ids),
+        prefill,
+        np.stack(decode),
+    )
+
+
+def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[np.int64], cache: Cache) -> Floats:
+    """Logits at `rows` of a prompt, which goes through in chunks as it is served."""
+    logits = []
+    for start in range(0, len(tokens), PREFILL_CHUNK):
+        chunk = slice(start, start + PREFILL_CHUNK)
+        wanted = rows[(rows >= start) & (rows < chunk.stop)] - start
+        part = Angles(angles.cos[: len(tokens)][chunk], angles.sin[: len(tokens)][chunk])
+        logits.append(candidate.decode(tokens[chunk], part, start, wanted, cache).copy())
+    return np.concatenate(logits)
 
 
 def measure(stage: str, sample: str, expected: Floats, actual: Floats, logits: bool = False) -> Parity:
@@ -92,43 +203,6 @@ def check(stage: Parity) -> None:
             f"The fp32 {stage.stage} differs from the PyTorch model by {stage.max_abs_error:.2g} on {stage.sample}, more than "
             f"{TOLERANCE:g}: this is a fault of the build or of the installed ONNX Runtime; install constraints.txt's versions."
         )
-
-
-def _compare_decoder(
-    reference: Model, candidate: Backend, prompt: Prompt, sample: str, images: Floats
-) -> Iterator[Parity]:
-    length = len(prompt.token_ids)
-    caches = [backend.new_cache(length + DECODED_TOKENS) for backend in (reference.backend, candidate)]
-    embeddings = prompt_embeddings(reference.backend, prompt, [images])
-    expected, actual = (
-        _all_logits(backend, embeddings, reference.rotary.angles(prompt.positions), cache)
-        for backend, cache in zip((reference.backend, candidate), caches, strict=True)
-    )
-    yield measure("prefill", sample, expected, actual, logits=True)
-    sampling = Sampling(max_new_tokens=DECODED_TOKENS)
-    first = prefill(reference, prompt, embeddings, caches[0]).copy()
-    steps = list(decode(reference, prompt, first, caches[0], sampling))
-    if len(steps) < 2:
-        return
-    continued = []
-    for count, step in enumerate(steps[:-1]):
-        position = np.full((3, 1), prompt.next_position + count, np.int64)
-        token = reference.backend.embed(np.array([step.token_id]))
-        row = candidate.decode(
-            token, reference.rotary.angles(position), length + count, np.zeros(1, np.int64), caches[1]
-        )
-        continued.append(row[0].copy())
-    yield measure("decode", sample, np.stack([step.logits for step in steps[1:]]), np.stack(continued), logits=True)
-
-
-def _all_logits(backend: Backend, embeddings: Floats, angles: Angles, cache: object) -> Floats:
-    rows = []
-    for start in range(0, len(embeddings), PREFILL_CHUNK):
-        chunk = slice(start, start + PREFILL_CHUNK)
-        part = Angles(angles.cos[chunk], angles.sin[chunk])
-        tokens = embeddings[chunk]
-        rows.append(backend.decode(tokens, part, start, np.arange(len(tokens)), cache).copy())  # type: ignore[arg-type]
-    return np.concatenate(rows)
 
 
 def _top1_agreement(expected: Floats, actual: Floats) -> float:

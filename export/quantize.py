@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,7 @@ from echovlm_edge.runtime.errors import NotPossibleHere
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 BLOCK_SIZES = (128, 64, 32, 16)
+CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
 
 Floats = NDArray[np.float32]
 
@@ -55,10 +56,11 @@ class PrecisionPolicy:
     """
 
     decoder: Precision
+    kv_cache: ir.DataType = ir.DataType.FLOAT
 
     @classmethod
-    def of(cls, name: str, block_size: int) -> PrecisionPolicy:
-        """The policy for `--precision name --block-size block_size`.
+    def of(cls, name: str, block_size: int, kv_cache: str = "float32") -> PrecisionPolicy:
+        """The policy for `--precision name --block-size block_size --kv-cache kv_cache`.
 
         Raises:
             NotPossibleHere: an unknown precision or block size.
@@ -69,12 +71,22 @@ class PrecisionPolicy:
             raise NotPossibleHere(
                 f"There is no block size {block_size}: choose one of {', '.join(map(str, BLOCK_SIZES))}."
             )
-        return cls(Precision({"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}[name], block_size))
+        return cls(Precision({"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}[name], block_size), CACHE_TYPES[kv_cache])
 
     def layer(self, part: str, parameter: str) -> Precision:
         """The precision of one linear layer of a part."""
         sensitive = part != "decoder" or parameter == "lm_head.weight"
         return Precision(8, self.decoder.block_size) if sensitive and self.decoder.bits == 4 else self.decoder
+
+    def embedding(self, width: int) -> Storage:
+        """How the token embedding is stored, whose rows are `width` long: never under 8 bits.
+
+        It is read a row a token, so that fewer bits save memory and no time.
+        """
+        if self.decoder.bits > 8:
+            return Floating(self.decoder.float_type)
+        precision = Precision(8, self.decoder.block_size).for_widths([width])
+        return GroupedBlocks(precision) if precision.bits == 8 else Floating(ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,11 @@ class StoredTensor:
 
 class Storage(Protocol):
     """Turns a weight [rows, columns] (or a vector) into the initializers that hold it."""
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows of a weight give the same rows of every initializer, so that it can be encoded in pieces."""
+        ...
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """What `encode` gives for a weight of this shape."""
@@ -105,6 +122,11 @@ class Floating:
     dtype: ir.DataType = ir.DataType.FLOAT
     transposed: bool = False
 
+    @property
+    def by_rows(self) -> bool:
+        """Unless rows become columns."""
+        return not self.transposed
+
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """One tensor."""
         ending = ".transposed" if self.transposed else ""
@@ -120,6 +142,7 @@ class GroupedBlocks:
     """DualPathMoE's own packing: INT8 [rows, columns * bits / 8], scales float32 [rows, columns / block_size]."""
 
     precision: Precision
+    by_rows: ClassVar[bool] = True
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Packed values, then scales."""
@@ -140,6 +163,7 @@ class MatMulNBitsBlocks:
     """com.microsoft.MatMulNBits: UINT8 [rows, blocks, bytes of a block], scales float32 [rows, blocks], zero point implied."""
 
     precision: Precision
+    by_rows: ClassVar[bool] = True
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Packed values, then scales."""
@@ -164,6 +188,7 @@ class DequantizeColumns:
     """Standard DequantizeLinear before MatMul: INT4 or INT8 [columns, rows], scales float32 [blocks, rows], block axis 0."""
 
     precision: Precision
+    by_rows: ClassVar[bool] = False
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Values, then scales."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
+from echovlm_edge.export.streamed import load_streamed
 from echovlm_edge.runtime.backends import Cache, Floats
 from echovlm_edge.runtime.rotary import Angles
 
@@ -27,23 +29,33 @@ class TorchCache:
         return self.keys[0].shape[2]
 
 
-class TorchBackend:
-    """A checkpoint's parts, loaded eagerly in float32 (or another dtype, for benchmarks)."""
+@dataclass(frozen=True)
+class DecoderInput:
+    """One sequence: embeddings [n, hidden_size], its tokens' angles, and which tokens int64 [m] to give logits for."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
-        """Read every tensor."""
+    embeddings: Floats
+    angles: Angles
+    logit_rows: NDArray[np.int64]
+
+
+class TorchBackend:
+    """A checkpoint's parts in float32 (or another dtype, for benchmarks), loaded whole or a layer at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, *, streamed: bool = False) -> None:
+        """Read every tensor now, or (`streamed`) each layer's at every call: slow, in little memory."""
         config = checkpoint.config
-        self._config, self._dtype = config.decoder, dtype
+        self._config, self._dtype, self._checkpoint = config.decoder, dtype, checkpoint
+        load = load_streamed if streamed else weights.load
         parts = weights.parts_without_values(config)
         for part, sources in (
             (parts.vision_encoder, weights.vision_encoder_weights(config)),
             (parts.projector, weights.projector_weights(config)),
             (parts.decoder, weights.decoder_weights(config)),
         ):
-            weights.load(part, sources, checkpoint)
+            load(part, sources, checkpoint)
             part.to(dtype)
         self.parts = parts
-        self._embedding = weights.TOKEN_EMBEDDING.read(checkpoint).to(dtype)
+        self._embedding = None if streamed else weights.TOKEN_EMBEDDING.read(checkpoint).to(dtype)
 
     @torch.inference_mode()
     def encode(self, patches: Floats, angles: Angles) -> Floats:
@@ -57,7 +69,11 @@ class TorchBackend:
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
         """Token embedding: see `Backend.embed`."""
-        return self._floats(self._embedding[torch.from_numpy(token_ids)])
+        if self._embedding is not None:
+            return self._floats(self._embedding[torch.from_numpy(token_ids)])
+        ids, places = np.unique(token_ids, return_inverse=True)
+        rows = [weights.TOKEN_EMBEDDING.read(self._checkpoint, slice(token, token + 1)) for token in ids.tolist()]
+        return self._floats(torch.cat(rows)[torch.from_numpy(places)])
 
     def new_cache(self, max_sequence: int) -> TorchCache:
         """Buffers for one sequence, zeroed."""
@@ -78,6 +94,45 @@ class TorchBackend:
         tokens, rows = self._tensor(embeddings).unsqueeze(0), torch.from_numpy(logit_rows)
         logits, _, _ = self.parts.decoder(tokens, cos, sin, torch.tensor([past]), rows, cache.keys, cache.values)
         return self._floats(logits)
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[DecoderInput]) -> list[Floats]:
+        """Each sequence's logits [m, vocab_size] at the rows asked for, in one pass through the decoder's layers."""
+        logits, _, _ = self._read(sequences)
+        return np.split(self._floats(logits), np.cumsum([len(sequence.logit_rows) for sequence in sequences])[:-1])
+
+    @torch.inference_mode()
+    def caches(self, sequences: Sequence[DecoderInput]) -> tuple[list[Floats], list[Floats]]:
+        """Each layer's keys, and its values, of all the sequences' tokens: [tokens, kv_heads, head_dim]."""
+        _, keys, values = self._read(sequences)
+        lengths = [len(sequence.embeddings) for sequence in sequences]
+
+        def tokens(cache: torch.Tensor) -> Floats:
+            kept = [cache[number, :, :length].transpose(0, 1) for number, length in enumerate(lengths)]
+            return self._floats(torch.cat(kept))
+
+        return [tokens(cache) for cache in keys], [tokens(cache) for cache in values]
+
+    def _read(self, sequences: Sequence[DecoderInput]) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """One pass; shorter sequences are padded at their end, where a causal decoder's earlier tokens do not look."""
+        longest = max(len(sequence.embeddings) for sequence in sequences)
+
+        def padded(arrays: Iterable[Floats]) -> torch.Tensor:
+            return self._tensor(np.stack([np.pad(array, ((0, longest - len(array)), (0, 0))) for array in arrays]))
+
+        shape = (len(sequences), self._config.num_key_value_heads, longest, self._config.head_dim)
+        keys, values = ([torch.zeros(shape, dtype=self._dtype) for _ in self.parts.decoder.layers] for _ in range(2))
+        rows = [number * longest + sequence.logit_rows for number, sequence in enumerate(sequences)]
+        logits, keys, values = self.parts.decoder(
+            padded(sequence.embeddings for sequence in sequences),
+            padded(sequence.angles.cos for sequence in sequences),
+            padded(sequence.angles.sin for sequence in sequences),
+            torch.zeros(len(sequences), dtype=torch.int64),
+            torch.from_numpy(np.concatenate(rows)),
+            keys,
+            values,
+        )
+        return logits, keys, values
 
     def _tensor(self, array: Floats) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._dtype)

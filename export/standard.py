@@ -11,6 +11,7 @@ import onnx_ir as ir
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
+from echovlm_edge.runtime.errors import NotPossibleHere
 
 # A product with one stored weight: (lowering, x, parameter, group or None, precision) to x W^T.
 Product = Callable[[Lowering, ir.Value, str, "int | None", Precision], ir.Value]
@@ -68,6 +69,8 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     `mask` is bool [batch, 1, sequence, context], true where a token may look; the host computes it.
     """
     q, k, v, keys, values, past = _required(node, 6)
+    if lowering.policy.kv_cache != ir.DataType.FLOAT:
+        raise NotPossibleHere("Standard operators keep the KV cache in float32: build with --kv-cache float32.")
     heads = node.attributes["heads"].as_int()
     kv_heads, dim = fixed_size(keys, 1), fixed_size(keys, 3)
     query, new_keys, new_values = (

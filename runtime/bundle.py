@@ -8,8 +8,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -20,6 +18,7 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKEN_EMBEDDING = "token_embedding.bin"
+WEIGHT_ALIGNMENT = 4096  # a page: each tensor in a file of weights can be memory-mapped by itself
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -98,6 +97,38 @@ class Parity:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class EmbeddingSpec:
+    """How the token embedding is stored: `block_size` values share a scale where `dtype` is int8, else it is 0."""
+
+    dtype: str
+    block_size: int = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Footprint:
+    """What a bundle takes, in bytes.
+
+    Attributes:
+        disk: all of its files.
+        weights: mapped into memory while it runs, shared by all processes on one machine.
+        kv_cache: of one sequence of `max_sequence` tokens.
+        kv_cache_batch: of `max_batch` such sequences.
+        working: a process's own memory at its largest beside these: libraries, activations, logits (an estimate).
+    """
+
+    disk: int
+    weights: int
+    kv_cache: int
+    kv_cache_batch: int
+    working: int
+
+    @property
+    def to_run(self) -> int:
+        """Memory that a server needs."""
+        return self.weights + self.kv_cache_batch + self.working
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Source:
     """The checkpoint a bundle was built from."""
 
@@ -115,7 +146,7 @@ class Manifest:
     target: str
     precision: str
     block_size: int
-    embedding_dtype: str
+    embedding: EmbeddingSpec
     model: ModelSpec
     preprocess: dict[str, Any]
     limits: Limits
@@ -124,6 +155,7 @@ class Manifest:
     toolchain: dict[str, str]
     parity: tuple[Parity, ...] = ()
     operator_library: str | None = None
+    footprint: Footprint | None = None
 
     def part(self, name: str) -> Part:
         """The part of that name."""
@@ -154,12 +186,6 @@ class Bundle:
     def text(self, name: str) -> str:
         """One of the bundle's text files."""
         return (self.path / name).read_text(encoding="utf-8")
-
-    def token_embedding(self) -> NDArray[Any]:
-        """The embedding table [vocab_size, hidden_size], memory-mapped."""
-        model = self.manifest.model
-        shape = (model.vocab_size, model.hidden_size)
-        return np.memmap(self.path / TOKEN_EMBEDDING, self.manifest.embedding_dtype, mode="r", shape=shape)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

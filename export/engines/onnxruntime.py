@@ -17,6 +17,7 @@ from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import GroupedBlocks, MatMulNBitsBlocks, Precision
 
 MICROSOFT = "com.microsoft"
+K_SCALE = 12  # GroupQueryAttention's input; v_scale follows it
 ACCURACY_LEVEL = 4  # int8 activations, int32 accumulation within a block
 
 
@@ -48,9 +49,20 @@ def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """GroupQueryAttention with past and present bound to one buffer; causal by itself, so that no mask is needed."""
+    """GroupQueryAttention with past and present bound to one buffer; causal by itself, so that no mask is needed.
+
+    The caches are of the policy's type; int8 ones have a scale per channel, given later (see `kv_calibration.py`).
+    """
     q, k, v, keys, values, past = node.inputs
-    assert keys is not None
+    assert keys is not None and values is not None
+    cache_type = lowering.policy.kv_cache
+    for cache in (keys, values, *node.outputs[1:]):
+        cache.type = ir.TensorType(cache_type)
+    inputs = [q, k, v, keys, values]
+    attributes: Attributes = {
+        "num_heads": node.attributes["heads"].as_int(),
+        "kv_num_heads": standard.fixed_size(keys, 1),
+    }
 
     def total_tokens() -> ir.Value:
         new_tokens = lowering.node("Shape", [lowering.input("embeddings")], {"start": 1, "end": 2})
@@ -67,13 +79,18 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
             "Cast", [lowering.node("ReduceMax", [total], {"keepdims": 0})], {"to": int(ir.DataType.INT32)}
         )
 
-    return lowering.nodes(
-        "GroupQueryAttention",
-        [q, k, v, keys, values, lowering.shared("last_token", last_token), lowering.shared("longest", longest)],
-        3,
-        {"num_heads": node.attributes["heads"].as_int(), "kv_num_heads": standard.fixed_size(keys, 1)},
-        MICROSOFT,
-    )
+    inputs += [lowering.shared("last_token", last_token), lowering.shared("longest", longest)]
+    if cache_type == ir.DataType.INT8:
+        channels = [standard.fixed_size(keys, 1) * standard.fixed_size(keys, 3)]
+        scales = (lowering.later(f"{cache.name}.scale", ir.DataType.FLOAT, channels) for cache in (keys, values))
+        inputs += [*[None] * (K_SCALE - len(inputs)), *scales]
+        attributes = {
+            **attributes,
+            "k_quant_type": "PER_CHANNEL",
+            "v_quant_type": "PER_CHANNEL",
+            "kv_cache_bit_width": 8,
+        }
+    return lowering.nodes("GroupQueryAttention", inputs, 3, attributes, MICROSOFT)
 
 
 def block_quant_linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,23 @@ class Weight:
     tensors: tuple[str, ...]
     axis: int = 0
 
-    def read(self, checkpoint: Checkpoint) -> Tensor:
-        """The parameter's values, float32, at most two-dimensional (a convolution's kernel is flattened)."""
-        parts = [checkpoint.read(name).float() for name in self.tensors]
+    def read(self, checkpoint: Checkpoint, rows: slice | None = None) -> Tensor:
+        """The parameter's values, or some of its rows: float32, at most two-dimensional (a convolution's kernel is flattened)."""
+        parts = [checkpoint.read(name, some).float() for name, some in self._rows_of_tensors(checkpoint, rows)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, self.axis)
         return whole.flatten(1) if whole.dim() > 2 else whole
+
+    def _rows_of_tensors(self, checkpoint: Checkpoint, rows: slice | None) -> Iterator[tuple[str, slice | None]]:
+        first = 0
+        for name in self.tensors:
+            if rows is None or self.axis == 1:
+                yield name, rows
+                continue
+            count = checkpoint.tensors[name].shape[0]
+            start, stop = max(rows.start - first, 0), min(rows.stop - first, count)
+            if start < stop:
+                yield name, slice(start, stop)
+            first += count
 
     def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
         """The shape that `read` gives."""

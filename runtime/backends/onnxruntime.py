@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats
 from echovlm_edge.runtime.bundle import Bundle, Part
+from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.rotary import Angles
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
+CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass(frozen=True)
 class OrtCache:
-    """One sequence's keys and values: a float32 buffer [1, kv_heads, max_sequence, head_dim] per layer, each its own past and present."""
+    """One sequence's keys and values: a buffer [1, kv_heads, max_sequence, head_dim] per layer, each its own past and present."""
 
     keys: tuple[ort.OrtValue, ...]
     values: tuple[ort.OrtValue, ...]
@@ -49,11 +51,13 @@ class OnnxRuntimeBackend:
         """Load the parts; `threads` defaults to the cores this process may use."""
         options = _session_options(bundle, threads)
         self._spec = bundle.manifest.model
-        self._embedding = bundle.token_embedding()
+        self._embedding = TokenEmbedding.of(bundle)
         self._vision, self._projector, self._decoder = (
             _session(bundle, bundle.manifest.part(name), options) for name in ("vision_encoder", "projector", "decoder")
         )
-        self._wants_mask = any(tensor.name == "mask" for tensor in bundle.manifest.part("decoder").inputs)
+        inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
+        self._wants_mask = "mask" in inputs
+        self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         """Vision encoder: see `Backend.encode`."""
@@ -65,13 +69,16 @@ class OnnxRuntimeBackend:
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
         """Token embedding: see `Backend.embed`."""
-        return self._embedding[token_ids].astype(np.float32)
+        return self._embedding[token_ids]
 
     def new_cache(self, max_sequence: int) -> OrtCache:
         """Buffers for one sequence, zeroed."""
         shape = (1, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
         keys, values = (
-            tuple(ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in range(self._spec.num_layers))
+            tuple(
+                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_type))
+                for _ in range(self._spec.num_layers)
+            )
             for _ in range(2)
         )
         return OrtCache(keys, values)
@@ -109,6 +116,9 @@ def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = ERROR
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if bundle.manifest.precision == "fp32":
+        # Packed float32 weights would be a second copy of them, in memory of this process's own.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if bundle.manifest.operator_library:
         options.register_custom_ops_library(str(_operator_library(bundle)))
     return options

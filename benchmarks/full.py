@@ -1,0 +1,367 @@
+"""`make bench-full`: the whole journey at the published size on this machine: build, serve, decode, time to first token.
+
+python -m benchmarks.full [--layers 2] [--folder build/full] [--json bench-full.json]
+
+Every figure is taken from the commands that a user types, as child processes. Needs some 45 GB of disk at full size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.dual_path_moe import Machine, measure_machine
+from benchmarks.make_checkpoint import make_checkpoint, published_config
+from benchmarks.model_costs import (
+    bytes_of_a_token,
+    prefill_operations,
+    projector_operations,
+    vision_encoder_operations,
+)
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.export import parity
+from echovlm_edge.export.build_engines import BuildOptions, build
+from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.plugins.dual_path_moe.library import library_path
+from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.client import ReportClient, ReportRequest
+from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.prompt import PromptBuilder
+from echovlm_edge.runtime.request import ImageInput, Sampling
+from echovlm_edge.runtime.sample import sample_image
+
+FRAME = (640, 480)
+# DESIGN's workloads: frames, new tokens. The prompt is the report's own.
+WORKLOADS = {"W1": (1, 160), "W7": (7, 240)}
+GREEDY_TOKENS, GREEDY_LAYERS = 100, 2
+BITS = {"int4": 4, "int8": 8}
+START_LIMIT = 300.0
+
+
+@dataclass(frozen=True)
+class Built:
+    """One run of echovlm-build."""
+
+    seconds: float
+    peak_rss_gb: float
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """A stage's seconds, and its operations a second as a share of the machine's int8 peak."""
+
+    seconds: float
+    share_of_int8_peak: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One workload's answer from the server."""
+
+    prompt_tokens: int
+    image_tokens: int
+    new_tokens: int
+    ttft_seconds: float
+    decode_tokens_per_second: float
+    seconds: dict[str, float]
+
+
+def run_build(checkpoint: Path, output: Path, precision: str) -> Built:
+    """Build in a process of its own."""
+    started = time.perf_counter()
+    process = subprocess.Popen(_build_command(checkpoint, output, precision))
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"echovlm-build failed with exit code {process.returncode}")
+    return Built(time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+
+
+def resumed_build_is_the_same(checkpoint: Path, output: Path, precision: str, expected: str) -> bool:
+    """Kill a build when half of its weights are written, start it again, and compare the bundle's id."""
+    partial = output.with_name(f".{output.name}.partial")
+    process = subprocess.Popen(_build_command(checkpoint, output, precision), stderr=subprocess.DEVNULL)
+    half = sum(file.bytes for file in Bundle(output.with_name("bundle")).manifest.all_files()) / 2
+    while process.poll() is None and (
+        not partial.exists() or sum(file.stat().st_blocks * 512 for file in partial.iterdir()) < half
+    ):
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    if output.exists():
+        raise SystemExit("The build ended before it could be killed.")
+    run_build(checkpoint, output, precision)
+    return Bundle(output, verify=True).manifest.bundle_id == expected
+
+
+def _build_command(checkpoint: Path, output: Path, precision: str) -> list[str]:
+    options = ("--checkpoint", checkpoint, "--output", output, "--precision", precision)
+    return [_script("echovlm-build"), *map(str, options)]
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+@contextmanager
+def serving(bundle: Path, folder: Path) -> Iterator[tuple[int, str, float]]:
+    """A server of its own process; yields its pid, its address, and how long it took to answer a health check."""
+    port_file = folder / "port"
+    port_file.unlink(missing_ok=True)
+    started = time.perf_counter()
+    command = (_script("echovlm-serve"), "--bundle", bundle, "--listen", "127.0.0.1:0", "--port-file", port_file)
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
+        try:
+            while not port_file.exists():
+                if process.poll() is not None or time.perf_counter() - started > START_LIMIT:
+                    raise SystemExit("echovlm-serve did not start.")
+                time.sleep(0.02)
+            address = f"127.0.0.1:{port_file.read_text().strip()}"
+            _await_health(address)
+            yield process.pid, address, time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+
+def _await_health(address: str) -> None:
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=START_LIMIT)
+        assert check.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def ask(address: str, images: int, new_tokens: int) -> Answer:
+    """One report about `images` frames of 640 x 480."""
+    with ReportClient(address) as client:
+        request = ReportRequest(images=_frames(images), sampling=Sampling(max_new_tokens=new_tokens))
+        *_, last = client.generate(request)
+    result = last.result
+    seconds = {
+        pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in result.timings.stages
+    }
+    tokens = result.usage.generated_tokens
+    return Answer(
+        result.usage.prompt_tokens,
+        result.usage.image_tokens,
+        tokens,
+        result.timings.first_token_seconds,
+        (tokens - 1) / seconds["decode"],  # the first token comes from the prefill's logits
+        seconds,
+    )
+
+
+def _frames(count: int) -> list[ImageInput]:
+    """The sample's frame at 640 x 480, and mirrored or shifted for more of them."""
+    (frame,) = decode_image(sample_image())
+    pixels = np.asarray(Image.fromarray(frame.pixels).resize(FRAME))
+    images = []
+    for number in range(count):
+        encoded = io.BytesIO()
+        Image.fromarray(np.roll(pixels, 40 * number, axis=1)).save(encoded, "PNG")
+        images.append(ImageInput(encoded.getvalue(), name=f"frame {number + 1}"))
+    return images
+
+
+def memory_gb(pid: int, field: str = "Rss") -> float:
+    """A process's resident memory (`Rss`: private and shared), or its proportional share of it (`Pss`)."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    line = next(line for line in rollup.splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def stage_costs(answer: Answer, checkpoint: Checkpoint, frames: int, machine: Machine) -> dict[str, StageCost]:
+    """Each stage up to the first token."""
+    config = checkpoint.config
+    patches = answer.image_tokens // frames * config.vision.spatial_merge_size**2
+    operations = {
+        "vision": frames * vision_encoder_operations(config, patches),
+        "projector": frames * projector_operations(config, patches),
+        "prefill": prefill_operations(config, answer.prompt_tokens),
+    }
+    return {
+        stage: StageCost(
+            seconds, operations[stage] / seconds / machine.int8_gops / 1e9 if stage in operations else None
+        )
+        for stage, seconds in answer.seconds.items()
+        if stage not in ("decode", "detokenize", "queue")
+    }
+
+
+def greedy_tokens_agree(folder: Path) -> dict[str, Any]:
+    """Whether 100 greedy tokens of a two-layer fp32 bundle are the PyTorch model's, and how far the logits are apart.
+
+    The PyTorch model reads what the bundle wrote: where its likeliest token is the bundle's at every step, it would have
+    written the same.
+    """
+    source, output = folder / f"checkpoint-{GREEDY_LAYERS}", folder / "bundle-fp32"
+    if not (source / "config.json").is_file():
+        make_checkpoint(source, published_config(GREEDY_LAYERS), dtype=torch.bfloat16, tokenizer=None)
+    build(BuildOptions(source, output, precision="fp32"), Console(stderr=True))
+    bundle, checkpoint = Bundle(output), Checkpoint(source)
+    settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+    reference = TorchBackend(checkpoint, streamed=True)
+    compared = parity.compare(
+        reference,
+        lambda: OnnxRuntimeBackend(bundle),
+        PromptBuilder.from_bundle(bundle),
+        bundle.manifest.model,
+        parity.samples(settings)[:1],
+        GREEDY_TOKENS,
+    )
+    stages = {stage.stage: stage for stage in compared}
+    shutil.rmtree(output)
+    agreement = stages["decode"].top1_agreement
+    return {
+        "tokens": GREEDY_TOKENS,
+        "equal": agreement == 1 and stages["prefill"].top1_agreement == 1,
+        "decode_agreement": agreement,
+        "prefill_agreement": stages["prefill"].top1_agreement,
+        "largest_logit_error": stages["decode"].max_abs_error,
+    }
+
+
+def main() -> int:
+    """Run the benchmark; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Build, serve and time the published model's size on this machine.")
+    add = parser.add_argument
+    add("--layers", type=int, default=28, help="of the decoder (default 28: all)")
+    add("--precision", choices=BITS, default="int4")
+    add("--folder", type=Path, default=Path("build/full"), help="for checkpoints and bundles (default build/full)")
+    add("--json", type=Path, default=Path("bench-full.json"))
+    add("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
+    add("--reuse", action="store_true", help="measure the bundle that an earlier run built")
+    add("--no-resume", action="store_true", help="leave out killing a build and starting it again")
+    add("--no-greedy", action="store_true", help="leave out the greedy tokens of a two-layer fp32 bundle")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    source, output = folder / f"checkpoint-{options.layers}", folder / "bundle"
+    report: dict[str, Any] = {"layers": options.layers, "precision": options.precision}
+    if not (source / "config.json").is_file():
+        started = time.perf_counter()
+        make_checkpoint(source, published_config(options.layers), dtype=torch.bfloat16, tokenizer=None)
+        report["checkpoint_seconds"] = time.perf_counter() - started
+    if not options.reuse:
+        built = run_build(source, output, options.precision)
+        report |= {"build_seconds": built.seconds, "build_peak_rss_gb": built.peak_rss_gb}
+    bundle, checkpoint = Bundle(output), Checkpoint(source)
+    report["bundle_gb"] = sum(file.stat().st_size for file in output.iterdir()) / 1e9
+    report["parity"] = [asdict(stage) for stage in bundle.manifest.parity]
+    if not options.no_resume:
+        again = folder / "bundle-resumed"
+        report["resumed_build_is_the_same"] = resumed_build_is_the_same(
+            source, again, options.precision, bundle.manifest.bundle_id
+        )
+        shutil.rmtree(again)
+    report |= measure_service(bundle, checkpoint, folder, options.workloads, BITS[options.precision])
+    if not options.no_greedy:
+        report["greedy"] = greedy_tokens_agree(folder)
+    options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print_report(report, Console())
+    return 0
+
+
+def measure_service(
+    bundle: Bundle, checkpoint: Checkpoint, folder: Path, workloads: list[str], bits: int
+) -> dict[str, Any]:
+    """Start, memory, decode and time to first token of servers on one bundle."""
+    Bundle(bundle.path, verify=True)  # reads every byte: the page cache is warm
+    library = library_path()
+    if library is None:
+        raise SystemExit("The operator library is not installed: install the package where there is a C++ compiler.")
+    threads = len(os.sched_getaffinity(0))
+    machine = measure_machine(NativeLibrary(library), threads, 5, bundle.path / "decoder.data")
+    with serving(bundle.path, folder) as (pid, address, start_seconds):
+        idle = memory_gb(pid)
+        answers = {name: ask(address, *WORKLOADS[name]) for name in workloads}
+        alone = memory_gb(pid)
+        with serving(bundle.path, folder) as (second, second_address, _):
+            ask(second_address, 1, 4)
+            together = memory_gb(pid, "Pss") + memory_gb(second, "Pss")
+    sizes = {file.name: file.bytes for file in bundle.manifest.all_files()}
+    first = answers[workloads[0]]
+    read = bytes_of_a_token(
+        checkpoint.config,
+        sizes,
+        bits,
+        bundle.manifest.block_size,
+        first.prompt_tokens + first.new_tokens // 2,
+    )
+    return {
+        "machine": asdict(machine),
+        "start_seconds": start_seconds,
+        "idle_rss_gb": idle,
+        "serve_rss_gb": alone,
+        "second_server_gb": together - alone,
+        "decode_tokens_per_second": first.decode_tokens_per_second,
+        "decode_gb_a_token": read / 1e9,
+        "decode_share_of_bandwidth": first.decode_tokens_per_second * read / 1e9 / machine.read_gbps,
+        "ttft_seconds": {name: answer.ttft_seconds for name, answer in answers.items()},
+        "stages": {
+            name: {stage: asdict(cost) for stage, cost in costs.items()}
+            for name, costs in (
+                (name, stage_costs(answer, checkpoint, WORKLOADS[name][0], machine)) for name, answer in answers.items()
+            )
+        },
+        "answers": {name: asdict(answer) for name, answer in answers.items()},
+    }
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """Two tables: the figures, and the stages of each workload."""
+    machine = report["machine"]
+    title = (
+        f"{report['layers']} layers, {report['precision']}, {machine['cpu']}, {machine['threads']} threads: reads "
+        f"{machine['read_gbps']:.1f} GB/s, int8 peak {machine['int8_gops']:.0f} GOP/s"
+    )
+    table = Table(box=box.SIMPLE, title=title)
+    table.add_column("figure")
+    table.add_column("", justify="right")
+    for name, value in report.items():
+        if isinstance(value, bool | int | str):
+            table.add_row(name.replace("_", " "), str(value))
+        elif isinstance(value, float):
+            table.add_row(name.replace("_", " "), f"{value:,.2f}")
+    for name, seconds in report["ttft_seconds"].items():
+        table.add_row(f"ttft seconds, {name}", f"{seconds:,.2f}")
+    if "greedy" in report:
+        table.add_row(f"{report['greedy']['tokens']} greedy tokens equal PyTorch's", str(report["greedy"]["equal"]))
+    console.print(table)
+    stages = Table(box=box.SIMPLE, title="up to the first token")
+    for column in ("workload", "stage", "seconds", "share of int8 peak"):
+        stages.add_column(column, justify="left" if column in ("workload", "stage") else "right")
+    for name, costs in report["stages"].items():
+        for stage, cost in costs.items():
+            share = cost["share_of_int8_peak"]
+            stages.add_row(name, stage, f"{cost['seconds']:,.2f}", "" if share is None else f"{share:.0%}")
+    console.print(stages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
