@@ -87,7 +87,7 @@ def test_decoding_leaves_the_cache_where_it_is(golden_bundle: Path) -> None:
         token = backend.embed(np.array([past]))
         angles = rotary.angles(np.full((3, 1), past))
         backend.decode(token, angles, past, np.zeros(1, np.int64), cache)
-        keys = cache.keys[0].numpy()
+        keys = cache.buffers["keys.0"]
         assert keys[0, 0, past].any(), "the new key was not written into the caller's own buffer"
         assert not keys[0, 0, past + 1 :].any(), "something was written beyond the new token"
     assert cache.addresses == addresses
