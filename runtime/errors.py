@@ -23,3 +23,15 @@ class Busy(UserError):
 
 class Unavailable(UserError):
     """The engine is being replaced or shut down: the same request can succeed later. gRPC UNAVAILABLE."""
+
+
+class NotFound(UserError):
+    """What the request names is not there, or not this client's. gRPC NOT_FOUND."""
+
+
+class Unauthenticated(UserError):
+    """Nobody known calls; `tried` is how they said who they are: token, certificate or none. gRPC UNAUTHENTICATED."""
+
+    def __init__(self, sentence: str, tried: str) -> None:
+        super().__init__(sentence)
+        self.tried = tried
