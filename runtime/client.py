@@ -13,7 +13,7 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable, UserError
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Sampling
 from echovlm_edge.runtime.tasks import Language, Region, Task
 
@@ -47,13 +47,44 @@ class ReportRequest:
     include_token_ids: bool = False
 
 
-class ReportClient:
-    """A connection to a report server; use it as a context manager."""
+@dataclass(frozen=True)
+class Credentials:
+    """How a client proves who it is, and knows the server; files are PEM.
 
-    def __init__(self, address: str) -> None:
+    Attributes:
+        server_ca: who signed the server's certificate; None for a plain-text connection.
+        certificate: the client's own chain, where the server asks for one; `key` belongs to it.
+        key: see `certificate`.
+        token: sent as a bearer token.
+    """
+
+    server_ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: str = ""
+
+
+class ReportClient:
+    """A connection to a report server; use it as a context manager.
+
+    Raises:
+        NotPossibleHere: a file of the credentials cannot be read, or a token would be sent in plain text to another machine.
+    """
+
+    def __init__(self, address: str, credentials: Credentials = Credentials()) -> None:
         """Connect lazily to HOST:PORT."""
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
+        self._metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+        options = [("grpc.max_send_message_length", -1)]
+        if credentials.server_ca:
+            self._channel = grpc.secure_channel(address, _channel_credentials(credentials), options)
+        else:
+            if credentials.token and not _is_loopback(address):
+                raise NotPossibleHere(
+                    f"The token would travel to {address} in plain text: give the server's certificate authority "
+                    "(--tls-ca), so that the connection is encrypted."
+                )
+            self._channel = grpc.insecure_channel(address, options)
         self._stub = report_pb2_grpc.ReportServiceStub(self._channel)
 
     def __enter__(self) -> ReportClient:
@@ -80,7 +111,7 @@ class ReportClient:
     def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
         """What the server has loaded."""
         try:
-            return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout)
+            return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._explained(error) from None
 
@@ -105,14 +136,13 @@ class ReportClient:
         match request.task:
             case Task.REPORT:
                 message = pb.GenerateReportRequest(images=images, prompt=request.prompt, options=options)
-                return self._stub.GenerateReport(message, timeout=timeout)
+                return self._stub.GenerateReport(message, timeout=timeout, metadata=self._metadata)
             case Task.DIAGNOSIS:
-                return self._stub.Diagnose(
-                    pb.DiagnoseRequest(images=images, prompt=request.prompt, options=options), timeout=timeout
-                )
+                diagnosis = pb.DiagnoseRequest(images=images, prompt=request.prompt, options=options)
+                return self._stub.Diagnose(diagnosis, timeout=timeout, metadata=self._metadata)
             case Task.QUESTION:
                 question = pb.AnswerQuestionRequest(images=images, question=request.prompt, options=options)
-                return self._stub.AnswerQuestion(question, timeout=timeout)
+                return self._stub.AnswerQuestion(question, timeout=timeout, metadata=self._metadata)
 
     def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
         code, details = error.code(), error.details() or ""
@@ -126,11 +156,28 @@ class ReportClient:
             )
         if code in _MENDABLE:
             return _MENDABLE[code](details)
+        if code is grpc.StatusCode.UNAVAILABLE and details.endswith("ask again in a while."):
+            return Unavailable(details)
         if code is grpc.StatusCode.UNAVAILABLE:
-            return NotPossibleHere(f"No server answers at {self._address}: start one with echovlm-serve.")
+            return NotPossibleHere(
+                f"No server answers at {self._address}: start one with echovlm-serve, and give the certificates it asks for."
+            )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return NotPossibleHere("The server did not finish within the time given: allow more with --timeout.")
         return NotPossibleHere(f"The server answered {code.name}: {details}")
+
+
+def _channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    files = (credentials.server_ca, credentials.key, credentials.certificate)
+    try:
+        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
+    except OSError as error:
+        raise NotPossibleHere(f"{error.filename} cannot be read ({error.strerror}): give a PEM file.") from None
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:

@@ -292,12 +292,12 @@ def test_a_taken_port_is_one_sentence(server: ReportServer, engine: SlowEngine) 
         ReportServer(engine, ServerOptions(server.address))
 
 
-def start(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], str]:
+def start(bundle: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """A real server process, and its address once it answers."""
     port_file = folder / "port"
     command = [sys.executable, "-c", "from echovlm_edge.runtime.serve_command import main; raise SystemExit(main())"]
     process = subprocess.Popen(
-        [*command, "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port_file)],
+        [*command, "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port_file), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
