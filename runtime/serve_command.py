@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import resource
 import signal
 import socket
 import sys
@@ -178,6 +179,7 @@ def _serve(chosen: argparse.Namespace) -> int:
     _check(chosen)
     refuse_open_doors(chosen)
     certificates = tls_files(chosen)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
     access: Access = ClientsFile(chosen.clients) if chosen.clients else Everybody()
     sandbox = SandboxLimits(chosen.decode_processes, chosen.decode_mb << 20, chosen.decode_seconds)
     with ExitStack() as ending:

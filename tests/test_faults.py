@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -228,6 +229,8 @@ def test_a_killed_server_leaves_nothing_to_repair(golden_bundle: Path, tmp_path:
         expected = result(stub.GenerateReport(pb.GenerateReportRequest(images=[picture]))).text
         call = stub.AnswerQuestion(question(1500))
         next(call)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert re.search(r"Max core file size +0 +0", limits), "a crash would leave patients' images in a core file"
         children = psutil.Process(process.pid).children(recursive=True)
         assert children, "nothing was decoded in another process"
         os.kill(process.pid, signal.SIGKILL)
