@@ -13,14 +13,15 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable, UserError
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, Sampling
+from echovlm_edge.runtime.errors import InvalidInput, NotFound, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.tasks import Language, Region, Task
 
 _MENDABLE = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.FAILED_PRECONDITION: NotPossibleHere,
     grpc.StatusCode.RESOURCE_EXHAUSTED: NotPossibleHere,
+    grpc.StatusCode.NOT_FOUND: NotFound,
 }
 
 
@@ -36,6 +37,8 @@ class ReportRequest:
         region: named in the default prompt where it is known.
         sampling: greedy by default.
         include_token_ids: ask for them in the result.
+        study: an open study's id, whose images come before `images`.
+        priority: who goes first where many ask.
     """
 
     task: Task = Task.REPORT
@@ -45,6 +48,8 @@ class ReportRequest:
     region: Region | None = None
     sampling: Sampling = field(default_factory=Sampling)
     include_token_ids: bool = False
+    study: str = ""
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,8 @@ class ReportClient:
 
     def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
         """What the server has loaded."""
-        try:
-            return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise self._explained(error) from None
+        info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
+        return info
 
     def generate(self, request: ReportRequest, timeout: float | None = None) -> Iterator[pb.GenerateEvent]:
         """Stream one generation's events; closing the iterator cancels the call.
@@ -130,18 +133,54 @@ class ReportClient:
         finally:
             call.cancel()
 
+    def begin_study(self, timeout: float | None = None) -> str:
+        """Open a study, whose images are read before they are asked about; returns its id."""
+        study = self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), timeout)
+        return str(study.id)
+
+    def add_image(self, study: str, image: ImageInput, timeout: float | None = None) -> int:
+        """Add an image at a study's end; returns the number that `withdraw_image` knows it by.
+
+        Raises:
+            InvalidInput: it cannot be read, or the context does not hold it.
+            NotPossibleHere: the server is busy, or the study's memory is full.
+            NotFound: the study was ended, or not used for too long.
+        """
+        message = pb.AddImageRequest(study=study, image=_image(image))
+        return int(self._ask(self._stub.AddImage, message, timeout, [image]).number)
+
+    def withdraw_image(self, study: str, number: int, timeout: float | None = None) -> None:
+        """Take an image out of a study, as though it had never been added."""
+        self._ask(self._stub.WithdrawImage, pb.WithdrawImageRequest(study=study, number=number), timeout)
+
+    def end_study(self, study: str, timeout: float | None = None) -> None:
+        """Forget a study."""
+        self._ask(self._stub.EndStudy, pb.EndStudyRequest(study=study), timeout)
+
+    def _ask(self, method: Any, message: Any, timeout: float | None, images: Sequence[ImageInput] = ()) -> Any:
+        try:
+            return method(message, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._explained(error, images) from None
+
     def _start(self, request: ReportRequest, timeout: float | None) -> Any:
         images = [_image(image) for image in request.images]
         options = _options(request)
         match request.task:
             case Task.REPORT:
-                message = pb.GenerateReportRequest(images=images, prompt=request.prompt, options=options)
+                message = pb.GenerateReportRequest(
+                    images=images, prompt=request.prompt, options=options, study=request.study
+                )
                 return self._stub.GenerateReport(message, timeout=timeout, metadata=self._metadata)
             case Task.DIAGNOSIS:
-                diagnosis = pb.DiagnoseRequest(images=images, prompt=request.prompt, options=options)
+                diagnosis = pb.DiagnoseRequest(
+                    images=images, prompt=request.prompt, options=options, study=request.study
+                )
                 return self._stub.Diagnose(diagnosis, timeout=timeout, metadata=self._metadata)
             case Task.QUESTION:
-                question = pb.AnswerQuestionRequest(images=images, question=request.prompt, options=options)
+                question = pb.AnswerQuestionRequest(
+                    images=images, question=request.prompt, options=options, study=request.study
+                )
                 return self._stub.AnswerQuestion(question, timeout=timeout, metadata=self._metadata)
 
     def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
@@ -228,4 +267,5 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
             seed=_number("seed", sampling.seed, 64),
         ),
         include_token_ids=request.include_token_ids,
+        priority=pb.PRIORITY_BATCH if request.priority is Priority.BATCH else pb.PRIORITY_INTERACTIVE,
     )

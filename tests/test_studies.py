@@ -10,9 +10,11 @@ import grpc
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.engine import EngineOptions
-from echovlm_edge.runtime.errors import NotFound
+from echovlm_edge.runtime.errors import InvalidInput, NotFound
+from echovlm_edge.runtime.request import ImageInput, Priority, Sampling
 from echovlm_edge.runtime.server import ServerOptions
 from echovlm_edge.runtime.studies import Studies, StudyLimits
 from tests.dicom_files import png, shipped
@@ -188,3 +190,20 @@ def test_a_study_outlives_a_swap_of_bundles(
         at_once = result(served.stub.GenerateReport(pb.GenerateReportRequest(images=PICTURES[:2], options=OPTIONS)))
         assert answer.token_ids == at_once.token_ids
         assert answer.bundle_id == served.stub.GetModelInfo(pb.GetModelInfoRequest()).bundle_id
+
+
+def test_the_clients_own_methods(served: Running) -> None:
+    pictures = [ImageInput(png(90, 70), name="first.png"), ImageInput(png(70, 90), name="second.png")]
+    sampling = Sampling(max_new_tokens=12)
+    with ReportClient(served.server.address) as client:
+        study = client.begin_study()
+        numbers = [client.add_image(study, picture) for picture in pictures]
+        with pytest.raises(InvalidInput, match=r"^third\.png is neither"):
+            client.add_image(study, ImageInput(b"text", name="third.png"))
+        client.withdraw_image(study, numbers[0])
+        *_, ahead = client.generate(ReportRequest(study=study, sampling=sampling, priority=Priority.BATCH))
+        *_, at_once = client.generate(ReportRequest(images=pictures[1:], sampling=sampling))
+        assert ahead.result.text == at_once.result.text
+        client.end_study(study)
+        with pytest.raises(NotFound):
+            list(client.generate(ReportRequest(study=study)))
