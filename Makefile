@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/*)
 
-.PHONY: setup demo test test-native lint bench bench-full clean
+.PHONY: setup demo test test-native lint bench bench-full soak clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,12 @@ bench: setup
 # The published size from checkpoint to service: some 45 GB of disk in build/full, half an hour.
 bench-full: setup
 	$(BIN)/python -m benchmarks.full
+
+# Sixteen clients at once on the demo's bundle; figures also in soak.json.
+MINUTES ?= 10
+soak: setup
+	test -d bundles/demo || $(BIN)/echovlm-build --checkpoint demo/checkpoint --output bundles/demo
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf build bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis

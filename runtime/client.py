@@ -13,14 +13,15 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, Sampling
+from echovlm_edge.runtime.errors import InvalidInput, NotFound, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.tasks import Language, Region, Task
 
 _MENDABLE = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
     grpc.StatusCode.FAILED_PRECONDITION: NotPossibleHere,
     grpc.StatusCode.RESOURCE_EXHAUSTED: NotPossibleHere,
+    grpc.StatusCode.NOT_FOUND: NotFound,
 }
 
 
@@ -36,6 +37,8 @@ class ReportRequest:
         region: named in the default prompt where it is known.
         sampling: greedy by default.
         include_token_ids: ask for them in the result.
+        study: an open study's id, whose images come before `images`.
+        priority: who goes first where many ask.
     """
 
     task: Task = Task.REPORT
@@ -45,15 +48,48 @@ class ReportRequest:
     region: Region | None = None
     sampling: Sampling = field(default_factory=Sampling)
     include_token_ids: bool = False
+    study: str = ""
+    priority: Priority = Priority.INTERACTIVE
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How a client proves who it is, and knows the server; files are PEM.
+
+    Attributes:
+        server_ca: who signed the server's certificate; None for a plain-text connection.
+        certificate: the client's own chain, where the server asks for one; `key` belongs to it.
+        key: see `certificate`.
+        token: sent as a bearer token.
+    """
+
+    server_ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: str = ""
 
 
 class ReportClient:
-    """A connection to a report server; use it as a context manager."""
+    """A connection to a report server; use it as a context manager.
 
-    def __init__(self, address: str) -> None:
+    Raises:
+        NotPossibleHere: a file of the credentials cannot be read, or a token would be sent in plain text to another machine.
+    """
+
+    def __init__(self, address: str, credentials: Credentials = Credentials()) -> None:
         """Connect lazily to HOST:PORT."""
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
+        self._metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+        options = [("grpc.max_send_message_length", -1)]
+        if credentials.server_ca:
+            self._channel = grpc.secure_channel(address, _channel_credentials(credentials), options)
+        else:
+            if credentials.token and not _is_loopback(address):
+                raise NotPossibleHere(
+                    f"The token would travel to {address} in plain text: give the server's certificate authority "
+                    "(--tls-ca), so that the connection is encrypted."
+                )
+            self._channel = grpc.insecure_channel(address, options)
         self._stub = report_pb2_grpc.ReportServiceStub(self._channel)
 
     def __enter__(self) -> ReportClient:
@@ -79,10 +115,8 @@ class ReportClient:
 
     def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
         """What the server has loaded."""
-        try:
-            return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            raise self._explained(error) from None
+        info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
+        return info
 
     def generate(self, request: ReportRequest, timeout: float | None = None) -> Iterator[pb.GenerateEvent]:
         """Stream one generation's events; closing the iterator cancels the call.
@@ -99,20 +133,55 @@ class ReportClient:
         finally:
             call.cancel()
 
+    def begin_study(self, timeout: float | None = None) -> str:
+        """Open a study, whose images are read before they are asked about; returns its id."""
+        study = self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), timeout)
+        return str(study.id)
+
+    def add_image(self, study: str, image: ImageInput, timeout: float | None = None) -> int:
+        """Add an image at a study's end; returns the number that `withdraw_image` knows it by.
+
+        Raises:
+            InvalidInput: it cannot be read, or the context does not hold it.
+            NotPossibleHere: the server is busy, or the study's memory is full.
+            NotFound: the study was ended, or not used for too long.
+        """
+        message = pb.AddImageRequest(study=study, image=_image(image))
+        return int(self._ask(self._stub.AddImage, message, timeout, [image]).number)
+
+    def withdraw_image(self, study: str, number: int, timeout: float | None = None) -> None:
+        """Take an image out of a study, as though it had never been added."""
+        self._ask(self._stub.WithdrawImage, pb.WithdrawImageRequest(study=study, number=number), timeout)
+
+    def end_study(self, study: str, timeout: float | None = None) -> None:
+        """Forget a study."""
+        self._ask(self._stub.EndStudy, pb.EndStudyRequest(study=study), timeout)
+
+    def _ask(self, method: Any, message: Any, timeout: float | None, images: Sequence[ImageInput] = ()) -> Any:
+        try:
+            return method(message, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._explained(error, images) from None
+
     def _start(self, request: ReportRequest, timeout: float | None) -> Any:
         images = [_image(image) for image in request.images]
         options = _options(request)
         match request.task:
             case Task.REPORT:
-                message = pb.GenerateReportRequest(images=images, prompt=request.prompt, options=options)
-                return self._stub.GenerateReport(message, timeout=timeout)
-            case Task.DIAGNOSIS:
-                return self._stub.Diagnose(
-                    pb.DiagnoseRequest(images=images, prompt=request.prompt, options=options), timeout=timeout
+                message = pb.GenerateReportRequest(
+                    images=images, prompt=request.prompt, options=options, study=request.study
                 )
+                return self._stub.GenerateReport(message, timeout=timeout, metadata=self._metadata)
+            case Task.DIAGNOSIS:
+                diagnosis = pb.DiagnoseRequest(
+                    images=images, prompt=request.prompt, options=options, study=request.study
+                )
+                return self._stub.Diagnose(diagnosis, timeout=timeout, metadata=self._metadata)
             case Task.QUESTION:
-                question = pb.AnswerQuestionRequest(images=images, question=request.prompt, options=options)
-                return self._stub.AnswerQuestion(question, timeout=timeout)
+                question = pb.AnswerQuestionRequest(
+                    images=images, question=request.prompt, options=options, study=request.study
+                )
+                return self._stub.AnswerQuestion(question, timeout=timeout, metadata=self._metadata)
 
     def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
         code, details = error.code(), error.details() or ""
@@ -126,11 +195,28 @@ class ReportClient:
             )
         if code in _MENDABLE:
             return _MENDABLE[code](details)
+        if code is grpc.StatusCode.UNAVAILABLE and details.endswith("ask again in a while."):
+            return Unavailable(details)
         if code is grpc.StatusCode.UNAVAILABLE:
-            return NotPossibleHere(f"No server answers at {self._address}: start one with echovlm-serve.")
+            return NotPossibleHere(
+                f"No server answers at {self._address}: start one with echovlm-serve, and give the certificates it asks for."
+            )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return NotPossibleHere("The server did not finish within the time given: allow more with --timeout.")
         return NotPossibleHere(f"The server answered {code.name}: {details}")
+
+
+def _channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    files = (credentials.server_ca, credentials.key, credentials.certificate)
+    try:
+        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
+    except OSError as error:
+        raise NotPossibleHere(f"{error.filename} cannot be read ({error.strerror}): give a PEM file.") from None
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:
@@ -181,4 +267,5 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
             seed=_number("seed", sampling.seed, 64),
         ),
         include_token_ids=request.include_token_ids,
+        priority=pb.PRIORITY_BATCH if request.priority is Priority.BATCH else pb.PRIORITY_INTERACTIVE,
     )

@@ -1,37 +1,78 @@
-"""The engine: one loaded bundle that answers one request at a time, from image bytes to streamed text."""
+"""The engine: one loaded bundle that answers many requests at once, from image bytes to streamed text."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 
-from echovlm_edge.runtime.backends import Backend, Floats
+from echovlm_edge.runtime.backends import Backend, BatchBackend
+from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.clock import Clock
 from echovlm_edge.runtime.detokenize import TokenText
+from echovlm_edge.runtime.encoder import Embedded, Encoder
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.generate import Model, Stopped, decode, prefill, prompt_embeddings
-from echovlm_edge.runtime.image import Frame, decode_image
-from echovlm_edge.runtime.preprocess import Patches, PreprocessSettings, patchify
-from echovlm_edge.runtime.prompt import Prompt, PromptBuilder
+from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
+from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.preprocess import PreprocessSettings, smart_resize
+from echovlm_edge.runtime.prompt import Grid, Prompt, PromptBuilder
 from echovlm_edge.runtime.request import (
     Event,
     Finished,
     FinishReason,
+    Frame,
     GenerationRequest,
     ImageInput,
-    Span,
+    Priority,
     Stage,
     StageStarted,
     TextDelta,
 )
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.reuse import ImageStore, PrefixStore, StoreStats, identities
+from echovlm_edge.runtime.rotary import MultimodalRotary
+from echovlm_edge.runtime.scheduler import (
+    Generation,
+    Joined,
+    Left,
+    Prefilled,
+    Progress,
+    Queued,
+    Scheduler,
+    SchedulerStats,
+)
 
-QUEUE_POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05  # between two looks at whether the caller is still there
+
+DecodeImage = Callable[[ImageInput], "list[Frame]"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much runs at once, and how much is remembered.
+
+    Attributes:
+        slots: sequences on the decoder at once.
+        prefix_bytes: memory for the keys and values of prompts seen before; 0 for none.
+        image_bytes: memory for the embeddings of images seen before; 0 for none.
+    """
+
+    slots: int = 8
+    prefix_bytes: int = 1 << 30
+    image_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """How an engine is doing: for metrics."""
+
+    scheduler: SchedulerStats
+    prefixes: StoreStats
+    images: StoreStats
 
 
 @dataclass(frozen=True)
@@ -48,51 +89,33 @@ class EngineInfo:
     max_pixels: int  # of one frame after resizing; larger frames are scaled down
 
 
-class _Clock:
-    """Keeps the spans of one request."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.started = time.perf_counter()
-
-    @contextmanager
-    def measure(self, stage: Stage) -> Iterator[None]:
-        started = self.elapsed()
-        try:
-            yield
-        finally:
-            self.spans.append(Span(stage, started, self.elapsed() - started))
-
-    def just_took(self, stage: Stage, seconds: float) -> None:
-        """A span that ends now."""
-        self.spans.append(Span(stage, self.elapsed() - seconds, seconds))
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
-
-    def seconds(self) -> dict[Stage, float]:
-        """Wall time by stage."""
-        totals: dict[Stage, float] = {}
-        for span in self.spans:
-            totals[span.stage] = totals.get(span.stage, 0.0) + span.seconds
-        return totals
-
-
 class ReportEngine:
-    """A loaded model. Calls may come from many threads; they are served one after another."""
+    """A loaded model. Calls may come from many threads; they share the decoder."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, max_sequence: int | None = None) -> None:
-        """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        max_sequence: int | None = None,
+        options: EngineOptions = EngineOptions(),
+        decode: DecodeImage = decode_image,
+    ) -> None:
+        """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory; `decode` reads image files."""
         manifest = bundle.manifest
         spec = manifest.model
+        batch = backend if isinstance(backend, BatchBackend) else OneByOne(backend)
         rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
-        self.model = Model(backend, rotary, spec.vocab_size, frozenset(spec.stop_token_ids))
+        self.model = Model(batch, rotary, spec.vocab_size, frozenset(spec.stop_token_ids))
         self.settings = PreprocessSettings.from_config(manifest.preprocess)
         self.prompts = PromptBuilder.from_bundle(bundle)
-        self._spec = spec
         self._token_text = TokenText(self.prompts.tokenizer)
-        self._cache = backend.new_cache(min(max_sequence or manifest.limits.max_sequence, manifest.limits.max_sequence))
-        self._busy = threading.Lock()
+        self._decode = decode
+        self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
+        slots = batch.new_slots(
+            options.slots, min(max_sequence or manifest.limits.max_sequence, manifest.limits.max_sequence)
+        )
+        self._encoder = Encoder(batch, self.settings, spec.vision_head_dim, self._images)
+        self._scheduler = Scheduler(self.model, batch, slots, self._prefixes)
         self.info = EngineInfo(
             model=manifest.source.name,
             checkpoint_sha256=manifest.source.sha256,
@@ -100,13 +123,20 @@ class ReportEngine:
             bundle_format=manifest.format,
             target=manifest.target,
             precision=manifest.precision,
-            max_sequence=self._cache.max_sequence,
+            max_sequence=slots[0].max_sequence,
             max_pixels=self.settings.max_pixels,
         )
 
     @classmethod
     def open(
-        cls, path: Path, *, threads: int | None = None, max_sequence: int | None = None, verify: bool = False
+        cls,
+        path: Path,
+        *,
+        threads: int | None = None,
+        max_sequence: int | None = None,
+        verify: bool = False,
+        options: EngineOptions = EngineOptions(),
+        decode: DecodeImage = decode_image,
     ) -> ReportEngine:
         """Load the bundle at `path`; `threads` defaults to one per core.
 
@@ -114,7 +144,7 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        return cls(bundle, OnnxRuntimeBackend(bundle, threads), max_sequence)
+        return cls(bundle, OnnxRuntimeBackend(bundle, threads), max_sequence, options, decode)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.
@@ -123,93 +153,182 @@ class ReportEngine:
 
         Raises:
             InvalidInput: an unreadable image, or a prompt longer than the context.
+            Unavailable: the engine was closed.
         """
-        clock = _Clock()
-        if not self._busy.acquire(blocking=False):
-            yield StageStarted(Stage.QUEUE)
-            with clock.measure(Stage.QUEUE):
-                while not self._busy.acquire(timeout=QUEUE_POLL_SECONDS):
-                    if stopped():
-                        yield _cancelled(clock)
-                        return
-        try:
-            yield from self._generate(request, stopped, clock)
-        finally:
-            self._busy.release()
-
-    def _generate(self, request: GenerationRequest, stopped: Callable[[], bool], clock: _Clock) -> Iterator[Event]:
+        clock = Clock()
         prompt: Prompt | None = None
         try:
+            frames = list(request.frames)
             if request.images:
                 yield StageStarted(Stage.DECODE_IMAGES)
-            patches = [
-                self._patches(frame, clock) for image in request.images for frame in _frames(image, stopped, clock)
-            ]
-            prompt = self.prompts.build(request.prompt, [image.grid for image in patches])
-            self._check_length(prompt)
-            if patches:
+                frames += [frame for image in request.images for frame in self._frames(image, stopped, clock)]
+            prompt = self._prompt(request.prompt, frames)
+            if frames:
                 yield StageStarted(Stage.VISION)
-            images = [self._image_embeddings(image, stopped, clock) for image in patches]
-            yield StageStarted(Stage.PREFILL)
-            with clock.measure(Stage.PREFILL):
-                embeddings = prompt_embeddings(self.model.backend, prompt, images)
-                logits = prefill(self.model, prompt, embeddings, self._cache, stopped)
+            images = self._embed(frames, request.client, request.priority, stopped, clock)
         except Stopped:
             yield _cancelled(clock, prompt)
             return
-        yield from self._write(prompt, logits, request, stopped, clock)
+        generation = self._generation(prompt, images, request, stopped)
+        self._scheduler.submit(generation)
+        yield from self._follow(generation, clock)
 
-    def _write(
-        self, prompt: Prompt, logits: Floats, request: GenerationRequest, stopped: Callable[[], bool], clock: _Clock
-    ) -> Iterator[Event]:
-        stream, text, tokens = self._token_text.stream(), [], []
-        finish, first_token = FinishReason.CANCELLED, None
-        for step in decode(self.model, prompt, logits, self._cache, request.sampling, stopped):
-            clock.just_took(Stage.DECODE, step.seconds)
-            first_token = first_token or clock.elapsed()
-            tokens.append(step.token_id)
-            with clock.measure(Stage.DETOKENIZE):
-                delta = stream.push(step.token_id)
-            if delta:
-                text.append(delta)
-                yield TextDelta(delta)
-            finish = step.finish or finish
-        if rest := stream.finish():
-            text.append(rest)
-            yield TextDelta(rest)
-        yield _finished("".join(text), tuple(tokens), finish, prompt, clock, first_token)
+    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None:
+        """Encode frames and prefill them below the priority of all requests, so that one about them finds that done.
 
-    def _patches(self, frame: Frame, clock: _Clock) -> Patches:
-        with clock.measure(Stage.PREPROCESS):
-            return patchify(frame.pixels, self.settings)
+        Returns when it is done or `stopped()` says that it is no longer wanted; raises what `generate` raises.
+        """
+        request = GenerationRequest("", priority=Priority.BACKGROUND, client=client)
+        try:
+            images = self._embed(frames, client, Priority.BACKGROUND, stopped, Clock())
+            generation = self._generation(self._prompt("", frames), images, request, stopped, prefill_only=True)
+            self._scheduler.submit(generation)
+            while not isinstance(progress := _next(generation), Left):
+                if isinstance(progress, Exception):
+                    raise progress
+        except Stopped:
+            return
 
-    def _image_embeddings(self, image: Patches, stopped: Callable[[], bool], clock: _Clock) -> Floats:
+    def prompt_tokens(self, frames: Sequence[Frame], text: str = "") -> int:
+        """How many tokens a prompt about these frames takes.
+
+        Raises:
+            InvalidInput: more than the context holds.
+        """
+        return len(self._prompt(text, frames).token_ids)
+
+    def close(self, reason: Exception | None = None) -> None:
+        """End all calls with `reason` and the threads after their turn."""
+        self._scheduler.close(reason)
+        self._encoder.close(reason)
+
+    def seconds_in_turn(self) -> float:
+        """How long the longest piece of work that runs now has been running."""
+        return max(self._scheduler.seconds_in_turn(), self._encoder.seconds_in_turn())
+
+    def stats(self) -> EngineStats:
+        """How it is doing."""
+        return EngineStats(self._scheduler.stats(), self._prefixes.stats(), self._images.stats())
+
+    def _frames(self, image: ImageInput, stopped: Callable[[], bool], clock: Clock) -> list[Frame]:
         if stopped():
             raise Stopped
-        angles = vision_angles(image.grid, self._spec.merge_size, self._spec.vision_head_dim)
-        with clock.measure(Stage.VISION):
-            features = self.model.backend.encode(image.values, angles)
-        with clock.measure(Stage.PROJECTOR):
-            return self.model.backend.project(features)
+        with clock.measure(Stage.DECODE_IMAGES):
+            return self._decode(image)
 
-    def _check_length(self, prompt: Prompt) -> None:
-        length, limit = len(prompt.token_ids), self._cache.max_sequence
+    def _prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
+        prompt = self.prompts.build(text, [self._grid(frame) for frame in frames])
+        length, limit = len(prompt.token_ids), self.info.max_sequence
         if length >= limit:
             raise InvalidInput(
                 f"The prompt takes {length} tokens ({len(prompt.image_rows)} of them for images), the context holds "
                 f"{limit}: send fewer or smaller images or a shorter text, or build the bundle with --max-sequence."
             )
+        return prompt
+
+    def _grid(self, frame: Frame) -> Grid:
+        height, width = smart_resize(frame.pixels.shape[0], frame.pixels.shape[1], self.settings)
+        return (1, height // self.settings.patch_size, width // self.settings.patch_size)
+
+    def _embed(
+        self,
+        frames: Sequence[Frame],
+        client: str,
+        priority: Priority,
+        stopped: Callable[[], bool],
+        clock: Clock,
+    ) -> list[Embedded]:
+        asked = [self._encoder.embed(frame, client, priority, stopped) for frame in frames]
+        images = []
+        for future in asked:
+            image = _result(future, stopped)
+            for stage, seconds in image.seconds.items():
+                clock.just_took(stage, seconds)
+            images.append(image)
+        return images
+
+    def _generation(
+        self,
+        prompt: Prompt,
+        images: Sequence[Embedded],
+        request: GenerationRequest,
+        stopped: Callable[[], bool],
+        prefill_only: bool = False,
+    ) -> Generation:
+        sizes = [(image.identity, len(image.embeddings)) for image in images]
+        return Generation(
+            prompt,
+            lambda: prompt_embeddings(self.model.backend, prompt, [image.embeddings for image in images]),
+            identities(prompt, sizes),
+            None if prefill_only else request.sampling,
+            stopped,
+            request.priority,
+            request.client,
+        )
+
+    def _follow(self, generation: Generation, clock: Clock) -> Iterator[Event]:
+        """What the scheduler says of a generation, as events."""
+        stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
+        finish, first_token, reused = FinishReason.CANCELLED, None, 0
+        waiting_since: float | None = None
+        progress = _next(generation)
+        while not isinstance(progress, Left):
+            match progress:
+                case Exception():
+                    raise progress
+                case Queued():
+                    waiting_since = clock.elapsed()
+                    yield StageStarted(Stage.QUEUE)
+                case Joined():
+                    reused = progress.reused
+                    if waiting_since is not None:
+                        clock.just_took(Stage.QUEUE, clock.elapsed() - waiting_since)
+                    yield StageStarted(Stage.PREFILL)
+                case Prefilled():
+                    clock.just_took(Stage.PREFILL, progress.seconds)
+                case _:
+                    clock.just_took(Stage.DECODE, progress.seconds)
+                    first_token = first_token or clock.elapsed()
+                    tokens.append(progress.token_id)
+                    with clock.measure(Stage.DETOKENIZE):
+                        delta = stream.push(progress.token_id)
+                    if delta:
+                        text.append(delta)
+                        yield TextDelta(delta)
+                    if progress.finish:
+                        finish = progress.finish
+                        break
+            progress = _next(generation)
+        if rest := stream.finish():
+            text.append(rest)
+            yield TextDelta(rest)
+        yield _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
 
 
-def _frames(image: ImageInput, stopped: Callable[[], bool], clock: _Clock) -> list[Frame]:
-    if stopped():
-        raise Stopped
-    with clock.measure(Stage.DECODE_IMAGES):
-        return decode_image(image)
+def _next(generation: Generation) -> Progress:
+    """What happens next to a generation.
+
+    A stopped one leaves at once, as the scheduler may be busy for a while before it lets it go.
+    """
+    while True:
+        try:
+            return generation.outbox.get(timeout=POLL_SECONDS)
+        except Empty:
+            if generation.stopped():
+                return Left()
 
 
-def _cancelled(clock: _Clock, prompt: Prompt | None = None) -> Finished:
-    return _finished("", (), FinishReason.CANCELLED, prompt, clock, None)
+def _result(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
+    while True:
+        try:
+            return future.result(timeout=POLL_SECONDS)
+        except NotYet:
+            if stopped():
+                raise Stopped from None
+
+
+def _cancelled(clock: Clock, prompt: Prompt | None = None) -> Finished:
+    return _finished("", (), FinishReason.CANCELLED, prompt, clock, None, 0)
 
 
 def _finished(
@@ -217,8 +336,9 @@ def _finished(
     tokens: tuple[int, ...],
     finish: FinishReason,
     prompt: Prompt | None,
-    clock: _Clock,
+    clock: Clock,
     first_token: float | None,
+    reused: int,
 ) -> Finished:
     lengths = (len(prompt.token_ids), len(prompt.image_rows)) if prompt else (0, 0)
-    return Finished(text, tokens, finish, *lengths, clock.seconds(), first_token, tuple(clock.spans))
+    return Finished(text, tokens, finish, *lengths, clock.seconds(), first_token, tuple(clock.spans), reused)

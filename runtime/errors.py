@@ -11,3 +11,27 @@ class InvalidInput(UserError):
 
 class NotPossibleHere(UserError):
     """The request is fine, this bundle or machine is not (missing file, full disk). gRPC FAILED_PRECONDITION."""
+
+
+class Busy(UserError):
+    """There is no room now; `retry_seconds` says when to ask again. gRPC RESOURCE_EXHAUSTED."""
+
+    def __init__(self, sentence: str, retry_seconds: float) -> None:
+        super().__init__(sentence)
+        self.retry_seconds = retry_seconds
+
+
+class Unavailable(UserError):
+    """The engine is being replaced or shut down: the same request can succeed later. gRPC UNAVAILABLE."""
+
+
+class NotFound(UserError):
+    """What the request names is not there, or not this client's. gRPC NOT_FOUND."""
+
+
+class Unauthenticated(UserError):
+    """Nobody known calls; `tried` is how they said who they are: token, certificate or none. gRPC UNAUTHENTICATED."""
+
+    def __init__(self, sentence: str, tried: str) -> None:
+        super().__init__(sentence)
+        self.tried = tried

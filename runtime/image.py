@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from echovlm_edge.runtime import dicom
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.request import Frame, ImageInput
 
 PNG, JPEG, DICOM = "image/png", "image/jpeg", "application/dicom"
 MEDIA_TYPES = (DICOM, PNG, JPEG)
@@ -25,14 +25,6 @@ class ImageLimits:
     max_bytes: int = 256 << 20
     max_pixels: int = 64_000_000  # of one frame
     max_frames: int = 64  # of one request's file
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture: `pixels` uint8 [height, width, 3], RGB."""
-
-    pixels: NDArray[np.uint8]
-    name: str
 
 
 def decode_image(image: ImageInput, limits: ImageLimits = ImageLimits()) -> list[Frame]:

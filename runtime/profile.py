@@ -20,7 +20,7 @@ from rich.table import Table
 
 from echovlm_edge.runtime.client import read_image
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
+from echovlm_edge.runtime.engine import EngineInfo, EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.request import Finished, FrameSelection, GenerationRequest, Sampling
 from echovlm_edge.runtime.sample import sample_image
@@ -198,7 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise NotPossibleHere(f"--runs {options.runs} measures nothing: give at least 1.")
         images = tuple(read_image(path, FrameSelection(), True) for path in options.image) or (sample_image(),)
         prompt = prompt_for(Task.REPORT, options.prompt, len(images), Language.EN, None)
-        engine = ReportEngine.open(options.bundle, threads=options.threads)
+        # Every run does all of the work again.
+        nothing_kept = EngineOptions(slots=1, prefix_bytes=0, image_bytes=0)
+        engine = ReportEngine.open(options.bundle, threads=options.threads, options=nothing_kept)
         request = GenerationRequest(prompt, images, Sampling(max_new_tokens=options.max_new_tokens))
         results = measure(engine, request, options.runs, Console(stderr=True))
         profile = summarise(engine.info, results)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import ReportClient, ReportRequest, read_image
+from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, read_image
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.request import FrameSelection, Sampling
@@ -36,7 +36,7 @@ def _report(options: argparse.Namespace) -> int:
     request = _request(options)
     result: pb.Result | None = None
     progress = Console(stderr=True)
-    with ReportClient(options.server) as client:
+    with ReportClient(options.server, _credentials(options)) as client:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
         with progress.status("sending") as status:
             write = _ignore if options.json else _write(status.stop)
@@ -125,6 +125,16 @@ def _request(options: argparse.Namespace) -> ReportRequest:
     )
 
 
+def _credentials(options: argparse.Namespace) -> Credentials:
+    token = ""
+    if options.token_file:
+        try:
+            token = options.token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise NotPossibleHere(f"The token file {options.token_file} cannot be read ({error.strerror}).") from None
+    return Credentials(options.tls_ca, options.tls_certificate, options.tls_key, token)
+
+
 def _frames(listed: str) -> tuple[int, ...]:
     try:
         return tuple(int(index) for index in listed.split(",") if index)
@@ -171,5 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
     add("--seed", type=int, default=default.seed, metavar="N")
     add("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM); encrypts the connection")
+    add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
+    add("--tls-key", type=Path, metavar="F", help="its key")
+    add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
     add("--json", action="store_true", help="print one JSON object, token ids included, and nothing else")
     return parser

@@ -5,13 +5,16 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from echovlm_edge.runtime.errors import InvalidInput
 
 
 class Stage(enum.Enum):
-    """A station of one request, in the order it passes them; the keys of `Finished.seconds`."""
+    """A station of one request; the keys of `Finished.seconds`."""
 
-    QUEUE = "queue"
+    QUEUE = "queue"  # before prefill, where all slots are taken
     DECODE_IMAGES = "decode_images"
     PREPROCESS = "preprocess"
     VISION = "vision"
@@ -19,6 +22,14 @@ class Stage(enum.Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     DETOKENIZE = "detokenize"
+
+
+class Priority(enum.IntEnum):
+    """Who goes first where not all can; within one, clients take turns."""
+
+    INTERACTIVE = 0  # somebody is waiting
+    BATCH = 1  # nobody is
+    BACKGROUND = 2  # a study's frames before they are asked about
 
 
 class FinishReason(enum.Enum):
@@ -61,6 +72,14 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """One decoded picture: `pixels` uint8 [height, width, 3], RGB."""
+
+    pixels: NDArray[np.uint8]
+    name: str
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. Temperature 0 is greedy and the default.
 
@@ -91,11 +110,23 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Images and a prompt, as one user turn. Images come before the text, as the model was trained."""
+    """Images and a prompt, as one user turn. Images come before the text, as the model was trained.
+
+    Attributes:
+        prompt: the text.
+        images: encoded files.
+        sampling: how tokens are chosen.
+        frames: pictures that are decoded already, a study's; they come before `images`.
+        priority: who goes first.
+        client: whose turn it is counted as.
+    """
 
     prompt: str
     images: tuple[ImageInput, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    frames: tuple[Frame, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +165,7 @@ class Finished:
         seconds: wall time by stage; stages that did not run are absent.
         first_token_seconds: from the start of the request to the first token, or None when none came.
         spans: every piece of work in order, one for each image and token.
+        reused_tokens: how many of the prompt's tokens had been prefilled before.
     """
 
     text: str
@@ -144,6 +176,7 @@ class Finished:
     seconds: dict[Stage, float]
     first_token_seconds: float | None
     spans: tuple[Span, ...] = ()
+    reused_tokens: int = 0
 
 
 Event = StageStarted | TextDelta | Finished

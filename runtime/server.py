@@ -1,13 +1,12 @@
-"""`echovlm-serve`: loads a bundle and serves it over gRPC, with health checking and reflection, until it is told to stop."""
+"""A running server: the report service with health checking and reflection, on one address, until it is stopped."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import signal
 import socket
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -15,68 +14,139 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from echovlm.v1 import report_pb2, report_pb2_grpc
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.service import MAX_GENERATIONS, Engine, ReportService
+from echovlm_edge.runtime import tls
+from echovlm_edge.runtime.access import Access, Guard
+from echovlm_edge.runtime.admission import Admission
+from echovlm_edge.runtime.call_record import CallRecord
+from echovlm_edge.runtime.clients import Everybody
+from echovlm_edge.runtime.engine import DecodeImage
+from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.logs import log_call
+from echovlm_edge.runtime.messages import CallLimits
+from echovlm_edge.runtime.service import Engine, ReportService
+from echovlm_edge.runtime.serving import ServedEngine
+from echovlm_edge.runtime.studies import Studies, StudyLimits
 
 SERVICE = report_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-WORKERS = MAX_GENERATIONS + 8  # so that health checks are answered while generations wait
+SPARE_WORKERS = 16  # threads for health checks and refusals while all places are taken
+SWEEP_SECONDS = 30.0  # between two looks for studies that are over
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How to serve."""
+    """How to serve.
+
+    Attributes:
+        listen: HOST:PORT; port 0 takes a free one.
+        port_file: where the port is written once the server answers.
+        grace_seconds: for running calls when the server is stopped.
+        slots: calls that run together: the engine's.
+        queue: calls that may wait beside them.
+        limits: of one call.
+        studies: of all studies.
+        tls: certificates; None serves in plain text.
+    """
 
     listen: str = DEFAULT_ADDRESS
     port_file: Path | None = None
-    max_message_bytes: int = 64 << 20
     grace_seconds: float = 10.0
+    slots: int = 8
+    queue: int = 32
+    limits: CallLimits = field(default_factory=CallLimits)
+    studies: StudyLimits = field(default_factory=StudyLimits)
+    tls: tls.TlsFiles | None = None
 
 
 class ReportServer:
     """A running server. Health says SERVING from the start, as the engine is loaded by then.
 
     Raises:
-        NotPossibleHere: the address is not HOST:PORT, or cannot be listened on.
+        NotPossibleHere: the address is not HOST:PORT, or cannot be listened on; certificates that cannot be used.
     """
 
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
-        """Listen and start serving; `port` 0 takes a free one."""
+    def __init__(
+        self,
+        engine: Engine,
+        options: ServerOptions,
+        *,
+        access: Access | None = None,
+        decode: DecodeImage = decode_image,
+        observers: Sequence[Callable[[CallRecord], None]] = (),
+    ) -> None:
+        """Listen and start serving; `access` None lets everybody in; `observers` are told of every call that ended, as the log is."""
         host, port = parse_address(options.listen)
-        limits = [("grpc.max_receive_message_length", options.max_message_bytes), ("grpc.max_send_message_length", -1)]
-        self._server = grpc.server(ThreadPoolExecutor(WORKERS), options=[*limits, ("grpc.so_reuseport", 0)])
+        access = access or Everybody()
+        sizes = [
+            ("grpc.max_receive_message_length", options.limits.message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ]
+        places = options.slots + options.queue
+        self._pool = ThreadPoolExecutor(places + SPARE_WORKERS)
+        self._server = grpc.server(self._pool, options=sizes, interceptors=[Guard(access)])
         self._health = health.HealthServicer()
-        report_pb2_grpc.add_ReportServiceServicer_to_server(
-            ReportService(engine, options.max_message_bytes), self._server
+        self.admission = Admission(places, options.slots)
+        self.studies = Studies(options.studies, engine.prepare)
+        told = (log_call, *observers)
+        service = ReportService(
+            engine, self.studies, self.admission, access, options.limits, decode, lambda call: _tell(told, call)
         )
+        report_pb2_grpc.add_ReportServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self.port = self._listen(host, port, options.listen)
+        self.port = self._listen(host, port, options)
         self._grace = options.grace_seconds
+        self._stopped = threading.Event()
         self._server.start()
-        for service in ("", SERVICE):
-            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._say_serving(True)
+        if isinstance(engine, ServedEngine):
+            engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all
+        threading.Thread(target=self._sweep, name="studies", daemon=True).start()
         self.address = _join(host, self.port)
         if options.port_file:
             write_port_file(options.port_file, self.port)
 
     def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, and let running ones end within the grace."""
+        self._stopped.set()
         self._health.enter_graceful_shutdown()
+        self.admission.drain()
+        self.studies.close()
         self._server.stop(self._grace).wait()
+        self._pool.shutdown(wait=False)
 
-    def _listen(self, host: str, port: int, listen: str) -> int:
+    def _say_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            self._health.set(service, status)
+
+    def _sweep(self) -> None:
+        while not self._stopped.wait(SWEEP_SECONDS):
+            self.studies.forget_old()
+
+    def _listen(self, host: str, port: int, options: ServerOptions) -> int:
+        credentials = tls.server_credentials(options.tls) if options.tls else None
         try:
             with socket.create_server((host, port), family=_family(host)):
                 pass  # gRPC's own failure does not say why
-            return int(self._server.add_insecure_port(_join(host, port)))
+            address = _join(host, port)
+            if credentials:
+                return int(self._server.add_secure_port(address, credentials))
+            return int(self._server.add_insecure_port(address))
         except (OSError, RuntimeError) as error:
             # create_server appends the address, which the sentence has already.
             reason = (getattr(error, "strerror", None) or "the address cannot be used").partition(" (while")[0]
-            raise NotPossibleHere(f"Cannot listen on {listen} ({reason}): give another --listen HOST:PORT.") from None
+            raise NotPossibleHere(
+                f"Cannot listen on {options.listen} ({reason}): give another --listen HOST:PORT."
+            ) from None
+
+
+def _tell(observers: Sequence[Callable[[CallRecord], None]], call: CallRecord) -> None:
+    for observe in observers:
+        observe(call)
 
 
 def parse_address(listen: str) -> tuple[str, int]:
@@ -111,72 +181,3 @@ def _join(host: str, port: int) -> str:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-class StopSignals:
-    """SIGTERM and SIGINT, which from now on end `wait` instead of the process.
-
-    Over a socket: the kernel may hand a signal to a thread of gRPC's or ONNX Runtime's, and then nothing would wake a main
-    thread that waits for a lock, where alone Python runs its handlers.
-    """
-
-    def __init__(self) -> None:
-        self._woken, self._wakes = socket.socketpair()
-        self._wakes.setblocking(False)
-        signal.set_wakeup_fd(self._wakes.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-
-    def wait(self) -> None:
-        """Return when one has come, or had come before."""
-        self._woken.recv(1)
-
-
-def _check(chosen: argparse.Namespace) -> None:
-    checks = {
-        "--threads must be at least 1": chosen.threads is None or chosen.threads >= 1,
-        "--max-sequence must be at least 1": chosen.max_sequence is None or chosen.max_sequence >= 1,
-        "--max-message-mb must be between 1 and 2047": 1 <= chosen.max_message_mb <= 2047,  # gRPC's limit is an int32
-        "--grace must be between 0 and 3600 seconds": 0 <= chosen.grace <= 3600,
-    }
-    for rule, holds in checks.items():
-        if not holds:
-            raise InvalidInput(f"{rule}, got {getattr(chosen, rule.split()[0].strip('-').replace('-', '_'))}.")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="echovlm-serve", description="Serve a bundle over gRPC.")
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True, help="folder that echovlm-build made")
-    add(
-        "--listen",
-        default=DEFAULT_ADDRESS,
-        metavar="HOST:PORT",
-        help=f"port 0 takes a free one (default {DEFAULT_ADDRESS})",
-    )
-    add("--port-file", type=Path, metavar="F", help="write the port there once the server answers")
-    add("--threads", type=int, metavar="N", help="default: one per core")
-    add("--max-sequence", type=int, metavar="N", help="a smaller context than the bundle's, for less memory")
-    add("--max-message-mb", type=int, default=64, metavar="N", help="largest request (default 64)")
-    add("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when told to stop (default 10)")
-    add("--verify", action="store_true", help="check every file's hash before loading")
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-
-    def command() -> int:
-        parse_address(chosen.listen)
-        _check(chosen)
-        engine = ReportEngine.open(
-            chosen.bundle, threads=chosen.threads, max_sequence=chosen.max_sequence, verify=chosen.verify
-        )
-        options = ServerOptions(chosen.listen, chosen.port_file, chosen.max_message_mb << 20, chosen.grace)
-        told = StopSignals()  # before the port file says that the server is there to be stopped
-        server = ReportServer(engine, options)
-        info = engine.info
-        print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
-        told.wait()
-        server.stop()
-        return 0
-
-    return run_command(command)

@@ -1,59 +1,25 @@
-"""The gRPC servicer: requests to the engine, its events to the stream, errors to status codes."""
+"""The gRPC servicer: calls to the engine and to studies, their events to streams, errors to status codes."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
-from traceback import format_tb
 from typing import Protocol
 
 import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.engine import EngineInfo
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image import ImageLimits
-from echovlm_edge.runtime.report import split_sections
-from echovlm_edge.runtime.request import (
-    Event,
-    Finished,
-    FinishReason,
-    FrameSelection,
-    GenerationRequest,
-    ImageInput,
-    Sampling,
-    Stage,
-    StageStarted,
-    TextDelta,
-)
-from echovlm_edge.runtime.tasks import Language, Region, Task, prompt_for
-
-NOTICE = "Draft, not reviewed by a clinician."
-MAX_GENERATIONS = 24  # at once, waiting ones included; each holds one of the server's threads
-
-STAGES = {
-    Stage.QUEUE: pb.STAGE_QUEUE,
-    Stage.DECODE_IMAGES: pb.STAGE_DECODING_IMAGES,
-    Stage.PREPROCESS: pb.STAGE_PREPROCESSING,
-    Stage.VISION: pb.STAGE_VISION,
-    Stage.PROJECTOR: pb.STAGE_PROJECTOR,
-    Stage.PREFILL: pb.STAGE_PREFILL,
-    Stage.DECODE: pb.STAGE_DECODE,
-    Stage.DETOKENIZE: pb.STAGE_DETOKENIZE,
-}
-FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
-}
-LANGUAGES = {pb.LANGUAGE_UNSPECIFIED: Language.EN, pb.LANGUAGE_EN: Language.EN, pb.LANGUAGE_ZH: Language.ZH}
-REGIONS = {pb.AnatomicalRegion.Value(f"ANATOMICAL_REGION_{region.name}"): region for region in Region}
-
-_log = logging.getLogger(__name__)
+from echovlm_edge.runtime import messages
+from echovlm_edge.runtime.access import Access
+from echovlm_edge.runtime.admission import Admission
+from echovlm_edge.runtime.call_record import CallRecord, Observer
+from echovlm_edge.runtime.clients import Client
+from echovlm_edge.runtime.engine import DecodeImage, EngineInfo
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest
+from echovlm_edge.runtime.studies import Studies
+from echovlm_edge.runtime.tasks import Task, prompt_for
 
 
 class Engine(Protocol):
@@ -68,59 +34,92 @@ class Engine(Protocol):
         """Answer one request; ends with `Finished`."""
         ...
 
+    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None:
+        """Read a study's pictures before they are asked about."""
+        ...
+
+    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
+        """How many tokens a prompt about these frames takes; InvalidInput where the context does not hold them."""
+        ...
+
 
 class ReportService(report_pb2_grpc.ReportServiceServicer):
     """Serves one engine."""
 
-    def __init__(self, engine: Engine, max_message_bytes: int) -> None:
-        """`max_message_bytes` is only told to clients; the server enforces it."""
-        self._engine = engine
-        self._max_message_bytes = max_message_bytes
-        self._places = threading.BoundedSemaphore(MAX_GENERATIONS)
+    def __init__(
+        self,
+        engine: Engine,
+        studies: Studies,
+        admission: Admission,
+        access: Access,
+        limits: messages.CallLimits,
+        decode: DecodeImage,
+        observe: Observer,
+    ) -> None:
+        """`decode` reads the images of studies; `observe` is told of every call that ended."""
+        self._engine, self._studies, self._admission, self._access = engine, studies, admission, access
+        self._limits, self._decode, self._observe = limits, decode, observe
 
     def GenerateReport(
         self, request: pb.GenerateReportRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GenerateEvent]:
         """See report.proto."""
-        return self._generate(Task.REPORT, request.prompt, request.images, request.options, context)
+        return self._generate(Task.REPORT, request.prompt, request, context)
 
     def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateEvent]:
         """See report.proto."""
-        return self._generate(Task.DIAGNOSIS, request.prompt, request.images, request.options, context)
+        return self._generate(Task.DIAGNOSIS, request.prompt, request, context)
 
     def AnswerQuestion(
         self, request: pb.AnswerQuestionRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GenerateEvent]:
         """See report.proto."""
-        return self._generate(Task.QUESTION, request.question, request.images, request.options, context)
+        return self._generate(Task.QUESTION, request.question, request, context)
+
+    def BeginStudy(self, request: pb.BeginStudyRequest, context: grpc.ServicerContext) -> pb.Study:
+        """See report.proto."""
+        with self._call("BeginStudy", context) as call:
+            seconds = self._studies.limits.expires_after_seconds
+            return pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
+
+    def AddImage(self, request: pb.AddImageRequest, context: grpc.ServicerContext) -> pb.AddedImage:
+        """See report.proto."""
+        with self._call("AddImage", context) as call, self._admission.place(call.client):
+            self._limits.check("", [request.image])
+            self._studies.check(call.client, request.study)
+            frames = self._decode(messages.image_input(request.image, 1))
+            added = self._studies.add(call.client, request.study, frames, self._engine.prompt_tokens)
+            return pb.AddedImage(
+                number=added.number, frames=len(frames), study_tokens=self._engine.prompt_tokens(added.frames)
+            )
+
+    def WithdrawImage(
+        self, request: pb.WithdrawImageRequest, context: grpc.ServicerContext
+    ) -> pb.WithdrawImageResponse:
+        """See report.proto."""
+        with self._call("WithdrawImage", context) as call:
+            self._studies.withdraw(call.client, request.study, request.number)
+            return pb.WithdrawImageResponse()
+
+    def EndStudy(self, request: pb.EndStudyRequest, context: grpc.ServicerContext) -> pb.EndStudyResponse:
+        """See report.proto."""
+        with self._call("EndStudy", context) as call:
+            self._studies.end(call.client, request.study)
+            return pb.EndStudyResponse()
 
     def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.ServicerContext) -> pb.ModelInfo:
         """See report.proto."""
-        info = self._engine.info
-        return pb.ModelInfo(
-            model=info.model,
-            checkpoint_sha256=info.checkpoint_sha256,
-            bundle_id=info.bundle_id,
-            bundle_format=info.bundle_format,
-            target=info.target,
-            precision=info.precision,
-            limits=pb.Limits(
-                max_sequence=info.max_sequence,
-                max_model_pixels=info.max_pixels,
-                max_image_pixels=ImageLimits().max_pixels,
-                max_message_bytes=self._max_message_bytes,
-            ),
-            languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
-            regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],
-            version=version("echovlm-edge"),
-        )
+        with self._call("GetModelInfo", context):
+            return messages.model_info(self._engine.info, self._limits)
+
+    def _call(self, method: str, context: grpc.ServicerContext) -> CallRecord:
+        return CallRecord(method, self._access.identify(context), context, self._observe)
 
     def _generate(
         self,
         task: Task,
         text: str,
-        images: Sequence[pb.Image],
-        options: pb.GenerationOptions,
+        asked: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest,
         context: grpc.ServicerContext,
     ) -> Iterator[pb.GenerateEvent]:
         started = time.perf_counter()
@@ -129,82 +128,37 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
             # gRPC ends the call itself once its deadline has passed, so this covers both.
             return not context.is_active()
 
-        if not self._places.acquire(blocking=False):
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"The server is busy with {MAX_GENERATIONS} calls: ask again when one has ended.",
-            )
-        try:
-            prompt = prompt_for(task, text, len(images), _language(options), _region(options))
-            request = GenerationRequest(
-                prompt, tuple(map(_image, images, range(1, len(images) + 1))), _sampling(options)
-            )
+        with self._call(METHODS[task], context) as call, self._admission.place(call.client):
+            self._limits.check(text, asked.images)
+            request = self._request(task, text, asked, call.client)
             for event in self._engine.generate(request, stopped):
-                yield self._message(event, options.include_token_ids, started)
-        except InvalidInput as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except NotPossibleHere as error:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except Exception as error:
-            # Where it failed, without the error's own text, which could quote the request.
-            _log.error(
-                "a %s failed with %s:\n%s", task.value, type(error).__name__, "".join(format_tb(error.__traceback__))
-            )
-            context.abort(grpc.StatusCode.INTERNAL, "The server failed on this request; its log says where.")
-        finally:
-            self._places.release()
+                if isinstance(event, Finished):
+                    call.finished = event
+                    if event.finish_reason is FinishReason.CANCELLED:
+                        call.outcome = "cancelled"
+                seconds = time.perf_counter() - started
+                yield messages.event_message(event, self._engine.info, asked.options.include_token_ids, seconds)
 
-    def _message(self, event: Event, include_token_ids: bool, started: float) -> pb.GenerateEvent:
-        match event:
-            case StageStarted(stage):
-                return pb.GenerateEvent(stage_started=STAGES[stage])
-            case TextDelta(text):
-                return pb.GenerateEvent(text=text)
-            case Finished():
-                return pb.GenerateEvent(result=self._result(event, include_token_ids, time.perf_counter() - started))
-
-    def _result(self, event: Finished, include_token_ids: bool, total_seconds: float) -> pb.Result:
-        sections = split_sections(event.text)
-        return pb.Result(
-            text=event.text,
-            sections=pb.Sections(findings=sections.findings, impression=sections.impression),
-            finish_reason=FINISH_REASONS[event.finish_reason],
-            usage=pb.Usage(
-                prompt_tokens=event.prompt_tokens,
-                image_tokens=event.image_tokens,
-                generated_tokens=len(event.token_ids),
-            ),
-            timings=pb.Timings(
-                stages=[pb.StageTime(stage=STAGES[stage], seconds=seconds) for stage, seconds in event.seconds.items()],
-                first_token_seconds=event.first_token_seconds,
-                total_seconds=total_seconds,
-            ),
-            token_ids=event.token_ids if include_token_ids else (),
-            notice=NOTICE,
-            model=self._engine.info.model,
-            bundle_id=self._engine.info.bundle_id,
+    def _request(
+        self,
+        task: Task,
+        text: str,
+        asked: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest,
+        client: Client,
+    ) -> GenerationRequest:
+        options = asked.options
+        frames = self._studies.frames(client, asked.study) if asked.study else ()
+        if asked.study and task is not Task.QUESTION and not (frames or asked.images):
+            raise InvalidInput("The study has no image yet: add one first.")
+        count = len(frames) + len(asked.images)
+        return GenerationRequest(
+            prompt_for(task, text, count, messages.language(options), messages.region(options)),
+            tuple(map(messages.image_input, asked.images, range(1, len(asked.images) + 1))),
+            messages.sampling(options),
+            frames,
+            messages.priority(options),
+            client.name,
         )
 
 
-def _language(options: pb.GenerationOptions) -> Language:
-    if options.language not in LANGUAGES:
-        raise InvalidInput(f"There is no language {options.language}: choose LANGUAGE_EN or LANGUAGE_ZH.")
-    return LANGUAGES[options.language]
-
-
-def _region(options: pb.GenerationOptions) -> Region | None:
-    if options.region == pb.ANATOMICAL_REGION_UNSPECIFIED:
-        return None
-    if options.region not in REGIONS:
-        raise InvalidInput(f"There is no anatomical region {options.region}: choose one that GetModelInfo lists.")
-    return REGIONS[options.region]
-
-
-def _image(image: pb.Image, number: int) -> ImageInput:
-    selection = FrameSelection(tuple(image.frames.indices.index), image.frames.evenly_spaced)
-    return ImageInput(image.data, image.media_type, f"image {number}", selection, not image.keep_whole_frame)
-
-
-def _sampling(options: pb.GenerationOptions) -> Sampling:
-    given = {field.name: value for field, value in options.sampling.ListFields()}
-    return Sampling(**given)
+METHODS = {Task.REPORT: "GenerateReport", Task.DIAGNOSIS: "Diagnose", Task.QUESTION: "AnswerQuestion"}

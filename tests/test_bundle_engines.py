@@ -88,7 +88,7 @@ def test_decoding_leaves_the_cache_where_it_is(golden_bundle: Path) -> None:
         token = backend.embed(np.array([past]))
         angles = rotary.angles(np.full((3, 1), past))
         backend.decode(token, angles, past, np.zeros(1, np.int64), cache)
-        keys = cache.keys[0].numpy()
+        keys = cache.buffers["keys.0"]
         assert keys[0, 0, past].any(), "the new key was not written into the caller's own buffer"
         assert not keys[0, 0, past + 1 :].any(), "something was written beyond the new token"
     assert cache.addresses == addresses
@@ -98,7 +98,7 @@ def test_chunked_prefill_equals_one_pass(golden_bundle: Path, monkeypatch: pytes
     engine = ReportEngine.open(golden_bundle)
     request = GenerationRequest("Describe it. " * 20, (ImageInput(png(96, 64)),), Sampling(max_new_tokens=8))
     whole = list(engine.generate(request))[-1]
-    monkeypatch.setattr("echovlm_edge.runtime.generate.PREFILL_CHUNK", 17)
+    monkeypatch.setattr("echovlm_edge.runtime.scheduler.CHUNK", 16)
     assert list(engine.generate(request))[-1].token_ids == whole.token_ids  # type: ignore[union-attr]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -10,10 +10,12 @@ from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.request import (
     Event,
     Finished,
     FinishReason,
+    Frame,
     FrameSelection,
     GenerationRequest,
     ImageInput,
@@ -40,6 +42,11 @@ class DecodingEngine:
             decode_image(image)
         yield Finished("Done", (1,), FinishReason.STOP, 1, 0, {}, None)
 
+    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None: ...
+
+    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
+        return 10 * len(frames)
+
 
 @pytest.fixture
 def engine() -> DecodingEngine:
@@ -48,7 +55,7 @@ def engine() -> DecodingEngine:
 
 @pytest.fixture
 def client(engine: DecodingEngine) -> Iterator[ReportClient]:
-    server = ReportServer(engine, ServerOptions("127.0.0.1:0", max_message_bytes=1 << 20))
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", limits=CallLimits(1 << 20)))
     with ReportClient(server.address) as client:
         client.wait_until_ready(5)
         yield client

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -24,10 +24,12 @@ from echovlm_edge.runtime import report_command
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.request import (
     Event,
     Finished,
     FinishReason,
+    Frame,
     GenerationRequest,
     ImageInput,
     Sampling,
@@ -35,9 +37,8 @@ from echovlm_edge.runtime.request import (
     StageStarted,
     TextDelta,
 )
+from echovlm_edge.runtime.serve_command import main as serve
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.server import main as serve
-from echovlm_edge.runtime.service import MAX_GENERATIONS
 from echovlm_edge.runtime.tasks import Language, Region, Task
 from tests.dicom_files import png, shipped
 
@@ -72,6 +73,11 @@ class SlowEngine:
         finally:
             self.stopped.set()
 
+    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None: ...
+
+    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
+        return 10 * len(frames)
+
 
 @pytest.fixture
 def engine() -> SlowEngine:
@@ -80,7 +86,7 @@ def engine() -> SlowEngine:
 
 @pytest.fixture
 def server(engine: SlowEngine) -> Iterator[ReportServer]:
-    server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.2))
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.2, slots=2, queue=6))
     yield server
     server.stop()
 
@@ -205,7 +211,7 @@ def test_health_and_reflection(server: ReportServer) -> None:
 
 def test_waiting_calls_leave_room_for_health_checks(server: ReportServer, stub: object) -> None:
     request = pb.AnswerQuestionRequest(question="Why?", options={"sampling": {"max_new_tokens": 500}})
-    calls = [stub.AnswerQuestion(request) for _ in range(MAX_GENERATIONS)]  # type: ignore[attr-defined]
+    calls = [stub.AnswerQuestion(request) for _ in range(8)]  # type: ignore[attr-defined]
     for call in calls:
         next(call)
     with pytest.raises(grpc.RpcError) as refused:
@@ -269,7 +275,7 @@ def test_an_ipv6_address_can_be_given_to_a_client(engine: SlowEngine) -> None:
 
 
 def test_a_message_over_the_limit_is_refused(engine: SlowEngine) -> None:
-    server = ReportServer(engine, ServerOptions("127.0.0.1:0", max_message_bytes=1 << 20))
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", limits=CallLimits(1 << 20)))
     with ReportClient(server.address) as client, pytest.raises(NotPossibleHere, match="larger than max"):
         list(client.generate(ReportRequest(images=[ImageInput(bytes(2 << 20))])))
     server.stop()
@@ -286,12 +292,12 @@ def test_a_taken_port_is_one_sentence(server: ReportServer, engine: SlowEngine) 
         ReportServer(engine, ServerOptions(server.address))
 
 
-def start(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], str]:
+def start(bundle: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """A real server process, and its address once it answers."""
     port_file = folder / "port"
-    command = [sys.executable, "-c", "from echovlm_edge.runtime.server import main; raise SystemExit(main())"]
+    command = [sys.executable, "-c", "from echovlm_edge.runtime.serve_command import main; raise SystemExit(main())"]
     process = subprocess.Popen(
-        [*command, "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port_file)],
+        [*command, "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port_file), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -324,7 +330,10 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
     finally:
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=20)
-    assert process.returncode == 0 and errors == ""
+    assert process.returncode == 0
+    calls = errors.splitlines()
+    assert calls and all(" call request_id=" in line for line in calls), errors
+    assert "cine.dcm" not in errors and "long" not in errors, "the log says what was asked"
     assert output == f"Serving checkpoint (fp32, cpu) on {address}\n"
 
 
@@ -344,7 +353,7 @@ def test_a_running_call_is_drained_on_sigterm(golden_bundle: Path, tmp_path: Pat
     assert process.wait(20) == 0
 
 
-def test_calls_at_once_are_served_one_after_another(golden_bundle: Path) -> None:
+def test_calls_at_once_get_the_same_tokens(golden_bundle: Path) -> None:
     engine = ReportEngine.open(golden_bundle)
     request = GenerationRequest("Why?", sampling=Sampling(max_new_tokens=40))
     alone = list(engine.generate(request))[-1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,44 @@ class Backend(Protocol):
             past: tokens in the cache before these.
             logit_rows: int64 [n], which of the s tokens to give logits for.
             cache: written in place.
+
+        Returns:
+            Logits [n, vocab_size], valid until the next call.
+        """
+        ...
+
+
+class SlotCache(Cache, Protocol):
+    """A cache among several whose contents can be taken out and put back, so that a prefix is computed once."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """A copy of the keys and values at positions `start` to `stop`: [tensors, kv_heads, stop - start, head_dim]."""
+        ...
+
+    def write(self, start: int, kept: NDArray[Any]) -> None:
+        """Put back, from position `start` on, what `read` gave; a prefix of positions is a prefix of axis 2."""
+        ...
+
+
+@runtime_checkable
+class BatchBackend(Backend, Protocol):
+    """A backend that runs one decode step of several sequences together.
+
+    `encode` and `project` may run in one thread while `decode` and `step` run in another.
+    """
+
+    def new_slots(self, count: int, max_sequence: int) -> Sequence[SlotCache]:
+        """Caches next to each other, each for one sequence; memory is taken as it is written to."""
+        ...
+
+    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
+        """Decoder: append one token to each of n sequences.
+
+        Args:
+            embeddings: [n, hidden_size].
+            angles: M-RoPE's of each sequence's token.
+            past: int64 [n], tokens in each cache before this one.
+            slots: n of `new_slots`' caches in their order, without a gap; written in place.
 
         Returns:
             Logits [n, vocab_size], valid until the next call.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.runtime.backends import Cache, Floats
+from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -24,20 +25,34 @@ CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 @dataclass(frozen=True)
 class OrtCache:
-    """One sequence's keys and values: a buffer [1, kv_heads, max_sequence, head_dim] per layer, each its own past and present."""
+    """One slot's keys and values: a row of each of the buffers, which all slots share and which are their own past and present.
 
-    keys: tuple[ort.OrtValue, ...]
-    values: tuple[ort.OrtValue, ...]
+    Attributes:
+        buffers: of the decoder's cache type [slots, kv_heads, max_sequence, head_dim] by the decoder's name for it, keys.0 to values.n.
+        slot: which row.
+    """
+
+    buffers: Mapping[str, NDArray[Any]]
+    slot: int
 
     @property
     def max_sequence(self) -> int:
         """How many tokens it can hold."""
-        return int(self.keys[0].shape()[2])
+        return int(next(iter(self.buffers.values())).shape[2])
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        """Where the buffers are: they never move."""
-        return tuple(buffer.data_ptr() for buffer in (*self.keys, *self.values))
+        """Where its rows are: they never move."""
+        return tuple(buffer[self.slot].ctypes.data for buffer in self.buffers.values())
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """A copy: see `SlotCache.read`."""
+        return np.stack([buffer[self.slot, :, start:stop] for buffer in self.buffers.values()])
+
+    def write(self, start: int, kept: NDArray[Any]) -> None:
+        """Put back: see `SlotCache.write`."""
+        for buffer, rows in zip(self.buffers.values(), kept, strict=True):
+            buffer[self.slot, :, start : start + rows.shape[1]] = rows
 
 
 class OnnxRuntimeBackend:
@@ -73,38 +88,51 @@ class OnnxRuntimeBackend:
 
     def new_cache(self, max_sequence: int) -> OrtCache:
         """Buffers for one sequence, zeroed."""
-        shape = (1, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
-        keys, values = (
-            tuple(
-                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_type))
-                for _ in range(self._spec.num_layers)
-            )
-            for _ in range(2)
-        )
-        return OrtCache(keys, values)
+        return self.new_slots(1, max_sequence)[0]
+
+    def new_slots(self, count: int, max_sequence: int) -> list[OrtCache]:
+        """Zeroed rows next to each other: see `BatchBackend.new_slots`."""
+        shape = (count, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
+        names = (f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._spec.num_layers))
+        buffers = {name: np.zeros(shape, self._cache_type) for name in names}
+        return [OrtCache(buffers, slot) for slot in range(count)]
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Floats:
         """Decoder: see `Backend.decode`."""
-        assert isinstance(cache, OrtCache)
+        batch = Angles(angles.cos[None], angles.sin[None])
+        return self._run_decoder(embeddings[None], batch, np.array([past]), logit_rows, cache)
+
+    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
+        """Decoder: see `BatchBackend.step`."""
+        batch = Angles(angles.cos[:, None], angles.sin[:, None])
+        return self._run_decoder(embeddings[:, None], batch, past, np.arange(len(past)), slots[0])
+
+    def _run_decoder(
+        self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], logit_rows: NDArray[np.int64], first: Cache
+    ) -> Floats:
+        """Run s tokens of b sequences, embeddings [b, s, hidden_size], in the slots from `first` on."""
+        assert isinstance(first, OrtCache)
         binding = self._decoder.io_binding()
         feeds: dict[str, NDArray[Any]] = {
-            "embeddings": embeddings[None],
-            "cos": angles.cos[None],
-            "sin": angles.sin[None],
-            "past": np.array([past]),
+            "embeddings": embeddings,
+            "cos": angles.cos,
+            "sin": angles.sin,
+            "past": past,
             "logit_rows": logit_rows,
         }
+        batch, length = embeddings.shape[:2]
         if self._wants_mask:
-            positions = past + np.arange(len(embeddings))
-            feeds["mask"] = (np.arange(cache.max_sequence) <= positions[:, None])[None, None]
+            positions = past[:, None] + np.arange(length)
+            feeds["mask"] = (np.arange(first.max_sequence) <= positions[..., None])[:, None]
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name, buffers in (("keys", cache.keys), ("values", cache.values)):
-            for layer, buffer in enumerate(buffers):
-                binding.bind_ortvalue_input(f"{name}.{layer}", buffer)
-                binding.bind_ortvalue_output(f"present_{name}.{layer}", buffer)
+        for name, buffer in first.buffers.items():
+            rows = buffer[first.slot : first.slot + batch]
+            where = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
+            binding.bind_input(name, *where)
+            binding.bind_output(f"present_{name}", *where)
         binding.bind_output("logits")
         self._decoder.run_with_iobinding(binding)
         logits: Floats = binding.get_outputs()[-1].numpy()

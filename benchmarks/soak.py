@@ -1,0 +1,344 @@
+"""`make soak`: many clients at once for minutes, with cancels, deadlines and dropped connections; then what must hold, held or not.
+
+Every finished text has to be the one that a single client got; no slot, place or memory may leak; a full queue has to refuse at
+once; batched decoding has to pay; and a study that was read ahead has to answer like a short text prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import grpc
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from pydicom.data import get_testdata_file
+from rich.console import Console
+from rich.table import Table
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+CLIENTS, SLOTS, QUEUE = 16, 8, 4
+CINE, FRAMES = "examples_ybr_color.dcm", 30
+WARM_UP_SHARE = 0.3  # of the time, before memory counts
+START_SECONDS = 120.0
+# What has to hold, as issue and operations page say it.
+MAX_RSS_GROWTH, MAX_REFUSAL_P99, MIN_BATCH_GAIN, MAX_STUDY_RATIO = 0.05, 0.050, 2.5, 1.2
+
+
+@dataclass
+class Soak:
+    """What `soak.json` holds; seconds and shares."""
+
+    machine: str
+    bundle: str
+    minutes: float
+    calls: dict[str, int] = field(default_factory=dict)
+    wrong_texts: int = 0
+    rss_growth: float = 0.0
+    leaked_slots: float = 0.0
+    refusal_p99: float = 0.0
+    tokens_per_second_alone: float = 0.0
+    tokens_per_second_of_8: float = 0.0
+    study_first_token: float = 0.0
+    text_first_token: float = 0.0
+    study_equals_one_call: bool = False
+
+    def checks(self) -> dict[str, tuple[str, bool]]:
+        """What must hold: figure, and whether it does."""
+        gain = self.tokens_per_second_of_8 / max(self.tokens_per_second_alone, 1e-9)
+        ratio = self.study_first_token / max(self.text_first_token, 1e-9)
+        return {
+            "texts that differ from the single client's": (str(self.wrong_texts), self.wrong_texts == 0),
+            "slots not given back": (f"{self.leaked_slots:g}", self.leaked_slots == 0),
+            "memory after warm-up": (f"{self.rss_growth:+.1%}", self.rss_growth <= MAX_RSS_GROWTH),
+            "refusal of a full queue, p99": (f"{self.refusal_p99 * 1e3:.1f} ms", self.refusal_p99 <= MAX_REFUSAL_P99),
+            "batched decode of 8 over one": (f"{gain:.2f}x", gain >= MIN_BATCH_GAIN),
+            "a study's first token over a text prompt's": (f"{ratio:.2f}x", ratio <= MAX_STUDY_RATIO),
+            "a study's text is that of one call": (str(self.study_equals_one_call), self.study_equals_one_call),
+        }
+
+
+class Served:
+    """A server process on loopback."""
+
+    def __init__(self, bundle: Path, folder: Path) -> None:
+        port_file = folder / "port"
+        command = [sys.executable, "-m", "echovlm_edge.runtime.serve_command", "--bundle", str(bundle)]
+        command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--log", "json", "--grace", "5"]
+        command += ["--slots", str(SLOTS), "--queue", str(QUEUE), "--metrics", "127.0.0.1:0"]
+        metrics_port = _free_port()
+        command[-1] = f"127.0.0.1:{metrics_port}"
+        self._log = (folder / "log").open("w", encoding="utf-8")
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._log)
+        give_up = time.monotonic() + START_SECONDS
+        while not port_file.exists():
+            if self.process.poll() is not None or time.monotonic() > give_up:
+                raise NotPossibleHere(f"echovlm-serve did not start on {bundle}: {(folder / 'log').read_text()}")
+            time.sleep(0.05)
+        self.address = f"127.0.0.1:{port_file.read_text().strip()}"
+        self._metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+
+    def rss(self) -> int:
+        """Memory of the server and its processes, bytes."""
+        server = psutil.Process(self.process.pid)
+        return sum(process.memory_info().rss for process in (server, *server.children(recursive=True)))
+
+    def metric(self, name: str) -> float:
+        """A metric without labels."""
+        with urllib.request.urlopen(self._metrics, timeout=30) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        return next(sample.value for family in families for sample in family.samples if sample.name == name)
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        self._log.close()
+
+
+@contextmanager
+def connected(address: str) -> Iterator[report_pb2_grpc.ReportServiceStub]:
+    """A connection of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        yield report_pb2_grpc.ReportServiceStub(channel)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def image(*frames: int) -> pb.Image:
+    """Frames of a real cine."""
+    path = get_testdata_file(CINE, download=False)
+    assert isinstance(path, str)
+    return pb.Image(data=Path(path).read_bytes(), frames=pb.FrameSelection(indices=pb.FrameIndices(index=frames)))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One call: the method and its message."""
+
+    method: str
+    message: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest
+
+    def start(self, stub: report_pb2_grpc.ReportServiceStub, timeout: float | None = None) -> grpc.Call:
+        """Begin it."""
+        return getattr(stub, self.method)(self.message, timeout=timeout)
+
+    def result(self, stub: report_pb2_grpc.ReportServiceStub) -> pb.Result:
+        """Its last message."""
+        *_, last = self.start(stub)
+        return last.result
+
+
+def mixed(tokens: int) -> list[Ask]:
+    """Tasks, languages and numbers of images, mixed."""
+    asks = []
+    for index in range(18):
+        language = pb.LANGUAGE_ZH if index % 2 else pb.LANGUAGE_EN
+        options = pb.GenerationOptions(language=language, sampling=pb.Sampling(max_new_tokens=tokens + 4 * (index % 5)))
+        pictures = [image(5 * index % FRAMES)] if index % 3 else [image(index % FRAMES, (index + 9) % FRAMES)]
+        match index % 3:
+            case 0:
+                asks.append(Ask("GenerateReport", pb.GenerateReportRequest(images=pictures, options=options)))
+            case 1:
+                asks.append(Ask("Diagnose", pb.DiagnoseRequest(images=pictures, options=options)))
+            case _:
+                text = f"Is the margin of region {index} smooth?"
+                message = pb.AnswerQuestionRequest(question=text, images=pictures[: index % 2], options=options)
+                asks.append(Ask("AnswerQuestion", message))
+    return asks
+
+
+class Client(threading.Thread):
+    """Calls again and again, and behaves badly now and then."""
+
+    def __init__(self, address: str, asks: Sequence[Ask], texts: Sequence[str], until: float, seed: int) -> None:
+        super().__init__()
+        self.outcomes: Counter[str] = Counter()
+        self.refusals: list[float] = []  # seconds until a call that found no place was told so
+        self._address, self._asks, self._texts, self._until = address, asks, texts, until
+        self._random = random.Random(seed)
+
+    def run(self) -> None:
+        """Until the time is over."""
+        while time.monotonic() < self._until:
+            with connected(self._address) as stub:
+                for _ in range(self._random.randint(1, 8)):
+                    if not self._call(stub):
+                        break  # and the connection is dropped with what runs on it
+
+    def _call(self, stub: report_pb2_grpc.ReportServiceStub) -> bool:
+        which = self._random.randrange(len(self._asks))
+        manner = self._random.choices(("whole", "cancel", "deadline", "drop"), (80, 8, 8, 4))[0]
+        timeout = self._random.uniform(0.01, 0.5) if manner == "deadline" else None
+        started = time.perf_counter()
+        call = self._asks[which].start(stub, timeout)
+        try:
+            leave_after = self._random.randint(1, 12) if manner in ("cancel", "drop") else None
+            last = None
+            for count, last in enumerate(call, 1):  # noqa: B007
+                if count == leave_after:
+                    if manner == "cancel":
+                        call.cancel()
+                    self.outcomes[manner] += 1
+                    return manner == "cancel"
+            right = last is not None and last.result.text == self._texts[which]
+            self.outcomes["right" if right else "wrong"] += 1
+        except grpc.RpcError as error:
+            self.outcomes[error.code().name.lower()] += 1
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self.refusals.append(time.perf_counter() - started)
+                pause = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms", "100")
+                time.sleep(min(int(pause) / 1000, 2.0))
+        return True
+
+
+def soak(served: Served, found: Soak, console: Console) -> None:
+    """The clients, and what is left after them."""
+    asks = mixed(48)
+    with connected(served.address) as stub:
+        texts = [ask.result(stub).text for ask in asks]
+    started = time.monotonic()
+    until = started + 60 * found.minutes
+    clients = [Client(served.address, asks, texts, until, seed) for seed in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    memory: list[tuple[float, int]] = []
+    with console.status("soaking"):
+        while time.monotonic() < until:
+            time.sleep(min(1.0, 6 * found.minutes))
+            memory.append(((time.monotonic() - started) / (until - started), served.rss()))
+    for client in clients:
+        client.join()
+    outcomes: Counter[str] = sum((client.outcomes for client in clients), Counter())
+    found.calls, found.wrong_texts = dict(outcomes), outcomes["wrong"]
+    refusals = [seconds for client in clients for seconds in client.refusals]
+    found.refusal_p99 = float(np.percentile(refusals, 99)) if refusals else 0.0
+    warm = [rss for share, rss in memory if WARM_UP_SHARE <= share < WARM_UP_SHARE + 0.2]
+    end = [rss for share, rss in memory if share >= 0.8]
+    found.rss_growth = median(end) / median(warm) - 1
+    time.sleep(1)
+    found.leaked_slots = served.metric("echovlm_slots_busy") + served.metric("echovlm_waiting")
+
+
+def batching(served: Served, found: Soak) -> None:
+    """Tokens a second of one call, and of eight at once; their prompts are short beside their texts."""
+    found.tokens_per_second_alone = median(_rate(served, 1) for _ in range(3))
+    found.tokens_per_second_of_8 = median(_rate(served, 8) for _ in range(3))
+
+
+def _rate(served: Served, together: int) -> float:
+    options = pb.GenerationOptions(
+        include_token_ids=True, sampling=pb.Sampling(max_new_tokens=400, temperature=1.5, seed=1)
+    )
+    texts = [f"Describe everything, and begin with {index}." for index in range(together)]
+    tokens: list[int] = []
+
+    def ask(text: str) -> None:
+        with connected(served.address) as stub:
+            message = pb.AnswerQuestionRequest(question=text, options=options)
+            tokens.append(Ask("AnswerQuestion", message).result(stub).usage.generated_tokens)
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(tokens) / (time.perf_counter() - started)
+
+
+def studies(served: Served, found: Soak) -> None:
+    """W7: seven frames added ahead, then the report, beside a text-only prompt of the last prompt's length."""
+    options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
+    with connected(served.address) as stub:
+        report, text = [], []
+        for round_ in range(5):
+            frames = [image(4 * index + round_ % 2) for index in range(7)]
+            study = stub.BeginStudy(pb.BeginStudyRequest()).id
+            for frame in frames:
+                stub.AddImage(pb.AddImageRequest(study=study, image=frame))
+            time.sleep(0.5)  # the sonographer takes the last picture and asks
+            while served.metric("echovlm_slots_busy") + served.metric("echovlm_waiting"):
+                time.sleep(0.05)
+            asked = pb.GenerateReportRequest(study=study, options=options)
+            ahead = Ask("GenerateReport", asked).result(stub)
+            report.append(ahead.timings.first_token_seconds)
+            last_prompt = ahead.usage.prompt_tokens - ahead.usage.image_tokens
+            words = "so " * round(last_prompt * 0.6) + str(round_)
+            question = pb.AnswerQuestionRequest(question=words, options=options)
+            text.append(Ask("AnswerQuestion", question).result(stub).timings.first_token_seconds)
+            stub.EndStudy(pb.EndStudyRequest(study=study))
+        at_once = Ask("GenerateReport", pb.GenerateReportRequest(images=frames, options=options)).result(stub)
+    found.study_first_token, found.text_first_token = median(report), median(text)
+    found.study_equals_one_call = list(at_once.token_ids) == list(ahead.token_ids)
+
+
+def _table(found: Soak) -> Table:
+    table = Table(title=f"{found.bundle}, {CLIENTS} clients, {found.minutes:g} minutes, {found.machine}")
+    for column in ("what", "figure", "holds"):
+        table.add_column(column)
+    for what, (figure, holds) in found.checks().items():
+        table.add_row(what, figure, "yes" if holds else "[red]no[/red]")
+    table.caption = ", ".join(f"{count} {name}" for name, count in sorted(found.calls.items()))
+    return table
+
+
+def main() -> int:
+    """Run the soak; returns its exit code: 1 where something did not hold."""
+    parser = argparse.ArgumentParser(description="Load a server for minutes and check what must hold.")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--json", type=Path, default=Path("soak.json"))
+    options = parser.parse_args()
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server does not outlive this
+
+    def command() -> int:
+        console = Console()
+        machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+        found = Soak(machine, str(options.bundle), options.minutes)
+        with tempfile.TemporaryDirectory() as folder:
+            served = Served(options.bundle, Path(folder))
+            try:
+                batching(served, found)
+                studies(served, found)
+                soak(served, found, console)
+            finally:
+                served.stop()
+        held = {what: holds for what, (_, holds) in found.checks().items()}
+        options.json.write_text(json.dumps({**asdict(found), "holds": held}, indent=1), encoding="utf-8")
+        console.print(_table(found))
+        return 0 if all(held.values()) else 1
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Messages of report.proto to the runtime's values and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.engine import EngineInfo
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.image import ImageLimits
+from echovlm_edge.runtime.report import split_sections
+from echovlm_edge.runtime.request import (
+    Event,
+    Finished,
+    FinishReason,
+    FrameSelection,
+    ImageInput,
+    Priority,
+    Sampling,
+    Stage,
+    StageStarted,
+    TextDelta,
+)
+from echovlm_edge.runtime.tasks import Language, Region
+
+NOTICE = "Draft, not reviewed by a clinician."
+
+STAGES = {
+    Stage.QUEUE: pb.STAGE_QUEUE,
+    Stage.DECODE_IMAGES: pb.STAGE_DECODING_IMAGES,
+    Stage.PREPROCESS: pb.STAGE_PREPROCESSING,
+    Stage.VISION: pb.STAGE_VISION,
+    Stage.PROJECTOR: pb.STAGE_PROJECTOR,
+    Stage.PREFILL: pb.STAGE_PREFILL,
+    Stage.DECODE: pb.STAGE_DECODE,
+    Stage.DETOKENIZE: pb.STAGE_DETOKENIZE,
+}
+FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+LANGUAGES = {pb.LANGUAGE_UNSPECIFIED: Language.EN, pb.LANGUAGE_EN: Language.EN, pb.LANGUAGE_ZH: Language.ZH}
+REGIONS = {pb.AnatomicalRegion.Value(f"ANATOMICAL_REGION_{region.name}"): region for region in Region}
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_BATCH: Priority.BATCH,
+}
+
+
+@dataclass(frozen=True)
+class CallLimits:
+    """What one call may hold; looked at before anything of it is decoded.
+
+    Attributes:
+        message_bytes: the server refuses larger ones before they are in memory.
+        images: files.
+        frames: pictures asked for, of all files together.
+        prompt_characters: of a prompt or question.
+    """
+
+    message_bytes: int = 64 << 20
+    images: int = 64
+    frames: int = 128
+    prompt_characters: int = 20_000
+
+    def check(self, text: str, images: Sequence[pb.Image]) -> None:
+        """Refuse a call that holds more.
+
+        Raises:
+            InvalidInput: it does; the sentence names the limit.
+        """
+        if len(text) > self.prompt_characters:
+            raise InvalidInput(
+                f"The prompt has {len(text):,} characters, more than {self.prompt_characters:,}: send a shorter one."
+            )
+        if len(images) > self.images:
+            raise InvalidInput(f"The call has {len(images)} images, more than {self.images}: send fewer.")
+        asked = [image.frames.evenly_spaced or len(image.frames.indices.index) or 1 for image in images]
+        if sum(asked) > self.frames:
+            raise InvalidInput(f"The call asks for {sum(asked):,} frames, more than {self.frames}: ask for fewer.")
+
+
+def language(options: pb.GenerationOptions) -> Language:
+    """Of the default prompt."""
+    if options.language not in LANGUAGES:
+        raise InvalidInput(f"There is no language {options.language}: choose LANGUAGE_EN or LANGUAGE_ZH.")
+    return LANGUAGES[options.language]
+
+
+def region(options: pb.GenerationOptions) -> Region | None:
+    """Of the default prompt."""
+    if options.region == pb.ANATOMICAL_REGION_UNSPECIFIED:
+        return None
+    if options.region not in REGIONS:
+        raise InvalidInput(f"There is no anatomical region {options.region}: choose one that GetModelInfo lists.")
+    return REGIONS[options.region]
+
+
+def priority(options: pb.GenerationOptions) -> Priority:
+    """Who goes first."""
+    if options.priority not in PRIORITIES:
+        raise InvalidInput(f"There is no priority {options.priority}: choose PRIORITY_INTERACTIVE or PRIORITY_BATCH.")
+    return PRIORITIES[options.priority]
+
+
+def sampling(options: pb.GenerationOptions) -> Sampling:
+    """What is given; the rest by default."""
+    given = {field.name: value for field, value in options.sampling.ListFields()}
+    return Sampling(**given)
+
+
+def image_input(image: pb.Image, number: int) -> ImageInput:
+    """A call's image of that place, counted from 1."""
+    selection = FrameSelection(tuple(image.frames.indices.index), image.frames.evenly_spaced)
+    return ImageInput(image.data, image.media_type, f"image {number}", selection, not image.keep_whole_frame)
+
+
+def event_message(event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.GenerateEvent:
+    """One event of a stream; `total_seconds` since the call came."""
+    match event:
+        case StageStarted(stage):
+            return pb.GenerateEvent(stage_started=STAGES[stage])
+        case TextDelta(text):
+            return pb.GenerateEvent(text=text)
+        case Finished():
+            return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds))
+
+
+def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.Result:
+    sections = split_sections(event.text)
+    return pb.Result(
+        text=event.text,
+        sections=pb.Sections(findings=sections.findings, impression=sections.impression),
+        finish_reason=FINISH_REASONS[event.finish_reason],
+        usage=pb.Usage(
+            prompt_tokens=event.prompt_tokens,
+            image_tokens=event.image_tokens,
+            generated_tokens=len(event.token_ids),
+            reused_tokens=event.reused_tokens,
+        ),
+        timings=pb.Timings(
+            stages=[pb.StageTime(stage=STAGES[stage], seconds=seconds) for stage, seconds in event.seconds.items()],
+            first_token_seconds=event.first_token_seconds,
+            total_seconds=total_seconds,
+        ),
+        token_ids=event.token_ids if include_token_ids else (),
+        notice=NOTICE,
+        model=info.model,
+        bundle_id=info.bundle_id,
+    )
+
+
+def model_info(info: EngineInfo, limits: CallLimits) -> pb.ModelInfo:
+    """What GetModelInfo says."""
+    return pb.ModelInfo(
+        model=info.model,
+        checkpoint_sha256=info.checkpoint_sha256,
+        bundle_id=info.bundle_id,
+        bundle_format=info.bundle_format,
+        target=info.target,
+        precision=info.precision,
+        limits=pb.Limits(
+            max_sequence=info.max_sequence,
+            max_model_pixels=info.max_pixels,
+            max_image_pixels=ImageLimits().max_pixels,
+            max_message_bytes=limits.message_bytes,
+            max_images=limits.images,
+            max_prompt_characters=limits.prompt_characters,
+        ),
+        languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
+        regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],
+        version=version("echovlm-edge"),
+    )

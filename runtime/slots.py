@@ -1,0 +1,60 @@
+"""The decoder's slots: which are taken, and how a sequence moves from one to another."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from echovlm_edge.runtime.backends import SlotCache
+
+
+class SlotTable:
+    """A fixed number of caches next to each other; the lowest free one is given first, so that those in use stay together."""
+
+    def __init__(self, caches: Sequence[SlotCache]) -> None:
+        """All of a backend's slots, at least one."""
+        self._caches = list(caches)
+        self._free = list(range(len(caches)))
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def __getitem__(self, slot: int) -> SlotCache:
+        return self._caches[slot]
+
+    @property
+    def max_sequence(self) -> int:
+        """How many tokens each can hold."""
+        return self._caches[0].max_sequence
+
+    @property
+    def free(self) -> int:
+        """How many are not taken."""
+        return len(self._free)
+
+    def range(self, first: int, count: int) -> Sequence[SlotCache]:
+        """Caches next to each other."""
+        return self._caches[first : first + count]
+
+    def take(self) -> int:
+        """The lowest free slot.
+
+        Raises:
+            IndexError: none is free.
+        """
+        return heapq.heappop(self._free)
+
+    def give_back(self, slot: int) -> None:
+        """Make a slot free again."""
+        heapq.heappush(self._free, slot)
+
+    def move(self, source: int, target: int, tokens: int, target_tokens: int) -> None:
+        """Move a sequence of `tokens` to a lower slot, whose own sequence of `target_tokens` (0: it is free) takes its place."""
+        displaced = self._caches[target].read(0, target_tokens) if target_tokens else None
+        self._caches[target].write(0, self._caches[source].read(0, tokens))
+        if displaced is not None:
+            self._caches[source].write(0, displaced)
+        if target in self._free:
+            self._free.remove(target)
+            heapq.heapify(self._free)
+            self.give_back(source)

@@ -1,0 +1,208 @@
+"""Studies: images that come one by one and are read before they are asked about; few, small, and forgotten in time."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from echovlm_edge.runtime.clients import Client
+from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, UserError
+from echovlm_edge.runtime.request import Frame
+
+Prepare = Callable[[Sequence[Frame], str, Callable[[], bool]], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudyLimits:
+    """How many studies there are at once, how much their pictures take, and when one that is not used is forgotten."""
+
+    max_studies: int = 64
+    max_bytes: int = 1 << 30
+    max_frames: int = 64  # of one study
+    expires_after_seconds: float = 1800.0
+
+
+@dataclass(eq=False)
+class _Study:
+    client: str
+    used: float
+    images: dict[int, tuple[Frame, ...]] = field(default_factory=dict)
+    numbers: int = 0
+    superseded: threading.Event = field(default_factory=threading.Event)  # ends the preparation that runs
+
+    def frames(self) -> tuple[Frame, ...]:
+        return tuple(frame for frames in self.images.values() for frame in frames)
+
+    def bytes(self) -> int:
+        return sum(frame.pixels.nbytes for frame in self.frames())
+
+
+@dataclass(frozen=True)
+class Added:
+    """An image that was added: its number and the study's pictures with it."""
+
+    number: int
+    frames: tuple[Frame, ...]
+
+
+class Studies:
+    """The open studies of all clients. It holds pictures only: what the engine knows of them is the engine's own."""
+
+    def __init__(self, limits: StudyLimits, prepare: Prepare, clock: Callable[[], float] = time.monotonic) -> None:
+        """`prepare` reads a study's pictures in the background: see `ReportEngine.prepare`."""
+        self.limits = limits
+        self._prepare, self._clock = prepare, clock
+        self._open: dict[str, _Study] = {}
+        self._lock = threading.Lock()
+        self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
+
+    def begin(self, client: Client) -> str:
+        """Open a study; returns its id.
+
+        Raises:
+            Busy: there are as many as there may be.
+        """
+        with self._lock:
+            self._forget_old()
+            own = sum(study.client == client.name for study in self._open.values())
+            if client.max_studies is not None and own >= client.max_studies:
+                raise Busy(f"{own} studies of yours are open, as many as you may have: end one first.", 10.0)
+            if len(self._open) >= self.limits.max_studies:
+                raise Busy(f"{len(self._open)} studies are open, as many as there may be: ask again later.", 10.0)
+            name = secrets.token_urlsafe(18)
+            self._open[name] = _Study(client.name, self._clock())
+            return name
+
+    def add(
+        self, client: Client, name: str, frames: Sequence[Frame], check: Callable[[Sequence[Frame]], object]
+    ) -> Added:
+        """Add an image's frames at the study's end, and have them read in the background.
+
+        Args:
+            client: whose study it is.
+            name: the study's id.
+            frames: the image's pictures.
+            check: refuses a study of so many pictures, for example one that the context does not hold.
+
+        Raises:
+            NotFound: no such study.
+            InvalidInput: too many pictures.
+            Busy: no memory for it now.
+        """
+        with self._lock:
+            study = self._find(client, name)
+            together = (*study.frames(), *frames)
+            if len(together) > self.limits.max_frames:
+                raise InvalidInput(
+                    f"The study would have {len(together)} pictures, it may have {self.limits.max_frames}: "
+                    "withdraw one first."
+                )
+            check(together)
+            size = sum(frame.pixels.nbytes for frame in frames)
+            if sum(other.bytes() for other in self._open.values()) + size > self.limits.max_bytes:
+                raise Busy("The memory for studies is full: end studies that are done, or ask again later.", 10.0)
+            study.numbers += 1
+            study.images[study.numbers] = tuple(frames)
+            self._prepare_again(study)
+            return Added(study.numbers, together)
+
+    def check(self, client: Client, name: str) -> None:
+        """Before work is done for it: is there such a study?
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            self._find(client, name)
+
+    def withdraw(self, client: Client, name: str, number: int) -> None:
+        """Take an image out.
+
+        Raises:
+            NotFound: no such study, or no such image in it.
+        """
+        with self._lock:
+            study = self._find(client, name)
+            if study.images.pop(number, None) is None:
+                raise NotFound(f"The study has no image {number}: it was withdrawn, or never added.")
+            self._prepare_again(study)
+
+    def frames(self, client: Client, name: str) -> tuple[Frame, ...]:
+        """Its pictures, to be asked about now: reading them in the background gives way to the request.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            study = self._find(client, name)
+            study.superseded.set()
+            return study.frames()
+
+    def end(self, client: Client, name: str) -> None:
+        """Forget it.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            self._find(client, name).superseded.set()
+            del self._open[name]
+
+    def forget_old(self) -> None:
+        """Forget those that have not been used for too long."""
+        with self._lock:
+            self._forget_old()
+
+    def prepare_all(self) -> None:
+        """Have all of them read again: by an engine that has not seen them."""
+        with self._lock:
+            for study in self._open.values():
+                self._prepare_again(study)
+
+    def counts(self) -> tuple[int, int]:
+        """How many are open, and the bytes of their pictures."""
+        with self._lock:
+            return len(self._open), sum(study.bytes() for study in self._open.values())
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        with self._lock:
+            for study in self._open.values():
+                study.superseded.set()
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    def _find(self, client: Client, name: str) -> _Study:
+        self._forget_old()
+        study = self._open.get(name)
+        if study is None or study.client != client.name:
+            raise NotFound("There is no such study: it was ended, or not used for too long; begin a new one.")
+        study.used = self._clock()
+        return study
+
+    def _forget_old(self) -> None:
+        oldest = self._clock() - self.limits.expires_after_seconds
+        for name in [name for name, study in self._open.items() if study.used < oldest]:
+            self._open.pop(name).superseded.set()
+
+    def _prepare_again(self, study: _Study) -> None:
+        study.superseded.set()
+        study.superseded = superseded = threading.Event()
+        if frames := study.frames():
+            self._background.submit(self._prepare_quietly, frames, study.client, superseded)
+
+    def _prepare_quietly(self, frames: Sequence[Frame], client: str, superseded: threading.Event) -> None:
+        if superseded.is_set():
+            return
+        try:
+            self._prepare(frames, client, superseded.is_set)
+        except UserError:
+            pass  # whoever asks about the study is told
+        except Exception as error:
+            _log.error("a study could not be read ahead: %s", type(error).__name__)

@@ -1,0 +1,327 @@
+"""Continuous batching on the real engine: the same text alone and in company, turns, slots that come free, what is reused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echovlm_edge.runtime.backends import Floats, SlotCache
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.errors import Unavailable
+from echovlm_edge.runtime.fair_queue import FairQueue
+from echovlm_edge.runtime.request import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    ImageInput,
+    Priority,
+    Sampling,
+    Stage,
+    StageStarted,
+    TextDelta,
+)
+from echovlm_edge.runtime.reuse import PrefixStore
+from echovlm_edge.runtime.rotary import Angles
+from tests.dicom_files import png
+
+REMEMBERS, NOTHING_KEPT = EngineOptions(), EngineOptions(prefix_bytes=0, image_bytes=0)
+
+
+class WatchedBackend(OnnxRuntimeBackend):
+    """Remembers how many sequences each step had and how many tokens each prefill; fails or waits where it is told to."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle, threads=2)
+        self.steps: list[int] = []
+        self.chunks: list[int] = []
+        self.encoded = 0
+        self.fails: Callable[[Sequence[SlotCache]], bool] = lambda slots: False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, patches: Floats, angles: Angles) -> Floats:
+        self.encoded += 1
+        return super().encode(patches, angles)
+
+    def decode(self, embeddings, angles, past, logit_rows, cache):  # type: ignore[no-untyped-def]
+        self.gate.wait()
+        self.chunks.append(len(embeddings))
+        return super().decode(embeddings, angles, past, logit_rows, cache)
+
+    def step(self, embeddings, angles, past, slots):  # type: ignore[no-untyped-def]
+        self.gate.wait()
+        if self.fails(slots):
+            raise MemoryError
+        self.steps.append(len(past))
+        return super().step(embeddings, angles, past, slots)
+
+
+MakeEngine = Callable[..., tuple[ReportEngine, WatchedBackend]]
+
+
+@pytest.fixture
+def make_engine(golden_bundle: Path) -> Iterator[MakeEngine]:
+    engines = []
+
+    def make(options: EngineOptions = REMEMBERS) -> tuple[ReportEngine, WatchedBackend]:
+        bundle = Bundle(golden_bundle)
+        backend = WatchedBackend(bundle)
+        engine = ReportEngine(bundle, backend, options=options)
+        engines.append(engine)
+        return engine, backend
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def finish(engine: ReportEngine, request: GenerationRequest) -> Finished:
+    *_, last = engine.generate(request)
+    assert isinstance(last, Finished)
+    return last
+
+
+class Call(threading.Thread):
+    """One request in a thread of its own."""
+
+    def __init__(self, engine: ReportEngine, request: GenerationRequest) -> None:
+        super().__init__()
+        self.stop = threading.Event()
+        self.events: list[object] = []
+        self.failure: Exception | None = None
+        self._call = lambda: engine.generate(request, self.stop.is_set)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for event in self._call():
+                self.events.append(event)
+        except Exception as error:
+            self.failure = error
+
+    def written(self) -> int:
+        return sum(isinstance(event, TextDelta) for event in self.events)
+
+    def result(self) -> Finished:
+        self.join(60)
+        assert self.events and isinstance(self.events[-1], Finished), self.failure
+        return self.events[-1]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.002)
+
+
+def requests(count: int, tokens: int = 40) -> list[GenerationRequest]:
+    """Of different lengths, some with one or two images, some sampled."""
+    return [
+        GenerationRequest(
+            "Describe it. " * (1 + 3 * index),
+            tuple(ImageInput(png(64 + 28 * index, 64)) for _ in range(index % 3)),
+            Sampling(tokens + 3 * index, temperature=0.7 if index % 4 == 3 else 0.0, seed=index),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("slots", [3, 8])
+def test_the_text_is_the_same_alone_and_in_company(make_engine: MakeEngine, slots: int) -> None:
+    asked = requests(10)
+    alone, _ = make_engine(EngineOptions(1, 0, 0))
+    expected = [finish(alone, request).token_ids for request in asked]
+    together, backend = make_engine(EngineOptions(slots))
+    calls = [Call(together, request) for request in asked]
+    assert [call.result().token_ids for call in calls] == expected
+    assert max(backend.steps) == slots, "they did not run together"
+    assert len(backend.steps) < sum(map(len, expected)) * 0.7
+
+
+def test_one_joins_while_others_write(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine()
+    first = Call(engine, GenerationRequest("Why?", sampling=Sampling(400)))
+    wait_for(lambda: first.written() > 3)
+    short = finish(engine, GenerationRequest("How?", sampling=Sampling(5)))
+    assert len(short.token_ids) == 5 and first.is_alive(), "it had to wait for the other's end"
+    first.stop.set()
+    assert 2 in backend.steps
+
+
+def test_a_long_prompt_is_read_between_the_tokens_of_others(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine(NOTHING_KEPT)
+    writer = Call(engine, GenerationRequest("Why?", sampling=Sampling(400)))
+    wait_for(lambda: writer.written() > 3)
+    backend.chunks.clear()
+    before = len(backend.steps)
+    finish(engine, GenerationRequest("Describe it. " * 100, sampling=Sampling(1)))
+    assert max(backend.chunks) <= 64
+    assert len(backend.steps) - before >= len(backend.chunks) - 1, "the writer stood still for more than a chunk"
+    writer.stop.set()
+
+
+def test_a_cancelled_call_frees_its_slot_within_a_token(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine(EngineOptions(1))
+    first = Call(engine, GenerationRequest("Why?", sampling=Sampling(500)))
+    wait_for(lambda: first.written() > 3)
+    second = Call(engine, GenerationRequest("How?", sampling=Sampling(3)))
+    wait_for(lambda: engine.stats().scheduler.waiting == 1)
+    steps = len(backend.steps)
+    first.stop.set()
+    assert first.result().finish_reason is FinishReason.CANCELLED
+    result = second.result()
+    assert len(result.token_ids) == 3 and StageStarted(Stage.QUEUE) in second.events
+    assert len(backend.steps) - steps <= 2 + 2, "the slot came free late"
+
+
+def test_one_that_waits_is_gone_as_soon_as_it_is_cancelled(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(EngineOptions(1))
+    first = Call(engine, GenerationRequest("Why?", sampling=Sampling(500)))
+    wait_for(lambda: first.written() > 3)
+    second = Call(engine, GenerationRequest("How?", sampling=Sampling(3)))
+    wait_for(lambda: engine.stats().scheduler.waiting == 1)
+    second.stop.set()
+    assert second.result().finish_reason is FinishReason.CANCELLED and first.is_alive()
+    wait_for(lambda: engine.stats().scheduler.waiting == 0)
+    first.stop.set()
+
+
+def test_interactive_goes_before_batch(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine(EngineOptions(1, 0, 0))
+    backend.gate.clear()
+    calls = [Call(engine, GenerationRequest("Why?", sampling=Sampling(2)))]
+    wait_for(lambda: engine.stats().scheduler.busy == 1)
+    interactive, batch = Priority.INTERACTIVE, Priority.BATCH
+    asked = {
+        "batch": ("a", batch),
+        "first": ("a", interactive),
+        "second": ("a", interactive),
+        "other": ("b", interactive),
+    }
+    lengths = {}
+    for waiting, (name, (client, priority)) in enumerate(asked.items()):
+        prompt = "How? " * (10 * waiting + 10)
+        lengths[len(engine.prompts.build(prompt, []).token_ids)] = name
+        request = GenerationRequest(prompt, sampling=Sampling(2), priority=priority, client=client)
+        calls.append(Call(engine, request))
+        wait_for(lambda waiting=waiting: engine.stats().scheduler.waiting == waiting + 1)  # type: ignore[misc]
+    backend.gate.set()
+    for call in calls:
+        call.result()
+    order = [lengths[chunk] for chunk in backend.chunks[1:]]
+    assert order == ["first", "other", "second", "batch"], "batch goes last, and clients take turns"
+
+
+def test_who_runs_out_of_memory_fails_alone(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine()
+    asked = requests(3, 60)
+    expected = [finish(engine, request).token_ids for request in asked]
+    alone: list[object] = []
+
+    def too_much(slots: Sequence[SlotCache]) -> bool:  # what is in slot 1, until it has failed alone
+        if alone or all(slot.slot != 1 for slot in slots):  # type: ignore[attr-defined]
+            return False
+        alone.extend(slots if len(slots) == 1 else ())
+        return True
+
+    backend.fails = too_much
+    backend.gate.clear()
+    calls = [Call(engine, request) for request in asked]
+    wait_for(lambda: engine.stats().scheduler.busy + engine.stats().scheduler.waiting == 3)
+    backend.gate.set()
+    for call in calls:
+        call.join(30)
+    failed = [call for call in calls if call.failure]
+    assert len(failed) == 1 and isinstance(failed[0].failure, MemoryError)
+    for call, tokens in zip(calls, expected, strict=True):
+        assert call in failed or call.result().token_ids == tokens
+    assert finish(engine, asked[0]).token_ids == expected[0], "the engine did not go on"
+
+
+def test_a_question_about_the_same_image_costs_no_second_look(make_engine: MakeEngine) -> None:
+    picture = ImageInput(png(120, 90))
+    question = GenerationRequest("Is it round?", (picture,), Sampling(20))
+    forgetful, _ = make_engine(NOTHING_KEPT)
+    expected = finish(forgetful, question)
+    assert expected.reused_tokens == 0
+    engine, backend = make_engine()
+    finish(engine, GenerationRequest("Describe it.", (picture,), Sampling(20)))
+    backend.chunks.clear()
+    answer = finish(engine, question)
+    assert answer.token_ids == expected.token_ids
+    assert backend.encoded == 1 and Stage.VISION not in answer.seconds
+    assert answer.reused_tokens >= answer.image_tokens - 15 and sum(backend.chunks) < 40
+    stats = engine.stats()
+    assert stats.images.hits == 1 and stats.prefixes.hits == 1 and stats.scheduler.reused_tokens == answer.reused_tokens
+
+
+def test_another_image_is_never_taken_for_one_seen_before(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine()
+    forgetful, _ = make_engine(NOTHING_KEPT)
+    asked = [
+        GenerationRequest("Describe it.", (ImageInput(png(*size)), ImageInput(png(64, 64))), Sampling(20))
+        for size in ((90, 120), (120, 90), (121, 90))
+    ]
+    for request in asked:
+        assert finish(engine, request).token_ids == finish(forgetful, request).token_ids
+
+
+def test_closing_ends_what_runs_and_what_waits(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(EngineOptions(1))
+    calls = [Call(engine, GenerationRequest("Why?", sampling=Sampling(800))) for _ in range(3)]
+    wait_for(lambda: engine.stats().scheduler.waiting == 2)
+    engine.close(Unavailable("Being replaced."))
+    for call in calls:
+        call.join(5)
+        assert isinstance(call.failure, Unavailable)
+    with pytest.raises(Unavailable):
+        list(engine.generate(GenerationRequest("Why?")))
+
+
+def kept(tokens: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(tokens, dtype=np.float32)[:, None], (2, 1, tokens, 4)).copy()
+
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+@given(st.lists(tokens, max_size=8), tokens)
+def test_the_longest_known_prefix_is_found_and_memory_bounded(puts: list[list[int]], wanted: list[int]) -> None:
+    bound = kept(1).nbytes * 20
+    store = PrefixStore(bound)
+    for prompt in puts:
+        store.put(np.array(prompt), kept(len(prompt)))
+        assert store.stats().bytes <= bound and store.covers(np.array(prompt))
+    found = store.longest(np.array(wanted))
+    length = 0 if found is None else found.shape[2]
+    assert length == 0 or any(prompt[:length] == wanted[:length] for prompt in puts)
+    if puts:  # the newest is always still there
+        shared = 0
+        while shared < min(len(puts[-1]), len(wanted)) and puts[-1][shared] == wanted[shared]:
+            shared += 1
+        assert length >= shared
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=6, max_size=60))
+def test_clients_that_wait_all_the_time_get_the_same(work: list[tuple[str, int]]) -> None:
+    queue: FairQueue[tuple[str, int]] = FairQueue()
+    had = dict.fromkeys("abc", 0)
+    for client, cost in work:
+        queue.push((client, cost), client, 0)
+    waiting = [client for client, _ in work]
+    while all(client in waiting for client in "abc"):
+        client, cost = queue.pop()
+        waiting.remove(client)
+        queue.charge(client, cost)
+        had[client] += cost
+        assert max(had.values()) - min(had.values()) <= 100, "no client is ever more than one piece of work ahead"
