@@ -73,11 +73,10 @@ def print_summary(manifest: Manifest, output: Path, warning: str) -> None:
             else:
                 table.add_row(f"  its {stage} steps", "", "", *row)
     for file in manifest.files:
-        precision, stages = "", []
-        if file.name == TOKEN_EMBEDDING:
-            precision = manifest.embedding.dtype
-            stages = [entry for entry in manifest.parity if entry.stage == "token_embedding"]
-        table.add_row(file.name, f"{file.bytes / 1e6:,.1f}", precision, *_parity_cells(stages))
+        embedding = file.name == TOKEN_EMBEDDING
+        row = _parity_cells([entry for entry in manifest.parity if embedding and entry.stage == "token_embedding"])
+        precision = manifest.embedding.dtype if embedding else ""
+        table.add_row(file.name, f"{file.bytes / 1e6:,.1f}", precision, *row)
     if takes := manifest.footprint:
         context = f"{manifest.limits.max_batch} x {manifest.limits.max_sequence:,} tokens"
         table.caption = f"To run: {takes.to_run / 1e9:.2f} GB of memory, {takes.kv_cache_batch / 1e9:.2f} of it the KV cache of {context}"
