@@ -1,4 +1,4 @@
-"""Where the operators' native library is installed, for `SessionOptions.register_custom_ops_library`."""
+"""Where the native libraries are installed: ONNX Runtime's operators and TensorRT's plugin."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import importlib.resources
 from pathlib import Path
 
 OPERATOR_LIBRARY = "echovlm_dual_path_moe"  # as bundle.json names it
-FILE_NAME = f"lib{OPERATOR_LIBRARY}.so"
+PLUGIN_LIBRARY = "echovlm_plugins"
 
 
 def library_path() -> Path | None:
-    """The library that was built with this package, or None where there was no C++ compiler."""
+    """ONNX Runtime's operators, for `register_custom_ops_library`, or None where there was no C++ compiler."""
+    return _installed(OPERATOR_LIBRARY)
+
+
+def plugin_path() -> Path | None:
+    """TensorRT's plugin, for `get_plugin_registry().load_library`, or None where compiler or headers were missing."""
+    return _installed(PLUGIN_LIBRARY)
+
+
+def _installed(name: str) -> Path | None:
     package = importlib.resources.files("echovlm_edge.plugins.dual_path_moe")
     # An editable install has one folder of sources and another of built files.
-    with importlib.resources.as_file(package.joinpath(FILE_NAME)) as path:
+    with importlib.resources.as_file(package.joinpath(f"lib{name}.so")) as path:
         return Path(path) if path.is_file() else None
