@@ -22,7 +22,10 @@ WARNING, ERROR = 2, 3  # ONNX Runtime's severities
 
 @dataclass(frozen=True)
 class OrtCache:
-    """One sequence's keys and values: a float32 buffer [1, kv_heads, max_sequence, head_dim] per layer, each its own past and present."""
+    """One sequence's keys and values: a buffer [1, kv_heads, max_sequence, head_dim] per layer, each its own past and present.
+
+    Of the type that the decoder's graph has for them, float32 or float16.
+    """
 
     keys: tuple[ort.OrtValue, ...]
     values: tuple[ort.OrtValue, ...]
@@ -53,7 +56,9 @@ class OnnxRuntimeBackend:
         self._vision, self._projector, self._decoder = (
             _session(bundle, bundle.manifest.part(name), options) for name in ("vision_encoder", "projector", "decoder")
         )
-        self._wants_mask = any(tensor.name == "mask" for tensor in bundle.manifest.part("decoder").inputs)
+        inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
+        self._wants_mask = "mask" in inputs
+        self._cache_dtype = np.dtype(np.float16 if inputs["keys.0"].dtype == "float16" else np.float32)
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         """Vision encoder: see `Backend.encode`."""
@@ -71,7 +76,10 @@ class OnnxRuntimeBackend:
         """Buffers for one sequence, zeroed."""
         shape = (1, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
         keys, values = (
-            tuple(ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in range(self._spec.num_layers))
+            tuple(
+                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_dtype))
+                for _ in range(self._spec.num_layers)
+            )
             for _ in range(2)
         )
         return OrtCache(keys, values)
