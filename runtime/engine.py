@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from echovlm_edge.runtime.backends import Backend, Floats
-from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.backends import Backend, Floats, Logits
+from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.errors import InvalidInput
@@ -114,7 +114,7 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        return cls(bundle, OnnxRuntimeBackend(bundle, threads), max_sequence)
+        return cls(bundle, open_backend(bundle, threads, max_sequence), max_sequence)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.
@@ -160,7 +160,7 @@ class ReportEngine:
         yield from self._write(prompt, logits, request, stopped, clock)
 
     def _write(
-        self, prompt: Prompt, logits: Floats, request: GenerationRequest, stopped: Callable[[], bool], clock: _Clock
+        self, prompt: Prompt, logits: Logits, request: GenerationRequest, stopped: Callable[[], bool], clock: _Clock
     ) -> Iterator[Event]:
         stream, text, tokens = self._token_text.stream(), [], []
         finish, first_token = FinishReason.CANCELLED, None

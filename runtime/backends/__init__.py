@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,29 @@ from numpy.typing import NDArray
 from echovlm_edge.runtime.rotary import Angles
 
 Floats = NDArray[np.float32]
+
+
+class Logits(Protocol):
+    """Logits float32 [n, vocab_size], or one row of them [vocab_size], an array or still on a device.
+
+    `np.asarray` and `copy` give the array; `argmax` of one row costs no copy of it.
+    """
+
+    def argmax(self) -> SupportsInt:
+        """The largest logit's index, of one row."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Any:
+        """One row."""
+        ...
+
+    def __array__(self) -> NDArray[Any]:
+        """The array."""
+        ...
+
+    def copy(self) -> Floats:
+        """The array, to keep."""
+        ...
 
 
 class Cache(Protocol):
@@ -42,7 +65,7 @@ class Backend(Protocol):
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
-    ) -> Floats:
+    ) -> Logits:
         """Decoder: append s tokens to the sequence in `cache`, of which `past` tokens are kept.
 
         Args:

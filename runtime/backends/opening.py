@@ -1,0 +1,39 @@
+"""A bundle to what runs it: TensorRT for engines, ONNX Runtime for graphs."""
+
+from __future__ import annotations
+
+from echovlm_edge.runtime.backends import Backend
+from echovlm_edge.runtime.bundle import Bundle
+
+ENGINE = ".engine"
+
+
+def open_backend(bundle: Bundle, threads: int | None = None, max_sequence: int | None = None) -> Backend:
+    """Load a bundle's parts where they run.
+
+    Args:
+        bundle: its parts' files say which engine kind they are.
+        threads: of ONNX Runtime; defaults to the cores this process may use.
+        max_sequence: of the cache that memory is checked for; defaults to the bundle's limit.
+
+    Raises:
+        NotPossibleHere: this machine or install cannot run it.
+    """
+    if bundle.manifest.part("decoder").files[0].name.endswith(ENGINE):
+        return _tensorrt(
+            bundle, min(max_sequence or bundle.manifest.limits.max_sequence, bundle.manifest.limits.max_sequence)
+        )
+    from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(bundle, threads)
+
+
+def _tensorrt(bundle: Bundle, max_sequence: int) -> Backend:
+    # Imported late: most installs have no GPU, and no package for one.
+    from echovlm_edge.plugins.dual_path_moe.library import plugin_path
+    from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+    from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
+    from echovlm_edge.runtime.backends.tensorrt_engine import load_engines
+
+    device = CudaDevice()
+    return TensorRTBackend(bundle, device, load_engines(bundle, device, max_sequence, plugin_path()))
