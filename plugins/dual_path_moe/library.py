@@ -1,21 +1,21 @@
-"""Where the native libraries are installed: ONNX Runtime's operators and TensorRT's plugin."""
+"""Where this package's native libraries are installed: ONNX Runtime's operators and TensorRT's plugin."""
 
 from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
 
-OPERATOR_LIBRARY = "echovlm_dual_path_moe"  # as bundle.json names it
+OPERATOR_LIBRARY = "echovlm_dual_path_moe"  # both as bundle.json names them
 PLUGIN_LIBRARY = "echovlm_plugins"
 
 
 def library_path() -> Path | None:
-    """ONNX Runtime's operators, for `register_custom_ops_library`, or None where there was no C++ compiler."""
+    """ONNX Runtime's operators, for `SessionOptions.register_custom_ops_library`; None without a C++ compiler."""
     return _installed(OPERATOR_LIBRARY)
 
 
 def plugin_path() -> Path | None:
-    """TensorRT's plugin, for `get_plugin_registry().load_library`, or None where compiler or headers were missing."""
+    """TensorRT's plugin, for `IPluginRegistry.load_library`; None where the package was built without TensorRT's headers."""
     return _installed(PLUGIN_LIBRARY)
 
 
