@@ -72,17 +72,17 @@ class NumpyDevice:
         return NumpyStaging(np.full(size, POISON, np.uint8))
 
     def clear(self, address: int, size: int) -> None:
-        self._queue(lambda: self.at(address, size).fill(0))
+        self.queue(lambda: self.at(address, size).fill(0))
 
     def upload(self, source: NDArray[np.uint8], address: int) -> None:
-        self._queue(lambda: np.copyto(self.at(address, source.nbytes), source))
+        self.queue(lambda: np.copyto(self.at(address, source.nbytes), source))
 
     def download(self, address: int, target: NDArray[np.uint8]) -> None:
         def copy() -> None:
             np.copyto(target, self.at(address, target.nbytes))
             self.downloaded += target.nbytes
 
-        self._queue(copy)
+        self.queue(copy)
 
     def record(self, queue: Callable[[], None]) -> NumpyGraph:
         self._not_recording()
@@ -103,9 +103,9 @@ class NumpyDevice:
         """The device's bytes, which must lie in one live block."""
         start = max((start for start in self.blocks if start <= address), default=0)
         assert address + size <= start + self.blocks.get(start, 0), "an illegal memory access"
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        return at_host(address, size)
 
-    def _queue(self, work: Callable[[], None]) -> None:
+    def queue(self, work: Callable[[], None]) -> None:
         (self.queued if self.recording is None else self.recording).append(work)
 
     def _not_recording(self) -> None:
@@ -129,7 +129,7 @@ class OnnxEngine:
         self.device = device
         self.session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
         self.specs = {tensor.name: tensor for tensor in (*part.inputs, *part.outputs)}
-        self.types = {tensor.name: _numpy_type(tensor.type) for tensor in self.session.get_inputs()}
+        self.types = {tensor.name: numpy_type(tensor.type) for tensor in self.session.get_inputs()}
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
 
     def new_context(self, recorded: bool) -> OnnxContext:
@@ -145,7 +145,7 @@ class OnnxContext:
         assert set(inputs) == set(self.engine.types) and set(outputs) == set(self.engine.outputs)
         self.runs += 1
         inputs, outputs = dict(inputs), dict(outputs)
-        self.engine.device._queue(lambda: self._run(inputs, outputs))
+        self.engine.device.queue(lambda: self._run(inputs, outputs))
 
     def recordable(self) -> bool:
         return self.runs > 2  # as TensorRT-RTX, whose kernels are compiled meanwhile
@@ -167,6 +167,11 @@ class OnnxContext:
         return self.engine.device.at(address, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def _numpy_type(onnx_type: str) -> type[np.generic]:
+def at_host(address: int, size: int) -> NDArray[np.uint8]:
+    """The bytes at an address of this process."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def numpy_type(onnx_type: str) -> type[np.generic]:
     names = {"float": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
     return names[onnx_type.removeprefix("tensor(").removesuffix(")")]

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper
 
+from echovlm_edge.export.engines.tensorrt_graph import add_best
 from echovlm_edge.runtime.backends.tensorrt import BEST, TensorRTBackend
 from echovlm_edge.runtime.bundle import MANIFEST, Bundle, describe_file
 from tests.numpy_device import NumpyDevice, OnnxEngine
@@ -35,18 +35,23 @@ def tensorrt_like(
     shutil.copytree(portable, folder)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["toolchain"]["tensorrt_rtx"] = "1.7.1.116"
+    if capacity:
+        manifest["limits"]["max_sequence"] = capacity
     for part in manifest["parts"]:
+        model = onnx.load(folder / f"{part['name']}.onnx")  # its weights too: an engine is one file
         if best and part["name"] == "decoder":
-            _add_best(folder / "decoder.onnx")
+            add_best(model.graph)
             part["outputs"].append({"name": BEST, "dtype": "int64", "shape": ["rows"]})
         for tensor in (*part["inputs"], *part["outputs"]):
             tensor["dtype"] = {"float": floating, "int64": integer}.get(tensor["dtype"], tensor["dtype"])
             if capacity and "context" in tensor["shape"]:
                 tensor["shape"] = [capacity if size == "context" else size for size in tensor["shape"]]
+        for file in part["files"]:
+            (folder / file["name"]).unlink()
         engine = f"{part['name']}.engine"
-        (folder / f"{part['name']}.onnx").rename(folder / engine)
+        onnx.save(model, folder / engine)
         file = describe_file(folder, engine)
-        part["files"][0] = {"name": engine, "bytes": file.bytes, "sha256": file.sha256}
+        part["files"] = [{"name": engine, "bytes": file.bytes, "sha256": file.sha256}]
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return Bundle(folder)
 
@@ -55,10 +60,3 @@ def backend_of(bundle: Bundle, device: NumpyDevice) -> TensorRTBackend:
     """The backend with every part on the device of numpy."""
     engines = {part.name: OnnxEngine(device, bundle.path / part.files[0].name, part) for part in bundle.manifest.parts}
     return TensorRTBackend(bundle, device, engines)
-
-
-def _add_best(decoder: Path) -> None:
-    model = onnx.load(decoder, load_external_data=False)
-    model.graph.node.append(helper.make_node("ArgMax", ["logits"], [BEST], axis=1, keepdims=0))
-    model.graph.output.append(helper.make_tensor_value_info(BEST, TensorProto.INT64, ["rows"]))
-    onnx.save(model, decoder)
