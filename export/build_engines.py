@@ -1,7 +1,7 @@
 """`echovlm-build`: a checkpoint in the published layout becomes a bundle of engines.
 
 Reads like the build: open the checkpoint, trace its parts, lower them to the target, write them beside the tokenizer,
-compare every stage with the PyTorch model, and put the whole in place.
+compare every stage with the PyTorch model, build the target's engines or leave that to the device, and put the whole in place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if __name__ == "__main__":  # run as a file: this folder's trace.py must not sta
     sys.path.pop(0)
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,17 @@ from rich.console import Console
 from echovlm_edge.export import parity, trace
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.device_bundle import leave_to_device, with_engines
+from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
+from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
+from echovlm_edge.export.graph_check import checkable
 from echovlm_edge.export.lower import StoredWeight, lower
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.part import stored_bytes, write_part
+from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, PrecisionPolicy
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.export.show import Progress, print_summary, versions
+from echovlm_edge.export.show import print_summary, versions
 from echovlm_edge.export.targets import TARGETS, Target, target
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import (
@@ -66,6 +71,7 @@ class BuildOptions:
     max_sequence: int | None = None
     max_batch: int = 1
     samples: tuple[Path, ...] = ()
+    device_plugin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     """
     policy = PrecisionPolicy.of(options.precision, options.block_size)
     chosen = target(options.target)
+    chosen.check_precision(options.precision)
+    tensorrt = open_tensorrt(chosen.tensorrt) if chosen.tensorrt and chosen.builds_here() else None
     with Progress(console) as progress:
         with progress.stage("Reading the checkpoint"):
             checkpoint = Checkpoint(options.checkpoint)
@@ -93,7 +101,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
         with progress.stage("Tracing"):
             parts = lower_parts(checkpoint, policy, chosen)
         needed = sum(stored_bytes(part.stored) for part in parts) + _embedding_bytes(checkpoint, options.precision)
-        with bundle_folder(options.output, needed) as folder:
+        with bundle_folder(options.output, needed * (2 if tensorrt else 1)) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
                 written = [
                     write_part(folder.path, part.name, part.precision, part.model, part.stored, checkpoint, advance)
@@ -103,10 +111,15 @@ def build(options: BuildOptions, console: Console) -> Manifest:
             folder.write_text(TOKENIZER, checkpoint.tokenizer_json())
             folder.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
             manifest = _manifest(options, checkpoint, settings, written, folder)
-            folder.write_manifest(manifest)
             with progress.stage("Comparing with PyTorch"):
-                measured = measure_parity(Bundle(folder.path), checkpoint, settings, options)
-            manifest = _manifest(options, checkpoint, settings, written, folder, measured)
+                manifest = _with_parity(manifest, folder, checkpoint, settings, options)
+            if tensorrt:
+                engines = EngineOptions.of(manifest.limits, settings.max_pixels, settings.patch_size)
+                with progress.stage("Building engines", total=STEPS * len(written)) as advance:
+                    built = replace_by_engines(tensorrt, folder.path, written, engines, advance)
+                manifest = with_engines(manifest, built, tensorrt)
+            elif chosen.on_device:
+                manifest = leave_to_device(folder, manifest, chosen, options.device_plugin)
             folder.write_manifest(manifest)
     return manifest
 
@@ -155,13 +168,29 @@ def measure_parity(
     return stages
 
 
+def _with_parity(
+    manifest: Manifest,
+    folder: BundleFolder,
+    checkpoint: Checkpoint,
+    settings: PreprocessSettings,
+    options: BuildOptions,
+) -> Manifest:
+    """The manifest with the parity of what it describes; of the graphs, by ONNX Runtime on this CPU, where they are for a GPU."""
+    if target(options.target).runs_on_cpu:
+        folder.write_manifest(manifest)
+        return replace(manifest, parity=measure_parity(Bundle(folder.path), checkpoint, settings, options))
+    with checkable(folder, manifest) as runnable:
+        if not runnable:
+            return manifest
+        return replace(manifest, parity=measure_parity(runnable, checkpoint, settings, options), parity_of="graphs")
+
+
 def _manifest(
     options: BuildOptions,
     checkpoint: Checkpoint,
     settings: PreprocessSettings,
     parts: list[Part],
     folder: BundleFolder,
-    measured: tuple[Parity, ...] = (),
 ) -> Manifest:
     decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
@@ -194,7 +223,6 @@ def _manifest(
         parts=tuple(parts),
         files=files,
         toolchain=versions(),
-        parity=measured,
         operator_library=target(options.target).operator_library,
     )
 
@@ -228,6 +256,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
     add("--max-sequence", type=int, metavar="N", help="context in tokens (default: the model's, at most 4096)")
     add("--max-batch", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
+    add(
+        "--device-plugin",
+        type=Path,
+        metavar="FILE",
+        help="TensorRT plugin built for the device, to travel with the bundle",
+    )
     add("--sample", type=Path, nargs="*", default=[], metavar="FILE", help="images to measure parity on")
 
 
@@ -244,6 +278,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_sequence=arguments.max_sequence,
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),
+            device_plugin=arguments.device_plugin,
         )
         manifest = build(options, Console(stderr=True))
         print_summary(manifest, options.output, target(options.target).warning)

@@ -49,7 +49,15 @@ def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """GroupQueryAttention with past and present bound to one buffer; causal by itself, so that no mask is needed."""
-    q, k, v, keys, values, past = node.inputs
+    q, k, v = (x for x in node.inputs[:3] if x is not None)
+    return grouped_query_attention(lowering, node, q, k, v)
+
+
+def grouped_query_attention(
+    lowering: Lowering, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value
+) -> Sequence[ir.Value]:
+    """`cached_attention` of q, k and v in the caches' type: the output and the two caches."""
+    *_, keys, values, past = node.inputs
     assert keys is not None
 
     def total_tokens() -> ir.Value:
