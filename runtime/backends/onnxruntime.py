@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats
+from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.rotary import Angles
@@ -42,19 +43,21 @@ class OrtCache:
 
 
 class OnnxRuntimeBackend:
-    """The three parts of a bundle for target `cpu` or `portable`.
+    """The three parts of a bundle of ONNX graphs, on the CPU or by one of ONNX Runtime's GPU providers.
 
     Raises:
         NotPossibleHere: a part cannot be loaded, or this install lacks the operators it needs; the sentence names the file.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, provider: Provider = ON_CPU) -> None:
         """Load the parts; `threads` defaults to the cores this process may use."""
         options = _session_options(bundle, threads)
+        self._device = provider.device
         self._spec = bundle.manifest.model
         self._embedding = bundle.token_embedding()
         self._vision, self._projector, self._decoder = (
-            _session(bundle, bundle.manifest.part(name), options) for name in ("vision_encoder", "projector", "decoder")
+            _session(bundle, bundle.manifest.part(name), options, provider)
+            for name in ("vision_encoder", "projector", "decoder")
         )
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._wants_mask = "mask" in inputs
@@ -77,7 +80,7 @@ class OnnxRuntimeBackend:
         shape = (1, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
         keys, values = (
             tuple(
-                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_dtype))
+                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_dtype), self._device)
                 for _ in range(self._spec.num_layers)
             )
             for _ in range(2)
@@ -133,13 +136,15 @@ def _operator_library(bundle: Bundle) -> Path:
     return path
 
 
-def _session(bundle: Bundle, part: Part, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(bundle: Bundle, part: Part, options: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
     path = bundle.path / part.files[0].name
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=list(provider.chain))
     except Exception as error:  # ONNX Runtime raises a class of its own per status, with no common base
         reason = str(error).splitlines()[0]
         raise NotPossibleHere(f"ONNX Runtime cannot load {path} ({reason}): build the bundle anew.") from None
+    provider.check(session, path)
+    return session
 
 
 def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from echovlm_edge.runtime.backends import Backend
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.backends.providers import provider_for
 from echovlm_edge.runtime.bundle import Bundle
 
 ENGINE = ".engine"
 
 
-def open_backend(bundle: Bundle, threads: int | None = None, max_sequence: int | None = None) -> Backend:
+def open_backend(
+    bundle: Bundle, threads: int | None = None, max_sequence: int | None = None, provider: str | None = None
+) -> Backend:
     """Load a bundle's parts where they run.
 
     Args:
         bundle: its parts' files say which engine kind they are.
         threads: of ONNX Runtime; defaults to the cores this process may use.
         max_sequence: of the cache that memory is checked for; defaults to the bundle's limit.
+        provider: of ONNX Runtime, `cpu`, `cuda` or `tensorrt`; defaults to the one that the bundle's target is for.
 
     Raises:
         NotPossibleHere: this machine or install cannot run it.
@@ -23,9 +28,7 @@ def open_backend(bundle: Bundle, threads: int | None = None, max_sequence: int |
         return _tensorrt(
             bundle, min(max_sequence or bundle.manifest.limits.max_sequence, bundle.manifest.limits.max_sequence)
         )
-    from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(bundle, threads)
+    return OnnxRuntimeBackend(bundle, threads, provider_for(bundle, provider))
 
 
 def _tensorrt(bundle: Bundle, max_sequence: int) -> Backend:
