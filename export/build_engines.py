@@ -22,7 +22,7 @@ from rich.console import Console
 from echovlm_edge.export import parity, trace
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.device_bundle import leave_to_device, with_engines
+from echovlm_edge.export.device_bundle import check_plugin, leave_to_device, with_engines
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
 from echovlm_edge.export.graph_check import checkable
@@ -93,6 +93,8 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     policy = PrecisionPolicy.of(options.precision, options.block_size)
     chosen = target(options.target)
     chosen.check_precision(options.precision)
+    if options.device_plugin:
+        check_plugin(options.device_plugin)
     tensorrt = open_tensorrt(chosen.tensorrt) if chosen.tensorrt and chosen.builds_here() else None
     with Progress(console) as progress:
         with progress.stage("Reading the checkpoint"):

@@ -1,6 +1,6 @@
 """A bundle whose engines only its device can build: what is left for it to do, and `python -m …export.device_bundle`, which does it.
 
-Runs on the device without torch: it takes the package's `device` extra and the device's own TensorRT.
+Runs on the device without torch: it takes the package's `tensorrt` extra and the device's own TensorRT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AARCH64 = 183  # EM_AARCH64, an ELF header's e_machine (System V ABI)
 _SCRIPT = """\
 #!/bin/sh
 # Builds the TensorRT engines of this bundle on a {device}, in the place of its graphs.
-# Needs TensorRT ({versions}) with its Python package, and: pip install 'echovlm-edge[device]'
+# Needs TensorRT ({versions}) with its Python package, and: pip install 'echovlm-edge[tensorrt]'
 set -eu
 exec "${{PYTHON:-python3}}" -m echovlm_edge.export.device_bundle "$(dirname "$0")" "$@"
 """
@@ -49,10 +49,8 @@ def leave_to_device(folder: BundleFolder, manifest: Manifest, target: Target, pl
         folder: the bundle being written.
         manifest: its description so far.
         target: the device.
-        plugin: `libechovlm_plugins.so` built for it; without it, the device's own install of the package has one.
+        plugin: `libechovlm_plugins.so` built for it, as `check_plugin` has seen; without it, the device's own install of the package has one.
 
-    Raises:
-        NotPossibleHere: `plugin` is missing or for another processor.
     """
     assert target.device is not None
     script = folder.path / SCRIPT
@@ -60,7 +58,6 @@ def leave_to_device(folder: BundleFolder, manifest: Manifest, target: Target, pl
     script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     added = [SCRIPT]
     if plugin:
-        _check_plugin(plugin)
         shutil.copyfile(plugin, folder.path / PLUGIN)
         added.append(PLUGIN)
     return replace(manifest, files=(*manifest.files, *map(folder.describe, added)), finish_with=SCRIPT)
@@ -107,7 +104,12 @@ def finish(path: Path, module: str, console: Console) -> Manifest:
     return manifest
 
 
-def _check_plugin(plugin: Path) -> None:
+def check_plugin(plugin: Path) -> None:
+    """Refuse a plugin that no device can load.
+
+    Raises:
+        NotPossibleHere: it is missing or for another processor.
+    """
     try:
         with plugin.open("rb") as file:
             header = file.read(20)

@@ -13,12 +13,8 @@ from onnx.inliner import inline_selected_functions
 NATIVE_RELEASE = (
     10,
     15,
-)  # the first TensorRT with rotary embedding, attention and KV-cache update as layers of the parser
-LACKING = (
-    "Attention",
-    "RotaryEmbedding",
-    "RMSNormalization",
-)  # before that; TensorScatter, no function, is spelled out below
+)  # the first TensorRT whose parser makes layers of attention, rotary embedding and KV-cache update
+INLINED = ("Attention", "RotaryEmbedding")  # what the standard defines by a function that TensorRT parses
 
 
 def write_graph(source: Path, target: Path, max_sequence: int, release: tuple[int, int]) -> onnx.ModelProto:
@@ -56,32 +52,61 @@ def add_best(graph: onnx.GraphProto) -> None:
 
 
 def inline_lacking(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same computation for a TensorRT before 10.15: lacking operators become what the standard defines them by."""
-    spelled = [node for old in model.graph.node for node in _without_tensor_scatter(old)]
+    """The same computation for a TensorRT before 10.15: lacking operators become what the standard defines them by.
+
+    onnx's inliner does that, but for TensorScatter, which has no such definition, and for RMSNormalization, whose axes it
+    computes where TensorRT wants constants.
+    """
+    spelled = [node for old in model.graph.node for node in SPELLED.get(old.op_type, _as_it_is)(old)]
     del model.graph.node[:]
     model.graph.node.extend(spelled)
-    functions = [("", name) for name in LACKING]
-    return inline_selected_functions(model, functions, inline_schema_functions=True)
+    return inline_selected_functions(model, [("", name) for name in INLINED], inline_schema_functions=True)
 
 
-def _without_tensor_scatter(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """TensorScatter(cache [b, h, S, d], new [b, h, s, d], past [b]), axis 2, as ScatterElements at positions past + (0 .. s - 1)."""
-    if node.op_type != "TensorScatter":
-        return [node]
-    cache, new, past = node.input
-    made: list[onnx.NodeProto] = []
+class _Nodes:
+    """The nodes that one node becomes, each named for it."""
 
-    def add(operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        name = f"{node.name}/{len(made)}"
-        made.append(helper.make_node(operator, inputs, [output or name], name=name, **attributes))
+    def __init__(self, origin: onnx.NodeProto) -> None:
+        self.name = origin.name or origin.output[0]
+        self.made: list[onnx.NodeProto] = []
+
+    def add(self, operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        """A node; returns its output."""
+        name = f"{self.name}/{len(self.made)}"
+        self.made.append(helper.make_node(operator, inputs, [output or name], name=name, **attributes))
         return output or name
 
-    def number(value: int | list[int]) -> str:
-        return add("Constant", [], value=numpy_helper.from_array(np.array(value, np.int64)))
+    def constant(self, value: object, dtype: type[np.generic] = np.int64) -> str:
+        """A constant; returns its name."""
+        return self.add("Constant", [], value=numpy_helper.from_array(np.array(value, dtype)))
 
-    length = add("Squeeze", [add("Shape", [new], start=2, end=3)])
-    steps = add("Unsqueeze", [add("Range", [number(0), length, number(1)]), number([1])])  # [s, 1]
-    positions = add("Add", [add("Unsqueeze", [past, number([1, 2, 3])]), steps])  # [b, 1, s, 1]
-    indices = add("Expand", [positions, add("Shape", [new])])
-    add("ScatterElements", [cache, indices, new], node.output[0], axis=2)
-    return made
+
+def _as_it_is(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    return [node]
+
+
+def _scattered(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """TensorScatter(cache [b, h, S, d], new [b, h, s, d], past [b]), axis 2, as ScatterElements at positions past + (0 .. s - 1)."""
+    cache, new, past = node.input
+    nodes = _Nodes(node)
+    length = nodes.add("Squeeze", [nodes.add("Shape", [new], start=2, end=3)])
+    steps = nodes.add("Range", [nodes.constant(0), length, nodes.constant(1)])
+    first = nodes.add("Unsqueeze", [past, nodes.constant([1, 2, 3])])  # [b, 1, 1, 1]
+    positions = nodes.add("Add", [first, nodes.add("Unsqueeze", [steps, nodes.constant([1])])])  # [b, 1, s, 1]
+    indices = nodes.add("Expand", [positions, nodes.add("Shape", [new])])
+    nodes.add("ScatterElements", [cache, indices, new], node.output[0], axis=2)
+    return nodes.made
+
+
+def _normalized(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """RMSNormalization(x, scale) of float32 x over its last axis: x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019)."""
+    x, scale = node.input
+    epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+    nodes = _Nodes(node)
+    square = nodes.add("ReduceMean", [nodes.add("Mul", [x, x]), nodes.constant([-1])], keepdims=1)
+    root = nodes.add("Sqrt", [nodes.add("Add", [square, nodes.constant(epsilon, np.float32)])])
+    nodes.add("Mul", [nodes.add("Div", [x, root]), scale], node.output[0])
+    return nodes.made
+
+
+SPELLED = {"TensorScatter": _scattered, "RMSNormalization": _normalized}

@@ -15,6 +15,7 @@ from echovlm_edge.export import standard
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, Precision
+from echovlm_edge.runtime.errors import NotPossibleHere
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 PLUGIN: Attributes = {
@@ -22,6 +23,7 @@ PLUGIN: Attributes = {
     "plugin_version": "1",
 }  # TensorRT's parser does not look at the domain
 KERNEL_BLOCKS = (64, 128)  # block sizes that the GPU kernels read
+WIDTH_MULTIPLE, MOST_EXPERTS = 64, 64  # that they take
 
 
 def half(lowering: Lowering, x: ir.Value) -> ir.Value:
@@ -85,12 +87,27 @@ def halve_caches(node: ir.Node) -> None:
 def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """One `echovlm::DualPathMoE` node in float16 that TensorRT finds our plugin for."""
     x, *parameters = (value for value in node.inputs if value is not None)
+    _check_widths(standard.fixed_size(x, -1), node.attributes["group_widths"].as_ints())
     precision = standard.dual_path_moe_precision(lowering, node)
     if precision.bits > 8 or precision.block_size not in KERNEL_BLOCKS:
         precision = Precision(16)
     small = [store_half(lowering, parameter) for parameter in parameters[:4]]
     y = standard.packed_dual_path_moe(lowering, node, [half(lowering, x), *small, *parameters[4:]], precision, PLUGIN)
     return [full(lowering, y)]
+
+
+def _check_widths(hidden: int, groups: Sequence[int]) -> None:
+    """Refuse what plugins/dual_path_moe/cuda/README.md excludes.
+
+    Raises:
+        NotPossibleHere: the GPU kernels do not take these widths.
+    """
+    odd = [width for width in (hidden, *groups) if width % WIDTH_MULTIPLE]
+    if odd or len(set(groups[2:])) > 1 or len(groups) - 2 > MOST_EXPERTS:
+        raise NotPossibleHere(
+            f"The GPU kernels of DualPathMoE take widths in multiples of {WIDTH_MULTIPLE} and up to {MOST_EXPERTS} experts of one "
+            f"width; this checkpoint has hidden size {hidden} and widths {', '.join(map(str, groups))}: build it for --target cpu."
+        )
 
 
 RULES: dict[str, Rule] = {
