@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends.device import Binding, numpy_dtype
 from echovlm_edge.runtime.bundle import Part
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -127,7 +128,10 @@ class OnnxEngine:
 
     def __init__(self, device: NumpyDevice, graph: Path, part: Part) -> None:
         self.device = device
-        self.session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        if library := library_path():
+            options.register_custom_ops_library(str(library))  # DualPathMoE, where the plugin would be
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.specs = {tensor.name: tensor for tensor in (*part.inputs, *part.outputs)}
         self.types = {tensor.name: numpy_type(tensor.type) for tensor in self.session.get_inputs()}
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]

@@ -18,7 +18,7 @@ from echovlm_edge.runtime.backends import cuda_driver, opening, tensorrt_engine
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend, cache_bytes
-from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.bundle import Bundle, FileSpec
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -99,7 +99,7 @@ def test_a_dropped_engine_leaves_nothing_on_the_device(folder: Path, machine: Ma
     assert not machine.driver.blocks and not any(machine.driver.graphs.values())
 
 
-def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine, case: golden.Golden) -> None:
+def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine) -> None:
     engine = ReportEngine.open(folder)
     tokens = np.zeros((CHUNK + 1, 96), np.float32)
     angles = Angles(*np.repeat([ANGLES.cos, ANGLES.sin], CHUNK + 1, axis=1))
@@ -208,6 +208,15 @@ def test_plugins(folder: Path, machine: Machine) -> None:
         "projector",
         "decoder",
     }
+
+
+def test_a_bundle_brings_its_plugin_or_takes_the_installs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "plugin_path", lambda: Path("/installed.so"))
+    bundle = Bundle(folder)
+    assert opening.plugin_for(bundle) == Path("/installed.so")
+    brought = FileSpec("libechovlm_plugins.so", 1, "")
+    changed(bundle, files=(*bundle.manifest.files, brought))
+    assert opening.plugin_for(bundle) == folder / brought.name
 
 
 def test_a_call_that_fails_is_named(folder: Path, machine: Machine) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from echovlm_edge.plugins.dual_path_moe.library import PLUGIN_LIBRARY, plugin_path
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.providers import provider_for
@@ -33,10 +36,17 @@ def open_backend(
 
 def _tensorrt(bundle: Bundle, max_sequence: int) -> Backend:
     # Imported late: most installs have no GPU, and no package for one.
-    from echovlm_edge.plugins.dual_path_moe.library import plugin_path
     from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
     from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
     from echovlm_edge.runtime.backends.tensorrt_engine import load_engines
 
     device = CudaDevice()
-    return TensorRTBackend(bundle, device, load_engines(bundle, device, max_sequence, plugin_path()))
+    return TensorRTBackend(bundle, device, load_engines(bundle, device, max_sequence, plugin_for(bundle)))
+
+
+def plugin_for(bundle: Bundle) -> Path | None:
+    """The plugin library that the bundle was built with and brings along, or this install's, if any."""
+    brought = f"lib{PLUGIN_LIBRARY}.so"
+    if any(file.name == brought for file in bundle.manifest.files):
+        return bundle.path / brought
+    return plugin_path()
