@@ -1,5 +1,5 @@
 #!/bin/sh
-# The native operators under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer.
+# The native operators and the TensorRT plugin under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 for sanitizer in address,undefined thread; do
@@ -9,3 +9,12 @@ for sanitizer in address,undefined thread; do
   echo "== $sanitizer"
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 "$build/kernel_driver"
 done
+
+# The TensorRT plugin, with a stand-in for CUDA's driver.
+build="$root/build/native-plugin"
+cmake -S "$root/plugins/dual_path_moe/tensorrt" -B "$build" -DECHOVLM_SANITIZER=address,undefined -DECHOVLM_NATIVE_TESTS=ON >/dev/null
+cmake --build "$build" --parallel 2 >/dev/null
+echo "== plugin, address,undefined"
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+LD_LIBRARY_PATH="$build/double" "$build/plugin_driver"
+ldconfig -p 2>/dev/null | grep -q libcuda.so.1 || "$build/plugin_driver" no-driver
