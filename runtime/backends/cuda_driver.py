@@ -56,7 +56,7 @@ class CudaDevice:
             self._context = self._call("cuDevicePrimaryCtxRetain", handle)
         except Exception as error:  # each release says in its own way that the driver's library is missing
             raise NotPossibleHere(
-                f"CUDA finds no GPU here ({str(error).splitlines()[0]}): install NVIDIA's driver, let CUDA_VISIBLE_DEVICES show "
+                f"CUDA finds no GPU here ({str(error).splitlines()[0].rstrip('.')}): install NVIDIA's driver, let CUDA_VISIBLE_DEVICES show "
                 "a GPU, or build the bundle for this machine with --target cpu."
             ) from None
         self.enter()
