@@ -199,7 +199,7 @@ def _manifest(
     return Manifest(
         format=FORMAT,
         bundle_id=bundle_id((*files, *(file for part in parts for file in part.files))),
-        source=Source(checkpoint.name, checkpoint.sha256()),
+        source=Source(checkpoint.name, checkpoint.sha256(), checkpoint.read_json("config.json")),
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,

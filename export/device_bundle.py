@@ -49,7 +49,8 @@ def leave_to_device(folder: BundleFolder, manifest: Manifest, target: Target, pl
         folder: the bundle being written.
         manifest: its description so far.
         target: the device.
-        plugin: `libechovlm_plugins.so` built for it, as `check_plugin` has seen; without it, the device's own install of the package has one.
+        plugin: `libechovlm_plugins.so` built for it, as `check_plugin` has seen; without it, the one of the device's own install
+            of the package serves.
 
     """
     assert target.device is not None

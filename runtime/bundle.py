@@ -105,10 +105,11 @@ class Parity:
 
 @dataclass(frozen=True, config=_STRICT)
 class Source:
-    """The checkpoint a bundle was built from."""
+    """The checkpoint a bundle was built from; `config` is its config.json."""
 
     name: str
     sha256: str
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
