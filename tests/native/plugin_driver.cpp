@@ -119,6 +119,7 @@ void archives_are_read() {
   EXPECT(archive.find("route", 89, int4) && !archive.find("route", 80, int4) && !archive.find("route", 90, int4));
   EXPECT(!archive.find("gate_up_decode", 86, {kFloat16, 8, 128, 4}) && !archive.find("absent", 86, int4));
   EXPECT((archive.prefill_tiles(int4) == std::vector<std::uint32_t>{64, 128}));
+  EXPECT(archive.prefill_tiles(int4, 89).size() == 2 && archive.prefill_tiles(int4, 90).empty());
 
   const std::vector<std::uint8_t> exact = archive_of(120);
   EXPECT(!Archive(exact.data(), exact.size()).find("route", 121, int4));  // from 9.0 on only the exact architecture
@@ -198,6 +199,9 @@ void launches_follow_the_contract() {
             Values{inner, input(7), input(10), weights, 0x100000, 100, 192, 384, 256, 128, 4, 0, 0}));
     EXPECT(seen[2].grid_x == 2 && seen[2].grid_y == 18 && seen[3].grid_x == 2 && seen[3].grid_y == 3);
   }
+  driver.launches.clear();
+  Launcher(archive, kSmall, kBFloat16, kSmallHidden, 500, 32).launch(buffers, stream);  // a tile of another device
+  EXPECT(driver.launches.size() == 4 && driver.launches[2].grid_x == 4);
   const int loaded = driver.modules_loaded;
   Launcher(archive, kSmall, kFloat16, kSmallHidden, 16, 0);  // another layer: the same functions
   EXPECT(driver.modules_loaded == loaded);

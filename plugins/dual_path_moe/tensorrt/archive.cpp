@@ -94,8 +94,17 @@ const KernelRecord* Archive::find(const std::string& kernel, std::uint32_t sm, c
 
 std::vector<std::uint32_t> Archive::prefill_tiles(const Variant& variant) const {
   std::set<std::uint32_t> tiles;
+  for (const std::uint32_t architecture : architectures())
+    for (const std::uint32_t tile : prefill_tiles(variant, architecture)) tiles.insert(tile);
+  return {tiles.begin(), tiles.end()};
+}
+
+std::vector<std::uint32_t> Archive::prefill_tiles(const Variant& variant, std::uint32_t sm) const {
+  const std::uint32_t architecture = architecture_for(sm);
+  std::set<std::uint32_t> tiles;
   for (const KernelRecord& record : records_)
-    if (record.kernel == "gate_up_prefill" && serves(record, variant)) tiles.insert(record.tile_tokens);
+    if (record.sm == architecture && record.kernel == "gate_up_prefill" && serves(record, variant))
+      tiles.insert(record.tile_tokens);
   return {tiles.begin(), tiles.end()};
 }
 

@@ -40,8 +40,9 @@ class Archive {
   const KernelRecord* find(const std::string& kernel, std::uint32_t sm, const Variant& variant,
                            std::uint32_t tile_tokens = 0) const;
 
-  // Distinct tile_tokens of gate_up_prefill for the variant on any device, ascending.
+  // Distinct tile_tokens of gate_up_prefill for the variant, ascending: on any device, or on one of capability `sm` / 10.
   std::vector<std::uint32_t> prefill_tiles(const Variant& variant) const;
+  std::vector<std::uint32_t> prefill_tiles(const Variant& variant, std::uint32_t sm) const;
 
   // Architectures that it has kernels for, ascending.
   std::vector<std::uint32_t> architectures() const;

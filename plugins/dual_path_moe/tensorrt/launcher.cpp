@@ -111,11 +111,13 @@ std::string capability(std::uint32_t sm) { return std::to_string(sm / 10) + "." 
                            " (it was built for " + known + "): build it anew for this device.");
 }
 
-// The largest tile that the tokens fill, else the smallest.
-std::uint32_t default_tile(const std::vector<std::uint32_t>& tiles, std::int64_t tokens) {
-  std::uint32_t chosen = tiles.empty() ? 0 : tiles.front();
-  for (const std::uint32_t tile : tiles)
+// `wanted` where this device has it; else the largest tile that the tokens fill, or the smallest.
+std::uint32_t choose_tile(const std::vector<std::uint32_t>& tiles, std::uint32_t wanted, std::int64_t tokens) {
+  std::uint32_t chosen = tiles.empty() ? wanted : tiles.front();
+  for (const std::uint32_t tile : tiles) {
+    if (tile == wanted) return wanted;
     if (tile <= tokens) chosen = tile;
+  }
   return chosen;
 }
 
@@ -143,7 +145,7 @@ Launcher::Launcher(const Archive& archive, const Attributes& attributes, std::ui
     tiles.elements = rows(Kernel::kSumParts, 0);
     plan_ = plan_decode(shape_, tokens, tiles, driver.device_attribute(cuda::kMultiprocessorCount));
   } else {
-    if (tile_tokens == 0) tile_tokens = default_tile(archive.prefill_tiles(variant), tokens);
+    tile_tokens = choose_tile(archive.prefill_tiles(variant, sm), tile_tokens, tokens);
     tiles.tokens = tile_tokens;
     rows(Kernel::kSort, 0);
     tiles.gate_up_rows = rows(Kernel::kGateUpPrefill, tile_tokens);

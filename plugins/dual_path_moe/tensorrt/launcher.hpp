@@ -22,8 +22,8 @@ struct CallBuffers {
 class Launcher {
  public:
   // Plans for `tokens` of `hidden` values and loads the kernels into the calling thread's context. `activation` is kFloat16 or
-  // kBFloat16; `tile_tokens` of the prefill kernels, or 0 for the largest that the tokens fill. Throws std::runtime_error with
-  // a sentence: no driver, no kernels for this device.
+  // kBFloat16; `tile_tokens` is the prefill kernels' tile, and another is taken where this device has none of it. Throws
+  // std::runtime_error with a sentence: no driver, no kernels for this device.
   Launcher(const Archive& archive, const Attributes& attributes, std::uint32_t activation, std::int64_t hidden,
            std::int64_t tokens, std::uint32_t tile_tokens);
 
