@@ -66,20 +66,21 @@ def gate_up_prefill(
     """
     first = tl.program_id(1) * ROWS
     group = group_of_row(first, dense, shared, expert)
-    routed = group >= 2
     count = tokens
-    if routed:
+    if group >= 2:
         count = tl.load(expert_counts + group - 2)
     if tl.program_id(0) * TOKENS >= count:
         return
     place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     present = place < count
-    listed = tl.load(expert_tokens + (group - 2).to(tl.int64) * tokens + place, mask=present & routed, other=0)
-    token = tl.where(routed, listed, place)
-    weight = tl.load(group_weights + token * (2 + experts) + group, mask=present, other=0)
+    token = place
+    if group >= 2:
+        token = tl.load(expert_tokens + (group - 2).to(tl.int64) * tokens + place, mask=present, other=0)
     rows = first + tl.arange(0, ROWS)
     values = inner_tile(
         x, gate, up, gate_scale, up_scale, token, present, rows, hidden, BITS, BLOCK, TOKENS, ROWS, DEPTH
     )  # fmt: skip
+    # Not before the loop, where it would hold a register for every token of a thread.
+    weight = tl.load(group_weights + token * (2 + experts) + group, mask=present, other=0)
     to = inner + token.to(tl.int64)[:, None] * (dense + shared + experts * expert) + rows[None, :]
     tl.store(to, (values * weight[:, None]).to(inner.dtype.element_ty), mask=present[:, None])
