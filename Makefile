@@ -27,7 +27,7 @@ test-native:
 # On a computer with an NVIDIA GPU: kernels, engines, reports; what it saw is appended to build/gpu-results.md.
 test-gpu: setup
 	mkdir -p build
-	$(BIN)/pip install --quiet --constraint constraints.txt ".[cuda-kernels,rtx]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev,cuda-kernels,rtx]"
 	$(BIN)/python -m pytest tests/gpu -rs --gpu-results build/gpu-results.md
 
 lint: setup

@@ -55,9 +55,10 @@ class CudaDevice:
             handle = self._call("cuDeviceGet", 0)
             self._context = self._call("cuDevicePrimaryCtxRetain", handle)
         except Exception as error:  # each release says in its own way that the driver's library is missing
+            reason = str(error).splitlines()[0].rstrip(".")
             raise NotPossibleHere(
-                f"CUDA finds no GPU here ({str(error).splitlines()[0].rstrip('.')}): install NVIDIA's driver, let CUDA_VISIBLE_DEVICES show "
-                "a GPU, or build the bundle for this machine with --target cpu."
+                f"CUDA finds no GPU here ({reason}): install NVIDIA's driver, let CUDA_VISIBLE_DEVICES show a GPU, or build the "
+                "bundle for this machine with --target cpu."
             ) from None
         self.enter()
         self.name = self._call("cuDeviceGetName", 100, handle).split(b"\0")[0].decode()

@@ -73,6 +73,19 @@ def serving(records: list[Record], sm: int) -> list[Record]:
     return [record for record in records if record.sm == chosen]
 
 
+def prefill_tiles(records: list[Record], activation: int, bits: int, block: int) -> list[int]:
+    """The tactics for long prompts: the tiles, in tokens, that both prefill kernels of those types have, the smallest first."""
+    tiles = (
+        {
+            record.tile.tokens
+            for record in records
+            if (record.kernel, record.activation, record.bits, record.block_size) == (kernel, activation, bits, block)
+        }
+        for kernel in ("gate_up_prefill", "down_prefill")
+    )
+    return sorted(set.intersection(*tiles))
+
+
 @dataclass(frozen=True)
 class Kernels:
     """A device's records for one operator: those of its types, of one prefill tile, with room for its experts."""

@@ -21,7 +21,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     quantize_blocks,
 )
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
-from tests.gpu.cubins import Kernels, Launcher, Record, read_archive, serving
+from tests.gpu.cubins import Kernels, Launcher, Record, prefill_tiles, read_archive, serving
 
 ACTIVATIONS: tuple[Any, ...] = (np.float16, ml_dtypes.bfloat16)
 # Of the output's norm: x, the inner values and the output are rounded once each, and so are scaled weights.
@@ -95,12 +95,14 @@ class Operator:
 class OnDevice:
     """An operator's weights on the GPU, and its kernels."""
 
-    def __init__(self, gpu: CudaDevice, records: list[Record], operator: Operator, tile_tokens: int = 64) -> None:
+    def __init__(self, gpu: CudaDevice, records: list[Record], operator: Operator, tile_tokens: int = 0) -> None:
         from cuda.bindings import driver
 
         gpu.enter()
         shape = operator.shape
         self.gpu, self.operator = gpu, operator
+        tiles = prefill_tiles(records, operator.activation, shape.bits, shape.block_size)
+        tile_tokens = tile_tokens or tiles[0]
         self.kernels = Kernels.of(
             records, operator.activation, shape.bits, shape.block_size, shape.experts, tile_tokens
         )
@@ -161,7 +163,9 @@ def test_small_shapes(gpu: CudaDevice, records: list[Record], activation: int, b
     widths = tuple(width if not block else -(-width // block) * block for width in SMALL.group_widths)
     shape = Shape(SMALL.hidden, widths, SMALL.top_k, bits, block)
     operator = Operator.random(shape, activation)
-    for tile_tokens in (64, 128):
+    tiles = prefill_tiles(records, activation, bits, block)
+    assert tiles
+    for tile_tokens in tiles:
         device = OnDevice(gpu, records, operator, tile_tokens)
         for tokens in (1, 3, DECODE_TOKENS, DECODE_TOKENS + 1, 65, 130):
             x = inputs(tokens, shape, activation)
