@@ -94,11 +94,15 @@ class Roofline:
     max_sequence: int
 
     @property
-    def vision_weights(self) -> int:
-        """Of the vision encoder's linear layers."""
+    def block_weights(self) -> int:
+        """Of the linear layers of the vision encoder's blocks."""
         vision = self.config.vision
-        block = vision.embed_dim * (4 * vision.embed_dim + 2 * vision.mlp_dim)
-        return vision.depth * block + vision.patch_values * vision.embed_dim
+        return vision.depth * vision.embed_dim * (4 * vision.embed_dim + 2 * vision.mlp_dim)
+
+    @property
+    def patch_weights(self) -> int:
+        """Of its first layer."""
+        return self.config.vision.patch_values * self.config.vision.embed_dim
 
     @property
     def projector_weights(self) -> int:
@@ -114,15 +118,16 @@ class Roofline:
         return decoder.hidden_size * decoder.head_dim * heads
 
     def group_weights(self, tokens: int, distinct: bool) -> float:
-        """Of one DualPathMoE: what `tokens` tokens need in all (`distinct` false), or touch at least once, experts chosen evenly."""
+        """Of one DualPathMoE: what `tokens` tokens need in all, or, `distinct`, touch at least once where experts are chosen evenly.
+
+        Where the block is spelled out, every token needs every expert.
+        """
         decoder = self.config.decoder
+        chosen = decoder.num_experts_per_tok if self.target.operator_library else decoder.num_experts
+        touched = decoder.num_experts * (1 - (1 - chosen / decoder.num_experts) ** tokens)
+        experts, times = (touched, 1) if distinct else (chosen * tokens, tokens)
         always = decoder.intermediate_size + decoder.shared_expert_intermediate_size
-        share = decoder.num_experts_per_tok / decoder.num_experts
-        experts = (
-            decoder.num_experts * (1 - (1 - share) ** tokens) if distinct else tokens * decoder.num_experts_per_tok
-        )
-        expert = decoder.moe_intermediate_size * experts
-        return 3 * decoder.hidden_size * ((always if distinct else always * tokens) + expert)
+        return 3 * decoder.hidden_size * (always * times + decoder.moe_intermediate_size * experts)
 
     @property
     def head_weights(self) -> int:
@@ -149,8 +154,9 @@ class Roofline:
         groups = self.group_weights(10**6, distinct=True) * self._moe_bytes
         layer = self.attention_weights * self._linear_bytes + groups
         return {
-            "vision encoder": self.vision_weights
-            * self.bytes_per_weight("vision_encoder", "qkv.weight", [vision.embed_dim]),
+            "vision encoder": self.block_weights
+            * self.bytes_per_weight("vision_encoder", "qkv.weight", [vision.embed_dim])
+            + self.patch_weights * self.bytes_per_weight("vision_encoder", "patch_embed.weight", [vision.patch_values]),
             "projector": self.projector_weights * self.bytes_per_weight("projector", "fc1.weight", [vision.merged_dim]),
             "decoder": decoder.num_hidden_layers * layer + self.head_weights * self._head_bytes,
         }
@@ -175,7 +181,11 @@ class Roofline:
         """Vision encoder and projector on one frame."""
         vision, weights = self.config.vision, self.weight_bytes()
         attention = 4 * patches**2 * vision.embed_dim * vision.depth
-        operations = 2 * patches * self.vision_weights + attention + 2 * patches // 4 * self.projector_weights
+        operations = (
+            2 * patches * (self.block_weights + self.patch_weights)
+            + attention
+            + 2 * patches // 4 * self.projector_weights
+        )
         return Cost(weights["vision encoder"] + weights["projector"], operations)
 
     def prefill(self, tokens: int, cached: int) -> Cost:

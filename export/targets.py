@@ -122,7 +122,7 @@ _RTX = Target(
     "tensorrt_rtx",
     "TensorRT-RTX 1.7 from the package index",
 )
-_JETPACK = "JetPack 7.2 (6.2 has TensorRT 10.3)"
+_JETPACK = "JetPack 7.2"  # JetPack 6 has TensorRT 10.3, and a Python that is too old
 
 TARGETS = {
     target.name: target
@@ -131,7 +131,7 @@ TARGETS = {
         _device("jetson-orin", devices.ORIN, _JETPACK),
         _device("jetson-orin-nano", devices.ORIN_NANO, _JETPACK),
         _device("jetson-thor", devices.THOR, "JetPack 7"),
-        _device("igx-orin", devices.IGX_ORIN, "IGX Software with TensorRT 10.3 or later"),
+        _device("igx-orin", devices.IGX_ORIN, "IGX Software with TensorRT 10.3 or later and Python 3.11 or later"),
         _device("dgx-spark", devices.SPARK, "DGX OS 7"),
     )
 }
