@@ -33,7 +33,12 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
     source = triton.compiler.ASTSource(
         fn=FUNCTIONS[variant.kernel], signature=variant.signature, constexprs=variant.constants, attrs=variant.hints
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "maxnreg": variant.most_registers,
+        "enable_fp_fusion": True,
+    }
     kernel = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     cubin, metadata = kernel.asm["cubin"], kernel.metadata
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,8 @@
 """The weighted down projection: inner values already carry their group's weight, so that one product adds the groups up."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# (Triton gives a kernel's arguments their types when it is compiled.)
+
 from __future__ import annotations
 
 import triton

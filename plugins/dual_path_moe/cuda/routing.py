@@ -1,5 +1,8 @@
 """What each group counts for, per token, and which tokens an expert gets: the kernels `route` and `sort`."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# (Triton gives a kernel's arguments their types when it is compiled.)
+
 from __future__ import annotations
 
 import triton

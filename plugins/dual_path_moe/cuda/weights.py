@@ -1,5 +1,8 @@
 """A step of a product with stored weights: load a tile of rows, unpack it, multiply it, scale it."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# (Triton gives a kernel's arguments their types when it is compiled.)
+
 from __future__ import annotations
 
 import triton
@@ -42,7 +45,7 @@ def add_product(
         sums = tl.dot(tile, tl.trans(x), sums)
     else:
         packed = load_tile(pointers + step * (DEPTH // 2)).to(tl.uint8, bitcast=True)
-        block_scale = tl.load(scale + rows.to(tl.int64) * (stride // BLOCK) + step // (BLOCK // DEPTH))
+        block_scale = tl.load(scale + rows * (stride // BLOCK) + step // (BLOCK // DEPTH))
         tile = tl.interleave(nibble(packed & 0xF, x.dtype), nibble(packed >> 4, x.dtype))
         sums += tl.dot(tile, tl.trans(x)) * block_scale[:, None]
     return sums
