@@ -140,6 +140,9 @@ void damaged_archives_are_refused() {
   changed(8, 2, "has version 2");
   changed(13, 0xFF, "records lie outside");
   changed(64 + 150, 0xFF, "sort lies outside");
+  std::vector<std::uint8_t> around = whole;  // offset and size whose sum wraps to a small number
+  std::memset(&around[64 + 145], 0xFF, 7);
+  EXPECT_REFUSED(Archive(around.data(), around.size()), "sort lies outside");
   std::mt19937 random(2);
   for (int round = 0; round < 2000; ++round) {  // whatever the bytes are, nothing outside of them is read
     std::vector<std::uint8_t> bytes = whole;
