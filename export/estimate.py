@@ -138,8 +138,8 @@ def show(found: Estimate, console: Console) -> None:
     for column in ("workload", "first token, s", "tokens/s", "whole answer, s"):
         outcomes.add_column(column, justify="left" if column == "workload" else "right")
     for outcome in found.outcomes:
-        figures = (f"{outcome.first_token_seconds:,.2f}", f"{outcome.tokens_per_second:,.1f}")
-        outcomes.add_row(outcome.workload, *figures, f"{outcome.whole_seconds:,.1f}")
+        first, speed = f"{outcome.first_token_seconds:,.2f}", f"{outcome.tokens_per_second:,.1f}"
+        outcomes.add_row(outcome.workload, first, speed, f"{outcome.whole_seconds:,.1f}")
     memory = Table(box=box.SIMPLE)
     memory.add_column("context, tokens")
     memory.add_column(f"memory, GB (of {found.usable_gb:.1f})", justify="right")

@@ -126,12 +126,13 @@ def _build(
 ) -> dict[str, int]:
     """Parse and build; returns how many layers of each type the parser made."""
     api = trt.api
+    trt.errors.clear()
     builder = api.Builder(trt.logger)
     network = builder.create_network(_strongly_typed(api))
     parser = api.OnnxParser(network, trt.logger)
     if not parser.parse_from_file(str(source)):
         reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise NotPossibleHere(_refusal(trt, engine, " ".join(reasons[:1]) or trt.why()))
+        raise NotPossibleHere(_refusal(trt, engine, reasons))
     layers = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
     config = builder.create_builder_config()
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # so that the device's profiler names the layers
@@ -144,7 +145,7 @@ def _build(
     if bar.interrupted:
         raise KeyboardInterrupt
     if plan is None:
-        raise NotPossibleHere(_refusal(trt, engine, trt.why()))
+        raise NotPossibleHere(_refusal(trt, engine, trt.errors))
     timing_cache.save(trt, config)
     bar.finish()
     with engine.open("wb") as file:
@@ -183,11 +184,11 @@ def _describe(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), shape)
 
 
-def _refusal(trt: TensorRT, engine: Path, reason: str) -> str:
-    first = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+def _refusal(trt: TensorRT, engine: Path, reasons: Sequence[str]) -> str:
+    lines = reasons[0].strip().splitlines() if reasons else []
     return (
-        f"{trt.name} {trt.version} cannot build {engine.name} ({first}): install constraints.txt's versions, or build for another "
-        "--target."
+        f"{trt.name} {trt.version} cannot build {engine.name} ({lines[-1] if lines else 'it does not say why'}): install "
+        "constraints.txt's versions, or build for another --target."
     )
 
 

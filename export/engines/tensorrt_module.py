@@ -28,14 +28,15 @@ class TensorRT:
         name: `tensorrt` or `tensorrt_rtx`.
         version: of the module.
         api: the module itself.
-        messages: its warnings and errors since it was opened, the oldest first.
+        logger: what its builders and parsers are given.
+        errors: what it said went wrong since it was opened, the oldest first.
     """
 
     name: str
     version: str
     api: Any
     logger: Any
-    messages: list[str]
+    errors: list[str]
 
     def release(self) -> tuple[int, int]:
         """Major and minor version of TensorRT, by which operators differ; TensorRT-RTX has those of TensorRT 10.15 and later."""
@@ -43,11 +44,6 @@ class TensorRT:
             return (10, 15)
         major, minor, *_ = self.version.split(".")
         return (int(major), int(minor))
-
-    def why(self) -> str:
-        """The first error said, for a sentence."""
-        errors = [message for message in self.messages if "Error Code" in message or "rror" in message]
-        return (errors or self.messages or ["it does not say why"])[0]
 
 
 def check_installed(name: str, plugin: Path | None = None) -> None:
@@ -80,12 +76,12 @@ def open_tensorrt(name: str, plugin: Path | None = None) -> TensorRT:
         raise NotPossibleHere(f"The Python module {name} cannot be loaded ({error}): {INSTALL[name]}.") from None
     if name == "tensorrt_rtx":
         _name_library_as_the_parser_does()
-    messages: list[str] = []
+    errors: list[str] = []
     library = plugin or plugin_path()
     registry = api.get_plugin_registry()
     if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(library)) is None:
         raise NotPossibleHere(f"The plugin {library} cannot be loaded into {name} {api.__version__}: {INSTALL_PLUGIN}.")
-    return TensorRT(name, api.__version__, api, _logger(api, messages), messages)
+    return TensorRT(name, api.__version__, api, _logger(api, errors), errors)
 
 
 def compute_capability() -> tuple[int, int] | None:
@@ -130,15 +126,15 @@ def _name_library_as_the_parser_does() -> None:
         ) from None
 
 
-def _logger(api: Any, messages: list[str]) -> Any:
-    class KeptMessages(api.ILogger):
-        """Keeps what TensorRT says for the sentence of a refusal, instead of printing it over the progress bars."""
+def _logger(api: Any, errors: list[str]) -> Any:
+    class KeptErrors(api.ILogger):
+        """Keeps errors for the sentence of a refusal, and prints nothing over the progress bars."""
 
         def __init__(self) -> None:
             api.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= api.ILogger.Severity.WARNING:
-                messages.append(message)
+            if severity <= api.ILogger.Severity.ERROR:
+                errors.append(message)
 
-    return KeptMessages()
+    return KeptErrors()
