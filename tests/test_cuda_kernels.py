@@ -110,7 +110,7 @@ class Case:
     def measured(self, interpreter: ProcessPoolExecutor, tile_tokens: int, **tactic: int) -> NDArray[np.float32]:
         operands = self.small | self.stored | self.scales
         chosen = {"activation": self.activation, "tile_tokens": tile_tokens, "multiprocessors": 1, **tactic}
-        return interpreter.submit(launched, operands, self.shape, chosen, self.norm).result(timeout=60)
+        return interpreter.submit(launched, operands, self.shape, chosen, self.norm).result(timeout=300)
 
     def agrees(self, measured: NDArray[np.float32]) -> None:
         expected = self.expected()

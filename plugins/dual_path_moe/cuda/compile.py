@@ -7,6 +7,7 @@ import inspect
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -16,6 +17,7 @@ from echovlm_edge.plugins.dual_path_moe.cuda.archive import Record
 from echovlm_edge.plugins.dual_path_moe.cuda.resources import Resources
 from echovlm_edge.plugins.dual_path_moe.cuda.variants import FUNCTIONS, PARAMETERS, Variant
 
+MOST_REGISTERS = 255  # of a thread, on every device
 SCRATCH_POINTERS = 2  # Triton's own, after the kernel's parameters
 
 
@@ -29,24 +31,10 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
     Raises:
         KernelRefused: it spills, loads weights by less than 16 bytes, or has not the parameters that README.md states.
     """
-    triton.knobs.compilation.disable_line_info = False  # loads are told apart by their source line
-    source = triton.compiler.ASTSource(
-        fn=FUNCTIONS[variant.kernel], signature=variant.signature, constexprs=variant.constants, attrs=variant.hints
-    )
-    options = {
-        "num_warps": variant.num_warps,
-        "num_stages": variant.num_stages,
-        "maxnreg": variant.most_registers,
-        "enable_fp_fusion": True,
-    }
-    kernel = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    kernel, used = _compile(variant, sm, most_registers=None)
+    if used.spills or used.stack_bytes:  # the assembler may spill to fit more programs, unless it is told not to save
+        kernel, used = _compile(variant, sm, most_registers=MOST_REGISTERS)
     cubin, metadata = kernel.asm["cubin"], kernel.metadata
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        lines = resources.weight_lines(inspect.getsource(weights))
-        used = resources.measure(path, metadata.shared, lines, triton.knobs.nvidia)
-
     complaints = used.complaints(sm, weights=variant.multiplies_weights)
     parameters = _parameters(kernel.asm["ptx"])
     if parameters != expected_parameters(variant):
@@ -63,6 +51,25 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
         metadata.shared, used.registers, len(parameters),
     )  # fmt: skip
     return record, cubin, used
+
+
+def _compile(variant: Variant, sm: int, most_registers: int | None) -> tuple[Any, Resources]:
+    triton.knobs.compilation.disable_line_info = False  # loads are told apart by their source line
+    source = triton.compiler.ASTSource(
+        fn=FUNCTIONS[variant.kernel], signature=variant.signature, constexprs=variant.constants, attrs=variant.hints
+    )
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "maxnreg": most_registers,
+        "enable_fp_fusion": True,
+    }
+    kernel = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        lines = resources.weight_lines(inspect.getsource(weights))
+        return kernel, resources.measure(path, kernel.metadata.shared, lines, triton.knobs.nvidia)
 
 
 def expected_parameters(variant: Variant) -> list[str]:

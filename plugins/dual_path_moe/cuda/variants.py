@@ -102,7 +102,6 @@ class Variant:
     num_warps: int
     num_stages: int
     experts_limit: int = MOST_EXPERTS
-    most_registers: int | None = None
 
     @property
     def label(self) -> str:
@@ -162,8 +161,7 @@ def variants(sm: int) -> Iterator[Variant]:
             # A tile of 4-bit weights is 16 bytes a thread: 64 rows of 32 bytes for 128 threads. Hopper's own product, which
             # takes 64 rows or more, would read them by 4 bytes from where it wants them: there tiles stay below it.
             rows, warps = (32, 2) if sm == HOPPER and bits else (64, 4)
-            # A100's assembler spills to fit more programs, unless told how many registers it may use.
-            registers, prefill_stages = (255, 2) if sm == AMPERE and bits else (None, 3)
+            prefill_stages = 2 if sm == AMPERE and bits else 3  # A100's code has no registers left for a third
             for kernel, tokens, stages in (
                 ("gate_up_decode", DECODE_TOKENS, 4),
                 ("down_decode", DECODE_TOKENS, 4),
@@ -172,6 +170,4 @@ def variants(sm: int) -> Iterator[Variant]:
                 ("gate_up_prefill", 64, prefill_stages),
                 ("down_prefill", 64, prefill_stages),
             ):
-                yield Variant(
-                    kernel, activation, bits, block_size, tokens, rows, DEPTH, warps, stages, most_registers=registers
-                )
+                yield Variant(kernel, activation, bits, block_size, tokens, rows, DEPTH, warps, stages)
