@@ -185,7 +185,8 @@ def _describe(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _refusal(trt: TensorRT, engine: Path, reasons: Sequence[str]) -> str:
-    lines = reasons[0].strip().splitlines() if reasons else []
+    # Where there is no driver every error brings one of CUDA's along, which is not the reason.
+    lines = [line for line in "\n".join(reasons[:2]).splitlines() if line.strip() and "cudaError" not in line]
     return (
         f"{trt.name} {trt.version} cannot build {engine.name} ({lines[-1] if lines else 'it does not say why'}): install "
         "constraints.txt's versions, or build for another --target."
