@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/*)
 
-.PHONY: setup demo test test-native lint bench bench-full soak clean
+.PHONY: setup demo test test-native test-gpu lint bench bench-full soak clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,12 @@ test: setup
 # The kernels under sanitizers.
 test-native:
 	sh tests/native/run.sh
+
+# On a computer with an NVIDIA GPU: kernels, engines, reports; what it saw is appended to build/gpu-results.md.
+test-gpu: setup
+	mkdir -p build
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev,cuda-kernels,rtx]"
+	$(BIN)/python -m pytest tests/gpu -rs --gpu-results build/gpu-results.md
 
 lint: setup
 	$(BIN)/ruff check .

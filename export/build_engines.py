@@ -1,7 +1,7 @@
 """`echovlm-build`: a checkpoint in the published layout becomes a bundle of engines.
 
 Reads like the build: open the checkpoint, trace its parts, lower them to the target, write them beside the tokenizer,
-compare every stage with the PyTorch model, and put the whole in place.
+compare every stage with the PyTorch model, build the target's engines or leave that to the device, and put the whole in place.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from tokenizers import Tokenizer
 from echovlm_edge.export import parity, trace
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.device_bundle import check_plugin, leave_to_device, with_engines
+from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
+from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
+from echovlm_edge.export.graph_check import checkable
 from echovlm_edge.export.kv_calibration import give_cache_scales
 from echovlm_edge.export.lower import StoredWeight, lower
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.part import write_part
 from echovlm_edge.export.plan import Machine, footprint, print_plan
+from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.export.show import Progress, print_summary, versions
+from echovlm_edge.export.show import print_summary, versions
 from echovlm_edge.export.targets import TARGETS, Target, target
 from echovlm_edge.export.weight_file import WeightFile, lay_out, write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -69,7 +74,13 @@ class BuildOptions:
     max_sequence: int | None = None
     max_batch: int = 1
     samples: tuple[Path, ...] = ()
-    kv_cache: str = "float32"
+    kv_cache: str | None = None
+    device_plugin: Path | None = None
+
+    @property
+    def cache_type(self) -> str:
+        """Of the KV cache: the one asked for, or the target's own."""
+        return self.kv_cache or target(self.target).cache_types[0]
 
 
 @dataclass(frozen=True)
@@ -109,13 +120,15 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     Raises:
         NotPossibleHere: the checkpoint cannot be used, the disk is full, or an fp32 stage is out of parity.
     """
+    chosen = target(options.target)
+    tensorrt = open_tensorrt(chosen.tensorrt) if chosen.tensorrt and chosen.builds_here() else None
     with Progress(console) as progress:
         planned = plan(options, progress)
         needed = sum(file.bytes for file in planned.files)
-        with bundle_folder(options.output, needed, _identity(options, planned)) as folder:
+        with bundle_folder(options.output, needed * (2 if tensorrt else 1), _identity(options, planned)) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
                 write_weights(folder.path, planned.files, planned.checkpoint, folder.journal, advance)
-            if options.kv_cache == "int8":
+            if options.cache_type == "int8":
                 with progress.stage("Measuring the KV cache"):
                     calibrate_cache(planned, options)
             with progress.stage("Writing graphs"):
@@ -126,10 +139,15 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                 folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
                 folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
                 manifest = _manifest(options, planned, parts, folder)
-                folder.write_manifest(manifest)
             with progress.stage("Comparing with PyTorch"):
-                measured = measure_parity(Bundle(folder.path), planned.checkpoint, planned.settings, options)
-            manifest = replace(manifest, parity=measured)
+                manifest = _with_parity(manifest, folder, planned, options)
+            if tensorrt:
+                engines = EngineOptions.of(manifest.limits, planned.settings.max_pixels, planned.settings.patch_size)
+                with progress.stage("Building engines", total=STEPS * len(parts)) as advance:
+                    built = replace_by_engines(tensorrt, folder.path, parts, engines, advance)
+                manifest = with_engines(manifest, built, tensorrt)
+            elif chosen.on_device:
+                manifest = leave_to_device(folder, manifest, chosen, options.device_plugin)
             folder.write_manifest(manifest)
     return manifest
 
@@ -140,8 +158,11 @@ def plan(options: BuildOptions, progress: Progress) -> PlannedBundle:
     Raises:
         NotPossibleHere: the checkpoint or an option cannot be used.
     """
-    policy = PrecisionPolicy.of(options.precision, options.block_size, options.kv_cache)
+    policy = PrecisionPolicy.of(options.precision, options.block_size, options.cache_type)
     chosen = target(options.target)
+    chosen.check(options.precision, options.cache_type)
+    if options.device_plugin:
+        check_plugin(options.device_plugin)
     with progress.stage("Reading the checkpoint"):
         checkpoint = Checkpoint(options.checkpoint)
         settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
@@ -196,10 +217,24 @@ def measure_parity(
     stages = tuple(
         parity.compare(reference, lambda: OnnxRuntimeBackend(bundle), prompts, bundle.manifest.model, images)
     )
-    if options.precision == "fp32" and options.kv_cache == "float32":
+    if options.precision == "fp32" and options.cache_type == "float32":
         for stage in stages:
             parity.check(stage)
     return stages
+
+
+def _with_parity(manifest: Manifest, folder: BundleFolder, planned: PlannedBundle, options: BuildOptions) -> Manifest:
+    """The manifest with the parity of what it describes; of the graphs, by ONNX Runtime on this CPU, where they are for a GPU."""
+    if target(options.target).runs_on_cpu:
+        folder.write_manifest(manifest)
+        return replace(
+            manifest, parity=measure_parity(Bundle(folder.path), planned.checkpoint, planned.settings, options)
+        )
+    with checkable(folder, manifest) as runnable:
+        if not runnable:
+            return manifest
+        measured = measure_parity(runnable, planned.checkpoint, planned.settings, options)
+        return replace(manifest, parity=measured, parity_of="graphs")
 
 
 def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
@@ -209,7 +244,7 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
     decisive = {
         "checkpoint": checkpoint.sha256(),
         "shards": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in shards.items()),
-        "options": [options.target, options.precision, options.block_size],
+        "options": [options.target, options.precision, options.block_size, options.cache_type],
         "pieces": [(piece.name, piece.bytes) for file in planned.files for piece in file.pieces],
         "toolchain": versions(),
     }
@@ -223,7 +258,7 @@ def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], 
     return Manifest(
         format=FORMAT,
         bundle_id=bundle_id((*files, *(file for part in parts for file in part.files))),
-        source=Source(checkpoint.name, checkpoint.sha256()),
+        source=Source(checkpoint.name, checkpoint.sha256(), checkpoint.read_json("config.json")),
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
@@ -235,7 +270,7 @@ def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], 
         files=files,
         toolchain=versions(),
         operator_library=target(options.target).operator_library,
-        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].bitwidth // 8),
+        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.cache_type].bitwidth // 8),
     )
 
 
@@ -274,9 +309,9 @@ def show_plan(options: BuildOptions, console: Console) -> None:
     with Progress(console) as progress:
         planned = plan(options, progress)
     config, limits = planned.checkpoint.config, _limits(options, planned.checkpoint)
-    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.kv_cache].bitwidth // 8)
+    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.cache_type].bitwidth // 8)
     title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
-    print_plan(title, planned.sizes, takes, limits, options.kv_cache, Machine.here(options.output))
+    print_plan(title, planned.sizes, takes, limits, options.cache_type, Machine.here(options.output))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -293,8 +328,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--kv-cache",
         choices=CACHE_TYPES,
-        default="float32",
-        help="of the KV cache: int8 takes a quarter of float32's memory, float16 half and more time (default float32)",
+        help="of the KV cache: int8 takes a quarter of float32's memory, float16 half and more time on a CPU "
+        "(default: float32 on a CPU, float16 on a GPU)",
+    )
+    add(
+        "--device-plugin",
+        type=Path,
+        metavar="FILE",
+        help="TensorRT plugin built for the device, to travel with the bundle",
     )
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add("--sample", type=Path, nargs="*", default=[], metavar="FILE", help="images to measure parity on")
@@ -314,6 +355,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),
             kv_cache=arguments.kv_cache,
+            device_plugin=arguments.device_plugin,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

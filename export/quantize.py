@@ -160,10 +160,14 @@ class GroupedBlocks:
 
 @dataclass(frozen=True)
 class MatMulNBitsBlocks:
-    """com.microsoft.MatMulNBits: UINT8 [rows, blocks, bytes of a block], scales float32 [rows, blocks], zero point implied."""
+    """com.microsoft.MatMulNBits: UINT8 [rows, blocks, bytes of a block], scales [rows, blocks], zero point implied.
+
+    The scales have the type of the values that the weight is multiplied with.
+    """
 
     precision: Precision
     by_rows: ClassVar[bool] = True
+    scale_type: ir.DataType = ir.DataType.FLOAT
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Packed values, then scales."""
@@ -171,7 +175,7 @@ class MatMulNBitsBlocks:
         packed = (rows, blocks, self.precision.block_size * self.precision.bits // 8)
         return (
             StoredTensor(".blocks", ir.DataType.UINT8, packed),
-            StoredTensor(".block_scale", ir.DataType.FLOAT, (rows, blocks)),
+            StoredTensor(".block_scale", self.scale_type, (rows, blocks)),
         )
 
     def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
@@ -180,15 +184,19 @@ class MatMulNBitsBlocks:
         stored = packed.view(np.uint8)
         if self.precision.bits == 8:
             stored = stored ^ np.uint8(128)
-        return stored.reshape(self.tensors(weight.shape)[0].shape), scale
+        return stored.reshape(self.tensors(weight.shape)[0].shape), scale.astype(self.scale_type.numpy())
 
 
 @dataclass(frozen=True)
 class DequantizeColumns:
-    """Standard DequantizeLinear before MatMul: INT4 or INT8 [columns, rows], scales float32 [blocks, rows], block axis 0."""
+    """Standard DequantizeLinear before MatMul: INT4 or INT8 [columns, rows], scales [blocks, rows], block axis 0.
+
+    The product is computed in the scales' type.
+    """
 
     precision: Precision
     by_rows: ClassVar[bool] = False
+    scale_type: ir.DataType = ir.DataType.FLOAT
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
         """Values, then scales."""
@@ -196,14 +204,15 @@ class DequantizeColumns:
         dtype = ir.DataType.INT4 if self.precision.bits == 4 else ir.DataType.INT8
         return (
             StoredTensor(".quantized", dtype, (columns, rows)),
-            StoredTensor(".quantized_scale", ir.DataType.FLOAT, (columns // self.precision.block_size, rows)),
+            StoredTensor(".quantized_scale", self.scale_type, (columns // self.precision.block_size, rows)),
         )
 
     def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
         """The grouped packing's values, unpacked and transposed; 4-bit ones packed again along the rows."""
         packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
+        scales = np.ascontiguousarray(scale.T, dtype=self.scale_type.numpy())
         if self.precision.bits == 8:
-            return np.ascontiguousarray(packed.T), np.ascontiguousarray(scale.T)
+            return np.ascontiguousarray(packed.T), scales
         stored = packed.view(np.uint8)
         values = np.stack((stored & 15, stored >> 4), axis=-1).reshape(weight.shape).astype(np.int8) - np.int8(8)
-        return np.ascontiguousarray(values.T).astype(ml_dtypes.int4), np.ascontiguousarray(scale.T)
+        return np.ascontiguousarray(values.T).astype(ml_dtypes.int4), scales

@@ -1,15 +1,12 @@
-"""What a build shows: a progress bar per stage, and the summary table."""
+"""What a build says at its end: the toolchain and the summary table."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 
-import rich.progress
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,38 +14,6 @@ from rich.table import Table
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, Manifest, Parity
 
 _TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
-
-
-class Progress:
-    """Progress bars, one a stage; stages without a measure pulse."""
-
-    def __init__(self, console: Console) -> None:
-        """Draw on `console`."""
-        self._bars = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description:<24}"),
-            rich.progress.BarColumn(),
-            rich.progress.TaskProgressColumn(),
-            rich.progress.TimeElapsedColumn(),
-            console=console,
-        )
-
-    def __enter__(self) -> Progress:
-        """Start drawing."""
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop drawing."""
-        self._bars.stop()
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """One stage; yields what to tell how far it is, in units of `total`."""
-        task = self._bars.add_task(name, total=total)
-        yield lambda amount: self._bars.advance(task, amount)
-        self._bars.update(task, total=total or 1, completed=total or 1)
 
 
 def versions() -> dict[str, str]:
@@ -82,8 +47,18 @@ def print_summary(manifest: Manifest, output: Path, warning: str) -> None:
         table.caption = f"To run: {takes.to_run / 1e9:.2f} GB of memory, {takes.kv_cache_batch / 1e9:.2f} of it the KV cache of {context}"
     console = Console()
     console.print(table)
-    if warning:
-        console.print(f"[yellow]note:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    for note in filter(None, (warning, *_notes(manifest, output))):
+        console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+
+
+def _notes(manifest: Manifest, output: Path) -> Iterator[str]:
+    """What the table does not say of a bundle for a GPU."""
+    if manifest.parity_of == "graphs":
+        yield "the errors are of the graphs, run by ONNX Runtime on this CPU; what runs on the GPU has not been compared."
+    elif not manifest.parity:
+        yield "nothing was compared with PyTorch, since this install has no operator library, for want of a C++ compiler."
+    if manifest.finish_with:
+        yield f"the engines are still to be built: copy {output} to the device and run {manifest.finish_with} there."
 
 
 def _parity_cells(stages: list[Parity]) -> list[str]:

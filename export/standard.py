@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,6 @@ import onnx_ir as ir
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
-from echovlm_edge.runtime.errors import NotPossibleHere
 
 # A product with one stored weight: (lowering, x, parameter, group or None, precision) to x W^T.
 Product = Callable[[Lowering, ir.Value, str, "int | None", Precision], ir.Value]
@@ -68,9 +68,23 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
     `mask` is bool [batch, 1, sequence, context], true where a token may look; the host computes it.
     """
-    q, k, v, keys, values, past = _required(node, 6)
-    if lowering.policy.kv_cache != ir.DataType.FLOAT:
-        raise NotPossibleHere("Standard operators keep the KV cache in float32: build with --kv-cache float32.")
+    q, k, v, *_ = _required(node, 6)
+    return attend_to_cache(lowering, node, q, k, v)
+
+
+def type_caches(lowering: Lowering, node: ir.Node) -> None:
+    """Give a `CachedAttention` node's caches, inputs and outputs of the graph, the policy's type."""
+    for cache in (*node.inputs[3:5], *node.outputs[1:]):
+        assert cache is not None
+        cache.type = ir.TensorType(lowering.policy.kv_cache)
+
+
+def attend_to_cache(
+    lowering: Lowering, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """`cached_attention` of q, k and v in the caches' type."""
+    *_, keys, values, past = _required(node, 6)
+    type_caches(lowering, node)
     heads = node.attributes["heads"].as_int()
     kv_heads, dim = fixed_size(keys, 1), fixed_size(keys, 3)
     query, new_keys, new_values = (
@@ -83,26 +97,41 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     attended = lowering.node("Attention", [query, present_keys, present_values, mask], {"scale": 1 / math.sqrt(dim)})
     tokens_first = lowering.node("Transpose", [attended], {"perm": [0, 2, 1, 3]})
     joined = lowering.node("Reshape", [tokens_first, lowering.constant([0, 0, heads * dim], np.int64)])
-    return [joined, present_keys, present_values]
+    return joined, present_keys, present_values
 
 
 def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """One `echovlm::DualPathMoE` node with the weights packed as its specification says."""
-    x, *parameters = _required(node, 8)
-    names = [value.name or "" for value in parameters]
-    widths = list(node.attributes["group_widths"].as_ints())
-    precision = lowering.policy.layer(lowering.part, names[4]).for_widths([fixed_size(x, -1), *widths])
+    return [packed_dual_path_moe(lowering, node, _required(node, 8), dual_path_moe_precision(lowering, node))]
+
+
+def dual_path_moe_precision(lowering: Lowering, node: ir.Node) -> Precision:
+    """What the policy keeps the block's weights in."""
+    x, *_, gate, _, _ = _required(node, 8)
+    widths = node.attributes["group_widths"].as_ints()
+    return lowering.policy.layer(lowering.part, gate.name or "").for_widths([fixed_size(x, -1), *widths])
+
+
+def packed_dual_path_moe(
+    lowering: Lowering,
+    node: ir.Node,
+    inputs: Sequence[ir.Value],
+    precision: Precision,
+    further: Attributes = types.MappingProxyType({}),
+) -> ir.Value:
+    """The node `echovlm::DualPathMoE` of these inputs, its weights in `precision`, with `further` attributes."""
     attributes: Attributes = {
-        "group_widths": widths,
+        "group_widths": list(node.attributes["group_widths"].as_ints()),
         "top_k": node.attributes["top_k"].as_int(),
         "norm_topk_prob": node.attributes["norm_topk_prob"].as_int(),
         "bits": precision.bits if precision.bits <= 8 else 0,
         "block_size": precision.block_size if precision.bits <= 8 else 0,
+        **further,
     }
     storage = GroupedBlocks(precision) if precision.bits <= 8 else Floating(precision.float_type)
-    stored = [lowering.store(name, storage) for name in names[4:]]
+    stored = [lowering.store(value.name or "", storage) for value in inputs[5:]]
     weights = [tensors[index] for index in range(len(stored[0])) for tensors in stored]
-    return [lowering.node("DualPathMoE", [x, *parameters[:4], *weights], attributes, DOMAIN)]
+    return lowering.node("DualPathMoE", [*inputs[:5], *weights], attributes, DOMAIN)
 
 
 def spelled_out_dual_path_moe(multiply: Product) -> Rule:

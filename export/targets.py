@@ -1,15 +1,22 @@
-"""The targets a bundle can be built for, and the rules that lower a graph to each."""
+"""The targets a bundle can be built for: how each is lowered, where its engines are built, what it runs on."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from echovlm_edge.export import standard
-from echovlm_edge.export.engines import onnxruntime
+from echovlm_edge.export import devices, standard
+from echovlm_edge.export.devices import Device
+from echovlm_edge.export.engines import onnxruntime, onnxruntime_cuda, tensorrt_rules
+from echovlm_edge.export.engines.tensorrt_module import compute_capability
 from echovlm_edge.export.lower import Rule
-from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
+from echovlm_edge.export.quantize import PRECISIONS
+from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, PLUGIN_LIBRARY, library_path
 from echovlm_edge.runtime.errors import NotPossibleHere
+
+GPU_PRECISIONS = ("int4", "fp16")  # that the GPU kernels of DualPathMoE read
+GPU_CACHES = ("float16",)
 
 
 @dataclass(frozen=True)
@@ -20,18 +27,73 @@ class Target:
         name: as `--target` spells it.
         summary: one line for `--help`.
         rules: what its graphs are lowered by.
+        device: what it is reckoned for, or None where that can be anything.
+        precisions: of `--precision`, those it can do.
+        cache_types: of `--kv-cache`, those it can do; the first unless another is asked for.
         operator_library: the native library that the lowered graphs need, or None.
+        tensorrt: the module that builds its engines, or None where ONNX Runtime runs the graphs.
+        tensorrt_versions: that the target's system software comes with.
+        on_device: whether only the device itself can build them.
         warning: what the build says of it.
     """
 
     name: str
     summary: str
     rules: Mapping[str, Rule]
+    device: Device | None = None
+    precisions: tuple[str, ...] = PRECISIONS
+    cache_types: tuple[str, ...] = ("float32", "float16", "int8")
     operator_library: str | None = None
+    tensorrt: str | None = None
+    tensorrt_versions: str = ""
+    on_device: bool = False
     warning: str = ""
 
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether a bundle's own files can be run on any machine."""
+        return self.name in ("cpu", "portable")
 
-_NATIVE = Target("cpu", "ONNX Runtime on a CPU", onnxruntime.NATIVE, OPERATOR_LIBRARY)
+    def check(self, precision: str, cache_type: str) -> None:
+        """Refuse what the target cannot do.
+
+        Raises:
+            NotPossibleHere: it cannot do `precision`, or keep its cache in `cache_type`.
+        """
+        if precision in PRECISIONS and precision not in self.precisions:
+            raise NotPossibleHere(
+                f"The target {self.name} has no kernels for {precision}: choose --precision {' or '.join(self.precisions)}."
+            )
+        if cache_type not in self.cache_types:
+            raise NotPossibleHere(
+                f"The target {self.name} cannot keep its KV cache in {cache_type}: choose --kv-cache "
+                f"{' or '.join(self.cache_types)}."
+            )
+
+    def builds_here(self) -> bool:
+        """Whether this machine builds the engines: for a device's target, whether it is of that kind."""
+        if not self.on_device:
+            return True
+        assert self.device is not None
+        return platform.machine() == "aarch64" and compute_capability() == self.device.compute_capability
+
+
+def _device(name: str, device: Device, versions: str) -> Target:
+    return Target(
+        name,
+        f"TensorRT on {device.name}, finished there",
+        tensorrt_rules.RULES,
+        device,
+        GPU_PRECISIONS,
+        GPU_CACHES,
+        PLUGIN_LIBRARY,
+        "tensorrt",
+        versions,
+        on_device=True,
+    )
+
+
+_NATIVE = Target("cpu", "ONNX Runtime on a CPU", onnxruntime.NATIVE, devices.CPU, operator_library=OPERATOR_LIBRARY)
 _NOT_NATIVE = replace(
     _NATIVE,
     rules=onnxruntime.SPELLED_OUT,
@@ -46,13 +108,45 @@ _PORTABLE = Target(
     "portable",
     "ONNX opset 24, standard operators only, for any runtime",
     standard.SPELLED_OUT,
+    cache_types=("float32",),
     warning=(
         "DualPathMoE is spelled out in standard operators: every expert runs on every token, about a tenth more arithmetic "
         "than the chosen experts need."
     ),
 )
+_CUDA = Target(
+    "cuda",
+    "ONNX Runtime on an NVIDIA GPU",
+    onnxruntime_cuda.RULES,
+    devices.RTX_WORKSTATION,
+    ("int4", "int8", "fp16"),
+    GPU_CACHES,
+    warning="DualPathMoE is spelled out in ONNX Runtime's operators; the target rtx has it as one layer.",
+)
+_RTX = Target(
+    "rtx",
+    "TensorRT-RTX engines for RTX GPUs since Ampere, built on any machine",
+    tensorrt_rules.RULES,
+    devices.RTX_WORKSTATION,
+    GPU_PRECISIONS,
+    GPU_CACHES,
+    PLUGIN_LIBRARY,
+    "tensorrt_rtx",
+    "TensorRT-RTX 1.7 from the package index",
+)
+_JETPACK = "JetPack 7.2"  # JetPack 6 has TensorRT 10.3, and a Python that is too old
 
-TARGETS = {target.name: target for target in (_NATIVE, _PORTABLE)}
+TARGETS = {
+    target.name: target
+    for target in (
+        *(_NATIVE, _PORTABLE, _CUDA, _RTX),
+        _device("jetson-orin", devices.ORIN, _JETPACK),
+        _device("jetson-orin-nano", devices.ORIN_NANO, _JETPACK),
+        _device("jetson-thor", devices.THOR, "JetPack 7"),
+        _device("igx-orin", devices.IGX_ORIN, "IGX Software with TensorRT 10.3 or later and Python 3.11 or later"),
+        _device("dgx-spark", devices.SPARK, "DGX OS 7"),
+    )
+}
 
 
 def target(name: str) -> Target:
@@ -64,4 +158,4 @@ def target(name: str) -> Target:
     if name not in TARGETS:
         raise NotPossibleHere(f"There is no target {name}: choose one of {', '.join(TARGETS)}.")
     chosen = TARGETS[name]
-    return _NOT_NATIVE if chosen.operator_library and library_path() is None else chosen
+    return _NOT_NATIVE if chosen.operator_library == OPERATOR_LIBRARY and library_path() is None else chosen

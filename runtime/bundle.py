@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -60,7 +60,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class Part:
-    """One engine: `files[0]` is what is loaded, the others are its weights."""
+    """One engine: `files[0]` is what is loaded, the others are its weights.
+
+    `operators` counts the nodes of its graph, `layers` what TensorRT's parser made of them, by TensorRT's layer types; `profiles`
+    names a TensorRT engine's optimization profiles in their order.
+    """
 
     name: str
     precision: str
@@ -68,6 +72,8 @@ class Part:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     operators: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -130,15 +136,20 @@ class Footprint:
 
 @dataclass(frozen=True, config=_STRICT)
 class Source:
-    """The checkpoint a bundle was built from."""
+    """The checkpoint a bundle was built from; `config` is its config.json."""
 
     name: str
     sha256: str
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Manifest:
-    """bundle.json."""
+    """bundle.json.
+
+    `parity` was measured on the `engines`, or where they cannot run, on their `graphs` with ONNX Runtime on a CPU. `finish_with`
+    names the script that builds the engines on the device, where they are still to be built.
+    """
 
     format: int
     bundle_id: str
@@ -154,8 +165,10 @@ class Manifest:
     files: tuple[FileSpec, ...]
     toolchain: dict[str, str]
     parity: tuple[Parity, ...] = ()
+    parity_of: Literal["engines", "graphs"] = "engines"
     operator_library: str | None = None
     footprint: Footprint | None = None
+    finish_with: str | None = None
 
     def part(self, name: str) -> Part:
         """The part of that name."""
@@ -176,10 +189,18 @@ class Bundle:
         NotPossibleHere: no bundle there, a bundle of a newer format, or a damaged file; the sentence names it.
     """
 
-    def __init__(self, path: Path, verify: bool = False) -> None:
-        """Open the folder `path`; `verify` hashes every file too (reads the whole bundle)."""
+    def __init__(self, path: Path, verify: bool = False, finished: bool = True) -> None:
+        """Open the folder `path`; `verify` hashes every file too (reads the whole bundle).
+
+        `finished` false opens one whose engines are still to be built on the device.
+        """
         self.path = path
         self.manifest = _read_manifest(path)
+        if finished and self.manifest.finish_with:
+            raise NotPossibleHere(
+                f"The engines of the bundle {path} are still to be built: run {path / self.manifest.finish_with} on a "
+                f"{self.manifest.target}."
+            )
         for file in self.manifest.all_files():
             _check_file(path / file.name, file, verify)
 

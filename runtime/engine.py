@@ -11,7 +11,7 @@ from queue import Empty
 
 from echovlm_edge.runtime.backends import Backend, BatchBackend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
-from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.clock import Clock
 from echovlm_edge.runtime.detokenize import TokenText
@@ -144,7 +144,7 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        return cls(bundle, OnnxRuntimeBackend(bundle, threads), max_sequence, options, decode)
+        return cls(bundle, open_backend(bundle, threads, max_sequence), max_sequence, options, decode)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echovlm_edge.runtime.backends import Backend, Cache, Floats
+from echovlm_edge.runtime.backends import Backend, Cache, Floats, Logits
 from echovlm_edge.runtime.prompt import Prompt
 from echovlm_edge.runtime.request import FinishReason, Sampling
 from echovlm_edge.runtime.rotary import MultimodalRotary
@@ -36,7 +36,7 @@ class Step:
     """One generated token; `finish` is set on the last one. `seconds` is its decoder pass and choice."""
 
     token_id: int
-    logits: Floats
+    logits: Logits
     seconds: float
     finish: FinishReason | None = None
 
@@ -51,7 +51,7 @@ def prompt_embeddings(backend: Backend, prompt: Prompt, images: list[Floats]) ->
 
 def prefill(
     model: Model, prompt: Prompt, embeddings: Floats, cache: Cache, stopped: Callable[[], bool] = lambda: False
-) -> Floats:
+) -> Logits:
     """Fill the cache with the prompt, a chunk at a time.
 
     Returns:
@@ -68,14 +68,14 @@ def prefill(
         angles = model.rotary.angles(prompt.positions[:, chunk])
         last = np.array([chunk.stop - start - 1])
         logits = model.backend.decode(embeddings[chunk], angles, start, last, cache)
-    row: Floats = logits[0]
+    row: Logits = logits[0]
     return row
 
 
 def decode(
     model: Model,
     prompt: Prompt,
-    logits: Floats,
+    logits: Logits,
     cache: Cache,
     sampling: Sampling,
     stopped: Callable[[], bool] = lambda: False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from echovlm_edge.runtime.backends import Logits
 from echovlm_edge.runtime.request import Sampling
 
 
@@ -18,18 +19,18 @@ class Sampler:
         self._seen = np.zeros(vocab_size, dtype=bool)
         self._seen[prompt_ids] = True
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token for logits float32 [vocab_size]."""
-        logits = self._penalised(logits)
-        token = int(logits.argmax()) if self._options.temperature == 0 else self._draw(logits)
+    def choose(self, logits: Logits) -> int:
+        """The next token for logits float32 [vocab_size]; plain greedy choice leaves them where they are."""
+        options = self._options
+        if options.repetition_penalty != 1:
+            logits = self._penalised(np.asarray(logits))
+        token = int(logits.argmax()) if options.temperature == 0 else self._draw(np.asarray(logits))
         self._seen[token] = True
         return token
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         # Keskar et al. 2019 (CTRL), section 4.1: a seen token's logit is divided by the penalty, a negative one multiplied.
         penalty = self._options.repetition_penalty
-        if penalty == 1:
-            return logits
         return np.where(self._seen, np.where(logits > 0, logits / penalty, logits * penalty), logits).astype(np.float32)
 
     def _draw(self, logits: NDArray[np.float32]) -> int:

@@ -53,12 +53,18 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
     The caches are of the policy's type; int8 ones have a scale per channel, given later (see `kv_calibration.py`).
     """
-    q, k, v, keys, values, past = node.inputs
+    q, k, v = (x for x in node.inputs[:3] if x is not None)
+    return grouped_query_attention(lowering, node, q, k, v)
+
+
+def grouped_query_attention(
+    lowering: Lowering, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value
+) -> Sequence[ir.Value]:
+    """`cached_attention` of q, k and v in the type of the attention's arithmetic: the output and the two caches."""
+    *_, keys, values, past = node.inputs
     assert keys is not None and values is not None
-    cache_type = lowering.policy.kv_cache
-    for cache in (keys, values, *node.outputs[1:]):
-        cache.type = ir.TensorType(cache_type)
-    inputs = [q, k, v, keys, values]
+    standard.type_caches(lowering, node)
+    inputs: list[ir.Value | None] = [q, k, v, keys, values]
     attributes: Attributes = {
         "num_heads": node.attributes["heads"].as_int(),
         "kv_num_heads": standard.fixed_size(keys, 1),
@@ -80,7 +86,7 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
         )
 
     inputs += [lowering.shared("last_token", last_token), lowering.shared("longest", longest)]
-    if cache_type == ir.DataType.INT8:
+    if lowering.policy.kv_cache == ir.DataType.INT8:
         channels = [standard.fixed_size(keys, 1) * standard.fixed_size(keys, 3)]
         scales = (lowering.later(f"{cache.name}.scale", ir.DataType.FLOAT, channels) for cache in (keys, values))
         inputs += [*[None] * (K_SCALE - len(inputs)), *scales]

@@ -1,17 +1,26 @@
-"""Where the operators' native library is installed, for `SessionOptions.register_custom_ops_library`."""
+"""Where this package's native libraries are installed: ONNX Runtime's operators and TensorRT's plugin."""
 
 from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
 
-OPERATOR_LIBRARY = "echovlm_dual_path_moe"  # as bundle.json names it
-FILE_NAME = f"lib{OPERATOR_LIBRARY}.so"
+OPERATOR_LIBRARY = "echovlm_dual_path_moe"  # both as bundle.json names them
+PLUGIN_LIBRARY = "echovlm_plugins"
 
 
 def library_path() -> Path | None:
-    """The library that was built with this package, or None where there was no C++ compiler."""
+    """ONNX Runtime's operators, for `SessionOptions.register_custom_ops_library`; None without a C++ compiler."""
+    return _installed(OPERATOR_LIBRARY)
+
+
+def plugin_path() -> Path | None:
+    """TensorRT's plugin, for `IPluginRegistry.load_library`; None where the package was built without TensorRT's headers."""
+    return _installed(PLUGIN_LIBRARY)
+
+
+def _installed(name: str) -> Path | None:
     package = importlib.resources.files("echovlm_edge.plugins.dual_path_moe")
     # An editable install has one folder of sources and another of built files.
-    with importlib.resources.as_file(package.joinpath(FILE_NAME)) as path:
+    with importlib.resources.as_file(package.joinpath(f"lib{name}.so")) as path:
         return Path(path) if path.is_file() else None

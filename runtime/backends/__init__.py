@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,29 @@ from numpy.typing import NDArray
 from echovlm_edge.runtime.rotary import Angles
 
 Floats = NDArray[np.float32]
+
+
+class Logits(Protocol):
+    """Logits float32 [n, vocab_size], or one row of them [vocab_size], an array or still on a device.
+
+    `np.asarray` and `copy` give the array; `argmax` of one row costs no copy of it.
+    """
+
+    def argmax(self) -> SupportsInt:
+        """The largest logit's index, of one row."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Any:
+        """One row."""
+        ...
+
+    def __array__(self) -> NDArray[Any]:
+        """The array."""
+        ...
+
+    def copy(self) -> Floats:
+        """The array, to keep."""
+        ...
 
 
 class Cache(Protocol):
@@ -43,7 +66,7 @@ class Backend(Protocol):
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
-    ) -> Floats:
+    ) -> Logits:
         """Decoder: append s tokens to the sequence in `cache`, of which `past` tokens are kept.
 
         Args:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
+from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -54,21 +55,50 @@ class OrtCache:
         for buffer, rows in zip(self.buffers.values(), kept, strict=True):
             buffer[self.slot, :, start : start + rows.shape[1]] = rows
 
+    def bind(self, binding: ort.IOBinding, batch: int) -> None:
+        """Let the decoder write `batch` slots in place, from this one on."""
+        for name, buffer in self.buffers.items():
+            rows = buffer[self.slot : self.slot + batch]
+            where = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
+            binding.bind_input(name, *where)
+            binding.bind_output(f"present_{name}", *where)
+
+
+@dataclass(frozen=True)
+class DeviceCache:
+    """One sequence's keys and values in a GPU's memory: [1, kv_heads, max_sequence, head_dim] by the decoder's name for it."""
+
+    buffers: Mapping[str, ort.OrtValue]
+
+    @property
+    def max_sequence(self) -> int:
+        """How many tokens it can hold."""
+        return int(next(iter(self.buffers.values())).shape()[2])
+
+    def bind(self, binding: ort.IOBinding, batch: int) -> None:
+        """Let the decoder write it in place."""
+        assert batch == 1, "a cache on a device is one sequence's"
+        for name, buffer in self.buffers.items():
+            binding.bind_ortvalue_input(name, buffer)
+            binding.bind_ortvalue_output(f"present_{name}", buffer)
+
 
 class OnnxRuntimeBackend:
-    """The three parts of a bundle for target `cpu` or `portable`.
+    """The three parts of a bundle of ONNX graphs, on the CPU or by one of ONNX Runtime's GPU providers.
 
     Raises:
         NotPossibleHere: a part cannot be loaded, or this install lacks the operators it needs; the sentence names the file.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, provider: Provider = ON_CPU) -> None:
         """Load the parts; `threads` defaults to the cores this process may use."""
         options = _session_options(bundle, threads)
+        self._device = provider.device
         self._spec = bundle.manifest.model
         self._embedding = TokenEmbedding.of(bundle)
         self._vision, self._projector, self._decoder = (
-            _session(bundle, bundle.manifest.part(name), options) for name in ("vision_encoder", "projector", "decoder")
+            _session(bundle, bundle.manifest.part(name), options, provider)
+            for name in ("vision_encoder", "projector", "decoder")
         )
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._wants_mask = "mask" in inputs
@@ -86,12 +116,16 @@ class OnnxRuntimeBackend:
         """Token embedding: see `Backend.embed`."""
         return self._embedding[token_ids]
 
-    def new_cache(self, max_sequence: int) -> OrtCache:
-        """Buffers for one sequence, zeroed."""
-        return self.new_slots(1, max_sequence)[0]
+    def new_cache(self, max_sequence: int) -> OrtCache | DeviceCache:
+        """Buffers for one sequence, zeroed, where the provider runs the decoder."""
+        (slot,) = self.new_slots(1, max_sequence)
+        if self._device == ON_CPU.device:
+            return slot
+        move = ort.OrtValue.ortvalue_from_numpy
+        return DeviceCache({name: move(buffer, self._device) for name, buffer in slot.buffers.items()})
 
     def new_slots(self, count: int, max_sequence: int) -> list[OrtCache]:
-        """Zeroed rows next to each other: see `BatchBackend.new_slots`."""
+        """Zeroed rows next to each other in this computer's memory: see `BatchBackend.new_slots`."""
         shape = (count, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
         names = (f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._spec.num_layers))
         buffers = {name: np.zeros(shape, self._cache_type) for name in names}
@@ -113,7 +147,7 @@ class OnnxRuntimeBackend:
         self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], logit_rows: NDArray[np.int64], first: Cache
     ) -> Floats:
         """Run s tokens of b sequences, embeddings [b, s, hidden_size], in the slots from `first` on."""
-        assert isinstance(first, OrtCache)
+        assert isinstance(first, OrtCache | DeviceCache)
         binding = self._decoder.io_binding()
         feeds: dict[str, NDArray[Any]] = {
             "embeddings": embeddings,
@@ -128,11 +162,7 @@ class OnnxRuntimeBackend:
             feeds["mask"] = (np.arange(first.max_sequence) <= positions[..., None])[:, None]
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name, buffer in first.buffers.items():
-            rows = buffer[first.slot : first.slot + batch]
-            where = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
-            binding.bind_input(name, *where)
-            binding.bind_output(f"present_{name}", *where)
+        first.bind(binding, batch)
         binding.bind_output("logits")
         self._decoder.run_with_iobinding(binding)
         logits: Floats = binding.get_outputs()[-1].numpy()
@@ -163,13 +193,15 @@ def _operator_library(bundle: Bundle) -> Path:
     return path
 
 
-def _session(bundle: Bundle, part: Part, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(bundle: Bundle, part: Part, options: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
     path = bundle.path / part.files[0].name
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=list(provider.chain))
     except Exception as error:  # ONNX Runtime raises a class of its own per status, with no common base
         reason = str(error).splitlines()[0]
         raise NotPossibleHere(f"ONNX Runtime cannot load {path} ({reason}): build the bundle anew.") from None
+    provider.check(session, path)
+    return session
 
 
 def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:

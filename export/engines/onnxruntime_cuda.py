@@ -1,0 +1,56 @@
+"""Rules for ONNX Runtime on a GPU: its own operators in float16, in a float32 graph; DualPathMoE spelled out.
+
+Its GroupQueryAttention has no float32 on a GPU, and the products are at their best in float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from echovlm_edge.export import standard
+from echovlm_edge.export.engines import onnxruntime
+from echovlm_edge.export.engines.tensorrt_rules import HALF, full, half
+from echovlm_edge.export.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.quantize import Floating, MatMulNBitsBlocks, Precision
+
+
+def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:
+    """X W^T in float16, as MatMulNBits where the weight is quantized; x and the result are float32."""
+    if precision.bits > 8:
+        (weight,) = lowering.store(parameter, Floating(HALF, transposed=True), group)
+        return full(lowering, lowering.node("MatMul", [half(lowering, x), weight]))
+    packed, scale = lowering.store(parameter, MatMulNBitsBlocks(precision, HALF), group)
+    rows, blocks = standard.fixed_size(scale, 0), standard.fixed_size(scale, 1)
+    attributes: Attributes = {
+        "N": rows,
+        "K": blocks * precision.block_size,
+        "bits": precision.bits,
+        "block_size": precision.block_size,
+    }
+    inputs = [half(lowering, x), packed, scale]
+    return full(lowering, lowering.node("MatMulNBits", inputs, attributes, onnxruntime.MICROSOFT))
+
+
+def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """MultiHeadAttention in float16."""
+    heads: Attributes = {"num_heads": node.attributes["heads"].as_int()}
+    halves = [half(lowering, x) for x in node.inputs if x is not None]
+    return [full(lowering, lowering.node("MultiHeadAttention", halves, heads, onnxruntime.MICROSOFT))]
+
+
+def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """GroupQueryAttention over float16 caches."""
+    q, k, v = (half(lowering, x) for x in node.inputs[:3] if x is not None)
+    attended, keys, values = onnxruntime.grouped_query_attention(lowering, node, q, k, v)
+    return [full(lowering, attended), keys, values]
+
+
+RULES: dict[str, Rule] = {
+    "Linear": standard.linear(product),
+    "QuickGelu": onnxruntime.quick_gelu,
+    "SelfAttention": self_attention,
+    "CachedAttention": cached_attention,
+    "DualPathMoE": standard.spelled_out_dual_path_moe(product),
+}

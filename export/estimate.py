@@ -1,0 +1,236 @@
+"""`python -m echovlm_edge.export.estimate`: what a bundle will take on a target, by the roofline. Estimates, nothing measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.devices import Device
+from echovlm_edge.export.quantize import PRECISIONS, PrecisionPolicy
+from echovlm_edge.export.roofline import (
+    ARITHMETIC_SHARE,
+    BANDWIDTH_SHARE,
+    WORKING_GB,
+    WORKLOADS,
+    Cost,
+    Roofline,
+    Workload,
+)
+from echovlm_edge.export.targets import TARGETS, target
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
+ESTIMATE = "ESTIMATE, not measured"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one workload."""
+
+    workload: str
+    stage: str
+    read_gb: float
+    tera_operations: float
+    bound: str
+    roofline_seconds: float
+    expected_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One workload: what its user would notice."""
+
+    workload: str
+    first_token_seconds: float
+    tokens_per_second: float
+    whole_seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All that is estimated of one model on one target."""
+
+    target: str
+    device: str
+    precision: str
+    stages: tuple[Stage, ...]
+    outcomes: tuple[Outcome, ...]
+    memory_gb: dict[int, float]
+    usable_gb: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the shortest context fits."""
+        return min(self.memory_gb.values()) <= self.usable_gb
+
+
+def estimate(roofline: Roofline, precision: str) -> Estimate:
+    """Reckon every workload.
+
+    Raises:
+        NotPossibleHere: the target is for no machine in particular.
+    """
+    device = roofline.target.device
+    if device is None:
+        raise NotPossibleHere(f"The target {roofline.target.name} is for any machine: estimate one of {_reckoned()}.")
+    stages, outcomes = [], []
+    for workload in WORKLOADS:
+        costs = dict(_costs(roofline, workload))
+        stages += [_stage(workload, name, cost, device) for name, cost in costs.items()]
+        seconds = {name: cost.expected_seconds(device) for name, cost in costs.items()}
+        first = sum(value for name, value in seconds.items() if name != "decode")
+        speed = (workload.new_tokens - 1) / seconds["decode"]
+        outcomes.append(Outcome(workload.name, first, speed, first + seconds["decode"]))
+    memory = {tokens: roofline.memory_gb(tokens) for tokens in CONTEXTS}
+    return Estimate(
+        roofline.target.name, device.name, precision, tuple(stages), tuple(outcomes), memory, device.usable_gb
+    )
+
+
+def _costs(roofline: Roofline, workload: Workload) -> Iterator[tuple[str, Cost]]:
+    if workload.frames:
+        image = roofline.image(workload.patches)
+        yield "images", Cost(image.read_bytes * workload.frames, image.operations * workload.frames)
+    yield "prefill", roofline.prefill(workload.prompt_tokens, workload.cached_tokens)
+    yield "decode", roofline.write(workload)
+
+
+def _stage(workload: Workload, name: str, cost: Cost, device: Device) -> Stage:
+    return Stage(
+        workload.name,
+        name,
+        cost.read_bytes / 1e9,
+        cost.operations / 1e12,
+        cost.bound(device),
+        cost.seconds(device),
+        cost.expected_seconds(device),
+    )
+
+
+def _reckoned() -> str:
+    return ", ".join(name for name, known in TARGETS.items() if known.device)
+
+
+def show(found: Estimate, console: Console) -> None:
+    """Print the tables of one estimate."""
+    title = f"{ESTIMATE}: {found.precision} on {found.device} (target {found.target})"
+    stages = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for column in ("workload", "stage", "GB read", "T operations", "bound by", "at the bound, s", "expected, s"):
+        stages.add_column(column, justify="left" if column in ("workload", "stage", "bound by") else "right")
+    for stage in found.stages:
+        figures = (f"{stage.read_gb:,.1f}", f"{stage.tera_operations:,.2f}", stage.bound)
+        stages.add_row(
+            stage.workload, stage.stage, *figures, f"{stage.roofline_seconds:,.3f}", f"{stage.expected_seconds:,.3f}"
+        )
+    outcomes = Table(box=box.SIMPLE)
+    for column in ("workload", "first token, s", "tokens/s", "whole answer, s"):
+        outcomes.add_column(column, justify="left" if column == "workload" else "right")
+    for outcome in found.outcomes:
+        first, speed = f"{outcome.first_token_seconds:,.2f}", f"{outcome.tokens_per_second:,.1f}"
+        outcomes.add_row(outcome.workload, first, speed, f"{outcome.whole_seconds:,.1f}")
+    memory = Table(box=box.SIMPLE)
+    memory.add_column("context, tokens")
+    memory.add_column(f"memory, GB (of {found.usable_gb:.1f})", justify="right")
+    for tokens, size in found.memory_gb.items():
+        memory.add_row(f"{tokens:,}", f"{size:,.1f}" + ("" if size <= found.usable_gb else "  does not fit"))
+    for table in (stages, outcomes, memory):
+        console.print(table)
+    console.print(
+        f"{ESTIMATE}. Expected: {BANDWIDTH_SHARE:.0%} of the bandwidth, {ARITHMETIC_SHARE:.0%} of the arithmetic (assumed). "
+        f"Memory includes {WORKING_GB} GB for the device's context and activations (assumed).",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def compare(found: list[Estimate], console: Console) -> None:
+    """Print one row a target."""
+    table = Table(box=box.SIMPLE, title=f"{ESTIMATE}: first token, s / tokens a second", title_justify="left")
+    table.add_column("target")
+    table.add_column("device")
+    for workload in WORKLOADS:
+        table.add_column(workload.name, justify="right")
+    table.add_column("GB at 4,096", justify="right")
+    for each in found:
+        figures = [f"{outcome.first_token_seconds:.2f} / {outcome.tokens_per_second:.1f}" for outcome in each.outcomes]
+        cells = figures if each.fits else ["does not fit"] + [""] * (len(figures) - 1)
+        table.add_row(each.target, each.device, *cells, f"{each.memory_gb[4096]:.1f} of {each.usable_gb:.1f}")
+    console.print(table)
+
+
+def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
+    if options.bundle:
+        manifest = Bundle(options.bundle, finished=False).manifest
+        if not manifest.source.config:
+            raise NotPossibleHere(f"The bundle {options.bundle} does not say its model's shape: build it anew.")
+        config, precision, block = manifest.source.config, manifest.precision, manifest.block_size
+        sequence = options.max_sequence or manifest.limits.max_sequence
+        where = f"{options.bundle}'s config"
+    else:
+        config, where = _read_config(options.config), str(options.config)
+        precision, block, sequence = options.precision, 128, options.max_sequence or 4096
+    chosen = target(name)
+    chosen.check(precision, chosen.cache_types[0])
+    return Roofline(
+        EchoVLMConfig.from_json(config, where), chosen, PrecisionPolicy.of(precision, block), sequence
+    ), precision
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return read
+    except (OSError, ValueError) as error:
+        raise NotPossibleHere(f"{file} cannot be read as JSON ({error}): give a checkpoint's config.json.") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m echovlm_edge.export.estimate",
+        description="Estimate memory, time to first token and tokens a second of a bundle on a target, by the roofline.",
+    )
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--bundle", type=Path, metavar="BUNDLE", help="a bundle, whatever its target")
+    model.add_argument("--config", type=Path, metavar="FILE", help="or a checkpoint's config.json")
+    add = parser.add_argument
+    add("--target", nargs="+", choices=[name for name, known in TARGETS.items() if known.device], default=["rtx"])
+    add("--precision", choices=PRECISIONS, default="int4", help="with --config (default int4)")
+    add("--max-sequence", type=int, metavar="N", help="the cache's capacity (default: the bundle's, or 4096)")
+    add("--json", type=Path, metavar="F", help="write the figures")
+    add("--plot", type=Path, metavar="F", help="draw them (PNG, SVG or PDF)")
+    options = parser.parse_args(arguments)
+
+    def command() -> int:
+        found = [estimate(*_roofline(options, name)) for name in options.target]
+        console = Console()
+        for each in found:
+            show(each, console)
+        if len(found) > 1:
+            compare(found, console)
+        if options.json:
+            told = {"note": ESTIMATE, "estimates": [asdict(each) for each in found]}
+            options.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        if options.plot:
+            from echovlm_edge.export.estimate_plot import plot
+
+            plot(found, options.plot)
+        return 0
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Progress bars, one for each stage of a build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import rich.progress
+from rich.console import Console
+
+
+class Progress:
+    """Progress bars, one a stage; stages without a measure pulse."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on `console`."""
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description:<24}"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeElapsedColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> Progress:
+        """Start drawing."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        self._bars.stop()
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """One stage; yields what to tell how far it is, in units of `total`."""
+        task = self._bars.add_task(name, total=total)
+        yield lambda amount: self._bars.advance(task, amount)
+        self._bars.update(task, total=total or 1, completed=total or 1)

@@ -1,0 +1,91 @@
+"""The weighted down projection: inner values already carry their group's weight, so that one product adds the groups up."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# (Triton gives a kernel's arguments their types when it is compiled.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from echovlm_edge.plugins.dual_path_moe.cuda.weights import add_product, tile_pointers
+
+
+@triton.jit
+def output_tile(
+    inner, down, down_scale, group_weights, token, present, rows, dense, shared, expert, experts, split, splits,
+    BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Sums float32 [TOKENS, ROWS] over part `split` of `splits` of the columns of dense and shared, and of each expert.
+
+    An expert that none of these tokens chose is passed over; where one did, the others' columns read as zero.
+    """
+    sums = tl.zeros((ROWS, TOKENS), tl.float32)
+    always = dense + shared
+    columns = always + experts * expert
+    depth = tl.arange(0, DEPTH)
+    inner_tile = inner + token.to(tl.int64)[:, None] * columns + depth[None, :]
+    down_tile = tile_pointers(down, rows, columns, BITS, DEPTH)
+    steps = always // DEPTH
+    share = tl.cdiv(steps, splits)
+    for step in range(split * share, tl.minimum(split * share + share, steps)):
+        value = tl.load(inner_tile + step * DEPTH, mask=present[:, None], other=0)
+        sums = add_product(sums, value, down_tile, down_scale, rows, columns, step, BITS, BLOCK, DEPTH)
+
+    expert_steps = expert // DEPTH
+    share = tl.cdiv(expert_steps, splits)
+    for routed in range(0, experts):
+        weight = tl.load(group_weights + token * (2 + experts) + 2 + routed, mask=present, other=0)
+        chose = weight != 0
+        first = steps + routed * expert_steps
+        last = tl.minimum(split * share + share, expert_steps) * tl.max(chose.to(tl.int32), axis=0)
+        for step in range(first + split * share, first + last):
+            value = tl.load(inner_tile + step * DEPTH, mask=chose[:, None], other=0)
+            sums = add_product(sums, value, down_tile, down_scale, rows, columns, step, BITS, BLOCK, DEPTH)
+    return tl.trans(sums)
+
+
+@triton.jit
+def down_decode(
+    inner, down, down_scale, group_weights, parts, tokens, hidden, dense, shared, expert, experts, splits,
+    BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One program per ROWS outputs and part of the columns, for all tokens: `parts` float32 [splits, tokens, hidden]."""
+    split = tl.program_id(1)
+    token = tl.arange(0, TOKENS)
+    present = token < tokens
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    sums = output_tile(
+        inner, down, down_scale, group_weights, token, present, rows, dense, shared, expert, experts, split, splits,
+        BITS, BLOCK, TOKENS, ROWS, DEPTH,
+    )  # fmt: skip
+    to = parts + (split * tokens + token)[:, None] * hidden + rows[None, :]
+    tl.store(to, sums, mask=present[:, None])
+
+
+@triton.jit
+def sum_parts(parts, y, elements, splits, ROWS: tl.constexpr):
+    """Y [elements] from parts [splits, elements], added in their order: the same sum on every run."""
+    element = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = element < elements
+    total = tl.zeros((ROWS,), tl.float32)
+    for split in range(0, splits):
+        total += tl.load(parts + split * elements + element, mask=inside, other=0)
+    tl.store(y + element, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def down_prefill(
+    inner, down, down_scale, group_weights, y, tokens, hidden, dense, shared, expert, experts,
+    BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One program per TOKENS tokens, in their order, and ROWS outputs."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    present = token < tokens
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    sums = output_tile(
+        inner, down, down_scale, group_weights, token, present, rows, dense, shared, expert, experts, 0, 1,
+        BITS, BLOCK, TOKENS, ROWS, DEPTH,
+    )  # fmt: skip
+    to = y + token.to(tl.int64)[:, None] * hidden + rows[None, :]
+    tl.store(to, sums.to(y.dtype.element_ty), mask=present[:, None])

@@ -1,0 +1,89 @@
+"""The inner values of all groups in one launch: SwiGLU over rows of gate and up, in group order."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# (Triton gives a kernel's arguments their types when it is compiled.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from echovlm_edge.plugins.dual_path_moe.cuda.weights import add_product, tile_pointers
+
+
+@triton.jit
+def group_of_row(row, dense, shared, expert):
+    """The group (dense, shared, expert 0, …) whose rows hold `row`; a tile never spans two."""
+    routed = row - dense - shared
+    return tl.where(routed >= 0, 2 + tl.maximum(routed, 0) // expert, tl.where(row >= dense, 1, 0))
+
+
+@triton.jit
+def inner_tile(
+    x, gate, up, gate_scale, up_scale, token, present, rows, hidden,
+    BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """silu(gate x) * (up x) float32 [TOKENS, ROWS] of the tokens `token` (where `present`) and the rows `rows`."""
+    gate_sums = tl.zeros((ROWS, TOKENS), tl.float32)
+    up_sums = tl.zeros((ROWS, TOKENS), tl.float32)
+    x_tile = x + token.to(tl.int64)[:, None] * hidden + tl.arange(0, DEPTH)[None, :]
+    gate_tile = tile_pointers(gate, rows, hidden, BITS, DEPTH)
+    up_tile = tile_pointers(up, rows, hidden, BITS, DEPTH)
+    for step in range(0, hidden // DEPTH):
+        value = tl.load(x_tile + step * DEPTH, mask=present[:, None], other=0)
+        gate_sums = add_product(gate_sums, value, gate_tile, gate_scale, rows, hidden, step, BITS, BLOCK, DEPTH)
+        up_sums = add_product(up_sums, value, up_tile, up_scale, rows, hidden, step, BITS, BLOCK, DEPTH)
+    return tl.trans(gate_sums * tl.sigmoid(gate_sums) * up_sums)
+
+
+@triton.jit
+def gate_up_decode(
+    x, gate, up, gate_scale, up_scale, group_weights, inner, tokens, hidden, dense, shared, expert, experts,
+    BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One program per ROWS rows, for all tokens (at most TOKENS): each weight is read once, an expert that nobody chose not at all."""
+    first = tl.program_id(0) * ROWS
+    group = group_of_row(first, dense, shared, expert)
+    token = tl.arange(0, TOKENS)
+    weight = tl.load(group_weights + token * (2 + experts) + group, mask=token < tokens, other=0)
+    present = weight != 0
+    if tl.max(present.to(tl.int32), axis=0) == 0:
+        return
+    rows = first + tl.arange(0, ROWS)
+    values = inner_tile(
+        x, gate, up, gate_scale, up_scale, token, present, rows, hidden, BITS, BLOCK, TOKENS, ROWS, DEPTH
+    )  # fmt: skip
+    to = inner + token[:, None] * (dense + shared + experts * expert) + rows[None, :]
+    tl.store(to, (values * weight[:, None]).to(inner.dtype.element_ty), mask=present[:, None])
+
+
+@triton.jit
+def gate_up_prefill(
+    x, gate, up, gate_scale, up_scale, group_weights, expert_tokens, expert_counts, inner,
+    tokens, hidden, dense, shared, expert, experts,
+    BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One program per TOKENS tokens of a group and ROWS of its rows.
+
+    Programs that share a tile of weights are neighbours, and find it in the L2 cache.
+    """
+    first = tl.program_id(1) * ROWS
+    group = group_of_row(first, dense, shared, expert)
+    count = tokens
+    if group >= 2:
+        count = tl.load(expert_counts + group - 2)
+    if tl.program_id(0) * TOKENS >= count:
+        return
+    place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    present = place < count
+    token = place
+    if group >= 2:
+        token = tl.load(expert_tokens + (group - 2).to(tl.int64) * tokens + place, mask=present, other=0)
+    rows = first + tl.arange(0, ROWS)
+    values = inner_tile(
+        x, gate, up, gate_scale, up_scale, token, present, rows, hidden, BITS, BLOCK, TOKENS, ROWS, DEPTH
+    )  # fmt: skip
+    # Not before the loop, where it would hold a register for every token of a thread.
+    weight = tl.load(group_weights + token * (2 + experts) + group, mask=present, other=0)
+    to = inner + token.to(tl.int64)[:, None] * (dense + shared + experts * expert) + rows[None, :]
+    tl.store(to, (values * weight[:, None]).to(inner.dtype.element_ty), mask=present[:, None])

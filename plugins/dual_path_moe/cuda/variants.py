@@ -1,0 +1,173 @@
+"""The kernels that are compiled: each one's types, constants and launch options, for every device alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from echovlm_edge.plugins.dual_path_moe.cuda import down, gate_up, routing
+from echovlm_edge.plugins.dual_path_moe.cuda.planner import DECODE_TOKENS, MOST_EXPERTS
+
+ANY = 0xFFFFFFFF  # in a record: whatever it is
+ACTIVATIONS = ("fp16", "bf16")  # Triton's names, in the order of the archive's numbers
+WEIGHTS = ((0, 0), (4, 64), (4, 128))  # bits, block_size
+DEPTH = 64  # values of K a step: a block of weights is one step or two
+AMPERE, HOPPER = 80, 90
+
+# Parameters in order; "act" is x's type, "weight" that of the matrices.
+SIZES = dict.fromkeys(("tokens", "hidden", "dense", "shared", "expert", "experts"), "i32")
+PARAMETERS: dict[str, dict[str, str]] = {
+    "route": {
+        **dict.fromkeys(("x", "router", "shared_gate", "coefficient", "coefficient_bias"), "*act"),
+        "group_weights": "*fp32",
+        **dict.fromkeys(("hidden", "experts", "top_k", "norm_topk_prob"), "i32"),
+    },
+    "sort": {
+        "group_weights": "*fp32",
+        "expert_tokens": "*i32",
+        "expert_counts": "*i32",
+        "tokens": "i32",
+        "experts": "i32",
+    },
+    "gate_up_decode": {
+        "x": "*act",
+        "gate": "*weight",
+        "up": "*weight",
+        "gate_scale": "*fp32",
+        "up_scale": "*fp32",
+        "group_weights": "*fp32",
+        "inner": "*act",
+        **SIZES,
+    },
+    "gate_up_prefill": {
+        "x": "*act",
+        "gate": "*weight",
+        "up": "*weight",
+        "gate_scale": "*fp32",
+        "up_scale": "*fp32",
+        "group_weights": "*fp32",
+        "expert_tokens": "*i32",
+        "expert_counts": "*i32",
+        "inner": "*act",
+        **SIZES,
+    },
+    "down_decode": {
+        "inner": "*act",
+        "down": "*weight",
+        "down_scale": "*fp32",
+        "group_weights": "*fp32",
+        "parts": "*fp32",
+        **SIZES,
+        "splits": "i32",
+    },
+    "sum_parts": {"parts": "*fp32", "y": "*act", "elements": "i32", "splits": "i32"},
+    "down_prefill": {
+        "inner": "*act",
+        "down": "*weight",
+        "down_scale": "*fp32",
+        "group_weights": "*fp32",
+        "y": "*act",
+        **SIZES,
+    },
+}
+FUNCTIONS: dict[str, Any] = {
+    name: getattr(module, name)
+    for module, names in (
+        (routing, ("route", "sort")),
+        (gate_up, ("gate_up_decode", "gate_up_prefill")),
+        (down, ("down_decode", "sum_parts", "down_prefill")),
+    )
+    for name in names
+}
+# Known divisors of sizes: what lets a compiler prove that 16 bytes may be loaded at once.
+DIVISORS = {"hidden": 64, "dense": 64, "shared": 64, "expert": 64, "elements": 64}
+POINTER_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of a kernel, apart from the device: what its archive record says beside sizes.
+
+    `activation` is an index of ACTIVATIONS, or ANY as `bits` and `block_size` may be.
+    """
+
+    kernel: str
+    activation: int
+    bits: int
+    block_size: int
+    tile_tokens: int
+    tile_rows: int
+    tile_depth: int
+    num_warps: int
+    num_stages: int
+    experts_limit: int = MOST_EXPERTS
+
+    @property
+    def label(self) -> str:
+        """A name for people: kernel, types and tile."""
+        activation = "" if self.activation == ANY else f" {ACTIVATIONS[self.activation]}"
+        weights = {ANY: "", 0: " float"}.get(self.bits, f" int4/{self.block_size}")
+        return f"{self.kernel}{activation}{weights} {self.tile_tokens}x{self.tile_rows}x{self.tile_depth}"
+
+    @property
+    def multiplies_weights(self) -> bool:
+        """Whether it reads gate, up or down."""
+        return "*weight" in PARAMETERS[self.kernel].values()
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Triton's type of every argument, constants included."""
+        activation = ACTIVATIONS[0 if self.activation == ANY else self.activation]
+        names = {"*act": f"*{activation}", "*weight": "*i8" if self.bits == 4 else f"*{activation}"}
+        parameters = {name: names.get(kind, kind) for name, kind in PARAMETERS[self.kernel].items()}
+        return parameters | dict.fromkeys(self.constants, "constexpr")
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The values of the constants in capitals."""
+        if self.kernel == "route":
+            return {"EXPERTS": self.experts_limit, "DEPTH": self.tile_depth}
+        if self.kernel in ("sort", "sum_parts"):
+            return {"ROWS": self.tile_rows}
+        return {
+            "BITS": self.bits,
+            "BLOCK": self.block_size,
+            "TOKENS": self.tile_tokens,
+            "ROWS": self.tile_rows,
+            "DEPTH": self.tile_depth,
+        }
+
+    @property
+    def hints(self) -> dict[tuple[int], list[list[Any]]]:
+        """Alignment of pointers and divisors of sizes, by the argument's place."""
+        known = {}
+        for place, (name, kind) in enumerate(PARAMETERS[self.kernel].items()):
+            divisor = POINTER_ALIGNMENT if kind.startswith("*") else DIVISORS.get(name)
+            if divisor:
+                known[(place,)] = [["tt.divisibility", divisor]]
+        return known
+
+
+def variants(sm: int) -> Iterator[Variant]:
+    """Every variant for one device, in the archive's order."""
+    for activation in range(len(ACTIVATIONS)):
+        for experts_limit, depth in ((8, 512), (MOST_EXPERTS, 64)):
+            yield Variant("route", activation, ANY, ANY, 1, 1, depth, 4, 2, experts_limit)
+    yield Variant("sort", ANY, ANY, ANY, 1, 1024, 1, 4, 1)
+    for activation in range(len(ACTIVATIONS)):
+        yield Variant("sum_parts", activation, ANY, ANY, 1, 1024, 1, 4, 1)
+        for bits, block_size in WEIGHTS:
+            # A tile of 4-bit weights is 16 bytes a thread: 64 rows of 32 bytes for 128 threads. Hopper's own product, which
+            # takes 64 rows or more, would read them by 4 bytes from where it wants them: there tiles stay below it.
+            rows, warps = (32, 2) if sm == HOPPER and bits else (64, 4)
+            prefill_stages = 2 if sm == AMPERE and bits else 3  # A100's code has no registers left for a third
+            for kernel, tokens, stages in (
+                ("gate_up_decode", DECODE_TOKENS, 4),
+                ("down_decode", DECODE_TOKENS, 4),
+                ("gate_up_prefill", 32, prefill_stages),
+                ("down_prefill", 32, prefill_stages),
+                ("gate_up_prefill", 64, prefill_stages),
+                ("down_prefill", 64, prefill_stages),
+            ):
+                yield Variant(kernel, activation, bits, block_size, tokens, rows, DEPTH, warps, stages)

@@ -1,0 +1,57 @@
+// The archive of cubins, read in place: layout and choice as ../cuda/README.md specifies them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace echovlm {
+
+// One kernel of one architecture.
+struct KernelRecord {
+  std::string kernel;  // its name in the contract: route, gate_up_decode, ...
+  std::string entry;   // its symbol in the cubin
+  std::uint32_t sm, activation, bits, block_size, experts_limit;
+  std::uint32_t tile_tokens, tile_rows, tile_depth;
+  std::uint32_t num_warps, shared_bytes, registers, parameters;
+  const std::uint8_t* cubin;
+  std::size_t cubin_bytes;
+};
+
+constexpr std::uint32_t kAny = 0xFFFFFFFF;  // of activation, bits and block_size
+constexpr std::uint32_t kFloat16 = 0, kBFloat16 = 1;
+
+// What a launch needs of an archive.
+struct Variant {
+  std::uint32_t activation;  // kFloat16 or kBFloat16
+  std::uint32_t bits, block_size, experts;
+};
+
+class Archive {
+ public:
+  // `data` must outlive the archive. Throws std::invalid_argument for what is not an archive, is cut short or is of a later version.
+  Archive(const std::uint8_t* data, std::size_t bytes);
+
+  const std::vector<KernelRecord>& records() const { return records_; }
+
+  // Of the records that serve a device of compute capability `sm` / 10 and the variant, the one named `kernel`, with
+  // `tile_tokens` unless that is 0, and of several the one for the fewest experts; null where there is none.
+  const KernelRecord* find(const std::string& kernel, std::uint32_t sm, const Variant& variant,
+                           std::uint32_t tile_tokens = 0) const;
+
+  // Distinct tile_tokens of gate_up_prefill for the variant, ascending: on any device, or on one of capability `sm` / 10.
+  std::vector<std::uint32_t> prefill_tiles(const Variant& variant) const;
+  std::vector<std::uint32_t> prefill_tiles(const Variant& variant, std::uint32_t sm) const;
+
+  // Architectures that it has kernels for, ascending.
+  std::vector<std::uint32_t> architectures() const;
+
+ private:
+  // The architecture whose cubins a device runs; 0 where there is none.
+  std::uint32_t architecture_for(std::uint32_t sm) const;
+
+  std::vector<KernelRecord> records_;
+};
+
+}  // namespace echovlm

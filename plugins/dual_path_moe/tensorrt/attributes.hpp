@@ -1,0 +1,32 @@
+// DualPathMoE's attributes as the GPU's kernels take them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace echovlm {
+
+struct Attributes {
+  std::vector<std::int32_t> group_widths;  // of dense, shared, expert 0, ...
+  std::int32_t top_k = 0;
+  std::int32_t norm_topk_prob = 0;  // 0 or 1
+  std::int32_t bits = 0;            // 0 or 4
+  std::int32_t block_size = 0;      // 64 or 128 with 4 bits
+
+  std::int64_t experts() const { return static_cast<std::int64_t>(group_widths.size()) - 2; }
+  std::int64_t total_width() const;
+  // The hidden width and every group's must be multiples of it.
+  std::int64_t width_step() const;
+
+  // Throws std::invalid_argument, with a sentence that names the attribute.
+  void validate() const;
+};
+
+// As the engine inspector shows them: group_widths=[384,256],top_k=2,...
+std::string to_string(const Attributes& attributes);
+
+// "4, 8 and 15": numbers in a sentence or a list.
+std::string joined(const std::vector<std::int64_t>& values, const char* separator = ", ");
+
+}  // namespace echovlm

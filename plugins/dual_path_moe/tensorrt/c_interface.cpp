@@ -1,0 +1,83 @@
+#include "c_interface.hpp"
+
+#include <algorithm>
+#include <exception>
+
+#include "archive.hpp"
+#include "embedded_archive.hpp"
+#include "planner.hpp"
+
+namespace {
+
+using namespace echovlm;
+
+MoeShape shape_of(const EchovlmPlanRequest& request) {
+  return {request.hidden, request.dense, request.shared, request.expert, request.experts};
+}
+
+void copy_text(const std::string& text, char* to, std::size_t size) {
+  if (size == 0) return;
+  const std::size_t length = std::min(text.size(), size - 1);
+  std::copy_n(text.begin(), length, to);
+  to[length] = '\0';
+}
+
+}  // namespace
+
+void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan) {
+  const Tiles tiles{request->gate_up_rows, request->down_rows, request->tile_tokens, request->elements};
+  const LaunchPlan made = request->decode
+                              ? plan_decode(shape_of(*request), request->tokens, tiles, request->multiprocessors)
+                              : plan_prefill(shape_of(*request), request->tokens, tiles);
+  *plan = {};
+  for (const Launch& launch : made.launches) {
+    plan->kernels[plan->launches] = kernel_name(launch.kernel);
+    plan->grids[plan->launches][0] = launch.grid_x;
+    plan->grids[plan->launches][1] = launch.grid_y;
+    ++plan->launches;
+  }
+  plan->splits = made.splits;
+  const auto bytes = [](std::size_t offset) { return static_cast<std::int64_t>(offset); };
+  plan->group_weights = bytes(made.workspace.group_weights);
+  plan->inner = bytes(made.workspace.inner);
+  plan->parts = bytes(made.workspace.parts);
+  plan->expert_tokens = bytes(made.workspace.expert_tokens);
+  plan->expert_counts = bytes(made.workspace.expert_counts);
+  plan->workspace_bytes = bytes(made.workspace.bytes);
+}
+
+std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request) {
+  return static_cast<std::int64_t>(largest_workspace(shape_of(*request), request->tokens));
+}
+
+int echovlm_find_kernel(const void* archive, std::size_t bytes, const EchovlmKernelQuery* query, EchovlmKernel* found,
+                        char* error, std::size_t error_size) {
+  try {
+    const Archive opened(static_cast<const std::uint8_t*>(archive), bytes);
+    const Variant variant{static_cast<std::uint32_t>(query->activation), static_cast<std::uint32_t>(query->bits),
+                          static_cast<std::uint32_t>(query->block_size), static_cast<std::uint32_t>(query->experts)};
+    const KernelRecord* const record = opened.find(query->kernel, static_cast<std::uint32_t>(query->sm), variant,
+                                                   static_cast<std::uint32_t>(query->tile_tokens));
+    if (!record) return 1;
+    *found = {"",
+              record->sm,
+              record->tile_tokens,
+              record->tile_rows,
+              record->num_warps,
+              record->shared_bytes,
+              record->parameters,
+              record->cubin - static_cast<const std::uint8_t*>(archive),
+              static_cast<std::int64_t>(record->cubin_bytes)};
+    copy_text(record->entry, found->entry, sizeof found->entry);
+    return 0;
+  } catch (const std::exception& thrown) {
+    copy_text(thrown.what(), error, error_size);
+    return 2;
+  }
+}
+
+const void* echovlm_embedded_archive(std::size_t* bytes) {
+  const ArchiveBytes embedded = embedded_archive_bytes();
+  *bytes = embedded.size;
+  return embedded.data;
+}

@@ -1,0 +1,48 @@
+// What can be asked without TensorRT and without a GPU, as plain C functions: for tests, and to see what a library holds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#define ECHOVLM_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+struct EchovlmPlanRequest {
+  std::int64_t tokens, hidden, dense, shared, expert, experts;
+  std::int64_t decode;  // 1 for the decode kernels, 0 for prefill's
+  std::int64_t gate_up_rows, down_rows, tile_tokens, elements;
+  std::int64_t multiprocessors;
+};
+
+struct EchovlmPlan {
+  std::int64_t launches;         // four
+  const char* kernels[4];        // as the archive names them
+  std::int64_t grids[4][2];      // gridDim.x and .y
+  std::int64_t splits;
+  std::int64_t group_weights, inner, parts, expert_tokens, expert_counts;  // offsets in the workspace; 0 where there is none
+  std::int64_t workspace_bytes;
+};
+
+ECHOVLM_EXPORT void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan);
+
+// Bytes for every number of tokens up to `tokens`; other fields of the request than the shape's are not read.
+ECHOVLM_EXPORT std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request);
+
+struct EchovlmKernelQuery {
+  const char* kernel;
+  std::int64_t sm, activation, bits, block_size, experts, tile_tokens;
+};
+
+struct EchovlmKernel {
+  char entry[64];
+  std::int64_t sm, tile_tokens, tile_rows, num_warps, shared_bytes, parameters, cubin_offset, cubin_bytes;
+};
+
+// The record that would be launched. 0; 1 where there is none; 2, with a sentence in `error`, where `archive` is not one.
+ECHOVLM_EXPORT int echovlm_find_kernel(const void* archive, std::size_t bytes, const EchovlmKernelQuery* query,
+                                       EchovlmKernel* found, char* error, std::size_t error_size);
+
+// The archive in this library, and null where it was built without one.
+ECHOVLM_EXPORT const void* echovlm_embedded_archive(std::size_t* bytes);
+}

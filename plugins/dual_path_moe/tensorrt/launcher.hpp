@@ -1,0 +1,51 @@
+// One plan's kernels on a stream, through the driver.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "archive.hpp"
+#include "attributes.hpp"
+#include "driver.hpp"
+#include "planner.hpp"
+#include "signature.hpp"
+
+namespace echovlm {
+
+// The device pointers of one call; scales are null where weights are floating.
+struct CallBuffers {
+  std::array<const void*, kMaxInputs> inputs{};  // in README.md's order
+  void* y = nullptr;
+  void* workspace = nullptr;  // at least as large as the plan's
+};
+
+class Launcher {
+ public:
+  // Plans for `tokens` of `hidden` values and loads the kernels into the calling thread's context. `activation` is kFloat16 or
+  // kBFloat16; `tile_tokens` is the prefill kernels' tile, and another is taken where this device has none of it. Throws
+  // std::runtime_error with a sentence: no driver, no kernels for this device.
+  Launcher(const Archive& archive, const Attributes& attributes, std::uint32_t activation, std::int64_t hidden,
+           std::int64_t tokens, std::uint32_t tile_tokens);
+
+  // Nothing is allocated, and nothing waits: a stream that is being captured may be given.
+  void launch(const CallBuffers& buffers, cuda::Stream stream) const;
+
+  const LaunchPlan& plan() const { return plan_; }
+
+ private:
+  struct Loaded {
+    const KernelRecord* record = nullptr;
+    cuda::Function function = nullptr;
+  };
+
+  const KernelRecord& load(const Archive& archive, std::uint32_t sm, const Variant& variant, Kernel kernel,
+                           std::uint32_t tile_tokens);
+
+  MoeShape shape_;
+  std::int32_t top_k_, norm_topk_prob_;
+  std::int64_t tokens_;
+  std::array<Loaded, kKernels> kernels_{};
+  LaunchPlan plan_;
+};
+
+}  // namespace echovlm

@@ -1,0 +1,99 @@
+#include "planner.hpp"
+
+#include <algorithm>
+
+namespace echovlm {
+namespace {
+
+constexpr std::int64_t kMostSplits = 8, kProgramsPerMultiprocessor = 4;
+constexpr std::size_t kBufferAlignment = 256;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Buffers one after another, each at a multiple of kBufferAlignment.
+class Layout {
+ public:
+  std::size_t place(std::int64_t bytes) {
+    const std::size_t start = end_;
+    end_ = (start + static_cast<std::size_t>(bytes) + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+    return start;
+  }
+  std::size_t end() const { return end_; }
+
+ private:
+  std::size_t end_ = 0;
+};
+
+WorkspaceLayout decode_workspace(const MoeShape& shape, std::int64_t tokens, std::int64_t splits) {
+  Layout layout;
+  WorkspaceLayout workspace{};
+  workspace.group_weights = layout.place(4 * tokens * shape.groups());
+  workspace.inner = layout.place(2 * tokens * shape.total_width());
+  workspace.parts = layout.place(4 * splits * tokens * shape.hidden);
+  workspace.bytes = layout.end();
+  return workspace;
+}
+
+WorkspaceLayout prefill_workspace(const MoeShape& shape, std::int64_t tokens) {
+  Layout layout;
+  WorkspaceLayout workspace{};
+  workspace.group_weights = layout.place(4 * tokens * shape.groups());
+  workspace.inner = layout.place(2 * tokens * shape.total_width());
+  workspace.expert_tokens = layout.place(4 * shape.experts * tokens);
+  workspace.expert_counts = layout.place(4 * shape.experts);
+  workspace.bytes = layout.end();
+  return workspace;
+}
+
+std::int64_t group_programs(const MoeShape& shape, std::int64_t rows) {
+  return divide_up(shape.dense, rows) + divide_up(shape.shared, rows) + shape.experts * divide_up(shape.expert, rows);
+}
+
+std::int64_t split_count(std::int64_t programs, std::int64_t multiprocessors) {
+  std::int64_t splits = 1;
+  while (splits < kMostSplits && splits * programs < kProgramsPerMultiprocessor * multiprocessors) splits *= 2;
+  return splits;
+}
+
+Launch launch(Kernel kernel, std::int64_t x, std::int64_t y = 1) {
+  return {kernel, static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y)};
+}
+
+}  // namespace
+
+MoeShape MoeShape::of(const Attributes& attributes, std::int64_t hidden) {
+  const auto& widths = attributes.group_widths;
+  return {hidden, widths.at(0), widths.at(1), widths.at(2), attributes.experts()};
+}
+
+const char* kernel_name(Kernel kernel) {
+  constexpr const char* names[kKernels] = {"route",     "sort",            "gate_up_decode", "down_decode",
+                                           "sum_parts", "gate_up_prefill", "down_prefill"};
+  return names[static_cast<std::size_t>(kernel)];
+}
+
+LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors) {
+  const std::int64_t down_programs = divide_up(shape.hidden, tiles.down_rows);
+  const std::int64_t splits = split_count(down_programs, multiprocessors);
+  return {{launch(Kernel::kRoute, tokens), launch(Kernel::kGateUpDecode, group_programs(shape, tiles.gate_up_rows)),
+           launch(Kernel::kDownDecode, down_programs, splits),
+           launch(Kernel::kSumParts, divide_up(tokens * shape.hidden, tiles.elements))},
+          splits,
+          decode_workspace(shape, tokens, splits)};
+}
+
+LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles) {
+  const std::int64_t token_tiles = divide_up(tokens, tiles.tokens);
+  return {{launch(Kernel::kRoute, tokens), launch(Kernel::kSort, shape.experts),
+           launch(Kernel::kGateUpPrefill, token_tiles, group_programs(shape, tiles.gate_up_rows)),
+           launch(Kernel::kDownPrefill, token_tiles, divide_up(shape.hidden, tiles.down_rows))},
+          1,
+          prefill_workspace(shape, tokens)};
+}
+
+std::size_t largest_workspace(const MoeShape& shape, std::int64_t most) {
+  return std::max(decode_workspace(shape, std::min(most, kDecodeTokens), kMostSplits).bytes,
+                  prefill_workspace(shape, most).bytes);
+}
+
+}  // namespace echovlm

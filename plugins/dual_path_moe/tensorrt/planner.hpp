@@ -1,0 +1,61 @@
+// Which kernels run for a number of tokens, on what grids and in what workspace: ../cuda/README.md's formulas, a pure function.
+//
+// ../cuda/planner.py holds the same in Python; a test compares them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attributes.hpp"
+
+namespace echovlm {
+
+constexpr std::int64_t kDecodeTokens = 16;  // up to here weights are streamed once
+
+struct MoeShape {
+  std::int64_t hidden, dense, shared, expert, experts;
+
+  // Of validated attributes.
+  static MoeShape of(const Attributes& attributes, std::int64_t hidden);
+
+  std::int64_t groups() const { return 2 + experts; }
+  std::int64_t total_width() const { return dense + shared + expert * experts; }
+};
+
+enum class Kernel { kRoute, kSort, kGateUpDecode, kDownDecode, kSumParts, kGateUpPrefill, kDownPrefill };
+constexpr std::size_t kKernels = 7;
+
+// As the archive names it.
+const char* kernel_name(Kernel kernel);
+
+// The constants of the chosen kernels that grids depend on.
+struct Tiles {
+  std::int64_t gate_up_rows, down_rows;
+  std::int64_t tokens;    // prefill only
+  std::int64_t elements;  // of sum_parts, decode only
+};
+
+struct Launch {
+  Kernel kernel;
+  std::uint32_t grid_x, grid_y;
+};
+
+// Where each buffer of the workspace starts, in bytes, and how many it is together.
+struct WorkspaceLayout {
+  std::size_t group_weights, inner, parts, expert_tokens, expert_counts, bytes;
+};
+
+struct LaunchPlan {
+  std::vector<Launch> launches;
+  std::int64_t splits;  // decode only, else 1
+  WorkspaceLayout workspace;
+};
+
+// `tokens` at least 1; `multiprocessors` of the device.
+LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors);
+LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles);
+
+// Enough for any number of tokens up to `most`, on any device and with any tile.
+std::size_t largest_workspace(const MoeShape& shape, std::int64_t most);
+
+}  // namespace echovlm

@@ -1,0 +1,183 @@
+"""What the TensorRT backend asks of a device and of an engine: memory, one queue of work, a part to run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+
+
+class Memory(Protocol):
+    """A block of device memory, freed when the last reference to it goes."""
+
+    @property
+    def address(self) -> int:
+        """Where it is on the device: it never moves."""
+        ...
+
+
+class Staging(Protocol):
+    """A block of page-locked host memory, which the device copies from and to while the host goes on."""
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The block."""
+        ...
+
+
+class Graph(Protocol):
+    """Work that was recorded once and is queued again as a whole."""
+
+    def launch(self) -> None:
+        """Queue it."""
+        ...
+
+
+class Device(Protocol):
+    """One GPU with one queue: what is queued is done in order, and done for certain only after `synchronize`."""
+
+    @property
+    def name(self) -> str:
+        """As its maker calls it."""
+        ...
+
+    def enter(self) -> None:
+        """Make it the calling thread's device: before any other call of a thread."""
+        ...
+
+    def free_bytes(self) -> int:
+        """How much memory can still be had."""
+        ...
+
+    def allocate(self, size: int) -> Memory:
+        """Device memory of `size` bytes, its contents unknown.
+
+        Raises:
+            NotPossibleHere: there is not so much.
+        """
+        ...
+
+    def stage(self, size: int) -> Staging:
+        """Page-locked host memory of `size` bytes.
+
+        Raises:
+            NotPossibleHere: there is not so much.
+        """
+        ...
+
+    def clear(self, address: int, size: int) -> None:
+        """Queue zeroing `size` bytes of the device."""
+        ...
+
+    def upload(self, source: NDArray[np.uint8], address: int) -> None:
+        """Queue a copy of `source`, which lies in a `Staging`, to the device."""
+        ...
+
+    def download(self, address: int, target: NDArray[np.uint8]) -> None:
+        """Queue a copy from the device into `target`, which lies in a `Staging`."""
+        ...
+
+    def record(self, queue: Callable[[], None]) -> Graph:
+        """What `queue` queues, recorded instead of done."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all that is queued is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where a tensor lies on the device, and its shape."""
+
+    address: int
+    shape: Shape
+
+
+class Context(Protocol):
+    """A part's engine with memory of its own to work in."""
+
+    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
+        """Queue a run over `inputs`; each output goes to its address.
+
+        Raises:
+            NotPossibleHere: the engine was not built for such shapes.
+        """
+        ...
+
+    def recordable(self) -> bool:
+        """Whether `queue`, as it was last called, can be recorded into a graph."""
+        ...
+
+
+class PartEngine(Protocol):
+    """A part's engine, loaded: weights on the device. Its tensors' types are those of bundle.json."""
+
+    def new_context(self, recorded: bool) -> Context:
+        """A context; `recorded` if its runs, all of one shape, will be recorded."""
+        ...
+
+
+@dataclass(frozen=True)
+class Region:
+    """A tensor in an arena: on the device at `address`, on the host as `host`."""
+
+    address: int
+    host: NDArray[Any]
+
+    @property
+    def binding(self) -> Binding:
+        """Where an engine finds it."""
+        return Binding(self.address, self.host.shape)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of a tensor's type as bundle.json spells it: ONNX's names in small letters."""
+    return np.dtype("float32" if name == "float" else name)
+
+
+class Arena:
+    """A block of device memory and its page-locked twin, cut anew by each call and replaced when a call needs more."""
+
+    ALIGNMENT = 256  # bytes: what cuMemAlloc itself gives, and so what engines may expect of every tensor
+
+    def __init__(self, device: Device) -> None:
+        """Nothing is allocated yet."""
+        self._device = device
+        self._size = self._used = 0
+        self._memory: Memory | None = None
+        self._staging: Staging | None = None
+
+    def cut(self, tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, Region]:
+        """Regions for named tensors of a type, as bundle.json spells it, and a shape. Those of the call before are void."""
+        sizes = {name: numpy_dtype(dtype).itemsize * int(np.prod(shape)) for name, (dtype, shape) in tensors.items()}
+        offsets, end = {}, 0
+        for name, size in sizes.items():
+            offsets[name], end = end, end + size + -size % self.ALIGNMENT
+        if end > self._size or self._memory is None or self._staging is None:
+            self._device.synchronize()  # the old block may be in use
+            self._memory = self._staging = None
+            self._memory, self._staging, self._size = self._device.allocate(end), self._device.stage(end), end
+        self._used = end
+        block, start = self._staging.bytes, self._memory.address
+        return {
+            name: Region(
+                start + offsets[name],
+                block[offsets[name] : offsets[name] + sizes[name]].view(numpy_dtype(dtype)).reshape(shape),
+            )
+            for name, (dtype, shape) in tensors.items()
+        }
+
+    def upload(self) -> None:
+        """Queue one copy of all that was cut to the device."""
+        assert self._memory and self._staging
+        self._device.upload(self._staging.bytes[: self._used], self._memory.address)
+
+    def download(self, region: Region) -> None:
+        """Queue a copy of one region from the device."""
+        self._device.download(region.address, region.host.reshape(-1).view(np.uint8))

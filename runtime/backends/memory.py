@@ -1,0 +1,48 @@
+"""Whether a bundle fits a device: asked before anything is loaded, and again when the engines say what they work in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from echovlm_edge.runtime.backends.device import Device
+from echovlm_edge.runtime.backends.tensorrt import cache_bytes
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+
+def check_memory(bundle: Bundle, device: Device, max_sequence: int) -> None:
+    """Refuse a bundle whose engines and one KV cache of `max_sequence` tokens do not fit the device's free memory.
+
+    Raises:
+        NotPossibleHere: they do not; the sentence names the numbers.
+    """
+    _refuse_if_over(
+        bundle,
+        device,
+        {
+            "engines": sum(part.files[0].bytes for part in bundle.manifest.parts),
+            f"a KV cache of {max_sequence} tokens": cache_bytes(bundle, max_sequence),
+        },
+    )
+
+
+def check_working_memory(bundle: Bundle, device: Device, max_sequence: int, working: Mapping[str, int]) -> None:
+    """The same once the engines are loaded, for what their contexts work in (bytes by part) and the KV cache.
+
+    Raises:
+        NotPossibleHere: it does not fit; the sentence names the numbers.
+    """
+    needs = {f"working memory of the {part}": size for part, size in working.items()}
+    _refuse_if_over(
+        bundle, device, {**needs, f"a KV cache of {max_sequence} tokens": cache_bytes(bundle, max_sequence)}
+    )
+
+
+def _refuse_if_over(bundle: Bundle, device: Device, needs: Mapping[str, int]) -> None:
+    needed, free = sum(needs.values()), device.free_bytes()
+    if needed > free:
+        parts = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in needs.items())
+        raise NotPossibleHere(
+            f"The bundle {bundle.path} needs {needed / 1e9:.2f} GB more memory on {device.name} ({parts}), of which "
+            f"{free / 1e9:.2f} GB are free: close other programs, or build it with a smaller --max-sequence or fewer bits."
+        )

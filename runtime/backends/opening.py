@@ -1,0 +1,55 @@
+"""A bundle to what runs it: TensorRT for engines, ONNX Runtime for graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from echovlm_edge.plugins.dual_path_moe.library import PLUGIN_LIBRARY, plugin_path
+from echovlm_edge.runtime.backends import Backend
+from echovlm_edge.runtime.backends.one_by_one import OneByOne
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.backends.providers import ON_CPU, provider_for
+from echovlm_edge.runtime.bundle import Bundle
+
+ENGINE = ".engine"
+
+
+def open_backend(
+    bundle: Bundle, threads: int | None = None, max_sequence: int | None = None, provider: str | None = None
+) -> Backend:
+    """Load a bundle's parts where they run.
+
+    Args:
+        bundle: its parts' files say which engine kind they are.
+        threads: of ONNX Runtime; defaults to the cores this process may use.
+        max_sequence: of the cache that memory is checked for; defaults to the bundle's limit.
+        provider: of ONNX Runtime, `cpu`, `cuda` or `tensorrt`; defaults to the one that the bundle's target is for.
+
+    Raises:
+        NotPossibleHere: this machine or install cannot run it.
+    """
+    if bundle.manifest.part("decoder").files[0].name.endswith(ENGINE):
+        return _tensorrt(
+            bundle, min(max_sequence or bundle.manifest.limits.max_sequence, bundle.manifest.limits.max_sequence)
+        )
+    chosen = provider_for(bundle, provider)
+    backend = OnnxRuntimeBackend(bundle, threads, chosen)
+    return backend if chosen == ON_CPU else OneByOne(backend)
+
+
+def _tensorrt(bundle: Bundle, max_sequence: int) -> Backend:
+    # Imported late: most installs have no GPU, and no package for one.
+    from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+    from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
+    from echovlm_edge.runtime.backends.tensorrt_engine import load_engines
+
+    device = CudaDevice()
+    return TensorRTBackend(bundle, device, load_engines(bundle, device, max_sequence, plugin_for(bundle)))
+
+
+def plugin_for(bundle: Bundle) -> Path | None:
+    """The plugin library that the bundle was built with and brings along, or this install's, if any."""
+    brought = f"lib{PLUGIN_LIBRARY}.so"
+    if any(file.name == brought for file in bundle.manifest.files):
+        return bundle.path / brought
+    return plugin_path()

@@ -1,0 +1,257 @@
+"""TensorRT engines behind the runtime's interface: the KV cache stays on the device, a token's step is one recorded graph.
+
+Per token the host writes the token's embedding, angles and position into page-locked memory and launches the graph: one copy
+in, the decoder, one number back. Everything here speaks to the protocols of `device.py`; the tests run it on a device of numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.runtime.backends import Cache, Floats, Logits
+from echovlm_edge.runtime.backends.device import (
+    Arena,
+    Binding,
+    Context,
+    Device,
+    Graph,
+    Memory,
+    PartEngine,
+    Region,
+    Shape,
+    numpy_dtype,
+)
+from echovlm_edge.runtime.bundle import Bundle, Part
+from echovlm_edge.runtime.embedding import TokenEmbedding
+from echovlm_edge.runtime.rotary import Angles
+
+BEST = "best"  # the output that holds each row's largest logit's index
+
+
+@dataclass(frozen=True)
+class TensorRTCache:
+    """One sequence's keys and values on the device, [1, kv_heads, capacity, head_dim] per layer, and its recorded step."""
+
+    max_sequence: int
+    capacity: int
+    memory: Memory
+    buffers: Mapping[str, Binding]  # keys.0, values.0, …
+    step: _DecoderRun
+
+
+class TensorRTBackend:
+    """The three parts of a bundle of TensorRT engines."""
+
+    def __init__(self, bundle: Bundle, device: Device, engines: Mapping[str, PartEngine]) -> None:
+        """`engines` are the bundle's parts, loaded on `device`."""
+        self._device = device
+        self._embedding = TokenEmbedding.of(bundle)
+        manifest = bundle.manifest
+        self._layers = manifest.model.num_layers
+        self._image_parts = {
+            name: _ImagePart(device, manifest.part(name), engines[name].new_context(recorded=False))
+            for name in ("vision_encoder", "projector")
+        }
+        self._square = manifest.model.merge_size**2
+        self._decoder = manifest.part("decoder")
+        self._one_token = engines["decoder"].new_context(recorded=True)
+        self._chunk = _DecoderRun(device, self._decoder, engines["decoder"].new_context(recorded=False))
+
+    def encode(self, patches: Floats, angles: Angles) -> Floats:
+        """Vision encoder: see `Backend.encode`."""
+        feeds = {"patches": patches, "cos": angles.cos, "sin": angles.sin}
+        return self._image_parts["vision_encoder"].run(feeds, len(patches))
+
+    def project(self, features: Floats) -> Floats:
+        """Projector: see `Backend.project`."""
+        return self._image_parts["projector"].run({"features": features}, len(features) // self._square)
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
+        """Token embedding: see `Backend.embed`."""
+        return self._embedding[token_ids]
+
+    def new_cache(self, max_sequence: int) -> TensorRTCache:
+        """A cache for one sequence, zeroed: attention weighs what lies beyond the sequence by zero, which NaN survives.
+
+        Raises:
+            NotPossibleHere: the device has too little memory left.
+        """
+        self._device.enter()
+        shape, stride = _cache_layout(self._decoder, max_sequence)
+        names = [f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._layers)]
+        memory = self._device.allocate(stride * len(names))
+        self._device.clear(memory.address, stride * len(names))
+        self._device.synchronize()
+        buffers = {name: Binding(memory.address + stride * index, shape) for index, name in enumerate(names)}
+        step = _DecoderRun(self._device, self._decoder, self._one_token)
+        return TensorRTCache(max_sequence, shape[2], memory, buffers, step)
+
+    def decode(
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
+    ) -> Logits:
+        """Decoder: see `Backend.decode`. One token with one row takes the recorded step."""
+        assert isinstance(cache, TensorRTCache)
+        self._device.enter()
+        feeds: dict[str, NDArray[Any]] = {
+            "embeddings": embeddings[None],
+            "cos": angles.cos[None],
+            "sin": angles.sin[None],
+            "past": np.array([past]),
+            "logit_rows": logit_rows,
+        }
+        if any(tensor.name == "mask" for tensor in self._decoder.inputs):
+            positions = past + np.arange(len(embeddings))
+            feeds["mask"] = (np.arange(cache.capacity) <= positions[:, None])[None, None]
+        if len(embeddings) == len(logit_rows) == 1:
+            return cache.step.run_recorded(feeds, cache.buffers)
+        return self._chunk.run(feeds, cache.buffers)
+
+
+def cache_bytes(bundle: Bundle, max_sequence: int) -> int:
+    """Device memory of one sequence's cache, of the engine's own capacity where it was built for one only."""
+    manifest = bundle.manifest
+    return 2 * manifest.model.num_layers * _cache_layout(manifest.part("decoder"), max_sequence)[1]
+
+
+def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
+    """Shape of one layer's keys, with the engine's own capacity where it was built for one only, and their aligned bytes."""
+    keys = next(tensor for tensor in decoder.inputs if tensor.name == "keys.0")
+    _, heads, context, dim = keys.shape
+    assert isinstance(heads, int) and isinstance(dim, int)
+    shape = (1, heads, context if isinstance(context, int) else max_sequence, dim)
+    size = int(np.prod(shape)) * numpy_dtype(keys.dtype).itemsize
+    return shape, size + -size % Arena.ALIGNMENT
+
+
+@dataclass
+class DeviceLogits:
+    """A decoder's logits that stay on the device until looked at: the place of each row's largest came back with the run."""
+
+    best: NDArray[np.int64]
+    fetch: Callable[[], Floats]
+    row: int | None = None
+
+    def argmax(self) -> int:
+        """The largest logit's index, of the one row."""
+        return int(self.best[self.row or 0])
+
+    def __getitem__(self, row: int) -> DeviceLogits:
+        """One row, still on the device."""
+        return DeviceLogits(self.best, self.fetch, range(len(self.best))[row])
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> Floats:
+        """Copied from the device; before the next decoder call."""
+        logits = self.fetch()
+        return logits if self.row is None else logits[self.row]
+
+    def copy(self) -> Floats:
+        """The same as numpy's."""
+        return np.array(self)
+
+
+class _ImagePart:
+    """The vision encoder or the projector: one image in, one matrix out."""
+
+    def __init__(self, device: Device, part: Part, context: Context) -> None:
+        self._device, self._context = device, context
+        self._dtypes = {tensor.name: tensor.dtype for tensor in part.inputs}
+        (self._output,) = part.outputs
+        self._inputs, self._outputs = Arena(device), Arena(device)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> Floats:
+        """`feeds` to the output's `rows` rows."""
+        self._device.enter()
+        inputs = _fill(self._inputs, self._dtypes, feeds)
+        name, width = self._output.name, self._output.shape[-1]
+        assert isinstance(width, int)
+        output = self._outputs.cut({name: (self._output.dtype, (rows, width))})[name]
+        self._inputs.upload()
+        self._context.queue(inputs, {name: output.address})
+        self._outputs.download(output)
+        self._device.synchronize()
+        return output.host.astype(np.float32)
+
+
+@dataclass
+class _DecoderRun:
+    """The decoder's tensors in arenas of its own, and the graph that was recorded over them."""
+
+    device: Device
+    part: Part
+    context: Context
+    inputs: Arena = field(init=False)
+    outputs: Arena = field(init=False)
+    graph: Graph | None = None
+    serial: int = 0
+    _placed: dict[str, Region] = field(default_factory=dict)
+    _warm: bool = False
+
+    def __post_init__(self) -> None:
+        self.inputs, self.outputs = Arena(self.device), Arena(self.device)
+        self._dtypes = {tensor.name: tensor.dtype for tensor in self.part.inputs}
+        self._output_types = {tensor.name: tensor for tensor in self.part.outputs if tensor.name in ("logits", BEST)}
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> Logits:
+        """Any shapes."""
+        self._place(feeds)
+        self._queue(feeds, cache)
+        return self._finish()
+
+    def run_recorded(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> Logits:
+        """Always the same shapes and cache: queued at first (an engine settles in its first run), then recorded, then launched."""
+        self._place(feeds)
+        if self.graph is None and self._warm and self.context.recordable():
+            self.graph = self.device.record(lambda: self._queue(feeds, cache))
+        if self.graph is None:
+            self._queue(feeds, cache)
+            self._warm = True
+        else:
+            self.graph.launch()
+        return self._finish()
+
+    def _place(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Write the feeds where the device copies them from, and find room for the outputs."""
+        self._filled = _fill(self.inputs, self._dtypes, feeds)
+        rows = len(feeds["logit_rows"])
+        shapes = {name: (rows, *spec.shape[1:]) for name, spec in self._output_types.items()}
+        self._placed = self.outputs.cut(
+            {name: (self._output_types[name].dtype, shape) for name, shape in shapes.items()}  # type: ignore[misc]
+        )
+
+    def _queue(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> None:
+        """Copy in, decode, copy out: all that a recorded graph repeats."""
+        self.inputs.upload()
+        present = {f"present_{name}": buffer.address for name, buffer in cache.items()}
+        outputs = {name: region.address for name, region in self._placed.items()}
+        self.context.queue({**self._filled, **cache}, outputs | present)
+        self.outputs.download(self._placed[BEST if BEST in self._placed else "logits"])
+
+    def _finish(self) -> Logits:
+        self.device.synchronize()
+        self.serial += 1
+        if BEST not in self._placed:
+            return self._placed["logits"].host.astype(np.float32)
+        serial = self.serial
+
+        def fetch() -> Floats:
+            if serial != self.serial:
+                raise RuntimeError("these logits were overwritten by a later decoder call")
+            self.device.enter()
+            self.outputs.download(self._placed["logits"])
+            self.device.synchronize()
+            return self._placed["logits"].host.astype(np.float32)
+
+        return DeviceLogits(self._placed[BEST].host.astype(np.int64), fetch)
+
+
+def _fill(arena: Arena, dtypes: Mapping[str, str], feeds: Mapping[str, NDArray[Any]]) -> dict[str, Binding]:
+    """Write the arrays into the arena as the engine's dtypes."""
+    regions = arena.cut({name: (dtypes[name], array.shape) for name, array in feeds.items()})
+    for name, array in feeds.items():
+        regions[name].host[...] = array
+    return {name: region.binding for name, region in regions.items()}

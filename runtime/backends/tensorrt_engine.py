@@ -1,0 +1,241 @@
+"""A bundle's serialized engines, loaded by the TensorRT module that built them: `tensorrt_rtx` or `tensorrt`."""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
+from echovlm_edge.runtime.backends.device import Binding, Context, PartEngine, Shape
+from echovlm_edge.runtime.backends.memory import check_memory, check_working_memory
+from echovlm_edge.runtime.bundle import Bundle, Part
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+MODULES = {
+    "tensorrt_rtx": "pip install 'echovlm-edge[rtx]'",
+    "tensorrt": "it comes with JetPack, or pip install tensorrt",
+}
+DTYPES = {"FLOAT": "float", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+
+
+def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins: Path | None) -> dict[str, PartEngine]:
+    """Load the bundle's parts.
+
+    Args:
+        bundle: of TensorRT engines.
+        device: where to.
+        max_sequence: of the one cache that there shall be room for.
+        plugins: the plugin library, if this install has one.
+
+    Raises:
+        NotPossibleHere: the module or the plugins are missing, the memory is too small, or an engine is of another TensorRT
+            or for another GPU; the sentence names which.
+    """
+    module = _module(bundle)
+    check_memory(bundle, device, max_sequence)
+    said = _Said()
+    logger = _logger(module, said)
+    if bundle.manifest.operator_library:
+        if plugins is None:
+            raise NotPossibleHere(
+                f"The bundle {bundle.path} needs the plugin library {bundle.manifest.operator_library}, which this install was "
+                "made without: install a C++ compiler and TensorRT's headers, and echovlm-edge anew."
+            )
+        registry = module.get_plugin_registry()
+        if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(plugins)) is None:
+            raise NotPossibleHere(
+                f"TensorRT cannot load the plugin library {plugins} ({said.text}): install echovlm-edge anew."
+            )
+    runtime = module.Runtime(logger)
+    engines = {
+        part.name: TensorRTEngine(
+            module, _deserialize(module, runtime, bundle, part, said), part, device, runtime, said
+        )
+        for part in bundle.manifest.parts
+    }
+    for engine in engines.values():
+        engine.check_tensors(bundle.path)
+    # The decoder works in two contexts, one for prompts and one for the recorded step.
+    working = {name: engine.working_bytes() * (2 if name == "decoder" else 1) for name, engine in engines.items()}
+    check_working_memory(bundle, device, max_sequence, working)
+    return {**engines}
+
+
+def module_of(bundle: Bundle) -> str:
+    """Which module built the engines, as bundle.json says."""
+    return next(name for name in MODULES if name in bundle.manifest.toolchain)
+
+
+@dataclass
+class _Said:
+    """The last thing that TensorRT complained about: why something failed, as its calls return no reasons."""
+
+    text: str = "it gave no reason"
+
+
+@dataclass
+class TensorRTEngine:
+    """One part's engine: see `PartEngine`."""
+
+    module: Any
+    engine: Any
+    part: Part
+    device: CudaDevice
+    runtime: Any  # outlives the engine
+    said: _Said
+
+    def new_context(self, recorded: bool) -> Context:
+        """See `PartEngine.new_context`."""
+        return TensorRTContext(self, self._execution_context(recorded))
+
+    def working_bytes(self) -> int:
+        """Device memory of one context, at the largest profile."""
+        return max(
+            self.engine.get_device_memory_size_for_profile_v2(profile)
+            for profile in range(self.engine.num_optimization_profiles)
+        )
+
+    def profile_for(self, shapes: Mapping[str, Shape]) -> int:
+        """The profile that admits these input shapes and is the closest to them.
+
+        Raises:
+            NotPossibleHere: there is none.
+        """
+        admitting = []
+        for profile in range(self.engine.num_optimization_profiles):
+            size = 0
+            for name, shape in shapes.items():
+                smallest, _, largest = self.engine.get_tensor_profile_shape(name, profile)
+                if not all(low <= n <= high for low, n, high in zip(smallest, shape, largest, strict=True)):
+                    break
+                size += _product(tuple(largest))
+            else:
+                admitting.append((size, profile))
+        if not admitting:
+            inputs = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:5])
+            raise NotPossibleHere(
+                f"The {self.part.name} engine was not built for the shapes {inputs}: build the bundle with a larger "
+                "--max-sequence, or send smaller images."
+            )
+        return min(admitting)[1]
+
+    def check_tensors(self, bundle: Path) -> None:
+        """Compare the engine's inputs and outputs with those that bundle.json states.
+
+        Raises:
+            NotPossibleHere: they differ.
+        """
+        stated = {tensor.name: tensor.dtype for tensor in (*self.part.inputs, *self.part.outputs)}
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        found = {name: DTYPES.get(self.engine.get_tensor_dtype(name).name, "?") for name in names}
+        if found != stated:
+            name = next(name for name in {**stated, **found} if stated.get(name) != found.get(name))
+            raise NotPossibleHere(
+                f"{bundle / self.part.files[0].name} is not the engine that bundle.json describes (tensor {name} is "
+                f"{found.get(name, 'missing')} instead of {stated.get(name, 'absent')}): build the bundle anew."
+            )
+
+    def _execution_context(self, recorded: bool) -> Any:
+        strategy = (
+            self.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        )  # memory for what is used, not for all
+        if not hasattr(self.engine, "create_runtime_config"):
+            return self.engine.create_execution_context(strategy)
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if recorded and hasattr(self.module, "DynamicShapesKernelSpecializationStrategy"):
+            # TensorRT-RTX compiles kernels for a shape behind one's back, and a graph keeps those it was recorded with.
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                self.module.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+        return self.engine.create_execution_context(config)
+
+
+@dataclass
+class TensorRTContext:
+    """See `Context`."""
+
+    owner: TensorRTEngine
+    context: Any
+    _profile: int = 0
+    _profiles: dict[tuple[Shape, ...], int] = field(default_factory=dict)
+
+    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
+        """See `Context.queue`."""
+        stream = int(self.owner.device.stream)
+        self._use_profile(inputs, stream)
+        for name, binding in inputs.items():
+            self._done(self.context.set_input_shape(name, binding.shape), f"the shape of {name}")
+            self._done(self.context.set_tensor_address(name, binding.address), f"the address of {name}")
+        for name, address in outputs.items():
+            self._done(self.context.set_tensor_address(name, address), f"the address of {name}")
+        self._done(self.context.execute_async_v3(stream), "the run")
+
+    def recordable(self) -> bool:
+        """See `Context.recordable`: only TensorRT-RTX has times when it is not."""
+        asks = getattr(self.context, "is_stream_capturable", None)
+        return asks is None or bool(asks(int(self.owner.device.stream)))
+
+    def _use_profile(self, inputs: Mapping[str, Binding], stream: int) -> None:
+        shapes = {name: binding.shape for name, binding in inputs.items()}
+        key = tuple(shapes.values())
+        if key not in self._profiles:
+            self._profiles[key] = self.owner.profile_for(shapes)
+        if self._profiles[key] != self._profile:
+            self._profile = self._profiles[key]
+            self._done(self.context.set_optimization_profile_async(self._profile, stream), "the profile")
+
+    def _done(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise DeviceFailed(f"TensorRT refused {what} of the {self.owner.part.name} ({self.owner.said.text})")
+
+
+def _module(bundle: Bundle) -> Any:
+    name = module_of(bundle)
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise NotPossibleHere(
+            f"The bundle {bundle.path} needs the Python module {name}, which is not installed: {MODULES[name]}."
+        ) from None
+
+
+def _logger(module: Any, said: _Said) -> Any:
+    class Logger(module.ILogger):  # TensorRT calls it back
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
+                said.text = message.splitlines()[0].rstrip(".")
+
+    return Logger()
+
+
+def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, said: _Said) -> Any:
+    path = bundle.path / part.files[0].name
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as serialized:
+        view = memoryview(serialized)  # mapped: the file's pages give way, where a copy of it in memory would not
+        try:
+            engine = runtime.deserialize_cuda_engine(view)
+        finally:
+            view.release()
+    if engine is None:
+        name = module_of(bundle)
+        built, here = bundle.manifest.toolchain[name], module.__version__
+        reason = f"it was built by {name} {built}, here is {here}" if built != here else said.text
+        raise NotPossibleHere(
+            f"TensorRT cannot load {path} ({reason}): build the bundle anew, on this machine or for this GPU."
+        )
+    return engine
+
+
+def _product(shape: Shape) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,216 @@
+// TensorRT's callbacks as TensorRT calls them: creation, clones, stored fields, formats, workspace, tactics, launches.
+#include <NvInferRuntime.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "c_interface.hpp"
+#include "exports.hpp"
+#include "plugin_driver.hpp"
+
+namespace {
+
+using namespace nvinfer1;
+
+std::string logged;
+
+class KeepingLogger final : public ILogger {
+  void log(Severity, const char* message) noexcept override { logged = message; }
+};
+
+class Finder final : public ILoggerFinder {
+ public:
+  ILogger* findLogger() override { return &logger_; }
+
+ private:
+  KeepingLogger logger_;
+};
+
+struct Fields {
+  std::vector<std::int32_t> widths{384, 256, 128, 128, 128, 128};
+  std::int32_t top_k = 2, bits = 4, block = 64, version = 1;
+  std::int64_t wide_norm = 1;
+  std::vector<PluginField> fields;
+  PluginFieldCollection collection{};
+
+  const PluginFieldCollection* get() {
+    fields = {{"group_widths", widths.data(), PluginFieldType::kINT32, static_cast<std::int32_t>(widths.size())},
+              {"top_k", &top_k, PluginFieldType::kINT32, 1},
+              {"norm_topk_prob", &wide_norm, PluginFieldType::kINT64, 1},
+              {"bits", &bits, PluginFieldType::kINT32, 1},
+              {"block_size", &block, PluginFieldType::kINT32, 1}};
+    collection = {static_cast<std::int32_t>(fields.size()), fields.data()};
+    return &collection;
+  }
+};
+
+using Plugin = std::unique_ptr<IPluginV3>;
+
+Plugin create(const PluginFieldCollection* fields, TensorRTPhase phase = TensorRTPhase::kBUILD) {
+  std::int32_t count = 0;
+  auto* const creator = static_cast<IPluginCreatorV3One*>(getCreators(count)[0]);
+  return Plugin(creator->createPlugin("moe", fields, phase));
+}
+
+IPluginV3OneBuild& build_of(const Plugin& plugin) {
+  return *static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+}
+
+IPluginV3OneRuntime& runtime_of(const Plugin& plugin) {
+  return *static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+}
+
+std::string stored(const Plugin& plugin) {
+  const PluginFieldCollection& fields = *runtime_of(plugin).getFieldsToSerialize();
+  std::string text;
+  for (std::int32_t i = 0; i < fields.nbFields; ++i) {
+    text += std::string(fields.fields[i].name) + "=";
+    for (std::int32_t n = 0; n < fields.fields[i].length; ++n)
+      text += std::to_string(static_cast<const std::int32_t*>(fields.fields[i].data)[n]) + " ";
+  }
+  return text;
+}
+
+void fields_round_trip() {
+  Fields fields;
+  Plugin plugin = create(fields.get());
+  EXPECT(plugin != nullptr);
+  const std::string text = stored(plugin);
+  EXPECT(text == "version=1 group_widths=384 256 128 128 128 128 top_k=2 norm_topk_prob=1 bits=4 block_size=64 ");
+  Plugin clone(plugin->clone());
+  const Plugin again = create(runtime_of(plugin).getFieldsToSerialize(), TensorRTPhase::kRUNTIME);
+  plugin.reset();  // a clone owns what it points to
+  EXPECT(stored(clone) == text && again && stored(again) == text);
+}
+
+void fields_are_refused() {
+  const auto refused = [](auto change, const char* words, TensorRTPhase phase = TensorRTPhase::kBUILD) {
+    Fields fields;
+    fields.get();
+    change(fields);
+    logged.clear();
+    EXPECT(create(&fields.collection, phase) == nullptr);
+    if (logged.find(words) == std::string::npos) expect(false, logged.c_str(), __LINE__);
+  };
+  refused([](Fields& f) { f.top_k = 7; }, "DualPathMoE: top_k 7 is not between");
+  refused([](Fields& f) { f.fields[1].type = PluginFieldType::kFLOAT32; }, "top_k is not of integers");
+  refused([](Fields& f) { f.fields[1].length = 2, f.fields[1].data = f.widths.data(); }, "top_k has 2 values");
+  refused([](Fields& f) { f.fields[0].data = nullptr; }, "group_widths has no values");
+  refused([](Fields& f) { f.wide_norm = std::int64_t{1} << 40; }, "norm_topk_prob holds 1099511627776");
+  refused([](Fields& f) { f.fields[4].name = "blocksize"; }, "there is no field 'blocksize'");
+  refused([](Fields& f) { f.collection.nbFields = 1; }, "top_k 0 is not between");
+  refused([](Fields&) {}, "stores no version", TensorRTPhase::kRUNTIME);
+  refused(
+      [](Fields& f) {
+        f.version = 2;
+        f.fields[4] = {"version", &f.version, PluginFieldType::kINT32, 1};
+        f.fields[3].name = "a_field_of_version_2";
+      },
+      "stores version 2 of this plugin, and this library knows versions up to 1", TensorRTPhase::kRUNTIME);
+  logged.clear();
+  EXPECT(create(nullptr) == nullptr && logged.find("no fields") != std::string::npos);
+}
+
+// The tensors of Fields' operator with x [1, tokens, 192].
+std::vector<PluginTensorDesc> tensors(std::int64_t tokens) {
+  const auto tensor = [](DataType type, std::vector<std::int64_t> dims) {
+    PluginTensorDesc made{};
+    made.type = type;
+    made.format = TensorFormat::kLINEAR;
+    made.dims.nbDims = static_cast<std::int32_t>(dims.size());
+    for (std::size_t i = 0; i < dims.size(); ++i) made.dims.d[i] = dims[i];
+    return made;
+  };
+  const DataType half = DataType::kHALF, packed = DataType::kINT8, scale = DataType::kFLOAT;
+  return {tensor(half, {1, tokens, 192}), tensor(half, {4, 192}),     tensor(half, {1, 192}),   tensor(half, {2, 192}),
+          tensor(half, {2}),              tensor(packed, {1152, 96}), tensor(packed, {1152, 96}), tensor(packed, {192, 576}),
+          tensor(scale, {1152, 3}),       tensor(scale, {1152, 3}),   tensor(scale, {192, 18}),   tensor(half, {1, tokens, 192})};
+}
+
+std::vector<DynamicPluginTensorDesc> dynamic(std::int64_t most) {
+  std::vector<DynamicPluginTensorDesc> made;
+  for (const PluginTensorDesc& tensor : tensors(most)) made.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
+  made.front().desc.dims.d[1] = -1;
+  return made;
+}
+
+void only_linear_formats_of_the_right_type_are_supported() {
+  Fields fields;
+  const Plugin plugin = create(fields.get());
+  IPluginV3OneBuild& build = build_of(plugin);
+  for (std::int32_t position = 0; position < 12; ++position) {
+    std::vector<DynamicPluginTensorDesc> inputs = dynamic(8);
+    EXPECT(build.supportsFormatCombination(position, inputs.data(), 11, 1));
+    inputs[static_cast<std::size_t>(position)].desc.format = TensorFormat::kCHW4;
+    EXPECT(!build.supportsFormatCombination(position, inputs.data(), 11, 1));
+    inputs = dynamic(8);
+    inputs[static_cast<std::size_t>(position)].desc.type = DataType::kINT32;
+    EXPECT(!build.supportsFormatCombination(position, inputs.data(), 11, 1));
+  }
+}
+
+void tactics_and_workspace_follow_the_profile() {
+  Fields fields;
+  const Plugin plugin = create(fields.get());
+  IPluginV3OneBuild& build = build_of(plugin);
+  const auto configure = [&](std::int64_t most) {
+    const std::vector<DynamicPluginTensorDesc> inputs = dynamic(most);
+    EXPECT(build.configurePlugin(inputs.data(), 11, &inputs[11], 1) == 0);
+    return build.getWorkspaceSize(inputs.data(), 11, &inputs[11], 1);
+  };
+  const std::size_t decode = configure(1);
+  EXPECT(build.getNbTactics() == 0);
+  const std::size_t prefill = configure(512);
+  EXPECT(build.getNbTactics() == 2 && prefill > decode);
+  std::int32_t tactics[2] = {};
+  EXPECT(build.getValidTactics(tactics, 2) == 0 && tactics[0] == 64 && tactics[1] == 128);
+  EchovlmPlanRequest request{512, 192, 384, 256, 128, 4, 0, 0, 0, 0, 0, 0};
+  EXPECT(static_cast<std::int64_t>(prefill) == echovlm_largest_workspace(&request));
+
+  std::vector<DynamicPluginTensorDesc> wrong = dynamic(8);
+  wrong[7].desc.dims.d[1] = 1152;
+  EXPECT(build.configurePlugin(wrong.data(), 11, &wrong[11], 1) != 0);
+  EXPECT(logged == "DualPathMoE: down has shape [192, 1152], but it must have [192, 576].");
+}
+
+void enqueue_launches() {
+  CudaDriverDouble& driver = driver_double();
+  driver = {};
+  driver.context = 10;
+  Fields fields;
+  const Plugin built = create(fields.get());
+  EXPECT(runtime_of(built).setTactic(128) == 0);
+  const Plugin plugin(runtime_of(built).attachToContext(nullptr));
+  IPluginV3OneRuntime& runtime = runtime_of(plugin);
+  const void* inputs[11];
+  for (std::size_t i = 0; i < 11; ++i) inputs[i] = reinterpret_cast<const void*>((i + 1) * 0x1000);
+  void* outputs[1] = {reinterpret_cast<void*>(0x100000)};
+  const auto call = [&](std::int64_t tokens) {
+    driver.launches.clear();
+    const std::vector<PluginTensorDesc> described = tensors(tokens);
+    EXPECT(runtime.onShapeChange(described.data(), 11, &described[11], 1) == 0);
+    EXPECT(runtime.enqueue(described.data(), &described[11], inputs, outputs, reinterpret_cast<void*>(0x10000000), nullptr) == 0);
+    return driver.launches.size();
+  };
+  EXPECT(call(1) == 4 && driver.launches[3].entry.rfind("sum_parts_80_", 0) == 0);
+  EXPECT(call(17) == 4 && driver.launches[2].entry.rfind("gate_up_prefill_80_0_64_128_", 0) == 0);
+  EXPECT(call(0) == 0);
+
+  driver.major = 5;
+  const std::vector<PluginTensorDesc> described = tensors(4);
+  EXPECT(runtime.onShapeChange(described.data(), 11, &described[11], 1) != 0);
+  EXPECT(logged.find("compute capability 5.0 (it was built for 8.0, 8.7)") != std::string::npos);
+}
+
+}  // namespace
+
+void plugin_callbacks() {
+  static Finder finder;
+  setLoggerFinder(&finder);
+  fields_round_trip();
+  fields_are_refused();
+  only_linear_formats_of_the_right_type_are_supported();
+  tactics_and_workspace_follow_the_profile();
+  enqueue_launches();
+}

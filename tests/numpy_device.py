@@ -1,0 +1,181 @@
+"""A device of numpy for the TensorRT backend: as asynchronous, as unforgiving and as exact as a GPU.
+
+Its memory is real addresses, filled with NaN when it is allocated, and checked on every access. What is queued is done only by
+`synchronize`, so that whoever writes over page-locked memory too early, or reads too early, gets wrong numbers. An engine is an
+ONNX graph that ONNX Runtime runs over the addresses that it is given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from echovlm_edge.plugins.dual_path_moe.library import library_path
+from echovlm_edge.runtime.backends.device import Binding, numpy_dtype
+from echovlm_edge.runtime.bundle import Part
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+POISON = 0xFF  # NaN in every floating type
+
+
+@dataclass(eq=False)
+class NumpyMemory:
+    block: NDArray[np.uint8]
+
+    @property
+    def address(self) -> int:
+        start = self.block.ctypes.data
+        return start + -start % 256
+
+
+@dataclass(eq=False)
+class NumpyStaging:
+    bytes: NDArray[np.uint8]
+
+
+@dataclass
+class NumpyDevice:
+    """See `Device`; `memory` bytes large."""
+
+    memory: int = 1 << 30
+    name: str = "a device of numpy"
+    queued: list[Callable[[], None]] = field(default_factory=list)
+    recording: list[Callable[[], None]] | None = None
+    blocks: dict[int, int] = field(default_factory=dict)  # address to size
+    launches: int = 0
+    downloaded: int = 0  # bytes
+
+    def enter(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return self.memory - sum(self.blocks.values())
+
+    def allocate(self, size: int) -> NumpyMemory:
+        self._not_recording()
+        if size > self.free_bytes():
+            raise NotPossibleHere(f"{self.name} is full")
+        memory = NumpyMemory(np.full(size + 256, POISON, np.uint8))
+        address = memory.address
+        self.blocks[address] = size
+        weakref.finalize(memory, self.blocks.pop, address)
+        return memory
+
+    def stage(self, size: int) -> NumpyStaging:
+        self._not_recording()
+        return NumpyStaging(np.full(size, POISON, np.uint8))
+
+    def clear(self, address: int, size: int) -> None:
+        self.queue(lambda: self.at(address, size).fill(0))
+
+    def upload(self, source: NDArray[np.uint8], address: int) -> None:
+        self.queue(lambda: np.copyto(self.at(address, source.nbytes), source))
+
+    def download(self, address: int, target: NDArray[np.uint8]) -> None:
+        def copy() -> None:
+            np.copyto(target, self.at(address, target.nbytes))
+            self.downloaded += target.nbytes
+
+        self.queue(copy)
+
+    def record(self, queue: Callable[[], None]) -> NumpyGraph:
+        self._not_recording()
+        self.recording = []
+        try:
+            queue()
+            return NumpyGraph(self, tuple(self.recording))
+        finally:
+            self.recording = None
+
+    def synchronize(self) -> None:
+        self._not_recording()
+        queued, self.queued = self.queued, []
+        for work in queued:
+            work()
+
+    def at(self, address: int, size: int) -> NDArray[np.uint8]:
+        """The device's bytes, which must lie in one live block."""
+        start = max((start for start in self.blocks if start <= address), default=0)
+        assert address + size <= start + self.blocks.get(start, 0), "an illegal memory access"
+        return at_host(address, size)
+
+    def queue(self, work: Callable[[], None]) -> None:
+        (self.queued if self.recording is None else self.recording).append(work)
+
+    def _not_recording(self) -> None:
+        assert self.recording is None, "this call cannot be recorded"
+
+
+@dataclass(frozen=True)
+class NumpyGraph:
+    device: NumpyDevice
+    work: tuple[Callable[[], None], ...]
+
+    def launch(self) -> None:
+        self.device.launches += 1
+        self.device.queued.extend(self.work)
+
+
+class OnnxEngine:
+    """See `PartEngine`: the part's graph as an engine whose tensors have the types that `part` states."""
+
+    def __init__(self, device: NumpyDevice, graph: Path, part: Part) -> None:
+        self.device = device
+        options = ort.SessionOptions()
+        if library := library_path():
+            options.register_custom_ops_library(str(library))  # DualPathMoE, where the plugin would be
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.specs = {tensor.name: tensor for tensor in (*part.inputs, *part.outputs)}
+        self.types = {tensor.name: numpy_type(tensor.type) for tensor in self.session.get_inputs()}
+        self.outputs = [tensor.name for tensor in self.session.get_outputs()]
+
+    def new_context(self, recorded: bool) -> OnnxContext:
+        return OnnxContext(self)
+
+
+@dataclass
+class OnnxContext:
+    engine: OnnxEngine
+    runs: int = 0
+
+    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
+        assert set(inputs) == set(self.engine.types) and set(outputs) == set(self.engine.outputs)
+        self.runs += 1
+        inputs, outputs = dict(inputs), dict(outputs)
+        self.engine.device.queue(lambda: self._run(inputs, outputs))
+
+    def recordable(self) -> bool:
+        return self.runs > 2  # as TensorRT-RTX, whose kernels are compiled meanwhile
+
+    def _run(self, inputs: dict[str, Binding], outputs: dict[str, int]) -> None:
+        feeds = {
+            name: self._tensor(name, binding.address, binding.shape).astype(self.engine.types[name])
+            for name, binding in inputs.items()
+        }
+        for name, array in zip(self.engine.outputs, self.engine.session.run(None, feeds), strict=True):
+            self._tensor(name, outputs[name], array.shape)[...] = array
+
+    def _tensor(self, name: str, address: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
+        dtype = numpy_dtype(self.engine.specs[name].dtype)
+        stated = self.engine.specs[name].shape
+        assert len(shape) == len(stated) and all(
+            isinstance(want, str) or want == size for want, size in zip(stated, shape, strict=True)
+        ), f"{name} has shape {shape}, the engine takes {stated}"
+        return self.engine.device.at(address, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+def at_host(address: int, size: int) -> NDArray[np.uint8]:
+    """The bytes at an address of this process."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def numpy_type(onnx_type: str) -> type[np.generic]:
+    names = {"float": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
+    return names[onnx_type.removeprefix("tensor(").removesuffix(")")]
