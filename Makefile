@@ -3,16 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/*) \
+           $(wildcard plugins/dual_path_moe/tensorrt/*)
 
-.PHONY: setup demo test test-native test-gpu lint bench bench-full soak clean
+# TensorRT's headers come inside kernel-lens. The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
+CUDA_KERNELS ?= OFF
+
+.PHONY: setup kernels demo test test-native test-gpu lint bench bench-full soak clean
 
 setup: $(STAMP)
 
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kernel-lens
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]" \
+		--config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(CUDA_KERNELS)
 	touch $@
+
+# GPU kernels for every generation into TensorRT's plugin.
+kernels: setup
+	$(MAKE) --always-make $(STAMP) CUDA_KERNELS=ON
 
 demo: setup
 	$(BIN)/python -m demo.run
@@ -25,9 +35,8 @@ test-native:
 	sh tests/native/run.sh
 
 # On a computer with an NVIDIA GPU: kernels, engines, reports; what it saw is appended to build/gpu-results.md.
-test-gpu: setup
+test-gpu: kernels
 	mkdir -p build
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev,cuda-kernels,rtx]"
 	$(BIN)/python -m pytest tests/gpu -rs --gpu-results build/gpu-results.md
 
 lint: setup
