@@ -24,6 +24,8 @@ constexpr std::size_t kAnyNumber = ~std::size_t{0};  // of tokens, for Isa::few_
 // How rows are multiplied where one instruction sums four products into 32 bits: packed bytes as Isa::dot takes them.
 template <class Isa>
 struct WholeDots {
+  static constexpr int sums_in_flight = 12;  // that hide the instruction's latency
+
   template <int Bits>
   static constexpr int parts = Bits == 4 ? 2 : 1;
 

@@ -11,8 +11,8 @@ namespace {
 
 template <class Isa>
 double peak(std::size_t rounds) {
-  constexpr int independent = Isa::panel_vectors * 3;  // more, and GCC keeps some of 16 registers in memory
-  constexpr int products = 4 * independent;            // of a round
+  constexpr int independent = Isa::sums_in_flight;
+  constexpr int products = 4 * independent;  // of a round
   typename Isa::Int sums[independent];
   each<independent>([&](auto i) ECHOVLM_LAMBDA { sums[i.value] = Isa::no_partial(); });
   const auto word = Isa::set_bytes(1);
