@@ -15,6 +15,8 @@ namespace {
 // odd ones apart, so that each lane keeps its own four values of K.
 template <class Isa>
 struct PairDots {
+  static constexpr int sums_in_flight = 4;  // of an addition that takes one cycle
+
   template <int Bits>
   static constexpr int parts = 2;
 

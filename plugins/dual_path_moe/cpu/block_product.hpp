@@ -24,6 +24,8 @@ constexpr std::size_t kAnyNumber = ~std::size_t{0};  // of tokens, for Isa::few_
 // How rows are multiplied where one instruction sums four products into 32 bits: packed bytes as Isa::dot takes them.
 template <class Isa>
 struct WholeDots {
+  static constexpr int sums_in_flight = 12;  // that hide the instruction's latency
+
   template <int Bits>
   static constexpr int parts = Bits == 4 ? 2 : 1;
 
@@ -87,7 +89,8 @@ struct RowProduct {
   // A stretch of K for M tokens, in the scratch.
   struct Stretch {
     std::size_t values, block, blocks, padded_blocks;
-    std::uint8_t* x;  // by vector and token
+    std::size_t ahead_rows, ahead_bytes;  // from a place in a row to what is asked for there: rows on, and bytes in that one
+    std::uint8_t* x;                      // by vector and token
     float *x_scales, *corrections, *scales, *widened;
   };
 
@@ -106,6 +109,8 @@ struct RowProduct {
     made.block = block;
     made.blocks = values / block;
     made.padded_blocks = (made.blocks + Isa::lanes - 1) / Isa::lanes * Isa::lanes;
+    made.ahead_rows = Isa::prefetch_bytes / (values * Bits / 8);
+    made.ahead_bytes = Isa::prefetch_bytes % (values * Bits / 8);
     made.x = scratch;
     made.x_scales = reinterpret_cast<float*>(scratch + kActivationBytes);
     made.corrections = made.x_scales + kScales;
@@ -170,11 +175,13 @@ struct RowProduct {
     each<M>([&](auto m) ECHOVLM_LAMBDA { out[m.value][r] += Isa::sum(sums[m.value]); });
   }
 
-  // Past the stretch's end comes its part of the row that follows the `rows` read together.
-  static ECHOVLM_INLINE void prefetch(const BlockWeights& w, const std::uint8_t* weight, std::size_t at, std::size_t bytes,
-                                      std::size_t rows) {
-    const std::size_t ahead = at + Isa::prefetch_bytes;
-    __builtin_prefetch(weight + ahead + (ahead < bytes ? 0 : rows * w.row_bytes - bytes), 0, 0);
+  // Asks for what is read Isa::prefetch_bytes later: past the stretch's end comes its part of the row that follows the `rows`
+  // read together.
+  static ECHOVLM_INLINE void prefetch(const BlockWeights& w, const Stretch& x, const std::uint8_t* weight, std::size_t at,
+                                      std::size_t bytes, std::size_t rows) {
+    const std::size_t ahead = at + x.ahead_bytes;
+    const std::size_t past = ahead < bytes ? 0 : 1;
+    __builtin_prefetch(weight + ahead - past * bytes + (x.ahead_rows + past) * rows * w.row_bytes, 0, 0);
   }
 
   // R rows from `r` on, a block of V vectors at a time: one scale serves all their lanes.
@@ -195,7 +202,7 @@ struct RowProduct {
         const std::uint8_t* from = weight + row.value * w.row_bytes + at;
         typename Isa::Bytes stored[V][parts];
         each<V>([&](auto v) ECHOVLM_LAMBDA {
-          if constexpr (v.value * kBytes % 64 == 0) prefetch(w, from - at, at + v.value * kBytes, bytes, R);
+          if constexpr (v.value * kBytes % 64 == 0) prefetch(w, x, from - at, at + v.value * kBytes, bytes, R);
           auto packed = Isa::load(from + v.value * kBytes);
           Isa::keep(packed);  // or it is read again for each part
           Isa::template unpack<Bits>(packed, stored[v.value]);
@@ -231,7 +238,7 @@ struct RowProduct {
     for (std::size_t at = 0; at < bytes; at += kBytes) {
       const std::size_t some = bytes - at < kBytes ? bytes - at : kBytes;
       const std::size_t first = at * 8 / Bits / x.block, blocks = (some * 8 / Bits + x.block - 1) / x.block;
-      prefetch(w, weight, at, bytes, 1);
+      prefetch(w, x, weight, at, bytes, 1);
       typename Isa::Bytes stored[parts];
       Isa::template unpack<Bits>(some == kBytes ? Isa::load(weight + at) : Isa::load_some(weight + at, some), stored);
       each<M>([&](auto m) ECHOVLM_LAMBDA {

@@ -11,24 +11,26 @@ namespace {
 
 template <class Isa>
 double peak(std::size_t rounds) {
-  constexpr int independent = Isa::panel_vectors * 4;
+  constexpr int independent = Isa::sums_in_flight;
+  constexpr int products = 4 * independent;  // of a round
   typename Isa::Int sums[independent];
   each<independent>([&](auto i) ECHOVLM_LAMBDA { sums[i.value] = Isa::no_partial(); });
   const auto word = Isa::set_bytes(1);
   constexpr std::size_t vector = 4 * Isa::lanes;
-  alignas(64) std::uint8_t weights[independent * vector];
+  alignas(64) std::uint8_t weights[products * vector];
   std::memset(weights, 3, sizeof weights);
   for (std::size_t round = 0; round < rounds; ++round) {
     asm volatile("" : : "r"(weights) : "memory");  // or products would be made once for all rounds
-    each<independent>([&](auto i) ECHOVLM_LAMBDA {
-      sums[i.value] = Isa::template partial_dot<8>(sums[i.value], Isa::load(weights + i.value * vector), word);
+    each<products>([&](auto i) ECHOVLM_LAMBDA {
+      constexpr int sum = i.value % independent;
+      sums[sum] = Isa::template partial_dot<8>(sums[sum], Isa::load(weights + i.value * vector), word);
     });
   }
   auto total = Isa::broadcast(0.0f);
   each<independent>([&](auto i) ECHOVLM_LAMBDA { total = Isa::multiply_add(Isa::to_float(sums[i.value]), Isa::broadcast(1.0f), total); });
   volatile float kept = Isa::sum(total);
   static_cast<void>(kept);
-  return 2.0 * vector / Isa::template parts<8> * independent * static_cast<double>(rounds);
+  return 2.0 * vector / Isa::template parts<8> * products * static_cast<double>(rounds);
 }
 
 template <class Isa>

@@ -56,5 +56,5 @@ double echovlm_read_bandwidth(const void* data, std::size_t bytes, std::int64_t 
 }
 
 double echovlm_int8_peak(std::int64_t threads, std::int64_t runs) {
-  return best_rate(threads, runs, [](std::size_t) { return kernels().peak(4'000'000); });
+  return best_rate(threads, runs, [](std::size_t) { return kernels().peak(1'000'000); });
 }
