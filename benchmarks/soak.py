@@ -214,7 +214,8 @@ class Client(threading.Thread):
             self.outcomes[error.code().name.lower()] += 1
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self.refusals.append(time.perf_counter() - started)
-                trailing = {key: str(value) for key, value in error.trailing_metadata() or ()}
+                metadata: Any = error.trailing_metadata()
+                trailing = {key: str(value) for key, value in metadata or ()}
                 pause = trailing.get("grpc-retry-pushback-ms", "100")
                 time.sleep(min(int(pause) / 1000, 2.0))
         return True
