@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import grpc
 import numpy as np
@@ -126,8 +128,6 @@ def connected(address: str) -> Iterator[report_pb2_grpc.ReportServiceStub]:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
@@ -146,7 +146,7 @@ class Ask:
     method: str
     message: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest
 
-    def start(self, stub: report_pb2_grpc.ReportServiceStub, timeout: float | None = None) -> grpc.Call:
+    def start(self, stub: report_pb2_grpc.ReportServiceStub, timeout: float | None = None) -> Any:
         """Begin it."""
         return getattr(stub, self.method)(self.message, timeout=timeout)
 
@@ -214,7 +214,9 @@ class Client(threading.Thread):
             self.outcomes[error.code().name.lower()] += 1
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self.refusals.append(time.perf_counter() - started)
-                pause = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms", "100")
+                metadata: Any = error.trailing_metadata()
+                trailing = {key: str(value) for key, value in metadata or ()}
+                pause = trailing.get("grpc-retry-pushback-ms", "100")
                 time.sleep(min(int(pause) / 1000, 2.0))
         return True
 

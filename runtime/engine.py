@@ -18,6 +18,7 @@ from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
+from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import PreprocessSettings, smart_resize
 from echovlm_edge.runtime.prompt import Grid, Prompt, PromptBuilder
@@ -35,16 +36,7 @@ from echovlm_edge.runtime.request import (
 )
 from echovlm_edge.runtime.reuse import ImageStore, PrefixStore, StoreStats, identities
 from echovlm_edge.runtime.rotary import MultimodalRotary
-from echovlm_edge.runtime.scheduler import (
-    Generation,
-    Joined,
-    Left,
-    Prefilled,
-    Progress,
-    Queued,
-    Scheduler,
-    SchedulerStats,
-)
+from echovlm_edge.runtime.scheduler import Scheduler, SchedulerStats
 
 POLL_SECONDS = 0.05  # between two looks at whether the caller is still there
 

@@ -94,7 +94,7 @@ class Call(threading.Thread):
     """One request in a thread of its own."""
 
     def __init__(self, engine: ReportEngine, request: GenerationRequest) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.stop = threading.Event()
         self.events: list[object] = []
         self.failure: Exception | None = None

@@ -1,0 +1,86 @@
+"""One prompt on its way through the decoder, and what the scheduler says of it on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.runtime.backends import Floats
+from echovlm_edge.runtime.prompt import Prompt
+from echovlm_edge.runtime.request import FinishReason, Priority, Sampling
+
+
+@dataclass(frozen=True)
+class Queued:
+    """All slots are taken: a generation has to wait."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A generation got its slot; `reused` of its prompt's tokens were known already."""
+
+    reused: int
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """The prompt has been read; `seconds` since it joined."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """One generated token; `finish` is set on the last one. `seconds`: the step it came from, and its choice."""
+
+    token_id: int
+    seconds: float
+    finish: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A generation ended without a last token: it was stopped, or was only to be prefilled."""
+
+
+Progress = Queued | Joined | Prefilled | Written | Left | Exception
+
+
+@dataclass(eq=False)
+class Generation:
+    """One prompt on its way through the decoder.
+
+    Attributes:
+        prompt: tokens and positions.
+        embed: makes the prompt's embeddings [n, hidden_size], images in their places; called when it joins.
+        identities: see `reuse.identities`.
+        sampling: how tokens are chosen; None to prefill up to the last image and keep that for later.
+        stopped: asked before every chunk and token; then the generation leaves.
+        priority: who goes first.
+        client: whose turn it is counted as.
+        outbox: what happens to it, ended by a `Written` with its `finish` set, by `Left`, or by what went wrong.
+    """
+
+    prompt: Prompt
+    embed: Callable[[], Floats]
+    identities: NDArray[np.int64]
+    sampling: Sampling | None
+    stopped: Callable[[], bool]
+    priority: Priority = Priority.INTERACTIVE
+    client: str = ""
+    outbox: SimpleQueue[Progress] = field(default_factory=SimpleQueue)
+
+    @property
+    def lasting(self) -> int:
+        """How many first tokens another prompt about the same images shares: those up to the last image's end."""
+        rows = self.prompt.image_rows
+        return int(rows[-1]) + 1 if len(rows) else 0
+
+    @property
+    def target(self) -> int:
+        """How many tokens are to be prefilled."""
+        return self.lasting if self.sampling is None else len(self.prompt.token_ids)
