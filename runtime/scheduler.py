@@ -11,7 +11,7 @@ from traceback import format_tb
 
 import numpy as np
 
-from echovlm_edge.runtime.backends import BatchBackend, Floats, SlotCache
+from echovlm_edge.runtime.backends import BatchBackend, Floats, Logits, SlotCache
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Model
@@ -199,7 +199,7 @@ class Scheduler:
         generation, prompt = running.generation, running.generation.prompt
         others = any(other.sampler or not other.background for other in self._running if other is not running)
         chunk = CHUNK_BESIDE_WRITERS if others else CHUNK
-        logits: Floats | None = None
+        logits: Logits | None = None
         try:
             if running.filled < generation.target:
                 stop = min((running.filled // ALIGNMENT * ALIGNMENT) + chunk, generation.target)
@@ -217,7 +217,7 @@ class Scheduler:
         except Exception as error:
             self._end(running, error)
 
-    def _prefilled_all(self, running: _Running, logits: Floats | None) -> None:
+    def _prefilled_all(self, running: _Running, logits: Logits | None) -> None:
         generation = running.generation
         generation.outbox.put(Prefilled(time.perf_counter() - running.joined))
         if generation.sampling is None:
@@ -261,8 +261,8 @@ class Scheduler:
                 self._write_alone(running, started)
             return
         self._steps += 1
-        for running, row in zip(writing, logits, strict=True):
-            self._advance(running, row, started)
+        for row, running in enumerate(writing):
+            self._advance(running, logits[row], started)
 
     def _write_alone(self, running: _Running, started: float) -> None:
         try:
@@ -270,19 +270,19 @@ class Scheduler:
         except Exception as error:
             self._end(running, error)
 
-    def _step(self, writing: Sequence[_Running]) -> Floats:
+    def _step(self, writing: Sequence[_Running]) -> Logits:
         embeddings = self._backend.embed(np.array([running.token for running in writing]))
         positions = np.tile(np.array([running.position for running in writing]), (3, 1))
         past = np.array([running.filled for running in writing])
         slots = self._table.range(writing[0].slot, len(writing))
         return self._backend.step(embeddings, self._model.rotary.angles(positions), past, slots)
 
-    def _advance(self, running: _Running, logits: Floats, started: float) -> None:
+    def _advance(self, running: _Running, logits: Logits, started: float) -> None:
         running.filled += 1
         running.position += 1
         self._choose(running, logits, started)
 
-    def _choose(self, running: _Running, logits: Floats, started: float) -> None:
+    def _choose(self, running: _Running, logits: Logits, started: float) -> None:
         assert running.sampler is not None
         running.token = running.sampler.choose(logits)
         running.left -= 1

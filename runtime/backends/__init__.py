@@ -105,7 +105,7 @@ class BatchBackend(Backend, Protocol):
         """Caches next to each other, each for one sequence; memory is taken as it is written to."""
         ...
 
-    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
+    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
         """Decoder: append one token to each of n sequences.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Backend, Cache, Floats, SlotCache
+from echovlm_edge.runtime.backends import Backend, Cache, Floats, Logits, SlotCache
 from echovlm_edge.runtime.rotary import Angles
 
 
@@ -52,12 +52,12 @@ class OneByOne:
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
-    ) -> Floats:
+    ) -> Logits:
         """Decoder: see `Backend.decode`."""
         held = cache.cache if isinstance(cache, SingleSlot) else cache
         return self._backend.decode(embeddings, angles, past, logit_rows, held)
 
-    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
+    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
         """Decoder: see `BatchBackend.step`; there is one sequence."""
         (slot,) = slots
         return self.decode(embeddings, angles, int(past[0]), np.zeros(1, np.int64), slot)
