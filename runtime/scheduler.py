@@ -14,7 +14,7 @@ import numpy as np
 from echovlm_edge.runtime.backends import BatchBackend, Floats, Logits, SlotCache
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
-from echovlm_edge.runtime.generate import Model
+from echovlm_edge.runtime.generate import PREFILL_CHUNK, Model
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.request import FinishReason, Priority
 from echovlm_edge.runtime.reuse import PrefixStore
@@ -24,7 +24,7 @@ from echovlm_edge.runtime.slots import SlotTable
 # Rows of a product come out the same to the bit wherever a chunk of a multiple of this many tokens begins.
 ALIGNMENT = 16
 # Prefilled at once: alone, and while others write, whom it makes wait.
-CHUNK, CHUNK_BESIDE_WRITERS = 512, 64
+CHUNK, CHUNK_BESIDE_WRITERS = PREFILL_CHUNK, 64
 # While reports are being read or written, a study's frames get a chunk after so many steps.
 BACKGROUND_EVERY = 8
 

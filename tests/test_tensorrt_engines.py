@@ -107,7 +107,8 @@ def test_a_layer_of_published_width_is_no_larger_than_its_weights(tmp_path: Path
     config = config_like_published(3584, 1, vocab_size=1024, vision_width=160, vision_depth=1, num_key_value_heads=4)
     checkpoint = Checkpoint(make_checkpoint(tmp_path / "checkpoint", config, dtype=torch.bfloat16))
     chosen = target("rtx")
-    lowered = lower_parts(checkpoint, PrecisionPolicy.of("int4", 128), chosen)[-1]
+    policy = PrecisionPolicy.of("int4", 128, chosen.cache_types[0])
+    lowered = lower_parts(checkpoint, policy, chosen)[-1]
     write_weights(tmp_path, [lowered.file], checkpoint, Journal(tmp_path, "layer"), lambda _: None)
     part = write_part(tmp_path, "decoder", "int4", lowered.model, lowered.stored, lowered.file)
     shutil.rmtree(tmp_path / "checkpoint")

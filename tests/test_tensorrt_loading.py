@@ -16,6 +16,7 @@ import pytest
 from echovlm_edge.plugins.dual_path_moe.library import PLUGIN_LIBRARY
 from echovlm_edge.runtime.backends import cuda_driver, opening, tensorrt_engine
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
+from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend, cache_bytes
 from echovlm_edge.runtime.bundle import Bundle, FileSpec
@@ -68,13 +69,14 @@ def changed(bundle: Bundle, **changes: Any) -> Bundle:
 
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.generate.PREFILL_CHUNK", CHUNK)
+    monkeypatch.setattr("echovlm_edge.runtime.scheduler.CHUNK", CHUNK)
 
 
 @pytest.mark.usefixtures("short_chunks")
 def test_a_bundle_is_opened_and_answers_as_the_authors_do(folder: Path, machine: Machine, case: golden.Golden) -> None:
     engine = ReportEngine.open(folder)
-    assert isinstance(engine.model.backend, TensorRTBackend)
+    backend = engine.model.backend
+    assert isinstance(backend, OneByOne) and isinstance(backend.backend, TensorRTBackend)
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))  # whose calls run in threads of their own
     try:
         with ReportClient(server.address) as client:
@@ -100,13 +102,13 @@ def test_a_dropped_engine_leaves_nothing_on_the_device(folder: Path, machine: Ma
 
 
 def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine) -> None:
-    engine = ReportEngine.open(folder)
+    backend = opening.open_backend(Bundle(folder))
     tokens = np.zeros((CHUNK + 1, 96), np.float32)
     angles = Angles(*np.repeat([ANGLES.cos, ANGLES.sin], CHUNK + 1, axis=1))
     with pytest.raises(
         NotPossibleHere, match=rf"decoder engine was not built for the shapes embeddings \[1, {CHUNK + 1}"
     ):
-        engine.model.backend.decode(tokens, angles, 0, np.array([CHUNK]), engine._cache)
+        backend.decode(tokens, angles, 0, np.array([CHUNK]), backend.new_cache(MAX_SEQUENCE))
     assert machine.device.recording is None
 
 

@@ -38,7 +38,7 @@ class OneByOne:
 
     def __init__(self, backend: Backend) -> None:
         """Everything but the step is the backend's own."""
-        self._backend = backend
+        self.backend = backend
         self.encode, self.project, self.embed, self.new_cache = (
             backend.encode,
             backend.project,
@@ -48,14 +48,14 @@ class OneByOne:
 
     def new_slots(self, count: int, max_sequence: int) -> list[SlotCache]:
         """One slot, however many are asked for."""
-        return [SingleSlot(self._backend.new_cache(max_sequence))]
+        return [SingleSlot(self.backend.new_cache(max_sequence))]
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Logits:
         """Decoder: see `Backend.decode`."""
         held = cache.cache if isinstance(cache, SingleSlot) else cache
-        return self._backend.decode(embeddings, angles, past, logit_rows, held)
+        return self.backend.decode(embeddings, angles, past, logit_rows, held)
 
     def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
         """Decoder: see `BatchBackend.step`; there is one sequence."""
