@@ -100,8 +100,8 @@ _NOT_NATIVE = replace(
     operator_library=None,
     warning=(
         "this install has no operator library, for want of a C++ compiler, so DualPathMoE is spelled out in ONNX Runtime's "
-        "own operators. The published model will write about half as many tokens a second, and read a prompt in three times "
-        "the time. Install a C++ compiler and echovlm-edge anew, then build again."
+        "own operators. The published model will take about twice the time for a token and for reading a prompt. Install a "
+        "C++ compiler and echovlm-edge anew, then build again."
     ),
 )
 _PORTABLE = Target(
