@@ -47,6 +47,7 @@ from echovlm_edge.runtime.bundle import (
     TOKENIZER,
     Bundle,
     EmbeddingSpec,
+    Footprint,
     Limits,
     Manifest,
     ModelSpec,
@@ -270,7 +271,7 @@ def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], 
         files=files,
         toolchain=versions(),
         operator_library=target(options.target).operator_library,
-        footprint=footprint(checkpoint.config, planned.sizes, limits, CACHE_TYPES[options.cache_type].bitwidth // 8),
+        footprint=_footprint(options, planned),
     )
 
 
@@ -304,12 +305,16 @@ def _limits(options: BuildOptions, checkpoint: Checkpoint) -> Limits:
     return Limits(options.max_sequence or longest, options.max_batch)
 
 
+def _footprint(options: BuildOptions, planned: PlannedBundle) -> Footprint:
+    limits, cache = _limits(options, planned.checkpoint), CACHE_TYPES[options.cache_type]
+    return footprint(planned.checkpoint.config, planned.sizes, limits, cache.bitwidth // 8)
+
+
 def show_plan(options: BuildOptions, console: Console) -> None:
     """Print what the bundle will take and whether it fits this machine; write nothing."""
     with Progress(console) as progress:
         planned = plan(options, progress)
-    config, limits = planned.checkpoint.config, _limits(options, planned.checkpoint)
-    takes = footprint(config, planned.sizes, limits, CACHE_TYPES[options.cache_type].bitwidth // 8)
+    takes, limits = _footprint(options, planned), _limits(options, planned.checkpoint)
     title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
     print_plan(title, planned.sizes, takes, limits, options.cache_type, Machine.here(options.output))
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from echovlm_edge.runtime.backends import Backend, Logits
+from echovlm_edge.runtime.bundle import ModelSpec
+from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+
 FOLDER = Path(__file__).parent / "golden"
 CHECKPOINT = FOLDER / "checkpoint"
 CASES = ("one_image_en", "two_images_zh", "text_only")
@@ -52,3 +56,19 @@ def load(name: str) -> Golden:
             tuple(FOLDER / image for image in case["images"]),
             dict(arrays),
         )
+
+
+def check_stages(case: Golden, backend: Backend, spec: ModelSpec) -> Logits:
+    """A bundle's image embeddings and prefill logits are the authors'; returns the logits [n, vocab_size]."""
+    images = [
+        backend.project(backend.encode(patches, vision_angles(grid, spec.merge_size, spec.vision_head_dim)))
+        for patches, grid in zip(case.patches(), case.grids, strict=True)
+    ]
+    if images:
+        np.testing.assert_allclose(np.concatenate(images), case.arrays["image_embeds"], atol=1e-4)
+    embeddings = case.arrays["hidden_states"][0].astype(np.float32)
+    angles = MultimodalRotary(spec.mrope_section, spec.rope_theta).angles(case.arrays["position_ids"][:, 0])
+    cache = backend.new_cache(len(embeddings) + 7)
+    logits = backend.decode(embeddings, angles, 0, np.arange(len(embeddings)), cache)
+    np.testing.assert_allclose(np.asarray(logits), case.arrays["prefill_logits"], atol=1e-3)
+    return logits

@@ -16,7 +16,6 @@ from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import patchify
 from echovlm_edge.runtime.request import FrameSelection, Sampling
-from echovlm_edge.runtime.rotary import vision_angles
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tasks import Task
 from tests import golden
@@ -69,18 +68,4 @@ def test_pixel_values(case: golden.Golden, engine: ReportEngine) -> None:
 @pytest.mark.parametrize("target", ["cpu", "portable"])
 def test_every_stage_of_the_bundle(case: golden.Golden, target: str, build_bundle: object) -> None:
     bundle = Bundle(build_bundle(target=target))  # type: ignore[operator]
-    spec = bundle.manifest.model
-    backend = OnnxRuntimeBackend(bundle)
-    images = [
-        backend.project(backend.encode(patches, vision_angles(grid, spec.merge_size, spec.vision_head_dim)))
-        for patches, grid in zip(case.patches(), case.grids, strict=True)
-    ]
-    if images:
-        np.testing.assert_allclose(np.concatenate(images), case.arrays["image_embeds"], atol=1e-4)
-    from echovlm_edge.runtime.rotary import MultimodalRotary
-
-    embeddings = case.arrays["hidden_states"][0].astype(np.float32)
-    angles = MultimodalRotary(spec.mrope_section, spec.rope_theta).angles(case.arrays["position_ids"][:, 0])
-    cache = backend.new_cache(len(embeddings) + 7)
-    logits = backend.decode(embeddings, angles, 0, np.arange(len(embeddings)), cache)
-    np.testing.assert_allclose(logits, case.arrays["prefill_logits"], atol=1e-3)
+    golden.check_stages(case, OnnxRuntimeBackend(bundle), bundle.manifest.model)

@@ -6,6 +6,7 @@ Attention-24 through all of it; MatMulNBits at accuracy level 4 quantizes activa
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,14 +26,27 @@ def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, 
     """X W^T as MatMulNBits where the weight is quantized."""
     if precision.bits > 8:
         return standard.product(lowering, x, parameter, group, precision)
-    packed, scale = lowering.store(parameter, MatMulNBitsBlocks(precision), group)
+    stored = MatMulNBitsBlocks(precision)
+    return matmul_nbits(lowering, x, parameter, group, stored, {"accuracy_level": ACCURACY_LEVEL})
+
+
+def matmul_nbits(
+    lowering: Lowering,
+    x: ir.Value,
+    parameter: str,
+    group: int | None,
+    storage: MatMulNBitsBlocks,
+    further: Attributes = types.MappingProxyType({}),
+) -> ir.Value:
+    """X W^T as a MatMulNBits node, in the type of x and of the stored scales, with `further` attributes."""
+    packed, scale = lowering.store(parameter, storage, group)
     rows, blocks = standard.fixed_size(scale, 0), standard.fixed_size(scale, 1)
     attributes: Attributes = {
         "N": rows,
-        "K": blocks * precision.block_size,
-        "bits": precision.bits,
-        "block_size": precision.block_size,
-        "accuracy_level": ACCURACY_LEVEL,
+        "K": blocks * storage.precision.block_size,
+        "bits": storage.precision.bits,
+        "block_size": storage.precision.block_size,
+        **further,
     }
     return lowering.node("MatMulNBits", [x, packed, scale], attributes, MICROSOFT)
 

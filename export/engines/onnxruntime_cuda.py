@@ -21,16 +21,8 @@ def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, 
     if precision.bits > 8:
         (weight,) = lowering.store(parameter, Floating(HALF, transposed=True), group)
         return full(lowering, lowering.node("MatMul", [half(lowering, x), weight]))
-    packed, scale = lowering.store(parameter, MatMulNBitsBlocks(precision, HALF), group)
-    rows, blocks = standard.fixed_size(scale, 0), standard.fixed_size(scale, 1)
-    attributes: Attributes = {
-        "N": rows,
-        "K": blocks * precision.block_size,
-        "bits": precision.bits,
-        "block_size": precision.block_size,
-    }
-    inputs = [half(lowering, x), packed, scale]
-    return full(lowering, lowering.node("MatMulNBits", inputs, attributes, onnxruntime.MICROSOFT))
+    stored = MatMulNBitsBlocks(precision, HALF)
+    return full(lowering, onnxruntime.matmul_nbits(lowering, half(lowering, x), parameter, group, stored))
 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:

@@ -91,7 +91,6 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   }
 
   static Int set_int(std::int32_t value) { return _mm256_set1_epi32(value); }
-  static Int negate(Int v) { return _mm256_sub_epi32(_mm256_setzero_si256(), v); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
     // Not _mm256_dpbusd_avx_epi32: see kernel_avx512_vnni.cpp.

@@ -184,7 +184,8 @@ struct RowProduct {
     __builtin_prefetch(weight + ahead - past * bytes + (x.ahead_rows + past) * rows * w.row_bytes, 0, 0);
   }
 
-  // R rows from `r` on, a block of V vectors at a time: one scale serves all their lanes.
+  // R rows from `r` on, a block of V vectors at a time: one scale serves all their lanes. The stretch comes by value: vectors
+  // that are stored may alias anything, so that behind a reference its fields would be read again at every step.
   template <int Bits, int R, int M, int V>
   static void wide_rows(const BlockWeights& w, std::size_t r, std::size_t k0, const Stretch x, float* const* out) {
     constexpr int parts = Isa::template parts<Bits>;
@@ -247,9 +248,13 @@ struct RowProduct {
           partial = Isa::template partial_dot<Bits>(partial, stored[part.value],
                                                     Isa::load(values + (m.value * parts + part.value) * kBytes));
         });
-        float of_blocks[Isa::lanes];
-        for (std::size_t b = 0; b < blocks; ++b) of_blocks[b] = x.scales[scale_place<M>(x, m.value, first + b)];
-        const auto scale = Isa::spread(of_blocks, blocks, x.block / (step / Isa::lanes));
+        const float* scales = x.scales + scale_place<M>(x, m.value, first);
+        float gathered[Isa::lanes];
+        if constexpr (by_block<M>) {
+          for (std::size_t b = 0; b < blocks; ++b) gathered[b] = scales[b * M];
+          scales = gathered;
+        }
+        const auto scale = Isa::spread(scales, blocks, x.block / (step / Isa::lanes));
         sums[m.value] = Isa::multiply_add(Isa::to_float(Isa::template whole<Bits>(partial)), scale, sums[m.value]);
       });
       values += M * parts * kBytes;

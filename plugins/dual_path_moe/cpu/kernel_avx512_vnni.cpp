@@ -42,7 +42,6 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   }
 
   static Int set_int(std::int32_t value) { return _mm512_set1_epi32(value); }
-  static Int negate(Int v) { return _mm512_sub_epi32(_mm512_setzero_si512(), v); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
     // Not _mm512_dpbusd_epi32: GCC 12 changes the type of every sum before and after it, and the copies cost twice the

@@ -63,10 +63,6 @@ struct Portable : WholeDots<Portable> {
   }
 
   static Int set_int(std::int32_t value) { return {{value, value, value, value}}; }
-  static Int negate(Int v) {
-    for (auto& lane : v.at) lane = -lane;
-    return v;
-  }
   template <int Bits>
   static Int dot(Int sum, const Bytes& weight, const Bytes& x) {
     for (int i = 0; i < 16; ++i)

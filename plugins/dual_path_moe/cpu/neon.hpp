@@ -46,7 +46,6 @@ struct Neon : WholeDots<Neon> {
   }
 
   static Int set_int(std::int32_t value) { return vdupq_n_s32(value); }
-  static Int negate(Int v) { return vnegq_s32(v); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
     return vdotq_s32(sum, weight, x);
