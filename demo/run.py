@@ -44,12 +44,16 @@ def demo() -> int:
         image, port_file = Path(folder, f"study-{SEED:06}.dcm"), Path(folder, "port")
         run("python", "-m", "demo.simulate", "--seed", SEED, "--output", folder)
         serve = show("echovlm-serve", "--bundle", BUNDLE, "--listen", "127.0.0.1:0", "--port-file", port_file)
-        with subprocess.Popen(serve) as server:
+        log = Path(folder, "serve.log")  # a line for each call would run into the reports
+        with log.open("wb") as lines, subprocess.Popen(serve, stderr=lines) as server:
             try:
                 ask = ("echovlm-report", "--server", f"127.0.0.1:{wait_for_port(server, port_file)}", "--image", image)
                 run(*ask)
                 run(*ask, "--language", "zh")
                 reports = {language: answer(*ask, "--language", language.value) for language in Language}
+            except Exception:
+                print(log.read_text(encoding="utf-8"), file=sys.stderr)
+                raise
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait()
