@@ -214,9 +214,10 @@ void DualPathMoE::down_sweep(const Slab& slab, float* y) const {
       const std::uint32_t* end = list + slab.counts[group];
       const std::uint32_t* from = std::lower_bound(list, end, first);
       const std::uint32_t* to = std::lower_bound(from, end, first + count);
-      // Neighbouring groups that all tokens pass through are one run of columns.
-      std::size_t next = group + 1;
-      while (slab.counts[group] == slab.tokens && next < groups && slab.counts[next] == slab.tokens) ++next;
+      // Dense and shared, which all tokens pass through, are one run of columns. Experts never are part of a run: a token's
+      // sums would depend on where the others go.
+      const bool all = slab.counts[0] == slab.tokens && slab.counts[1] == slab.tokens;
+      const std::size_t next = group == 0 && all ? 2 : group + 1;
       multiply(slab.kernels, packing_, slab.inputs.down, {row, rows, offsets_[group], offsets_[next] - offsets_[group]},
                slab.inner, {from, static_cast<std::size_t>(to - from), true, static_cast<std::uint32_t>(first)},
                {memory.sums, kDownRows}, memory.scratch);

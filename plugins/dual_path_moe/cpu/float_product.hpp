@@ -1,6 +1,10 @@
 // Floating weights: four rows by four tokens of dot products, narrower weights widened to float32 a stretch of K at a time.
 #pragma once
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 #include <utility>
 
@@ -55,7 +59,12 @@ inline float half_to_float(std::uint16_t half) {
 }
 
 inline void widen_half(const std::uint16_t* from, std::size_t count, float* to) {
-  for (std::size_t i = 0; i < count; ++i) to[i] = half_to_float(from[i]);
+  std::size_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#endif
+  for (; i < count; ++i) to[i] = half_to_float(from[i]);
 }
 
 inline void widen_bfloat(const std::uint16_t* from, std::size_t count, float* to) {

@@ -56,7 +56,11 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float load_floats(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_some_floats(const float* p, std::size_t count) {
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << (count < 16 ? count : 16)) - 1), p);
+  }
+  static Float load_some_halves(const std::uint16_t* p, std::size_t count) {
+    const __mmask16 some = static_cast<__mmask16>((1u << (count < 16 ? count : 16)) - 1);
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, p));
   }
   static void store_floats(float* p, Float v) { _mm512_storeu_ps(p, v); }
   static float sum(Float v) { return _mm512_reduce_add_ps(v); }

@@ -90,6 +90,11 @@ struct Portable : WholeDots<Portable> {
     std::memcpy(v.at, p, (count < 4 ? count : 4) * sizeof(float));
     return v;
   }
+  static Float load_some_halves(const std::uint16_t* p, std::size_t count) {
+    Float v = {};
+    widen_half(p, count < 4 ? count : 4, v.at);
+    return v;
+  }
   static void store_floats(float* p, const Float& v) { std::memcpy(p, v.at, sizeof v.at); }
   static float sum(const Float& v) { return (v.at[0] + v.at[2]) + (v.at[1] + v.at[3]); }
   static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {

@@ -61,6 +61,11 @@ struct Neon : WholeDots<Neon> {
     std::memcpy(whole, p, (count < 4 ? count : 4) * sizeof(float));
     return vld1q_f32(whole);
   }
+  static Float load_some_halves(const std::uint16_t* p, std::size_t count) {
+    std::uint16_t whole[4] = {};
+    std::memcpy(whole, p, (count < 4 ? count : 4) * sizeof *p);
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(whole)));
+  }
   static void store_floats(float* p, Float v) { vst1q_f32(p, v); }
   static float sum(Float v) { return vaddvq_f32(v); }
   static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
