@@ -375,7 +375,8 @@ struct RowProduct {
     std::size_t i = 0;
     if constexpr (Isa::row_tokens >= 8)
       for (; i + 8 <= list.count; i += 8) tokens<Bits, 8>(w, x, list, i, c, scratch);
-    for (; i + 4 <= list.count; i += 4) tokens<Bits, 4>(w, x, list, i, c, scratch);
+    if constexpr (Isa::few_tokens >= 4)
+      for (; i + 4 <= list.count; i += 4) tokens<Bits, 4>(w, x, list, i, c, scratch);
     for (; i + 2 <= list.count; i += 2) tokens<Bits, 2>(w, x, list, i, c, scratch);
     for (; i < list.count; ++i) tokens<Bits, 1>(w, x, list, i, c, scratch);
   }
