@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from echovlm_edge.runtime.request import Span, Stage
 
@@ -64,8 +64,17 @@ class Untimed(Clock):
 
 
 def wall_time(spans: Sequence[Span], total: float) -> dict[Stage, float]:
-    """Seconds by stage such that each moment from 0 to `total` counts once: of the stages whose spans cover it, for the first in
-    `PRECEDENCE`. Their sum falls short of `total` by what no span covers.
+    """Seconds by stage of `pieces`. Their sum falls short of `total` by what no span covers."""
+    seconds: dict[Stage, float] = {}
+    for stage, _, taken in pieces(spans, total):
+        seconds[stage] = seconds.get(stage, 0.0) + taken
+    return seconds
+
+
+def pieces(spans: Sequence[Span], total: float) -> Iterator[tuple[Stage, float, float]]:
+    """The moments from 0 to `total`, each once: stage, start and seconds of pieces in order.
+
+    A piece is of the first stage in `PRECEDENCE` whose spans cover it.
     """
     edges = []
     for span in spans:
@@ -74,12 +83,11 @@ def wall_time(spans: Sequence[Span], total: float) -> dict[Stage, float]:
             rank = _RANK[span.stage]
             edges += [(start, 1, rank), (end, -1, rank)]
     edges.sort()
-    seconds, covering, open_stages = [0.0] * len(PRECEDENCE), [0] * len(PRECEDENCE), 0
+    covering, open_stages = [0] * len(PRECEDENCE), 0
     before = 0.0
     for moment, change, rank in edges:
-        if open_stages:  # a bit for each stage; the lowest is the first
-            seconds[(open_stages & -open_stages).bit_length() - 1] += moment - before
+        if open_stages and moment > before:  # a bit for each stage; the lowest is the first
+            yield PRECEDENCE[(open_stages & -open_stages).bit_length() - 1], before, moment - before
         before = moment
         covering[rank] += change
         open_stages = open_stages | 1 << rank if covering[rank] else open_stages & ~(1 << rank)
-    return {stage: taken for stage, taken in zip(PRECEDENCE, seconds, strict=True) if taken}

@@ -20,8 +20,10 @@ from echovlm_edge.runtime.rotary import vision_angles
 
 @dataclass(frozen=True)
 class Embedded:
-    """One image's embeddings float32 [m, hidden_size], and when (time.perf_counter) each of its stages ended, the first one at
-    `started`; none where they were kept."""
+    """One image's embeddings float32 [m, hidden_size], and when each of its stages ended, by time.perf_counter.
+
+    The first stage began at `started`. There are none where the embeddings were kept from before.
+    """
 
     identity: int
     embeddings: Floats

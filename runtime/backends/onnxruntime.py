@@ -104,8 +104,7 @@ class OnnxRuntimeBackend:
         self._spec = bundle.manifest.model
         self._embedding = TokenEmbedding.of(bundle)
         self._vision, self._projector, self._decoder = (
-            _session(bundle, bundle.manifest.part(name), options, provider, self._traces)
-            for name in PARTS
+            _session(bundle, bundle.manifest.part(name), options, provider, self._traces) for name in PARTS
         )
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._wants_mask = "mask" in inputs

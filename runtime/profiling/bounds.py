@@ -61,16 +61,15 @@ class Bound:
         if self.figure.startswith("memory_"):
             kind = self.figure.removeprefix("memory_")
             if kind not in figures.memory:
-                kinds = ", ".join(f"memory_{kind}" for kind in figures.memory) or "none, as a server's memory is its own"
+                kinds = (
+                    ", ".join(f"memory_{kind}" for kind in figures.memory) or "none, as a server's memory is its own"
+                )
                 raise InvalidInput(f"{self.text} names no memory that was measured: there is {kinds}.")
             return figures.memory[kind]
         if self.figure.startswith("share_"):
             return figures.stages[name].share if (name := self.figure.removeprefix("share_")) in figures.stages else 0.0
-        distribution: Distribution | None
-        if name in STAGES:
-            distribution = figures.stages[name].seconds if name in figures.stages else None
-        else:
-            distribution = getattr(figures, name)
+        stage = figures.stages.get(name)
+        distribution: Distribution | None = stage.seconds if stage else getattr(figures, name, None)
         if distribution is None:
             raise InvalidInput(f"{self.text} cannot be judged: {figures.name} has no {name}.")
         return float(getattr(distribution, percentile))
@@ -95,7 +94,9 @@ def parse(text: str) -> Bound:
             "tokens_per_second, energy, power, memory_resident, share_STAGE."
         )
     if unit not in _UNITS or time != (unit in _TIME_UNITS):
-        raise InvalidInput(f"{text} has the wrong unit: times take s, ms or us, memory GB or MB; for example {EXAMPLE}.")
+        raise InvalidInput(
+            f"{text} has the wrong unit: times take s, ms or us, memory GB or MB; for example {EXAMPLE}."
+        )
     try:
         limit = float(number) * _UNITS[unit]
     except ValueError:

@@ -34,8 +34,8 @@ CONFIG: Spec = {
         "labelLimit": 260,
     },
     "legend": {"labelColor": MUTED, "titleColor": MUTED, "labelFontSize": 12, "orient": "top"},
-    "bar": {"color": ACCENT},
-    "point": {"color": ACCENT, "filled": True, "size": 60},
+    "bar": {"color": ACCENT, "opacity": 1},
+    "point": {"color": ACCENT, "filled": True, "size": 60, "opacity": 1},
     "text": {"color": INK, "fontSize": 12},
     "rule": {"color": MUTED},
 }
@@ -109,9 +109,7 @@ def histogram(figures: WorkloadFigures) -> Spec:
 def tokens(figures: WorkloadFigures) -> Spec:
     """Each token of the run with the median time: does it get slower as the text grows?"""
     ordered = sorted(figures.runs, key=lambda run: run.seconds)
-    rows = [
-        {"token": index, "gap": gap * 1e3} for index, gap in enumerate(ordered[len(ordered) // 2].gaps, 2)
-    ]
+    rows = [{"token": index, "gap": gap * 1e3} for index, gap in enumerate(ordered[len(ordered) // 2].gaps, 2)]
     spec = _spec("Milliseconds that each token took, in the run with the median time.", rows, 220)
     spec["mark"] = {"type": "point", "size": 20}
     spec["encoding"] = {

@@ -287,7 +287,9 @@ def _compare_parser() -> argparse.ArgumentParser:
         help=f"what may differ with nothing changed (default {100 * TOLERANCE:g})",
     )
     parser.add_argument("--html", type=Path, metavar="F", help="write a page of both")
-    parser.add_argument("--assert", dest="bounds", nargs="+", default=[], metavar="BOUND", help=f"of the second: {EXAMPLE}")
+    parser.add_argument(
+        "--assert", dest="bounds", nargs="+", default=[], metavar="BOUND", help=f"of the second: {EXAMPLE}"
+    )
     return parser
 
 

@@ -39,10 +39,7 @@ def compare(before: Profile, after: Profile, tolerance: float = TOLERANCE) -> di
         InvalidInput: no workload in common, or too few runs.
     """
     pairs = [
-        (first, second)
-        for first in before.workloads
-        for second in after.workloads
-        if _kind(first) == _kind(second)
+        (first, second) for first in before.workloads for second in after.workloads if _kind(first) == _kind(second)
     ]
     if not pairs:
         raise InvalidInput("The profiles have no workload in common: measure the same --workload for both.")

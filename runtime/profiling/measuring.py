@@ -113,9 +113,7 @@ class Remote:
         if result is None:
             raise NotPossibleHere(f"The server at {self.where} ended the stream without a result: see its log.")
         timings, usage = result.timings, result.usage
-        stages = {
-            pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in timings.stages
-        }
+        stages = {pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in timings.stages}
         stages = {_OF_SERVER.get(name, name): taken for name, taken in stages.items()}
         stages["network"] = max(seconds - timings.total_seconds, 0.0)
         return Measured(

@@ -118,11 +118,11 @@ def _tiles(figures: WorkloadFigures) -> list[tuple[str, str, str]]:
     tiles = []
     if figures.ttft:
         tiles.append(("First token", _time(figures.ttft.median), f"95 % within {_time(figures.ttft.p95)}"))
-    tiles.append(
-        ("Whole report", _time(figures.end_to_end.median), f"95 % within {_time(figures.end_to_end.p95)}")
-    )
+    tiles.append(("Whole report", _time(figures.end_to_end.median), f"95 % within {_time(figures.end_to_end.p95)}"))
     if figures.tpot:
-        tiles.append(("Each token", _time(figures.tpot.median), f"{figures.tokens_per_second:.1f} tokens a second in all"))
+        tiles.append(
+            ("Each token", _time(figures.tpot.median), f"{figures.tokens_per_second:.1f} tokens a second in all")
+        )
     largest = max(figures.stages.items(), key=lambda stage: stage[1].share)
     tiles.append(("Eats the time", largest[0].replace("_", " "), f"{largest[1].share:.0%} of it"))
     if figures.memory:
@@ -140,4 +140,6 @@ def _tiles(figures: WorkloadFigures) -> list[tuple[str, str, str]]:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 0.01:
+        return f"{seconds * 1e3:.2f} ms"
     return f"{seconds * 1e3:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"

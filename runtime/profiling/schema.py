@@ -58,7 +58,7 @@ class Conditions:
 
 @dataclass(frozen=True, config=_STRICT)
 class Interval:
-    """A piece of work in a run: seconds from the request's start."""
+    """A piece of a run: seconds from the request's start."""
 
     stage: str
     start: float
@@ -163,7 +163,7 @@ class WorkloadFigures:
         memory: peak bytes by kind.
         energy: of a request.
         roofline: a point for each stage that the model's shape tells the work of.
-        timeline: of the run with the median time; empty for a server's.
+        timeline: of the run with the median time, each moment once; empty for a server's.
     """
 
     name: str
@@ -189,7 +189,7 @@ class WorkloadFigures:
 
 @dataclass(frozen=True, config=_STRICT)
 class Operator:
-    """One operator of a part in one phase: `layer` is this project's name for where it stands, `seconds` of all `calls`, of some requests."""
+    """One operator of a part in one phase: `layer` is this project's name for where it stands, `seconds` are of all `calls`."""
 
     part: str
     phase: str

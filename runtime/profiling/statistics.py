@@ -68,7 +68,9 @@ def changes(
     largest = np.max(np.abs(deviation) / spread, axis=0)
     factor = float(np.quantile(largest, level))
     return {
-        name: Change(*(float(np.expm1(value)) for value in (middle, middle - factor * spread, middle + factor * spread)))
+        name: Change(
+            *(float(np.expm1(value)) for value in (middle, middle - factor * spread, middle + factor * spread))
+        )
         for name, middle, spread in zip(names, difference, error, strict=True)
     }
 

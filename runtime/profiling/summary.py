@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from statistics import median
 
+from echovlm_edge.runtime.clock import pieces
 from echovlm_edge.runtime.profiling.costs import Cost, StageCosts
 from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
-from echovlm_edge.runtime.profiling.schema import RooflinePoint, Run, StageFigures, WorkloadFigures
+from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
 from echovlm_edge.runtime.profiling.statistics import Distribution
+from echovlm_edge.runtime.request import Span, Stage
 
 UNACCOUNTED = "unaccounted"
 # The order in which a request goes through them.
@@ -59,7 +61,7 @@ def summarise(measurement: Measurement, costs: StageCosts | None) -> WorkloadFig
         memory=measurement.memory,
         energy=measurement.energy,
         roofline=_roofline(runs, stages, workload.frames, costs) if costs and workload.clients == 1 else (),
-        timeline=typical(measurement).intervals,
+        timeline=_timeline(typical(measurement)),
     )
 
 
@@ -74,6 +76,11 @@ def typical(measurement: Measurement) -> Measured:
     """The request whose time is the median, or the next above it."""
     ordered = sorted(measurement.requests, key=lambda measured: measured.run.seconds)
     return ordered[len(ordered) // 2]
+
+
+def _timeline(request: Measured) -> tuple[Interval, ...]:
+    spans = [Span(Stage(interval.stage), interval.start, interval.seconds) for interval in request.intervals]
+    return tuple(Interval(stage.value, start, seconds) for stage, start, seconds in pieces(spans, request.run.seconds))
 
 
 def _roofline(

@@ -74,24 +74,31 @@ def _lines(figures: WorkloadFigures) -> Iterator[str]:
 def _roofline(profile: Profile) -> Table:
     assert profile.ceilings
     read, multiply = profile.ceilings.read_gbps, profile.ceilings.int8_gops
-    table = Table(box=box.SIMPLE, title=f"roofline: this machine reads {read:.1f} GB/s, multiplies {multiply:,.0f} GOP/s")
+    table = Table(
+        box=box.SIMPLE, title=f"roofline: this machine reads {read:.1f} GB/s, multiplies {multiply:,.0f} GOP/s"
+    )
     for column in ("workload", "stage", "GB/s", "of it", "GOP/s", "of it "):
         table.add_column(column, justify="left" if column in ("workload", "stage") else "right")
     for figures in profile.workloads:
         for point in figures.roofline:
-            cells = (f"{point.gbps:.2f}", f"{point.gbps / read:.0%}", f"{point.gops:.1f}", f"{point.gops / multiply:.0%}")
+            cells = (
+                f"{point.gbps:.2f}",
+                f"{point.gbps / read:.0%}",
+                f"{point.gops:.1f}",
+                f"{point.gops / multiply:.0%}",
+            )
             table.add_row(figures.name, point.stage, *cells)
     return table
 
 
 def _operators(profile: Profile) -> Table:
     table = Table(box=box.SIMPLE, title=f"the {SHOWN_OPERATORS} slowest operators, in requests of their own")
-    for column in ("part", "phase", "layer", "operator", "calls", "ms a call", "share"):
-        table.add_column(column, justify="right" if column in ("calls", "ms a call", "share") else "left", no_wrap=True)
+    for column in ("part", "layer", "operator", "calls", "ms a call", "share"):
+        table.add_column(column, justify="right" if column in ("calls", "ms a call", "share") else "left")
     total = sum(operator.seconds for operator in profile.operators)
     for operator in sorted(profile.operators, key=lambda operator: -operator.seconds)[:SHOWN_OPERATORS]:
         share = f"{operator.seconds / total:.1%}"
-        row = (operator.part, operator.phase, operator.layer, operator.kind, str(operator.calls))
+        row = (f"{operator.part}, {operator.phase}", operator.layer, operator.kind, str(operator.calls))
         table.add_row(*row, f"{operator.seconds / operator.calls * 1e3:,.3f}", share)
     return table
 

@@ -16,7 +16,9 @@ from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.request import ImageInput
 from echovlm_edge.runtime.sample import sample_image
 
-FILLER = "What do you see in the images and what does it suggest ?"  # its words, over and over, make a prompt of any length
+FILLER = (
+    "What do you see in the images and what does it suggest ?"  # its words, over and over, make a prompt of any length
+)
 
 
 @dataclass(frozen=True)
