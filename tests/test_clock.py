@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.clock import PRECEDENCE, pieces, wall_time
 from echovlm_edge.runtime.request import Span, Stage
 
-SPANS = st.lists(
-    st.builds(Span, st.sampled_from(Stage), st.floats(-1, 10), st.floats(0, 5)), max_size=30
-)
+SPANS = st.lists(st.builds(Span, st.sampled_from(Stage), st.floats(-1, 10), st.floats(0, 5)), max_size=30)
 
 
 def test_every_stage_has_a_place() -> None:

@@ -25,7 +25,19 @@ def measured(golden_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     folder = tmp_path_factory.mktemp("profile")
     files = {kind: folder / f"profile.{kind}" for kind in ("json", "trace")}
     options = [argument for kind, file in files.items() for argument in (f"--{kind}", str(file))]
-    workload = ["--frames", "2", "--sizes", "112x84", "--prompt-tokens", "60", "--new-tokens", "12", "--clients", "1", "2"]
+    workload = [
+        "--frames",
+        "2",
+        "--sizes",
+        "112x84",
+        "--prompt-tokens",
+        "60",
+        "--new-tokens",
+        "12",
+        "--clients",
+        "1",
+        "2",
+    ]
     assert command.main(["--bundle", str(golden_bundle), "--runs", "5", *workload, *options]) == 0
     return files
 
@@ -82,7 +94,9 @@ def test_the_roofline_counts_what_the_model_reads(measured: dict[str, Path], gol
     assert 0.5 * 11 * decoder < points["decode"].read_bytes < 1.5 * 11 * decoder
     costs = StageCosts.of(Bundle(golden_bundle))
     assert costs is not None
-    assert costs.prefill(1024, 0).operations > 2 * costs.prefill(512, 0).operations * 0.99  # a long prompt attends to more
+    assert (
+        costs.prefill(1024, 0).operations > 2 * costs.prefill(512, 0).operations * 0.99
+    )  # a long prompt attends to more
 
 
 def test_seen_frames_cost_only_the_question(golden_bundle: Path) -> None:
@@ -97,7 +111,9 @@ def test_seen_frames_cost_only_the_question(golden_bundle: Path) -> None:
         assert measured.run.reused_tokens >= measured.run.image_tokens // 16 * 16 > 0
 
 
-def test_a_server_and_what_its_client_sees(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_and_what_its_client_sees(
+    golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     engine = ReportEngine.open(golden_bundle)
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))
     try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass as schema
 
 PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
-RESAMPLES, SEED = 4000, 0
+RESAMPLES, SEED = 2000, 0
 
 
 @schema(frozen=True)
