@@ -20,6 +20,7 @@ from echovlm_edge.runtime.profiling import command, schema
 from echovlm_edge.runtime.profiling.bounds import broken, parse
 from echovlm_edge.runtime.profiling.compare import compare, slower
 from echovlm_edge.runtime.profiling.energy import Nvml, Rapl, Tegrastats, energy_of, rails
+from echovlm_edge.runtime.profiling.memory import PeakMemory
 from echovlm_edge.runtime.profiling.operators import layers
 from echovlm_edge.runtime.profiling.statistics import changes
 from tests.profiles import profile, with_everything
@@ -212,6 +213,16 @@ def test_tegrastats_is_read_and_stopped(tmp_path: Path) -> None:
     seconds = time.monotonic() - started
     assert 0.3 * 2.4 * 0.5 < joules["VDD_GPU_SOC"] < 2.4 * seconds
     assert not [thread for thread in threading.enumerate() if thread.name == "tegrastats"]
+
+
+def test_the_peak_of_memory_is_kept() -> None:
+    on_gpu = iter([5, 9, *([7] * 1000)])
+    with PeakMemory(lambda: next(on_gpu)) as memory:
+        block = np.ones(64 << 20, np.uint8)
+        time.sleep(0.3)
+        before = block.nbytes
+        del block
+    assert memory.peak["own"] >= before and memory.peak["resident"] >= memory.peak["own"] and memory.peak["gpu"] == 9
 
 
 def test_energy_that_nothing_counts_is_said_to_be_unknown() -> None:

@@ -86,6 +86,7 @@ def facts(root: Path = Path("/")) -> Facts:
     memory = machine.memory(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
     clocks = root / "sys/devices/system/cpu"
+    modes = power_modes(machine.text(root / "etc/nvpmodel.conf"))
     return Facts(
         architecture=platform.machine(),
         cpu=machine.cpu_name(root),
@@ -115,7 +116,8 @@ def facts(root: Path = Path("/")) -> Facts:
         providers=_providers(),
         device=machine.first_line(root / "proc/device-tree/model"),
         jetpack=jetpack(machine.text(root / "etc/nv_tegra_release")),
-        **_power(root),
+        power_modes=modes,
+        power_mode=power_mode() if modes else None,
         kernels=machine.kernels(),
     )
 
@@ -131,11 +133,10 @@ def power_modes(config: str) -> dict[int, str]:
     return {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+)\s*>", config)}
 
 
-def _power(root: Path) -> dict[str, object]:
-    modes = power_modes(machine.text(root / "etc/nvpmodel.conf"))
-    told = _said("nvpmodel", "-q") if modes else ""
-    match = re.search(r"NV Power Mode: (\S+)", told)
-    return {"power_modes": modes, "power_mode": match[1] if match else None}
+def power_mode() -> str | None:
+    """Of a Jetson, as nvpmodel says it."""
+    match = re.search(r"NV Power Mode: (\S+)", _said("nvpmodel", "-q"))
+    return match[1] if match else None
 
 
 def _gpus() -> tuple[Gpu, ...]:

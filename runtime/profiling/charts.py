@@ -132,7 +132,7 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
         for point in figures.roofline
     ]
     ridge = ceilings.int8_gops / ceilings.read_gbps
-    intensities = [*(float(point["intensity"]) for point in points), ridge]
+    intensities = [*(point.operations / point.read_bytes for point in figures.roofline), ridge]
     ends = (min(intensities) / 2, ridge, max(intensities) * 2)
     roof = [{"intensity": x, "gops": min(ceilings.int8_gops, ceilings.read_gbps * x)} for x in ends]
     x = {

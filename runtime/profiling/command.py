@@ -38,13 +38,14 @@ from echovlm_edge.runtime.profiling.measuring import (
     Target,
     check_images,
 )
+from echovlm_edge.runtime.profiling.memory import gpu_memory
 from echovlm_edge.runtime.profiling.operators import joined
 from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump, read, write
 from echovlm_edge.runtime.profiling.summary import summarise
 from echovlm_edge.runtime.profiling.trace import chrome_trace
 from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, size
-from echovlm_edge.runtime.request import FrameSelection
+from echovlm_edge.runtime.request import FrameSelection, ImageInput
 
 BROKEN = 1  # a bound, or a regression
 CONNECT_SECONDS = 10.0
@@ -123,7 +124,7 @@ def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stac
 
 
 def _run(
-    options: argparse.Namespace, target: Target, workloads: Sequence[Workload], images: Sequence[object]
+    options: argparse.Namespace, target: Target, workloads: Sequence[Workload], images: Sequence[ImageInput]
 ) -> list[Measurement]:
     total = sum(options.warmups + options.runs * workload.clients for workload in workloads)
     meter = open_meter() if not options.server else None
@@ -135,7 +136,8 @@ def _run(
                 options.runs,
                 options.warmups,
                 meter,
-                images,  # type: ignore[arg-type]
+                gpu_memory() if not options.server else None,
+                images,
                 options.prompt,
                 lambda: progress.advance(task),
             )

@@ -44,7 +44,9 @@ class StageCosts:
         model = manifest.model
         return cls(
             manifest.source.config,
-            *(sizes[name] for name in ("vision_encoder", "projector", "decoder")),
+            sizes["vision_encoder"],
+            sizes["projector"],
+            sizes["decoder"],
             2 * model.num_layers * model.num_kv_heads * model.head_dim * width,
         )
 

@@ -153,6 +153,7 @@ class Measurer:
     runs: int
     warmups: int
     meter: Meter | None = None
+    gpu: Callable[[], int] | None = None  # bytes in use on it
     images: Sequence[ImageInput] = ()  # a user's own, instead of a workload's frames
     prompt: str = ""  # a user's own
     tick: Callable[[], None] = lambda: None  # told of every request that ended
@@ -182,7 +183,7 @@ class Measurer:
             return [ask() for _ in range(self.runs)]
 
         before = self.meter.joules() if self.meter else {}
-        with PeakMemory() as memory, ThreadPoolExecutor(workload.clients) as clients:
+        with PeakMemory(self.gpu) as memory, ThreadPoolExecutor(workload.clients) as clients:
             started = time.perf_counter()
             requests = [measured for of_one in clients.map(client, range(workload.clients)) for measured in of_one]
             seconds = time.perf_counter() - started
