@@ -47,8 +47,10 @@ lint: setup
 	ln -sfn $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/echovlm/v1 build/typing/echovlm/v1
 	MYPYPATH=build/typing:. $(BIN)/mypy -p echovlm_edge -p benchmarks -p demo
 
+# Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup
-	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.bench --json build/bench.json
+	$(BIN)/python -m benchmarks.performance build/bench.json
 
 # The published size from checkpoint to service: some 45 GB of disk in build/full, half an hour.
 bench-full: setup

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from echovlm_edge.runtime.backends import Backend, Floats
 from echovlm_edge.runtime.errors import Unavailable
@@ -21,11 +20,15 @@ from echovlm_edge.runtime.rotary import vision_angles
 
 @dataclass(frozen=True)
 class Embedded:
-    """One image's embeddings float32 [m, hidden_size], and the seconds that each stage took; none where they were kept."""
+    """One image's embeddings float32 [m, hidden_size], and when each of its stages ended, by time.perf_counter.
+
+    The first stage began at `started`. There are none where the embeddings were kept from before.
+    """
 
     identity: int
     embeddings: Floats
-    seconds: dict[Stage, float] = field(default_factory=dict)
+    started: float = 0.0
+    ends: dict[Stage, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -121,17 +124,15 @@ class Encoder:
             _settle(job.done, outcome)
 
     def _encode(self, job: _Job) -> Embedded:
-        times = [time.perf_counter()]
+        started = time.perf_counter()
         patches = patchify(job.frame.pixels, self._settings)
-        times.append(time.perf_counter())
+        ends = {Stage.PREPROCESS: time.perf_counter()}
         angles = vision_angles(patches.grid, self._settings.merge_size, self._head_dim)
         features = self._backend.encode(patches.values, angles)
-        times.append(time.perf_counter())
+        ends[Stage.VISION] = time.perf_counter()
         embeddings = self._backend.project(features)
-        times.append(time.perf_counter())
-        stages = (Stage.PREPROCESS, Stage.VISION, Stage.PROJECTOR)
-        seconds = {stage: after - before for stage, (before, after) in zip(stages, pairwise(times), strict=True)}
-        return Embedded(job.identity, embeddings, seconds)
+        ends[Stage.PROJECTOR] = time.perf_counter()
+        return Embedded(job.identity, embeddings, started, ends)
 
 
 def _settle(done: Future[Embedded], outcome: Embedded | Exception) -> None:

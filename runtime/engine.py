@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from echovlm_edge.runtime.backends import Backend, BatchBackend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.clock import Clock
+from echovlm_edge.runtime.clock import Clock, Untimed
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
 from echovlm_edge.runtime.errors import InvalidInput
@@ -102,6 +103,7 @@ class ReportEngine:
         self.prompts = PromptBuilder.from_bundle(bundle)
         self._token_text = TokenText(self.prompts.tokenizer)
         self._decode = decode
+        self.new_clock: Callable[[], Clock] = Clock
         self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
         slots = batch.new_slots(
             options.slots, min(max_sequence or manifest.limits.max_sequence, manifest.limits.max_sequence)
@@ -147,7 +149,12 @@ class ReportEngine:
             InvalidInput: an unreadable image, or a prompt longer than the context.
             Unavailable: the engine was closed.
         """
-        clock = Clock()
+        clock = self.new_clock()
+        return _timed_delivery(self._events(request, stopped, clock), clock)
+
+    def _events(
+        self, request: GenerationRequest, stopped: Callable[[], bool], clock: Clock
+    ) -> Generator[Event, None, None]:
         prompt: Prompt | None = None
         try:
             frames = list(request.frames)
@@ -155,6 +162,7 @@ class ReportEngine:
                 yield StageStarted(Stage.DECODE_IMAGES)
                 frames += [frame for image in request.images for frame in self._frames(image, stopped, clock)]
             prompt = self._prompt(request.prompt, frames)
+            clock.lap(Stage.PROMPT)
             if frames:
                 yield StageStarted(Stage.VISION)
             images = self._embed(frames, request.client, request.priority, stopped, clock)
@@ -162,6 +170,7 @@ class ReportEngine:
             yield _cancelled(clock, prompt)
             return
         generation = self._generation(prompt, images, request, stopped)
+        clock.lap(Stage.PROMPT)
         self._scheduler.submit(generation)
         yield from self._follow(generation, clock)
 
@@ -170,12 +179,12 @@ class ReportEngine:
 
         Returns when it is done or `stopped()` says that it is no longer wanted; raises what `generate` raises.
         """
-        request = GenerationRequest("", priority=Priority.BACKGROUND, client=client)
+        request, clock = GenerationRequest("", priority=Priority.BACKGROUND, client=client), Untimed()
         try:
-            images = self._embed(frames, client, Priority.BACKGROUND, stopped, Clock())
+            images = self._embed(frames, client, Priority.BACKGROUND, stopped, clock)
             generation = self._generation(self._prompt("", frames), images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
-            while not isinstance(progress := _next(generation), Left):
+            while not isinstance(progress := _next(generation, clock), Left):
                 if isinstance(progress, Exception):
                     raise progress
         except Stopped:
@@ -205,8 +214,9 @@ class ReportEngine:
     def _frames(self, image: ImageInput, stopped: Callable[[], bool], clock: Clock) -> list[Frame]:
         if stopped():
             raise Stopped
-        with clock.measure(Stage.DECODE_IMAGES):
-            return self._decode(image)
+        frames = self._decode(image)
+        clock.lap(Stage.DECODE_IMAGES)
+        return frames
 
     def _prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
         prompt = self.prompts.build(text, [self._grid(frame) for frame in frames])
@@ -231,11 +241,15 @@ class ReportEngine:
         clock: Clock,
     ) -> list[Embedded]:
         asked = [self._encoder.embed(frame, client, priority, stopped) for frame in frames]
+        clock.lap(Stage.PROMPT)
         images = []
         for future in asked:
             image = _result(future, stopped)
-            for stage, seconds in image.seconds.items():
-                clock.just_took(stage, seconds)
+            clock.lap(Stage.WAIT)
+            began = image.started
+            for stage, end in image.ends.items():
+                clock.add(stage, began, end - began)
+                began = end
             images.append(image)
         return images
 
@@ -263,51 +277,66 @@ class ReportEngine:
         stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
         finish, first_token, reused = FinishReason.CANCELLED, None, 0
         waiting_since: float | None = None
-        progress = _next(generation)
+        progress = _next(generation, clock)
         while not isinstance(progress, Left):
             match progress:
                 case Exception():
                     raise progress
                 case Queued():
-                    waiting_since = clock.elapsed()
+                    waiting_since = time.perf_counter()
                     yield StageStarted(Stage.QUEUE)
                 case Joined():
                     reused = progress.reused
                     if waiting_since is not None:
-                        clock.just_took(Stage.QUEUE, clock.elapsed() - waiting_since)
+                        clock.add(Stage.QUEUE, waiting_since, time.perf_counter() - waiting_since)
                     yield StageStarted(Stage.PREFILL)
                 case Prefilled():
-                    clock.just_took(Stage.PREFILL, progress.seconds)
+                    clock.add(Stage.PREFILL, progress.started, progress.seconds)
                 case _:
-                    clock.just_took(Stage.DECODE, progress.seconds)
+                    clock.add(Stage.DECODE, progress.started, progress.seconds)
                     first_token = first_token or clock.elapsed()
                     tokens.append(progress.token_id)
-                    with clock.measure(Stage.DETOKENIZE):
-                        delta = stream.push(progress.token_id)
+                    delta = stream.push(progress.token_id)
+                    clock.lap(Stage.DETOKENIZE)
                     if delta:
                         text.append(delta)
                         yield TextDelta(delta)
                     if progress.finish:
                         finish = progress.finish
                         break
-            progress = _next(generation)
+            progress = _next(generation, clock)
         if rest := stream.finish():
             text.append(rest)
+            clock.lap(Stage.DETOKENIZE)
             yield TextDelta(rest)
         yield _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
 
 
-def _next(generation: Generation) -> Progress:
+def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:
+    """The same events; how long the caller keeps each is a span."""
+    for event in events:
+        yield event
+        clock.lap(Stage.DELIVER)
+
+
+def _next(generation: Generation, clock: Clock) -> Progress:
     """What happens next to a generation.
 
     A stopped one leaves at once, as the scheduler may be busy for a while before it lets it go.
     """
-    while True:
+    """What happens next to a generation.
+
+    A stopped one leaves at once, as the scheduler may be busy for a while before it lets it go.
+    """
+    progress: Progress | None = None
+    while progress is None:
         try:
-            return generation.outbox.get(timeout=POLL_SECONDS)
+            progress = generation.outbox.get(timeout=POLL_SECONDS)
         except Empty:
             if generation.stopped():
-                return Left()
+                progress = Left()
+    clock.lap(Stage.WAIT)
+    return progress
 
 
 def _result(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
@@ -332,5 +361,6 @@ def _finished(
     first_token: float | None,
     reused: int,
 ) -> Finished:
+    clock.lap(Stage.DETOKENIZE)
     lengths = (len(prompt.token_ids), len(prompt.image_rows)) if prompt else (0, 0)
     return Finished(text, tokens, finish, *lengths, clock.seconds(), first_token, tuple(clock.spans), reused)

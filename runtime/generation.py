@@ -28,16 +28,18 @@ class Joined:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt has been read; `seconds` since it joined."""
+    """The prompt has been read: from `started`, by time.perf_counter, in `seconds`."""
 
+    started: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class Written:
-    """One generated token; `finish` is set on the last one. `seconds`: the step it came from, and its choice."""
+    """One generated token; `finish` is set on the last one. Its step and choice took `seconds` from `started`."""
 
     token_id: int
+    started: float
     seconds: float
     finish: FinishReason | None
 

@@ -15,6 +15,7 @@ class Stage(enum.Enum):
     """A station of one request; the keys of `Finished.seconds`."""
 
     QUEUE = "queue"  # before prefill, where all slots are taken
+    PROMPT = "prompt"  # words and images' places to tokens and positions
     DECODE_IMAGES = "decode_images"
     PREPROCESS = "preprocess"
     VISION = "vision"
@@ -22,6 +23,8 @@ class Stage(enum.Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     DETOKENIZE = "detokenize"
+    DELIVER = "deliver"  # the caller has the event: a server sends it
+    WAIT = "wait"  # between pieces of work: others' turns, and the switch between threads
 
 
 class Priority(enum.IntEnum):
@@ -93,6 +96,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    ignore_stop: bool = False  # go on to max_new_tokens: for measurements
 
     def __post_init__(self) -> None:
         """Refuse an option outside its range, by name."""
@@ -145,7 +149,10 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work: when it began, in seconds from the request's start, and how long it took."""
+    """One piece of work: when it began, in seconds from the request's start, and how long it took.
+
+    Spans of different threads overlap: see `clock.wall_time`.
+    """
 
     stage: Stage
     start: float
@@ -162,7 +169,7 @@ class Finished:
         finish_reason: why it ended.
         prompt_tokens: tokens of the prompt, image tokens included.
         image_tokens: how many of them stand for image patches.
-        seconds: wall time by stage; stages that did not run are absent.
+        seconds: wall time by stage, each moment counted once, so that they add up; stages that did not run are absent.
         first_token_seconds: from the start of the request to the first token, or None when none came.
         spans: every piece of work in order, one for each image and token.
         reused_tokens: how many of the prompt's tokens had been prefilled before.

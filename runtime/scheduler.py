@@ -219,7 +219,7 @@ class Scheduler:
 
     def _prefilled_all(self, running: _Running, logits: Logits | None) -> None:
         generation = running.generation
-        generation.outbox.put(Prefilled(time.perf_counter() - running.joined))
+        generation.outbox.put(Prefilled(running.joined, time.perf_counter() - running.joined))
         if generation.sampling is None:
             self._keep(running, running.filled)
             self._end(running, Left())
@@ -290,9 +290,10 @@ class Scheduler:
             self._waiting.charge(running.generation.client, 1)
             self._written += 1
         finish = FinishReason.LENGTH if running.left == 0 else None
-        if running.token in self._model.stop_token_ids:
+        sampling = running.generation.sampling
+        if running.token in self._model.stop_token_ids and not (sampling and sampling.ignore_stop):
             finish = FinishReason.STOP
-        running.generation.outbox.put(Written(running.token, time.perf_counter() - started, finish))
+        running.generation.outbox.put(Written(running.token, started, time.perf_counter() - started, finish))
         if finish:
             self._leave(running)
 

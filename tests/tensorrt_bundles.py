@@ -56,7 +56,7 @@ def tensorrt_like(
     return Bundle(folder)
 
 
-def backend_of(bundle: Bundle, device: NumpyDevice) -> TensorRTBackend:
+def backend_of(bundle: Bundle, device: NumpyDevice, profile: bool = False) -> TensorRTBackend:
     """The backend with every part on the device of numpy."""
     engines = {part.name: OnnxEngine(device, bundle.path / part.files[0].name, part) for part in bundle.manifest.parts}
-    return TensorRTBackend(bundle, device, engines)
+    return TensorRTBackend(bundle, device, engines, profile)

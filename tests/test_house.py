@@ -54,7 +54,9 @@ import sys
 for name in ("torch", "transformers", "onnx", "safetensors", "optimum"):
     sys.modules[name] = None
 from pathlib import Path
-from echovlm_edge.runtime import client, profile, report_command, server
+from echovlm_edge.runtime import client, report_command, server
+from echovlm_edge.runtime.doctor import command as doctor
+from echovlm_edge.runtime.profiling import command as profile
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.request import GenerationRequest, Sampling
 from echovlm_edge.runtime.sample import sample_image

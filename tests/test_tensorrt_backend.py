@@ -16,6 +16,7 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.profiling.operators import joined
 from echovlm_edge.runtime.request import Sampling
 from echovlm_edge.runtime.rotary import Angles, MultimodalRotary
 from echovlm_edge.runtime.sampling import Sampler
@@ -182,3 +183,20 @@ def test_a_cache_too_large_is_refused_and_nothing_is_lost(make: Make) -> None:
     with pytest.raises(NotPossibleHere, match="full"):
         backend.new_cache(4096)
     np.testing.assert_array_equal(np.asarray(step(bundle, backend, 0, cache)), expected)
+
+
+def test_operator_times_are_each_runs_and_nothing_is_recorded(make: Make) -> None:
+    bundle, _, _ = make()
+    device = NumpyDevice()
+    backend = backend_of(bundle, device, profile=True)
+    cache = backend.new_cache(64)
+    for index in range(5):
+        step(bundle, backend, index, cache)
+    runs = backend.operator_times()["decoder"]
+    assert len(runs) == 5 and device.launches == 0
+    assert all([node.name for node in run] == [node.name for node in runs[0]] for run in runs)
+    assert {node.tokens for run in runs for node in run} == {1}
+    named = joined({"decoder": runs})
+    assert {"layer 0, attention", "layer 0, DualPathMoE", "head"} <= {operator.layer for operator in named}
+    assert {operator.phase for operator in named} == {"decode"} and all(operator.calls == 5 for operator in named)
+    assert TensorRTBackend.operator_times(make()[1]) == {}

@@ -114,6 +114,10 @@ class Context(Protocol):
         """Whether `queue`, as it was last called, can be recorded into a graph."""
         ...
 
+    def profile(self, report: Callable[[str, float], None]) -> None:
+        """Have every run, from now on, report each layer's name and milliseconds once it is done; such runs are not recorded."""
+        ...
+
 
 class PartEngine(Protocol):
     """A part's engine, loaded: weights on the device. Its tensors' types are those of bundle.json."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
+from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
 from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
@@ -21,6 +23,7 @@ from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.rotary import Angles
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
+PARTS = ("vision_encoder", "projector", "decoder")
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 
@@ -90,19 +93,32 @@ class OnnxRuntimeBackend:
         NotPossibleHere: a part cannot be loaded, or this install lacks the operators it needs; the sentence names the file.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, provider: Provider = ON_CPU) -> None:
-        """Load the parts; `threads` defaults to the cores this process may use."""
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, provider: Provider = ON_CPU, profile: bool = False
+    ) -> None:
+        """Load the parts; `threads` defaults to the cores this process may use, `profile` is for `operator_times`."""
         options = _session_options(bundle, threads)
+        options.enable_profiling = profile
+        self._traces = TemporaryDirectory(prefix="echovlm-operators-") if profile else None
         self._device = provider.device
         self._spec = bundle.manifest.model
         self._embedding = TokenEmbedding.of(bundle)
         self._vision, self._projector, self._decoder = (
-            _session(bundle, bundle.manifest.part(name), options, provider)
-            for name in ("vision_encoder", "projector", "decoder")
+            _session(bundle, bundle.manifest.part(name), options, provider, self._traces) for name in PARTS
         )
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._wants_mask = "mask" in inputs
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
+
+    def operator_times(self) -> dict[str, list[list[NodeTime]]]:
+        """See `ProfiledBackend`."""
+        if self._traces is None:
+            return {}
+        sessions = zip(PARTS, (self._vision, self._projector, self._decoder), strict=True)
+        times = {part: onnxruntime_runs(Path(session.end_profiling())) for part, session in sessions}
+        self._traces.cleanup()
+        self._traces = None
+        return times
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         """Vision encoder: see `Backend.encode`."""
@@ -193,8 +209,16 @@ def _operator_library(bundle: Bundle) -> Path:
     return path
 
 
-def _session(bundle: Bundle, part: Part, options: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
+def _session(
+    bundle: Bundle,
+    part: Part,
+    options: ort.SessionOptions,
+    provider: Provider,
+    traces: TemporaryDirectory[str] | None,
+) -> ort.InferenceSession:
     path = bundle.path / part.files[0].name
+    if traces:
+        options.profile_file_prefix = str(Path(traces.name) / part.name)
     try:
         session = ort.InferenceSession(path, options, providers=list(provider.chain))
     except Exception as error:  # ONNX Runtime raises a class of its own per status, with no common base

@@ -15,7 +15,11 @@ ENGINE = ".engine"
 
 
 def open_backend(
-    bundle: Bundle, threads: int | None = None, max_sequence: int | None = None, provider: str | None = None
+    bundle: Bundle,
+    threads: int | None = None,
+    max_sequence: int | None = None,
+    provider: str | None = None,
+    profile: bool = False,
 ) -> Backend:
     """Load a bundle's parts where they run.
 
@@ -24,27 +28,27 @@ def open_backend(
         threads: of ONNX Runtime; defaults to the cores this process may use.
         max_sequence: of the cache that memory is checked for; defaults to the bundle's limit.
         provider: of ONNX Runtime, `cpu`, `cuda` or `tensorrt`; defaults to the one that the bundle's target is for.
+        profile: for `ProfiledBackend.operator_times`.
 
     Raises:
         NotPossibleHere: this machine or install cannot run it.
     """
     if bundle.manifest.part("decoder").files[0].name.endswith(ENGINE):
-        return _tensorrt(
-            bundle, min(max_sequence or bundle.manifest.limits.max_sequence, bundle.manifest.limits.max_sequence)
-        )
+        limit = bundle.manifest.limits.max_sequence
+        return _tensorrt(bundle, min(max_sequence or limit, limit), profile)
     chosen = provider_for(bundle, provider)
-    backend = OnnxRuntimeBackend(bundle, threads, chosen)
+    backend = OnnxRuntimeBackend(bundle, threads, chosen, profile)
     return backend if chosen == ON_CPU else OneByOne(backend)
 
 
-def _tensorrt(bundle: Bundle, max_sequence: int) -> Backend:
+def _tensorrt(bundle: Bundle, max_sequence: int, profile: bool) -> Backend:
     # Imported late: most installs have no GPU, and no package for one.
     from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
     from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
     from echovlm_edge.runtime.backends.tensorrt_engine import load_engines
 
     device = CudaDevice()
-    return TensorRTBackend(bundle, device, load_engines(bundle, device, max_sequence, plugin_for(bundle)))
+    return TensorRTBackend(bundle, device, load_engines(bundle, device, max_sequence, plugin_for(bundle)), profile)
 
 
 def plugin_for(bundle: Bundle) -> Path | None:

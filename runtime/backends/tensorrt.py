@@ -26,6 +26,7 @@ from echovlm_edge.runtime.backends.device import (
     Shape,
     numpy_dtype,
 )
+from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.rotary import Angles
@@ -47,20 +48,33 @@ class TensorRTCache:
 class TensorRTBackend:
     """The three parts of a bundle of TensorRT engines."""
 
-    def __init__(self, bundle: Bundle, device: Device, engines: Mapping[str, PartEngine]) -> None:
-        """`engines` are the bundle's parts, loaded on `device`."""
+    def __init__(
+        self, bundle: Bundle, device: Device, engines: Mapping[str, PartEngine], profile: bool = False
+    ) -> None:
+        """`engines` are the bundle's parts, loaded on `device`; `profile` is for `operator_times`."""
         self._device = device
         self._embedding = TokenEmbedding.of(bundle)
         manifest = bundle.manifest
         self._layers = manifest.model.num_layers
+        self._times = {part.name: LayerTimes() for part in manifest.parts} if profile else {}
         self._image_parts = {
-            name: _ImagePart(device, manifest.part(name), engines[name].new_context(recorded=False))
+            name: _ImagePart(
+                device, manifest.part(name), engines[name].new_context(recorded=False), self._times.get(name)
+            )
             for name in ("vision_encoder", "projector")
         }
         self._square = manifest.model.merge_size**2
         self._decoder = manifest.part("decoder")
-        self._one_token = engines["decoder"].new_context(recorded=True)
-        self._chunk = _DecoderRun(device, self._decoder, engines["decoder"].new_context(recorded=False))
+        self._one_token = engines["decoder"].new_context(recorded=not profile)
+        chunk, times = engines["decoder"].new_context(recorded=False), self._times.get("decoder")
+        self._chunk = _DecoderRun(device, self._decoder, chunk, times)
+        if times:
+            for context in (chunk, self._one_token):
+                context.profile(times.report)
+
+    def operator_times(self) -> dict[str, list[list[NodeTime]]]:
+        """See `ProfiledBackend`."""
+        return {part: times.runs for part, times in self._times.items()}
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         """Vision encoder: see `Backend.encode`."""
@@ -88,7 +102,7 @@ class TensorRTBackend:
         self._device.clear(memory.address, stride * len(names))
         self._device.synchronize()
         buffers = {name: Binding(memory.address + stride * index, shape) for index, name in enumerate(names)}
-        step = _DecoderRun(self._device, self._decoder, self._one_token)
+        step = _DecoderRun(self._device, self._decoder, self._one_token, self._times.get("decoder"))
         return TensorRTCache(max_sequence, shape[2], memory, buffers, step)
 
     def decode(
@@ -157,8 +171,10 @@ class DeviceLogits:
 class _ImagePart:
     """The vision encoder or the projector: one image in, one matrix out."""
 
-    def __init__(self, device: Device, part: Part, context: Context) -> None:
-        self._device, self._context = device, context
+    def __init__(self, device: Device, part: Part, context: Context, times: LayerTimes | None) -> None:
+        self._device, self._context, self._times = device, context, times
+        if times:
+            context.profile(times.report)
         self._dtypes = {tensor.name: tensor.dtype for tensor in part.inputs}
         (self._output,) = part.outputs
         self._inputs, self._outputs = Arena(device), Arena(device)
@@ -174,6 +190,8 @@ class _ImagePart:
         self._context.queue(inputs, {name: output.address})
         self._outputs.download(output)
         self._device.synchronize()
+        if self._times:
+            self._times.end_run()
         return output.host.astype(np.float32)
 
 
@@ -184,12 +202,14 @@ class _DecoderRun:
     device: Device
     part: Part
     context: Context
+    times: LayerTimes | None
     inputs: Arena = field(init=False)
     outputs: Arena = field(init=False)
     graph: Graph | None = None
     serial: int = 0
     _placed: dict[str, Region] = field(default_factory=dict)
     _warm: bool = False
+    _tokens: int = 0
 
     def __post_init__(self) -> None:
         self.inputs, self.outputs = Arena(self.device), Arena(self.device)
@@ -205,7 +225,7 @@ class _DecoderRun:
     def run_recorded(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> Logits:
         """Always the same shapes and cache: queued at first (an engine settles in its first run), then recorded, then launched."""
         self._place(feeds)
-        if self.graph is None and self._warm and self.context.recordable():
+        if self.graph is None and self._warm and self.times is None and self.context.recordable():
             self.graph = self.device.record(lambda: self._queue(feeds, cache))
         if self.graph is None:
             self._queue(feeds, cache)
@@ -216,6 +236,7 @@ class _DecoderRun:
 
     def _place(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Write the feeds where the device copies them from, and find room for the outputs."""
+        self._tokens = int(feeds["embeddings"].shape[1])
         self._filled = _fill(self.inputs, self._dtypes, feeds)
         rows = len(feeds["logit_rows"])
         shapes = {name: (rows, *spec.shape[1:]) for name, spec in self._output_types.items()}
@@ -233,6 +254,8 @@ class _DecoderRun:
 
     def _finish(self) -> Logits:
         self.device.synchronize()
+        if self.times:
+            self.times.end_run(self._tokens)
         self.serial += 1
         if BEST not in self._placed:
             return self._placed["logits"].host.astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,7 @@ class TensorRTContext:
     owner: TensorRTEngine
     context: Any
     _profile: int = 0
+    _profiler: Any = None
     _profiles: dict[tuple[Shape, ...], int] = field(default_factory=dict)
 
     def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
@@ -179,6 +180,11 @@ class TensorRTContext:
         """See `Context.recordable`: only TensorRT-RTX has times when it is not."""
         asks = getattr(self.context, "is_stream_capturable", None)
         return asks is None or bool(asks(int(self.owner.device.stream)))
+
+    def profile(self, report: Callable[[str, float], None]) -> None:
+        """See `Context.profile`."""
+        self._profiler = _profiler(self.owner.module, report)  # TensorRT keeps no reference to it
+        self.context.profiler = self._profiler
 
     def _use_profile(self, inputs: Mapping[str, Binding], stream: int) -> None:
         shapes = {name: binding.shape for name, binding in inputs.items()}
@@ -202,6 +208,17 @@ def _module(bundle: Bundle) -> Any:
         raise NotPossibleHere(
             f"The bundle {bundle.path} needs the Python module {name}, which is not installed: {MODULES[name]}."
         ) from None
+
+
+def _profiler(module: Any, report: Callable[[str, float], None]) -> Any:
+    class Profiler(module.IProfiler):  # TensorRT calls it back
+        def __init__(self) -> None:
+            module.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            report(layer_name, ms)
+
+    return Profiler()
 
 
 def _logger(module: Any, said: _Said) -> Any:

@@ -1,0 +1,186 @@
+"""What profiling costs, and whether its figures are those of a clock that knows nothing of it; turn by turn in one run.
+
+python -m benchmarks.profiling_checks [--bundle bundles/demo] [--runs 30] [--json F]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.client import ReportClient
+from echovlm_edge.runtime.clock import Clock, Untimed
+from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.profiling.energy import open_meter
+from echovlm_edge.runtime.profiling.measuring import InProcess, Remote
+from echovlm_edge.runtime.profiling.memory import PeakMemory
+from echovlm_edge.runtime.profiling.statistics import changes
+from echovlm_edge.runtime.profiling.workloads import W1, frame
+
+PROMPT = "Describe the image."
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure two ways: geometric means in seconds, the change from the first to the second and its 95 % interval."""
+
+    what: str
+    first: float
+    second: float
+    change: float
+    low: float
+    high: float
+    runs: int
+
+
+def measured(what: str, runs: int, ways: tuple[Callable[[], float], Callable[[], float]], warmups: int = 3) -> Check:
+    """Both ways by turns, in a random order within each turn."""
+    generator = random.Random(0)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(-warmups, runs):
+        order = [0, 1]
+        generator.shuffle(order)
+        for way in order:
+            taken = ways[way]()
+            if turn >= 0:
+                seconds[way].append(taken)
+    # Turn by turn: what else the machine does in a turn slows both.
+    ratios = [after / before for before, after in zip(*seconds, strict=True)]
+    change = changes({what: [1.0] * runs}, {what: ratios})[what]
+    first, second = (_mean(values) for values in seconds)
+    return Check(what, first, second, change.ratio, change.low, change.high, runs)
+
+
+def overhead(bundle: Path, runs: int) -> Check:
+    """The same request without a span, a look at the memory or the meter, and with all of them."""
+    engine = ReportEngine.open(bundle, options=EngineOptions(1, 0, 0))
+    target, numbers = InProcess(engine), iter(range(1, 1 << 20))
+
+    def ask() -> float:
+        picture = frame(next(numbers), W1.width, W1.height)
+        started = time.perf_counter()
+        target.ask(PROMPT, [picture], W1.new_tokens)
+        return time.perf_counter() - started
+
+    def off() -> float:
+        engine.new_clock = Untimed
+        return ask()
+
+    def on() -> float:
+        engine.new_clock = Clock
+        meter = open_meter()
+        try:
+            with PeakMemory():
+                return ask()
+        finally:
+            if meter:
+                meter.close()
+
+    try:
+        return measured("W1 without and with profiling", runs, (off, on))
+    finally:
+        engine.close()
+
+
+def outside_clock(address: str, runs: int) -> list[Check]:
+    """A plain gRPC client's time beside what the profile says, and the server's own account of it beside the profile's."""
+    numbers = iter(range(1, 1 << 20))
+    own: list[float] = []
+    with grpc.insecure_channel(address) as channel, ReportClient(address) as client:
+        stub, target = report_pb2_grpc.ReportServiceStub(channel), Remote(client, address)
+
+        def plain() -> float:
+            picture = frame(next(numbers), W1.width, W1.height)
+            sampling = pb.Sampling(max_new_tokens=W1.new_tokens, temperature=0.0, ignore_stop=True)
+            request = pb.GenerateReportRequest(
+                images=[pb.Image(data=picture.data)],
+                prompt=PROMPT,
+                options=pb.GenerationOptions(sampling=sampling),
+            )
+            started = time.monotonic()
+            for event in stub.GenerateReport(request):
+                last = event
+            taken = time.monotonic() - started
+            own.append(last.result.timings.total_seconds / taken)
+            return taken
+
+        def profiled() -> float:
+            return target.ask(PROMPT, [frame(next(numbers), W1.width, W1.height)], W1.new_tokens).run.seconds
+
+        check = measured("a plain gRPC client's clock, and the profile's", runs, (plain, profiled))
+    share = own[-runs:]
+    inside = Check(
+        "a client's clock, and the server's own",
+        1.0,
+        _mean(share),
+        _mean(share) - 1,
+        min(share) - 1,
+        max(share) - 1,
+        runs,
+    )
+    return [check, inside]
+
+
+@contextmanager
+def served(bundle: Path) -> Iterator[str]:
+    """A server of its own process; its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = Path(folder) / "port"
+        options = ["--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port)]
+        program = "import sys; from echovlm_edge.runtime.serve_command import main; sys.exit(main(sys.argv[1:]))"
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not (port.exists() and port.read_text().strip()):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("The server did not start.")
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port.read_text().strip()}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _mean(values: list[float]) -> float:
+    product = 1.0
+    for value in values:
+        product *= value ** (1 / len(values))
+    return product
+
+
+def main() -> int:
+    """Run the checks; returns the exit code."""
+    parser = argparse.ArgumentParser(description="What profiling costs, and whether an outside clock agrees with it.")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    checks = [overhead(options.bundle, options.runs)]
+    with served(options.bundle) as address:
+        checks += outside_clock(address, options.runs)
+    for check in checks:
+        print(f"{check.what}: {check.change:+.2%} ({check.low:+.2%} to {check.high:+.2%}), {check.runs} runs each")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(check) for check in checks], indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""`echovlm-doctor`: says what this machine is, which bundles fit it, what is misconfigured, and the mend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from echovlm_edge.runtime.bundle import MANIFEST
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
+from echovlm_edge.runtime.doctor.facts import Facts, facts
+
+STYLES = {Level.WRONG: "red", Level.SLOW: "yellow", Level.FINE: "green"}
+WRONG = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code: 1 where a bundle that was named cannot be served here."""
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _examine(options))
+
+
+def _examine(options: argparse.Namespace) -> int:
+    told = facts()
+    found = findings(told)
+    bundles = [fits(path, told) for path in _bundles(options.bundle)]
+    if options.json:
+        everything = {
+            "machine": asdict(told),
+            "target": target_for(told),
+            "findings": [_plain(finding) for finding in found],
+            "bundles": [_plain(finding) for finding in bundles],
+        }
+        print(json.dumps(everything, indent=1))
+    else:
+        console = Console()
+        console.print(_machine(told))
+        _say(console, "Configuration", found or [Finding(Level.FINE, "Nothing that could be seen is misconfigured.")])
+        _say(console, "Bundles", bundles)
+    return WRONG if any(finding.level is Level.WRONG for finding in [*found, *bundles]) else 0
+
+
+def _bundles(given: Sequence[Path]) -> Iterator[Path]:
+    """Bundles, and the bundles in folders of them."""
+    for path in given:
+        inside = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}")) if path.is_dir() else []
+        if inside and not (path / MANIFEST).exists():
+            yield from inside
+        else:
+            yield path
+
+
+def _machine(told: Facts) -> Table:
+    table = Table(box=box.SIMPLE, show_header=False, title="This machine")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _rows(told):
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def _rows(told: Facts) -> Iterator[tuple[str, str]]:
+    yield "device", told.device or ""
+    clock = f", {told.clock_now or '?'} of {told.clock_max} MHz" if told.clock_max else ""
+    yield "CPU", f"{told.cpu}, {told.cores_allowed} of {told.cores} cores{clock}"
+    yield "CPU features", ", ".join(told.features) or "none that the kernels use"
+    yield "kernels", told.kernels or "not built"
+    yield "governor", ", ".join(told.governors) or "not told by this system"
+    yield (
+        "memory",
+        f"{told.memory / 1e9:.1f} GB, {told.available / 1e9:.1f} GB can be had; swap {told.swap / 1e9:.1f} GB",
+    )
+    for gpu in told.gpus:
+        yield "GPU", f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.capability}, driver {gpu.driver}"
+    if not told.gpus:
+        yield "GPU", "none that nvidia-smi tells of"
+    yield "TensorRT", ", ".join(f"{name} {number}" for name, number in told.tensorrt.items()) or "not installed"
+    yield "ONNX Runtime", f"{told.onnxruntime}: {', '.join(told.providers)}"
+    yield "JetPack", told.jetpack or ""
+    yield "power mode", told.power_mode or ""
+    yield "target", f"{target_for(told)} (echovlm-build --target {target_for(told)})"
+
+
+def _say(console: Console, title: str, found: Sequence[Finding]) -> None:
+    if not found:
+        return
+    console.print(f"[bold]{title}[/bold]")
+    for finding in found:
+        console.print(f"  [{STYLES[finding.level]}]{finding.level.value:5}[/] ", end="")
+        console.print(finding.what, markup=False, highlight=False)
+        if finding.mend:
+            console.print(f"        {finding.mend}", style="dim", markup=False, highlight=False)
+
+
+def _plain(finding: Finding) -> dict[str, str]:
+    return {"level": finding.level.value, "what": finding.what, "mend": finding.mend}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="echovlm-doctor", description="Say what this machine is, which bundles fit it, and what is misconfigured."
+    )
+    parser.add_argument("--bundle", type=Path, nargs="+", default=[], metavar="DIR", help="bundles, or folders of them")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

@@ -1,0 +1,196 @@
+"""What this machine says of itself: the processor's features, GPU, driver, TensorRT, JetPack, power mode, clocks, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from echovlm_edge.runtime.profiling import machine
+
+# What the operators' kernels ask for, by the names of /proc/cpuinfo.
+CPU_FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512_vnni", "avx512bw", "amx_int8", "asimddp", "i8mm")
+SECONDS = 10  # for a tool to answer
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU as its driver describes it; clocks in MHz, memory in bytes; None where it does not say."""
+
+    name: str
+    driver: str
+    memory: int
+    capability: str
+    clock: int | None = None
+    clock_max: int | None = None
+    power_limit: float | None = None
+    power_default: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A machine. Bytes, MHz; empty or None where it does not say.
+
+    Attributes:
+        architecture: x86_64 or aarch64.
+        features: of `CPU_FEATURES`, those it has.
+        governors: of the cores' clocks.
+        clock_max: the fastest core's.
+        clock_now: the fastest core's, now.
+        memory: all of it.
+        available: what can be had now.
+        swap: of all swap.
+        swap_used: of it.
+        container_limit: of this process's group, where there is one.
+        gpus: NVIDIA's.
+        tensorrt: its Python modules by name.
+        jetpack: of a Jetson.
+        power_mode: nvpmodel's name for it.
+        power_modes: all that nvpmodel knows, by number.
+        kernels: that the operators use here; None where they were not built.
+    """
+
+    architecture: str
+    cpu: str
+    cores: int
+    cores_allowed: int
+    features: tuple[str, ...]
+    memory: int
+    available: int
+    swap: int
+    swap_used: int
+    governors: tuple[str, ...] = ()
+    clock_max: int | None = None
+    clock_now: int | None = None
+    container_limit: int | None = None
+    cpu_quota: float | None = None
+    gpus: tuple[Gpu, ...] = ()
+    tensorrt: dict[str, str] = field(default_factory=dict)
+    onnxruntime: str = ""
+    providers: tuple[str, ...] = ()
+    device: str | None = None
+    jetpack: str | None = None
+    power_mode: str | None = None
+    power_modes: dict[int, str] = field(default_factory=dict)
+    kernels: str | None = None
+
+
+def facts(root: Path = Path("/")) -> Facts:
+    """This machine; `root` is where its /proc, /sys and /etc lie."""
+    info = machine.cpu_info(root)
+    memory = machine.memory(root)
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    clocks = root / "sys/devices/system/cpu"
+    modes = power_modes(machine.text(root / "etc/nvpmodel.conf"))
+    return Facts(
+        architecture=platform.machine(),
+        cpu=machine.cpu_name(root),
+        cores=os.cpu_count() or 1,
+        cores_allowed=len(os.sched_getaffinity(0)),
+        features=tuple(name for name in CPU_FEATURES if name in flags),
+        memory=memory.get("MemTotal", 0),
+        available=memory.get("MemAvailable", 0),
+        swap=memory.get("SwapTotal", 0),
+        swap_used=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
+        governors=tuple(
+            sorted(
+                {
+                    found
+                    for path in clocks.glob("cpu[0-9]*/cpufreq/scaling_governor")
+                    if (found := machine.first_line(path))
+                }
+            )
+        ),
+        clock_max=_largest_mhz(clocks, "cpuinfo_max_freq"),
+        clock_now=_largest_mhz(clocks, "scaling_cur_freq"),
+        container_limit=_number(machine.first_line(root / "sys/fs/cgroup/memory.max")),
+        cpu_quota=_quota(machine.first_line(root / "sys/fs/cgroup/cpu.max")),
+        gpus=_gpus(),
+        tensorrt={name: found for name in ("tensorrt", "tensorrt-rtx-cu13") if (found := _version(name))},
+        onnxruntime=_version("onnxruntime-gpu") or _version("onnxruntime") or "",
+        providers=_providers(),
+        device=machine.first_line(root / "proc/device-tree/model"),
+        jetpack=jetpack(machine.text(root / "etc/nv_tegra_release")),
+        power_modes=modes,
+        power_mode=power_mode() if modes else None,
+        kernels=machine.kernels(),
+    )
+
+
+def jetpack(release: str) -> str | None:
+    """/etc/nv_tegra_release to its Linux-for-Tegra version: `# R36 (release), REVISION: 4.3` is `L4T 36.4.3`."""
+    match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
+    return f"L4T {match[1]}.{match[2]}" if match else None
+
+
+def power_modes(config: str) -> dict[int, str]:
+    """/etc/nvpmodel.conf to its modes: `< POWER_MODEL ID=0 NAME=MAXN >`."""
+    return {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+)\s*>", config)}
+
+
+def power_mode() -> str | None:
+    """Of a Jetson, as nvpmodel says it."""
+    match = re.search(r"NV Power Mode: (\S+)", _said("nvpmodel", "-q"))
+    return match[1] if match else None
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    names = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,power.limit,power.default_limit"
+    told = _said("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits")
+    return tuple(gpu for line in told.splitlines() if (gpu := gpu_of(line)))
+
+
+def gpu_of(line: str) -> Gpu | None:
+    """A line of nvidia-smi's answer; what it does not know is `[N/A]`."""
+    cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) != 8:
+        return None
+    numbers = [float(cell) if re.fullmatch(r"[\d.]+", cell) else None for cell in cells[4:]]
+    clock, clock_max = (None if number is None else int(number) for number in numbers[:2])
+    memory = int(float(cells[2])) << 20 if re.fullmatch(r"[\d.]+", cells[2]) else 0
+    return Gpu(cells[0], cells[1], memory, cells[3], clock, clock_max, *numbers[2:])
+
+
+def _said(program: str, *arguments: str) -> str:
+    if shutil.which(program) is None:
+        return ""
+    try:
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _providers() -> tuple[str, ...]:
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _largest_mhz(folder: Path, name: str) -> int | None:
+    found = [_number(machine.first_line(path)) for path in folder.glob(f"cpu[0-9]*/cpufreq/{name}")]
+    known = [number for number in found if number is not None]
+    return max(known) // 1000 if known else None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+def _quota(text: str | None) -> float | None:
+    """Cores' worth of time: `150000 100000` is 1.5; `max 100000` is no limit."""
+    cells = (text or "").split()
+    return int(cells[0]) / int(cells[1]) if len(cells) == 2 and cells[0].isdecimal() else None

@@ -1,0 +1,304 @@
+"""`echovlm-profile`: measures where a report's time goes; `compare` and `page` are for profiles that were written before."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from echovlm_edge.runtime.backends.one_by_one import OneByOne
+from echovlm_edge.runtime.backends.opening import open_backend
+from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.client import Credentials, ReportClient, read_image
+from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.profiling import table
+from echovlm_edge.runtime.profiling.bounds import EXAMPLE, broken, parse
+from echovlm_edge.runtime.profiling.ceilings import measured_ceilings
+from echovlm_edge.runtime.profiling.compare import TOLERANCE, compare, slower
+from echovlm_edge.runtime.profiling.costs import StageCosts
+from echovlm_edge.runtime.profiling.energy import open_meter
+from echovlm_edge.runtime.profiling.machine import this_machine
+from echovlm_edge.runtime.profiling.measuring import (
+    InProcess,
+    Measured,
+    Measurement,
+    Measurer,
+    Remote,
+    Target,
+    check_images,
+)
+from echovlm_edge.runtime.profiling.memory import gpu_memory
+from echovlm_edge.runtime.profiling.operators import joined
+from echovlm_edge.runtime.profiling.page import html_page
+from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump, read, write
+from echovlm_edge.runtime.profiling.summary import summarise
+from echovlm_edge.runtime.profiling.trace import chrome_trace
+from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, size
+from echovlm_edge.runtime.request import FrameSelection, ImageInput
+
+BROKEN = 1  # a bound, or a regression
+CONNECT_SECONDS = 10.0
+OPERATOR_TOKENS = 8  # of the requests that operators are told of
+OPERATOR_REQUESTS = 3  # after one that warms up
+LISTS = ("frames", "sizes", "prompt_tokens", "new_tokens", "clients")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 1 for a broken bound or a regression, 2 for what the user can mend."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["compare"]:
+        options = _compare_parser().parse_args(given[1:])
+        return run_command(lambda: _compare(options))
+    if given[:1] == ["page"]:
+        options = _page_parser().parse_args(given[1:])
+        return run_command(lambda: _page(options))
+    options = _parser().parse_args(given)
+    return run_command(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    bounds = [parse(text) for text in options.bounds]
+    workloads = _workloads(options)
+    if options.runs < 1 or options.warmups < 0:
+        raise InvalidInput(f"--runs {options.runs} after {options.warmups} warm-ups measures nothing: give at least 1.")
+    if bool(options.bundle) == bool(options.server):
+        raise InvalidInput("Give --bundle to measure in this process, or --server to measure one that runs.")
+    images = [read_image(path, FrameSelection(), True) for path in options.image]
+    check_images(images, workloads)
+    bundle = Bundle(options.bundle) if options.bundle else None
+    with ExitStack() as stack:
+        target = _target(options, bundle, max(workload.clients for workload in workloads), stack)
+        measurements = _run(options, target, workloads, images)
+        facts = target.facts()
+    del target
+    gc.collect()  # the engine, before the next one is loaded
+    profile = Profile(
+        "echovlm-profile",
+        VERSION,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        this_machine(),
+        facts,
+        Conditions(
+            f"server {options.server}" if options.server else "in process",
+            options.warmups,
+            options.runs,
+            options.threads,
+            None if options.server else max(workload.clients for workload in workloads),
+        ),
+        tuple(summarise(measurement, StageCosts.of(bundle) if bundle else None) for measurement in measurements),
+        None if options.server or options.quick else measured_ceilings(options.threads or this_machine().cores),
+        _operators(bundle, options.threads, workloads[0]) if bundle and not options.quick else (),
+    )
+    console = Console()
+    for part in table.tables(profile):
+        console.print(part)
+    if options.json:
+        write(options.json, json.dumps(dump(profile), indent=1))
+    if options.trace:
+        write(options.trace, json.dumps(chrome_trace(_intervals(measurements))))
+    if options.html:
+        write(options.html, html_page({options.json.stem if options.json else "this run": profile}))
+    return _verdict(broken(profile, bounds))
+
+
+def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stack: ExitStack) -> Target:
+    if bundle is None:
+        client = stack.enter_context(ReportClient(options.server, _credentials(options)))
+        client.wait_until_ready(CONNECT_SECONDS)
+        return Remote(client, options.server)
+    backend = open_backend(bundle, options.threads)
+    engine = ReportEngine(bundle, backend, options=EngineOptions(slots=slots))
+    stack.callback(engine.close)
+    return InProcess(engine)
+
+
+def _run(
+    options: argparse.Namespace, target: Target, workloads: Sequence[Workload], images: Sequence[ImageInput]
+) -> list[Measurement]:
+    total = sum(options.warmups + options.runs * workload.clients for workload in workloads)
+    meter = open_meter() if not options.server else None
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("Profiling", total=total)
+            measurer = Measurer(
+                target,
+                options.runs,
+                options.warmups,
+                meter,
+                gpu_memory() if not options.server else None,
+                images,
+                options.prompt,
+                lambda: progress.advance(task),
+            )
+            return [measurer.measure(workload) for workload in workloads]
+    finally:
+        if meter:
+            meter.close()
+
+
+def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple[Operator, ...]:
+    """Of requests of their own: an engine's profiler slows them down."""
+    backend = open_backend(bundle, threads, profile=True)
+    inner = backend.backend if isinstance(backend, OneByOne) else backend
+    engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0))
+    try:
+        measurer = Measurer(InProcess(engine), OPERATOR_REQUESTS, 1)
+        small = Workload(
+            workload.name, workload.frames, workload.text_tokens, OPERATOR_TOKENS, workload.width, workload.height
+        )
+        measurer.measure(small)
+    finally:
+        engine.close()
+    if not isinstance(inner, ProfiledBackend):
+        return ()
+    times = inner.operator_times()
+    return joined({part: runs[len(runs) // (OPERATOR_REQUESTS + 1) :] for part, runs in times.items()})
+
+
+def _intervals(measurements: Sequence[Measurement]) -> dict[str, list[tuple[Interval, ...]]]:
+    return {
+        measurement.workload.name: [_told(measured) for measured in measurement.requests]
+        for measurement in measurements
+    }
+
+
+def _told(measured: Measured) -> tuple[Interval, ...]:
+    """A request's spans; a server's stages one after another, as it tells no more."""
+    if measured.intervals:
+        return measured.intervals
+    start, found = 0.0, []
+    for stage, seconds in measured.run.stages.items():
+        found.append(Interval(stage, start, seconds))
+        start += seconds
+    return tuple(found)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    before, after = read(options.before), read(options.after)
+    bounds = [parse(text) for text in options.bounds]
+    found = compare(before, after, options.tolerance / 100)
+    console = Console()
+    for workload, figures in found.items():
+        console.print(table.comparison(workload, figures))
+    if options.html:
+        write(options.html, html_page(_labelled([options.before, options.after], [before, after])))
+    sentences = slower(found)
+    if not sentences:
+        print("Nothing is slower for certain.")
+    return _verdict([*sentences, *broken(after, bounds)])
+
+
+def _page(options: argparse.Namespace) -> int:
+    write(options.html, html_page(_labelled(options.profiles, [read(path) for path in options.profiles])))
+    return 0
+
+
+def _labelled(paths: Sequence[Path], profiles: Sequence[Profile]) -> dict[str, Profile]:
+    """By file name where those differ, else by path."""
+    stems = [path.stem for path in paths]
+    labels = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    return dict(zip(labels, profiles, strict=True))
+
+
+def _verdict(sentences: Sequence[str]) -> int:
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
+    return BROKEN if sentences else 0
+
+
+def _workloads(options: argparse.Namespace) -> tuple[Workload, ...]:
+    lists = {name: getattr(options, name) for name in LISTS}
+    if options.workload and any(lists.values()):
+        raise InvalidInput("Give --workload, or lists that make a grid, not both.")
+    if not any(lists.values()) and not options.image:
+        return tuple(NAMED[name] for name in options.workload or [W1.name])
+    values = {name: lists[name] or [default] for name, default in zip(LISTS, (1, "640x480", 60, 64, 1), strict=True)}
+    for name in ("prompt_tokens", "new_tokens", "clients"):
+        if min(values[name]) < 1:
+            raise InvalidInput(f"--{name.replace('_', '-')} {min(values[name])} is too few: give at least 1.")
+    frames = [len(options.image)] if options.image else values["frames"]
+    if min(frames) < 0:
+        raise InvalidInput(f"--frames {min(frames)} is too few: give 0 or more.")
+    sizes = [size(text) for text in values["sizes"]]
+    return grid(frames, sizes, values["prompt_tokens"], values["new_tokens"], values["clients"])
+
+
+def _credentials(options: argparse.Namespace) -> Credentials:
+    token = ""
+    if options.token_file:
+        try:
+            token = options.token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise NotPossibleHere(f"The token file {options.token_file} cannot be read ({error.strerror}).") from None
+    return Credentials(options.tls_ca, token=token)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="echovlm-profile",
+        description="Measure where a report's time goes, by stage, token and operator.",
+        epilog="echovlm-profile compare BEFORE.json AFTER.json; echovlm-profile page PROFILE.json... --html F",
+    )
+    add = parser.add_argument
+    add("--bundle", type=Path, metavar="DIR", help="folder that echovlm-build made: measured in this process")
+    add("--server", metavar="HOST:PORT", help="measure this server instead, from here")
+    add("--workload", nargs="+", choices=list(NAMED), metavar="NAME", help=f"of {', '.join(NAMED)} (default {W1.name})")
+    add("--frames", type=int, nargs="+", metavar="N", help="a grid instead: numbers of frames")
+    add("--sizes", nargs="+", metavar="WxH", help="of the grid: sizes of frames (default 640x480)")
+    add("--prompt-tokens", type=int, nargs="+", metavar="N", help="of the grid: tokens of text (default 60)")
+    add("--new-tokens", type=int, nargs="+", metavar="N", help="of the grid: tokens to write (default 64)")
+    add("--clients", type=int, nargs="+", metavar="N", help="of the grid: how many ask at a time (default 1)")
+    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="your own images as one workload")
+    add("--prompt", default="", metavar="TEXT", help="your own prompt")
+    add("--runs", type=int, default=10, metavar="N", help="measured requests of each client (default 10)")
+    add("--warmups", type=int, default=2, metavar="N", help="requests before them (default 2)")
+    add("--threads", type=int, metavar="N", help="default: one per core")
+    add("--quick", action="store_true", help="neither operators nor the machine's ceilings")
+    add("--json", type=Path, metavar="F", help="write the profile, for compare and page")
+    add("--html", type=Path, metavar="F", help="write one page that works without a network")
+    add("--trace", type=Path, metavar="F", help="write a trace for Perfetto")
+    add("--assert", dest="bounds", nargs="+", default=[], metavar="BOUND", help=f"exit code 1 if broken: {EXAMPLE}")
+    add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM)")
+    add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="echovlm-profile compare",
+        description="Compare two profiles; exit code 1 if a figure got slower for certain, or a bound is broken.",
+    )
+    parser.add_argument("before", type=Path, metavar="BEFORE.json")
+    parser.add_argument("after", type=Path, metavar="AFTER.json")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=100 * TOLERANCE,
+        metavar="PERCENT",
+        help=f"what may differ with nothing changed (default {100 * TOLERANCE:g})",
+    )
+    parser.add_argument("--html", type=Path, metavar="F", help="write a page of both")
+    parser.add_argument(
+        "--assert", dest="bounds", nargs="+", default=[], metavar="BOUND", help=f"of the second: {EXAMPLE}"
+    )
+    return parser
+
+
+def _page_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="echovlm-profile page", description="Make a page of profiles; each is compared with the first."
+    )
+    parser.add_argument("profiles", type=Path, nargs="+", metavar="PROFILE.json")
+    parser.add_argument("--html", type=Path, required=True, metavar="F")
+    return parser

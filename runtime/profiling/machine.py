@@ -1,0 +1,94 @@
+"""What this computer is: read from where Linux says it, never guessed."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from echovlm_edge.plugins.dual_path_moe.library import library_path
+from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
+from echovlm_edge.runtime.profiling.schema import Machine
+
+PACKAGES = ("echovlm-edge", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
+
+
+def this_machine(root: Path = Path("/")) -> Machine:
+    """This computer; `root` is where its /proc and /sys lie."""
+    return Machine(
+        cpu=cpu_name(root),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gb=round(memory(root).get("MemTotal", 0) / 1e9, 1),
+        system=platform.platform(),
+        python=platform.python_version(),
+        governor=governor(root),
+        gpu=gpu_name(),
+        kernels=kernels(),
+        device=first_line(root / "proc/device-tree/model"),
+        toolchain={name: found for name in PACKAGES if (found := _version(name))},
+    )
+
+
+def cpu_name(root: Path) -> str:
+    """As /proc/cpuinfo says it; ARM's has no name, and the architecture stands for it."""
+    return cpu_info(root).get("model name") or cpu_info(root).get("Hardware") or platform.machine()
+
+
+def cpu_info(root: Path) -> dict[str, str]:
+    """The first core's lines of /proc/cpuinfo."""
+    found: dict[str, str] = {}
+    for line in text(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def memory(root: Path) -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    lines = (line.partition(":") for line in text(root / "proc/meminfo").splitlines())
+    return {name: int(value.split()[0]) * 1024 for name, _, value in lines if value.split()[:1]}
+
+
+def governor(root: Path) -> str | None:
+    """How the first core's clock is governed, where the system says."""
+    return first_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def gpu_name() -> str | None:
+    """The first NVIDIA GPU, where its management library is installed and finds one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except Exception:  # no module, no driver, no GPU
+        return None
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def kernels() -> str | None:
+    """The instruction set that this project's operators use here, where they were built."""
+    path = library_path()
+    return NativeLibrary(path).kernel if path else None
+
+
+def text(path: Path) -> str:
+    """A file of /proc or /sys; empty where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def first_line(path: Path) -> str | None:
+    """Its first line without the zero that ends device-tree strings."""
+    lines = text(path).replace("\0", "").splitlines()
+    return lines[0].strip() or None if lines else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

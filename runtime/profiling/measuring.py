@@ -1,0 +1,231 @@
+"""Runs workloads, in this process or against a server, by a clock outside of what is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import Protocol
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import ReportClient, ReportRequest
+from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.profiling.energy import Meter, energy_of
+from echovlm_edge.runtime.profiling.memory import PeakMemory
+from echovlm_edge.runtime.profiling.schema import BundleFacts, Energy, Interval, Run
+from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
+from echovlm_edge.runtime.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
+from echovlm_edge.runtime.tasks import Task
+
+TEMPLATE_PROBE = 64  # pixels of the frame that the text's length is found with
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A request's figures, and its spans where they are known."""
+
+    run: Run
+    intervals: tuple[Interval, ...] = ()
+
+
+class Target(Protocol):
+    """What is asked."""
+
+    @property
+    def where(self) -> str:
+        """In the profile."""
+        ...
+
+    def facts(self) -> BundleFacts:
+        """What it has loaded."""
+        ...
+
+    def ask(self, prompt: str, images: Sequence[ImageInput], new_tokens: int) -> Measured:
+        """One request, to its end."""
+        ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """An engine in this process."""
+
+    engine: ReportEngine
+    where: str = "in process"
+
+    def facts(self) -> BundleFacts:
+        """See `Target`."""
+        info = self.engine.info
+        return BundleFacts(info.model, info.bundle_id, info.target, info.precision, info.max_sequence)
+
+    def ask(self, prompt: str, images: Sequence[ImageInput], new_tokens: int) -> Measured:
+        """See `Target`."""
+        request = GenerationRequest(prompt, tuple(images), _sampling(new_tokens))
+        done: Finished | None = None
+        started = time.perf_counter()
+        for event in self.engine.generate(request):
+            if isinstance(event, Finished):
+                done = event
+        seconds = time.perf_counter() - started
+        assert done is not None
+        # A lap of it ends each time that a token has arrived; the last one is the text's end.
+        ends = [span.start + span.seconds for span in done.spans if span.stage is Stage.DETOKENIZE]
+        run = Run(
+            seconds,
+            done.first_token_seconds,
+            {stage.value: taken for stage, taken in done.seconds.items()},
+            tuple(after - before for before, after in pairwise(ends[: len(done.token_ids)])),
+            done.prompt_tokens,
+            done.image_tokens,
+            len(done.token_ids),
+            done.reused_tokens,
+        )
+        return Measured(run, tuple(Interval(span.stage.value, span.start, span.seconds) for span in done.spans))
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A server: its own stages, and as `network` what of this client's time it does not know of."""
+
+    client: ReportClient
+    where: str
+
+    def facts(self) -> BundleFacts:
+        """See `Target`."""
+        info = self.client.model_info()
+        return BundleFacts(info.model, info.bundle_id, info.target, info.precision, info.limits.max_sequence)
+
+    def ask(self, prompt: str, images: Sequence[ImageInput], new_tokens: int) -> Measured:
+        """See `Target`."""
+        task = Task.REPORT if images else Task.QUESTION
+        request = ReportRequest(task, images, prompt, sampling=_sampling(new_tokens))
+        result: pb.Result | None = None
+        arrivals: list[float] = []
+        started = time.perf_counter()
+        for event in self.client.generate(request):
+            match event.WhichOneof("event"):
+                case "text":
+                    arrivals.append(time.perf_counter() - started)
+                case "result":
+                    result = event.result
+        seconds = time.perf_counter() - started
+        if result is None:
+            raise NotPossibleHere(f"The server at {self.where} ended the stream without a result: see its log.")
+        timings, usage = result.timings, result.usage
+        stages = {pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in timings.stages}
+        stages = {_OF_SERVER.get(name, name): taken for name, taken in stages.items()}
+        stages["network"] = max(seconds - timings.total_seconds, 0.0)
+        return Measured(
+            Run(
+                seconds,
+                arrivals[0] if arrivals else None,
+                stages,
+                tuple(after - before for before, after in pairwise(arrivals)),
+                usage.prompt_tokens,
+                usage.image_tokens,
+                usage.generated_tokens,
+                usage.reused_tokens,
+            )
+        )
+
+
+_OF_SERVER = {"decoding_images": Stage.DECODE_IMAGES.value, "preprocessing": Stage.PREPROCESS.value}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A workload's runs, and what was seen beside them."""
+
+    workload: Workload
+    requests: tuple[Measured, ...]
+    seconds: float  # while any of them ran
+    memory: dict[str, int]
+    energy: Energy
+
+
+@dataclass
+class Measurer:
+    """Measures workloads on one target."""
+
+    target: Target
+    runs: int
+    warmups: int
+    meter: Meter | None = None
+    gpu: Callable[[], int] | None = None  # bytes in use on it
+    images: Sequence[ImageInput] = ()  # a user's own, instead of a workload's frames
+    prompt: str = ""  # a user's own
+    tick: Callable[[], None] = lambda: None  # told of every request that ended
+    _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def measure(self, workload: Workload) -> Measurement:
+        """Warm up, then run.
+
+        Raises:
+            InvalidInput: the context does not hold it.
+        """
+        prompt = self.prompt or self._prompt(workload)
+        seen = self._frames(workload) if workload.seen else None
+        if seen is not None:
+            self.target.ask(prompt, seen, 1)
+
+        def ask() -> Measured:
+            frames = seen if seen is not None else self._frames(workload)
+            measured = self.target.ask(prompt, frames, workload.new_tokens)
+            self.tick()
+            return measured
+
+        for _ in range(self.warmups):
+            ask()
+
+        def client(_: int) -> list[Measured]:
+            return [ask() for _ in range(self.runs)]
+
+        before = self.meter.joules() if self.meter else {}
+        with PeakMemory(self.gpu) as memory, ThreadPoolExecutor(workload.clients) as clients:
+            started = time.perf_counter()
+            requests = [measured for of_one in clients.map(client, range(workload.clients)) for measured in of_one]
+            seconds = time.perf_counter() - started
+        energy = energy_of(self.meter, before, len(requests), seconds)
+        here = memory.peak if isinstance(self.target, InProcess) else {}
+        return Measurement(workload, tuple(requests), seconds, here, energy)
+
+    def _frames(self, workload: Workload) -> Sequence[ImageInput]:
+        if self.images:
+            return self.images
+        return [frame(next(self._numbers), workload.width, workload.height) for _ in range(workload.frames)]
+
+    def _prompt(self, workload: Workload) -> str:
+        """A text whose tokens, the template's included, are the workload's."""
+        frames = [frame(0, TEMPLATE_PROBE, TEMPLATE_PROBE)] * workload.frames
+        counted: dict[int, int] = {}
+
+        def tokens(text: str) -> int:
+            words = text.count(" ")
+            if words not in counted:
+                counted[words] = self._count(text, frames)
+            return counted[words]
+
+        return text_of(workload.text_tokens, tokens)
+
+    def _count(self, text: str, frames: Sequence[ImageInput]) -> int:
+        if isinstance(self.target, InProcess):
+            prompt = self.target.engine.prompts.build(text, [(1, 2, 2)] * len(frames))
+            return len(prompt.token_ids) - len(prompt.image_rows)
+        run = self.target.ask(text, frames, 1).run
+        return run.prompt_tokens - run.image_tokens
+
+
+def check_images(images: Sequence[ImageInput], workloads: Sequence[Workload]) -> None:
+    """One's own pictures make one workload.
+
+    Raises:
+        InvalidInput: they come with others.
+    """
+    if images and len(workloads) > 1:
+        raise InvalidInput("--image makes a workload of its own: leave --workload and --grid out.")
+
+
+def _sampling(new_tokens: int) -> Sampling:
+    return Sampling(max_new_tokens=new_tokens, ignore_stop=True)

@@ -1,0 +1,63 @@
+"""Peak memory by kind, looked at while the process works: its own, and the GPU's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+STATUS = Path("/proc/self/status")
+KINDS = {"VmRSS": "resident", "RssAnon": "own", "RssFile": "mapped_files", "RssShmem": "shared"}
+SECONDS = 0.1  # between two looks: a look takes some 0.1 ms
+
+
+class PeakMemory:
+    """Bytes at most while it is entered, by kind: all that is resident; the process's own (activations, KV cache); mapped files
+    (the bundle's weights); shared; the GPU's, whoever uses it.
+    """
+
+    def __init__(self, gpu: Callable[[], int] | None = None) -> None:
+        """`gpu` gives the bytes in use on the GPU, where there is one: see `gpu_memory`."""
+        self._gpu = gpu
+        self.peak: dict[str, int] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _run(self) -> None:
+        while not self._done.wait(SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        if self._gpu:
+            self.peak["gpu"] = max(self.peak.get("gpu", 0), self._gpu())
+        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name in KINDS:
+                kind = KINDS[name]
+                self.peak[kind] = max(self.peak.get(kind, 0), int(value.split()[0]) * 1024)
+
+
+def gpu_memory() -> Callable[[], int] | None:
+    """What tells the bytes in use on the first NVIDIA GPU; None where nothing does (a Jetson's memory is the system's)."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        pynvml.nvmlDeviceGetMemoryInfo(gpu)
+    except Exception:  # no module, no driver, no GPU, or one that does not tell
+        return None
+    return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).used)

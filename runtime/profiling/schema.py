@@ -1,0 +1,264 @@
+"""The profile as JSON: every figure with its unit in its name or its docstring, read strictly, versioned."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.profiling.statistics import Distribution
+
+VERSION = 2  # 1 was a single request's, without runs
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Machine:
+    """What was measured on; `governor` of the CPU's clock, `kernels` of this project's operators."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    system: str
+    python: str
+    governor: str | None = None
+    gpu: str | None = None
+    kernels: str | None = None
+    device: str | None = None  # as a device tree names it: a Jetson's model
+    toolchain: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BundleFacts:
+    """What ran."""
+
+    model: str
+    bundle_id: str
+    target: str
+    precision: str
+    max_sequence: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Conditions:
+    """How it was run: `where` is this process or a server's address; `slots` sequences at once."""
+
+    where: str
+    warmups: int
+    runs: int
+    threads: int | None = None
+    slots: int | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Interval:
+    """A piece of a run: seconds from the request's start."""
+
+    stage: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Run:
+    """One request, by a clock outside of the engine.
+
+    Attributes:
+        seconds: from asking to the last event.
+        first_token: seconds to it; None where no token came.
+        stages: seconds by stage; each moment counts once.
+        gaps: seconds between a token and the next; of a server, between texts that arrive.
+        prompt_tokens: images' included.
+        image_tokens: of these, images'.
+        generated_tokens: written.
+        reused_tokens: of the prompt's, prefilled before.
+    """
+
+    seconds: float
+    first_token: float | None
+    stages: dict[str, float]
+    gaps: tuple[float, ...]
+    prompt_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    reused_tokens: int
+
+    @property
+    def accounted(self) -> float:
+        """The share of the time that the stages account for."""
+        return sum(self.stages.values()) / self.seconds
+
+    @property
+    def per_token(self) -> float | None:
+        """Seconds for each token after the first."""
+        return sum(self.gaps) / (self.generated_tokens - 1) if self.gaps and self.generated_tokens > 1 else None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StageFigures:
+    """Seconds a run, and the share of all runs' time."""
+
+    seconds: Distribution
+    share: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Energy:
+    """Joules a request and mean watts by what can be told apart; `unknown` says why nothing can, where that is so."""
+
+    source: str | None = None
+    joules: dict[str, float] = field(default_factory=dict)
+    watts: dict[str, float] = field(default_factory=dict)
+    unknown: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RooflinePoint:
+    """A stage: what it reads and computes, as counted from the model's shape, in the median of its times."""
+
+    stage: str
+    read_bytes: float
+    operations: float
+    seconds: float
+
+    @property
+    def gbps(self) -> float:
+        """Bytes a second, in 1e9."""
+        return self.read_bytes / self.seconds / 1e9
+
+    @property
+    def gops(self) -> float:
+        """Operations a second, in 1e9 (a multiply-add is two)."""
+        return self.operations / self.seconds / 1e9
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Ceilings:
+    """What this machine reads (1e9 bytes a second) and multiplies (1e9 int8 operations a second) at most, as measured."""
+
+    read_gbps: float
+    int8_gops: float
+    threads: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WorkloadFigures:
+    """One workload's runs and what follows from them.
+
+    Attributes:
+        name: see `Workload`; the next ones too.
+        runs: each request measured; with several clients, all of theirs.
+        stages: by stage, the unaccounted rest too.
+        end_to_end: seconds.
+        ttft: seconds to the first token.
+        gaps: seconds between tokens, over all runs.
+        tpot: seconds for each token after the first, by run.
+        tokens_per_second: of all clients together, while they ran.
+        memory: peak bytes by kind.
+        energy: of a request.
+        roofline: a point for each stage that the model's shape tells the work of.
+        timeline: of the run with the median time, each moment once; empty for a server's.
+    """
+
+    name: str
+    frames: int
+    width: int
+    height: int
+    text_tokens: int
+    new_tokens: int
+    clients: int
+    seen: bool
+    runs: tuple[Run, ...]
+    stages: dict[str, StageFigures]
+    end_to_end: Distribution
+    ttft: Distribution | None
+    gaps: Distribution | None
+    tpot: Distribution | None
+    tokens_per_second: float
+    memory: dict[str, int]
+    energy: Energy
+    roofline: tuple[RooflinePoint, ...] = ()
+    timeline: tuple[Interval, ...] = ()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Operator:
+    """One operator of a part in one phase: `layer` is this project's name for where it stands, `seconds` are of all `calls`."""
+
+    part: str
+    phase: str
+    layer: str
+    name: str
+    kind: str
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Profile:
+    """What `--json` writes."""
+
+    schema: Literal["echovlm-profile"]
+    version: int
+    created: str  # ISO 8601, UTC
+    machine: Machine
+    bundle: BundleFacts
+    conditions: Conditions
+    workloads: tuple[WorkloadFigures, ...]
+    ceilings: Ceilings | None = None
+    operators: tuple[Operator, ...] = ()
+
+
+_PROFILE = TypeAdapter(Profile)
+
+
+def dump(profile: Profile) -> dict[str, Any]:
+    """The profile as plain values."""
+    return asdict(profile)
+
+
+def read(path: Path) -> Profile:
+    """A profile that `--json` wrote.
+
+    Raises:
+        InvalidInput: no such file, or of another kind or version; the sentence names it.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"The profile {path} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise InvalidInput(f"{path} is not JSON: give a file that echovlm-profile --json wrote.") from None
+    if not isinstance(told, dict) or told.get("schema") != "echovlm-profile":
+        raise InvalidInput(f"{path} is not a profile: give a file that echovlm-profile --json wrote.")
+    if told.get("version") != VERSION:
+        raise InvalidInput(
+            f"{path} is a profile of version {told.get('version')}, this program reads {VERSION}: measure again with it."
+        )
+    try:
+        return _PROFILE.validate_json(json.dumps(told))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise InvalidInput(f"{path} is a damaged profile ({where}: {first['msg']}): measure again.") from None
+
+
+def write(path: Path, text: str) -> None:
+    """Write one of the outputs, whole or not at all.
+
+    Raises:
+        NotPossibleHere: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise NotPossibleHere(f"{path} cannot be written ({error.strerror}).") from None

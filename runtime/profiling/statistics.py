@@ -1,0 +1,81 @@
+"""Figures of repeated measurements: percentiles, and how sure a difference is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass as schema
+
+PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
+RESAMPLES, SEED = 2000, 0
+
+
+@schema(frozen=True)
+class Distribution:
+    """Percentiles and the mean of `count` measurements, in their unit."""
+
+    count: int
+    mean: float
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Distribution:
+        """Of one or more measurements."""
+        found = np.percentile(values, list(PERCENTILES.values()))
+        return cls(len(values), float(np.mean(values)), *(float(value) for value in found))
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a figure changed, as shares: 0.1 is a tenth more. `low` to `high` is the interval, of all figures at once."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def changes(
+    before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], level: float = 0.95
+) -> dict[str, Change]:
+    """How the geometric means of some figures changed from one set of runs to another.
+
+    The intervals are simultaneous: with probability `level` all of them hold, however many figures are looked at. That is the
+    max-t bootstrap (Westfall & Young 1993; Efron & Tibshirani 1993, ch. 12): runs are drawn anew as wholes, so that figures that
+    move together count as such, and the largest studentized deviation over all figures gives the one factor for their standard
+    errors.
+
+    Args:
+        before: positive measurements by figure, each figure's in the same order of runs; at least 3 runs.
+        after: the same figures, of other runs.
+        level: of the intervals.
+    """
+    names = list(before)
+    first, second = (np.log(np.array([runs[name] for name in names], float)) for runs in (before, after))
+    difference = second.mean(axis=1) - first.mean(axis=1)
+    error = _error(first, second)
+    generator = np.random.default_rng(SEED)
+    drawn = [runs[:, generator.integers(0, runs.shape[1], (RESAMPLES, runs.shape[1]))] for runs in (first, second)]
+    deviation = drawn[1].mean(axis=-1) - drawn[0].mean(axis=-1) - difference[:, None]
+    # A resample of one value over and over has no spread of its own: the sample's stands in, in part.
+    spread = np.maximum(_error(*drawn), error[:, None] / 4)
+    largest = np.max(np.abs(deviation) / spread, axis=0)
+    factor = float(np.quantile(largest, level))
+    return {
+        name: Change(
+            *(float(np.expm1(value)) for value in (middle, middle - factor * spread, middle + factor * spread))
+        )
+        for name, middle, spread in zip(names, difference, error, strict=True)
+    }
+
+
+def _error(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard error of the difference of two means over the last axis; never quite 0."""
+    parts = [runs.var(axis=-1, ddof=1) / runs.shape[-1] for runs in (first, second)]
+    return np.asarray(np.sqrt(parts[0] + parts[1]) + 1e-9)

@@ -1,0 +1,145 @@
+"""`echovlm-doctor`: what a machine of files says, what is wrong with it, which bundles fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from echovlm_edge.runtime.bundle import MANIFEST
+from echovlm_edge.runtime.doctor import command
+from echovlm_edge.runtime.doctor.checks import Level, findings, fits, target_for
+from echovlm_edge.runtime.doctor.facts import Facts, Gpu, facts, gpu_of, jetpack, power_modes
+
+GB = 10**9
+FINE = Facts(
+    "x86_64",
+    "a CPU",
+    4,
+    4,
+    ("avx2", "fma"),
+    32 * GB,
+    24 * GB,
+    0,
+    0,
+    ("performance",),
+    kernels="avx2",
+    onnxruntime="1.32",
+)
+RTX = Gpu("NVIDIA RTX 4000 Ada", "580.1", 20 * GB, "8.9", 300, 2175, 130.0, 130.0)
+
+
+def said(told: Facts) -> str:
+    return " ".join(f"{finding.what} {finding.mend}" for finding in findings(told))
+
+
+def test_a_machine_of_files(tmp_path: Path) -> None:
+    for name, text in {
+        "proc/cpuinfo": "processor: 0\nmodel name : a CPU of files\nflags : sse avx2 avx512_vnni\n\nprocessor: 1\n",
+        "proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 600 kB\nSwapTotal: 100 kB\nSwapFree: 40 kB\n",
+        "proc/device-tree/model": "NVIDIA Jetson AGX Orin\0",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_A78 0 MAX_FREQ -1\n< POWER_MODEL ID=2 NAME=MODE_30W >\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2200000\n",
+        "sys/fs/cgroup/memory.max": "max\n",
+        "sys/fs/cgroup/cpu.max": "150000 100000\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    told = facts(tmp_path)
+    assert (told.cpu, told.features, told.memory, told.swap_used) == (
+        "a CPU of files",
+        ("avx2", "avx512_vnni"),
+        1024000,
+        61440,
+    )
+    assert (told.device, told.jetpack, told.power_modes) == (
+        "NVIDIA Jetson AGX Orin",
+        "L4T 36.4.3",
+        {0: "MAXN", 2: "MODE_30W"},
+    )
+    assert (told.governors, told.clock_max, told.container_limit, told.cpu_quota) == (("powersave",), 2200, None, 1.5)
+    assert target_for(told) == "jetson-orin"
+    assert facts(tmp_path / "empty").memory == 0  # a machine that says nothing is no error
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"governors": ("powersave",)}, "cpupower frequency-set -g performance"),
+        ({"kernels": None}, "Install a C++ compiler"),
+        ({"features": ()}, "The CPU lacks avx2"),
+        ({"cores_allowed": 2}, "may use 2 of 4 cores"),
+        ({"cpu_quota": 1.5}, "--threads 1"),
+        ({"swap": 8 * GB, "swap_used": 4 * GB}, "swapoff"),
+        ({"container_limit": 2 * GB}, "MemoryMax"),
+        ({"power_mode": "MODE_15W", "power_modes": {0: "MAXN", 2: "MODE_15W"}}, "sudo nvpmodel -m 0"),
+        ({"jetpack": "L4T 36.4.3"}, "swap file on NVMe"),
+        ({"gpus": (replace(RTX, power_limit=70.0),), "tensorrt": {"tensorrt": "10.15"}}, "nvidia-smi -pl 130"),
+        ({"gpus": (RTX,)}, "echovlm-edge[rtx]"),
+    ],
+)
+def test_what_is_misconfigured_and_its_mend(change: dict[str, object], says: str) -> None:
+    assert says in said(replace(FINE, **change))  # type: ignore[arg-type]
+
+
+def test_a_machine_that_is_right_has_no_findings() -> None:
+    assert findings(FINE) == []
+    maxn = replace(FINE, power_mode="MAXN_SUPER", power_modes={0: "15W", 2: "MAXN_SUPER"})
+    assert findings(maxn) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "target"),
+    [
+        ({}, "cpu"),
+        ({"gpus": (RTX,)}, "rtx"),
+        ({"gpus": (replace(RTX, name="Tesla T4", capability="7.5"),)}, "cuda"),
+        ({"gpus": (replace(RTX, name="NVIDIA GB10", capability="12.1"),), "architecture": "aarch64"}, "dgx-spark"),
+        ({"device": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"}, "jetson-orin-nano"),
+        ({"device": "NVIDIA Jetson AGX Thor Developer Kit"}, "jetson-thor"),
+    ],
+)
+def test_which_target_a_machine_wants(change: dict[str, object], target: str) -> None:
+    assert target_for(replace(FINE, **change)) == target  # type: ignore[arg-type]
+
+
+def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
+    assert fits(golden_bundle, FINE).level is Level.FINE
+    assert "--target rtx would use the GPU" in fits(golden_bundle, replace(FINE, gpus=(RTX,))).what
+    small = fits(golden_bundle, replace(FINE, available=GB // 10))
+    assert small.level is Level.WRONG and "can be had" in small.what and "--max-sequence" in small.mend
+    assert "There is no bundle at" in fits(tmp_path, FINE).what
+    assert fits(golden_bundle, replace(FINE, kernels=None)).level is Level.WRONG
+    other = tmp_path / "other"
+    shutil.copytree(golden_bundle, other)
+    manifest = json.loads((other / MANIFEST).read_text())
+    (other / MANIFEST).write_text(json.dumps(manifest | {"target": "jetson-orin"}))
+    elsewhere = fits(other, FINE)
+    assert elsewhere.level is Level.WRONG and "--target cpu" in elsewhere.mend
+    next(other.glob("*.data")).unlink()
+    assert fits(other, FINE).level is Level.WRONG
+
+
+def test_the_command(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--json", "--bundle", str(golden_bundle)]) in (0, 1)
+    told = json.loads(capsys.readouterr().out)
+    assert told["machine"]["memory"] > 0 and told["target"] and len(told["bundles"]) == 1
+    shutil.copytree(golden_bundle, tmp_path / "bundles" / "one")
+    assert command.main(["--bundle", str(tmp_path / "bundles")]) == command.main(["--bundle", str(golden_bundle)])
+    assert "bundles/one" in "".join(capsys.readouterr().out.split())
+    assert command.main(["--bundle", str(tmp_path / "none")]) == 1
+
+
+def test_words_of_tools() -> None:
+    assert gpu_of("NVIDIA RTX 4000 Ada, 580.1, 20475, 8.9, 300, 2175, 130.00, 130.00") == replace(
+        RTX, memory=20475 << 20
+    )
+    orin = gpu_of("Orin (nvgpu), 540.4.0, [N/A], 8.7, [N/A], [N/A], [N/A], [N/A]")
+    assert orin is not None and (orin.memory, orin.clock, orin.power_limit) == (0, None, None)
+    assert gpu_of("No devices were found") is None
+    assert jetpack("") is None and power_modes("") == {}
