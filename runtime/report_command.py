@@ -1,4 +1,4 @@
-"""`echovlm-report`: asks a server about image files and streams the text; with --json prints one object."""
+"""`echovlm-report`: asks a server about image files and streams the text; --json prints one object, --sr and --fhir write files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, read_image
 from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.documents import asked_documents, write_file
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.request import FrameSelection, Sampling
 from echovlm_edge.runtime.server import DEFAULT_ADDRESS
@@ -34,6 +35,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.timeout is not None and options.timeout <= 0:
         raise InvalidInput(f"--timeout must be above 0 seconds, got {options.timeout}.")
     request = _request(options)
+    documents = asked_documents(options.sr, options.fhir, request)  # what stands against them is said before the wait
     result: pb.Result | None = None
     progress = Console(stderr=True)
     with ReportClient(options.server, _credentials(options)) as client:
@@ -50,6 +52,8 @@ def _report(options: argparse.Namespace) -> int:
                         result = event.result
     if result is None:
         raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
+    for path, write_document in documents:
+        write_file(path, write_document(result))
     if options.json:
         print(json.dumps(as_json(result), ensure_ascii=False))
     else:
@@ -185,5 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
     add("--tls-key", type=Path, metavar="F", help="its key")
     add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
+    add("--sr", type=Path, metavar="F", help="write the result there as a DICOM Basic Text SR about the DICOM images")
+    add("--fhir", type=Path, metavar="F", help="write the result there as a FHIR R4 DiagnosticReport")
     add("--json", action="store_true", help="print one JSON object, token ids included, and nothing else")
     return parser
