@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, read_image
+from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, Retries, read_image
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.documents import asked_documents, write_file
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
@@ -34,11 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     if options.timeout is not None and options.timeout <= 0:
         raise InvalidInput(f"--timeout must be above 0 seconds, got {options.timeout}.")
+    if options.retries < 0:
+        raise InvalidInput(f"--retries must be 0 or more, got {options.retries}.")
     request = _request(options)
     documents = asked_documents(options.sr, options.fhir, request)  # what stands against them is said before the wait
     result: pb.Result | None = None
     progress = Console(stderr=True)
-    with ReportClient(options.server, _credentials(options)) as client:
+    with ReportClient(options.server, _credentials(options), Retries(options.retries + 1)) as client:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
         with progress.status("sending") as status:
             write = _ignore if options.json else _write(status.stop)
@@ -185,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
     add("--seed", type=int, default=default.seed, metavar="N")
     add("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    add(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask again so often where the server has no room (default 0)",
+    )
     add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM); encrypts the connection")
     add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
     add("--tls-key", type=Path, metavar="F", help="its key")

@@ -33,6 +33,7 @@ from tests.dicom_files import png, ultrasound
 from tests.test_client import DecodingEngine
 
 STUDY, SERIES = generate_uid(), generate_uid()
+ONE = FrameSelection()
 RESULT = pb.Result(
     text="超声所见：结节 <3 mm> & 边缘光整。超声提示：甲状腺结节。",
     sections=pb.Sections(findings="结节 <3 mm> & 边缘光整。", impression="甲状腺结节。"),
@@ -43,7 +44,7 @@ RESULT = pb.Result(
 )
 
 
-def dicom(frames: int = 1, selection: FrameSelection = FrameSelection(), **attributes: Any) -> ImageInput:
+def dicom(frames: int = 1, selection: FrameSelection = ONE, **attributes: Any) -> ImageInput:
     given = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES, "PatientID": "P1", **attributes}
     pixels = np.zeros((frames, 8, 8), np.uint8) if frames > 1 else np.zeros((8, 8), np.uint8)
     dataset = ultrasound(pixels, "MONOCHROME2", NumberOfFrames=frames, **given)
