@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +16,7 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.call_record import RETRY_AFTER
 from echovlm_edge.runtime.errors import InvalidInput, NotFound, NotPossibleHere, Unavailable, UserError
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.tasks import Language, Region, Task
@@ -69,6 +73,24 @@ class Credentials:
     token: str = ""
 
 
+@dataclass(frozen=True)
+class Retries:
+    """When a call is made again: only where nothing of it can have happened, or where it changes nothing.
+
+    A call that found no room (RESOURCE_EXHAUSTED with the server's delay) is made again after that delay. One that found
+    no server (UNAVAILABLE) is made again after a pause that doubles, from 0.1 s, with up to as much again at random, so
+    that carts do not come back all at once; a stream only before its first message, and never a call that changes a study,
+    which may have been made although no answer came. A timeout covers all attempts and the pauses between them.
+
+    Attributes:
+        attempts: calls in all; 1 for no retry.
+        longest_pause: a server that asks for more seconds than this is not waited for.
+    """
+
+    attempts: int = 1
+    longest_pause: float = 30.0
+
+
 class ReportClient:
     """A connection to a report server; use it as a context manager.
 
@@ -76,9 +98,9 @@ class ReportClient:
         NotPossibleHere: a file of the credentials cannot be read, or a token would be sent in plain text to another machine.
     """
 
-    def __init__(self, address: str, credentials: Credentials = Credentials()) -> None:
+    def __init__(self, address: str, credentials: Credentials = Credentials(), retries: Retries = Retries()) -> None:
         """Connect lazily to HOST:PORT."""
-        self._address = address
+        self._address, self._retries = address, retries
         self._metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
         options = [("grpc.max_send_message_length", -1)]
         if credentials.server_ca:
@@ -115,7 +137,7 @@ class ReportClient:
 
     def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
         """What the server has loaded."""
-        info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout)
+        info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout, changes=False)
         return info
 
     def generate(self, request: ReportRequest, timeout: float | None = None) -> Iterator[pb.GenerateEvent]:
@@ -125,13 +147,21 @@ class ReportClient:
             InvalidInput: a number that the message cannot hold, or the server refused the request.
             NotPossibleHere: the server cannot be reached, is busy, or did not finish within `timeout` seconds.
         """
-        call = self._start(request, timeout)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise self._explained(error, request.images) from None
-        finally:
-            call.cancel()
+        begin = self._begin(request)
+        attempts = _Attempts(self._retries, timeout)
+        while True:
+            call = begin(timeout=attempts.seconds_left(), metadata=self._metadata)
+            begun = False
+            try:
+                for event in call:
+                    begun = True
+                    yield event
+                return
+            except grpc.RpcError as error:
+                if begun or not attempts.pause_after(error, or_unavailable=True):
+                    raise self._explained(error, request.images) from None
+            finally:
+                call.cancel()
 
     def begin_study(self, timeout: float | None = None) -> str:
         """Open a study, whose images are read before they are asked about; returns its id."""
@@ -157,13 +187,24 @@ class ReportClient:
         """Forget a study."""
         self._ask(self._stub.EndStudy, pb.EndStudyRequest(study=study), timeout)
 
-    def _ask(self, method: Any, message: Any, timeout: float | None, images: Sequence[ImageInput] = ()) -> Any:
-        try:
-            return method(message, timeout=timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise self._explained(error, images) from None
+    def _ask(
+        self,
+        method: Any,
+        message: Any,
+        timeout: float | None,
+        images: Sequence[ImageInput] = (),
+        *,
+        changes: bool = True,
+    ) -> Any:
+        attempts = _Attempts(self._retries, timeout)
+        while True:
+            try:
+                return method(message, timeout=attempts.seconds_left(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                if not attempts.pause_after(error, or_unavailable=not changes):
+                    raise self._explained(error, images) from None
 
-    def _start(self, request: ReportRequest, timeout: float | None) -> Any:
+    def _begin(self, request: ReportRequest) -> Callable[..., Any]:
         images = [_image(image) for image in request.images]
         options = _options(request)
         match request.task:
@@ -171,17 +212,17 @@ class ReportClient:
                 message = pb.GenerateReportRequest(
                     images=images, prompt=request.prompt, options=options, study=request.study
                 )
-                return self._stub.GenerateReport(message, timeout=timeout, metadata=self._metadata)
+                return partial(self._stub.GenerateReport, message)
             case Task.DIAGNOSIS:
                 diagnosis = pb.DiagnoseRequest(
                     images=images, prompt=request.prompt, options=options, study=request.study
                 )
-                return self._stub.Diagnose(diagnosis, timeout=timeout, metadata=self._metadata)
+                return partial(self._stub.Diagnose, diagnosis)
             case Task.QUESTION:
                 question = pb.AnswerQuestionRequest(
                     images=images, question=request.prompt, options=options, study=request.study
                 )
-                return self._stub.AnswerQuestion(question, timeout=timeout, metadata=self._metadata)
+                return partial(self._stub.AnswerQuestion, question)
 
     def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
         code, details = error.code(), error.details() or ""
@@ -204,6 +245,37 @@ class ReportClient:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return NotPossibleHere("The server did not finish within the time given: allow more with --timeout.")
         return NotPossibleHere(f"The server answered {code.name}: {details}")
+
+
+class _Attempts:
+    """Counts one call's attempts, within one deadline."""
+
+    def __init__(self, retries: Retries, timeout: float | None) -> None:
+        self._retries, self._made = retries, 1
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def pause_after(self, error: grpc.RpcError, *, or_unavailable: bool) -> bool:
+        """Wait until the call is to be made again; False, at once, where it is not."""
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            asked = dict(error.trailing_metadata() or ()).get(RETRY_AFTER, "")
+            if not str(asked).isdigit():  # too large, or told not to come back
+                return False
+            pause = int(asked) / 1000
+        elif error.code() is grpc.StatusCode.UNAVAILABLE and or_unavailable:
+            pause = 0.1 * 2 ** (self._made - 1) * random.uniform(1, 2)
+        else:
+            return False
+        left = self.seconds_left()
+        if self._made >= self._retries.attempts or pause > self._retries.longest_pause:
+            return False
+        if left is not None and pause >= left:
+            return False
+        self._made += 1
+        time.sleep(pause)
+        return True
 
 
 def _channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:

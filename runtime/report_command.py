@@ -1,4 +1,4 @@
-"""`echovlm-report`: asks a server about image files and streams the text; with --json prints one object."""
+"""`echovlm-report`: asks a server about image files and streams the text; --json prints one object, --sr and --fhir write files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, read_image
+from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, Retries, read_image
 from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.documents import asked_documents, write_file
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.request import FrameSelection, Sampling
 from echovlm_edge.runtime.server import DEFAULT_ADDRESS
@@ -33,10 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     if options.timeout is not None and options.timeout <= 0:
         raise InvalidInput(f"--timeout must be above 0 seconds, got {options.timeout}.")
+    if options.retries < 0:
+        raise InvalidInput(f"--retries must be 0 or more, got {options.retries}.")
     request = _request(options)
+    documents = asked_documents(options.sr, options.fhir, request)  # what stands against them is said before the wait
     result: pb.Result | None = None
     progress = Console(stderr=True)
-    with ReportClient(options.server, _credentials(options)) as client:
+    with ReportClient(options.server, _credentials(options), Retries(options.retries + 1)) as client:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
         with progress.status("sending") as status:
             write = _ignore if options.json else _write(status.stop)
@@ -50,6 +54,8 @@ def _report(options: argparse.Namespace) -> int:
                         result = event.result
     if result is None:
         raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
+    for path, write_document in documents:
+        write_file(path, write_document(result))
     if options.json:
         print(json.dumps(as_json(result), ensure_ascii=False))
     else:
@@ -181,9 +187,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
     add("--seed", type=int, default=default.seed, metavar="N")
     add("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    add(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask again so often where the server has no room (default 0)",
+    )
     add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM); encrypts the connection")
     add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
     add("--tls-key", type=Path, metavar="F", help="its key")
     add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
+    add("--sr", type=Path, metavar="F", help="write the result there as a DICOM Basic Text SR about the DICOM images")
+    add("--fhir", type=Path, metavar="F", help="write the result there as a FHIR R4 DiagnosticReport")
     add("--json", action="store_true", help="print one JSON object, token ids included, and nothing else")
     return parser

@@ -1,0 +1,57 @@
+"""Which documents a caller asked for besides the text, checked before the call; written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import ReportRequest
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.source_images import source_images
+
+
+def asked_documents(
+    sr: Path | None, fhir: Path | None, request: ReportRequest
+) -> list[tuple[Path, Callable[[pb.Result], bytes]]]:
+    """Each file with what makes its bytes of a result. The libraries are imported only where they are asked for.
+
+    Raises:
+        InvalidInput: the images cannot be referred to, or both have one path.
+        NotPossibleHere: a library or a folder is not there.
+    """
+    asked: list[tuple[Path, Callable[[pb.Result], bytes]]] = []
+    if not (sr or fhir):
+        return asked
+    if sr == fhir:
+        raise InvalidInput(f"--sr and --fhir are both {sr}: give two files.")
+    for path in (sr, fhir):
+        if path and not path.parent.is_dir():
+            raise NotPossibleHere(f"The folder {path.parent} is not there: create it first.")
+    sources = source_images(request.images)
+    if sr:
+        from echovlm_edge.runtime.structured_report import structured_report
+
+        if not sources:
+            raise InvalidInput("A DICOM SR belongs to a study: send at least one DICOM image.")
+        asked.append((sr, lambda result: structured_report(result, sources, request.language)))
+    if fhir:
+        from echovlm_edge.runtime.diagnostic_report import diagnostic_report
+
+        asked.append((fhir, lambda result: diagnostic_report(result, sources, request.language)))
+    return asked
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that is whole or absent.
+
+    Raises:
+        NotPossibleHere: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise NotPossibleHere(f"{path} cannot be written ({error.strerror}).") from None
