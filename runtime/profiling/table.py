@@ -105,7 +105,9 @@ def _operators(profile: Profile) -> Table:
 
 def comparison(workload: str, found: Sequence[FigureChange]) -> Table:
     """What changed in a workload: the verdict for each figure."""
-    table = Table(box=box.SIMPLE, title=f"{workload}: the second beside the first, intervals that hold together; milliseconds")
+    table = Table(
+        box=box.SIMPLE, title=f"{workload}: the second beside the first, intervals that hold together; milliseconds"
+    )
     for column in ("figure", "before", "after", "change", "95 % interval", ""):
         table.add_column(column, justify="left" if column in ("figure", "") else "right", no_wrap=True)
     for figure in found:
