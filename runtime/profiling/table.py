@@ -105,12 +105,14 @@ def _operators(profile: Profile) -> Table:
 
 def comparison(workload: str, found: Sequence[FigureChange]) -> Table:
     """What changed in a workload: the verdict for each figure."""
-    table = Table(box=box.SIMPLE, title=f"{workload}: the second beside the first, intervals that hold together; milliseconds")
+    table = Table(
+        box=box.SIMPLE, title=f"{workload}: the second beside the first, intervals that hold together; milliseconds"
+    )
     for column in ("figure", "before", "after", "change", "95 % interval", ""):
         table.add_column(column, justify="left" if column in ("figure", "") else "right", no_wrap=True)
     for figure in found:
         change = figure.change
-        row = (f"{figure.before * 1e3:,.2f}", f"{figure.after * 1e3:,.2f}", f"{change.ratio:+.1%}")
+        row = (f"{figure.change.before * 1e3:,.2f}", f"{figure.change.after * 1e3:,.2f}", f"{change.ratio:+.1%}")
         style = {"slower": "red", "faster": "green"}.get(figure.verdict)
         table.add_row(
             figure.name.replace("_", " "), *row, f"{change.low:+.1%} to {change.high:+.1%}", figure.verdict, style=style
