@@ -163,7 +163,7 @@ def test_errors_are_one_sentence(given: list[str], says: str, capsys: pytest.Cap
 
 
 def test_too_long_for_the_context(golden_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--bundle", str(golden_bundle), "--frames", "40", "--quick"]) == 2
+    assert command.main(["--bundle", str(golden_bundle), "--prompt-tokens", "5000", "--quick"]) == 2
     assert "the context holds" in capsys.readouterr().err
 
 

@@ -181,7 +181,11 @@ def comparison(found: Sequence[FigureChange]) -> Spec:
         "scale": {"domain": ["slower", "the same", "faster"], "range": [WARNING, MUTED, ACCENT]},
         "title": None,
     }
-    axis = {"format": "+.0%"}
+    # An interval that ends beyond a doubling tells no more by its length, and would hide the others.
+    scale = {
+        "domain": [max(min(0.0, *(r.change.low for r in found)), -1), min(max(0.0, *(r.change.high for r in found)), 1)]
+    }
+    x = {"type": "quantitative", "scale": scale | {"clamp": True, "nice": True}}
     tooltip = [
         _tip("figure"),
         _tip("change", "change", "+.1%"),
@@ -194,15 +198,15 @@ def comparison(found: Sequence[FigureChange]) -> Spec:
         {
             "mark": {"type": "rule", "strokeWidth": 3},
             "encoding": {
-                "x": {"field": "low", "type": "quantitative", "title": "change", "axis": axis},
+                "x": x | {"field": "low", "title": "change", "axis": {"format": "+.0%"}},
                 "x2": {"field": "high"},
             },
         },
-        {"mark": {"type": "point", "size": 80}, "encoding": {"x": {"field": "change", "type": "quantitative"}}},
+        {"mark": {"type": "point", "size": 80}, "encoding": {"x": x | {"field": "change"}}},
         {
             "data": {"values": [{"zero": 0}]},
             "mark": {"type": "rule", "strokeDash": [3, 3]},
-            "encoding": {"x": {"field": "zero", "type": "quantitative"}, "y": None, "color": None, "tooltip": None},
+            "encoding": {"x": x | {"field": "zero"}, "y": None, "color": None, "tooltip": None},
         },
     ]
     return spec

@@ -20,11 +20,9 @@ Verdict = Literal["slower", "faster", "the same"]
 
 @dataclass(frozen=True)
 class FigureChange:
-    """A figure before and after, geometric means in seconds, and whether it changed for certain."""
+    """A figure's change, in seconds, and whether it changed for certain."""
 
     name: str
-    before: float
-    after: float
     change: Change
     verdict: Verdict
 
@@ -58,8 +56,7 @@ def compare(before: Profile, after: Profile, tolerance: float = TOLERANCE) -> di
         level = 1 - 0.05 / len(pairs)
         changed = changes({name: runs[0][name] for name in names}, {name: runs[1][name] for name in names}, level)
         found[first.name] = tuple(
-            FigureChange(name, _mean(runs[0][name]), _mean(runs[1][name]), change, _verdict(change, tolerance))
-            for name, change in changed.items()
+            FigureChange(name, change, _verdict(change, tolerance)) for name, change in changed.items()
         )
     return found
 
@@ -71,7 +68,9 @@ def slower(found: Mapping[str, Sequence[FigureChange]]) -> list[str]:
         worse = [figure for figure in figures if figure.verdict == "slower"]
         if not worse:
             continue
-        stages = sorted((f for f in worse if f.name in STAGES), key=lambda figure: figure.before - figure.after)
+        stages = sorted(
+            (f for f in worse if f.name in STAGES), key=lambda figure: figure.change.before - figure.change.after
+        )
         named = ", ".join(
             f"{figure.name.replace('_', ' ')} {figure.change.ratio:+.1%}"
             f" ({figure.change.low:+.1%} to {figure.change.high:+.1%})"
@@ -109,13 +108,6 @@ def _kind(figures: WorkloadFigures) -> tuple[object, ...]:
         figures.clients,
         figures.seen,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    product = 1.0
-    for value in values:
-        product *= value ** (1 / len(values))
-    return product
 
 
 def _verdict(change: Change, tolerance: float) -> Verdict:

@@ -48,7 +48,11 @@ def _library() -> str:
             "The page needs a plotting library that is not installed: pip install 'echovlm-edge[page]', or write --json here "
             "and make the page elsewhere, with echovlm-profile page."
         ) from None
+<<<<<<< HEAD
     return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+=======
+    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg] # its types leave the default out
+>>>>>>> profile
 
 
 def _profile(profile: Profile, compared: Mapping[str, tuple[FigureChange, ...]] | None) -> dict[str, Any]:
@@ -95,8 +99,8 @@ def _profile(profile: Profile, compared: Mapping[str, tuple[FigureChange, ...]] 
                 "rows": [
                     [
                         figure.name.replace("_", " "),
-                        f"{figure.before * 1e3:,.2f}",
-                        f"{figure.after * 1e3:,.2f}",
+                        f"{figure.change.before * 1e3:,.2f}",
+                        f"{figure.change.after * 1e3:,.2f}",
                         f"{figure.change.ratio:+.1%}",
                         f"{figure.change.low:+.1%} to {figure.change.high:+.1%}",
                         figure.verdict,

@@ -34,8 +34,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Change:
-    """How a figure changed, as shares: 0.1 is a tenth more. `low` to `high` is the interval, of all figures at once."""
+    """How a figure's mean changed, as shares: 0.1 is a tenth more. `low` to `high` is the interval, of all figures at once."""
 
+    before: float
+    after: float
     ratio: float
     low: float
     high: float
@@ -49,7 +51,7 @@ def changes(
     The intervals are simultaneous: with probability `level` all of them hold, however many figures are looked at. That is the
     max-t bootstrap (Westfall & Young 1993; Efron & Tibshirani 1993, ch. 12): runs are drawn anew as wholes, so that figures that
     move together count as such, and the largest studentized deviation over all figures gives the one factor for their standard
-    errors.
+    errors. A run that a pause of the system made slow counts as slow as the slowest ordinary one.
 
     Args:
         before: positive measurements by figure, each figure's in the same order of runs; at least 3 runs.
@@ -57,7 +59,7 @@ def changes(
         level: of the intervals.
     """
     names = list(before)
-    first, second = (np.log(np.array([runs[name] for name in names], float)) for runs in (before, after))
+    first, second = (_ordinary(np.log(np.array([runs[name] for name in names], float))) for runs in (before, after))
     difference = second.mean(axis=1) - first.mean(axis=1)
     error = _error(first, second)
     generator = np.random.default_rng(SEED)
@@ -67,12 +69,19 @@ def changes(
     spread = np.maximum(_error(*drawn), error[:, None] / 4)
     largest = np.max(np.abs(deviation) / spread, axis=0)
     factor = float(np.quantile(largest, level))
-    return {
-        name: Change(
-            *(float(np.expm1(value)) for value in (middle, middle - factor * spread, middle + factor * spread))
-        )
-        for name, middle, spread in zip(names, difference, error, strict=True)
-    }
+    ends = (difference, difference - factor * error, difference + factor * error)
+    figures = np.array([np.exp(first.mean(axis=1)), np.exp(second.mean(axis=1)), *(np.expm1(end) for end in ends)])
+    return {name: Change(*(float(value) for value in column)) for name, column in zip(names, figures.T, strict=True)}
+
+
+def _ordinary(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of logarithms with what lies over three deviations from the row's median brought there.
+
+    The deviation is the median one, times what makes it a normal distribution's standard deviation.
+    """
+    middle = np.median(runs, axis=1, keepdims=True)
+    reach = 3 * 1.4826 * np.median(np.abs(runs - middle), axis=1, keepdims=True)
+    return np.clip(runs, middle - reach, middle + reach)
 
 
 def _error(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:

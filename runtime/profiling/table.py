@@ -112,7 +112,7 @@ def comparison(workload: str, found: Sequence[FigureChange]) -> Table:
         table.add_column(column, justify="left" if column in ("figure", "") else "right", no_wrap=True)
     for figure in found:
         change = figure.change
-        row = (f"{figure.before * 1e3:,.2f}", f"{figure.after * 1e3:,.2f}", f"{change.ratio:+.1%}")
+        row = (f"{figure.change.before * 1e3:,.2f}", f"{figure.change.after * 1e3:,.2f}", f"{change.ratio:+.1%}")
         style = {"slower": "red", "faster": "green"}.get(figure.verdict)
         table.add_row(
             figure.name.replace("_", " "), *row, f"{change.low:+.1%} to {change.high:+.1%}", figure.verdict, style=style
