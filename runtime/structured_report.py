@@ -126,10 +126,12 @@ def _content(result: pb.Result, sources: Sequence[SourceImage], language: Langua
         )
         for source in _distinct(sources)
     ]
-    sections = ((FINDINGS, FINDING, findings, images), (IMPRESSIONS, IMPRESSION, impression, []))
     if not findings:
         items += images
-    for heading, name, text, shown in sections:
+    for heading, name, text, shown in (
+        (FINDINGS, FINDING, findings, images),
+        (IMPRESSIONS, IMPRESSION, impression, []),
+    ):
         if text:
             section = ContainerContentItem(heading, is_content_continuous=False, relationship_type=contains)
             section.ContentSequence = ContentSequence([TextContentItem(name, text, contains), *shown])

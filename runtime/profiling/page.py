@@ -48,11 +48,7 @@ def _library() -> str:
             "The page needs a plotting library that is not installed: pip install 'echovlm-edge[page]', or write --json here "
             "and make the page elsewhere, with echovlm-profile page."
         ) from None
-<<<<<<< HEAD
-    return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
-=======
     return str(vl_convert.javascript_bundle())  # type: ignore[call-arg] # its types leave the default out
->>>>>>> profile
 
 
 def _profile(profile: Profile, compared: Mapping[str, tuple[FigureChange, ...]] | None) -> dict[str, Any]:
