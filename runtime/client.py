@@ -260,7 +260,7 @@ class _Attempts:
     def pause_after(self, error: grpc.RpcError, *, or_unavailable: bool) -> bool:
         """Wait until the call is to be made again; False, at once, where it is not."""
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            trailing = {key: str(value) for key, value in error.trailing_metadata() or ()}
+            trailing = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
             asked = trailing.get(RETRY_AFTER, "")
             if not asked.isdigit():  # too large, or told not to come back
                 return False
