@@ -33,6 +33,11 @@ class Clock:
         self.spans: list[Span] = []
         self.started = self._lap = time.perf_counter()
 
+    def came(self, moment: float) -> None:
+        """The request came earlier, at `moment` by time.perf_counter: since then the connection had it. To be called first."""
+        self.started = self._lap = moment
+        self.lap(Stage.DELIVER)
+
     def lap(self, stage: Stage) -> None:
         """What the request's own thread did since the lap before."""
         now = time.perf_counter()

@@ -150,6 +150,8 @@ class ReportEngine:
             Unavailable: the engine was closed.
         """
         clock = self.new_clock()
+        if request.came is not None:
+            clock.came(request.came)
         return _timed_delivery(self._events(request, stopped, clock), clock)
 
     def _events(

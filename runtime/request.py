@@ -23,7 +23,7 @@ class Stage(enum.Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     DETOKENIZE = "detokenize"
-    DELIVER = "deliver"  # the caller has the event: a server sends it
+    DELIVER = "deliver"  # the caller has the event, or not yet asked: a server receives and sends
     WAIT = "wait"  # between pieces of work: others' turns, and the switch between threads
 
 
@@ -123,6 +123,7 @@ class GenerationRequest:
         frames: pictures that are decoded already, a study's; they come before `images`.
         priority: who goes first.
         client: whose turn it is counted as.
+        came: when the call came, by time.perf_counter, where that was before.
     """
 
     prompt: str
@@ -131,6 +132,7 @@ class GenerationRequest:
     frames: tuple[Frame, ...] = ()
     priority: Priority = Priority.INTERACTIVE
     client: str = ""
+    came: float | None = None
 
 
 @dataclass(frozen=True)

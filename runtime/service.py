@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import grpc
@@ -130,7 +131,7 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
 
         with self._call(METHODS[task], context) as call, self._admission.place(call.client):
             self._limits.check(text, asked.images)
-            request = self._request(task, text, asked, call.client)
+            request = replace(self._request(task, text, asked, call.client), came=started)
             for event in self._engine.generate(request, stopped):
                 if isinstance(event, Finished):
                     call.finished = event

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.clock import PRECEDENCE, pieces, wall_time
+from echovlm_edge.runtime.clock import PRECEDENCE, Clock, pieces, wall_time
 from echovlm_edge.runtime.request import Span, Stage
 
 SPANS = st.lists(st.builds(Span, st.sampled_from(Stage), st.floats(-1, 10), st.floats(0, 5)), max_size=30)
@@ -40,3 +40,10 @@ def test_the_sum_is_what_is_covered(spans: list[Span]) -> None:
         covered += max(0.0, stop - max(start, end))
         end = max(end, stop)
     assert sum(wall_time(spans, 8.0).values()) == pytest.approx(covered, abs=1e-9)
+
+
+def test_what_passed_before_the_engine_was_asked_is_the_connections() -> None:
+    clock = Clock()
+    clock.came(clock.started - 2.0)
+    seconds = clock.seconds()
+    assert 2.0 <= seconds[Stage.DELIVER] <= clock.elapsed()
