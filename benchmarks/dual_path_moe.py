@@ -31,7 +31,9 @@ from torch.nn import functional
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.plugins.dual_path_moe.reference import Floats
+from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.profiling.machine import cpu_name
 
 HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
@@ -291,7 +293,7 @@ def measure_machine(native: NativeLibrary, threads: int, runs: int, weights: Pat
     native.read_bandwidth(data, threads)
     reads = [native.read_bandwidth(data, threads) for _ in range(runs)]
     peaks = [native.int8_peak(threads) for _ in range(runs)]
-    return Machine(median(reads) / 1e9, median(peaks) / 1e9, threads, f"{_cpu_name()}, {native.kernel}")
+    return Machine(median(reads) / 1e9, median(peaks) / 1e9, threads, f"{cpu_name()}, {native.kernel}")
 
 
 def measure(
@@ -350,10 +352,9 @@ def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
                     started = time.perf_counter()
                     call()
                     seconds.append(time.perf_counter() - started)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-        inside = sum(event["dur"] for event in nodes if event["args"]["op_name"] == "DualPathMoE")
-        share = 1 - inside / 1e6 / sum(seconds)
+            runs = onnxruntime_runs(Path(session.end_profiling()))
+        inside = sum(node.seconds for run in runs for node in run if node.kind == "DualPathMoE")
+        share = 1 - inside / sum(seconds)
         rows.append(DecoderRow(phase, tokens / median(seconds[1:]), share))
     return rows
 
@@ -446,11 +447,6 @@ def _library() -> Path:
     if path is None:
         raise SystemExit("The native library is not installed: install the package where there is a C++ compiler.")
     return path
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def main() -> int:

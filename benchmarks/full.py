@@ -8,35 +8,24 @@ Every figure is taken from the commands that a user types, as child processes. N
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.dual_path_moe import Machine, measure_machine
 from benchmarks.make_checkpoint import make_checkpoint, published_config
-from benchmarks.model_costs import (
-    bytes_of_a_token,
-    prefill_operations,
-    projector_operations,
-    vision_encoder_operations,
-)
+from benchmarks.served import script, serving
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.export import parity
 from echovlm_edge.export.build_engines import BuildOptions, build
@@ -47,18 +36,16 @@ from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.profiling.costs import StageCosts
+from echovlm_edge.runtime.profiling.workloads import W1, W7, frame
 from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.request import ImageInput, Sampling
-from echovlm_edge.runtime.sample import sample_image
+from echovlm_edge.runtime.request import Sampling
 
-FRAME = (640, 480)
-# DESIGN's workloads: frames, new tokens. The prompt is the report's own.
-WORKLOADS = {"W1": (1, 160), "W7": (7, 240)}
+WORKLOADS = {workload.name: workload for workload in (W1, W7)}  # the prompt is the report's own
+BEFORE_THE_TEXT = ("decoding_images", "preprocessing", "vision", "projector", "prefill")
 GREEDY_TOKENS, GREEDY_LAYERS = 100, 2
-BITS = {"int4": 4, "int8": 8}
-START_LIMIT = 300.0
+PRECISIONS = ("int4", "int8")
 
 
 @dataclass(frozen=True)
@@ -121,48 +108,14 @@ def resumed_build_is_the_same(checkpoint: Path, output: Path, precision: str, ex
 
 def _build_command(checkpoint: Path, output: Path, precision: str) -> list[str]:
     options = ("--checkpoint", checkpoint, "--output", output, "--precision", precision)
-    return [_script("echovlm-build"), *map(str, options)]
+    return [script("echovlm-build"), *map(str, options)]
 
 
-def _script(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
-
-
-@contextmanager
-def serving(bundle: Path, folder: Path) -> Iterator[tuple[int, str, float]]:
-    """A server of its own process; yields its pid, its address, and how long it took to answer a health check."""
-    port_file = folder / "port"
-    port_file.unlink(missing_ok=True)
-    started = time.perf_counter()
-    command = (_script("echovlm-serve"), "--bundle", bundle, "--listen", "127.0.0.1:0", "--port-file", port_file)
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
-        try:
-            while not port_file.exists():
-                if process.poll() is not None or time.perf_counter() - started > START_LIMIT:
-                    raise SystemExit("echovlm-serve did not start.")
-                time.sleep(0.02)
-            address = f"127.0.0.1:{port_file.read_text().strip()}"
-            _await_health(address)
-            yield process.pid, address, time.perf_counter() - started
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-
-
-def _await_health(address: str) -> None:
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(address) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=START_LIMIT)
-        assert check.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def ask(address: str, images: int, new_tokens: int) -> Answer:
-    """One report about `images` frames of 640 x 480."""
+def ask(address: str, frames: int, new_tokens: int) -> Answer:
+    """One report about as many pictures."""
+    images = [frame(number, W1.width, W1.height) for number in range(frames)]
     with ReportClient(address) as client:
-        request = ReportRequest(images=_frames(images), sampling=Sampling(max_new_tokens=new_tokens))
-        *_, last = client.generate(request)
+        *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=new_tokens)))
     result = last.result
     seconds = {
         pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in result.timings.stages
@@ -176,18 +129,6 @@ def ask(address: str, images: int, new_tokens: int) -> Answer:
         (tokens - 1) / seconds["decode"],  # the first token comes from the prefill's logits
         seconds,
     )
-
-
-def _frames(count: int) -> list[ImageInput]:
-    """The sample's frame at 640 x 480, and mirrored or shifted for more of them."""
-    (frame,) = decode_image(sample_image())
-    pixels = np.asarray(Image.fromarray(frame.pixels).resize(FRAME))
-    images = []
-    for number in range(count):
-        encoded = io.BytesIO()
-        Image.fromarray(np.roll(pixels, 40 * number, axis=1)).save(encoded, "PNG")
-        images.append(ImageInput(encoded.getvalue(), name=f"frame {number + 1}"))
-    return images
 
 
 def high_water_gb(pid: int) -> float:
@@ -209,21 +150,19 @@ def memory_gb(pid: int, field: str = "Rss") -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def stage_costs(answer: Answer, checkpoint: Checkpoint, frames: int, machine: Machine) -> dict[str, StageCost]:
+def stage_costs(answer: Answer, costs: StageCosts, frames: int, machine: Machine) -> dict[str, StageCost]:
     """Each stage up to the first token."""
-    config = checkpoint.config
-    patches = answer.image_tokens // frames * config.vision.spatial_merge_size**2
     operations = {
-        "vision": frames * vision_encoder_operations(config, patches),
-        "projector": frames * projector_operations(config, patches),
-        "prefill": prefill_operations(config, answer.prompt_tokens),
+        "vision": costs.vision(answer.image_tokens, frames).operations,
+        "projector": costs.projector(answer.image_tokens, frames).operations,
+        "prefill": costs.prefill(answer.prompt_tokens, 0).operations,
     }
     return {
         stage: StageCost(
             seconds, operations[stage] / seconds / machine.int8_gops / 1e9 if stage in operations else None
         )
         for stage, seconds in answer.seconds.items()
-        if stage not in ("decode", "detokenize", "queue")
+        if stage in BEFORE_THE_TEXT
     }
 
 
@@ -265,7 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build, serve and time the published model's size on this machine.")
     add = parser.add_argument
     add("--layers", type=int, default=28, help="of the decoder (default 28: all)")
-    add("--precision", choices=BITS, default="int4")
+    add("--precision", choices=PRECISIONS, default="int4")
     add("--folder", type=Path, default=Path("build/full"), help="for checkpoints and bundles (default build/full)")
     add("--json", type=Path, default=Path("bench-full.json"))
     add("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
@@ -284,7 +223,7 @@ def main() -> int:
     if not options.reuse:
         built = run_build(source, output, options.precision)
         report |= {"build_seconds": built.seconds, "build_peak_rss_gb": built.peak_rss_gb}
-    bundle, checkpoint = Bundle(output), Checkpoint(source)
+    bundle = Bundle(output)
     report["bundle_gb"] = sum(file.stat().st_size for file in output.iterdir()) / 1e9
     report["parity"] = [asdict(stage) for stage in bundle.manifest.parity]
     if not options.no_resume:
@@ -293,7 +232,7 @@ def main() -> int:
             source, again, options.precision, bundle.manifest.bundle_id
         )
         shutil.rmtree(again)
-    report |= measure_service(bundle, checkpoint, folder, options.workloads, BITS[options.precision])
+    report |= measure_service(bundle, folder, options.workloads)
     if not options.no_greedy:
         report["greedy"] = greedy_tokens_agree(folder)
     options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -301,9 +240,7 @@ def main() -> int:
     return 0
 
 
-def measure_service(
-    bundle: Bundle, checkpoint: Checkpoint, folder: Path, workloads: list[str], bits: int
-) -> dict[str, Any]:
+def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[str, Any]:
     """Start, memory, decode and time to first token of servers on one bundle."""
     Bundle(bundle.path, verify=True)  # reads every byte: the page cache is warm
     library = library_path()
@@ -313,20 +250,15 @@ def measure_service(
     machine = measure_machine(NativeLibrary(library), threads, 5, bundle.path / "decoder.data")
     with serving(bundle.path, folder) as (pid, address, start_seconds):
         idle = memory_gb(pid)
-        answers = {name: ask(address, *WORKLOADS[name]) for name in workloads}
+        answers = {name: ask(address, WORKLOADS[name].frames, WORKLOADS[name].new_tokens) for name in workloads}
         alone = memory_gb(pid)
         with serving(bundle.path, folder) as (second, second_address, _):
             ask(second_address, 1, 4)
             together = memory_gb(pid, "Pss") + memory_gb(second, "Pss")
-    sizes = {file.name: file.bytes for file in bundle.manifest.all_files()}
+    costs = StageCosts.of(bundle)
+    assert costs, "a bundle of a published checkpoint holds its config"
     first = answers[workloads[0]]
-    read = bytes_of_a_token(
-        checkpoint.config,
-        sizes,
-        bits,
-        bundle.manifest.block_size,
-        first.prompt_tokens + first.new_tokens // 2,
-    )
+    read = costs.decode(2, first.prompt_tokens + first.new_tokens // 2).read_bytes
     return {
         "machine": asdict(machine),
         "start_seconds": start_seconds,
@@ -341,7 +273,7 @@ def measure_service(
         "stages": {
             name: {stage: asdict(cost) for stage, cost in costs.items()}
             for name, costs in (
-                (name, stage_costs(answer, checkpoint, WORKLOADS[name][0], machine)) for name, answer in answers.items()
+                (name, stage_costs(answer, costs, WORKLOADS[name].frames, machine)) for name, answer in answers.items()
             )
         },
         "answers": {name: asdict(answer) for name, answer in answers.items()},

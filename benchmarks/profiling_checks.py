@@ -8,17 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grpc
 
+from benchmarks.served import serving
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.client import ReportClient
@@ -134,30 +133,6 @@ def outside_clock(address: str, runs: int) -> list[Check]:
     return [check, inside]
 
 
-@contextmanager
-def served(bundle: Path) -> Iterator[str]:
-    """A server of its own process; its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        port = Path(folder) / "port"
-        options = ["--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port)]
-        program = "import sys; from echovlm_edge.runtime.serve_command import main; sys.exit(main(sys.argv[1:]))"
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not (port.exists() and port.read_text().strip()):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit("The server did not start.")
-                time.sleep(0.1)
-            yield f"127.0.0.1:{port.read_text().strip()}"
-        finally:
-            process.terminate()
-            process.wait()
-
-
 def _mean(values: list[float]) -> float:
     product = 1.0
     for value in values:
@@ -173,7 +148,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     checks = [overhead(options.bundle, options.runs)]
-    with served(options.bundle) as address:
+    with tempfile.TemporaryDirectory() as folder, serving(options.bundle, Path(folder)) as (_, address, _):
         checks += outside_clock(address, options.runs)
     for check in checks:
         print(f"{check.what}: {check.change:+.2%} ({check.low:+.2%} to {check.high:+.2%}), {check.runs} runs each")

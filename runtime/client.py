@@ -72,6 +72,21 @@ class Credentials:
     key: Path | None = None
     token: str = ""
 
+    @classmethod
+    def read(
+        cls, token_file: Path | None, server_ca: Path | None, certificate: Path | None = None, key: Path | None = None
+    ) -> Credentials:
+        """The same with the token from a file, where there is one.
+
+        Raises:
+            NotPossibleHere: the file cannot be read.
+        """
+        try:
+            token = token_file.read_text(encoding="utf-8").strip() if token_file else ""
+        except OSError as error:
+            raise NotPossibleHere(f"The token file {token_file} cannot be read ({error.strerror}).") from None
+        return cls(server_ca, certificate, key, token)
+
 
 @dataclass(frozen=True)
 class Retries:

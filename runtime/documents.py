@@ -1,4 +1,4 @@
-"""Which documents a caller asked for besides the text, checked before the call; written whole or not at all."""
+"""Which documents a caller asked for besides the text, checked before the call."""
 
 from __future__ import annotations
 
@@ -40,18 +40,3 @@ def asked_documents(
 
         asked.append((fhir, lambda result: diagnostic_report(result, sources, request.language)))
     return asked
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent.
-
-    Raises:
-        NotPossibleHere: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise NotPossibleHere(f"{path} cannot be written ({error.strerror}).") from None

@@ -16,11 +16,12 @@ from rich.table import Table
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, Retries, read_image
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.documents import asked_documents, write_file
+from echovlm_edge.runtime.documents import asked_documents
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.request import FrameSelection, Sampling
 from echovlm_edge.runtime.server import DEFAULT_ADDRESS
 from echovlm_edge.runtime.tasks import Language, Region, Task
+from echovlm_edge.runtime.whole_file import write_whole
 
 CONNECT_SECONDS = 10.0
 
@@ -40,7 +41,11 @@ def _report(options: argparse.Namespace) -> int:
     documents = asked_documents(options.sr, options.fhir, request)  # what stands against them is said before the wait
     result: pb.Result | None = None
     progress = Console(stderr=True)
-    with ReportClient(options.server, _credentials(options), Retries(options.retries + 1)) as client:
+    with ReportClient(
+        options.server,
+        Credentials.read(options.token_file, options.tls_ca, options.tls_certificate, options.tls_key),
+        Retries(options.retries + 1),
+    ) as client:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
         with progress.status("sending") as status:
             write = _ignore if options.json else _write(status.stop)
@@ -55,7 +60,7 @@ def _report(options: argparse.Namespace) -> int:
     if result is None:
         raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
     for path, write_document in documents:
-        write_file(path, write_document(result))
+        write_whole(path, write_document(result))
     if options.json:
         print(json.dumps(as_json(result), ensure_ascii=False))
     else:
@@ -129,16 +134,6 @@ def _request(options: argparse.Namespace) -> ReportRequest:
         ),
         include_token_ids=options.json,
     )
-
-
-def _credentials(options: argparse.Namespace) -> Credentials:
-    token = ""
-    if options.token_file:
-        try:
-            token = options.token_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise NotPossibleHere(f"The token file {options.token_file} cannot be read ({error.strerror}).") from None
-    return Credentials(options.tls_ca, options.tls_certificate, options.tls_key, token)
 
 
 def _frames(listed: str) -> tuple[int, ...]:

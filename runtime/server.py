@@ -27,6 +27,7 @@ from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.service import Engine, ReportService
 from echovlm_edge.runtime.serving import ServedEngine
 from echovlm_edge.runtime.studies import Studies, StudyLimits
+from echovlm_edge.runtime.whole_file import write_whole
 
 SERVICE = report_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -107,7 +108,7 @@ class ReportServer:
         threading.Thread(target=self._sweep, name="studies", daemon=True).start()
         self.address = _join(host, self.port)
         if options.port_file:
-            write_port_file(options.port_file, self.port)
+            write_whole(options.port_file, f"{self.port}\n".encode(), "The port file")
 
     def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, and let running ones end within the grace."""
@@ -159,20 +160,6 @@ def parse_address(listen: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise NotPossibleHere(f"{listen} is no address: give HOST:PORT, for example {DEFAULT_ADDRESS}.")
     return host.strip("[]"), int(port)
-
-
-def write_port_file(path: Path, port: int) -> None:
-    """Write the port so that a reader sees all of it or nothing.
-
-    Raises:
-        NotPossibleHere: the file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(f"{port}\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise NotPossibleHere(f"The port file {path} cannot be written ({error.strerror}).") from None
 
 
 def _join(host: str, port: int) -> str:

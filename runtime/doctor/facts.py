@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from echovlm_edge.runtime.profiling import machine
@@ -111,8 +110,10 @@ def facts(root: Path = Path("/")) -> Facts:
         container_limit=_number(machine.first_line(root / "sys/fs/cgroup/memory.max")),
         cpu_quota=_quota(machine.first_line(root / "sys/fs/cgroup/cpu.max")),
         gpus=_gpus(),
-        tensorrt={name: found for name in ("tensorrt", "tensorrt-rtx-cu13") if (found := _version(name))},
-        onnxruntime=_version("onnxruntime-gpu") or _version("onnxruntime") or "",
+        tensorrt={
+            name: found for name in ("tensorrt", "tensorrt-rtx-cu13") if (found := machine.package_version(name))
+        },
+        onnxruntime=machine.package_version("onnxruntime-gpu") or machine.package_version("onnxruntime") or "",
         providers=_providers(),
         device=machine.first_line(root / "proc/device-tree/model"),
         jetpack=jetpack(machine.text(root / "etc/nv_tegra_release")),
@@ -171,13 +172,6 @@ def _providers() -> tuple[str, ...]:
     import onnxruntime
 
     return tuple(onnxruntime.get_available_providers())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _largest_mhz(folder: Path, name: str) -> int | None:

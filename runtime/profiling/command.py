@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import Credentials, ReportClient, read_image
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.bounds import EXAMPLE, broken, parse
 from echovlm_edge.runtime.profiling.ceilings import measured_ceilings
@@ -41,11 +42,12 @@ from echovlm_edge.runtime.profiling.measuring import (
 from echovlm_edge.runtime.profiling.memory import gpu_memory
 from echovlm_edge.runtime.profiling.operators import joined
 from echovlm_edge.runtime.profiling.page import html_page
-from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump, read, write
+from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump, read
 from echovlm_edge.runtime.profiling.summary import summarise
 from echovlm_edge.runtime.profiling.trace import chrome_trace
 from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, size
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.whole_file import write_whole
 
 BROKEN = 1  # a bound, or a regression
 CONNECT_SECONDS = 10.0
@@ -83,11 +85,12 @@ def _measure(options: argparse.Namespace) -> int:
         facts = target.facts()
     del target
     gc.collect()  # the engine, before the next one is loaded
+    machine = this_machine()
     profile = Profile(
         "echovlm-profile",
         VERSION,
         datetime.now(UTC).isoformat(timespec="seconds"),
-        this_machine(),
+        machine,
         facts,
         Conditions(
             f"server {options.server}" if options.server else "in process",
@@ -97,24 +100,24 @@ def _measure(options: argparse.Namespace) -> int:
             None if options.server else max(workload.clients for workload in workloads),
         ),
         tuple(summarise(measurement, StageCosts.of(bundle) if bundle else None) for measurement in measurements),
-        None if options.server or options.quick else measured_ceilings(options.threads or this_machine().cores),
+        None if options.server or options.quick else measured_ceilings(options.threads or machine.cores),
         _operators(bundle, options.threads, workloads[0]) if bundle and not options.quick else (),
     )
     console = Console()
     for part in table.tables(profile):
         console.print(part)
     if options.json:
-        write(options.json, json.dumps(dump(profile), indent=1))
+        _write(options.json, json.dumps(dump(profile), indent=1))
     if options.trace:
-        write(options.trace, json.dumps(chrome_trace(_intervals(measurements))))
+        _write(options.trace, json.dumps(chrome_trace(_intervals(measurements))))
     if options.html:
-        write(options.html, html_page({options.json.stem if options.json else "this run": profile}))
+        _write(options.html, html_page({options.json.stem if options.json else "this run": profile}))
     return _verdict(broken(profile, bounds))
 
 
 def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stack: ExitStack) -> Target:
     if bundle is None:
-        client = stack.enter_context(ReportClient(options.server, _credentials(options)))
+        client = stack.enter_context(ReportClient(options.server, Credentials.read(options.token_file, options.tls_ca)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
     backend = open_backend(bundle, options.threads)
@@ -154,10 +157,7 @@ def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple
     engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0))
     try:
         measurer = Measurer(InProcess(engine), OPERATOR_REQUESTS, 1)
-        small = Workload(
-            workload.name, workload.frames, workload.text_tokens, OPERATOR_TOKENS, workload.width, workload.height
-        )
-        measurer.measure(small)
+        measurer.measure(replace(workload, new_tokens=OPERATOR_TOKENS, clients=1, seen=False))
     finally:
         engine.close()
     if not isinstance(inner, ProfiledBackend):
@@ -192,7 +192,7 @@ def _compare(options: argparse.Namespace) -> int:
     for workload, figures in found.items():
         console.print(table.comparison(workload, figures))
     if options.html:
-        write(options.html, html_page(_labelled([options.before, options.after], [before, after])))
+        _write(options.html, html_page(_labelled([options.before, options.after], [before, after])))
     sentences = slower(found)
     if not sentences:
         print("Nothing is slower for certain.")
@@ -200,8 +200,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _page(options: argparse.Namespace) -> int:
-    write(options.html, html_page(_labelled(options.profiles, [read(path) for path in options.profiles])))
+    _write(options.html, html_page(_labelled(options.profiles, [read(path) for path in options.profiles])))
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
 
 
 def _labelled(paths: Sequence[Path], profiles: Sequence[Profile]) -> dict[str, Profile]:
@@ -232,16 +236,6 @@ def _workloads(options: argparse.Namespace) -> tuple[Workload, ...]:
         raise InvalidInput(f"--frames {min(frames)} is too few: give 0 or more.")
     sizes = [size(text) for text in values["sizes"]]
     return grid(frames, sizes, values["prompt_tokens"], values["new_tokens"], values["clients"])
-
-
-def _credentials(options: argparse.Namespace) -> Credentials:
-    token = ""
-    if options.token_file:
-        try:
-            token = options.token_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise NotPossibleHere(f"The token file {options.token_file} cannot be read ({error.strerror}).") from None
-    return Credentials(options.tls_ca, token=token)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,11 +26,11 @@ def this_machine(root: Path = Path("/")) -> Machine:
         gpu=gpu_name(),
         kernels=kernels(),
         device=first_line(root / "proc/device-tree/model"),
-        toolchain={name: found for name in PACKAGES if (found := _version(name))},
+        toolchain={name: found for name in PACKAGES if (found := package_version(name))},
     )
 
 
-def cpu_name(root: Path) -> str:
+def cpu_name(root: Path = Path("/")) -> str:
     """As /proc/cpuinfo says it; ARM's has no name, and the architecture stands for it."""
     return cpu_info(root).get("model name") or cpu_info(root).get("Hardware") or platform.machine()
 
@@ -87,7 +87,8 @@ def first_line(path: Path) -> str | None:
     return lines[0].strip() or None if lines else None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return version(package)
     except PackageNotFoundError:

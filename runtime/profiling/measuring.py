@@ -224,7 +224,7 @@ def check_images(images: Sequence[ImageInput], workloads: Sequence[Workload]) ->
         InvalidInput: they come with others.
     """
     if images and len(workloads) > 1:
-        raise InvalidInput("--image makes a workload of its own: leave --workload and --grid out.")
+        raise InvalidInput("--image makes a workload of its own: leave --workload and the lists of a grid out.")
 
 
 def _sampling(new_tokens: int) -> Sampling:

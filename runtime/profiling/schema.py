@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling.statistics import Distribution
 
 VERSION = 2  # 1 was a single request's, without runs
@@ -247,18 +247,3 @@ def read(path: Path) -> Profile:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])
         raise InvalidInput(f"{path} is a damaged profile ({where}: {first['msg']}): measure again.") from None
-
-
-def write(path: Path, text: str) -> None:
-    """Write one of the outputs, whole or not at all.
-
-    Raises:
-        NotPossibleHere: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise NotPossibleHere(f"{path} cannot be written ({error.strerror}).") from None
