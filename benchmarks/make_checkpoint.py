@@ -64,7 +64,7 @@ def config_like_published(
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "num_hidden_layers": layers,
-        "num_key_value_heads": max(1, width // head_dim // 4),
+        "num_key_value_heads": max(1, width // head_dim // 7),
         "rms_norm_eps": 1e-6,
         "rope_scaling": {"mrope_section": section, "rope_type": "default", "type": "default"},
         "rope_theta": 1e6,
