@@ -1,6 +1,6 @@
 """`make bench`: every benchmark that a few minutes allow, into one JSON file, from which docs/performance.md is written.
 
-python -m benchmarks.bench [--json build/bench.json] [--only dual_path_moe stages profile checks]
+python -m benchmarks.bench [--json build/bench.json] [--only dual_path_moe decoder stages profile checks]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def benchmarks(bundle: Path) -> dict[str, Sequence[str]]:
     """The arguments of Python for each, in the order they run; each takes `--json F`."""
     return {
         "dual_path_moe": ["-m", "benchmarks.dual_path_moe", "--tokens", "1", "8", "64", "256", "--runs", "15"],
+        "decoder": ["-m", "benchmarks.decoder"],
         "stages": ["-m", "benchmarks.stages"],
         "profile": ["-c", PROFILE, "--bundle", str(bundle), "--workload", "W1", "W7", "Q", "--runs", "10"],
         "checks": ["-m", "benchmarks.profiling_checks", "--bundle", str(bundle)],

@@ -28,12 +28,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
-from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
+from benchmarks.limits import Limits, Machine, installed_library
 from echovlm_edge.plugins.dual_path_moe.reference import Floats
 from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
 from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.profiling.machine import cpu_name
 
 HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
@@ -45,16 +43,6 @@ PREFILL, DECODE = 256, 32
 OURS, RUNTIME, TORCH_FP32, TORCH_BF16 = "ours", "onnxruntime", "torch_fp32", "torch_bf16"
 
 Run = Callable[[Floats], object]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this computer can do, measured in the same run: the medians."""
-
-    read_gbps: float
-    int8_gops: float
-    threads: int
-    cpu: str
 
 
 @dataclass(frozen=True)
@@ -155,7 +143,7 @@ class Graph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        options.register_custom_ops_library(str(_library()))
+        options.register_custom_ops_library(str(installed_library()))
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -287,15 +275,6 @@ def operations(tokens: int) -> int:
     return 2 * tokens * 3 * HIDDEN * (DENSE + SHARED + TOP_K * EXPERT)
 
 
-def measure_machine(native: NativeLibrary, threads: int, runs: int, weights: Path) -> Machine:
-    """Read bandwidth over the very file of weights, memory-mapped, and the int8 peak."""
-    data = np.memmap(weights, np.uint8, "r")
-    native.read_bandwidth(data, threads)
-    reads = [native.read_bandwidth(data, threads) for _ in range(runs)]
-    peaks = [native.int8_peak(threads) for _ in range(runs)]
-    return Machine(median(reads) / 1e9, median(peaks) / 1e9, threads, f"{cpu_name()}, {native.kernel}")
-
-
 def measure(
     layers: list[Layer], threads: int, tokens: tuple[int, ...], runs: int, folder: Path
 ) -> tuple[Machine, list[Row]]:
@@ -306,27 +285,30 @@ def measure(
         TORCH_FP32: (torch_eager(0, threads, torch.float32), 1),  # one layer is already larger than COLD_BYTES
         TORCH_BF16: (torch_eager(0, threads, torch.bfloat16), 1),
     }
-    machine = measure_machine(NativeLibrary(_library()), threads, 7, folder / "ours.data")
+    limits = Limits(threads, folder / "ours.data")
     rows = []
     generator = np.random.default_rng(1)
     for count in tokens:
         x = generator.standard_normal((count, HIDDEN), dtype=np.float32)
         needed = median(weight_bytes(layer, x) for layer in layers)
-        for impl, seconds in _turns(candidates, x, runs if count < 64 else max(3, runs // 5)).items():
+        for impl, seconds in _turns(candidates, x, runs if count < 64 else max(3, runs // 5), limits).items():
             rows.append(Row(impl, count, seconds * 1e3, needed / seconds / 1e9, operations(count) / seconds / 1e9))
-    return machine, rows
+    return limits.machine(), rows
 
 
-def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int) -> dict[str, float]:
+def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int, limits: Limits) -> dict[str, float]:
     """Median seconds a layer; implementations take turns, a few calls each, so that none has the machine's best minute."""
     seconds: dict[str, list[float]] = {impl: [] for impl in candidates}
-    for _ in range(3):
+    for turn in range(3):
         for impl, (run, layers) in candidates.items():
-            run(x)
-            for _ in range(1 if impl in (TORCH_FP32, TORCH_BF16) else math.ceil(count / 3)):
+            eager = impl in (TORCH_FP32, TORCH_BF16)  # many times as long as the others
+            if turn == 0 or not eager:
+                run(x)
+            for _ in range(1 if eager else math.ceil(count / 3)):
                 started = time.perf_counter()
                 run(x)
                 seconds[impl].append((time.perf_counter() - started) / layers)
+            limits.read()
     return {impl: median(times) for impl, times in seconds.items()}
 
 
@@ -339,7 +321,7 @@ def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
             options = ort.SessionOptions()
             options.intra_op_num_threads = threads
             options.log_severity_level = 3
-            options.register_custom_ops_library(str(_library()))
+            options.register_custom_ops_library(str(installed_library()))
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "decoder")
             path = bundle.path / bundle.manifest.part("decoder").files[0].name
@@ -440,13 +422,6 @@ def plot(machine: Machine, rows: list[Row], path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-
-
-def _library() -> Path:
-    path = library_path()
-    if path is None:
-        raise SystemExit("The native library is not installed: install the package where there is a C++ compiler.")
-    return path
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.dual_path_moe import Machine, measure_machine
+from benchmarks.limits import Limits, Machine
 from benchmarks.make_checkpoint import make_checkpoint, published_config
 from benchmarks.served import script, serving
 from echovlm.v1 import report_pb2 as pb
@@ -31,8 +31,6 @@ from echovlm_edge.export import parity
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
@@ -243,19 +241,20 @@ def main() -> int:
 def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[str, Any]:
     """Start, memory, decode and time to first token of servers on one bundle."""
     Bundle(bundle.path, verify=True)  # reads every byte: the page cache is warm
-    library = library_path()
-    if library is None:
-        raise SystemExit("The operator library is not installed: install the package where there is a C++ compiler.")
-    threads = len(os.sched_getaffinity(0))
-    machine = measure_machine(NativeLibrary(library), threads, 5, bundle.path / "decoder.data")
+    limits = Limits(len(os.sched_getaffinity(0)), bundle.path / "decoder.data")
     with serving(bundle.path, folder) as (pid, address, start_seconds):
         idle = memory_gb(pid)
-        answers = {name: ask(address, WORKLOADS[name].frames, WORKLOADS[name].new_tokens) for name in workloads}
+        limits.read(3)
+        answers = {}
+        for name in workloads:
+            answers[name] = ask(address, WORKLOADS[name].frames, WORKLOADS[name].new_tokens)
+            limits.read(3)
         alone = memory_gb(pid)
         with serving(bundle.path, folder) as (second, second_address, _):
             ask(second_address, 1, 4)
             together = memory_gb(pid, "Pss") + memory_gb(second, "Pss")
     costs = StageCosts.of(bundle)
+    machine = limits.machine()
     assert costs, "a bundle of a published checkpoint holds its config"
     first = answers[workloads[0]]
     read = costs.decode(2, first.prompt_tokens + first.new_tokens // 2).read_bytes

@@ -33,6 +33,7 @@ def page(report: Found) -> str:
     ]
     for name, section in (
         ("dual_path_moe", _dual_path_moe),
+        ("decoder", _decoder),
         ("stages", _stages),
         ("profile", _profile),
         ("checks", _checks),
@@ -86,6 +87,30 @@ def _dual_path_moe(found: Found) -> Iterator[str]:
             )
         )
     yield from _table(("tokens", "ours", *names.values(), "of the read bandwidth", "of the int8 peak"), rows)
+
+
+def _decoder(found: Found) -> Iterator[str]:
+    machine = found["machine"]
+    yield "## Four decoder layers of the published width"
+    yield ""
+    yield (
+        f"int4, {machine['threads']} threads, a vocabulary of 1,024, turn by turn; llama.cpp (Q4_0) with a model of the same shapes. The "
+        f"machine read {machine['read_gbps']:.1f} GB/s and multiplied {machine['int8_gops']:,.0f} GOP/s. Tokens a second."
+    )
+    yield ""
+    rows = []
+    for phase in ("decode", "prefill"):
+        by_name = {row["impl"]: row for row in found["decoder"] if row["phase"] == phase}
+        ours, llama = by_name["ours"], by_name.get("llama.cpp")
+        rows.append(
+            (
+                phase,
+                f"{ours['tokens_per_second']:.1f}",
+                f"{ours['share_outside_moe']:.0%}",
+                f"{llama['tokens_per_second']:.1f}" if llama else "not installed",
+            )
+        )
+    yield from _table(("phase", "ours", "of it outside DualPathMoE", "llama.cpp"), rows)
 
 
 def _stages(found: Found) -> Iterator[str]:

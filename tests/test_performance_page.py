@@ -22,6 +22,14 @@ def test_every_figure_comes_from_the_report(tmp_path: Path, monkeypatch: pytest.
     stages = {"PyTorch eager float32": 0.4, "bundle int4": 0.1}
     results = {
         "dual_path_moe": {"machine": {"read_gbps": 30.0, "int8_gops": 900.0, "threads": 2, "cpu": "c"}, "rows": rows},
+        "decoder": {
+            "machine": {"read_gbps": 30.0, "int8_gops": 900.0, "threads": 2, "cpu": "c"},
+            "decoder": [
+                {"impl": name, "phase": phase, "tokens_per_second": rate, "share_outside_moe": 0.125}
+                for name, factor in (("ours", 1), ("llama.cpp", 0.5))
+                for phase, rate in (("decode", 48 * factor), ("prefill", 240 * factor))
+            ],
+        },
         "stages": {
             "machine": {"threads": 2},
             "prompt_tokens": 493,
@@ -43,6 +51,7 @@ def test_every_figure_comes_from_the_report(tmp_path: Path, monkeypatch: pytest.
     assert performance.main() == 0
     page = output.read_text()
     assert "| 8 | 2.00 | 3.00 (1.50x) | 20.00 (10.00x) | 10.00 (5.00x) | 50% | 10% |" in page
+    assert "| prefill | 240.0 | 12% | 120.0 |" in page
     assert "| decode, a token | 400.0 | 100.0 (4.00x) |" in page
     assert "| W1: a 640x480 frame" in page and "decode, 4" in page and "| unknown |" in page
     assert "| on | +0.10% | -1.00% to +1.20% | 9 |" in page and "| cpu | a CPU |" in page and "gpu" not in page

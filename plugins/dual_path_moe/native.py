@@ -140,7 +140,7 @@ class NativeLibrary:
         )
 
     def int8_peak(self, threads: int, runs: int = 1) -> float:
-        """Int8 operations a second (a multiply-add is two) of the product instruction alone, the best of `runs`."""
+        """Int8 operations a second (a multiply-add is two) of what 4-bit kernels multiply with, alone; the best of `runs`."""
         return float(self._library.echovlm_int8_peak(ctypes.c_int64(threads), ctypes.c_int64(runs)))
 
     @staticmethod

@@ -44,6 +44,6 @@ ECHOVLM_EXPORT int echovlm_set_kernel(const char* name);
 
 // Bytes a second that `threads` threads read from `data`, the best of `runs`.
 ECHOVLM_EXPORT double echovlm_read_bandwidth(const void* data, std::size_t bytes, std::int64_t threads, std::int64_t runs);
-// Int8 operations a second (a multiply-add is two) of the product instruction alone, the best of `runs`.
+// Int8 operations a second (a multiply-add is two) of what 4-bit kernels multiply with, alone; the best of `runs`.
 ECHOVLM_EXPORT double echovlm_int8_peak(std::int64_t threads, std::int64_t runs);
 }

@@ -23,14 +23,14 @@ double peak(std::size_t rounds) {
     asm volatile("" : : "r"(weights) : "memory");  // or products would be made once for all rounds
     each<products>([&](auto i) ECHOVLM_LAMBDA {
       constexpr int sum = i.value % independent;
-      sums[sum] = Isa::template partial_dot<8>(sums[sum], Isa::load(weights + i.value * vector), word);
+      sums[sum] = Isa::template partial_dot<4>(sums[sum], Isa::load(weights + i.value * vector), word);
     });
   }
   auto total = Isa::broadcast(0.0f);
   each<independent>([&](auto i) ECHOVLM_LAMBDA { total = Isa::multiply_add(Isa::to_float(sums[i.value]), Isa::broadcast(1.0f), total); });
   volatile float kept = Isa::sum(total);
   static_cast<void>(kept);
-  return 2.0 * vector / Isa::template parts<8> * products * static_cast<double>(rounds);
+  return 2.0 * vector * products * static_cast<double>(rounds);
 }
 
 template <class Isa>
