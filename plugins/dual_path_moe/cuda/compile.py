@@ -31,9 +31,12 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
     Raises:
         KernelRefused: it spills, loads weights by less than 16 bytes, or has not the parameters that README.md states.
     """
-    kernel, used = _compile(variant, sm, most_registers=None)
-    if used.spills or used.stack_bytes:  # the assembler may spill to fit more programs, unless it is told not to save
-        kernel, used = _compile(variant, sm, most_registers=MOST_REGISTERS)
+    # The assembler may spill to fit more programs, unless it is told not to save; the pipeline's depth shifts what is left.
+    wanted = variant.num_stages
+    for stages, most_registers in ((wanted, None), (wanted, MOST_REGISTERS), (wanted - 1, MOST_REGISTERS)):
+        kernel, used = _compile(variant, sm, stages, most_registers)
+        if not (used.spills or used.stack_bytes):
+            break
     cubin, metadata = kernel.asm["cubin"], kernel.metadata
     complaints = used.complaints(sm, weights=variant.multiplies_weights)
     parameters = _parameters(kernel.asm["ptx"])
@@ -53,14 +56,14 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
     return record, cubin, used
 
 
-def _compile(variant: Variant, sm: int, most_registers: int | None) -> tuple[Any, Resources]:
+def _compile(variant: Variant, sm: int, stages: int, most_registers: int | None) -> tuple[Any, Resources]:
     triton.knobs.compilation.disable_line_info = False  # loads are told apart by their source line
     source = triton.compiler.ASTSource(
         fn=FUNCTIONS[variant.kernel], signature=variant.signature, constexprs=variant.constants, attrs=variant.hints
     )
     options = {
         "num_warps": variant.num_warps,
-        "num_stages": variant.num_stages,
+        "num_stages": stages,
         "maxnreg": most_registers,
         "enable_fp_fusion": True,
     }

@@ -13,7 +13,7 @@ ANY = 0xFFFFFFFF  # in a record: whatever it is
 ACTIVATIONS = ("fp16", "bf16")  # Triton's names, in the order of the archive's numbers
 WEIGHTS = ((0, 0), (4, 64), (4, 128))  # bits, block_size
 DEPTH = 64  # values of K a step: a block of weights is one step or two
-AMPERE, HOPPER = 80, 90
+HOPPER = 90
 
 # Parameters in order; "act" is x's type, "weight" that of the matrices.
 SIZES = dict.fromkeys(("tokens", "hidden", "dense", "shared", "expert", "experts"), "i32")
@@ -100,7 +100,7 @@ class Variant:
     tile_rows: int
     tile_depth: int
     num_warps: int
-    num_stages: int
+    num_stages: int  # of the pipeline that loads; one less where registers run out
     experts_limit: int = MOST_EXPERTS
 
     @property
@@ -161,13 +161,12 @@ def variants(sm: int) -> Iterator[Variant]:
             # A tile of 4-bit weights is 16 bytes a thread: 64 rows of 32 bytes for 128 threads. Hopper's own product, which
             # takes 64 rows or more, would read them by 4 bytes from where it wants them: there tiles stay below it.
             rows, warps = (32, 2) if sm == HOPPER and bits else (64, 4)
-            prefill_stages = 2 if sm == AMPERE and bits else 3  # A100's code has no registers left for a third
             for kernel, tokens, stages in (
                 ("gate_up_decode", DECODE_TOKENS, 4),
                 ("down_decode", DECODE_TOKENS, 4),
-                ("gate_up_prefill", 32, prefill_stages),
-                ("down_prefill", 32, prefill_stages),
-                ("gate_up_prefill", 64, prefill_stages),
-                ("down_prefill", 64, prefill_stages),
+                ("gate_up_prefill", 32, 3),
+                ("down_prefill", 32, 3),
+                ("gate_up_prefill", 64, 3),
+                ("down_prefill", 64, 3),
             ):
                 yield Variant(kernel, activation, bits, block_size, tokens, rows, DEPTH, warps, stages)
