@@ -1,0 +1,197 @@
+#include "report_client.hpp"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <random>
+#include <thread>
+
+namespace echovlm_cart {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr char kRetryAfter[] = "grpc-retry-pushback-ms";
+
+bool is_loopback(const std::string& address) {
+  const std::string host = address.substr(0, address.rfind(':'));
+  return host == "localhost" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
+
+std::shared_ptr<grpc::Channel> connect(const std::string& address, const Credentials& credentials) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxSendMessageSize(-1);              // the server says what is too large
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);     // Attempts decides
+  if (!credentials.server_ca.empty()) {
+    const grpc::SslCredentialsOptions files{credentials.server_ca, credentials.key, credentials.certificate};
+    return grpc::CreateCustomChannel(address, grpc::SslCredentials(files), arguments);
+  }
+  if (!credentials.token.empty() && !is_loopback(address))
+    throw CallFailed(grpc::StatusCode::FAILED_PRECONDITION,
+                     "The token would travel to " + address + " in plain text: give the server's certificate authority.");
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+// The server's delay, where it gave one.
+std::optional<Seconds> asked_delay(const grpc::ClientContext& context) {
+  const auto& trailing = context.GetServerTrailingMetadata();
+  const auto found = trailing.find(kRetryAfter);
+  if (found == trailing.end()) return std::nullopt;
+  const std::string text(found->second.data(), found->second.size());
+  const bool number = !text.empty() && text.size() < 10 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return number ? std::optional<Seconds>(Seconds(std::stod(text) / 1000)) : std::nullopt;
+}
+
+std::string sentence(const grpc::Status& status, const std::string& address) {
+  switch (status.error_code()) {
+    case grpc::StatusCode::UNAVAILABLE:
+      return "No server answers at " + address + " (" + status.error_message() + ").";
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      return "The server did not finish within the time given.";
+    case grpc::StatusCode::CANCELLED:
+      return "The call was cancelled.";
+    default:
+      return status.error_message();
+  }
+}
+
+}  // namespace
+
+// Counts one call's attempts, within one deadline.
+class ReportClient::Attempts {
+ public:
+  Attempts(ReportClient& client, Timeout timeout) : client_(client) {
+    if (timeout) deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(*timeout);
+  }
+
+  // The context of one attempt, which `cancel` reaches as long as it lives.
+  class Context {
+   public:
+    Context(ReportClient& client, const std::optional<Clock::time_point>& deadline) : client_(client) {
+      if (deadline)
+        call.set_deadline(std::chrono::system_clock::now() +
+                          std::chrono::duration_cast<std::chrono::system_clock::duration>(*deadline - Clock::now()));
+      if (!client_.token_.empty()) call.AddMetadata("authorization", "Bearer " + client_.token_);
+      const std::lock_guard<std::mutex> lock(client_.mutex_);
+      if (client_.cancelled_) call.TryCancel();
+      client_.running_ = &call;
+    }
+    ~Context() {
+      const std::lock_guard<std::mutex> lock(client_.mutex_);
+      client_.running_ = nullptr;
+    }
+    grpc::ClientContext call;
+
+   private:
+    ReportClient& client_;
+  };
+
+  Context next() { return {client_, deadline_}; }
+
+  // Whether the call is to be made again; waits until then. `untouched`: nothing of it can have happened, or it changes nothing.
+  bool pause_after(const grpc::Status& status, const grpc::ClientContext& context, bool untouched) {
+    Seconds pause;
+    if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+      const auto asked = asked_delay(context);
+      if (!asked) return false;  // too large, or told not to come back
+      pause = *asked;
+    } else if (status.error_code() == grpc::StatusCode::UNAVAILABLE && untouched) {
+      std::uniform_real_distribution<double> once_to_twice(1, 2);  // so that carts do not come back all at once
+      pause = Seconds(0.1 * (1 << std::min(made_ - 1, 16)) * once_to_twice(random_));
+    } else {
+      return false;
+    }
+    if (made_ >= client_.retries_.attempts || pause > client_.retries_.longest_pause) return false;
+    if (deadline_ && Clock::now() + pause >= *deadline_) return false;
+    ++made_;
+    std::this_thread::sleep_for(pause);
+    return true;
+  }
+
+ private:
+  ReportClient& client_;
+  std::optional<Clock::time_point> deadline_;
+  int made_ = 1;
+  std::mt19937 random_{std::random_device{}()};
+};
+
+ReportClient::ReportClient(const std::string& address, const Credentials& credentials, Retries retries)
+    : address_(address),
+      token_(credentials.token),
+      retries_(retries),
+      stub_(v1::ReportService::NewStub(connect(address, credentials))) {}
+
+template <class Request, class Method>
+v1::Result ReportClient::stream(Method method, const Request& request, const OnEvent& on_event, Timeout timeout) {
+  Attempts attempts(*this, timeout);
+  while (true) {
+    auto context = attempts.next();
+    const auto reader = (stub_.get()->*method)(&context.call, request);
+    v1::Result result;
+    bool begun = false;
+    for (v1::GenerateEvent event; reader->Read(&event);) {
+      begun = true;
+      on_event(event);
+      if (event.has_result()) result = event.result();
+    }
+    const grpc::Status status = reader->Finish();
+    if (status.ok()) return result;
+    if (begun || !attempts.pause_after(status, context.call, true))
+      throw CallFailed(status.error_code(), sentence(status, address_));
+  }
+}
+
+template <class Response, class Request, class Method>
+Response ReportClient::ask(Method method, const Request& request, Timeout timeout) {
+  Attempts attempts(*this, timeout);
+  while (true) {
+    auto context = attempts.next();
+    Response response;
+    const grpc::Status status = (stub_.get()->*method)(&context.call, request, &response);
+    if (status.ok()) return response;
+    if (!attempts.pause_after(status, context.call, false)) throw CallFailed(status.error_code(), sentence(status, address_));
+  }
+}
+
+v1::Result ReportClient::generate_report(const v1::GenerateReportRequest& request, const OnEvent& on_event, Timeout timeout) {
+  return stream(&v1::ReportService::Stub::GenerateReport, request, on_event, timeout);
+}
+
+v1::Result ReportClient::diagnose(const v1::DiagnoseRequest& request, const OnEvent& on_event, Timeout timeout) {
+  return stream(&v1::ReportService::Stub::Diagnose, request, on_event, timeout);
+}
+
+v1::Result ReportClient::answer_question(const v1::AnswerQuestionRequest& request, const OnEvent& on_event, Timeout timeout) {
+  return stream(&v1::ReportService::Stub::AnswerQuestion, request, on_event, timeout);
+}
+
+std::string ReportClient::begin_study(Timeout timeout) {
+  return ask<v1::Study>(&v1::ReportService::Stub::BeginStudy, v1::BeginStudyRequest(), timeout).id();
+}
+
+v1::AddedImage ReportClient::add_image(const std::string& study, const v1::Image& image, Timeout timeout) {
+  v1::AddImageRequest request;
+  request.set_study(study);
+  *request.mutable_image() = image;
+  return ask<v1::AddedImage>(&v1::ReportService::Stub::AddImage, request, timeout);
+}
+
+void ReportClient::withdraw_image(const std::string& study, std::uint32_t number, Timeout timeout) {
+  v1::WithdrawImageRequest request;
+  request.set_study(study);
+  request.set_number(number);
+  ask<v1::WithdrawImageResponse>(&v1::ReportService::Stub::WithdrawImage, request, timeout);
+}
+
+void ReportClient::end_study(const std::string& study, Timeout timeout) {
+  v1::EndStudyRequest request;
+  request.set_study(study);
+  ask<v1::EndStudyResponse>(&v1::ReportService::Stub::EndStudy, request, timeout);
+}
+
+void ReportClient::cancel() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  cancelled_ = true;
+  if (running_) running_->TryCancel();
+}
+
+}  // namespace echovlm_cart

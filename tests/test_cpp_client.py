@@ -1,0 +1,195 @@
+"""The C++ client of examples/cpp, built and run against a real server: the same text as the Python client's, and its exit codes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echovlm_edge.runtime.client import ReportClient, ReportRequest
+from echovlm_edge.runtime.clients import ClientsFile
+from echovlm_edge.runtime.errors import Busy
+from echovlm_edge.runtime.request import Event, GenerationRequest, ImageInput, Sampling, TextDelta
+from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.tls import TlsFiles
+from tests import golden
+from tests.running_server import Running, running
+from tests.test_client import DecodingEngine
+from tests.test_security import Authority
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "cpp"
+TOKENS = 24
+IMAGES = golden.load("two_images_zh").images
+Cart = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def missing() -> str:
+    """What cannot be found of what the client is built with."""
+    tools = ("cmake", "g++", "pkg-config", "protoc", "grpc_cpp_plugin")
+    lacking = [tool for tool in tools if not shutil.which(tool)]
+    if "pkg-config" not in lacking and subprocess.run(["pkg-config", "--exists", "grpc++"], check=False).returncode:
+        lacking.append("grpc++")
+    return ", ".join(lacking)
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    if lacking := missing():
+        pytest.skip(f"{lacking} not found: apt install cmake g++ pkg-config libgrpc++-dev protobuf-compiler-grpc")
+    for command in (
+        ["cmake", "-S", ROOT / "examples" / "cpp", "-B", BUILD, "-DCMAKE_BUILD_TYPE=Debug"],
+        ["cmake", "--build", BUILD, "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return BUILD / "echovlm-cart"
+
+
+@pytest.fixture(scope="module")
+def cart(program: Path) -> Cart:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(golden_bundle: Path) -> Iterator[Running]:
+    with running(golden_bundle) as running_server:
+        yield running_server
+
+
+def asked(server: Running | ReportServer, *more: object, images: bool = True) -> list[object]:
+    address = server.server.address if isinstance(server, Running) else server.address
+    files = [word for path in IMAGES for word in ("--image", path)] if images else []
+    return ["--server", address, "--max-new-tokens", TOKENS, *files, *more]
+
+
+@pytest.mark.parametrize("as_study", [False, True])
+def test_the_text_is_that_of_the_python_client(cart: Cart, server: Running, as_study: bool) -> None:
+    images = [ImageInput(path.read_bytes()) for path in IMAGES]
+    with ReportClient(server.server.address) as client:
+        *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=TOKENS)))
+    done = cart(*asked(server), *(["--study"] if as_study else []))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{last.result.text}\n\n{last.result.notice}\n"
+    assert f"{last.result.usage.generated_tokens} tokens" in done.stderr and last.result.bundle_id in done.stderr
+
+
+@pytest.mark.parametrize(("task", "words"), [("diagnose", []), ("ask", ["--question", "What is seen?"])])
+def test_the_other_tasks(cart: Cart, server: Running, task: str, words: list[str]) -> None:
+    done = cart(*asked(server, "--task", task, *words))
+    assert done.returncode == 0 and "draft" in done.stdout.lower(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--image", "nowhere.png"], "The file nowhere.png cannot be read."),
+        (["--image", __file__], "neither DICOM nor PNG nor JPEG"),
+        (["--colour"], "There is no option --colour"),
+        (["--timeout", "soon"], "--timeout must be a number"),
+        (["--task", "sing"], "--task must be report, diagnose or ask"),
+        (["--server"], "--server needs a value"),
+        ([], "image"),
+    ],
+)
+def test_a_request_at_fault(cart: Cart, server: Running, words: list[str], sentence: str) -> None:
+    done = cart(*asked(server, *words, images=False))
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and sentence in done.stderr, done.stderr
+
+
+def test_no_server(cart: Cart) -> None:
+    done = cart("--server", "127.0.0.1:1", "--task", "ask", "--question", "Why?")
+    assert done.returncode == 4 and "No server answers at 127.0.0.1:1" in done.stderr, done.stderr
+
+
+def test_out_of_time(cart: Cart, server: Running) -> None:
+    done = cart(*asked(server, "--timeout", 0.01))
+    assert done.returncode == 6 and "within the time given" in done.stderr, done.stderr
+
+
+def test_who_gets_in(cart: Cart, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    clients = tmp_path / "clients.toml"
+    clients.write_text(
+        f'[cart-7]\ntoken_sha256 = "{sha256(b"secret").hexdigest()}"\n[workstation]\ncertificate = "workstation.example"\n'
+    )
+    for name, text in (("right", "secret\n"), ("wrong", "guess\n")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "other").mkdir()
+    options = ServerOptions("localhost:0", tls=TlsFiles(*authority.issue("server", "localhost")), grace_seconds=0.1)
+    server = ReportServer(DecodingEngine(), options, access=ClientsFile(clients))
+    ask = asked(server, "--task", "ask", "--question", "Why?", images=False)
+    tls = ("--tls-ca", authority.ca_file)
+    try:
+        assert cart(*ask, *tls, "--token-file", tmp_path / "right").returncode == 0
+        wrong = cart(*ask, *tls, "--token-file", tmp_path / "wrong")
+        assert wrong.returncode == 3 and "guess" not in wrong.stderr, wrong.stderr
+        assert cart(*ask, *tls).returncode == 3
+        assert cart(*ask, "--token-file", tmp_path / "right").returncode == 4  # in plain text, on loopback alone
+        assert cart(*ask, "--tls-ca", Authority(tmp_path / "other").ca_file).returncode == 4
+    finally:
+        server.stop()
+    elsewhere = cart("--server", "box:1", "--task", "ask", "--question", "?", "--token-file", tmp_path / "right")
+    assert elsewhere.returncode == 2 and "in plain text" in elsewhere.stderr and "secret" not in elsewhere.stderr
+
+
+class Full(DecodingEngine):
+    """Has no room for its first calls."""
+
+    def __init__(self, refusals: int) -> None:
+        super().__init__()
+        self.refusals = refusals
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        if self.refusals:
+            self.refusals -= 1
+            raise Busy("Full.", 0.2)
+        yield from super().generate(request, stopped)
+
+
+@pytest.mark.parametrize(("retries", "code"), [(0, 5), (1, 5), (2, 0)])
+def test_a_busy_server_is_asked_again(cart: Cart, retries: int, code: int) -> None:
+    server = ReportServer(Full(2), ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    try:
+        done = cart(*asked(server, "--task", "ask", "--question", "Why?", "--retries", retries, images=False))
+    finally:
+        server.stop()
+    assert done.returncode == code, done.stderr
+
+
+class Endless(DecodingEngine):
+    """Writes until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        try:
+            while not stopped():
+                yield TextDelta("more ")
+        finally:
+            self.ended.set()
+
+
+def test_an_interrupt_cancels_the_call(program: Path) -> None:
+    engine = Endless()
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    words: list[Any] = asked(server, "--task", "ask", "--question", "Why?", images=False)
+    with subprocess.Popen([program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.read(4) == b"more"
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(10) == 130
+    assert engine.ended.wait(10), "the server went on writing"
+    server.stop()
