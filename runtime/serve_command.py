@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import resource
@@ -10,7 +9,6 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from echovlm_edge.runtime import logs
 from echovlm_edge.runtime.access import Access
@@ -21,7 +19,8 @@ from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.metrics import Metrics
-from echovlm_edge.runtime.server import DEFAULT_ADDRESS, ReportServer, ServerOptions, parse_address
+from echovlm_edge.runtime.serve_settings import ServeSettings, read_settings
+from echovlm_edge.runtime.server import ReportServer, ServerOptions, parse_address
 from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
 from echovlm_edge.runtime.studies import StudyLimits
 from echovlm_edge.runtime.tls import TlsFiles
@@ -60,75 +59,7 @@ def tell_systemd(state: str) -> None:
         manager.sendto(state.encode(), address.replace("@", "\0", 1))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="echovlm-serve", description="Serve a bundle over gRPC.")
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True, help="folder that echovlm-build made, or a link to one")
-    add(
-        "--listen", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"port 0: a free one (default {DEFAULT_ADDRESS})"
-    )
-    add("--port-file", type=Path, metavar="F", help="write the port there once the server answers")
-    add("--threads", type=int, metavar="N", help="default: one per core")
-    add("--max-sequence", type=int, metavar="N", help="a smaller context than the bundle's, for less memory")
-    add("--max-message-mb", type=int, default=64, metavar="N", help="largest request (default 64)")
-    add("--grace", type=float, default=10.0, metavar="SECONDS", help="for running calls when told to stop (default 10)")
-    add("--verify", action="store_true", help="check every file's hash before loading")
-    load = parser.add_argument_group("load")
-    add = load.add_argument
-    add("--slots", type=int, default=8, metavar="N", help="reports written together (default 8)")
-    add("--queue", type=int, default=32, metavar="N", help="calls that may wait beside them (default 32)")
-    add("--prefix-mb", type=int, default=1024, metavar="N", help="memory for prompts seen before (default 1024)")
-    add("--image-mb", type=int, default=256, metavar="N", help="memory for images seen before (default 256)")
-    add("--max-studies", type=int, default=64, metavar="N", help="open at once (default 64)")
-    add("--study-mb", type=int, default=1024, metavar="N", help="memory for their pictures (default 1024)")
-    add("--study-minutes", type=float, default=30.0, metavar="M", help="unused for so long, it is over (default 30)")
-    add("--hang-seconds", type=float, default=300.0, metavar="S", help="one step so long is a hang (default 300)")
-    add("--decode-processes", type=int, default=2, metavar="N", help="that decode image files (default 2)")
-    add("--decode-mb", type=int, default=4096, metavar="N", help="memory of each (default 4096)")
-    add("--decode-seconds", type=float, default=20.0, metavar="S", help="for one file (default 20)")
-    who = parser.add_argument_group("who may call")
-    add = who.add_argument
-    add("--clients", type=Path, metavar="F", help="TOML file of clients by token or certificate, and their quotas")
-    add("--tls-certificate", type=Path, metavar="F", help="PEM chain of the server")
-    add("--tls-key", type=Path, metavar="F", help="its key")
-    add("--tls-client-ca", type=Path, metavar="F", help="whoever's certificate this did not sign is refused")
-    add(
-        "--insecure",
-        action="count",
-        default=0,
-        help="say it twice to serve without TLS, or without asking who calls, on an address others can reach",
-    )
-    eyes = parser.add_argument_group("what is seen")
-    add = eyes.add_argument
-    add("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there")
-    add("--log", choices=("plain", "json"), default="plain", help="lines on stderr (default plain)")
-    return parser
-
-
-def _check(chosen: argparse.Namespace) -> None:
-    checks = {
-        "--threads must be at least 1": chosen.threads is None or chosen.threads >= 1,
-        "--max-sequence must be at least 1": chosen.max_sequence is None or chosen.max_sequence >= 1,
-        "--max-message-mb must be between 1 and 2047": 1 <= chosen.max_message_mb <= 2047,  # gRPC's limit is an int32
-        "--grace must be between 0 and 3600 seconds": 0 <= chosen.grace <= 3600,
-        "--slots must be between 1 and 256": 1 <= chosen.slots <= 256,
-        "--queue must be between 0 and 4096": 0 <= chosen.queue <= 4096,
-        "--prefix-mb must be at least 0": chosen.prefix_mb >= 0,
-        "--image-mb must be at least 0": chosen.image_mb >= 0,
-        "--max-studies must be at least 0": chosen.max_studies >= 0,
-        "--study-mb must be at least 0": chosen.study_mb >= 0,
-        "--study-minutes must be above 0": chosen.study_minutes > 0,
-        "--hang-seconds must be above 0": chosen.hang_seconds > 0,
-        "--decode-processes must be between 1 and 64": 1 <= chosen.decode_processes <= 64,
-        "--decode-mb must be at least 512": chosen.decode_mb >= 512,
-        "--decode-seconds must be above 0": chosen.decode_seconds > 0,
-    }
-    for rule, holds in checks.items():
-        if not holds:
-            raise InvalidInput(f"{rule}, got {getattr(chosen, rule.split()[0].strip('-').replace('-', '_'))}.")
-
-
-def tls_files(chosen: argparse.Namespace) -> TlsFiles | None:
+def tls_files(chosen: ServeSettings) -> TlsFiles | None:
     """The certificates, where they were given.
 
     Raises:
@@ -141,7 +72,7 @@ def tls_files(chosen: argparse.Namespace) -> TlsFiles | None:
     return None
 
 
-def refuse_open_doors(chosen: argparse.Namespace) -> None:
+def refuse_open_doors(chosen: ServeSettings) -> None:
     """Others can reach the address: then it is served with TLS and to known clients only, unless it was said twice.
 
     Raises:
@@ -169,14 +100,14 @@ def _is_loopback(host: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    chosen = _parser().parse_args(arguments)
+    return run_command(lambda: _run(read_settings(arguments)))
+
+
+def _run(chosen: ServeSettings | None) -> int:
+    if chosen is None:
+        return 0
     logs.start(chosen.log == "json")
-    return run_command(lambda: _serve(chosen))
-
-
-def _serve(chosen: argparse.Namespace) -> int:
     parse_address(chosen.listen)
-    _check(chosen)
     refuse_open_doors(chosen)
     certificates = tls_files(chosen)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'

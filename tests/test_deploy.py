@@ -12,6 +12,7 @@ import pytest
 
 from echovlm_edge.runtime.clients import ClientsFile
 from echovlm_edge.runtime.serve_command import main as serve
+from echovlm_edge.runtime.serve_settings import as_toml, read_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNIT = DEPLOY / "echovlm-serve.service"
@@ -49,13 +50,20 @@ def test_systemd_finds_it_tight(unit: Path) -> None:
     assert found and float(found[1]) <= MAX_EXPOSURE, done.stdout[-400:]
 
 
-def test_its_command_line_is_one_that_the_server_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    text = UNIT.read_text().replace("\\\n", " ")
-    found = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)
+def test_its_command_line_is_one_that_the_server_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = re.search(r"^ExecStart=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert found
-    # Its files are not here: the first of them is what it stumbles over, after all options were understood.
-    assert serve(shlex.split(found[1])[1:]) == 2
+    command = found[1].replace("/etc/echovlm/serve.toml", str(DEPLOY / "serve.toml"))
+    # The clients file is not here: it is what the server stumbles over, after all options were understood.
+    assert serve(shlex.split(command)[1:]) == 2
     assert "clients file /etc/echovlm/clients.toml cannot be read" in capsys.readouterr().err
+
+
+def test_the_configuration_file_has_every_option_as_the_server_explains_it() -> None:
+    settings = read_settings(["--config", str(DEPLOY / "serve.toml")])
+    assert settings and as_toml(settings) == (DEPLOY / "serve.toml").read_text(), (
+        "write it anew: echovlm-serve --config deploy/serve.toml --print-config"
+    )
 
 
 def test_the_clients_file_to_begin_with_can_be_read() -> None:
