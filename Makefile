@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report
 # TensorRT's headers come inside kernel-lens. The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
 CUDA_KERNELS ?= OFF
 
-.PHONY: setup kernels demo test test-native test-gpu lint bench bench-full soak clean
+.PHONY: setup kernels demo test test-native test-gpu fuzz lint bench bench-full soak clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,12 @@ test-native:
 test-gpu: kernels
 	mkdir -p build
 	$(BIN)/python -m pytest tests/gpu -rs --gpu-results build/gpu-results.md
+
+# Coverage-guided fuzzing of what comes from outside: image files and messages.
+CASES ?= 20000
+fuzz: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt "atheris>=3"
+	for target in png jpeg dicom request; do $(BIN)/python -m tests.fuzz $$target --cases $(CASES) || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

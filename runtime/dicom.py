@@ -6,6 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, iter_pixels
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.errors import InvalidInput, UserError
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
@@ -42,14 +43,25 @@ def decode(image: ImageInput, max_pixels: int, max_frames: int) -> list[tuple[in
     Raises:
         InvalidInput: not readable as DICOM, without pixels, of an unsupported kind, over a limit, or without those frames.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _damage_named(image.name):
         warnings.simplefilter("ignore")
         dataset = _read(image)
         _check(image.name, dataset, max_pixels)
         indices = choose_frames(image.name, frame_count(image.name, dataset), image.selection, max_frames)
         box = region_box(dataset) if image.crop_to_regions else None
         frames = _to_rgb(dataset, _stored_frames(image.name, dataset, indices))
-    return [(index, _crop(pixels, box)) for index, pixels in zip(indices, frames, strict=True)]
+        return [(index, _crop(pixels, box)) for index, pixels in zip(indices, frames, strict=True)]
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Whatever damaged values lead to, here or in a library, is said of the file. Its text may quote the patient: it is left out."""
+    try:
+        yield
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a decoder in Rust panics with what is no Exception
+        raise InvalidInput(f"{name} cannot be decoded: it is damaged ({type(error).__name__}).") from None
 
 
 def frame_count(name: str, dataset: Dataset) -> int:

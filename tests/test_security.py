@@ -6,6 +6,8 @@ import datetime
 import io
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -316,6 +319,29 @@ def test_too_much_is_refused_before_it_is_decoded(
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError, match=sentence) as refused:
         list(report_pb2_grpc.ReportServiceStub(channel).AnswerQuestion(request_))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    assert engine.asked == []
+
+
+def test_a_message_of_a_gigabyte_is_refused_without_being_held(start: Serve, engine: QuickEngine) -> None:
+    server = start()
+    client = (
+        "import grpc, sys; from echovlm.v1 import report_pb2 as pb, report_pb2_grpc\n"
+        "options = [('grpc.max_send_message_length', -1)]\n"
+        "stub = report_pb2_grpc.ReportServiceStub(grpc.insecure_channel(sys.argv[1], options))\n"
+        "asked = pb.AnswerQuestionRequest(question='Why?', images=[pb.Image(data=bytes(1 << 30))])\n"
+        "try: list(stub.AnswerQuestion(asked))\n"
+        "except grpc.RpcError as error: print(error.code().name, error.details())\n"
+    )
+    this = psutil.Process()
+    before = most = this.memory_info().rss
+    with subprocess.Popen([sys.executable, "-c", client, server.address], stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            most = max(most, this.memory_info().rss)
+            time.sleep(0.005)
+        assert process.stdout
+        answer = process.stdout.read()
+    assert answer.startswith("RESOURCE_EXHAUSTED") and "larger than max" in answer, answer
+    assert most - before < 100e6, f"{(most - before) / 1e6:.0f} MB more"
     assert engine.asked == []
 
 

@@ -18,7 +18,7 @@ constexpr std::size_t kInnerChunk = 128;  // inner values of a task: whole block
 constexpr std::size_t kFewTokens = 8;
 constexpr std::size_t kRouteTokens = 8;
 constexpr std::size_t kDownRows = 64;
-constexpr std::size_t kDownRowsOfFew = 16;
+constexpr std::size_t kDownRowsOfFew = 32;
 constexpr std::size_t kInnerStride = 2 * kInnerChunk;  // gate's sums, then up's
 
 struct WorkerMemory {

@@ -1,0 +1,146 @@
+"""What is fuzzed: a function of bytes for each kind of input, which returns for any answer that is allowed and raises for any other."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from PIL import Image
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.image import ImageLimits, decode_image
+from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from tests.dicom_files import encode, png, saved, shipped, ultrasound
+from tests.test_client import DecodingEngine
+
+LIMITS = ImageLimits(max_pixels=1 << 20)
+METHOD = "/echovlm.v1.ReportService/GenerateReport"
+# What a wrong request may be answered with; anything else (UNKNOWN, INTERNAL) is a fault of the server's.
+ALLOWED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of input.
+
+    Attributes:
+        run: returns, or raises what must not happen.
+        seeds: valid inputs to begin with.
+        mend: makes mutated bytes pass what stands before the code of interest (a checksum).
+    """
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    mend: Callable[[bytes], bytes] = bytes
+
+
+def decode(data: bytes) -> None:
+    """An image file through the very function that the sandbox's processes call."""
+    try:
+        frames = decode_image(ImageInput(data), LIMITS)
+    except InvalidInput as refused:
+        sentence = str(refused)
+        assert sentence and "\n" not in sentence, repr(sentence)
+        return
+    for frame in frames:
+        assert frame.pixels.dtype == np.uint8 and frame.pixels.ndim == 3 and frame.pixels.shape[2] == 3
+        assert frame.pixels.shape[0] * frame.pixels.shape[1] <= LIMITS.max_pixels
+
+
+class Request:
+    """A message as it comes over the wire, to a server on loopback."""
+
+    def __init__(self) -> None:
+        self._server: ReportServer | None = None
+
+    def __call__(self, data: bytes) -> None:
+        """One call."""
+        if self._server is None:
+            self._server = ReportServer(DecodingEngine(), ServerOptions("127.0.0.1:0", grace_seconds=0))
+            self._call = grpc.insecure_channel(self._server.address).unary_stream(METHOD)
+        try:
+            list(self._call(data, timeout=20))
+        except grpc.RpcError as error:
+            if error.code() in ALLOWED:
+                assert error.details(), error
+                return
+            try:
+                pb.GenerateReportRequest.FromString(data)
+            except DecodeError:  # no message at all: gRPC's own answer
+                assert error.code() is grpc.StatusCode.INTERNAL
+                return
+            raise
+
+
+def png_with_checksums(data: bytes) -> bytes:
+    """The same chunks with the checksums that belong to them."""
+    mended, at = bytearray(data), 8
+    while at + 12 <= len(mended):
+        end = at + 8 + int.from_bytes(mended[at : at + 4], "big")
+        if end + 4 > len(mended):
+            break
+        mended[end : end + 4] = zlib.crc32(mended[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(mended)
+
+
+def picture_seeds(kind: str) -> list[bytes]:
+    """Small pictures of every mode that matters."""
+    noise = Image.open(io.BytesIO(png(24, 17)))
+    modes = ("RGB", "L", "1", "P", "RGBA", "LA", "I;16") if kind == "PNG" else ("RGB", "L", "CMYK")
+    pictures = [noise.convert("L").convert(mode) if mode == "I;16" else noise.convert(mode) for mode in modes]
+    return [encode(picture, kind) for picture in pictures]
+
+
+def dicom_seeds() -> list[bytes]:
+    """Ultrasound files of several syntaxes, and the small compressed ones that ship with pydicom."""
+    grey, colour = np.full((9, 7), 80, np.uint8), np.full((3, 9, 7, 3), 80, np.uint8)
+    made = [
+        ultrasound(grey, "MONOCHROME2"),
+        ultrasound(grey.astype(np.uint16), "MONOCHROME1", ImplicitVRLittleEndian),
+        ultrasound(colour, NumberOfFrames=3),
+        ultrasound(colour, syntax=DeflatedExplicitVRLittleEndian, NumberOfFrames=3),
+    ]
+    small = [shipped(name) for name in ("JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm", "MR_small_RLE.dcm")]
+    return [saved(dataset) for dataset in made] + [file for file in small if len(file) < 1 << 16]
+
+
+def request_seeds() -> list[bytes]:
+    """Messages with every field."""
+    image = pb.Image(data=png(8, 8), media_type="image/png", frames=pb.FrameSelection(evenly_spaced=1))
+    indexed = pb.Image(data=png(8, 8), frames=pb.FrameSelection(indices=pb.FrameIndices(index=[0])))
+    sampling = pb.Sampling(max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.9, repetition_penalty=1.1, seed=1)
+    options = pb.GenerationOptions(
+        language=pb.LANGUAGE_ZH,
+        region=pb.ANATOMICAL_REGION_LIVER,
+        sampling=sampling,
+        include_token_ids=True,
+        priority=pb.PRIORITY_BATCH,
+    )
+    messages = (
+        pb.GenerateReportRequest(images=[image, indexed], prompt="Describe.", options=options),
+        pb.GenerateReportRequest(images=[image], study="0" * 32),
+        pb.GenerateReportRequest(),
+    )
+    return [message.SerializeToString() for message in messages]
+
+
+TARGETS = {
+    "png": Target(decode, lambda: picture_seeds("PNG"), png_with_checksums),
+    "jpeg": Target(decode, lambda: picture_seeds("JPEG")),
+    "dicom": Target(decode, dicom_seeds),
+    "request": Target(Request(), request_seeds),
+}
