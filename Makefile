@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report
 # TensorRT's headers come inside kernel-lens. The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
 CUDA_KERNELS ?= OFF
 
-.PHONY: setup kernels demo test test-native test-gpu fuzz lint bench bench-full soak clean
+.PHONY: setup kernels demo test test-native test-gpu fuzz audit lint bench bench-full soak clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,11 @@ test-native:
 test-gpu: kernels
 	mkdir -p build
 	$(BIN)/python -m pytest tests/gpu -rs --gpu-results build/gpu-results.md
+
+# Known faults of what is pinned; needs the advisories of the Python Package Index.
+audit: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt "pip-audit>=2.7"
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # Coverage-guided fuzzing of what comes from outside: image files and messages.
 CASES ?= 20000

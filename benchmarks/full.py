@@ -141,11 +141,14 @@ def high_water_gb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
 
 
-def memory_gb(pid: int, field: str = "Rss") -> float:
-    """A process's resident memory (`Rss`: private and shared), or its proportional share of it (`Pss`)."""
+def memory_gb(pid: int, kind: str = "Rss") -> float:
+    """A process's resident memory: private and shared (`Rss`), or what no other process has mapped (`Private`)."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    line = next(line for line in rollup.splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024 / 1e9
+    return (
+        sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith((f"{kind}:", f"{kind}_")))
+        * 1024
+        / 1e9
+    )
 
 
 def stage_costs(answer: Answer, costs: StageCosts, frames: int, machine: Machine) -> dict[str, StageCost]:
@@ -252,7 +255,7 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
         alone = memory_gb(pid)
         with serving(bundle.path, folder) as (second, second_address, _):
             ask(second_address, 1, 4)
-            together = memory_gb(pid, "Pss") + memory_gb(second, "Pss")
+            added = memory_gb(second, "Private")
     costs = StageCosts.of(bundle)
     machine = limits.machine()
     assert costs, "a bundle of a published checkpoint holds its config"
@@ -263,7 +266,7 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
         "start_seconds": start_seconds,
         "idle_rss_gb": idle,
         "serve_rss_gb": alone,
-        "second_server_gb": together - alone,
+        "second_server_gb": added,
         "decode_tokens_per_second": first.decode_tokens_per_second,
         "decode_gb_a_token": read / 1e9,
         "decode_share_of_bandwidth": first.decode_tokens_per_second * read / 1e9 / machine.read_gbps,

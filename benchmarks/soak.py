@@ -256,9 +256,7 @@ def batching(served: Served, found: Soak) -> None:
 
 
 def _rate(served: Served, together: int) -> float:
-    options = pb.GenerationOptions(
-        include_token_ids=True, sampling=pb.Sampling(max_new_tokens=400, temperature=1.5, seed=1)
-    )
+    options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=400, ignore_stop=True))
     texts = [f"Describe everything, and begin with {index}." for index in range(together)]
     tokens: list[int] = []
 

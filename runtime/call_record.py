@@ -46,6 +46,7 @@ class CallRecord:
         id: in the log and in the call's initial metadata; made here, so that no client can put anything into the log.
         outcome: `ok`, `cancelled`, or a status code's name in lower case.
         finished: a generation's result, where there is one.
+        traceparent: the client's trace that the call belongs to (W3C Trace Context), or empty.
     """
 
     def __init__(self, method: str, client: Client, context: grpc.ServicerContext, observe: Observer) -> None:
@@ -54,6 +55,9 @@ class CallRecord:
         self.outcome = "ok"
         self.finished: Finished | None = None
         self.seconds = 0.0
+        self.traceparent = next(
+            (str(value) for key, value in context.invocation_metadata() if key == "traceparent"), ""
+        )
         self._context, self._observe = context, observe
         self._started = time.perf_counter()
         context.send_initial_metadata(((REQUEST_ID, self.id),))

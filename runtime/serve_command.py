@@ -144,7 +144,14 @@ def _run(chosen: ServeSettings | None) -> int:
         if chosen.metrics:
             scraped = metrics.serve(*parse_address(chosen.metrics))
             ending.callback(scraped.shutdown)
-        server = ReportServer(engine, options, access=access, decode=decode, observers=[metrics.observe])
+        observers = [metrics.observe]
+        if chosen.traces:
+            from echovlm_edge.runtime.traces import Traces  # an extra: most do without it
+
+            traces = Traces(chosen.traces)
+            ending.callback(traces.close)
+            observers.append(traces.observe)
+        server = ReportServer(engine, options, access=access, decode=decode, observers=observers)
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
         tell_systemd("READY=1")

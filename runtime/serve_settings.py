@@ -62,6 +62,7 @@ class ServeSettings(BaseModel):
     )
 
     metrics: str | None = _option(None, "serve Prometheus metrics there", "HOST:PORT", EYES)
+    traces: str | None = _option(None, "send OpenTelemetry traces to this collector (OTLP over gRPC)", "URL", EYES)
     log: Literal["plain", "json"] = _option("plain", "lines on stderr", None, EYES)
 
 

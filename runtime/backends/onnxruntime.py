@@ -189,6 +189,8 @@ def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = ERROR
+    # Threads that wait for work spin while a call runs, and not between calls: others need the processor then.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if bundle.manifest.precision == "fp32":
         # Packed float32 weights would be a second copy of them, in memory of this process's own.
