@@ -154,12 +154,18 @@ def _check(name: str, dataset: Dataset, max_pixels: int) -> None:
         )
     if dataset.PhotometricInterpretation not in GRAY + COLOUR:
         raise InvalidInput(
-            f"{name} has photometric interpretation {dataset.PhotometricInterpretation}, which is not supported."
+            f"{name} has photometric interpretation {_shown(dataset.PhotometricInterpretation)}, which is not supported."
         )
     if not hasattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID"):
         # A file without a header: the standard's default transfer syntax (PS3.5 section 10).
         dataset.ensure_file_meta()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+
+
+def _shown(value: object) -> str:
+    """A value of the file's, as it may stand in a sentence."""
+    text = str(value)
+    return text if text.isascii() and text.isprintable() and len(text) <= 100 else "unreadable"
 
 
 def _stored_frames(name: str, dataset: Dataset, indices: Sequence[int]) -> list[NDArray[np.generic]]:
@@ -169,7 +175,7 @@ def _stored_frames(name: str, dataset: Dataset, indices: Sequence[int]) -> list[
         syntax = dataset.file_meta.TransferSyntaxUID
         reason = "its pixel data is truncated or damaged" if syntax.is_transfer_syntax else "its encoding is unknown"
         kind = type(error).__name__
-        raise InvalidInput(f"{name} cannot be decoded ({syntax.name}): {reason} ({kind}).") from None
+        raise InvalidInput(f"{name} cannot be decoded ({_shown(syntax.name)}): {reason} ({kind}).") from None
 
 
 def _to_rgb(dataset: Dataset, frames: list[NDArray[np.generic]]) -> Iterator[NDArray[np.uint8]]:
