@@ -56,7 +56,7 @@ lint: setup
 	mkdir -p build/typing/echovlm_edge build/typing/echovlm
 	for package in export plugins runtime; do ln -sfn $(CURDIR)/$$package build/typing/echovlm_edge/$$package; done
 	ln -sfn $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/echovlm/v1 build/typing/echovlm/v1
-	MYPYPATH=build/typing:. $(BIN)/mypy -p echovlm_edge -p benchmarks -p demo
+	MYPYPATH=build/typing:. $(BIN)/mypy -p echovlm_edge -p benchmarks -p demo -p deploy
 
 # Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup

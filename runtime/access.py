@@ -28,7 +28,7 @@ class Access(Protocol):
 
 
 class Guard(grpc.ServerInterceptor):
-    """Refuses with UNAUTHENTICATED, and logs from where and how it was tried, never with what."""
+    """Asks `access` before every method."""
 
     def __init__(self, access: Access) -> None:
         """`access` decides."""
@@ -57,14 +57,16 @@ class Guard(grpc.ServerInterceptor):
             try:
                 self._access.identify(context)
             except Unauthenticated as error:
-                self._refuse(method, context, error)
+                refuse(method, context, error)
             return behaviour(request, context)
 
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
-    def _refuse(self, method: str, context: grpc.ServicerContext, error: Unauthenticated) -> NoReturn:
-        _log.warning(
-            "refused an unknown client",
-            extra={"method": method.rpartition("/")[2], "peer": context.peer(), "tried": error.tried},
-        )
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+
+def refuse(method: str, context: grpc.ServicerContext, error: Unauthenticated) -> NoReturn:
+    """End the call of somebody unknown with UNAUTHENTICATED; the log says from where and how it was tried, never with what."""
+    _log.warning(
+        "refused an unknown client",
+        extra={"method": method.rpartition("/")[2], "peer": context.peer(), "tried": error.tried},
+    )
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))

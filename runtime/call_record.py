@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from traceback import format_tb
 from types import TracebackType
 
@@ -49,7 +49,9 @@ class CallRecord:
         traceparent: the client's trace that the call belongs to (W3C Trace Context), or empty.
     """
 
-    def __init__(self, method: str, client: Client, context: grpc.ServicerContext, observe: Observer) -> None:
+    def __init__(
+        self, method: str, client: Client, context: grpc.ServicerContext, observers: Sequence[Observer]
+    ) -> None:
         """A call of `method` by `client` begins."""
         self.method, self.client, self.id = method, client, secrets.token_hex(8)
         self.outcome = "ok"
@@ -58,7 +60,7 @@ class CallRecord:
         self.traceparent = next(
             (str(value) for key, value in context.invocation_metadata() if key == "traceparent"), ""
         )
-        self._context, self._observe = context, observe
+        self._context, self._observers = context, observers
         self._started = time.perf_counter()
         context.send_initial_metadata(((REQUEST_ID, self.id),))
 
@@ -75,7 +77,8 @@ class CallRecord:
             code, sentence = self._status(error)
             self.outcome = code.name.lower() if self._context.is_active() else "cancelled"
         self.seconds = time.perf_counter() - self._started
-        self._observe(self)
+        for observe in self._observers:
+            observe(self)
         if code is not None:
             self._context.abort(code, sentence)
 

@@ -90,6 +90,19 @@ def as_toml(settings: ServeSettings) -> str:
     return "\n".join(_toml_lines(settings)) + "\n"
 
 
+def as_environment(settings: ServeSettings) -> dict[str, str]:
+    """Variables that say the same to whoever reads them: `read_settings([])`."""
+    said = {name: getattr(settings, name) for name in ServeSettings.model_fields}
+    return {_variable(name): str(value) for name, value in said.items() if value is not None}
+
+
+def with_absolute_paths(settings: ServeSettings) -> ServeSettings:
+    """The same for processes that run in other folders."""
+    said = {name: getattr(settings, name) for name in ServeSettings.model_fields}
+    paths = {name: value.absolute() for name, value in said.items() if isinstance(value, Path)}
+    return settings.model_copy(update=paths)
+
+
 def _toml_lines(settings: ServeSettings) -> Iterator[str]:
     yield "# echovlm-serve --config FILE. The command line goes before it, and so does the environment: ECHOVLM_SLOTS=4."
     group = None

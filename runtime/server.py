@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from echovlm.v1 import report_pb2, report_pb2_grpc
 from echovlm_edge.runtime import tls
 from echovlm_edge.runtime.access import Access, Guard
 from echovlm_edge.runtime.admission import Admission
-from echovlm_edge.runtime.call_record import CallRecord
+from echovlm_edge.runtime.call_record import Observer
 from echovlm_edge.runtime.clients import Everybody
 from echovlm_edge.runtime.engine import DecodeImage
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -74,7 +74,7 @@ class ReportServer:
         *,
         access: Access | None = None,
         decode: DecodeImage = decode_image,
-        observers: Sequence[Callable[[CallRecord], None]] = (),
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Listen and start serving; `access` None lets everybody in; `observers` are told of every call that ended, as the log is."""
         host, port = parse_address(options.listen)
@@ -90,9 +90,8 @@ class ReportServer:
         self._health = health.HealthServicer()
         self.admission = Admission(places, options.slots)
         self.studies = Studies(options.studies, engine.prepare)
-        told = (log_call, *observers)
         service = ReportService(
-            engine, self.studies, self.admission, access, options.limits, decode, lambda call: _tell(told, call)
+            engine, self.studies, self.admission, access, options.limits, decode, (log_call, *observers)
         )
         report_pb2_grpc.add_ReportServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -143,11 +142,6 @@ class ReportServer:
             raise NotPossibleHere(
                 f"Cannot listen on {options.listen} ({reason}): give another --listen HOST:PORT."
             ) from None
-
-
-def _tell(observers: Sequence[Callable[[CallRecord], None]], call: CallRecord) -> None:
-    for observe in observers:
-        observe(call)
 
 
 def parse_address(listen: str) -> tuple[str, int]:

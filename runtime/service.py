@@ -55,11 +55,11 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
         access: Access,
         limits: messages.CallLimits,
         decode: DecodeImage,
-        observe: Observer,
+        observers: Sequence[Observer],
     ) -> None:
-        """`decode` reads the images of studies; `observe` is told of every call that ended."""
+        """`decode` reads the images of studies; `observers` are told of every call that ended."""
         self._engine, self._studies, self._admission, self._access = engine, studies, admission, access
-        self._limits, self._decode, self._observe = limits, decode, observe
+        self._limits, self._decode, self._observers = limits, decode, observers
 
     def GenerateReport(
         self, request: pb.GenerateReportRequest, context: grpc.ServicerContext
@@ -114,7 +114,7 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
             return messages.model_info(self._engine.info, self._limits)
 
     def _call(self, method: str, context: grpc.ServicerContext) -> CallRecord:
-        return CallRecord(method, self._access.identify(context), context, self._observe)
+        return CallRecord(method, self._access.identify(context), context, self._observers)
 
     def _generate(
         self,

@@ -55,10 +55,12 @@ class Added:
 class Studies:
     """The open studies of all clients. It holds pictures only: what the engine knows of them is the engine's own."""
 
-    def __init__(self, limits: StudyLimits, prepare: Prepare, clock: Callable[[], float] = time.monotonic) -> None:
-        """`prepare` reads a study's pictures in the background: see `ReportEngine.prepare`."""
+    def __init__(
+        self, limits: StudyLimits, prepare: Prepare, clock: Callable[[], float] = time.monotonic, *, home: str = ""
+    ) -> None:
+        """`prepare` reads a study's pictures in the background: see `ReportEngine.prepare`; ids begin with `home`."""
         self.limits = limits
-        self._prepare, self._clock = prepare, clock
+        self._prepare, self._clock, self._home = prepare, clock, home
         self._open: dict[str, _Study] = {}
         self._lock = threading.Lock()
         self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
@@ -76,7 +78,7 @@ class Studies:
                 raise Busy(f"{own} studies of yours are open, as many as you may have: end one first.", 10.0)
             if len(self._open) >= self.limits.max_studies:
                 raise Busy(f"{len(self._open)} studies are open, as many as there may be: ask again later.", 10.0)
-            name = secrets.token_urlsafe(18)
+            name = self._home + secrets.token_urlsafe(18)
             self._open[name] = _Study(client.name, self._clock())
             return name
 

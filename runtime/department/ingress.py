@@ -1,0 +1,32 @@
+"""What every node's proxy adds to its gRPC server: the report service, health, and a port with TLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpc_health.v1 import health_pb2_grpc
+
+from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime import tls
+from echovlm_edge.runtime.from_settings import tls_files
+from echovlm_edge.runtime.serve_settings import read_settings
+
+
+def add_report_service(servicer: Any, server: Any) -> None:
+    """Named in Ray Serve's `grpc_servicer_functions`, which calls it before the proxy's server starts.
+
+    Ray Serve's own port has no TLS. Where the options (in the proxy's environment) name certificates, it listens on their `listen`
+    too, with them; the replicas then refuse what comes by the other port.
+
+    Args:
+        servicer: a stand-in: Ray Serve passes every method on to a replica's method of that name.
+        server: the proxy's `grpc.aio` server.
+
+    Raises:
+        NotPossibleHere: the certificates cannot be used.
+    """
+    report_pb2_grpc.add_ReportServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    chosen = read_settings([])
+    if chosen and (files := tls_files(chosen)):
+        server.add_secure_port(chosen.listen, tls.server_credentials(files))

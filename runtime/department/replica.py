@@ -1,0 +1,158 @@
+"""One replica of the report service under Ray Serve: an engine of its own, and the servicer that every server has."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2
+from ray import serve
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime import from_settings, logs
+from echovlm_edge.runtime.access import refuse
+from echovlm_edge.runtime.admission import Admission
+from echovlm_edge.runtime.department.call_context import CallContext
+from echovlm_edge.runtime.department.routing import SEPARATOR
+from echovlm_edge.runtime.errors import Unauthenticated
+from echovlm_edge.runtime.serve_settings import ServeSettings
+from echovlm_edge.runtime.server import SPARE_WORKERS
+from echovlm_edge.runtime.service import ReportService
+from echovlm_edge.runtime.studies import Studies
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+_END = object()
+
+
+class ReportReplica:
+    """Ray Serve calls the method that a gRPC call names. The servicer blocks, so that its calls run in threads.
+
+    An engine that hangs ends the process: Ray starts another replica, and the others serve meanwhile.
+
+    Raises:
+        NotPossibleHere: the bundle, the clients file or the certificates cannot be used on this node.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        """Load the bundle; the options are those of `echovlm-serve`."""
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
+        logs.start(settings.log == "json")
+        options = from_settings.server_options(settings)
+        self._tls_only = options.tls is not None
+        self._access = from_settings.access(settings)
+        self._decode = from_settings.decode_sandbox(settings)
+        self._engine = from_settings.served_engine(settings, self._decode, replacements=0)
+        home = serve.get_replica_context().replica_id.unique_id
+        self._studies = Studies(options.studies, self._engine.prepare, home=f"{home}{SEPARATOR}")
+        places = options.slots + options.queue
+        self._threads = ThreadPoolExecutor(places + SPARE_WORKERS)
+        self._traces = from_settings.traces(settings)
+        observers = (logs.log_call, self._traces.observe) if self._traces else (logs.log_call,)
+        self._service = ReportService(
+            self._engine,
+            self._studies,
+            Admission(places, options.slots),
+            self._access,
+            options.limits,
+            self._decode,
+            observers,
+        )
+
+    async def GenerateReport(self, request: pb.GenerateReportRequest, grpc_context: Any) -> AsyncIterator[Any]:
+        """See report.proto."""
+        async for event in self._stream(self._service.GenerateReport, request, grpc_context):
+            yield event
+
+    async def Diagnose(self, request: pb.DiagnoseRequest, grpc_context: Any) -> AsyncIterator[Any]:
+        """See report.proto."""
+        async for event in self._stream(self._service.Diagnose, request, grpc_context):
+            yield event
+
+    async def AnswerQuestion(self, request: pb.AnswerQuestionRequest, grpc_context: Any) -> AsyncIterator[Any]:
+        """See report.proto."""
+        async for event in self._stream(self._service.AnswerQuestion, request, grpc_context):
+            yield event
+
+    async def BeginStudy(self, request: pb.BeginStudyRequest, grpc_context: Any) -> pb.Study:
+        """See report.proto."""
+        return await self._answer(self._service.BeginStudy, request, grpc_context)
+
+    async def AddImage(self, request: pb.AddImageRequest, grpc_context: Any) -> pb.AddedImage:
+        """See report.proto."""
+        return await self._answer(self._service.AddImage, request, grpc_context)
+
+    async def WithdrawImage(self, request: pb.WithdrawImageRequest, grpc_context: Any) -> pb.WithdrawImageResponse:
+        """See report.proto."""
+        return await self._answer(self._service.WithdrawImage, request, grpc_context)
+
+    async def EndStudy(self, request: pb.EndStudyRequest, grpc_context: Any) -> pb.EndStudyResponse:
+        """See report.proto."""
+        return await self._answer(self._service.EndStudy, request, grpc_context)
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, grpc_context: Any) -> pb.ModelInfo:
+        """See report.proto."""
+        return await self._answer(self._service.GetModelInfo, request, grpc_context)
+
+    async def Check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+        """The standard health check: it needs no token, and a replica that answers serves."""
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    def check_health(self) -> None:
+        """Ray Serve's call every ten seconds; an engine that hangs does not fail it, but ends the process."""
+        self._studies.forget_old()
+
+    def __del__(self) -> None:
+        """Ray Serve's call when the replica's last call has ended."""
+        self._studies.close()
+        self._engine.close()
+        self._decode.close()
+        if self._traces:
+            self._traces.close()
+
+    async def _answer(
+        self, method: Callable[[Asked, grpc.ServicerContext], Answered], request: Asked, grpc_context: Any
+    ) -> Answered:
+        context = self._known(method.__name__, grpc_context)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, method, request, context)
+        finally:
+            context.end()
+
+    async def _stream(
+        self, method: Callable[[Asked, grpc.ServicerContext], Iterator[Answered]], request: Asked, grpc_context: Any
+    ) -> AsyncIterator[Answered]:
+        context = self._known(method.__name__, grpc_context)
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def run() -> None:
+            last: object = _END
+            try:
+                for event in method(request, context):
+                    loop.call_soon_threadsafe(events.put_nowait, event)
+            except Exception as error:
+                last = error
+            loop.call_soon_threadsafe(events.put_nowait, last)
+
+        self._threads.submit(run)
+        try:
+            while (event := await events.get()) is not _END:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:  # also where the client is gone: the engine asks before the next token
+            context.end()
+
+    def _known(self, method: str, grpc_context: Any) -> Any:
+        context: Any = CallContext(grpc_context)
+        try:
+            if self._tls_only and not context.encrypted():
+                raise Unauthenticated("This port has no TLS: call the one that has.", "plain text")
+            self._access.identify(context)
+        except Unauthenticated as error:
+            refuse(method, context, error)
+        return context

@@ -1,0 +1,124 @@
+"""What the server's options ask for: certificates, who may call, decoding processes, the engine, limits."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import TYPE_CHECKING
+
+from echovlm_edge.runtime.access import Access
+from echovlm_edge.runtime.clients import ClientsFile, Everybody
+from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
+from echovlm_edge.runtime.engine import DecodeImage, EngineOptions, ReportEngine
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.messages import CallLimits
+from echovlm_edge.runtime.serve_settings import ServeSettings
+from echovlm_edge.runtime.server import ServerOptions, parse_address
+from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.studies import StudyLimits
+from echovlm_edge.runtime.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from echovlm_edge.runtime.traces import Traces
+
+GAVE_UP = 70  # exit code where engines hang again and again: sysexits' EX_SOFTWARE
+
+
+def tls_files(chosen: ServeSettings) -> TlsFiles | None:
+    """The certificates, where they were given.
+
+    Raises:
+        InvalidInput: only some of them.
+    """
+    if chosen.tls_certificate and chosen.tls_key:
+        return TlsFiles(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)
+    if chosen.tls_certificate or chosen.tls_key or chosen.tls_client_ca:
+        raise InvalidInput("TLS needs both --tls-certificate and --tls-key.")
+    return None
+
+
+def refuse_open_doors(chosen: ServeSettings) -> None:
+    """Others can reach the address: then it is served with TLS and to known clients only, unless it was said twice.
+
+    Raises:
+        InvalidInput: it is open, and was not.
+    """
+    host, _ = parse_address(chosen.listen)
+    known = chosen.clients or chosen.tls_client_ca
+    if _is_loopback(host) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
+        return
+    lacks = "without TLS" if not chosen.tls_certificate else "to whoever asks"
+    raise InvalidInput(
+        f"{chosen.listen} can be reached by others, and would be served {lacks}: give --tls-certificate, --tls-key and "
+        "--clients or --tls-client-ca, or say --insecure twice."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def access(chosen: ServeSettings) -> Access:
+    """Who may call.
+
+    Raises:
+        NotPossibleHere: the clients file cannot be used.
+    """
+    return ClientsFile(chosen.clients) if chosen.clients else Everybody()
+
+
+def decode_sandbox(chosen: ServeSettings) -> DecodeSandbox:
+    """The processes that decode image files; whoever asks closes them."""
+    return DecodeSandbox(SandboxLimits(chosen.decode_processes, chosen.decode_mb << 20, chosen.decode_seconds))
+
+
+def traces(chosen: ServeSettings) -> Traces | None:
+    """What sends every call's trace, where a collector was named; whoever asks closes it."""
+    if not chosen.traces:
+        return None
+    from echovlm_edge.runtime.traces import Traces  # an extra: most do without it
+
+    return Traces(chosen.traces)
+
+
+def served_engine(chosen: ServeSettings, decode: DecodeImage, replacements: int) -> ServedEngine:
+    """The bundle's engine; the process ends with GAVE_UP where it hangs more often than `replacements`.
+
+    Raises:
+        NotPossibleHere: the bundle cannot be served.
+    """
+
+    def open_engine() -> ReportEngine:
+        return ReportEngine.open(
+            chosen.bundle,
+            threads=chosen.threads,
+            max_sequence=chosen.max_sequence,
+            verify=chosen.verify,
+            options=EngineOptions(chosen.slots, chosen.prefix_mb << 20, chosen.image_mb << 20),
+            decode=decode,
+        )
+
+    return ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: os._exit(GAVE_UP))
+
+
+def server_options(chosen: ServeSettings) -> ServerOptions:
+    """Where and how it listens, and the limits of calls and studies.
+
+    Raises:
+        InvalidInput: only some of the certificates.
+    """
+    return ServerOptions(
+        chosen.listen,
+        chosen.port_file,
+        chosen.grace,
+        chosen.slots,
+        chosen.queue,
+        CallLimits(chosen.max_message_mb << 20),
+        StudyLimits(chosen.max_studies, chosen.study_mb << 20, expires_after_seconds=60 * chosen.study_minutes),
+        tls_files(chosen),
+    )
