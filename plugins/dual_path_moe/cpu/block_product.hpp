@@ -165,9 +165,13 @@ struct RowProduct {
     return made;
   }
 
-  // A row's scales in floats, zeros behind them to the end of the last vector.
+  // A row's scales in floats, zeros behind them to the end of the last vector. Asks for those of the rows that come next: a row
+  // waits for its scales before anything else, and a hardware prefetcher takes no notice of one or two lines a row.
   static ECHOVLM_INLINE void load_scales(const BlockWeights& w, std::size_t row, const Stretch& x, float* to) {
-    const std::size_t at = row * w.scale_stride + x.first_block;
+    const std::size_t at = row * w.scale_stride + x.first_block, width = w.half_scales ? 2 : 4;
+    const std::uint8_t* ahead = static_cast<const std::uint8_t*>(w.scales) + (at + kRowsAtOnce * w.scale_stride) * width;
+    for (std::size_t byte = 0; byte < x.blocks * width; byte += 64) __builtin_prefetch(ahead + byte);
+    __builtin_prefetch(ahead + x.blocks * width - 1);
     for (std::size_t b = 0; b < x.blocks; b += Isa::lanes) {
       const std::size_t left = x.blocks - b;
       Isa::store_floats(to + b, w.half_scales
@@ -324,7 +328,7 @@ struct RowProduct {
   template <int Bits, int M, int V>
   static void all_rows(const BlockWeights& w, const Pass<M>& pass, float* const* out) {
     std::size_t r = 0;
-    if constexpr (M <= 2 && V > 0) {
+    if constexpr (M <= Isa::tokens_of_many_rows && V > 0) {
       if (pass.bytes.bytes * Isa::template parts<Bits> * M > kBytesOfOneRow)
         for (; r + kRowsAtOnce <= w.rows; r += kRowsAtOnce) pass_rows<Bits, kRowsAtOnce, M, V>(w, r, pass, out);
     }
@@ -377,6 +381,7 @@ struct RowProduct {
       for (; i + 8 <= list.count; i += 8) tokens<Bits, 8>(w, x, list, i, c, scratch);
     if constexpr (Isa::few_tokens >= 4)
       for (; i + 4 <= list.count; i += 4) tokens<Bits, 4>(w, x, list, i, c, scratch);
+    if (i + 3 == list.count) return tokens<Bits, 3>(w, x, list, i, c, scratch);
     for (; i + 2 <= list.count; i += 2) tokens<Bits, 2>(w, x, list, i, c, scratch);
     for (; i < list.count; ++i) tokens<Bits, 1>(w, x, list, i, c, scratch);
   }
