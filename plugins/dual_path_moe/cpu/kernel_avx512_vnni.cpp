@@ -12,9 +12,9 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   using Int = __m512i;
   using Float = __m512;
   static constexpr int lanes = 16;
-  static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
+  static constexpr int panel_vectors = 2;  // 6 tokens x 2 vectors, of sums and of totals; 2 of weights and a word: 27 of 32 registers
   static constexpr int tile_tokens = 6;
-  static constexpr std::size_t few_tokens = 16, row_tokens = 8;
+  static constexpr std::size_t few_tokens = 8, row_tokens = 8;
   static constexpr int tokens_of_many_rows = 4;
   static constexpr std::size_t prefetch_bytes = 4096;
   static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values

@@ -84,18 +84,23 @@ struct MatrixPanel {
   }
 
   template <int Bits>
-  static void multiply(const std::uint8_t* panel, const float* scales, std::size_t values, const QuantizedTokens& x,
-                       std::size_t k, std::size_t block, const TokenList& list, const Accumulator& c, std::size_t row0) {
+  static void multiply(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
+                       const QuantizedTokens& x, std::size_t k0, const TokenList& list, const Accumulator& c, std::size_t row0,
+                       Prefetch&) {
     for (std::size_t i = 0; i < list.count; i += kTokens) {
       const std::size_t count = list.count - i < kTokens ? list.count - i : kTokens;
       float* out[kTokens];
       for (std::size_t m = 0; m < count; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride + row0;
       const std::uint32_t* tokens = list.tokens + i;
-      switch ((count + 1) / 2) {
-        case 1: tile<Bits, 1>(panel, scales, values, x, k, block, tokens, count, out); break;
-        case 2: tile<Bits, 2>(panel, scales, values, x, k, block, tokens, count, out); break;
-        case 3: tile<Bits, 3>(panel, scales, values, x, k, block, tokens, count, out); break;
-        default: tile<Bits, 4>(panel, scales, values, x, k, block, tokens, count, out); break;
+      for (std::size_t b = 0; b < blocks; ++b) {
+        const std::uint8_t* values = panel + b * block * kRows;
+        const std::size_t k = k0 + b * block;
+        switch ((count + 1) / 2) {
+          case 1: tile<Bits, 1>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
+          case 2: tile<Bits, 2>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
+          case 3: tile<Bits, 3>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
+          default: tile<Bits, 4>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
+        }
       }
     }
   }

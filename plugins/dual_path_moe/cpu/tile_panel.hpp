@@ -3,8 +3,9 @@
 //   panel, one step of K (4 values):   | row 0: k k+1 k+2 k+3 | row 1: k .. k+3 | ... | row lanes-1 |   x panel_vectors
 //   one activation word, broadcast:    | k k+1 k+2 k+3        | the same        | ...
 //
-// Isa::dot of the two adds four products to each row's int32 sum. A packed 4-bit word of a row gives two steps: its low
-// nibbles (even k) and its high ones (odd k); the activations are stored in that order.
+// Isa::dot of the two adds four products to each row's int32 sum, which is scaled into a float one at the end of a block. A packed
+// 4-bit word of a row gives two steps: its low nibbles (even k) and its high ones (odd k); the activations are stored in that
+// order.
 #pragma once
 
 #include "block_product.hpp"
@@ -12,71 +13,103 @@
 namespace echovlm {
 namespace {
 
-inline float widened_scale(const BlockWeights& w, std::size_t row, std::size_t block) {
-  const std::size_t at = row * w.scale_stride + block;
-  return w.half_scales ? half_to_float(static_cast<const std::uint16_t*>(w.scales)[at])
-                       : static_cast<const float*>(w.scales)[at];
+constexpr std::size_t kPanelBytes = 16 * 1024;  // half of a first-level cache
+
+// The scales of `blocks` blocks of each of `rows` rows, by block and row; zeros where there is no such row.
+inline void transpose_scales(const BlockWeights& w, std::size_t row0, std::size_t rows, std::size_t block0, std::size_t blocks,
+                             float* to) {
+  for (std::size_t r = 0; r < rows; ++r) {
+    const std::size_t at = (row0 + r) * w.scale_stride + block0;
+    if (row0 + r >= w.rows) {
+      for (std::size_t b = 0; b < blocks; ++b) to[b * rows + r] = 0.0f;
+    } else if (w.half_scales) {
+      const std::uint16_t* from = static_cast<const std::uint16_t*>(w.scales) + at;
+      for (std::size_t b = 0; b < blocks; ++b) to[b * rows + r] = half_to_float(from[b]);
+    } else {
+      const float* from = static_cast<const float*>(w.scales) + at;
+      for (std::size_t b = 0; b < blocks; ++b) to[b * rows + r] = from[b];
+    }
+  }
 }
 
 // Asks for weights before a panel wants them: its many rows are more streams than a hardware prefetcher follows. Runs of
-// several lines of a row, because memory answers neighbours faster.
+// several lines of a row, because memory answers neighbours faster; a line at a time between products, because a processor
+// that has asked for too many at once waits.
 class Prefetch {
  public:
   Prefetch(const BlockWeights& w, std::size_t panel_rows)
-      : w_(w), panel_rows_(panel_rows), row_bytes_(w.k * static_cast<std::size_t>(w.bits) / 8), offset_(kRun) {}
+      : w_(w), panel_rows_(panel_rows), row_bytes_(w.k * static_cast<std::size_t>(w.bits) / 8) {
+    owe(kRun < row_bytes_ ? kRun : row_bytes_);
+    rest();
+  }
 
-  // Keeps the distance when `bytes` of every row of the panel have been taken.
-  void taken(std::size_t bytes) {
-    for (owed_ += bytes * panel_rows_; owed_ >= kRun; owed_ -= kRun) {
-      if (offset_ >= row_bytes_) {
-        offset_ = 0;
-        panel_ += panel_rows_;
-      }
-      const std::size_t row = panel_ + row_;
-      if (row < w_.rows) {
-        const std::uint8_t* p = w_.values + row * w_.row_bytes + offset_;
-        for (std::size_t line = 0; line < kRun && offset_ + line < row_bytes_; line += 64) __builtin_prefetch(p + line, 0, 2);
-        const std::size_t scale = row * w_.scale_stride + offset_ * 8 / static_cast<std::size_t>(w_.bits) / w_.block;
-        __builtin_prefetch(static_cast<const std::uint8_t*>(w_.scales) + scale * (w_.half_scales ? 2 : 4), 0, 2);
-      }
-      if (++row_ == panel_rows_) {
-        row_ = 0;
-        offset_ += kRun;
-      }
+  // As many bytes of every row of a panel are about to be taken: keeps the distance.
+  void owe(std::size_t bytes) { owed_ += bytes * panel_rows_; }
+
+  // The next line, if one is owed.
+  ECHOVLM_INLINE void line() {
+    if (owed_ >= kLine) {
+      owed_ -= kLine;
+      ask();
     }
   }
 
+  // All that is owed.
+  void rest() {
+    while (owed_ >= kLine) line();
+  }
+
  private:
-  static constexpr std::size_t kRun = 512;
+  static constexpr std::size_t kRun = 512, kLine = 64;
+
+  void ask() {
+    const std::size_t row = panel_ + row_, at = offset_ + in_run_;
+    if (row < w_.rows) {
+      __builtin_prefetch(w_.values + row * w_.row_bytes + at, 0, 2);
+      if (in_run_ == 0) {
+        const std::size_t scale = row * w_.scale_stride + at * 8 / static_cast<std::size_t>(w_.bits) / w_.block;
+        __builtin_prefetch(static_cast<const std::uint8_t*>(w_.scales) + scale * (w_.half_scales ? 2 : 4), 0, 2);
+      }
+    }
+    in_run_ += kLine;
+    if (in_run_ < kRun && at + kLine < row_bytes_) return;
+    in_run_ = 0;
+    if (++row_ < panel_rows_) return;
+    row_ = 0;
+    offset_ += kRun;
+    if (offset_ < row_bytes_) return;
+    offset_ = 0;
+    panel_ += panel_rows_;
+  }
+
   const BlockWeights& w_;
   const std::size_t panel_rows_, row_bytes_;
-  std::size_t panel_ = 0, row_ = 0, offset_, owed_ = 0;
+  std::size_t panel_ = 0, row_ = 0, offset_ = 0, in_run_ = 0, owed_ = 0;
 };
 
-// Unpacks each kRows rows by chunk of K, then multiplies block by block. `Panel` lays out kRows bytes for a value of K.
+// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K.
 template <class Panel>
 void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
-  constexpr std::size_t rows = Panel::kRows, chunk = 128;  // the largest block
-  static_assert(rows <= kAccumulatorPadding && rows * chunk + rows * sizeof(float) <= kScratchBytes);
-  auto* scales = reinterpret_cast<float*>(scratch + rows * chunk);
+  constexpr std::size_t rows = Panel::kRows, chunk = kPanelBytes / rows / 128 * 128, most_blocks = chunk / 16;
+  static_assert(rows <= kAccumulatorPadding && chunk >= 128);
+  static_assert(rows * chunk + rows * most_blocks * sizeof(float) <= kScratchBytes);
+  auto* scales = reinterpret_cast<float*>(scratch + rows * chunk);  // by block and row
   Prefetch prefetch(w, rows);
   for (std::size_t row0 = 0; row0 < w.rows; row0 += rows) {
     for (std::size_t k0 = 0; k0 < w.k; k0 += chunk) {
-      const std::size_t k = w.k - k0 < chunk ? w.k - k0 : chunk;
-      prefetch.taken(k * static_cast<std::size_t>(w.bits) / 8);
+      const std::size_t k = w.k - k0 < chunk ? w.k - k0 : chunk, blocks = k / w.block;
+      prefetch.rest();
+      prefetch.owe(k * static_cast<std::size_t>(w.bits) / 8);
       if (w.bits == 4)
         Panel::template unpack<4>(w, row0, k0, k, scratch);
       else
         Panel::template unpack<8>(w, row0, k0, k, scratch);
-      for (std::size_t at = 0; at < k; at += w.block) {
-        const std::size_t block = (k0 + at) / w.block;
-        for (std::size_t r = 0; r < rows; ++r) scales[r] = row0 + r < w.rows ? widened_scale(w, row0 + r, block) : 0.0f;
-        if (w.bits == 4)
-          Panel::template multiply<4>(scratch + at * rows, scales, w.block, x, k0 + at, block, list, c, row0);
-        else
-          Panel::template multiply<8>(scratch + at * rows, scales, w.block, x, k0 + at, block, list, c, row0);
-      }
+      transpose_scales(w, row0, rows, k0 / w.block, blocks, scales);
+      if (w.bits == 4)
+        Panel::template multiply<4>(scratch, scales, w.block, blocks, x, k0, list, c, row0, prefetch);
+      else
+        Panel::template multiply<8>(scratch, scales, w.block, blocks, x, k0, list, c, row0, prefetch);
     }
   }
 }
@@ -122,62 +155,74 @@ struct TilePanel {
     }
   }
 
+  // M tokens against a panel's chunk of K: integer sums for each block, which are scaled into float sums.
   template <int Bits, int M>
-  static void tile(const std::uint8_t* panel, const float* scales, std::size_t steps, const QuantizedTokens& x,
-                   std::size_t k, std::size_t block, const std::uint32_t* tokens, float* const* out) {
+  static void tile(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
+                   const QuantizedTokens& x, std::size_t k0, const std::uint32_t* tokens, float* const* out,
+                   Prefetch& prefetch) {
     constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
     const std::int8_t* values[M];
-    typename Isa::Int sums[M][kVectors];
+    typename Isa::Float totals[M][kVectors];
     each<M>([&](auto m) ECHOVLM_LAMBDA {
-      values[m.value] = x.values + tokens[m.value] * x.stride + k;
-      const auto begin = Isa::set_int(-zero * x.sums[tokens[m.value] * x.scale_stride + block]);
-      each<kVectors>([&](auto v) ECHOVLM_LAMBDA { sums[m.value][v.value] = begin; });
+      values[m.value] = x.values + tokens[m.value] * x.stride + k0;
+      each<kVectors>([&](auto v) ECHOVLM_LAMBDA { totals[m.value][v.value] = Isa::load_floats(out[m.value] + v.value * Isa::lanes); });
     });
-    for (std::size_t s = 0; s < steps; ++s) {
-      typename Isa::Bytes weight[kVectors];
-      each<kVectors>([&](auto v) ECHOVLM_LAMBDA { weight[v.value] = Isa::load(panel + (s * kVectors + v.value) * kBytes); });
+    std::size_t step = 0;
+    for (std::size_t b = 0; b < blocks; ++b) {
+      typename Isa::Int sums[M][kVectors];
       each<M>([&](auto m) ECHOVLM_LAMBDA {
-        const auto word = Isa::broadcast_word(values[m.value] + 4 * s);
+        const auto begin = Isa::set_int(-zero * x.sums[tokens[m.value] * x.scale_stride + k0 / block + b]);
+        each<kVectors>([&](auto v) ECHOVLM_LAMBDA { sums[m.value][v.value] = begin; });
+      });
+      for (const std::size_t end = step + block / 4; step < end; ++step) {
+        prefetch.line();
+        typename Isa::Bytes weight[kVectors];
+        each<kVectors>([&](auto v) ECHOVLM_LAMBDA { weight[v.value] = Isa::load(panel + (step * kVectors + v.value) * kBytes); });
+        each<M>([&](auto m) ECHOVLM_LAMBDA {
+          const auto word = Isa::broadcast_word(values[m.value] + 4 * step);
+          each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
+            sums[m.value][v.value] = Isa::template dot<Bits>(sums[m.value][v.value], weight[v.value], word);
+          });
+        });
+      }
+      each<M>([&](auto m) ECHOVLM_LAMBDA {
+        const auto x_scale = Isa::broadcast(x.scales[tokens[m.value] * x.scale_stride + k0 / block + b]);
         each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
-          sums[m.value][v.value] = Isa::template dot<Bits>(sums[m.value][v.value], weight[v.value], word);
+          const auto scale = Isa::load_floats(scales + b * kRows + v.value * Isa::lanes);
+          const auto scaled = Isa::multiply(Isa::to_float(sums[m.value][v.value]), scale);
+          totals[m.value][v.value] = Isa::multiply_add(scaled, x_scale, totals[m.value][v.value]);
         });
       });
     }
     each<M>([&](auto m) ECHOVLM_LAMBDA {
-      const auto x_scale = Isa::broadcast(x.scales[tokens[m.value] * x.scale_stride + block]);
-      each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
-        float* at = out[m.value] + v.value * Isa::lanes;
-        const auto scale = Isa::load_floats(scales + v.value * Isa::lanes);
-        const auto scaled = Isa::multiply(Isa::to_float(sums[m.value][v.value]), scale);
-        Isa::store_floats(at, Isa::multiply_add(scaled, x_scale, Isa::load_floats(at)));
-      });
+      each<kVectors>([&](auto v) ECHOVLM_LAMBDA { Isa::store_floats(out[m.value] + v.value * Isa::lanes, totals[m.value][v.value]); });
     });
   }
 
   template <int Bits, int M>
-  static void tokens(const std::uint8_t* panel, const float* scales, std::size_t steps, const QuantizedTokens& x,
-                     std::size_t k, std::size_t block, const TokenList& list, std::size_t i, const Accumulator& c,
-                     std::size_t row0) {
+  static void tokens(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
+                     const QuantizedTokens& x, std::size_t k0, const TokenList& list, std::size_t i, const Accumulator& c,
+                     std::size_t row0, Prefetch& prefetch) {
     float* out[M];
     for (int m = 0; m < M; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride + row0;
-    tile<Bits, M>(panel, scales, steps, x, k, block, list.tokens + i, out);
+    tile<Bits, M>(panel, scales, block, blocks, x, k0, list.tokens + i, out, prefetch);
   }
 
   template <int Bits>
-  static void multiply(const std::uint8_t* panel, const float* scales, std::size_t values, const QuantizedTokens& x,
-                       std::size_t k, std::size_t block, const TokenList& list, const Accumulator& c, std::size_t row0) {
-    const std::size_t steps = values / 4;
+  static void multiply(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
+                       const QuantizedTokens& x, std::size_t k0, const TokenList& list, const Accumulator& c, std::size_t row0,
+                       Prefetch& prefetch) {
     // Tiles of equal size: 8 tokens are 4 + 4, not 6 + 2.
     const std::size_t tiles = (list.count + Isa::tile_tokens - 1) / Isa::tile_tokens;
     for (std::size_t t = 0; t < tiles; ++t) {
       const std::size_t i = t * list.count / tiles, count = (t + 1) * list.count / tiles - i;
       switch (count) {
-        case 1: tokens<Bits, 1>(panel, scales, steps, x, k, block, list, i, c, row0); break;
-        case 2: tokens<Bits, 2>(panel, scales, steps, x, k, block, list, i, c, row0); break;
-        case 3: tokens<Bits, 3>(panel, scales, steps, x, k, block, list, i, c, row0); break;
-        case 4: tokens<Bits, 4>(panel, scales, steps, x, k, block, list, i, c, row0); break;
-        case 5: tokens<Bits, Isa::tile_tokens >= 5 ? 5 : 1>(panel, scales, steps, x, k, block, list, i, c, row0); break;
-        default: tokens<Bits, Isa::tile_tokens>(panel, scales, steps, x, k, block, list, i, c, row0); break;
+        case 1: tokens<Bits, 1>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
+        case 2: tokens<Bits, 2>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
+        case 3: tokens<Bits, 3>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
+        case 4: tokens<Bits, 4>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
+        case 5: tokens<Bits, Isa::tile_tokens >= 5 ? 5 : 1>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
+        default: tokens<Bits, Isa::tile_tokens>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
       }
     }
   }
