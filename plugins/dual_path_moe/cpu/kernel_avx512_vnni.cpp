@@ -14,8 +14,9 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int lanes = 16;
   static constexpr int panel_vectors = 2;  // 6 tokens x 2 vectors, of sums and of totals; 2 of weights and a word: 27 of 32 registers
   static constexpr int tile_tokens = 6;
-  static constexpr std::size_t few_tokens = 8, row_tokens = 8;
+  static constexpr std::size_t few_tokens = 16, row_tokens = 8;
   static constexpr int tokens_of_many_rows = 4;
+  static constexpr std::size_t least_tokens_of_interleaved_rows = 3;
   static constexpr std::size_t prefetch_bytes = 4096;
   static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values
 
@@ -70,6 +71,39 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     const Int lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const int shift = lanes_of_block == 8 ? 3 : lanes_of_block == 4 ? 2 : 1;
     return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift)), load_some_floats(scales, count));
+  }
+
+  // Piece q of rows[r] becomes piece r of rows[q].
+  static void interleave(Bytes (&rows)[8]) {
+    Bytes pairs[2][4];  // even pieces of two rows, odd ones
+    each<4>([&](auto i) ECHOVLM_LAMBDA {
+      pairs[0][i.value] = _mm512_unpacklo_epi64(rows[2 * i.value], rows[2 * i.value + 1]);
+      pairs[1][i.value] = _mm512_unpackhi_epi64(rows[2 * i.value], rows[2 * i.value + 1]);
+    });
+    each<2>([&](auto odd) ECHOVLM_LAMBDA {
+      const auto& p = pairs[odd.value];
+      const Bytes a = _mm512_shuffle_i32x4(p[0], p[1], 0x88), b = _mm512_shuffle_i32x4(p[0], p[1], 0xdd);
+      const Bytes c = _mm512_shuffle_i32x4(p[2], p[3], 0x88), d = _mm512_shuffle_i32x4(p[2], p[3], 0xdd);
+      rows[odd.value] = _mm512_shuffle_i32x4(a, c, 0x88);
+      rows[odd.value + 2] = _mm512_shuffle_i32x4(b, d, 0x88);
+      rows[odd.value + 4] = _mm512_shuffle_i32x4(a, c, 0xdd);
+      rows[odd.value + 6] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    });
+  }
+  static Bytes broadcast_piece(const void* p) {
+    std::int64_t piece;
+    std::memcpy(&piece, p, 8);
+    return _mm512_set1_epi64(piece);
+  }
+  static Bytes as_bytes(Float v) { return _mm512_castps_si512(v); }
+  static Float as_floats(Bytes v) { return _mm512_castsi512_ps(v); }
+  static Float even_lanes_twice(Float v) { return _mm512_moveldup_ps(v); }
+  static Float odd_lanes_twice(Float v) { return _mm512_movehdup_ps(v); }
+  static Int first_of_rows(const std::int32_t* value) { return _mm512_maskz_set1_epi32(0x5555, *value); }
+  static void add_rows(Float v, float* to) {
+    v = _mm512_add_ps(v, _mm512_movehdup_ps(v));
+    const Int even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), _mm512_castps512_ps256(_mm512_permutexvar_ps(even, v))));
   }
 
   // words[row] lane w becomes words[w] lane row: pairs, fours, then quarters of the register change places.

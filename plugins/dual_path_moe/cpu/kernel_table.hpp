@@ -4,7 +4,6 @@
 
 #include "activations.hpp"
 #include "block_product.hpp"
-#include "tile_panel.hpp"
 
 namespace echovlm {
 namespace {

@@ -8,7 +8,7 @@
 // order.
 #pragma once
 
-#include "block_product.hpp"
+#include "block_weights.hpp"
 
 namespace echovlm {
 namespace {

@@ -1,0 +1,67 @@
+// What all products of block-wise quantized weights with int8 activations share.
+//
+// int32 sums live for one block of K, then are scaled to float32: block sums are exact, and the float sums run over blocks in the
+// same order whatever the number of threads. Few tokens keep it whatever their number, too: there a token's result does not depend
+// on who shares its pass.
+//
+// Products take weights as stored, q + zero; the correction -zero * (sum of activations) is where the sums begin.
+#pragma once
+
+#include "float_product.hpp"
+#include "kernels.hpp"
+
+namespace echovlm {
+namespace {
+
+constexpr std::size_t kAnyNumber = ~std::size_t{0};  // of tokens, for Isa::few_tokens
+
+// How rows are multiplied where one instruction sums four products into 32 bits: packed bytes as Isa::dot takes them.
+template <class Isa>
+struct WholeDots {
+  static constexpr int sums_in_flight = 12;  // that hide the instruction's latency
+
+  template <int Bits>
+  static constexpr int parts = Bits == 4 ? 2 : 1;
+
+  template <int Bits, class Bytes>
+  static void unpack(Bytes packed, Bytes (&stored)[parts<Bits>]) {
+    if constexpr (Bits == 4) {
+      stored[0] = Isa::low(packed);
+      stored[1] = Isa::high(packed);
+    } else {
+      stored[0] = Isa::stored8(packed);
+    }
+  }
+  template <int Bits, class Bytes>
+  static void arrange(const std::int8_t* from, std::size_t valid, Bytes (&x)[parts<Bits>]) {
+    if constexpr (Bits == 4)
+      Isa::load_even_odd(from, valid, x[0], x[1]);
+    else
+      x[0] = Isa::load_some(from, valid);
+  }
+  static auto no_partial() { return Isa::set_int(0); }
+  template <int Bits, class Int, class Bytes>
+  static Int partial_dot(Int sum, Bytes weight, Bytes x) {
+    return Isa::template dot<Bits>(sum, weight, x);
+  }
+  template <int Bits, class Int>
+  static Int whole(Int sum) {
+    return sum;
+  }
+};
+
+inline std::size_t accumulator_row(const TokenList& list, std::size_t i) {
+  return list.by_token ? list.tokens[i] - list.first : i;
+}
+
+// `count` rows from `first` on.
+inline BlockWeights some_rows(const BlockWeights& w, std::size_t first, std::size_t count) {
+  BlockWeights some = w;
+  some.values += first * w.row_bytes;
+  some.scales = static_cast<const std::uint8_t*>(w.scales) + first * w.scale_stride * (w.half_scales ? 2 : 4);
+  some.rows = count;
+  return some;
+}
+
+}  // namespace
+}  // namespace echovlm
