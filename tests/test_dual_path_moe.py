@@ -226,7 +226,9 @@ def test_the_lower_expert_wins_a_tie(kernel: str) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 8, 11, 50])
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("columns", [None, 2304])  # that end within a vector, mostly; several stretches of whole vectors
+@pytest.mark.parametrize(
+    "columns", [None, 2304]
+)  # that end within a vector, mostly; several stretches of whole vectors
 def test_block_quant_linear(kernel: str, bits: int, count: int, block: int, columns: int | None) -> None:
     generator = np.random.default_rng(bits + count)
     columns = columns or 5 * block + (128 if block == 16 else 0)
