@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from echovlm_edge.runtime.rotary import Angles
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
 PARTS = ("vision_encoder", "projector", "decoder")
+SAID_WITHOUT_MEMORY = ("Failed to allocate memory", "std::bad_alloc")  # by its arena; by operators, ours among them
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 
@@ -180,7 +182,8 @@ class OnnxRuntimeBackend:
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         first.bind(binding, batch)
         binding.bind_output("logits")
-        self._decoder.run_with_iobinding(binding)
+        with _memory_errors():
+            self._decoder.run_with_iobinding(binding)
         logits: Floats = binding.get_outputs()[-1].numpy()
         return logits
 
@@ -231,5 +234,17 @@ def _session(
 
 
 def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:
-    output: Floats = session.run(None, feeds)[0]
+    with _memory_errors():
+        output: Floats = session.run(None, feeds)[0]
     return output
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """ONNX Runtime has no error of its own for want of memory: it only says so."""
+    try:
+        yield
+    except Exception as error:
+        if any(said in str(error) for said in SAID_WITHOUT_MEMORY):
+            raise MemoryError from None
+        raise
