@@ -139,9 +139,10 @@ class Floating:
 
 @dataclass(frozen=True)
 class GroupedBlocks:
-    """DualPathMoE's own packing: INT8 [rows, columns * bits / 8], scales float32 [rows, columns / block_size]."""
+    """DualPathMoE's own packing: INT8 [rows, columns * bits / 8], scales [rows, columns / block_size]."""
 
     precision: Precision
+    scale_type: ir.DataType = ir.DataType.FLOAT
     by_rows: ClassVar[bool] = True
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
@@ -150,12 +151,13 @@ class GroupedBlocks:
         packed = (rows, columns * self.precision.bits // 8)
         return (
             StoredTensor(".packed", ir.DataType.INT8, packed),
-            StoredTensor(".scale", ir.DataType.FLOAT, (rows, columns // self.precision.block_size)),
+            StoredTensor(".scale", self.scale_type, (rows, columns // self.precision.block_size)),
         )
 
     def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
         """Quantize as plugins/dual_path_moe/README.md says."""
-        return quantize_blocks(weight, self.precision.bits, self.precision.block_size)
+        packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
+        return packed, scale.astype(self.scale_type.numpy())
 
 
 @dataclass(frozen=True)

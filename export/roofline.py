@@ -145,7 +145,8 @@ class Roofline:
             precision = Precision(16)
         if precision.bits > 8:
             return 2 if gpu else precision.bits / 8
-        scale = 4 if not gpu or (self.target.tensorrt and grouped) else 2
+        gpu_floats = gpu and not (self.target.tensorrt and grouped)
+        scale = 2 if self.target.operator_library or gpu_floats else 4
         return precision.bits / 8 + scale / precision.block_size
 
     def weight_bytes(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given
@@ -59,7 +60,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "storage",
-    [GroupedBlocks(Precision(4, 32)), Floating(), Floating(transposed=True), DequantizeColumns(Precision(4, 16))],
+    [
+        GroupedBlocks(Precision(4, 32)),
+        GroupedBlocks(Precision(8, 32), ir.DataType.FLOAT16),
+        Floating(),
+        Floating(transposed=True),
+        DequantizeColumns(Precision(4, 16)),
+    ],
 )
 @pytest.mark.parametrize("name", ["gate", "down", "coefficient_bias"])
 def test_pieces_make_the_bytes_of_the_whole(

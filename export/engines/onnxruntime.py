@@ -120,7 +120,7 @@ def block_quant_linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     precision = lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])
     if precision.bits > 8:
         return SPELLED_OUT["Linear"](lowering, node)
-    stored = lowering.store(weight.name, GroupedBlocks(precision))
+    stored = lowering.store(weight.name, GroupedBlocks(precision, ir.DataType.FLOAT16))
     attributes: Attributes = {"bits": precision.bits, "block_size": precision.block_size}
     return [lowering.node("BlockQuantLinear", [x, *stored, *bias], attributes, DOMAIN)]
 

@@ -84,7 +84,8 @@ def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     if precision.bits > 8 or precision.block_size not in KERNEL_BLOCKS:
         precision = Precision(16)
     small = [store_half(lowering, parameter) for parameter in parameters[:4]]
-    y = standard.packed_dual_path_moe(lowering, node, [half(lowering, x), *small, *parameters[4:]], precision, PLUGIN)
+    inputs = [half(lowering, x), *small, *parameters[4:]]
+    y = standard.packed_dual_path_moe(lowering, node, inputs, precision, ir.DataType.FLOAT, PLUGIN)
     return [full(lowering, y)]
 
 

@@ -10,7 +10,6 @@ namespace echovlm {
 namespace {
 
 struct MatrixPanel {
-  using Set = Neon;
   static constexpr std::size_t kPairs = 4;
   static constexpr std::size_t kRows = 2 * kPairs;
   static constexpr std::size_t kTokens = 8;

@@ -16,21 +16,15 @@ namespace {
 constexpr std::size_t kPanelBytes = 16 * 1024;  // half of a first-level cache
 
 // The scales of `blocks` blocks of each of `rows` rows, by block and row; zeros where there is no such row.
-template <class Isa>
-void transpose_scales(const BlockWeights& w, std::size_t row0, std::size_t rows, std::size_t block0, std::size_t blocks,
-                      float* to) {
+inline void transpose_scales(const BlockWeights& w, std::size_t row0, std::size_t rows, std::size_t block0, std::size_t blocks,
+                             float* to) {
   for (std::size_t r = 0; r < rows; ++r) {
     const std::size_t at = (row0 + r) * w.scale_stride + block0;
     if (row0 + r >= w.rows) {
       for (std::size_t b = 0; b < blocks; ++b) to[b * rows + r] = 0.0f;
     } else if (w.half_scales) {
       const std::uint16_t* from = static_cast<const std::uint16_t*>(w.scales) + at;
-      for (std::size_t b = 0; b < blocks; b += Isa::lanes) {
-        const std::size_t some = blocks - b < Isa::lanes ? blocks - b : Isa::lanes;
-        float widened[Isa::lanes];
-        Isa::store_floats(widened, Isa::load_some_halves(from + b, some));
-        for (std::size_t i = 0; i < some; ++i) to[(b + i) * rows + r] = widened[i];
-      }
+      for (std::size_t b = 0; b < blocks; ++b) to[b * rows + r] = half_to_float(from[b]);
     } else {
       const float* from = static_cast<const float*>(w.scales) + at;
       for (std::size_t b = 0; b < blocks; ++b) to[b * rows + r] = from[b];
@@ -93,7 +87,7 @@ class Prefetch {
   std::size_t panel_ = 0, row_ = 0, offset_ = 0, in_run_ = 0, owed_ = 0;
 };
 
-// Unpacks each kRows rows by chunk of K, then multiplies. `Panel`, of an instruction set `Set`, lays out kRows bytes for a value of K.
+// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K.
 template <class Panel>
 void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
@@ -111,7 +105,7 @@ void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenL
         Panel::template unpack<4>(w, row0, k0, k, scratch);
       else
         Panel::template unpack<8>(w, row0, k0, k, scratch);
-      transpose_scales<typename Panel::Set>(w, row0, rows, k0 / w.block, blocks, scales);
+      transpose_scales(w, row0, rows, k0 / w.block, blocks, scales);
       if (w.bits == 4)
         Panel::template multiply<4>(scratch, scales, w.block, blocks, x, k0, list, c, row0, prefetch);
       else
@@ -122,7 +116,6 @@ void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenL
 
 template <class Isa>
 struct TilePanel {
-  using Set = Isa;
   static constexpr std::size_t kBytes = 4 * Isa::lanes;
   static constexpr std::size_t kVectors = Isa::panel_vectors;
   static constexpr std::size_t kRows = Isa::lanes * kVectors;
