@@ -171,14 +171,16 @@ def test_the_number_of_threads_changes_nothing(kernel: str) -> None:
             np.testing.assert_array_equal(CASE.native(x, kernel, threads), alone)
 
 
-@pytest.mark.skipif("avx2" not in kernels(), reason="this processor has no AVX2")
+@pytest.mark.parametrize("kernel", [kernel for kernel in ("avx2", "avx512_vnni") if kernel in kernels()])
 @pytest.mark.parametrize(("bits", "block"), [(0, 0), (4, 32), (4, 128), (8, 16), (8, 128)])
-def test_on_avx2_a_token_does_not_depend_on_its_company(bits: int, block: int) -> None:
+def test_a_token_does_not_depend_on_its_company(kernel: str, bits: int, block: int) -> None:
     case = Case(DualPathMoEAttributes((2176, 128, 128, 128), 1, bits=bits, block_size=block), hidden=2176)
-    x = case.tokens(15)
-    together = case.native(x, "avx2")
-    for token in range(len(x)):
-        np.testing.assert_array_equal(case.native(x[token : token + 1], "avx2")[0], together[token])
+    x = case.tokens(40)
+    together = case.native(x, kernel)
+    for count in (1, 2, 3, 7, 15):
+        np.testing.assert_array_equal(case.native(x[:count], kernel), together[:count])
+    for token in range(16):
+        np.testing.assert_array_equal(case.native(x[token : token + 1], kernel)[0], together[token])
 
 
 @pytest.mark.parametrize("kernel", kernels())

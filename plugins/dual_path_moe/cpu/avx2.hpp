@@ -62,8 +62,7 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static constexpr int tile_tokens = 6;  // 12 registers of 16; two of weights and a word
   // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
   static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber, row_tokens = 8;
-  static constexpr int tokens_of_many_rows = 2;
-  static constexpr std::size_t least_tokens_of_interleaved_rows = kAnyNumber;
+  static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 4096;
   static constexpr int zero4 = 8, zero8 = Vnni ? 128 : 0;
 

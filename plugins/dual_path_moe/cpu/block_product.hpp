@@ -2,9 +2,9 @@
 //
 // Three ways through the same bytes:
 //
-//   interleaved rows   few tokens, where an instruction set says so: interleaved_rows.hpp
-//   rows               few tokens, and what is left over of the way above: row_product.hpp
-//   panel              many tokens: tile_panel.hpp
+//   rows               few tokens: row_product.hpp
+//   interleaved rows   few tokens, instead of the former where an instruction set says so: interleaved_rows.hpp
+//   panel              many tokens, and what is left over of interleaved rows: tile_panel.hpp
 #pragma once
 
 #include "interleaved_rows.hpp"
@@ -14,31 +14,31 @@
 namespace echovlm {
 namespace {
 
-template <class Isa, int Bits>
-void few_tokens_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
-                        std::uint8_t* scratch) {
-  std::size_t done = 0;  // rows
-  if constexpr (Isa::least_tokens_of_interleaved_rows != kAnyNumber) {
-    using Interleaved = InterleavedRows<Isa>;
-    if (list.count >= Isa::least_tokens_of_interleaved_rows && Interleaved::takes(w)) {
-      done = w.rows / Interleaved::kRows * Interleaved::kRows;
-      Interleaved::template run<Bits>(some_rows(w, 0, done), x, list, c, scratch);
-    }
-  }
-  if (done < w.rows)
-    RowProduct<Isa>::template run<Bits>(some_rows(w, done, w.rows - done), x, list, {c.values + done, c.stride}, scratch);
-}
-
 template <class Isa, class Panel>
 void block_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
-  if constexpr (Isa::few_tokens != kAnyNumber) {
-    if (list.count > Isa::few_tokens) return panel_product<Panel>(w, x, list, c, scratch);
+  if constexpr (Isa::interleaves_rows) {
+    using Interleaved = InterleavedRows<Isa>;
+    static_assert(Panel::kRows % Interleaved::kRows == 0);
+    const bool few = list.count <= Isa::few_tokens && Interleaved::takes(w);
+    const std::size_t rows = few ? w.rows / Panel::kRows * Panel::kRows : 0;
+    if (rows != 0) {
+      if (w.bits == 4)
+        Interleaved::template run<4>(some_rows(w, 0, rows), x, list, c, scratch);
+      else
+        Interleaved::template run<8>(some_rows(w, 0, rows), x, list, c, scratch);
+    }
+    if (rows != w.rows)
+      panel_product<Panel>(some_rows(w, rows, w.rows - rows), x, list, {c.values + rows, c.stride}, scratch);
+  } else {
+    if constexpr (Isa::few_tokens != kAnyNumber) {
+      if (list.count > Isa::few_tokens) return panel_product<Panel>(w, x, list, c, scratch);
+    }
+    if (w.bits == 4)
+      RowProduct<Isa>::template run<4>(w, x, list, c, scratch);
+    else
+      RowProduct<Isa>::template run<8>(w, x, list, c, scratch);
   }
-  if (w.bits == 4)
-    few_tokens_product<Isa, 4>(w, x, list, c, scratch);
-  else
-    few_tokens_product<Isa, 8>(w, x, list, c, scratch);
 }
 
 }  // namespace

@@ -3,11 +3,10 @@
 //   packed, 8 bytes of each row:      | row 0: k .. k+15 | row 1: k .. k+15 | ... | row 7 |     (4 bits, 64 bytes)
 //   activations, 8 bytes, broadcast:  | even k           | the same         | ...         |     and | odd k | ...
 //
-// Isa::dot of the two leaves each row's sum in two lanes. One conversion to float and one scale then serve all the rows of a
-// vector, which is what makes a block cheap: for a block of 128, 16 products and two operations in floats do eight rows.
+// Isa::dot of the two leaves each row's sum in two lanes, which are added. One conversion to float and one scale then serve all the
+// rows of a vector, which is what makes a block cheap: for a block of 128, 16 products and two operations in floats do eight rows.
 //
-// Sums begin with the correction -zero * (sum of activations), and float sums run over blocks in their order: a token's result
-// does not depend on who shares its pass.
+// Each block's sum meets the float sums exactly as in tile_panel.hpp: a token's result does not depend on who is in its call.
 #pragma once
 
 #include "block_weights.hpp"
@@ -106,7 +105,7 @@ struct InterleavedRows {
     typename Isa::Float totals[M];
     float* kept = s.sums + row / kRows * M * Isa::lanes;
     each<M>([&](auto m) ECHOVLM_LAMBDA {
-      totals[m.value] = s.first ? Isa::broadcast(0.0f) : Isa::load_floats(kept + m.value * Isa::lanes);
+      totals[m.value] = s.first ? Isa::load_rows(out[m.value] + row) : Isa::load_floats(kept + m.value * Isa::lanes);
     });
     spread_scales(w, row, s);
     const std::size_t bytes = s.values * Bits / 8, row_bytes = w.row_bytes;
@@ -142,7 +141,7 @@ struct InterleavedRows {
         });
         const auto scale = Isa::load_floats(scales);
         each<M>([&](auto m) ECHOVLM_LAMBDA {
-          const auto scaled = Isa::multiply(Isa::to_float(sums[m.value]), scale);
+          const auto scaled = Isa::multiply(Isa::to_float(Isa::add_neighbours(sums[m.value])), scale);
           totals[m.value] = Isa::multiply_add(scaled, Isa::broadcast(x_scales[m.value]), totals[m.value]);
         });
         begins += M;
@@ -153,7 +152,7 @@ struct InterleavedRows {
     }
     each<M>([&](auto m) ECHOVLM_LAMBDA {
       if (s.last)
-        Isa::add_rows(totals[m.value], out[m.value] + row);
+        Isa::store_rows(out[m.value] + row, totals[m.value]);
       else
         Isa::store_floats(kept + m.value * Isa::lanes, totals[m.value]);
     });
@@ -174,7 +173,7 @@ struct InterleavedRows {
     s.x_scales = reinterpret_cast<float*>(s.begins + kMostBlocks);
     s.scales = s.x_scales + kMostBlocks;
     s.sums = s.scales + Isa::lanes * kMostBlocks;
-    float* out[M];
+    float* out[M];  // what is there more than once goes behind the sums
     std::uint32_t tokens[M];
     for (std::size_t m = 0; m < M; ++m) {
       tokens[m] = list.tokens[i + (m < count ? m : count - 1)];
@@ -187,7 +186,9 @@ struct InterleavedRows {
       s.last = s.k0 + s.values == w.k;
       prepare<Bits, M>(w, x, tokens, s);
       for (std::size_t row = 0; row < w.rows; row += kRows) {
-        if (w.block == step)
+        if (M <= 2 && w.block == step && s.values % (2 * step) == 0)
+          rows<Bits, M, 2, 2>(w, row, s, out);  // two lines of a row, one after the other: memory answers neighbours faster
+        else if (w.block == step)
           rows<Bits, M, 1, 1>(w, row, s, out);
         else if (w.block == 2 * step)
           rows<Bits, M, 2, 1>(w, row, s, out);
@@ -206,7 +207,11 @@ struct InterleavedRows {
                          std::uint8_t* scratch) {
     for (std::size_t i = 0; i < list.count; i += 8) {
       const std::size_t left = list.count - i;
-      if (left <= 4)
+      if (left == 1)
+        tokens<Bits, 1>(w, x, list, i, left, c, scratch);
+      else if (left == 2)
+        tokens<Bits, 2>(w, x, list, i, left, c, scratch);
+      else if (left <= 4)
         tokens<Bits, 4>(w, x, list, i, left, c, scratch);
       else
         tokens<Bits, 8>(w, x, list, i, left < 8 ? left : 8, c, scratch);

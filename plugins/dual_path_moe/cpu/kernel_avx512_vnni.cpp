@@ -14,9 +14,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int lanes = 16;
   static constexpr int panel_vectors = 2;  // 6 tokens x 2 vectors, of sums and of totals; 2 of weights and a word: 27 of 32 registers
   static constexpr int tile_tokens = 6;
-  static constexpr std::size_t few_tokens = 16, row_tokens = 8;
-  static constexpr int tokens_of_many_rows = 4;
-  static constexpr std::size_t least_tokens_of_interleaved_rows = 3;
+  static constexpr std::size_t few_tokens = 16;
+  static constexpr bool interleaves_rows = true;
   static constexpr std::size_t prefetch_bytes = 4096;
   static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values
 
@@ -66,12 +65,6 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   }
   static void store_floats(float* p, Float v) { _mm512_storeu_ps(p, v); }
   static float sum(Float v) { return _mm512_reduce_add_ps(v); }
-  // Each of `count` scales in as many lanes as its block has.
-  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
-    const Int lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const int shift = lanes_of_block == 8 ? 3 : lanes_of_block == 4 ? 2 : 1;
-    return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(shift)), load_some_floats(scales, count));
-  }
 
   // Piece q of rows[r] becomes piece r of rows[q].
   static void interleave(Bytes (&rows)[8]) {
@@ -100,10 +93,15 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static Float even_lanes_twice(Float v) { return _mm512_moveldup_ps(v); }
   static Float odd_lanes_twice(Float v) { return _mm512_movehdup_ps(v); }
   static Int first_of_rows(const std::int32_t* value) { return _mm512_maskz_set1_epi32(0x5555, *value); }
-  static void add_rows(Float v, float* to) {
-    v = _mm512_add_ps(v, _mm512_movehdup_ps(v));
+  static Int add_neighbours(Int v) { return _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB)); }
+  // Eight floats, each in both lanes of its row.
+  static Float load_rows(const float* p) {
+    const Int row = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(row, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+  }
+  static void store_rows(float* p, Float v) {
     const Int even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), _mm512_castps512_ps256(_mm512_permutexvar_ps(even, v))));
+    _mm256_storeu_ps(p, _mm512_castps512_ps256(_mm512_permutexvar_ps(even, v)));
   }
 
   // words[row] lane w becomes words[w] lane row: pairs, fours, then quarters of the register change places.

@@ -19,8 +19,7 @@ struct Portable : WholeDots<Portable> {
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 4;
   static constexpr std::size_t few_tokens = 3, row_tokens = 4;
-  static constexpr int tokens_of_many_rows = 2;
-  static constexpr std::size_t least_tokens_of_interleaved_rows = kAnyNumber;
+  static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
   static constexpr int zero4 = 8, zero8 = 0;
 

@@ -16,8 +16,7 @@ struct Neon : WholeDots<Neon> {
   static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
   static constexpr int tile_tokens = 6;
   static constexpr std::size_t few_tokens = 3, row_tokens = 4;
-  static constexpr int tokens_of_many_rows = 2;
-  static constexpr std::size_t least_tokens_of_interleaved_rows = kAnyNumber;
+  static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
   static constexpr int zero4 = 8, zero8 = 0;
 

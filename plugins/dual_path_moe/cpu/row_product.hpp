@@ -273,7 +273,7 @@ struct RowProduct {
   template <int Bits, int M, int V>
   static void all_rows(const BlockWeights& w, const Pass<M>& pass, float* const* out) {
     std::size_t r = 0;
-    if constexpr (M <= Isa::tokens_of_many_rows && V > 0) {
+    if constexpr (M <= 2 && V > 0) {
       if (pass.bytes.bytes * Isa::template parts<Bits> * M > kBytesOfOneRow)
         for (; r + kRowsAtOnce <= w.rows; r += kRowsAtOnce) pass_rows<Bits, kRowsAtOnce, M, V>(w, r, pass, out);
     }
