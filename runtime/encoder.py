@@ -14,7 +14,7 @@ from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.request import Frame, Priority, Stage
-from echovlm_edge.runtime.reuse import ImageStore, image_identity
+from echovlm_edge.runtime.reuse import ImageStore
 from echovlm_edge.runtime.rotary import vision_angles
 
 
@@ -66,7 +66,7 @@ class Encoder:
         Raises:
             Unavailable: the encoder is closed.
         """
-        identity = image_identity(frame)
+        identity = frame.identity
         kept = self._store.get(identity)
         if kept is not None:
             known: Future[Embedded] = Future()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,6 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.prompt import Prompt
-from echovlm_edge.runtime.request import Frame
-
-
-def image_identity(frame: Frame) -> int:
-    """Names a picture by its pixels: a negative number of 63 bits, so that it is no token's id."""
-    digest = blake2b(repr(frame.pixels.shape).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(frame.pixels).data)
-    return -1 - (int.from_bytes(digest.digest(), "little") >> 1)
 
 
 def identities(prompt: Prompt, images: list[tuple[int, int]]) -> NDArray[np.int64]:
