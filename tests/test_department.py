@@ -219,13 +219,8 @@ def test_a_router_reads_the_study_from_what_the_proxy_has_packed() -> None:
 def test_what_cannot_be_is_said_in_a_sentence(
     namespace: list[str], golden_bundle: Path, words: tuple[str, ...], sentence: str
 ) -> None:
-    asked = [
-        *namespace,
-        *COMMAND,
-        "--bundle",
-        str(golden_bundle),
-        *words,
-    ]  # a namespace: where no other cluster is seen
+    # In a namespace, where no other cluster is seen.
+    asked = [*namespace, *COMMAND, "--bundle", str(golden_bundle), *words]
     done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert sentence in done.stderr

@@ -19,6 +19,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
@@ -34,6 +35,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = {0: 2e-6, 4: 2e-3, 8: 2e-3}
+EDGE_COST = 0.02  # of a token, where rounding an activation the other way is as right
 INT8_COST = 0.03  # of the output's norm, for normal activations: measured 1.0 to 1.9 %
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="installed without a C++ compiler")
@@ -88,6 +90,16 @@ class Case:
         with np.errstate(all="ignore"):
             return dual_path_moe(x.astype(np.float64), *small, *weights, self.attributes, int8)
 
+    def on_an_edge(self, x: Floats) -> NDArray[np.bool_]:
+        """Tokens [n] of which float sums in another order could round an inner value the other way."""
+        if self.attributes.bits == 0:
+            return np.zeros(len(x), bool)
+        gate, up, _ = (_value(weight, self.attributes.bits) for weight in self.stored())
+        entering = quantize_activations(x.astype(np.float64), self.attributes.block_size)
+        gated = entering @ gate.T
+        inner = gated / (1 + np.exp(-gated)) * (entering @ up.T)
+        return _on_an_edge(x, self.attributes.block_size) | _on_an_edge(inner, self.attributes.block_size, 2e-4)
+
     def native(self, x: Floats, kernel: str, threads: int = 1) -> Floats:
         with library().using(kernel):
             return library().dual_path_moe(x, *self.small(), self.stored(), self.attributes, threads)
@@ -102,6 +114,13 @@ def _value(weight: StoredWeight, bits: int) -> Floats:
     if scales is None:
         return values.astype(np.float64)
     return dequantize_blocks(values, scales, bits).astype(np.float64)
+
+
+def _on_an_edge(x: Floats, block: int, error: float = 2e-5) -> NDArray[np.bool_]:
+    """Tokens [n] with an activation that an error can round to either of two integers: by default that of one product of 127."""
+    blocks = x.astype(np.float64).reshape(len(x), -1, block)
+    steps = np.abs(blocks) / np.abs(blocks).max(-1, keepdims=True) * 127
+    return (np.abs(steps % 1 - 0.5) < error).any((1, 2))
 
 
 def _error(actual: Floats, expected: Floats) -> float:
@@ -132,12 +151,10 @@ def cases(draw: st.DrawFn) -> Case:
 def test_matches_the_reference(kernel: str, case: Case, count: int, threads: int) -> None:
     x = case.tokens(count)
     actual, expected = case.native(x, kernel, threads), case.reference(x)
-    errors = [_error(*token) for token in zip(actual, expected, strict=True)]
-    if case.attributes.bits == 0:
-        assert max(errors) < 4e-6
-    else:  # float sums in another order may push an inner value over a rounding edge: a hundredth of a token, now and then
-        assert max(errors) < 2e-2
-        assert count < 3 or np.median(errors) < 1e-5
+    clear = ~case.on_an_edge(x)
+    if clear.any():
+        assert _error(actual[clear], expected[clear]) < TOLERANCE[case.attributes.bits]
+    assert max(_error(*token) for token in zip(actual, expected, strict=True)) < EDGE_COST
 
 
 @pytest.mark.parametrize("kernel", kernels())
@@ -228,21 +245,21 @@ def test_the_lower_expert_wins_a_tie(kernel: str) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 8, 11, 50])
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize(
-    "columns", [None, 2304]
-)  # that end within a vector, mostly; several stretches of whole vectors
+@pytest.mark.parametrize("columns", [None, 2304])
 def test_block_quant_linear(kernel: str, bits: int, count: int, block: int, columns: int | None) -> None:
+    """Columns that end within a vector, mostly, and several stretches of whole vectors."""
     generator = np.random.default_rng(bits + count)
     columns = columns or 5 * block + (128 if block == 16 else 0)
     weight = quantize_blocks(_normal(generator, 77, columns), bits, block)
     bias = generator.standard_normal(77, dtype=np.float32)
     x = generator.standard_normal((count, columns), dtype=np.float32)
+    while not (clear := ~_on_an_edge(x, block)).any():
+        x = generator.standard_normal((count, columns), dtype=np.float32)
     with library().using(kernel):
         y = library().block_quant_linear(x, weight, bits, block, bias, threads=2)
     expected = quantize_activations(x, block).astype(np.float64) @ dequantize_blocks(*weight, bits).T + bias
-    errors = [_error(*token) for token in zip(y, expected, strict=True)]
-    assert np.median(errors) < 1e-5
-    assert max(errors) < 1e-3  # where numpy rounds an activation that lies between two integers to the other one
+    assert _error(y[clear], expected[clear]) < 1e-5
+    assert _error(y, expected) < EDGE_COST
 
 
 def test_the_bytes_of_4_bits_are_those_of_matmulnbits() -> None:

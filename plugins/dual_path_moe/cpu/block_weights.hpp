@@ -54,6 +54,29 @@ inline std::size_t accumulator_row(const TokenList& list, std::size_t i) {
   return list.by_token ? list.tokens[i] - list.first : i;
 }
 
+// Asks for all lines of these bytes.
+inline void ask_for(const std::uint8_t* p, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+  __builtin_prefetch(p + bytes - 1);
+}
+
+// A stretch of K of M tokens as products with rows want it, in vectors: by vector of packed weights, token and part.
+template <class Isa, int Bits, int M>
+void arrange_tokens(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values, std::uint8_t* to) {
+  constexpr std::size_t bytes = 4 * Isa::lanes, step = bytes * 8 / Bits;
+  for (std::size_t k = 0; k < values; k += step) {
+    const std::size_t valid = values - k < step ? values - k : step;
+    for (int m = 0; m < M; ++m) {
+      typename Isa::Bytes parts[Isa::template parts<Bits>];
+      Isa::template arrange<Bits>(x.values + tokens[m] * x.stride + k0 + k, valid, parts);
+      for (const auto& part : parts) {
+        Isa::store(to, part);
+        to += bytes;
+      }
+    }
+  }
+}
+
 // `count` rows from `first` on.
 inline BlockWeights some_rows(const BlockWeights& w, std::size_t first, std::size_t count) {
   BlockWeights some = w;
@@ -61,6 +84,13 @@ inline BlockWeights some_rows(const BlockWeights& w, std::size_t first, std::siz
   some.scales = static_cast<const std::uint8_t*>(w.scales) + first * w.scale_stride * (w.half_scales ? 2 : 4);
   some.rows = count;
   return some;
+}
+
+// body(rows, where their results go) for at most `most` rows at a time: as many as have room for their sums.
+template <class Body>
+void each_rows(const BlockWeights& w, const Accumulator& c, std::size_t most, Body&& body) {
+  for (std::size_t r = 0; r < w.rows; r += most)
+    body(some_rows(w, r, w.rows - r < most ? w.rows - r : most), Accumulator{c.values + r, c.stride});
 }
 
 }  // namespace

@@ -47,19 +47,8 @@ struct InterleavedRows {
 
   template <int Bits, int M>
   static void prepare(const BlockWeights& w, const QuantizedTokens& x, const std::uint32_t* tokens, const Stretch& to) {
-    constexpr std::size_t step = values_per_vector<Bits>;
     constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
-    std::uint8_t* at = to.x;
-    for (std::size_t k = 0; k < to.values; k += step) {
-      for (int m = 0; m < M; ++m) {
-        typename Isa::Bytes arranged[parts<Bits>];
-        Isa::template arrange<Bits>(x.values + tokens[m] * x.stride + to.k0 + k, step, arranged);
-        for (const auto& part : arranged) {
-          Isa::store(at, part);
-          at += kBytes;
-        }
-      }
-    }
+    arrange_tokens<Isa, Bits, M>(x, tokens, to.k0, to.values, to.x);
     for (int m = 0; m < M; ++m) {
       const std::size_t first = tokens[m] * x.scale_stride + to.k0 / w.block;
       for (std::size_t b = 0; b < to.blocks; ++b) {
@@ -74,11 +63,7 @@ struct InterleavedRows {
   static ECHOVLM_INLINE void spread_scales(const BlockWeights& w, std::size_t row, const Stretch& s) {
     const std::size_t width = w.half_scales ? 2 : 4, row_bytes = w.scale_stride * width, bytes = s.blocks * width;
     const std::uint8_t* from = static_cast<const std::uint8_t*>(w.scales) + row * row_bytes + s.k0 / w.block * width;
-    for (int r = 0; r < kRows; ++r) {
-      const std::uint8_t* ahead = from + (r + kRows) * row_bytes;
-      for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(ahead + at);
-      __builtin_prefetch(ahead + bytes - 1);
-    }
+    for (int r = 0; r < kRows; ++r) ask_for(from + (r + kRows) * row_bytes, bytes);
     float* to = s.scales;
     for (std::size_t b = 0; b < s.blocks; b += Isa::lanes) {
       const std::size_t left = s.blocks - b;
@@ -222,10 +207,9 @@ struct InterleavedRows {
   template <int Bits>
   static void run(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                   std::uint8_t* scratch) {
-    for (std::size_t r = 0; r < w.rows; r += kRowsOfSums) {
-      const std::size_t rows = w.rows - r < kRowsOfSums ? w.rows - r : kRowsOfSums;
-      all_tokens<Bits>(some_rows(w, r, rows), x, list, {c.values + r, c.stride}, scratch);
-    }
+    each_rows(w, c, kRowsOfSums, [&](const BlockWeights& some, const Accumulator& to) {
+      all_tokens<Bits>(some, x, list, to, scratch);
+    });
   }
 };
 

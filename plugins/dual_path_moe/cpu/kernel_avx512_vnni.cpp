@@ -29,7 +29,6 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static Bytes high(Bytes v) { return low(_mm512_srli_epi16(v, 4)); }
   static Bytes stored8(Bytes v) { return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(128))); }
   static Bytes either(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
-  static void keep(Bytes& v) { asm volatile("" : "+v"(v)); }
   static Bytes broadcast_word(const std::int8_t* p) {
     std::int32_t word;
     std::memcpy(&word, p, 4);

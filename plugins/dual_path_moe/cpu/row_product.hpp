@@ -72,7 +72,7 @@ struct RowProduct {
   template <int Bits, int M>
   static Stretch prepare(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values,
                          std::size_t block, int index, std::uint8_t* scratch) {
-    constexpr std::size_t step = values_per_vector<Bits>, scales = kScales / stretches_of_pass<M>;
+    constexpr std::size_t scales = kScales / stretches_of_pass<M>;
     constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
     Stretch made{};
     made.first_byte = k0 * Bits / 8;
@@ -86,18 +86,7 @@ struct RowProduct {
     made.corrections = made.x_scales + kScales;
     made.scales = made.x_scales + 2 * kScales;
     made.weight_scales = made.scales + kRowsAtOnce * kScales;
-    std::uint8_t* to = made.x;
-    for (std::size_t k = 0; k < values; k += step) {
-      const std::size_t valid = values - k < step ? values - k : step;
-      for (int m = 0; m < M; ++m) {
-        typename Isa::Bytes parts[Isa::template parts<Bits>];
-        Isa::template arrange<Bits>(x.values + tokens[m] * x.stride + k0 + k, valid, parts);
-        for (const auto& part : parts) {
-          Isa::store(to, part);
-          to += kBytes;
-        }
-      }
-    }
+    arrange_tokens<Isa, Bits, M>(x, tokens, k0, values, made.x);
     for (int m = 0; m < M; ++m) {
       const std::size_t first = tokens[m] * x.scale_stride + k0 / block;
       for (std::size_t b = 0; b < made.padded_blocks; ++b) {
@@ -115,8 +104,7 @@ struct RowProduct {
   static ECHOVLM_INLINE void load_scales(const BlockWeights& w, std::size_t row, const Stretch& x, float* to) {
     const std::size_t at = row * w.scale_stride + x.first_block, width = w.half_scales ? 2 : 4;
     const std::uint8_t* ahead = static_cast<const std::uint8_t*>(w.scales) + (at + kRowsAtOnce * w.scale_stride) * width;
-    for (std::size_t byte = 0; byte < x.blocks * width; byte += 64) __builtin_prefetch(ahead + byte);
-    __builtin_prefetch(ahead + x.blocks * width - 1);
+    ask_for(ahead, x.blocks * width);
     for (std::size_t b = 0; b < x.blocks; b += Isa::lanes) {
       const std::size_t left = x.blocks - b;
       Isa::store_floats(to + b, w.half_scales
@@ -331,14 +319,12 @@ struct RowProduct {
     for (; i < list.count; ++i) tokens<Bits, 1>(w, x, list, i, c, scratch);
   }
 
-  // As many rows at a time as have room for their sums.
   template <int Bits>
   static void run(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                   std::uint8_t* scratch) {
-    for (std::size_t r = 0; r < w.rows; r += kRowsOfSums) {
-      const std::size_t rows = w.rows - r < kRowsOfSums ? w.rows - r : kRowsOfSums;
-      all_tokens<Bits>(some_rows(w, r, rows), x, list, {c.values + r, c.stride}, scratch);
-    }
+    each_rows(w, c, kRowsOfSums, [&](const BlockWeights& some, const Accumulator& to) {
+      all_tokens<Bits>(some, x, list, to, scratch);
+    });
   }
 };
 
