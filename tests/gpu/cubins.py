@@ -9,10 +9,10 @@ import ctypes
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Launch, Plan, Tile
+from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 
 HEADER = struct.Struct("<8sIIIIQ32s")
 RECORD = struct.Struct("<32s64s12IQQ32s")
@@ -48,9 +48,19 @@ class Record:
     cubin: bytes
 
 
-def read_archive(path: Path) -> list[Record]:
+def embedded_archive() -> bytes:
+    """The archive in the installed plugin library; nothing where there is no library, or one without kernels."""
+    path = plugin_path()
+    if path is None:
+        return b""
+    function = ctypes.CDLL(str(path)).echovlm_embedded_archive
+    function.restype, size = ctypes.c_void_p, ctypes.c_size_t()
+    address = function(ctypes.byref(size))
+    return ctypes.string_at(address, size.value) if address else b""
+
+
+def read_archive(archive: bytes) -> list[Record]:
     """Every record of an archive."""
-    archive = path.read_bytes()
     magic, version, count, size, first, total, _ = HEADER.unpack_from(archive)
     assert magic == b"ECHOCUBN" and version == 1 and size == RECORD.size and total == len(archive)
     return [_record(archive, RECORD.unpack_from(archive, first + size * index)) for index in range(count)]

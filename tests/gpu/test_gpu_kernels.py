@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,25 +22,24 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     quantize_blocks,
 )
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
-from tests.gpu.cubins import Kernels, Launcher, Record, prefill_tiles, read_archive, serving
+from tests.gpu.c_launch import c_launch
+from tests.gpu.cubins import Kernels, Launcher, Record, embedded_archive, prefill_tiles, read_archive, serving
 
 ACTIVATIONS: tuple[Any, ...] = (np.float16, ml_dtypes.bfloat16)
 # Of the output's norm: x, the inner values and the output are rounded once each, and so are scaled weights.
 TOLERANCE = (2e-3, 1.6e-2)
 POISON = 0xFF  # NaN
 SMALL = Shape(256, (384, 128, 64, 64, 64, 64), 2, 0, 0)
+MORE_THAN_A_CACHE = 1 << 30  # bytes
 PUBLISHED = (3584, (18944, 5632, 1408, 1408, 1408, 1408))
 
 
 @pytest.fixture(scope="session")
-def records(gpu: CudaDevice, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """The kernels, compiled for this GPU."""
-    pytest.importorskip("triton", reason="triton, which builds the kernels, is not installed (extra cuda-kernels)")
-    from echovlm_edge.plugins.dual_path_moe.cuda import aot
-
-    archive = tmp_path_factory.mktemp("cubins") / "kernels.cubins"
-    sm = str(gpu.compute_capability)
-    assert aot.main(["--output", str(archive), "--sm", sm]) == 0
+def records(gpu: CudaDevice) -> list[Record]:
+    """This GPU's kernels out of the installed plugin: those that TensorRT would launch."""
+    archive = embedded_archive()
+    if not archive:
+        pytest.skip("the installed plugin library has no kernels in it (make kernels)")
     return serving(read_archive(archive), gpu.compute_capability)
 
 
@@ -91,6 +91,17 @@ class Operator:
         )
         return dual_path_moe(x.astype(np.float64), **self.exact, attributes=attributes)  # type: ignore[arg-type, return-value]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all weights, as stored."""
+        return sum(array.nbytes for array in self.stored.values())
+
+    def share_read(self, x: NDArray[Any]) -> float:
+        """Of the rows of gate and up, and the columns of down: those that some token of x needs."""
+        logits = x.astype(np.float64) @ self.exact["router"].T
+        chosen = np.unique(np.argsort(-logits, axis=1)[:, : self.shape.top_k])
+        return 1 - (self.shape.experts - len(chosen)) * self.shape.expert / self.shape.inner
+
 
 class OnDevice:
     """An operator's weights on the GPU, and its kernels."""
@@ -126,23 +137,38 @@ class OnDevice:
             return plan_prefill(tokens, self.operator.shape, self.kernels.tile, norm_topk_prob)
         return plan_decode(tokens, self.operator.shape, self.multiprocessors, self.kernels.tile, norm_topk_prob)
 
-    def run(self, x: NDArray[Any], plan: Plan, repeats: int = 1) -> tuple[NDArray[np.float64], float]:
-        """The output, over poisoned memory, and the seconds of the fastest run."""
+    def run(
+        self, x: NDArray[Any], plan: Plan, launch: Callable[[dict[str, int]], None] | None = None
+    ) -> NDArray[np.float64]:
+        """The output, over poisoned memory; `launch` queues it in the plan's place, over addresses by name."""
         output, workspace = np.empty_like(x), np.full(plan.workspace, POISON, np.uint8)
         output.view(np.uint8)[...] = POISON
         x_there, y_there, workspace_there = self.put(x), self.put(output), self.put(workspace)
         addresses = {name: memory.address for name, memory in self.memory.items()}
         addresses |= {"x": x_there.address, "y": y_there.address}
-        fastest = float("inf")
-        for _ in range(repeats):
-            started = time.perf_counter()
+        if launch:
+            launch(addresses | {"workspace": workspace_there.address})
+        else:
             self.launcher.run(plan, addresses, workspace_there.address)
-            self.gpu.synchronize()
-            fastest = min(fastest, time.perf_counter() - started)
         block = self.gpu.stage(output.nbytes)
         self.gpu.download(y_there.address, block.bytes)
         self.gpu.synchronize()
-        return block.bytes.view(x.dtype).reshape(x.shape).astype(np.float64), fastest
+        return block.bytes.view(x.dtype).reshape(x.shape).astype(np.float64)
+
+    def seconds(self, x: NDArray[Any], plan: Plan) -> float:
+        """Of one layer: the median over recorded runs of many, each with weights of its own, which no cache holds."""
+        layers = [self.memory]
+        while len(layers) * self.operator.nbytes < MORE_THAN_A_CACHE:
+            layers.append({name: self.put(array) for name, array in self.operator.stored.items()})
+        x_there, y_there, workspace = self.put(x), self.put(x), self.gpu.allocate(plan.workspace)
+
+        def all_layers() -> None:
+            for layer in layers:
+                addresses = {name: memory.address for name, memory in layer.items()}
+                addresses |= {"x": x_there.address, "y": y_there.address}
+                self.launcher.run(plan, addresses, workspace.address)
+
+        return median_seconds(self.gpu, all_layers) / len(layers)
 
 
 def inputs(tokens: int, shape: Shape, activation: int, seed: int = 1) -> NDArray[Any]:
@@ -171,14 +197,34 @@ def test_small_shapes(gpu: CudaDevice, records: list[Record], activation: int, b
             x = inputs(tokens, shape, activation)
             for prefill in (True, False) if tokens <= DECODE_TOKENS else (True,):
                 plan = device.plan(tokens, prefill)
-                actual, _ = device.run(x, plan)
-                again, _ = device.run(x, plan)
+                actual, again = device.run(x, plan), device.run(x, plan)
                 assert relative_error(actual, operator.expected(x)) < TOLERANCE[activation], (
                     tile_tokens,
                     tokens,
                     prefill,
                 )
                 np.testing.assert_array_equal(actual, again, "not the same on every run")
+
+
+@pytest.mark.parametrize("activation", [0, 1], ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("bits", "block"), [(0, 0), (4, 64), (4, 128)], ids=["float", "int4-64", "int4-128"])
+def test_small_calls_by_the_library(
+    gpu: CudaDevice, records: list[Record], activation: int, bits: int, block: int
+) -> None:
+    """The library's launches are those of the plan, to the bit."""
+    widths = tuple(width if not block else -(-width // block) * block for width in SMALL.group_widths)
+    shape = Shape(SMALL.hidden, widths, SMALL.top_k, bits, block)
+    operator = Operator.random(shape, activation)
+    for tile_tokens in prefill_tiles(records, activation, bits, block):
+        device = OnDevice(gpu, records, operator, tile_tokens)
+        for tokens in (1, DECODE_TOKENS, DECODE_TOKENS + 1, 130):
+            x = inputs(tokens, shape, activation)
+            plan = device.plan(tokens, tokens > DECODE_TOKENS)
+
+            def by_library(addresses: dict[str, int], tokens: int = tokens, tile_tokens: int = tile_tokens) -> None:
+                c_launch(shape, activation, tokens, tile_tokens, addresses, int(gpu.stream))
+
+            np.testing.assert_array_equal(device.run(x, plan, by_library), device.run(x, plan))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
@@ -190,7 +236,7 @@ def test_small_routing(gpu: CudaDevice, records: list[Record], top_k: int, norm_
     device = OnDevice(gpu, records, operator)
     same = np.repeat(inputs(1, shape, 0), 40, axis=0)
     for x, prefill in ((same, True), (same[:9], False), (inputs(40, shape, 0, 2), True)):
-        actual, _ = device.run(x, device.plan(len(x), prefill, norm_topk_prob))
+        actual = device.run(x, device.plan(len(x), prefill, norm_topk_prob))
         assert relative_error(actual, operator.expected(x, norm_topk_prob)) < TOLERANCE[0]
 
 
@@ -201,10 +247,42 @@ def test_the_published_width(
     hidden, widths = PUBLISHED
     shape = Shape(hidden, widths, 2, bits, block)
     operator = Operator.random(shape, 0)
-    device = OnDevice(gpu, records, operator)
-    stored = sum(operator.stored[name].nbytes for name in operator.stored)
-    for tokens, prefill in ((1, False), (8, False), (16, False), (128, True)):
-        x = inputs(tokens, shape, 0)
-        actual, seconds = device.run(x, device.plan(tokens, prefill), repeats=20)
-        assert relative_error(actual, operator.expected(x)) < TOLERANCE[0], tokens
-        note(f"{tokens} tokens {seconds * 1e3:.3f} ms, {stored / seconds / 1e9:.0f} GB/s if every weight is read once")
+    note(f"this GPU copies {copied_per_second(gpu) / 1e9:.0f} GB/s, counting bytes read and written")
+    for tile_tokens, counts in [
+        (0, (1, 8, 16)),
+        *((tile, (128, 1024)) for tile in prefill_tiles(records, 0, bits, block)),
+    ]:
+        device = OnDevice(gpu, records, operator, tile_tokens)
+        for tokens in counts:
+            prefill = tokens > DECODE_TOKENS
+            x, plan = inputs(tokens, shape, 0), device.plan(tokens, prefill)
+            assert relative_error(device.run(x, plan), operator.expected(x)) < TOLERANCE[0], tokens
+            seconds = device.seconds(x, plan)
+            read = operator.nbytes * operator.share_read(x)
+            work = 6 * tokens * hidden * (shape.dense + shape.shared + shape.top_k * shape.expert)
+            tile = f" in tiles of {tile_tokens}" if prefill else ""
+            note(
+                f"{tokens} tokens{tile}: {seconds * 1e6:.0f} us, {read / seconds / 1e9:.0f} GB/s of weights, "
+                f"{work / seconds / 1e12:.1f} TFLOP/s"
+            )
+
+
+def median_seconds(gpu: CudaDevice, queue: Callable[[], None], repeats: int = 15) -> float:
+    """Of what `queue` queues, recorded and launched again and again."""
+    graph, taken = gpu.record(queue), []
+    for _ in range(repeats + 2):
+        gpu.synchronize()
+        started = time.perf_counter()
+        graph.launch()
+        gpu.synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[2:])
+
+
+def copied_per_second(gpu: CudaDevice) -> float:
+    """Bytes read and written by a copy within the GPU's memory."""
+    from cuda.bindings import driver
+
+    source, target = gpu.allocate(MORE_THAN_A_CACHE), gpu.allocate(MORE_THAN_A_CACHE)
+    copy = lambda: driver.cuMemcpyDtoDAsync(target.address, source.address, MORE_THAN_A_CACHE, gpu.stream)  # noqa: E731
+    return 2 * MORE_THAN_A_CACHE / median_seconds(gpu, copy)

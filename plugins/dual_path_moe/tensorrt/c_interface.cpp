@@ -5,6 +5,7 @@
 
 #include "archive.hpp"
 #include "embedded_archive.hpp"
+#include "launcher.hpp"
 #include "planner.hpp"
 
 namespace {
@@ -80,4 +81,26 @@ const void* echovlm_embedded_archive(std::size_t* bytes) {
   const ArchiveBytes embedded = embedded_archive_bytes();
   *bytes = embedded.size;
   return embedded.data;
+}
+
+int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size) {
+  try {
+    const Attributes attributes{{call->group_widths, call->group_widths + call->groups},
+                                static_cast<std::int32_t>(call->top_k),
+                                static_cast<std::int32_t>(call->norm_topk_prob),
+                                static_cast<std::int32_t>(call->bits),
+                                static_cast<std::int32_t>(call->block_size)};
+    attributes.validate();
+    const Launcher launcher(embedded_archive(), attributes, static_cast<std::uint32_t>(call->activation), call->hidden,
+                            call->tokens, static_cast<std::uint32_t>(call->tile_tokens));
+    CallBuffers buffers;
+    std::copy_n(call->inputs, kMaxInputs, buffers.inputs.begin());
+    buffers.y = call->y;
+    buffers.workspace = call->workspace;
+    launcher.launch(buffers, static_cast<cuda::Stream>(call->stream));
+    return 0;
+  } catch (const std::exception& thrown) {
+    copy_text(thrown.what(), error, error_size);
+    return 2;
+  }
 }

@@ -1,4 +1,5 @@
-// What can be asked without TensorRT and without a GPU, as plain C functions: for tests, and to see what a library holds.
+// The parts without TensorRT as plain C functions: what a library holds and plans, which takes no GPU, and the launch itself, for
+// programs of their own and for tests.
 #pragma once
 
 #include <cstddef>
@@ -45,4 +46,20 @@ ECHOVLM_EXPORT int echovlm_find_kernel(const void* archive, std::size_t bytes, c
 
 // The archive in this library, and null where it was built without one.
 ECHOVLM_EXPORT const void* echovlm_embedded_archive(std::size_t* bytes);
+
+struct EchovlmCall {
+  const std::int32_t* group_widths;  // of dense, shared, expert 0, ...
+  std::int64_t groups, top_k, norm_topk_prob, bits, block_size;
+  std::int64_t activation;  // 0 float16, 1 bfloat16
+  std::int64_t hidden, tokens;
+  std::int64_t tile_tokens;  // of the prefill kernels; 0 leaves it to the library
+  const void* inputs[11];    // device pointers in README.md's order; scales are null where bits is 0
+  void* y;
+  void* workspace;  // of echovlm_largest_workspace's size for these tokens or more
+  void* stream;     // CUstream
+};
+
+// Queues one call with this library's own kernels in the calling thread's CUDA context, and waits for nothing. 0; 2, with a
+// sentence in `error`, where nothing was queued or not all.
+ECHOVLM_EXPORT int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size);
 }
