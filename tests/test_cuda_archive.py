@@ -57,7 +57,10 @@ def test_decode_kernels_stream_16_bytes_a_thread_and_do_not_spill() -> None:
 @compiles
 def test_a_kernel_that_loads_narrowly_or_spills_is_refused() -> None:
     narrow, spilling = compiled(
-        (["gate_up_decode", 0, 4, 64, 16, 32, 64, 4, 4], 87),  # 32 rows of 32 bytes for 128 threads
+        (
+            ["gate_up_decode", 0, 4, 64, 16, 16, 64, 4, 4],
+            87,
+        ),  # 16 rows of gate and 16 of up, 32 bytes each, for 128 threads
         (["gate_up_prefill", 0, 4, 64, 128, 64, 64, 4, 3], 87),  # twice as many sums as there are registers
     )
     assert "loads weights by 8 bytes, not 16" in narrow["refused"]

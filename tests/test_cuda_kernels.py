@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,28 @@ def interpret() -> None:
 
     widened("create_dot")
     widened("create_fsub")
+    InterpreterBuilder.create_inline_asm = assembled
+
+
+def assembled(
+    _: Any, assembly: str, constraints: str, values: list[Any], types: list[Any], pure: bool, pack: int
+) -> Any:
+    """Four bytes a register, to two tensors of two registers each."""
+    from triton.runtime.interpreter import TensorHandle
+
+    from tests import ptx
+
+    (packed,) = values
+    words = np.ascontiguousarray(packed.data).view(np.uint8).reshape(-1, pack).view(np.uint32).reshape(-1)
+    registers = ptx.run(assembly, words)
+    held = packed.data.shape
+
+    def result(index: int) -> Any:
+        pair = np.stack(registers[2 * index : 2 * index + 2], axis=1).view(np.uint16).reshape(held)
+        scalar = types[index].scalar
+        return TensorHandle(pair.view(np.float16) if scalar.is_fp16() else pair, scalar)
+
+    return SimpleNamespace(get_result=result)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +148,7 @@ def shape_of(bits: int, block_size: int, top_k: int = 2) -> Shape:
 
 @pytest.mark.parametrize("activation", ["fp16", "bf16"])
 @pytest.mark.parametrize(("bits", "block_size"), [(0, 0), (4, 64), (4, 128)])
-@pytest.mark.parametrize(("tile_tokens", "tokens"), [(16, 1), (16, 15), (32, 33), (64, 65)])
+@pytest.mark.parametrize(("tile_tokens", "tokens"), [(16, 1), (16, 15), (64, 65), (128, 129)])
 def test_every_kernel_computes_the_operator(
     interpreter: ProcessPoolExecutor, activation: str, bits: int, block_size: int, tile_tokens: int, tokens: int
 ) -> None:
@@ -133,14 +156,8 @@ def test_every_kernel_computes_the_operator(
     case.agrees(case.measured(interpreter, tile_tokens))
 
 
-@pytest.mark.parametrize("tile_tokens", [16, 32])
-def test_hoppers_tiles_of_32_rows_compute_the_same(interpreter: ProcessPoolExecutor, tile_tokens: int) -> None:
-    case = Case(shape_of(4, 64), "fp16", 5)
-    case.agrees(case.measured(interpreter, tile_tokens, sm=90))
-
-
 @pytest.mark.parametrize(("top_k", "norm"), [(1, False), (3, True), (4, False)])
-@pytest.mark.parametrize("tile_tokens", [16, 32])
+@pytest.mark.parametrize("tile_tokens", [16, 64])
 def test_any_top_k(interpreter: ProcessPoolExecutor, top_k: int, norm: bool, tile_tokens: int) -> None:
     case = Case(shape_of(0, 0, top_k), "fp16", 9, seed=top_k, norm=norm)
     case.agrees(case.measured(interpreter, tile_tokens))
@@ -152,7 +169,7 @@ def test_the_cut_of_down_changes_no_more_than_rounding(interpreter: ProcessPoolE
     case.agrees(case.measured(interpreter, 16, multiprocessors=splits_for))
 
 
-@pytest.mark.parametrize("tile_tokens", [16, 32])
+@pytest.mark.parametrize("tile_tokens", [16, 64])
 def test_all_tokens_to_one_expert_and_none_to_another(interpreter: ProcessPoolExecutor, tile_tokens: int) -> None:
     case = Case(shape_of(4, 64, 1), "fp16", 13)
     case.small["router"][:] = 0
@@ -168,7 +185,7 @@ def test_many_experts_and_ties(interpreter: ProcessPoolExecutor, tile_tokens: in
     case.agrees(case.measured(interpreter, tile_tokens))
 
 
-@pytest.mark.parametrize(("tile_tokens", "bad"), [(16, np.inf), (32, np.nan)])
+@pytest.mark.parametrize(("tile_tokens", "bad"), [(16, np.inf), (64, np.nan)])
 def test_nan_and_infinity_stay_with_their_token(interpreter: ProcessPoolExecutor, tile_tokens: int, bad: float) -> None:
     case = Case(shape_of(4, 64), "fp16", 5)
     clean = case.measured(interpreter, tile_tokens)
@@ -180,4 +197,4 @@ def test_nan_and_infinity_stay_with_their_token(interpreter: ProcessPoolExecutor
 
 def test_the_same_numbers_give_the_same_bits(interpreter: ProcessPoolExecutor) -> None:
     case = Case(shape_of(4, 64), "fp16", 18)
-    np.testing.assert_array_equal(case.measured(interpreter, 32), case.measured(interpreter, 32))
+    np.testing.assert_array_equal(case.measured(interpreter, 64), case.measured(interpreter, 64))

@@ -250,7 +250,7 @@ def test_the_published_width(
     note(f"this GPU copies {copied_per_second(gpu) / 1e9:.0f} GB/s, counting bytes read and written")
     for tile_tokens, counts in [
         (0, (1, 8, 16)),
-        *((tile, (128, 1024)) for tile in prefill_tiles(records, 0, bits, block)),
+        *((tile, (32, 128, 1024)) for tile in prefill_tiles(records, 0, bits, block)),
     ]:
         device = OnDevice(gpu, records, operator, tile_tokens)
         for tokens in counts:

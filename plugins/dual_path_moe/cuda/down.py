@@ -8,7 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from echovlm_edge.plugins.dual_path_moe.cuda import planner
 from echovlm_edge.plugins.dual_path_moe.cuda.weights import add_product, tile_pointers
+
+MOST_SPLITS = tl.constexpr(planner.MOST_SPLITS)
 
 
 @triton.jit
@@ -69,8 +72,9 @@ def sum_parts(parts, y, elements, splits, ROWS: tl.constexpr):
     element = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = element < elements
     total = tl.zeros((ROWS,), tl.float32)
-    for split in range(0, splits):
-        total += tl.load(parts + split * elements + element, mask=inside, other=0)
+    for split in tl.static_range(MOST_SPLITS):  # all of them on their way at once
+        there = tl.where(split < splits, elements, 0)
+        total += tl.load(parts + split * elements + element, mask=element < there, other=0)
     tl.store(y + element, total.to(y.dtype.element_ty), mask=inside)
 
 

@@ -44,7 +44,7 @@ class Tactic:
 
     activation: str
     tile_tokens: int
-    sm: int = 87
+    sm: int = 90  # which has every tile
     multiprocessors: int = 16
 
 

@@ -12,8 +12,7 @@ from echovlm_edge.plugins.dual_path_moe.cuda.planner import DECODE_TOKENS, MOST_
 ANY = 0xFFFFFFFF  # in a record: whatever it is
 ACTIVATIONS = ("fp16", "bf16")  # Triton's names, in the order of the archive's numbers
 WEIGHTS = ((0, 0), (4, 64), (4, 128))  # bits, block_size
-DEPTH = 64  # values of K a step: a block of weights is one step or two
-HOPPER = 90
+DEPTH = 64  # values of K a step, but where a step is a block
 
 # Parameters in order; "act" is x's type, "weight" that of the matrices.
 SIZES = dict.fromkeys(("tokens", "hidden", "dense", "shared", "expert", "experts"), "i32")
@@ -149,24 +148,27 @@ class Variant:
         return known
 
 
+# The products' tiles: rows of gate and as many of up, rows of down, values of K a step, warps, steps in flight. What was fastest
+# at the published width on SM 90, the one generation that was at hand; cuda/README.md says what was tried.
+DECODE_TILES = {"int4": (16, 32, None, 2, 3), "float": (64, 64, DEPTH, 4, 3)}  # a step of 4-bit weights is a block
+PREFILL_TILES = {"int4": (32, 64, DEPTH, 4, 3), "float": (64, 64, DEPTH, 4, 3)}
+PREFILL_TOKENS = (32, 64)
+MORE_TOKENS = {90: (128,)}  # where registers suffice for them
+
+
 def variants(sm: int) -> Iterator[Variant]:
     """Every variant for one device, in the archive's order."""
     for activation in range(len(ACTIVATIONS)):
-        for experts_limit, depth in ((8, 512), (MOST_EXPERTS, 64)):
-            yield Variant("route", activation, ANY, ANY, 1, 1, depth, 4, 2, experts_limit)
+        for experts_limit, depth in ((8, 2048), (MOST_EXPERTS, 256)):
+            yield Variant("route", activation, ANY, ANY, 1, 1, depth, 16, 1, experts_limit)
     yield Variant("sort", ANY, ANY, ANY, 1, 1024, 1, 4, 1)
     for activation in range(len(ACTIVATIONS)):
         yield Variant("sum_parts", activation, ANY, ANY, 1, 1024, 1, 4, 1)
         for bits, block_size in WEIGHTS:
-            # A tile of 4-bit weights is 16 bytes a thread: 64 rows of 32 bytes for 128 threads. Hopper's own product, which
-            # takes 64 rows or more, would read them by 4 bytes from where it wants them: there tiles stay below it.
-            rows, warps = (32, 2) if sm == HOPPER and bits else (64, 4)
-            for kernel, tokens, stages in (
-                ("gate_up_decode", DECODE_TOKENS, 4),
-                ("down_decode", DECODE_TOKENS, 4),
-                ("gate_up_prefill", 32, 3),
-                ("down_prefill", 32, 3),
-                ("gate_up_prefill", 64, 3),
-                ("down_prefill", 64, 3),
-            ):
-                yield Variant(kernel, activation, bits, block_size, tokens, rows, DEPTH, warps, stages)
+            kind = "int4" if bits else "float"
+            sets = [("decode", DECODE_TOKENS, DECODE_TILES[kind])]
+            sets += [("prefill", tokens, PREFILL_TILES[kind]) for tokens in (*PREFILL_TOKENS, *MORE_TOKENS.get(sm, ()))]
+            for phase, tokens, (gate_up_rows, down_rows, depth, warps, stages) in sets:
+                for kernel, rows in (("gate_up", gate_up_rows), ("down", down_rows)):
+                    tile = (tokens, rows, depth or block_size, warps, stages)
+                    yield Variant(f"{kernel}_{phase}", activation, bits, block_size, *tile)

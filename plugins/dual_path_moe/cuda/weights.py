@@ -27,7 +27,7 @@ def tile_pointers(matrix, rows, stride, BITS: tl.constexpr, DEPTH: tl.constexpr)
     else:
         offsets = tl.arange(0, DEPTH)
         starts = rows.to(tl.int64) * tl.multiple_of(stride, 64)
-    return matrix + starts[:, None] + offsets[None, :]
+    return (matrix + starts)[:, None] + offsets[None, :]
 
 
 @triton.jit
@@ -46,18 +46,45 @@ def add_product(
     else:
         packed = load_tile(pointers + step * (DEPTH // 2)).to(tl.uint8, bitcast=True)
         block_scale = tl.load(scale + rows * (stride // BLOCK) + step // (BLOCK // DEPTH))
-        tile = tl.interleave(nibble(packed & 0xF, x.dtype), nibble(packed >> 4, x.dtype))
-        sums += tl.dot(tile, tl.trans(x)) * block_scale[:, None]
+        sums += tl.dot(whole_numbers(packed, x.dtype), tl.trans(x)) * block_scale[:, None]
     return sums
 
 
-@triton.jit
-def nibble(stored, dtype: tl.constexpr):
-    """Q of q + 8: the nibble set into the last bits of a float whose step is 1 (1024, or 128), less that float and 8.
+def _unpacking(upper: int, add: str) -> tl.constexpr:
+    """Assembly for four bytes, a register, to eight values, four registers of two.
 
-    Or and subtract work on two values an instruction; converting integers does not.
+    A byte goes into the lower half and, shifted by 4, into the upper; its nibbles become the last bits of `upper`, a pair of
+    floats whose step is 1; `add` takes those off again, and 8.
     """
+    each = (
+        f"prmt.b32 t, $4, high, 0x{byte + 4}{byte + 4}{byte}{byte}; lop3.b32 t, t, 0x000f000f, {upper:#x}, 0xea; "
+        + add.format(f"${byte}")
+        for byte in range(4)
+    )
+    return tl.constexpr(
+        "{ .reg .b32 t, high, less, one; mov.b32 one, 0x3f803f80; shr.b32 high, $4, 4;\n" + "\n".join(each) + "\n}"
+    )
+
+
+FLOAT16 = _unpacking(0x64006400, "mov.b32 less, 0xe408e408; add.rn.f16x2 {}, t, less;")  # 1024, -1032
+BFLOAT16 = _unpacking(  # 128, 1 and -136
+    0x43004300, "mov.b32 less, 0xc308c308; fma.rn.bf16x2 {}, t, one, less;"
+)
+
+
+@triton.jit
+def whole_numbers(packed, dtype: tl.constexpr):
+    """The values -8..7 [rows, 2 n] of bytes [rows, n] that hold q + 8 of two neighbours each, the first in the low nibble."""
+    rows: tl.constexpr = packed.shape[0]
+    count: tl.constexpr = packed.shape[1]
     if dtype == tl.float16:
-        return (stored.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1032.0
+        first, second = tl.inline_asm_elementwise(
+            FLOAT16, "=r,=r,=r,=r,r", [packed], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+        )
     else:
-        return (stored.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
+        first, second = tl.inline_asm_elementwise(
+            BFLOAT16, "=r,=r,=r,=r,r", [packed], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    # `first` are the values of a register's first two bytes, `second` of the others.
+    both = tl.permute(tl.reshape(tl.join(first, second), (rows, count // 4, 4, 2)), (0, 1, 3, 2))
+    return tl.reshape(both, (rows, 2 * count))

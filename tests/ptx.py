@@ -1,0 +1,67 @@
+"""The instructions of PTX that the kernels' assembly is made of, on numpy: for Triton's interpreter, which runs none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint32]
+
+
+def run(assembly: str, word: Words) -> list[Words]:
+    """Registers $0 to $3 after a block whose input, $4, is `word`.
+
+    Raises:
+        KeyError: it has an instruction that is not known here.
+    """
+    registers: dict[str, Words] = {"$4": word}
+    for statement in re.sub(r"\.reg [^;]*;", "", assembly.strip().strip("{}")).split(";"):
+        if statement.strip():
+            name, target, *sources = re.split(r"[\s,]+", statement.strip())
+            values = [
+                registers[source] if source in registers else np.full_like(word, int(source, 0)) for source in sources
+            ]
+            registers[target] = INSTRUCTIONS[name](*values)
+    return [registers[f"${index}"] for index in range(4)]
+
+
+def _choose_bytes(low: Words, high: Words, selector: Words) -> Words:
+    """`prmt.b32`: the bytes of both, by four selectors of 4 bits (the sign mode, their fourth bit, is not used here)."""
+    every = low.astype(np.uint64) | high.astype(np.uint64) << 32
+    chosen = [every >> 8 * (selector.astype(np.uint64) >> 4 * place & 7) & 0xFF for place in range(4)]
+    return np.add.reduce([byte << 8 * place for place, byte in enumerate(chosen)]).astype(np.uint32)
+
+
+def _by_table(a: Words, b: Words, c: Words, table: Words) -> Words:
+    """`lop3.b32`: every bit by its place in a table of eight."""
+    result = np.zeros_like(a)
+    for bit in range(32):
+        row = (a >> bit & 1) << 2 | (b >> bit & 1) << 1 | (c >> bit & 1)
+        result |= (table >> row & 1) << bit
+    return result
+
+
+def _pairs(dtype: Any, compute: Callable[..., Any]) -> Callable[..., Words]:
+    """An operation on both halves of a register, each rounded once."""
+
+    def both(*words: Words) -> Words:
+        values = [np.ascontiguousarray(word).view(dtype).astype(np.float64) for word in words]
+        result: Words = compute(*values).astype(dtype).view(np.uint32)
+        return result
+
+    return both
+
+
+INSTRUCTIONS: dict[str, Callable[..., Words]] = {
+    "mov.b32": lambda a: a,
+    "shr.b32": lambda a, by: a >> by,
+    "prmt.b32": _choose_bytes,
+    "lop3.b32": _by_table,
+    "add.rn.f16x2": _pairs(np.float16, lambda a, b: a + b),
+    "fma.rn.bf16x2": _pairs(ml_dtypes.bfloat16, lambda a, b, c: a * b + c),
+}
