@@ -177,6 +177,9 @@ class NumpyTensorRT:
         return NumpyRuntime(self, logger)
 
 
+WHY_NOT = "the engine is for compute capability 12.0.\nmore"  # of a file that is no engine
+
+
 @dataclass
 class NumpyRuntime:
     module: NumpyTensorRT
@@ -187,7 +190,7 @@ class NumpyRuntime:
             session = ort.InferenceSession(bytes(serialized), providers=["CPUExecutionProvider"])
         except Exception:
             self.logger.log("warning", "this is not the reason")
-            self.logger.log("error", "the engine is for compute capability 12.0.\nmore")
+            self.logger.log("error", WHY_NOT)
             return None
         return NumpyEngine(self.module, session)
 

@@ -178,6 +178,17 @@ def test_an_engine_for_another_gpu_says_tensorrts_own_reason(folder: Path, machi
         opening.open_backend(bundle)
 
 
+def test_a_gpu_that_tensorrt_rtx_does_not_know_is_sent_to_another_target(
+    folder: Path, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own words, as they were seen on an H200."""
+    words = "The engine cannot run on this GPU. TensorRT-RTX does not support this compute capability, so"
+    monkeypatch.setattr(numpy_cuda, "WHY_NOT", words)
+    bundle = _with_decoder(folder, tmp_path, b"\x00not for this GPU")
+    with pytest.raises(NotPossibleHere, match=r"build the bundle anew, with --target cuda\.$"):
+        opening.open_backend(bundle)
+
+
 def test_an_engine_of_another_version_names_both(folder: Path, machine: Machine, tmp_path: Path) -> None:
     bundle = changed(_with_decoder(folder, tmp_path, b"\x00newer"), toolchain={"tensorrt_rtx": "1.9.0"})
     with pytest.raises(

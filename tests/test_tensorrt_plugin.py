@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +31,7 @@ from echovlm_edge.plugins.dual_path_moe.cuda import planner
 from echovlm_edge.plugins.dual_path_moe.cuda.archive import Record, write_archive
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.errors import NotPossibleHere
+from tests.gpu.c_launch import c_launch
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "plugins" / "dual_path_moe" / "tensorrt"
@@ -360,6 +363,19 @@ def test_archives_are_read_as_python_writes_them(tmp_path: Path) -> None:
     assert find(87, 8) == expected["route_87_8"] and find(86, 8) == expected["route_80_8"]
     assert find(120, 64) == expected["route_120_64"] and find(121, 1) is None and find(80, 65) is None
     assert find(80, 1, data[:-1]) == "The archive of CUDA kernels is cut short."
+
+
+@needs_plugin
+@pytest.mark.parametrize(
+    ("top_k", "tokens", "reason"),
+    [(5, 1, "top_k 5 is not between 1 and the 4 experts"), (2, 1, "driver|kernels"), (2, 100, "driver|kernels")],
+)
+def test_a_call_that_cannot_be_launched_says_why(top_k: int, tokens: int, reason: str) -> None:
+    if reason.startswith("driver") and find_library("cuda"):
+        pytest.skip("there is a driver, which would be given null pointers")
+    shape = SimpleNamespace(group_widths=(384, 128, 128, 128, 128, 128), top_k=top_k, bits=0, block_size=0, hidden=256)
+    with pytest.raises(RuntimeError, match=reason):
+        c_launch(shape, 0, tokens, 0, {"y": 0, "workspace": 0}, 0)  # type: ignore[arg-type]
 
 
 def test_parameters_are_those_of_the_kernels() -> None:

@@ -19,6 +19,7 @@ MODULES = {
     "tensorrt_rtx": "pip install 'echovlm-edge[rtx]'",
     "tensorrt": "it comes with JetPack, or pip install tensorrt",
 }
+UNSUPPORTED = "does not support this compute capability"  # in TensorRT-RTX's words, of an H200 for example
 DTYPES = {"FLOAT": "float", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
 
@@ -245,9 +246,8 @@ def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, said: _S
         name = module_of(bundle)
         built, here = bundle.manifest.toolchain[name], module.__version__
         reason = f"it was built by {name} {built}, here is {here}" if built != here else said.text
-        raise NotPossibleHere(
-            f"TensorRT cannot load {path} ({reason}): build the bundle anew, on this machine or for this GPU."
-        )
+        mend = "on this machine or for this GPU" if UNSUPPORTED not in reason else "with --target cuda"
+        raise NotPossibleHere(f"TensorRT cannot load {path} ({reason}): build the bundle anew, {mend}.")
     return engine
 
 
