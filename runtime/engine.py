@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
 
 from echovlm_edge.runtime.backends import Backend, BatchBackend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
@@ -19,7 +18,7 @@ from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
-from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued
+from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import PreprocessSettings, smart_resize
 from echovlm_edge.runtime.prompt import Grid, Prompt, PromptBuilder
@@ -186,9 +185,12 @@ class ReportEngine:
             images = self._embed(frames, client, Priority.BACKGROUND, stopped, clock)
             generation = self._generation(self._prompt("", frames), images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
-            while not isinstance(progress := _next(generation, clock), Left):
-                if isinstance(progress, Exception):
-                    raise progress
+            ended = False
+            while not ended:
+                for progress in _next(generation, clock):
+                    if isinstance(progress, Exception):
+                        raise progress
+                    ended = isinstance(progress, Left)
         except Stopped:
             return
 
@@ -279,34 +281,39 @@ class ReportEngine:
         stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
         finish, first_token, reused = FinishReason.CANCELLED, None, 0
         waiting_since: float | None = None
-        progress = _next(generation, clock)
-        while not isinstance(progress, Left):
-            match progress:
-                case Exception():
-                    raise progress
-                case Queued():
-                    waiting_since = time.perf_counter()
-                    yield StageStarted(Stage.QUEUE)
-                case Joined():
-                    reused = progress.reused
-                    if waiting_since is not None:
-                        clock.add(Stage.QUEUE, waiting_since, time.perf_counter() - waiting_since)
-                    yield StageStarted(Stage.PREFILL)
-                case Prefilled():
-                    clock.add(Stage.PREFILL, progress.started, progress.seconds)
-                case _:
-                    clock.add(Stage.DECODE, progress.started, progress.seconds)
-                    first_token = first_token or clock.elapsed()
-                    tokens.append(progress.token_id)
-                    delta = stream.push(progress.token_id)
-                    clock.lap(Stage.DETOKENIZE)
-                    if delta:
-                        text.append(delta)
-                        yield TextDelta(delta)
-                    if progress.finish:
-                        finish = progress.finish
-                        break
-            progress = _next(generation, clock)
+        ended = False
+        while not ended:
+            written = list[Written]()
+            for progress in _next(generation, clock):
+                match progress:
+                    case Exception():
+                        raise progress
+                    case Left():
+                        ended = True
+                    case Queued():
+                        waiting_since = time.perf_counter()
+                        yield StageStarted(Stage.QUEUE)
+                    case Joined():
+                        reused = progress.reused
+                        if waiting_since is not None:
+                            clock.add(Stage.QUEUE, waiting_since, time.perf_counter() - waiting_since)
+                        yield StageStarted(Stage.PREFILL)
+                    case Prefilled():
+                        clock.add(Stage.PREFILL, progress.started, progress.seconds)
+                    case Written():
+                        written.append(progress)
+            for token in written:
+                clock.add(Stage.DECODE, token.started, token.seconds)
+                finish = token.finish or finish
+                ended = ended or token.finish is not None
+            if written:
+                first_token = first_token or clock.elapsed()
+                tokens += [token.token_id for token in written]
+                delta = "".join(stream.push(token.token_id) for token in written)
+                clock.lap(Stage.DETOKENIZE)
+                if delta:
+                    text.append(delta)
+                    yield TextDelta(delta)
         if rest := stream.finish():
             text.append(rest)
             clock.lap(Stage.DETOKENIZE)
@@ -321,24 +328,17 @@ def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:
         clock.lap(Stage.DELIVER)
 
 
-def _next(generation: Generation, clock: Clock) -> Progress:
-    """What happens next to a generation.
+def _next(generation: Generation, clock: Clock) -> list[Progress]:
+    """What happened to a generation since it was last asked.
 
     A stopped one leaves at once, as the scheduler may be busy for a while before it lets it go.
     """
-    """What happens next to a generation.
-
-    A stopped one leaves at once, as the scheduler may be busy for a while before it lets it go.
-    """
-    progress: Progress | None = None
-    while progress is None:
-        try:
-            progress = generation.outbox.get(timeout=POLL_SECONDS)
-        except Empty:
-            if generation.stopped():
-                progress = Left()
+    while not (happened := generation.outbox.take(POLL_SECONDS)):
+        if generation.stopped():
+            happened = [Left()]
+            break
     clock.lap(Stage.WAIT)
-    return progress
+    return happened
 
 
 def _result(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.prompt import Prompt
 from echovlm_edge.runtime.request import FinishReason, Priority, Sampling
+
+DELIVERY_SECONDS = 0.01  # a screen shows no more often
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,38 @@ class Left:
 Progress = Queued | Joined | Prefilled | Written | Left | Exception
 
 
+class Outbox:
+    """What happens to a generation, put in by the decoder's thread and taken out, all that is there, by the call's.
+
+    A thread that wakes for every token of a fast model takes the decoder more time than the token. So tokens wake it no sooner
+    than DELIVERY_SECONDS after it last took some; everything else, and the last token, at once.
+    """
+
+    def __init__(self) -> None:
+        """Empty; the first token counts as awaited."""
+        self._changed = threading.Condition()
+        self._inside: list[Progress] = []
+        self._urgent = False
+        self._due = 0.0
+
+    def put(self, progress: Progress) -> None:
+        """Add the newest."""
+        with self._changed:
+            self._inside.append(progress)
+            self._urgent = self._urgent or not isinstance(progress, Written) or progress.finish is not None
+            if self._urgent or time.monotonic() >= self._due:
+                self._changed.notify()
+
+    def take(self, timeout: float) -> list[Progress]:
+        """All that is there, in order; waits up to `timeout` seconds for something, and then there is nothing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._urgent, self._due - time.monotonic())
+            self._changed.wait_for(lambda: self._inside, timeout)
+            taken, self._inside, self._urgent = self._inside, [], False
+            self._due = time.monotonic() + DELIVERY_SECONDS
+            return taken
+
+
 @dataclass(eq=False)
 class Generation:
     """One prompt on its way through the decoder.
@@ -74,7 +109,7 @@ class Generation:
     stopped: Callable[[], bool]
     priority: Priority = Priority.INTERACTIVE
     client: str = ""
-    outbox: SimpleQueue[Progress] = field(default_factory=SimpleQueue)
+    outbox: Outbox = field(default_factory=Outbox)
 
     @property
     def lasting(self) -> int:

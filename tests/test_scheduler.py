@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
@@ -20,6 +20,7 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
+from echovlm_edge.runtime.generation import Joined, Outbox, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.request import (
     Finished,
     FinishReason,
@@ -335,3 +336,41 @@ def test_clients_that_wait_all_the_time_get_the_same(work: list[tuple[str, int]]
         queue.charge(client, cost)
         had[client] += cost
         assert max(had.values()) - min(had.values()) <= 100, "no client is ever more than one piece of work ahead"
+
+
+def taken(put: Sequence[Progress], pause: float) -> list[list[Progress]]:
+    """What a call's thread takes at a time, while another puts these in with a pause after each."""
+    outbox = Outbox()
+
+    def decoder() -> None:
+        for progress in put:
+            outbox.put(progress)
+            time.sleep(pause)
+
+    thread = threading.Thread(target=decoder)
+    thread.start()
+    every: list[list[Progress]] = []
+    while sum(map(len, every)) < len(put):
+        every.append(outbox.take(5.0))
+        assert every[-1], "waited in vain"
+    thread.join()
+    return every
+
+
+def tokens(count: int) -> list[Progress]:
+    """A generation's, the last with its finish."""
+    return [Written(index, 0.0, 0.0, FinishReason.LENGTH if index == count - 1 else None) for index in range(count)]
+
+
+@given(st.lists(st.sampled_from((0, 1, 20)), min_size=1, max_size=3))
+@settings(max_examples=20)
+def test_an_outbox_loses_nothing_and_keeps_the_order(pauses: list[int]) -> None:
+    for milliseconds in pauses:
+        put = [Queued(), Joined(0), Prefilled(0.0, 0.0), *tokens(5)]
+        assert [progress for some in taken(put, milliseconds / 1000) for progress in some] == put
+
+
+def test_a_fast_models_tokens_are_taken_together_and_a_slow_ones_one_by_one() -> None:
+    assert len(taken(tokens(200), 0.0005)) < 100
+    assert [len(some) for some in taken(tokens(8), 0.05)] == [1] * 8
+    assert Outbox().take(0.01) == []
