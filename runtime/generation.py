@@ -14,7 +14,7 @@ from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.prompt import Prompt
 from echovlm_edge.runtime.request import FinishReason, Priority, Sampling
 
-DELIVERY_SECONDS = 0.01  # a screen shows no more often
+DELIVERY_SECONDS = 0.016  # a screen shows no more often
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Outbox:
     """What happens to a generation, put in by the decoder's thread and taken out, all that is there, by the call's.
 
     A thread that wakes for every token of a fast model takes the decoder more time than the token. So tokens wake it no sooner
-    than DELIVERY_SECONDS after it last took some; everything else, and the last token, at once.
+    than DELIVERY_SECONDS after it last took some; the first one, the last one and everything else at once.
     """
 
     def __init__(self) -> None:
-        """Empty; the first token counts as awaited."""
+        """Empty."""
         self._changed = threading.Condition()
         self._inside: list[Progress] = []
         self._urgent = False
@@ -83,7 +83,8 @@ class Outbox:
             self._changed.wait_for(lambda: self._urgent, self._due - time.monotonic())
             self._changed.wait_for(lambda: self._inside, timeout)
             taken, self._inside, self._urgent = self._inside, [], False
-            self._due = time.monotonic() + DELIVERY_SECONDS
+            if any(isinstance(progress, Written) for progress in taken):
+                self._due = time.monotonic() + DELIVERY_SECONDS
             return taken
 
 

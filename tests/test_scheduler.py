@@ -20,7 +20,7 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
-from echovlm_edge.runtime.generation import Joined, Outbox, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.generation import DELIVERY_SECONDS, Joined, Outbox, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.request import (
     Finished,
     FinishReason,
@@ -374,3 +374,15 @@ def test_a_fast_models_tokens_are_taken_together_and_a_slow_ones_one_by_one() ->
     assert len(taken(tokens(200), 0.0005)) < 100
     assert [len(some) for some in taken(tokens(8), 0.05)] == [1] * 8
     assert Outbox().take(0.01) == []
+
+
+def test_the_first_token_waits_for_no_other() -> None:
+    outbox = Outbox()
+    first, second, *_ = tokens(3)
+    outbox.put(Prefilled(0.0, 0.0))
+    assert len(outbox.take(0)) == 1
+    outbox.put(first)
+    assert outbox.take(0) == [first]
+    outbox.put(second)
+    before = time.monotonic()
+    assert outbox.take(0) == [second] and time.monotonic() - before > DELIVERY_SECONDS / 2

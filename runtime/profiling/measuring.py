@@ -70,13 +70,12 @@ class InProcess:
                 done = event
         seconds = time.perf_counter() - started
         assert done is not None
-        # A lap of it ends each time that a token has arrived; the last one is the text's end.
-        ends = [span.start + span.seconds for span in done.spans if span.stage is Stage.DETOKENIZE]
+        ends = [span.start + span.seconds for span in done.spans if span.stage is Stage.DECODE]  # one for each token
         run = Run(
             seconds,
             done.first_token_seconds,
             {stage.value: taken for stage, taken in done.seconds.items()},
-            tuple(after - before for before, after in pairwise(ends[: len(done.token_ids)])),
+            tuple(after - before for before, after in pairwise(ends)),
             done.prompt_tokens,
             done.image_tokens,
             len(done.token_ids),

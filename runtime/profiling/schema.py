@@ -73,7 +73,7 @@ class Run:
         seconds: from asking to the last event.
         first_token: seconds to it; None where no token came.
         stages: seconds by stage; each moment counts once.
-        gaps: seconds between a token and the next; of a server, between texts that arrive.
+        gaps: seconds between a token and the next; of a server, between texts that arrive, which a fast model's tokens share.
         prompt_tokens: images' included.
         image_tokens: of these, images'.
         generated_tokens: written.
