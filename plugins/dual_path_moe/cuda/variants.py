@@ -159,8 +159,8 @@ MORE_TOKENS = {90: (128,)}  # where registers suffice for them
 def variants(sm: int) -> Iterator[Variant]:
     """Every variant for one device, in the archive's order."""
     for activation in range(len(ACTIVATIONS)):
-        for experts_limit, depth in ((8, 2048), (MOST_EXPERTS, 256)):
-            yield Variant("route", activation, ANY, ANY, 1, 1, depth, 16, 1, experts_limit)
+        for experts_limit, values in ((8, 2048), (MOST_EXPERTS, 256)):
+            yield Variant("route", activation, ANY, ANY, 1, 1, values, 16, 1, experts_limit)
     yield Variant("sort", ANY, ANY, ANY, 1, 1024, 1, 4, 1)
     for activation in range(len(ACTIVATIONS)):
         yield Variant("sum_parts", activation, ANY, ANY, 1, 1024, 1, 4, 1)
