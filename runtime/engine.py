@@ -164,9 +164,10 @@ class ReportEngine:
                 frames += [frame for image in request.images for frame in self._frames(image, stopped, clock)]
             prompt = self._prompt(request.prompt, frames)
             clock.lap(Stage.PROMPT)
-            if frames:
+            asked = self._ask_for_embeddings(frames, request.client, request.priority, stopped, clock)
+            if not all(future.done() for future in asked):
                 yield StageStarted(Stage.VISION)
-            images = self._embed(frames, request.client, request.priority, stopped, clock)
+            images = _embedded(asked, stopped, clock)
         except Stopped:
             yield _cancelled(clock, prompt)
             return
@@ -182,7 +183,9 @@ class ReportEngine:
         """
         request, clock = GenerationRequest("", priority=Priority.BACKGROUND, client=client), Untimed()
         try:
-            images = self._embed(frames, client, Priority.BACKGROUND, stopped, clock)
+            images = _embedded(
+                self._ask_for_embeddings(frames, client, Priority.BACKGROUND, stopped, clock), stopped, clock
+            )
             generation = self._generation(self._prompt("", frames), images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
             ended = False
@@ -236,26 +239,17 @@ class ReportEngine:
         height, width = smart_resize(frame.pixels.shape[0], frame.pixels.shape[1], self.settings)
         return (1, height // self.settings.patch_size, width // self.settings.patch_size)
 
-    def _embed(
+    def _ask_for_embeddings(
         self,
         frames: Sequence[Frame],
         client: str,
         priority: Priority,
         stopped: Callable[[], bool],
         clock: Clock,
-    ) -> list[Embedded]:
+    ) -> list[Future[Embedded]]:
         asked = [self._encoder.embed(frame, client, priority, stopped) for frame in frames]
         clock.lap(Stage.PROMPT)
-        images = []
-        for future in asked:
-            image = _result(future, stopped)
-            clock.lap(Stage.WAIT)
-            began = image.started
-            for stage, end in image.ends.items():
-                clock.add(stage, began, end - began)
-                began = end
-            images.append(image)
-        return images
+        return asked
 
     def _generation(
         self,
@@ -339,6 +333,20 @@ def _next(generation: Generation, clock: Clock) -> list[Progress]:
             break
     clock.lap(Stage.WAIT)
     return happened
+
+
+def _embedded(asked: Sequence[Future[Embedded]], stopped: Callable[[], bool], clock: Clock) -> list[Embedded]:
+    """Wait for images' embeddings, and note what it took to make them."""
+    images = []
+    for future in asked:
+        image = _result(future, stopped)
+        clock.lap(Stage.WAIT)
+        began = image.started
+        for stage, end in image.ends.items():
+            clock.add(stage, began, end - began)
+            began = end
+        images.append(image)
+    return images
 
 
 def _result(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:

@@ -59,7 +59,8 @@ class Outbox:
     """What happens to a generation, put in by the decoder's thread and taken out, all that is there, by the call's.
 
     A thread that wakes for every token of a fast model takes the decoder more time than the token. So tokens wake it no sooner
-    than DELIVERY_SECONDS after it last took some; the first one, the last one and everything else at once.
+    than DELIVERY_SECONDS after it last took some; the first one, the last one, and what ends or delays it, at once. That a
+    prompt is being read or was read waits for what comes next, or for the call's thread to look by itself.
     """
 
     def __init__(self) -> None:
@@ -73,8 +74,14 @@ class Outbox:
         """Add the newest."""
         with self._changed:
             self._inside.append(progress)
-            self._urgent = self._urgent or not isinstance(progress, Written) or progress.finish is not None
-            if self._urgent or time.monotonic() >= self._due:
+            match progress:
+                case Joined() | Prefilled():
+                    return
+                case Written(finish=None):
+                    wakes = time.monotonic() >= self._due
+                case _:
+                    wakes = self._urgent = True
+            if wakes:
                 self._changed.notify()
 
     def take(self, timeout: float) -> list[Progress]:

@@ -70,12 +70,11 @@ class PromptBuilder:
             InvalidInput: the text holds a special token, which could forge the conversation's structure.
         """
         self._refuse_special_tokens(text)
-        rendered = self.render(text, len(grids))
-        pieces = rendered.split(self._image_token)
-        tokens = [token.ids for token in self.tokenizer.encode_batch(pieces, add_special_tokens=False)]
-        token_ids = list(tokens[0])
-        for grid, after in zip(grids, tokens[1:], strict=True):
-            token_ids += [self._image_token_id] * merged_patches(grid, self._merge_size) + after
+        pieces = self.render(text, len(grids)).split(self._image_token)  # between images they are all the same
+        tokens = {piece: self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in set(pieces)}
+        token_ids = list(tokens[pieces[0]])
+        for grid, after in zip(grids, pieces[1:], strict=True):
+            token_ids += [self._image_token_id] * merged_patches(grid, self._merge_size) + tokens[after]
         ids = np.array(token_ids, dtype=np.int64)
         image_rows = np.flatnonzero(ids == self._image_token_id)
         positions, next_position = rope_positions(ids == self._image_token_id, grids, self._merge_size)
@@ -118,12 +117,15 @@ def rope_positions(
     positions = np.empty((3, len(is_image)), dtype=np.int64)
     token, position = 0, 0
     for grid in grids:
-        first = token + int(np.argmax(is_image[token:]))
-        positions[:, token:first] = position + np.arange(first - token)
+        first = token + int(is_image[token:].argmax())
+        positions[:, token:first] = np.arange(position, position + first - token)
         position += first - token
         time, height, width = grid[0], grid[1] // merge_size, grid[2] // merge_size
         token = first + time * height * width
-        positions[:, first:token] = position + np.indices((time, height, width)).reshape(3, -1)
+        temporal, vertical, horizontal = positions[:, first:token].reshape(3, time, height, width)
+        temporal[:] = np.arange(position, position + time)[:, None, None]
+        vertical[:] = np.arange(position, position + height)[:, None]
+        horizontal[:] = np.arange(position, position + width)
         position += max(time, height, width)
-    positions[:, token:] = position + np.arange(len(is_image) - token)
+    positions[:, token:] = np.arange(position, position + len(is_image) - token)
     return positions, position + len(is_image) - token

@@ -339,13 +339,13 @@ def test_clients_that_wait_all_the_time_get_the_same(work: list[tuple[str, int]]
 
 
 def taken(put: Sequence[Progress], pause: float) -> list[list[Progress]]:
-    """What a call's thread takes at a time, while another puts these in with a pause after each."""
+    """What a call's thread takes at a time, while another puts these in with a pause before each."""
     outbox = Outbox()
 
     def decoder() -> None:
         for progress in put:
-            outbox.put(progress)
             time.sleep(pause)
+            outbox.put(progress)
 
     thread = threading.Thread(target=decoder)
     thread.start()
@@ -386,3 +386,12 @@ def test_the_first_token_waits_for_no_other() -> None:
     outbox.put(second)
     before = time.monotonic()
     assert outbox.take(0) == [second] and time.monotonic() - before > DELIVERY_SECONDS / 2
+
+
+def test_only_what_comes_next_or_a_look_of_its_own_takes_that_a_prompt_is_read() -> None:
+    read: list[Progress] = [Joined(0), Prefilled(0.0, 0.0)]
+    first, *_ = tokens(2)
+    assert taken([*read, first], 0.05) == [[*read, first]]
+    outbox = Outbox()
+    outbox.put(read[0])
+    assert outbox.take(0.01) == read[:1]
