@@ -276,15 +276,14 @@ def _rate(served: Served, together: int) -> float:
 
 
 def studies(served: Served, found: Soak) -> None:
-    """W7: seven frames added ahead, then the report; beside it a text-only prompt as long as what the report had yet to read."""
+    """W7: seven frames added ahead, then the report; beside it a text-only prompt with as many tokens yet to read."""
     options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
     with connected(served.address) as stub:
 
-        def answer(words: int, round_: int) -> pb.Result:
-            question = f"{round_:02d}" + " so" * words  # never the same, so that nothing of it is known before
-            return Ask("AnswerQuestion", pb.AnswerQuestionRequest(question=question, options=options)).result(stub)
+        def answer(words: int) -> pb.Result:
+            question = pb.AnswerQuestionRequest(question="so" + " so" * words, options=options)
+            return Ask("AnswerQuestion", question).result(stub)
 
-        shortest, longer = (answer(words, 0).usage.prompt_tokens for words in (0, 20))
         report, text = [], []
         for round_ in range(1, STUDY_ROUNDS + 1):
             frames = [image(4 * index + round_ % 2) for index in range(7)]
@@ -295,14 +294,19 @@ def studies(served: Served, found: Soak) -> None:
             asked = pb.GenerateReportRequest(study=study, options=options)
             ahead = Ask("GenerateReport", asked).result(stub)
             report.append(ahead.timings.first_token_seconds)
-            last_prompt = ahead.usage.prompt_tokens - ahead.usage.reused_tokens
+            shortest, longer = (_to_read(answer(words)) for words in (0, 20))
             _pause(served)
-            short = answer(max(0, round(20 * (last_prompt - shortest) / (longer - shortest))), round_)
+            short = answer(max(0, round(20 * (_to_read(ahead) - shortest) / (longer - shortest))))
             text.append(short.timings.first_token_seconds)
             stub.EndStudy(pb.EndStudyRequest(study=study))
         at_once = Ask("GenerateReport", pb.GenerateReportRequest(images=frames, options=options)).result(stub)
     found.study_first_token, found.text_first_token = median(report), median(text)
     found.study_equals_one_call = list(at_once.token_ids) == list(ahead.token_ids)
+
+
+def _to_read(result: pb.Result) -> int:
+    """How many of its prompt's tokens were not known from before."""
+    return result.usage.prompt_tokens - result.usage.reused_tokens
 
 
 def _pause(served: Served) -> None:
