@@ -57,8 +57,10 @@ class Encoder:
         self._job_started: float | None = None
         threading.Thread(target=self._run, name="encoder", daemon=True).start()
 
-    def embed(self, frame: Frame, client: str, priority: Priority, stopped: Callable[[], bool]) -> Future[Embedded]:
-        """Ask for an image's embeddings.
+    def embed(
+        self, frame: Frame, client: str, priority: Priority, stopped: Callable[[], bool]
+    ) -> Embedded | Future[Embedded]:
+        """An image's embeddings, at once where they are kept from before.
 
         The future raises `Stopped` where nobody wanted them any more when its turn came, and InvalidInput where the frame's
         shape cannot be used.
@@ -69,9 +71,7 @@ class Encoder:
         identity = frame.identity
         kept = self._store.get(identity)
         if kept is not None:
-            known: Future[Embedded] = Future()
-            known.set_result(Embedded(identity, kept))
-            return known
+            return Embedded(identity, kept)
         with self._wake:
             if self._closed:
                 raise self._closed

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from echovlm_edge.runtime.backends import Backend, BatchBackend
@@ -165,7 +166,7 @@ class ReportEngine:
             prompt = self._prompt(request.prompt, frames)
             clock.lap(Stage.PROMPT)
             asked = self._ask_for_embeddings(frames, request.client, request.priority, stopped, clock)
-            if not all(future.done() for future in asked):
+            if any(isinstance(image, Future) for image in asked):
                 yield StageStarted(Stage.VISION)
             images = _embedded(asked, stopped, clock)
         except Stopped:
@@ -246,7 +247,7 @@ class ReportEngine:
         priority: Priority,
         stopped: Callable[[], bool],
         clock: Clock,
-    ) -> list[Future[Embedded]]:
+    ) -> list[Embedded | Future[Embedded]]:
         asked = [self._encoder.embed(frame, client, priority, stopped) for frame in frames]
         clock.lap(Stage.PROMPT)
         return asked
@@ -262,7 +263,7 @@ class ReportEngine:
         sizes = [(image.identity, len(image.embeddings)) for image in images]
         return Generation(
             prompt,
-            lambda: prompt_embeddings(self.model.backend, prompt, [image.embeddings for image in images]),
+            partial(prompt_embeddings, self.model.backend, prompt, [image.embeddings for image in images]),
             identities(prompt, sizes),
             None if prefill_only else request.sampling,
             stopped,
@@ -335,21 +336,24 @@ def _next(generation: Generation, clock: Clock) -> list[Progress]:
     return happened
 
 
-def _embedded(asked: Sequence[Future[Embedded]], stopped: Callable[[], bool], clock: Clock) -> list[Embedded]:
+def _embedded(
+    asked: Sequence[Embedded | Future[Embedded]], stopped: Callable[[], bool], clock: Clock
+) -> list[Embedded]:
     """Wait for images' embeddings, and note what it took to make them."""
-    images = []
-    for future in asked:
-        image = _result(future, stopped)
-        clock.lap(Stage.WAIT)
-        began = image.started
-        for stage, end in image.ends.items():
-            clock.add(stage, began, end - began)
-            began = end
-        images.append(image)
-    return images
+    return [image if isinstance(image, Embedded) else _result(image, stopped, clock) for image in asked]
 
 
-def _result(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
+def _result(future: Future[Embedded], stopped: Callable[[], bool], clock: Clock) -> Embedded:
+    image = _waited_for(future, stopped)
+    clock.lap(Stage.WAIT)
+    began = image.started
+    for stage, end in image.ends.items():
+        clock.add(stage, began, end - began)
+        began = end
+    return image
+
+
+def _waited_for(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
     while True:
         try:
             return future.result(timeout=POLL_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,11 +41,12 @@ class Step:
     finish: FinishReason | None = None
 
 
-def prompt_embeddings(backend: Backend, prompt: Prompt, images: list[Floats]) -> Floats:
-    """Token embeddings [n, hidden_size] with the images' embeddings, each [m, hidden_size], in their places."""
-    embeddings = backend.embed(prompt.token_ids)
-    if images:
-        embeddings[prompt.image_rows] = np.concatenate(images)
+def prompt_embeddings(backend: Backend, prompt: Prompt, images: Sequence[Floats], start: int = 0) -> Floats:
+    """Embeddings [n - start, hidden_size] of a prompt's tokens from `start` on, the images', each [m, hidden_size], in their places."""
+    embeddings = backend.embed(prompt.token_ids[start:])
+    before = int(np.searchsorted(prompt.image_rows, start))
+    if before < len(prompt.image_rows):
+        embeddings[prompt.image_rows[before:] - start] = np.concatenate(images)[before:]
     return embeddings
 
 

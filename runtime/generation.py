@@ -101,7 +101,8 @@ class Generation:
 
     Attributes:
         prompt: tokens and positions.
-        embed: makes the prompt's embeddings [n, hidden_size], images in their places; called when it joins.
+        embed: makes the embeddings of the prompt's tokens from one on [n - start, hidden_size], images in their places; called
+            when it joins, with how many tokens are known.
         identities: see `reuse.identities`.
         sampling: how tokens are chosen; None to prefill up to the last image and keep that for later.
         stopped: asked before every chunk and token; then the generation leaves.
@@ -111,7 +112,7 @@ class Generation:
     """
 
     prompt: Prompt
-    embed: Callable[[], Floats]
+    embed: Callable[[int], Floats]
     identities: NDArray[np.int64]
     sampling: Sampling | None
     stopped: Callable[[], bool]

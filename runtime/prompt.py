@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jinja2 import TemplateError
@@ -76,9 +77,8 @@ class PromptBuilder:
         for grid, after in zip(grids, pieces[1:], strict=True):
             token_ids += [self._image_token_id] * merged_patches(grid, self._merge_size) + tokens[after]
         ids = np.array(token_ids, dtype=np.int64)
-        image_rows = np.flatnonzero(ids == self._image_token_id)
-        positions, next_position = rope_positions(ids == self._image_token_id, grids, self._merge_size)
-        return Prompt(ids, positions, image_rows, next_position)
+        positions, next_position = rope_positions([len(tokens[piece]) for piece in pieces], grids, self._merge_size)
+        return Prompt(ids, positions, np.flatnonzero(ids == self._image_token_id), next_position)
 
     def render(self, text: str, images: int) -> str:
         """The chat template's text, with one placeholder per image."""
@@ -101,31 +101,31 @@ def merged_patches(grid: Grid, merge_size: int) -> int:
     return time * (height // merge_size) * (width // merge_size)
 
 
-def rope_positions(
-    is_image: NDArray[np.bool_], grids: Sequence[Grid], merge_size: int
-) -> tuple[NDArray[np.int64], int]:
+def rope_positions(texts: Sequence[int], grids: Sequence[Grid], merge_size: int) -> tuple[NDArray[np.int64], int]:
     """M-RoPE positions: text counts on along all axes, an image spans a grid, text goes on from its largest position.
 
     Args:
-        is_image: bool [n], which tokens are image tokens; each image's are one run.
+        texts: how many tokens of text there are before, between and after the images.
         grids: the images' patches, in order.
         merge_size: patches merged along each axis into one token.
 
     Returns:
         Positions int64 [3, n], and the next free one (Wang et al. 2024, Qwen2-VL, section 2.1).
     """
-    positions = np.empty((3, len(is_image)), dtype=np.int64)
-    token, position = 0, 0
-    for grid in grids:
-        first = token + int(is_image[token:].argmax())
-        positions[:, token:first] = np.arange(position, position + first - token)
-        position += first - token
-        time, height, width = grid[0], grid[1] // merge_size, grid[2] // merge_size
-        token = first + time * height * width
-        temporal, vertical, horizontal = positions[:, first:token].reshape(3, time, height, width)
-        temporal[:] = np.arange(position, position + time)[:, None, None]
-        vertical[:] = np.arange(position, position + height)[:, None]
-        horizontal[:] = np.arange(position, position + width)
-        position += max(time, height, width)
-    positions[:, token:] = np.arange(position, position + len(is_image) - token)
-    return positions, position + len(is_image) - token
+    runs, position = [_counted(0, texts[0])], texts[0]
+    for grid, text in zip(grids, texts[1:], strict=True):
+        image, span = _spanned(grid, merge_size)
+        runs += [image + position, _counted(position + span, text)]
+        position += span + text
+    return np.concatenate(runs, axis=1), position
+
+
+def _counted(first: int, length: int) -> NDArray[np.int64]:
+    return np.arange(first, first + length)[None].repeat(3, axis=0)
+
+
+@lru_cache(maxsize=16)  # a study's pictures are mostly of one size
+def _spanned(grid: Grid, merge_size: int) -> tuple[NDArray[np.int64], int]:
+    """An image's positions int64 [3, m] counted from 0, and how many it spans."""
+    merged = (grid[0], grid[1] // merge_size, grid[2] // merge_size)
+    return np.indices(merged, np.int64).reshape(3, -1), max(merged)

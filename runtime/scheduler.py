@@ -36,7 +36,7 @@ class _Running:
     """A generation in a slot."""
 
     generation: Generation
-    embeddings: Floats
+    unread: Floats  # embeddings of the tokens yet to be prefilled
     slot: int
     filled: int  # tokens in the cache
     joined: float
@@ -175,20 +175,21 @@ class Scheduler:
                 generation.outbox.put(error)
 
     def _join(self, generation: Generation) -> None:
-        embeddings = generation.embed()
         known = self._prefixes.longest(generation.identities[: generation.target])
         reused = 0
+        if known is not None:
+            limit = generation.target if generation.sampling is None else generation.target - 1
+            reused = min(known.shape[2], limit) // ALIGNMENT * ALIGNMENT
         slot = self._table.take()
         try:
+            unread = generation.embed(reused)
             if known is not None:
-                limit = generation.target if generation.sampling is None else generation.target - 1
-                reused = min(known.shape[2], limit) // ALIGNMENT * ALIGNMENT
                 self._table[slot].write(0, known[:, :, :reused])
         except Exception:
             self._table.give_back(slot)
             raise
         with self._wake:
-            self._running.append(_Running(generation, embeddings, slot, reused, time.perf_counter()))
+            self._running.append(_Running(generation, unread, slot, reused, time.perf_counter()))
             self._reused += reused
         generation.outbox.put(Joined(reused))
 
@@ -203,14 +204,16 @@ class Scheduler:
         try:
             if running.filled < generation.target:
                 stop = min((running.filled // ALIGNMENT * ALIGNMENT) + chunk, generation.target)
-                part = slice(running.filled, stop)
-                angles = self._model.rotary.angles(prompt.positions[:, part])
-                last = np.array([stop - running.filled - 1])
+                count = stop - running.filled
+                angles = self._model.rotary.angles(prompt.positions[:, running.filled : stop])
                 cache = self._table[running.slot]
-                logits = self._backend.decode(running.embeddings[part], angles, running.filled, last, cache)[0]
+                logits = self._backend.decode(
+                    running.unread[:count], angles, running.filled, np.array([count - 1]), cache
+                )[0]
                 with self._wake:
-                    self._waiting.charge(generation.client, stop - running.filled)
-                    self._prefilled += stop - running.filled
+                    self._waiting.charge(generation.client, count)
+                    self._prefilled += count
+                running.unread = running.unread[count:]
                 running.filled = stop
             if running.filled == generation.target:
                 self._prefilled_all(running, logits)
@@ -226,7 +229,7 @@ class Scheduler:
             return
         assert logits is not None, "at least one token of a prompt is always run"
         started = time.perf_counter()
-        running.embeddings = running.embeddings[:0]
+        running.unread = running.unread.copy()  # nothing is left, and what it was the end of is let go
         running.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
         running.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - running.filled)
         running.position = generation.prompt.next_position

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.generate import prompt_embeddings
 from echovlm_edge.runtime.prompt import PromptBuilder, rope_positions
 from tests import golden
 
@@ -42,19 +45,31 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6), st.integers(1, 6)), max_size=4), st.integers(0, 9))
 def test_positions_count_on_from_the_largest(runs: list[tuple[int, int, int]], after: int) -> None:
     """Each run is some text and then an image of height x width merged patches."""
-    is_image, grids, expected_next = [], [], 0
+    is_image, grids, expected_next = list[bool](), [], 0
     for text, height, width in runs:
         is_image += [False] * text + [True] * height * width
         grids.append((1, 2 * height, 2 * width))
         expected_next += text + max(height, width)
     is_image += [False] * after
-    positions, next_position = rope_positions(np.array(is_image, dtype=bool), grids, merge_size=2)
+    texts = [text for text, *_ in runs] + [after]
+    positions, next_position = rope_positions(texts, grids, merge_size=2)
     assert next_position == expected_next + after
     assert positions.shape == (3, len(is_image))
     if after:
         assert (positions[:, -1] == next_position - 1).all()
     text = positions[:, ~np.array(is_image, dtype=bool)]
     assert (np.diff(text, axis=1) >= 1).all() and (text == text[0]).all()
+
+
+@given(st.lists(st.integers(1, 5), max_size=3), st.integers(0, 40))
+def test_embeddings_from_a_token_on_are_the_end_of_the_whole_prompts(patches: list[int], start: int) -> None:
+    prompt = PROMPTS.build("Describe it.", [(1, 2, 2 * width) for width in patches])
+    start = min(start, len(prompt.token_ids))
+    backend = Mock(embed=lambda ids: np.repeat(ids[:, None].astype(np.float32), 3, axis=1))
+    images = [np.full((width, 3), -1 - index, np.float32) for index, width in enumerate(patches)]
+    whole = prompt_embeddings(backend, prompt, images)
+    assert whole[prompt.image_rows, 0].tolist() == [row[0] for image in images for row in image]
+    np.testing.assert_array_equal(prompt_embeddings(backend, prompt, images, start), whole[start:])
 
 
 def test_streamed_text_is_the_tokenizers(case: golden.Golden) -> None:

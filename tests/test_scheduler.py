@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
@@ -47,7 +48,7 @@ class WatchedBackend(OnnxRuntimeBackend):
         super().__init__(bundle, threads=2)
         self.steps: list[int] = []
         self.chunks: list[int] = []
-        self.encoded = 0
+        self.encoded = self.embedded = 0
         self.fails: Callable[[Sequence[SlotCache]], bool] = lambda slots: False
         self.gate = threading.Event()
         self.gate.set()
@@ -55,6 +56,10 @@ class WatchedBackend(OnnxRuntimeBackend):
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         self.encoded += 1
         return super().encode(patches, angles)
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
+        self.embedded += len(token_ids)
+        return super().embed(token_ids)
 
     def decode(self, embeddings, angles, past, logit_rows, cache):  # type: ignore[no-untyped-def]
         self.gate.wait()
@@ -268,8 +273,10 @@ def test_a_question_about_the_same_image_costs_no_second_look(make_engine: MakeE
     engine, backend = make_engine()
     finish(engine, GenerationRequest("Describe it.", (picture,), Sampling(20)))
     backend.chunks.clear()
+    backend.embedded = 0
     answer = finish(engine, question)
     assert answer.token_ids == expected.token_ids
+    assert backend.embedded == answer.prompt_tokens - answer.reused_tokens + len(answer.token_ids) - 1
     assert backend.encoded == 1 and Stage.VISION not in answer.seconds
     assert answer.reused_tokens >= answer.image_tokens - 15 and sum(backend.chunks) < 40
     stats = engine.stats()
