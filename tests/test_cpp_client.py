@@ -35,15 +35,20 @@ def missing() -> str:
     """What cannot be found of what the client is built with."""
     tools = ("cmake", "g++", "pkg-config", "protoc", "grpc_cpp_plugin")
     lacking = [tool for tool in tools if not shutil.which(tool)]
-    if "pkg-config" not in lacking and subprocess.run(["pkg-config", "--exists", "grpc++"], check=False).returncode:
-        lacking.append("grpc++")
+    if "pkg-config" not in lacking:
+        libraries = ("grpc++", "protobuf")
+        lacking += [
+            name for name in libraries if subprocess.run(["pkg-config", "--exists", name], check=False).returncode
+        ]
     return ", ".join(lacking)
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
     if lacking := missing():
-        pytest.skip(f"{lacking} not found: apt install cmake g++ pkg-config libgrpc++-dev protobuf-compiler-grpc")
+        pytest.skip(
+            f"{lacking} not found: apt install cmake g++ pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc"
+        )
     for command in (
         ["cmake", "-S", ROOT / "examples" / "cpp", "-B", BUILD, "-DCMAKE_BUILD_TYPE=Debug"],
         ["cmake", "--build", BUILD, "--parallel", "2"],

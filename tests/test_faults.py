@@ -116,6 +116,12 @@ def test_no_memory_fails_one_call_with_a_clear_status(golden_bundle: Path, monke
         assert result(running_call).usage.generated_tokens > 1, "another call failed with it"
 
 
+def hold_steps(engine: ReportEngine, until: threading.Event) -> None:
+    """Let no step of `engine`'s decoder go on before `until` is set."""
+    step = engine.model.backend.step  # type: ignore[attr-defined]
+    engine.model.backend.step = lambda *given: (until.wait(), step(*given))[1]  # type: ignore[attr-defined]
+
+
 def test_a_hung_engine_is_replaced(golden_bundle: Path) -> None:
     hang, engines = threading.Event(), []
     hang.set()
@@ -123,8 +129,7 @@ def test_a_hung_engine_is_replaced(golden_bundle: Path) -> None:
     def open_engine() -> ReportEngine:
         engine = ReportEngine.open(golden_bundle, threads=2)
         if not engines:
-            step = engine.model.backend.step  # type: ignore[attr-defined]
-            engine.model.backend.step = lambda *given: (hang.wait(), step(*given))[1]  # type: ignore[attr-defined]
+            hold_steps(engine, hang)
         engines.append(engine)
         return engine
 
@@ -149,7 +154,7 @@ def test_engines_that_hang_again_and_again_are_given_up(golden_bundle: Path) -> 
 
     def open_engine() -> ReportEngine:
         engine = ReportEngine.open(golden_bundle, threads=1)
-        engine.model.backend.step = lambda *_: hang.wait()  # type: ignore[attr-defined]
+        hold_steps(engine, hang)
         return engine
 
     engine = ServedEngine(open_engine, WatchdogOptions(0.2, 1, 0.05), gave_up.set)
