@@ -64,6 +64,7 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber, row_tokens = 8;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 4096;
+  static constexpr int prefetch_level = 0;
   static constexpr int zero4 = 8, zero8 = Vnni ? 128 : 0;
 
   static Bytes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

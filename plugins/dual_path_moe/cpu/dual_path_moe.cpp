@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t kSlab = 512;        // tokens whose inner values are kept at once
 constexpr std::size_t kTokenChunk = 256;  // tokens of a task: their sums stay in the second-level cache
 constexpr std::size_t kInnerChunk = 128;  // inner values of a task: whole blocks, so that the task can quantize them
-constexpr std::size_t kFewTokens = 8;
+constexpr std::size_t kFewTokens = 2;
 constexpr std::size_t kRouteTokens = 8;
 constexpr std::size_t kDownRows = 64;
 constexpr std::size_t kDownRowsOfFew = 32;

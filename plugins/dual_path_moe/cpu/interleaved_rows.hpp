@@ -1,188 +1,199 @@
-// Few tokens: rows read straight from memory, as many at a time as a vector has pieces of 8 bytes.
+// Few tokens: sixteen rows at a time, read straight from memory, in two vectors of pieces of 8 bytes.
 //
-//   packed, 8 bytes of each row:      | row 0: k .. k+15 | row 1: k .. k+15 | ... | row 7 |     (4 bits, 64 bytes)
-//   activations, 8 bytes, broadcast:  | even k           | the same         | ...         |     and | odd k | ...
+//   packed, 8 bytes of each row:      | row 0: k .. k+15 | row 1: k .. k+15 | row 4 | row 5 | ... | row 13 |     (4 bits, 64 bytes)
+//                                     | row 2: k .. k+15 | row 3: k .. k+15 | row 6 | row 7 | ... | row 15 |
+//   activations, 8 bytes, broadcast:  | even k           | the same         | ...                          |     and | odd k | ...
 //
-// Isa::dot of the two leaves each row's sum in two lanes, which are added. One conversion to float and one scale then serve all the
-// rows of a vector, which is what makes a block cheap: for a block of 128, 16 products and two operations in floats do eight rows.
+// Isa::dot of the two leaves each row's sum in two lanes. Where a block ends, Isa::add_pairs makes of both vectors one with a lane
+// for each row, in their order: one broadcast serves two products, and one conversion to float and one scale all the rows.
+//
+// While the products of a step wait for their turn, a processor takes up nothing that comes after them. So the next step's rows
+// are interleaved between this one's products, and wait in memory for their turn.
 //
 // Each block's sum meets the float sums exactly as in tile_panel.hpp: a token's result does not depend on who is in its call.
 #pragma once
 
 #include "block_weights.hpp"
+#include "rows_ahead.hpp"
 
 namespace echovlm {
 namespace {
 
 template <class Isa>
 struct InterleavedRows {
-  static constexpr int kRows = Isa::lanes / 2;
+  static constexpr int kRows = Isa::lanes, kPieces = kRows / 2;
   static constexpr std::size_t kBytes = 4 * Isa::lanes, kPiece = 8;
   static constexpr std::size_t kActivationBytes = 16 * 1024;  // half of a first-level cache
-  static constexpr std::size_t kRowsOfSums = 128;
-  static constexpr int kMostTokens = 8;
   static constexpr std::size_t kMostBlocks = kActivationBytes / 16;
-  static constexpr std::size_t kSums = kRowsOfSums / kRows * kMostTokens * Isa::lanes;
-  static_assert(kActivationBytes + ((2 + Isa::lanes) * kMostBlocks + kSums + kRowsOfSums) * sizeof(float) <= kScratchBytes);
+  static constexpr std::size_t kMostRows = 128;  // of a pass over all stretches: they stay in the second-level cache
+  static_assert(kActivationBytes + ((3 + kRows) * kMostBlocks + kMostRows) * sizeof(float) <= kScratchBytes);
 
   template <int Bits>
   static constexpr int parts = Isa::template parts<Bits>;
 
   template <int Bits>
-  static constexpr std::size_t values_per_vector = kBytes * 8 / Bits;
+  static constexpr int values_per_vector = kBytes * 8 / Bits;
 
   // A stretch of K for M tokens, in the scratch: its activations fit half of a first-level cache.
   struct Stretch {
-    std::size_t k0, values, blocks;
-    bool first, last;
+    RowPart part;
+    std::size_t first_block, blocks;
     std::uint8_t* x;       // by vector, token and part
-    std::int32_t* begins;  // by block and token: -zero * (sum of activations)
+    std::int32_t* begins;  // by block and token: -zero * (sum of activations), and a zero for a row's other lane
     float* x_scales;       // by block and token
-    float* scales;         // of the rows at hand, by block, as a vector wants them
-    float* sums;           // by rows at hand and token, from one stretch to the next
+    float* scales;         // of the rows at hand, by block and row
   };
 
   // Whether every row ends with a whole vector.
   static bool takes(const BlockWeights& w) { return w.k * static_cast<std::size_t>(w.bits) / 8 % kBytes == 0; }
 
   template <int Bits, int M>
-  static void prepare(const BlockWeights& w, const QuantizedTokens& x, const std::uint32_t* tokens, const Stretch& to) {
+  static void prepare(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values, const Stretch& to) {
     constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
-    arrange_tokens<Isa, Bits, M>(x, tokens, to.k0, to.values, to.x);
+    arrange_tokens<Isa, Bits, M>(x, tokens, k0, values, to.x);
     for (int m = 0; m < M; ++m) {
-      const std::size_t first = tokens[m] * x.scale_stride + to.k0 / w.block;
+      const std::size_t first = tokens[m] * x.scale_stride + to.first_block;
       for (std::size_t b = 0; b < to.blocks; ++b) {
-        to.begins[b * M + m] = -zero * x.sums[first + b];
+        to.begins[(b * M + m) * 2] = -zero * x.sums[first + b];
+        to.begins[(b * M + m) * 2 + 1] = 0;
         to.x_scales[b * M + m] = x.scales[first + b];
       }
     }
   }
 
-  // The scales of kRows rows, each in the lanes of its row: two blocks are a piece of 8 bytes. Asks for those of the rows that
-  // come next, because nothing of a row can begin without them, and a hardware prefetcher takes no notice of so few lines.
+  // The scales of kRows rows, by block. Asks for those of the rows that come next, because nothing of a row can begin without
+  // them, and a hardware prefetcher takes no notice of so few lines.
+  template <int Block>
   static ECHOVLM_INLINE void spread_scales(const BlockWeights& w, std::size_t row, const Stretch& s) {
-    const std::size_t width = w.half_scales ? 2 : 4, row_bytes = w.scale_stride * width, bytes = s.blocks * width;
-    const std::uint8_t* from = static_cast<const std::uint8_t*>(w.scales) + row * row_bytes + s.k0 / w.block * width;
-    for (int r = 0; r < kRows; ++r) ask_for(from + (r + kRows) * row_bytes, bytes);
-    float* to = s.scales;
-    for (std::size_t b = 0; b < s.blocks; b += Isa::lanes) {
-      const std::size_t left = s.blocks - b;
-      typename Isa::Bytes pieces[kRows];
-      each<kRows>([&](auto r) ECHOVLM_LAMBDA {
-        const std::uint8_t* p = from + r.value * row_bytes + b * width;
-        pieces[r.value] =
-            Isa::as_bytes(w.half_scales ? Isa::load_some_halves(reinterpret_cast<const std::uint16_t*>(p), left)
-                                        : Isa::load_some_floats(reinterpret_cast<const float*>(p), left));
-      });
-      Isa::interleave(pieces);
-      each<kRows>([&](auto q) ECHOVLM_LAMBDA {
-        Isa::store_floats(to, Isa::even_lanes_twice(Isa::as_floats(pieces[q.value])));
-        Isa::store_floats(to + Isa::lanes, Isa::odd_lanes_twice(Isa::as_floats(pieces[q.value])));
-        to += 2 * Isa::lanes;
-      });
-    }
+    if (w.half_scales)
+      spread_scales<Block>(w, static_cast<const std::uint16_t*>(w.scales), row, s,
+                           [](auto* p, std::size_t count) ECHOVLM_LAMBDA { return Isa::load_some_halves(p, count); });
+    else
+      spread_scales<Block>(w, static_cast<const float*>(w.scales), row, s,
+                           [](auto* p, std::size_t count) ECHOVLM_LAMBDA { return Isa::load_some_floats(p, count); });
   }
 
-  // kRows rows from `row` on. A block is V vectors of each row, or a vector P blocks.
-  template <int Bits, int M, int V, int P>
+  template <int Block, class Scale, class Load>
+  static ECHOVLM_INLINE void spread_scales(const BlockWeights& w, const Scale* all, std::size_t row, const Stretch& s, Load load) {
+    const std::size_t stride = w.scale_stride;
+    const auto next = s.part.place(row + kRows);
+    const Scale* from = all + row * stride + s.first_block;
+    const Scale* ahead = all + next.row * stride + next.begin * 8 / static_cast<std::size_t>(w.bits) / Block;
+    const auto ask = [&](std::size_t b) ECHOVLM_LAMBDA {
+      each<kRows>([&](auto r) ECHOVLM_LAMBDA { __builtin_prefetch(ahead + r.value * stride + b, 0, Isa::prefetch_level); });
+    };
+    for (std::size_t b = 0; b < s.blocks; b += kRows) {
+      ask(b);
+      typename Isa::Bytes scales[kRows];
+      each<kRows>([&](auto r) ECHOVLM_LAMBDA { scales[r.value] = Isa::as_bytes(load(from + r.value * stride + b, s.blocks - b)); });
+      Isa::transpose(scales);
+      each<kRows>([&](auto i) ECHOVLM_LAMBDA { Isa::store_floats(s.scales + (b + i.value) * kRows, Isa::as_floats(scales[i.value])); });
+    }
+    ask(s.blocks - 1);
+  }
+
+  // kRows rows from `row` on. The stretch comes by value: vectors that are stored may alias anything, so that behind a reference
+  // its fields would be read at every step.
+  template <int Bits, int M, int Block>
   static void rows(const BlockWeights& w, std::size_t row, const Stretch s, float* const* out) {
-    constexpr int pieces = kRows * V / P;  // of a block
+    constexpr int step = values_per_vector<Bits>;
+    constexpr int vectors = Block > step ? Block / step : 1;  // of a row, that are taken at once
+    constexpr int blocks = step > Block ? step / Block : 1;   // in them
+    constexpr int pieces = kPieces * vectors / blocks;        // of a block
     typename Isa::Float totals[M];
-    float* kept = s.sums + row / kRows * M * Isa::lanes;
-    each<M>([&](auto m) ECHOVLM_LAMBDA {
-      totals[m.value] = s.first ? Isa::load_rows(out[m.value] + row) : Isa::load_floats(kept + m.value * Isa::lanes);
-    });
-    spread_scales(w, row, s);
-    const std::size_t bytes = s.values * Bits / 8, row_bytes = w.row_bytes;
-    const std::uint8_t* from = w.values + row * row_bytes + s.k0 * Bits / 8;
+    each<M>([&](auto m) ECHOVLM_LAMBDA { totals[m.value] = Isa::load_floats(out[m.value] + row); });
+    spread_scales<Block>(w, row, s);
+    const std::size_t bytes = s.part.bytes, row_bytes = w.row_bytes;
+    const std::uint8_t* from = w.values + row * row_bytes + s.part.begin;
+    const RowsAhead<Isa> ahead(w, s.part, row, kRows, 0);
     const std::uint8_t* x = s.x;
     const std::int32_t* begins = s.begins;
     const float *x_scales = s.x_scales, *scales = s.scales;
-    for (std::size_t at = 0; at < bytes; at += V * kBytes) {
-      // Asks for what is read so much later: past the stretch's end, that is in the rows that follow.
-      const std::size_t later = at + Isa::prefetch_bytes / kRows;
-      const std::uint8_t* ahead = from + (later < bytes ? later : later - bytes + kRows * row_bytes);
-      typename Isa::Bytes packed[V][kRows];
-      each<V>([&](auto v) ECHOVLM_LAMBDA {
-        each<kRows>([&](auto r) ECHOVLM_LAMBDA {
-          __builtin_prefetch(ahead + r.value * row_bytes + v.value * kBytes, 0, 0);
-          packed[v.value][r.value] = Isa::load(from + r.value * row_bytes + at + v.value * kBytes);
-        });
-        Isa::interleave(packed[v.value]);
+
+    typename Isa::Bytes packed[2][vectors][2][kPieces];  // of two steps: one is multiplied while the other is made
+    const auto interleave = [&](auto v, auto half, std::size_t at, int turn) ECHOVLM_LAMBDA {
+      auto& to = packed[turn][v.value][half.value];
+      each<kPieces>([&](auto place) ECHOVLM_LAMBDA {
+        constexpr int r = place.value / 2 * 4 + half.value * 2 + place.value % 2;
+        ahead.ask(r * row_bytes, at + v.value * kBytes);
+        to[place.value] = Isa::load(from + r * row_bytes + at + v.value * kBytes);
       });
-      each<P>([&](auto p) ECHOVLM_LAMBDA {
-        typename Isa::Int sums[M];
-        each<M>([&](auto m) ECHOVLM_LAMBDA { sums[m.value] = Isa::first_of_rows(begins + m.value); });
+      Isa::interleave(to);
+    };
+    each<vectors>([&](auto v) ECHOVLM_LAMBDA {
+      each<2>([&](auto half) ECHOVLM_LAMBDA { interleave(v, half, 0, 0); });
+    });
+    int turn = 0;
+    for (std::size_t at = 0; at < bytes; at += vectors * kBytes, turn ^= 1) {
+      const std::size_t next = at + vectors * kBytes < bytes ? at + vectors * kBytes : at;  // the last is made again: no branch
+      each<blocks>([&](auto block) ECHOVLM_LAMBDA {
+        typename Isa::Int sums[2][M];
+        each<M>([&](auto m) ECHOVLM_LAMBDA { sums[0][m.value] = sums[1][m.value] = Isa::broadcast_piece(begins + 2 * m.value); });
         each<pieces>([&](auto i) ECHOVLM_LAMBDA {
-          constexpr int piece = p.value * pieces + i.value, v = piece / kRows, place = piece % kRows;
-          typename Isa::Bytes stored[parts<Bits>];
-          Isa::template unpack<Bits>(packed[v][place], stored);
+          constexpr int piece = block.value * pieces + i.value, v = piece / kPieces, place = piece % kPieces;
+          typename Isa::Bytes stored[2][parts<Bits>];
+          each<2>([&](auto half) ECHOVLM_LAMBDA { Isa::template unpack<Bits>(packed[turn][v][half.value][place], stored[half.value]); });
           each<parts<Bits>>([&](auto part) ECHOVLM_LAMBDA {
             each<M>([&](auto m) ECHOVLM_LAMBDA {
-              const std::uint8_t* words = x + ((v * M + m.value) * parts<Bits> + part.value) * kBytes + place * kPiece;
-              sums[m.value] = Isa::template dot<Bits>(sums[m.value], stored[part.value], Isa::broadcast_piece(words));
+              const auto words = Isa::broadcast_piece(x + ((v * M + m.value) * parts<Bits> + part.value) * kBytes + place * kPiece);
+              each<2>([&](auto half) ECHOVLM_LAMBDA {
+                auto& sum = sums[half.value][m.value];
+                sum = Isa::template dot<Bits>(sum, stored[half.value][part.value], words);
+              });
             });
           });
+          constexpr int half_step = kPieces / 2;
+          if constexpr (place % half_step == half_step / 2)
+            interleave(std::integral_constant<int, v>(), std::integral_constant<int, place / half_step>(), next, turn ^ 1);
         });
         const auto scale = Isa::load_floats(scales);
         each<M>([&](auto m) ECHOVLM_LAMBDA {
-          const auto scaled = Isa::multiply(Isa::to_float(Isa::add_neighbours(sums[m.value])), scale);
+          const auto scaled = Isa::multiply(Isa::to_float(Isa::add_pairs(sums[0][m.value], sums[1][m.value])), scale);
           totals[m.value] = Isa::multiply_add(scaled, Isa::broadcast(x_scales[m.value]), totals[m.value]);
         });
-        begins += M;
+        begins += 2 * M;
         x_scales += M;
-        scales += Isa::lanes;
+        scales += kRows;
       });
-      x += V * M * parts<Bits> * kBytes;
+      x += vectors * M * parts<Bits> * kBytes;
     }
-    each<M>([&](auto m) ECHOVLM_LAMBDA {
-      if (s.last)
-        Isa::store_rows(out[m.value] + row, totals[m.value]);
-      else
-        Isa::store_floats(kept + m.value * Isa::lanes, totals[m.value]);
-    });
+    each<M>([&](auto m) ECHOVLM_LAMBDA { Isa::store_floats(out[m.value] + row, totals[m.value]); });
   }
 
   // `count` tokens as M: the last is there several times, and only one of its results is kept.
   template <int Bits, int M>
   static void tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, std::size_t i, std::size_t count,
                      const Accumulator& c, std::uint8_t* scratch) {
-    constexpr std::size_t step = values_per_vector<Bits>, unit = 128;
-    static_assert(unit % step == 0);
+    constexpr std::size_t unit = 128;
+    static_assert(unit % values_per_vector<Bits> == 0);
     constexpr std::size_t most = kActivationBytes * 8 / (M * parts<Bits> * Bits) / unit * unit;
     const std::size_t stretches = (w.k + most - 1) / most;
     const std::size_t even = ((w.k + stretches - 1) / stretches + unit - 1) / unit * unit;
     Stretch s{};
     s.x = scratch;
     s.begins = reinterpret_cast<std::int32_t*>(scratch + kActivationBytes);
-    s.x_scales = reinterpret_cast<float*>(s.begins + kMostBlocks);
+    s.x_scales = reinterpret_cast<float*>(s.begins + 2 * kMostBlocks);
     s.scales = s.x_scales + kMostBlocks;
-    s.sums = s.scales + Isa::lanes * kMostBlocks;
-    float* out[M];  // what is there more than once goes behind the sums
+    float* const surplus = s.scales + kRows * kMostBlocks;  // kMostRows results of tokens that are there more than once
+    float* out[M];
     std::uint32_t tokens[M];
     for (std::size_t m = 0; m < M; ++m) {
       tokens[m] = list.tokens[i + (m < count ? m : count - 1)];
-      out[m] = m < count ? c.values + accumulator_row(list, i + m) * c.stride : s.sums + kSums;
+      out[m] = m < count ? c.values + accumulator_row(list, i + m) * c.stride : surplus;
     }
-    for (s.k0 = 0; s.k0 < w.k; s.k0 += s.values) {
-      s.values = w.k - s.k0 < even ? w.k - s.k0 : even;
-      s.blocks = s.values / w.block;
-      s.first = s.k0 == 0;
-      s.last = s.k0 + s.values == w.k;
-      prepare<Bits, M>(w, x, tokens, s);
+    for (std::size_t k0 = 0; k0 < w.k; k0 += even) {
+      const std::size_t values = w.k - k0 < even ? w.k - k0 : even;
+      s.part = RowPart(w, k0 * Bits / 8, values * Bits / 8, Isa::prefetch_bytes / kRows);
+      s.first_block = k0 / w.block;
+      s.blocks = values / w.block;
+      prepare<Bits, M>(x, tokens, k0, values, s);
       for (std::size_t row = 0; row < w.rows; row += kRows) {
-        if (M <= 2 && w.block == step && s.values % (2 * step) == 0)
-          rows<Bits, M, 2, 2>(w, row, s, out);  // two lines of a row, one after the other: memory answers neighbours faster
-        else if (w.block == step)
-          rows<Bits, M, 1, 1>(w, row, s, out);
-        else if (w.block == 2 * step)
-          rows<Bits, M, 2, 1>(w, row, s, out);
-        else if (2 * w.block == step)
-          rows<Bits, M, 1, 2>(w, row, s, out);
-        else if (4 * w.block == step)
-          rows<Bits, M, 1, 4>(w, row, s, out);
-        else
-          rows<Bits, M, 1, 8>(w, row, s, out);
+        switch (w.block) {
+          case 16: rows<Bits, M, 16>(w, row, s, out); break;
+          case 32: rows<Bits, M, 32>(w, row, s, out); break;
+          case 64: rows<Bits, M, 64>(w, row, s, out); break;
+          default: rows<Bits, M, 128>(w, row, s, out); break;
+        }
       }
     }
   }
@@ -192,14 +203,15 @@ struct InterleavedRows {
                          std::uint8_t* scratch) {
     for (std::size_t i = 0; i < list.count; i += 8) {
       const std::size_t left = list.count - i;
-      if (left == 1)
-        tokens<Bits, 1>(w, x, list, i, left, c, scratch);
-      else if (left == 2)
-        tokens<Bits, 2>(w, x, list, i, left, c, scratch);
-      else if (left <= 4)
-        tokens<Bits, 4>(w, x, list, i, left, c, scratch);
-      else
-        tokens<Bits, 8>(w, x, list, i, left < 8 ? left : 8, c, scratch);
+      switch (left) {
+        case 1: tokens<Bits, 1>(w, x, list, i, left, c, scratch); break;
+        case 2: tokens<Bits, 2>(w, x, list, i, left, c, scratch); break;
+        case 3: tokens<Bits, 3>(w, x, list, i, left, c, scratch); break;
+        case 4: tokens<Bits, 4>(w, x, list, i, left, c, scratch); break;
+        case 5:
+        case 6: tokens<Bits, 6>(w, x, list, i, left, c, scratch); break;
+        default: tokens<Bits, 8>(w, x, list, i, left < 8 ? left : 8, c, scratch); break;
+      }
     }
   }
 
@@ -207,7 +219,7 @@ struct InterleavedRows {
   template <int Bits>
   static void run(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                   std::uint8_t* scratch) {
-    each_rows(w, c, kRowsOfSums, [&](const BlockWeights& some, const Accumulator& to) {
+    each_rows(w, c, kMostRows, [&](const BlockWeights& some, const Accumulator& to) {
       all_tokens<Bits>(some, x, list, to, scratch);
     });
   }

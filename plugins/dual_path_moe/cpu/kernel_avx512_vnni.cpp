@@ -14,9 +14,10 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int lanes = 16;
   static constexpr int panel_vectors = 2;  // 6 tokens x 2 vectors, of sums and of totals; 2 of weights and a word: 27 of 32 registers
   static constexpr int tile_tokens = 6;
-  static constexpr std::size_t few_tokens = 16;
+  static constexpr std::size_t few_tokens = 32;
   static constexpr bool interleaves_rows = true;
-  static constexpr std::size_t prefetch_bytes = 4096;
+  static constexpr std::size_t prefetch_bytes = 8192;
+  static constexpr int prefetch_level = 2;
   static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values
 
   static Bytes load(const void* p) { return _mm512_loadu_si512(p); }
@@ -89,18 +90,10 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   }
   static Bytes as_bytes(Float v) { return _mm512_castps_si512(v); }
   static Float as_floats(Bytes v) { return _mm512_castsi512_ps(v); }
-  static Float even_lanes_twice(Float v) { return _mm512_moveldup_ps(v); }
-  static Float odd_lanes_twice(Float v) { return _mm512_movehdup_ps(v); }
-  static Int first_of_rows(const std::int32_t* value) { return _mm512_maskz_set1_epi32(0x5555, *value); }
-  static Int add_neighbours(Int v) { return _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB)); }
-  // Eight floats, each in both lanes of its row.
-  static Float load_rows(const float* p) {
-    const Int row = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    return _mm512_permutexvar_ps(row, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
-  }
-  static void store_rows(float* p, Float v) {
-    const Int even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm256_storeu_ps(p, _mm512_castps512_ps256(_mm512_permutexvar_ps(even, v)));
+  // Of each four lanes: the sums of a's two pairs, then of b's.
+  static Int add_pairs(Int a, Int b) {
+    const Float x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
   }
 
   // words[row] lane w becomes words[w] lane row: pairs, fours, then quarters of the register change places.

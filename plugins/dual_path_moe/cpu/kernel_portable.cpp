@@ -21,6 +21,7 @@ struct Portable : WholeDots<Portable> {
   static constexpr std::size_t few_tokens = 3, row_tokens = 4;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
+  static constexpr int prefetch_level = 0;
   static constexpr int zero4 = 8, zero8 = 0;
 
   static Bytes load(const void* p) { return load_some(p, 16); }

@@ -18,6 +18,7 @@ struct Neon : WholeDots<Neon> {
   static constexpr std::size_t few_tokens = 3, row_tokens = 4;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
+  static constexpr int prefetch_level = 0;
   static constexpr int zero4 = 8, zero8 = 0;
 
   static Bytes load(const void* p) { return vld1q_s8(static_cast<const std::int8_t*>(p)); }

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "block_weights.hpp"
+#include "rows_ahead.hpp"
 
 namespace echovlm {
 namespace {
@@ -49,14 +50,9 @@ struct RowProduct {
     float *x_scales, *corrections, *scales, *weight_scales;
   };
 
-  // What a pass reads of every packed row, and from a place in it to what is asked for there: rows on, and bytes in that one.
-  struct PassBytes {
-    std::size_t begin, bytes, ahead_rows, ahead_bytes;
-  };
-
   template <int M>
   struct Pass {
-    PassBytes bytes;
+    RowPart part;
     int count;
     bool first, last;  // of a row
     float* sums;       // by row and token, from one pass to the next
@@ -135,34 +131,14 @@ struct RowProduct {
       for (std::size_t b = 0; b < x.blocks; ++b) multiply(b * M, Isa::broadcast(weight_scales[b]));
   }
 
-  // Asks for what is read Isa::prefetch_bytes later: past the pass's end comes its part of the row that follows the rows read
-  // together.
-  class Prefetch {
-   public:
-    // `at`: where the stretch begins in the pass.
-    ECHOVLM_INLINE Prefetch(const BlockWeights& w, const PassBytes& pass, std::size_t r, std::size_t rows, std::size_t at)
-        : near_(w.values + (r + pass.ahead_rows * rows) * w.row_bytes + pass.begin + at + pass.ahead_bytes),
-          far_(near_ + rows * w.row_bytes - pass.bytes),
-          near_bytes_(static_cast<std::ptrdiff_t>(pass.bytes) - static_cast<std::ptrdiff_t>(at + pass.ahead_bytes)) {}
-
-    // `offset` bytes behind the first row, `at` bytes into the stretch.
-    ECHOVLM_INLINE void row(std::size_t offset, std::size_t at) const {
-      __builtin_prefetch((static_cast<std::ptrdiff_t>(at) < near_bytes_ ? near_ : far_) + offset + at, 0, 0);
-    }
-
-   private:
-    const std::uint8_t *near_, *far_;
-    std::ptrdiff_t near_bytes_;
-  };
-
   // A stretch of R rows from `r` on, a block of V vectors at a time: one scale serves all their lanes. It comes by value, as
   // the pass does: vectors that are stored may alias anything, so that behind a reference fields would be read at every step.
   template <int Bits, int R, int M, int V>
-  static ECHOVLM_INLINE void wide_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const PassBytes pass,
+  static ECHOVLM_INLINE void wide_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const RowPart part,
                                           typename Isa::Float (&sums)[R][M]) {
     constexpr int parts = Isa::template parts<Bits>;
     const std::uint8_t* weight = w.values + r * w.row_bytes + x.first_byte;
-    const Prefetch prefetch(w, pass, r, R, x.first_byte - pass.begin);
+    const RowsAhead<Isa> ahead(w, part, r, R, x.first_byte - part.begin);
     each<R>([&](auto row) ECHOVLM_LAMBDA {
       scale_row<Bits, M>(w, r + row.value, x, row.value, sums[row.value]);
     });
@@ -173,7 +149,7 @@ struct RowProduct {
         const std::uint8_t* from = weight + row.value * w.row_bytes + at;
         typename Isa::Bytes stored[V][parts];
         each<V>([&](auto v) ECHOVLM_LAMBDA {
-          if constexpr (v.value * kBytes % 64 == 0) prefetch.row(row.value * w.row_bytes, at + v.value * kBytes);
+          if constexpr (v.value * kBytes % 64 == 0) ahead.ask(row.value * w.row_bytes, at + v.value * kBytes);
           auto packed = Isa::load(from + v.value * kBytes);
           Isa::keep(packed);  // or it is read again for each part
           Isa::template unpack<Bits>(packed, stored[v.value]);
@@ -197,19 +173,19 @@ struct RowProduct {
 
   // A stretch of a row where a vector holds several blocks: each lane has its block's scale.
   template <int Bits, int M>
-  static ECHOVLM_INLINE void narrow_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const PassBytes pass,
+  static ECHOVLM_INLINE void narrow_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const RowPart part,
                                             typename Isa::Float (&sums)[M]) {
     constexpr std::size_t step = values_per_vector<Bits>;
     constexpr int parts = Isa::template parts<Bits>;
     const std::uint8_t* weight = w.values + r * w.row_bytes + x.first_byte;
-    const Prefetch prefetch(w, pass, r, 1, x.first_byte - pass.begin);
+    const RowsAhead<Isa> ahead(w, part, r, 1, x.first_byte - part.begin);
     scale_row<Bits, M>(w, r, x, 0, sums);
     const std::uint8_t* values = x.x;
     const std::size_t bytes = x.values * Bits / 8;
     for (std::size_t at = 0; at < bytes; at += kBytes) {
       const std::size_t some = bytes - at < kBytes ? bytes - at : kBytes;
       const std::size_t first = at * 8 / Bits / x.block, blocks = (some * 8 / Bits + x.block - 1) / x.block;
-      prefetch.row(0, at);
+      ahead.ask(0, at);
       typename Isa::Bytes stored[parts];
       Isa::template unpack<Bits>(some == kBytes ? Isa::load(weight + at) : Isa::load_some(weight + at, some), stored);
       each<M>([&](auto m) ECHOVLM_LAMBDA {
@@ -248,9 +224,9 @@ struct RowProduct {
       each_sum([](auto& sum, float* kept, float*) ECHOVLM_LAMBDA { sum = Isa::load_floats(kept); });
     for (int i = 0; i < pass.count; ++i) {
       if constexpr (V == 0)
-        narrow_stretch<Bits, M>(w, r, pass.stretches[i], pass.bytes, sums[0]);
+        narrow_stretch<Bits, M>(w, r, pass.stretches[i], pass.part, sums[0]);
       else
-        wide_stretch<Bits, R, M, V>(w, r, pass.stretches[i], pass.bytes, sums);
+        wide_stretch<Bits, R, M, V>(w, r, pass.stretches[i], pass.part, sums);
     }
     if (pass.last)
       each_sum([](auto& sum, float*, float* result) ECHOVLM_LAMBDA { *result += Isa::sum(sum); });
@@ -262,7 +238,7 @@ struct RowProduct {
   static void all_rows(const BlockWeights& w, const Pass<M>& pass, float* const* out) {
     std::size_t r = 0;
     if constexpr (M <= 2 && V > 0) {
-      if (pass.bytes.bytes * Isa::template parts<Bits> * M > kBytesOfOneRow)
+      if (pass.part.bytes * Isa::template parts<Bits> * M > kBytesOfOneRow)
         for (; r + kRowsAtOnce <= w.rows; r += kRowsAtOnce) pass_rows<Bits, kRowsAtOnce, M, V>(w, r, pass, out);
     }
     for (; r < w.rows; ++r) pass_rows<Bits, 1, M, V>(w, r, pass, out);
@@ -283,16 +259,14 @@ struct RowProduct {
     pass.sums = reinterpret_cast<float*>(scratch + kActivationBytes) + kScaleArrays * kScales;
     for (std::size_t k0 = 0; k0 < w.k;) {
       pass.first = k0 == 0;
-      pass.bytes.begin = k0 * Bits / 8;
+      const std::size_t begin = k0 * Bits / 8;
       for (pass.count = 0; k0 < w.k && pass.count < stretches_of_pass<M>; ++pass.count) {
         const std::size_t values = w.k - k0 < even ? w.k - k0 : even;
         pass.stretches[pass.count] = prepare<Bits, M>(x, list.tokens + i, k0, values, w.block, pass.count, scratch);
         k0 += values;
       }
       pass.last = k0 == w.k;
-      pass.bytes.bytes = k0 * Bits / 8 - pass.bytes.begin;
-      pass.bytes.ahead_rows = Isa::prefetch_bytes / pass.bytes.bytes;
-      pass.bytes.ahead_bytes = Isa::prefetch_bytes % pass.bytes.bytes;
+      pass.part = RowPart(w, begin, k0 * Bits / 8 - begin, Isa::prefetch_bytes);
       if (w.block < step)
         all_rows<Bits, M, 0>(w, pass, out);
       else if (w.block == step)
