@@ -20,7 +20,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ CLIENTS, SLOTS, QUEUE = 16, 8, 4
 CINE, FRAMES = "examples_ybr_color.dcm", 30
 WARM_UP_SHARE = 0.3  # of the time, before memory counts
 START_SECONDS = 120.0
-STUDY_ROUNDS = 15
+BATCHING_ROUNDS, STUDY_ROUNDS = 7, 30
 # What has to hold, as issue and operations page say it.
 MAX_RSS_GROWTH, MAX_REFUSAL_P99, MIN_BATCH_GAIN, MAX_STUDY_RATIO = 0.05, 0.050, 2.5, 1.2
 
@@ -251,9 +251,9 @@ def soak(served: Served, found: Soak, console: Console) -> None:
 
 
 def batching(served: Served, found: Soak) -> None:
-    """Tokens a second of one call, and of eight at once; their prompts are short beside their texts."""
-    found.tokens_per_second_alone = median(_rate(served, 1) for _ in range(3))
-    found.tokens_per_second_of_8 = median(_rate(served, 8) for _ in range(3))
+    """Tokens a second of one call, and of eight at once, turn by turn; their prompts are short beside their texts."""
+    alone, together = zip(*((_rate(served, 1), _rate(served, 8)) for _ in range(BATCHING_ROUNDS)), strict=True)
+    found.tokens_per_second_alone, found.tokens_per_second_of_8 = median(alone), median(together)
 
 
 def _rate(served: Served, together: int) -> float:
@@ -276,31 +276,39 @@ def _rate(served: Served, together: int) -> float:
 
 
 def studies(served: Served, found: Soak) -> None:
-    """W7: seven frames added ahead, then the report; beside it a text-only prompt with as many tokens yet to read."""
+    """W7: seven frames added ahead, then the report; beside it, as soon after other frames, a text-only prompt as long to read."""
     options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
     with connected(served.address) as stub:
+
+        def frames(first: int) -> list[pb.Image]:
+            return [image(4 * index + first % 2) for index in range(7)]
+
+        def after_frames(first: int, ask: Callable[[str], pb.Result]) -> pb.Result:
+            study = stub.BeginStudy(pb.BeginStudyRequest()).id
+            for frame in frames(first):
+                stub.AddImage(pb.AddImageRequest(study=study, image=frame))
+            _pause(served)
+            result = ask(study)
+            stub.EndStudy(pb.EndStudyRequest(study=study))
+            return result
+
+        def report(study: str) -> pb.Result:
+            return Ask("GenerateReport", pb.GenerateReportRequest(study=study, options=options)).result(stub)
 
         def answer(words: int) -> pb.Result:
             question = pb.AnswerQuestionRequest(question="so" + " so" * words, options=options)
             return Ask("AnswerQuestion", question).result(stub)
 
-        report, text = [], []
-        for round_ in range(1, STUDY_ROUNDS + 1):
-            frames = [image(4 * index + round_ % 2) for index in range(7)]
-            study = stub.BeginStudy(pb.BeginStudyRequest()).id
-            for frame in frames:
-                stub.AddImage(pb.AddImageRequest(study=study, image=frame))
-            _pause(served)
-            asked = pb.GenerateReportRequest(study=study, options=options)
-            ahead = Ask("GenerateReport", asked).result(stub)
-            report.append(ahead.timings.first_token_seconds)
-            shortest, longer = (_to_read(answer(words)) for words in (0, 20))
-            _pause(served)
-            short = answer(max(0, round(20 * (_to_read(ahead) - shortest) / (longer - shortest))))
-            text.append(short.timings.first_token_seconds)
-            stub.EndStudy(pb.EndStudyRequest(study=study))
-        at_once = Ask("GenerateReport", pb.GenerateReportRequest(images=frames, options=options)).result(stub)
-    found.study_first_token, found.text_first_token = median(report), median(text)
+        ahead = after_frames(0, report)
+        shortest, longer = (_to_read(answer(words)) for words in (0, 20))
+        words = max(0, round(20 * (_to_read(ahead) - shortest) / (longer - shortest)))
+        reports, texts = list[float](), list[float]()
+        turns = [(reports, report), (texts, lambda _: answer(words))]
+        for round_ in range(STUDY_ROUNDS):
+            for seconds, ask in turns[:: 1 if round_ % 2 else -1]:
+                seconds.append(after_frames(round_, ask).timings.first_token_seconds)
+        at_once = Ask("GenerateReport", pb.GenerateReportRequest(images=frames(0), options=options)).result(stub)
+    found.study_first_token, found.text_first_token = median(reports), median(texts)
     found.study_equals_one_call = list(at_once.token_ids) == list(ahead.token_ids)
 
 

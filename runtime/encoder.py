@@ -12,6 +12,7 @@ from echovlm_edge.runtime.backends import Backend, Floats
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.request import Frame, Priority, Stage
 from echovlm_edge.runtime.reuse import ImageStore
@@ -98,6 +99,7 @@ class Encoder:
         return time.monotonic() - started if started is not None else 0.0
 
     def _run(self) -> None:
+        give_way()
         while True:
             with self._wake:
                 self._job_started = None

@@ -56,6 +56,8 @@ class PromptBuilder:
             )
         self.tokenizer, self._image_token, self._image_token_id = tokenizer, image_token, image_token_id
         self._merge_size = merge_size
+        # A study's report begins as its preparation did. Nothing of the user's text is in it.
+        self._up_to_last_image = lru_cache(maxsize=16)(self._build_up_to_last_image)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
@@ -71,14 +73,31 @@ class PromptBuilder:
             InvalidInput: the text holds a special token, which could forge the conversation's structure.
         """
         self._refuse_special_tokens(text)
-        pieces = self.render(text, len(grids)).split(self._image_token)  # between images they are all the same
-        tokens = {piece: self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in set(pieces)}
-        token_ids = list(tokens[pieces[0]])
-        for grid, after in zip(grids, pieces[1:], strict=True):
-            token_ids += [self._image_token_id] * merged_patches(grid, self._merge_size) + tokens[after]
+        *pieces, last = self.render(text, len(grids)).split(self._image_token)
+        beginning = self._up_to_last_image(tuple(pieces), tuple(grids))
+        tokens = np.array(self._tokens(last), dtype=np.int64)
+        position = beginning.next_position
+        return Prompt(
+            np.concatenate((beginning.token_ids, tokens)),
+            np.concatenate((beginning.positions, _counted(position, len(tokens))), axis=1),
+            beginning.image_rows,
+            position + len(tokens),
+        )
+
+    def _build_up_to_last_image(self, pieces: tuple[str, ...], grids: tuple[Grid, ...]) -> Prompt:
+        """Each image with the text before it."""
+        tokens = {piece: self._tokens(piece) for piece in set(pieces)}  # between images they are all the same
+        token_ids = list[int]()
+        for piece, grid in zip(pieces, grids, strict=True):
+            token_ids += tokens[piece] + [self._image_token_id] * merged_patches(grid, self._merge_size)
         ids = np.array(token_ids, dtype=np.int64)
-        positions, next_position = rope_positions([len(tokens[piece]) for piece in pieces], grids, self._merge_size)
+        texts = [len(tokens[piece]) for piece in pieces]
+        positions, next_position = rope_positions([*texts, 0], grids, self._merge_size)
         return Prompt(ids, positions, np.flatnonzero(ids == self._image_token_id), next_position)
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def render(self, text: str, images: int) -> str:
         """The chat template's text, with one placeholder per image."""

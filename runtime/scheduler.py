@@ -16,6 +16,7 @@ from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import PREFILL_CHUNK, Model
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.request import FinishReason, Priority
 from echovlm_edge.runtime.reuse import PrefixStore
 from echovlm_edge.runtime.sampling import Sampler
@@ -124,6 +125,7 @@ class Scheduler:
             )
 
     def _run(self) -> None:
+        give_way()
         while True:
             with self._wake:
                 self._turn_started = None

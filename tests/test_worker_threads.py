@@ -1,4 +1,4 @@
-"""Where ONNX Runtime's workers run: a processor each where a server may use all, anywhere where it may not."""
+"""Where ONNX Runtime's workers run: a processor each where a server may use all, anywhere where it may not; behind others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from echovlm_edge.runtime.backends.onnxruntime import PARTS, OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.give_way import COMPUTING
 
 PROCESSORS = os.sched_getaffinity(0)
 
@@ -39,3 +41,13 @@ def test_a_worker_has_a_processor_of_its_own_where_all_may_be_used(golden_bundle
 def test_fewer_threads_than_processors_or_more_run_anywhere(golden_bundle: Path) -> None:
     workers = processors_of_workers(golden_bundle, len(PROCESSORS) + 1)
     assert workers == [PROCESSORS] * len(PROCESSORS) * len(PARTS)
+
+
+def test_what_computes_lets_others_go_first(golden_bundle: Path) -> None:
+    before = threads()
+    engine = ReportEngine.open(golden_bundle)
+    time.sleep(0.2)
+    nice = {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads() - before}
+    engine.close()
+    assert nice == {COMPUTING}
+    assert os.getpriority(os.PRIO_PROCESS, 0) < COMPUTING  # and nobody else does

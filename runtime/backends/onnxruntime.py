@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.rotary import Angles
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
@@ -106,9 +108,10 @@ class OnnxRuntimeBackend:
         self._device = provider.device
         self._spec = bundle.manifest.model
         self._embedding = TokenEmbedding.of(bundle)
-        self._vision, self._projector, self._decoder = (
-            _session(bundle, bundle.manifest.part(name), options, provider, self._traces) for name in PARTS
-        )
+        with ThreadPoolExecutor(1, initializer=give_way) as opener:  # a session's workers are as nice as who opens it
+            self._vision, self._projector, self._decoder = opener.map(
+                lambda name: _session(bundle, bundle.manifest.part(name), options, provider, self._traces), PARTS
+            )
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._wants_mask = "mask" in inputs
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
