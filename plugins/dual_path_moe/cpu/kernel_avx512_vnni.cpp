@@ -14,7 +14,7 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int lanes = 16;
   static constexpr int panel_vectors = 2;  // 6 tokens x 2 vectors, of sums and of totals; 2 of weights and a word: 27 of 32 registers
   static constexpr int tile_tokens = 6;
-  static constexpr std::size_t few_tokens = 32;
+  static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
   static constexpr std::size_t prefetch_bytes = 8192;
   static constexpr int prefetch_level = 2;

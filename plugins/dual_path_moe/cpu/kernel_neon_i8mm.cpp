@@ -84,22 +84,21 @@ struct MatrixPanel {
   }
 
   template <int Bits>
-  static void multiply(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
-                       const QuantizedTokens& x, std::size_t k0, const TokenList& list, const Accumulator& c, std::size_t row0,
-                       Prefetch&) {
+  static void multiply(const PanelChunk& chunk, const QuantizedTokens& x, const TokenList& list, const Accumulator& c, Prefetch&) {
     for (std::size_t i = 0; i < list.count; i += kTokens) {
       const std::size_t count = list.count - i < kTokens ? list.count - i : kTokens;
       float* out[kTokens];
-      for (std::size_t m = 0; m < count; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride + row0;
+      for (std::size_t m = 0; m < count; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride + chunk.row0;
       const std::uint32_t* tokens = list.tokens + i;
-      for (std::size_t b = 0; b < blocks; ++b) {
-        const std::uint8_t* values = panel + b * block * kRows;
-        const std::size_t k = k0 + b * block;
+      for (std::size_t b = 0; b < chunk.blocks; ++b) {
+        const std::uint8_t* values = chunk.panel + b * chunk.block * kRows;
+        const float* scales = chunk.scales + b * kRows;
+        const std::size_t k = chunk.k0 + b * chunk.block, block = chunk.block0 + b;
         switch ((count + 1) / 2) {
-          case 1: tile<Bits, 1>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
-          case 2: tile<Bits, 2>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
-          case 3: tile<Bits, 3>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
-          default: tile<Bits, 4>(values, scales + b * kRows, block, x, k, k / block, tokens, count, out); break;
+          case 1: tile<Bits, 1>(values, scales, chunk.block, x, k, block, tokens, count, out); break;
+          case 2: tile<Bits, 2>(values, scales, chunk.block, x, k, block, tokens, count, out); break;
+          case 3: tile<Bits, 3>(values, scales, chunk.block, x, k, block, tokens, count, out); break;
+          default: tile<Bits, 4>(values, scales, chunk.block, x, k, block, tokens, count, out); break;
         }
       }
     }

@@ -33,83 +33,104 @@ inline void transpose_scales(const BlockWeights& w, std::size_t row0, std::size_
 }
 
 // Asks for weights before a panel wants them: its many rows are more streams than a hardware prefetcher follows. Runs of
-// several lines of a row, because memory answers neighbours faster; a line at a time between products, because a processor
+// several lines of a row, because memory answers neighbours faster; a few lines at a time between products, because a processor
 // that has asked for too many at once waits.
 class Prefetch {
  public:
   Prefetch(const BlockWeights& w, std::size_t panel_rows)
-      : w_(w), panel_rows_(panel_rows), row_bytes_(w.k * static_cast<std::size_t>(w.bits) / 8) {
+      : w_(w),
+        panel_rows_(panel_rows),
+        row_bytes_(w.k * static_cast<std::size_t>(w.bits) / 8),
+        scale_bytes_(w.half_scales ? 2 : 4),
+        scale_bytes_of_run_(kRun * 8 / static_cast<std::size_t>(w.bits) / w.block * scale_bytes_) {
+    begin_run();
     owe(kRun < row_bytes_ ? kRun : row_bytes_);
     rest();
   }
 
   // As many bytes of every row of a panel are about to be taken: keeps the distance.
-  void owe(std::size_t bytes) { owed_ += bytes * panel_rows_; }
+  void owe(std::size_t bytes) { owed_ += bytes * panel_rows_ / kLine; }
 
-  // The next line, if one is owed.
-  ECHOVLM_INLINE void line() {
-    if (owed_ >= kLine) {
-      owed_ -= kLine;
-      ask();
-    }
-  }
+  // From now on what is owed is asked for in so many shares.
+  void divide(std::uint32_t shares) { share_ = (static_cast<std::uint32_t>(owed_) + shares - 1) / shares; }
+
+  // The next of them.
+  void share() { ask(share_ < owed_ ? share_ : owed_); }
 
   // All that is owed.
-  void rest() {
-    while (owed_ >= kLine) line();
-  }
+  void rest() { ask(owed_); }
 
  private:
   static constexpr std::size_t kRun = 512, kLine = 64;
 
-  void ask() {
-    const std::size_t row = panel_ + row_, at = offset_ + in_run_;
-    if (row < w_.rows) {
-      __builtin_prefetch(w_.values + row * w_.row_bytes + at, 0, 2);
-      if (in_run_ == 0) {
-        const std::size_t scale = row * w_.scale_stride + at * 8 / static_cast<std::size_t>(w_.bits) / w_.block;
-        __builtin_prefetch(static_cast<const std::uint8_t*>(w_.scales) + scale * (w_.half_scales ? 2 : 4), 0, 2);
+  void ask(std::size_t lines) {
+    owed_ -= lines;
+    for (; lines != 0; --lines) {
+      __builtin_prefetch(next_, 0, 2);
+      next_ += kLine;
+      if (next_ >= end_of_run_) next_run();
+    }
+  }
+
+  void next_run() {
+    if (++row_ == panel_rows_) {
+      row_ = 0;
+      ++run_;
+      if (run_ * kRun >= row_bytes_) {
+        run_ = 0;
+        panel_ += panel_rows_;
       }
     }
-    in_run_ += kLine;
-    if (in_run_ < kRun && at + kLine < row_bytes_) return;
-    in_run_ = 0;
-    if (++row_ < panel_rows_) return;
-    row_ = 0;
-    offset_ += kRun;
-    if (offset_ < row_bytes_) return;
-    offset_ = 0;
-    panel_ += panel_rows_;
+    begin_run();
+  }
+
+  // Past the last row there is nothing to ask for: the first row's memory is asked for again.
+  void begin_run() {
+    const std::size_t row = panel_ + row_ < w_.rows ? panel_ + row_ : 0, offset = run_ * kRun, left = row_bytes_ - offset;
+    next_ = w_.values + row * w_.row_bytes + offset;
+    end_of_run_ = next_ + (kRun < left ? kRun : left);
+    const std::uint8_t* scales = static_cast<const std::uint8_t*>(w_.scales) + row * w_.scale_stride * scale_bytes_;
+    __builtin_prefetch(scales + run_ * scale_bytes_of_run_, 0, 2);
   }
 
   const BlockWeights& w_;
-  const std::size_t panel_rows_, row_bytes_;
-  std::size_t panel_ = 0, row_ = 0, offset_ = 0, in_run_ = 0, owed_ = 0;
+  const std::size_t panel_rows_, row_bytes_, scale_bytes_, scale_bytes_of_run_;
+  std::size_t panel_ = 0, row_ = 0, run_ = 0, owed_ = 0, share_ = 0;
+  const std::uint8_t *next_ = nullptr, *end_of_run_ = nullptr;
 };
 
-// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K.
+// Some rows' blocks from `block0` on, unpacked: K from `k0` on.
+struct PanelChunk {
+  const std::uint8_t* panel;
+  const float* scales;  // by block and row
+  std::size_t row0, k0, block, block0, blocks;
+};
+
+// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K. No division is made
+// for a chunk or a tile: there are processors on which one takes as long as a tile's block.
 template <class Panel>
 void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
-  constexpr std::size_t rows = Panel::kRows, chunk = kPanelBytes / rows / 128 * 128, most_blocks = chunk / 16;
-  static_assert(rows <= kAccumulatorPadding && chunk >= 128);
-  static_assert(rows * chunk + rows * most_blocks * sizeof(float) <= kScratchBytes);
-  auto* scales = reinterpret_cast<float*>(scratch + rows * chunk);  // by block and row
+  constexpr std::size_t rows = Panel::kRows, longest = kPanelBytes / rows / 128 * 128, most_blocks = longest / 16;
+  static_assert(rows <= kAccumulatorPadding && longest >= 128);
+  static_assert(rows * longest + rows * most_blocks * sizeof(float) <= kScratchBytes);
+  auto* scales = reinterpret_cast<float*>(scratch + rows * longest);
+  const std::size_t all = w.k / w.block, some = longest / w.block, block_bytes = w.block * static_cast<std::size_t>(w.bits) / 8;
   Prefetch prefetch(w, rows);
   for (std::size_t row0 = 0; row0 < w.rows; row0 += rows) {
-    for (std::size_t k0 = 0; k0 < w.k; k0 += chunk) {
-      const std::size_t k = w.k - k0 < chunk ? w.k - k0 : chunk, blocks = k / w.block;
+    for (std::size_t block0 = 0; block0 < all; block0 += some) {
+      const std::size_t blocks = all - block0 < some ? all - block0 : some;
+      const PanelChunk chunk{scratch, scales, row0, block0 * w.block, w.block, block0, blocks};
       prefetch.rest();
-      prefetch.owe(k * static_cast<std::size_t>(w.bits) / 8);
-      if (w.bits == 4)
-        Panel::template unpack<4>(w, row0, k0, k, scratch);
-      else
-        Panel::template unpack<8>(w, row0, k0, k, scratch);
-      transpose_scales(w, row0, rows, k0 / w.block, blocks, scales);
-      if (w.bits == 4)
-        Panel::template multiply<4>(scratch, scales, w.block, blocks, x, k0, list, c, row0, prefetch);
-      else
-        Panel::template multiply<8>(scratch, scales, w.block, blocks, x, k0, list, c, row0, prefetch);
+      prefetch.owe(blocks * block_bytes);
+      transpose_scales(w, row0, rows, block0, blocks, scales);
+      if (w.bits == 4) {
+        Panel::template unpack<4>(w, row0, chunk.k0, blocks * w.block, scratch);
+        Panel::template multiply<4>(chunk, x, list, c, prefetch);
+      } else {
+        Panel::template unpack<8>(w, row0, chunk.k0, blocks * w.block, scratch);
+        Panel::template multiply<8>(chunk, x, list, c, prefetch);
+      }
     }
   }
 }
@@ -155,41 +176,44 @@ struct TilePanel {
     }
   }
 
-  // M tokens against a panel's chunk of K: integer sums for each block, which are scaled into float sums.
+  // M tokens against a panel: integer sums for each block, which are scaled into float sums.
   template <int Bits, int M>
-  static void tile(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
-                   const QuantizedTokens& x, std::size_t k0, const std::uint32_t* tokens, float* const* out,
-                   Prefetch& prefetch) {
+  static void tile(const PanelChunk& chunk, const QuantizedTokens& x, const std::uint32_t* tokens, float* const* out) {
     constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
+    const std::uint8_t* weights = chunk.panel;
+    const float* scales = chunk.scales;
     const std::int8_t* values[M];
+    std::size_t place[M];  // of a token's scale and sum
     typename Isa::Float totals[M][kVectors];
     each<M>([&](auto m) ECHOVLM_LAMBDA {
-      values[m.value] = x.values + tokens[m.value] * x.stride + k0;
+      values[m.value] = x.values + tokens[m.value] * x.stride + chunk.k0;
+      place[m.value] = tokens[m.value] * x.scale_stride + chunk.block0;
       each<kVectors>([&](auto v) ECHOVLM_LAMBDA { totals[m.value][v.value] = Isa::load_floats(out[m.value] + v.value * Isa::lanes); });
     });
     std::size_t step = 0;
-    for (std::size_t b = 0; b < blocks; ++b) {
+    for (std::size_t b = 0; b < chunk.blocks; ++b, scales += kRows) {
       typename Isa::Int sums[M][kVectors];
       each<M>([&](auto m) ECHOVLM_LAMBDA {
-        const auto begin = Isa::set_int(-zero * x.sums[tokens[m.value] * x.scale_stride + k0 / block + b]);
+        const auto begin = Isa::set_int(-zero * x.sums[place[m.value] + b]);
         each<kVectors>([&](auto v) ECHOVLM_LAMBDA { sums[m.value][v.value] = begin; });
       });
-      for (const std::size_t end = step + block / 4; step < end; ++step) {
-        prefetch.line();
-        typename Isa::Bytes weight[kVectors];
-        each<kVectors>([&](auto v) ECHOVLM_LAMBDA { weight[v.value] = Isa::load(panel + (step * kVectors + v.value) * kBytes); });
-        each<M>([&](auto m) ECHOVLM_LAMBDA {
-          const auto word = Isa::broadcast_word(values[m.value] + 4 * step);
-          each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
-            sums[m.value][v.value] = Isa::template dot<Bits>(sums[m.value][v.value], weight[v.value], word);
+      // Two steps at a time: a processor that takes up four instructions at once has none to spare for the loop.
+      for (const std::size_t end = step + chunk.block / 4; step < end; step += 2, weights += 2 * kVectors * kBytes) {
+        each<2>([&](auto half) ECHOVLM_LAMBDA {
+          typename Isa::Bytes weight[kVectors];
+          each<kVectors>([&](auto v) ECHOVLM_LAMBDA { weight[v.value] = Isa::load(weights + (half.value * kVectors + v.value) * kBytes); });
+          each<M>([&](auto m) ECHOVLM_LAMBDA {
+            const auto word = Isa::broadcast_word(values[m.value] + 4 * (step + half.value));
+            each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
+              sums[m.value][v.value] = Isa::template dot<Bits>(sums[m.value][v.value], weight[v.value], word);
+            });
           });
         });
       }
       each<M>([&](auto m) ECHOVLM_LAMBDA {
-        const auto x_scale = Isa::broadcast(x.scales[tokens[m.value] * x.scale_stride + k0 / block + b]);
+        const auto x_scale = Isa::broadcast(x.scales[place[m.value] + b]);
         each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
-          const auto scale = Isa::load_floats(scales + b * kRows + v.value * Isa::lanes);
-          const auto scaled = Isa::multiply(Isa::to_float(sums[m.value][v.value]), scale);
+          const auto scaled = Isa::multiply(Isa::to_float(sums[m.value][v.value]), Isa::load_floats(scales + v.value * Isa::lanes));
           totals[m.value][v.value] = Isa::multiply_add(scaled, x_scale, totals[m.value][v.value]);
         });
       });
@@ -200,30 +224,31 @@ struct TilePanel {
   }
 
   template <int Bits, int M>
-  static void tokens(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
-                     const QuantizedTokens& x, std::size_t k0, const TokenList& list, std::size_t i, const Accumulator& c,
-                     std::size_t row0, Prefetch& prefetch) {
+  static void tokens(const PanelChunk& chunk, const QuantizedTokens& x, const TokenList& list, std::size_t i, const Accumulator& c) {
     float* out[M];
-    for (int m = 0; m < M; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride + row0;
-    tile<Bits, M>(panel, scales, block, blocks, x, k0, list.tokens + i, out, prefetch);
+    for (int m = 0; m < M; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride + chunk.row0;
+    tile<Bits, M>(chunk, x, list.tokens + i, out);
   }
 
   template <int Bits>
-  static void multiply(const std::uint8_t* panel, const float* scales, std::size_t block, std::size_t blocks,
-                       const QuantizedTokens& x, std::size_t k0, const TokenList& list, const Accumulator& c, std::size_t row0,
+  static void multiply(const PanelChunk& chunk, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                        Prefetch& prefetch) {
-    // Tiles of equal size: 8 tokens are 4 + 4, not 6 + 2.
-    const std::size_t tiles = (list.count + Isa::tile_tokens - 1) / Isa::tile_tokens;
-    for (std::size_t t = 0; t < tiles; ++t) {
-      const std::size_t i = t * list.count / tiles, count = (t + 1) * list.count / tiles - i;
-      switch (count) {
-        case 1: tokens<Bits, 1>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
-        case 2: tokens<Bits, 2>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
-        case 3: tokens<Bits, 3>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
-        case 4: tokens<Bits, 4>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
-        case 5: tokens<Bits, Isa::tile_tokens >= 5 ? 5 : 1>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
-        default: tokens<Bits, Isa::tile_tokens>(panel, scales, block, blocks, x, k0, list, i, c, row0, prefetch); break;
+    // Tiles of equal size, the first ones one larger: 8 tokens are 4 + 4, not 6 + 2.
+    const auto count = static_cast<std::uint32_t>(list.count);
+    const std::uint32_t tiles = (count + Isa::tile_tokens - 1) / Isa::tile_tokens, size = count / tiles, larger = count % tiles;
+    prefetch.divide(tiles);
+    for (std::uint32_t t = 0, i = 0; t < tiles; ++t) {
+      const std::uint32_t some = t < larger ? size + 1 : size;
+      prefetch.share();
+      switch (some) {
+        case 1: tokens<Bits, 1>(chunk, x, list, i, c); break;
+        case 2: tokens<Bits, 2>(chunk, x, list, i, c); break;
+        case 3: tokens<Bits, 3>(chunk, x, list, i, c); break;
+        case 4: tokens<Bits, 4>(chunk, x, list, i, c); break;
+        case 5: tokens<Bits, Isa::tile_tokens >= 5 ? 5 : 1>(chunk, x, list, i, c); break;
+        default: tokens<Bits, Isa::tile_tokens>(chunk, x, list, i, c); break;
       }
+      i += some;
     }
   }
 };
