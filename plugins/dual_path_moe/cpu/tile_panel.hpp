@@ -106,8 +106,8 @@ struct PanelChunk {
   std::size_t row0, k0, block, block0, blocks;
 };
 
-// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K. No division is made
-// for a chunk or a tile: there are processors on which one takes as long as a tile's block.
+// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K. No 64-bit division
+// is made for a chunk or a tile: there are processors on which one takes as long as a tile's block.
 template <class Panel>
 void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
