@@ -22,27 +22,33 @@ void block_quant_linear(const Kernels& kernels, const Packing& packing, const Bl
       reserve_activations(packing, tokens, width, workspace.x_values, workspace.x_scales, workspace.x_sums);
   auto* list = workspace.token_lists.reserve<std::uint32_t>(tokens);
   std::iota(list, list + tokens, 0u);
-  const auto quantize = [&](std::size_t task, std::size_t) {
+  const auto quantize = [&](std::size_t task, std::size_t, std::size_t) {
     for (std::size_t token = task * kQuantizeTokens; token < std::min(tokens, (task + 1) * kQuantizeTokens); ++token)
       write_activations(kernels, packing, inputs.x + token * width, token, 0, width, 1.0f, x);
   };
   if (tokens <= kQuantizeTokens)
-    quantize(0, 0);  // less work than waking a thread
+    quantize(0, 0, 0);  // less work than waking a thread
   else
     for_each_task(threads, (tokens + kQuantizeTokens - 1) / kQuantizeTokens, quantize);
 
   const std::size_t chunks = (tokens + kTokenChunk - 1) / kTokenChunk;
-  for_each_task(threads, (rows + kRows - 1) / kRows * chunks, [&](std::size_t task, std::size_t worker) {
+  const std::size_t tasks = (rows + kRows - 1) / kRows * chunks;
+  const auto part = [&](std::size_t task) {
+    const std::size_t row = task / chunks * kRows;
+    return Part{inputs.weight, row, std::min(kRows, rows - row), 0, width};
+  };
+  for_each_task(threads, tasks, [&](std::size_t task, std::size_t worker, std::size_t following) {
     auto* scratch = workspace.workers[worker].reserve<std::uint8_t>(kScratchBytes + kTokenChunk * kRows * sizeof(float));
     auto* sums = reinterpret_cast<float*>(scratch + kScratchBytes);
-    const std::size_t row = task / chunks * kRows, some = std::min(kRows, rows - row);
+    const Part these = part(task);
+    const std::size_t row = these.row, some = these.rows;
     const std::size_t first = task % chunks * kTokenChunk, count = std::min(kTokenChunk, tokens - first);
     for (std::size_t i = 0; i < count; ++i) {
       std::fill(sums + i * kRows, sums + (i + 1) * kRows, 0.0f);
       if (inputs.bias) std::copy(inputs.bias + row, inputs.bias + row + some, sums + i * kRows);
     }
-    multiply(kernels, packing, inputs.weight, {row, some, 0, width}, x, {list + first, count, false, 0}, {sums, kRows},
-             scratch);
+    multiply(kernels, packing, these, x, {list + first, count, false, 0}, {sums, kRows},
+             following < tasks ? part(following) : these, scratch);
     for (std::size_t i = 0; i < count; ++i)
       std::memcpy(y + (first + i) * rows + row, sums + i * kRows, some * sizeof(float));
   });

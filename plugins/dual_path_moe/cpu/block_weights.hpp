@@ -77,12 +77,20 @@ void arrange_tokens(const QuantizedTokens& x, const std::uint32_t* tokens, std::
   }
 }
 
-// `count` rows from `first` on.
+// `count` rows from `first` on; those behind them come next.
 inline BlockWeights some_rows(const BlockWeights& w, std::size_t first, std::size_t count) {
+  const auto values = [&](std::size_t row) { return w.values + row * w.row_bytes; };
+  const auto scales = [&](std::size_t row) {
+    return static_cast<const std::uint8_t*>(w.scales) + row * w.scale_stride * (w.half_scales ? 2 : 4);
+  };
   BlockWeights some = w;
-  some.values += first * w.row_bytes;
-  some.scales = static_cast<const std::uint8_t*>(w.scales) + first * w.scale_stride * (w.half_scales ? 2 : 4);
+  some.values = values(first);
+  some.scales = scales(first);
   some.rows = count;
+  if (first + count < w.rows) {
+    some.next_values = values(first + count);
+    some.next_scales = scales(first + count);
+  }
   return some;
 }
 

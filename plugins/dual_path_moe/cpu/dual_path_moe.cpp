@@ -97,7 +97,7 @@ void DualPathMoE::run(const Kernels& kernels, const DualPathMoEInputs& inputs, f
     if (slab.tokens <= kRouteTokens) {
       route(slab, 0, slab.tokens);  // less work than waking a thread
     } else {
-      for_each_task(threads, (slab.tokens + kRouteTokens - 1) / kRouteTokens, [&](std::size_t task, std::size_t) {
+      for_each_task(threads, (slab.tokens + kRouteTokens - 1) / kRouteTokens, [&](std::size_t task, std::size_t, std::size_t) {
         const std::size_t at = task * kRouteTokens;
         route(slab, at, std::min(kRouteTokens, slab.tokens - at));
       });
@@ -172,17 +172,19 @@ void DualPathMoE::inner_sweep(const Slab& slab) const {
                          static_cast<std::uint32_t>(first),
                          static_cast<std::uint32_t>(std::min(kTokenChunk, slab.counts[group] - first))});
   const std::size_t hidden = slab.inputs.hidden;
-  for_each_task(slab.threads, tasks.size(), [&](std::size_t index, std::size_t worker) {
+  const auto part = [&](const Matrix& matrix, const InnerTask& task) {
+    return Part{matrix, offsets_[task.group] + task.first_inner, task.inner, 0, hidden};
+  };
+  for_each_task(slab.threads, tasks.size(), [&](std::size_t index, std::size_t worker, std::size_t following) {
     const InnerTask& task = tasks[index];
     const WorkerMemory memory = worker_memory(slab.workspace.workers[worker]);
     const std::size_t column = offsets_[task.group] + task.first_inner;
     const TokenList list{slab.lists + task.group * kSlab + task.first, task.count, false, 0};
-    const Part part{column, task.inner, 0, hidden};
+    const Part gate = part(slab.inputs.gate, task), up = part(slab.inputs.up, task);
     std::fill(memory.sums, memory.sums + task.count * kInnerStride, 0.0f);
-    multiply(slab.kernels, packing_, slab.inputs.gate, part, slab.quantized_x, list, {memory.sums, kInnerStride},
-             memory.scratch);
-    multiply(slab.kernels, packing_, slab.inputs.up, part, slab.quantized_x, list,
-             {memory.sums + kInnerChunk, kInnerStride}, memory.scratch);
+    multiply(slab.kernels, packing_, gate, slab.quantized_x, list, {memory.sums, kInnerStride}, up, memory.scratch);
+    multiply(slab.kernels, packing_, up, slab.quantized_x, list, {memory.sums + kInnerChunk, kInnerStride},
+             following < tasks.size() ? part(slab.inputs.gate, tasks[following]) : up, memory.scratch);
     for (std::size_t i = 0; i < task.count; ++i) {
       const std::size_t token = list.tokens[i];
       const float weight = slab.weights[task.group * kSlab + token];
@@ -202,25 +204,37 @@ void DualPathMoE::inner_sweep(const Slab& slab) const {
 void DualPathMoE::down_sweep(const Slab& slab, float* y) const {
   const std::size_t hidden = slab.inputs.hidden, groups = group_widths_.size();
   const std::size_t rows_of_task = slab.tokens <= kFewTokens ? kDownRowsOfFew : kDownRows;
-  const std::size_t row_tasks = (hidden + rows_of_task - 1) / rows_of_task;
   const std::size_t chunks = (slab.tokens + kTokenChunk - 1) / kTokenChunk;
-  for_each_task(slab.threads, row_tasks * chunks, [&](std::size_t task, std::size_t worker) {
+  const std::size_t tasks = (hidden + rows_of_task - 1) / rows_of_task * chunks;
+  // Dense and shared, which all tokens pass through, are one run of columns. Experts never are part of a run: a token's sums
+  // would depend on where the others go.
+  const bool all = slab.counts[0] == slab.tokens && slab.counts[1] == slab.tokens;
+  const auto after = [&](std::size_t group) { return group == 0 && all ? 2 : group + 1; };
+  const auto with_tokens = [&](std::size_t group) {
+    while (group < groups && slab.counts[group] == 0) ++group;
+    return group;
+  };
+  const auto part = [&](std::size_t task, std::size_t group) {
+    const std::size_t row = task / chunks * rows_of_task;
+    return Part{slab.inputs.down, row, std::min(rows_of_task, hidden - row), offsets_[group],
+                offsets_[after(group)] - offsets_[group]};
+  };
+  for_each_task(slab.threads, tasks, [&](std::size_t task, std::size_t worker, std::size_t following) {
     const WorkerMemory memory = worker_memory(slab.workspace.workers[worker]);
     const std::size_t row = task / chunks * rows_of_task, rows = std::min(rows_of_task, hidden - row);
     const std::size_t first = task % chunks * kTokenChunk, count = std::min(kTokenChunk, slab.tokens - first);
     std::fill(memory.sums, memory.sums + count * kDownRows, 0.0f);
-    for (std::size_t group = 0; group < groups;) {
+    for (std::size_t group = with_tokens(0); group < groups;) {
       const std::uint32_t* list = slab.lists + group * kSlab;
       const std::uint32_t* end = list + slab.counts[group];
       const std::uint32_t* from = std::lower_bound(list, end, first);
       const std::uint32_t* to = std::lower_bound(from, end, first + count);
-      // Dense and shared, which all tokens pass through, are one run of columns. Experts never are part of a run: a token's
-      // sums would depend on where the others go.
-      const bool all = slab.counts[0] == slab.tokens && slab.counts[1] == slab.tokens;
-      const std::size_t next = group == 0 && all ? 2 : group + 1;
-      multiply(slab.kernels, packing_, slab.inputs.down, {row, rows, offsets_[group], offsets_[next] - offsets_[group]},
-               slab.inner, {from, static_cast<std::size_t>(to - from), true, static_cast<std::uint32_t>(first)},
-               {memory.sums, kDownRows}, memory.scratch);
+      const std::size_t next = with_tokens(after(group));
+      const Part these = part(task, group);
+      const Part then = next < groups ? part(task, next) : following < tasks ? part(following, with_tokens(0)) : these;
+      multiply(slab.kernels, packing_, these, slab.inner,
+               {from, static_cast<std::size_t>(to - from), true, static_cast<std::uint32_t>(first)},
+               {memory.sums, kDownRows}, then, memory.scratch);
       group = next;
     }
     for (std::size_t i = 0; i < count; ++i)

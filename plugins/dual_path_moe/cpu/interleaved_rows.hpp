@@ -10,6 +10,8 @@
 // While the products of a step wait for their turn, a processor takes up nothing that comes after them. So the next step's rows
 // are interleaved between this one's products, and wait in memory for their turn.
 //
+// One token is served by none of that: its rows are multiplied as they are read, and a block's lanes added up at its end.
+//
 // Each block's sum meets the float sums exactly as in tile_panel.hpp: a token's result does not depend on who is in its call.
 #pragma once
 
@@ -76,9 +78,8 @@ struct InterleavedRows {
   template <int Block, class Scale, class Load>
   static ECHOVLM_INLINE void spread_scales(const BlockWeights& w, const Scale* all, std::size_t row, const Stretch& s, Load load) {
     const std::size_t stride = w.scale_stride;
-    const auto next = s.part.place(row + kRows);
     const Scale* from = all + row * stride + s.first_block;
-    const Scale* ahead = all + next.row * stride + next.begin * 8 / static_cast<std::size_t>(w.bits) / Block;
+    const Scale* ahead = s.part.template scales<Scale>(w, row + kRows, s.first_block);
     const auto ask = [&](std::size_t b) ECHOVLM_LAMBDA {
       each<kRows>([&](auto r) ECHOVLM_LAMBDA { __builtin_prefetch(ahead + r.value * stride + b, 0, Isa::prefetch_level); });
     };
@@ -100,6 +101,7 @@ struct InterleavedRows {
     constexpr int vectors = Block > step ? Block / step : 1;  // of a row, that are taken at once
     constexpr int blocks = step > Block ? step / Block : 1;   // in them
     constexpr int pieces = kPieces * vectors / blocks;        // of a block
+    if constexpr (M == 1 && blocks == 1) return rows_of_one<Bits, Block>(w, row, s, out[0]);
     typename Isa::Float totals[M];
     each<M>([&](auto m) ECHOVLM_LAMBDA { totals[m.value] = Isa::load_floats(out[m.value] + row); });
     spread_scales<Block>(w, row, s);
@@ -158,6 +160,45 @@ struct InterleavedRows {
       x += vectors * M * parts<Bits> * kBytes;
     }
     each<M>([&](auto m) ECHOVLM_LAMBDA { Isa::store_floats(out[m.value] + row, totals[m.value]); });
+  }
+
+  // kRows rows from `row` on for one token; a block is whole vectors.
+  template <int Bits, int Block>
+  static void rows_of_one(const BlockWeights& w, std::size_t row, const Stretch s, float* out) {
+    constexpr int vectors = Block / values_per_vector<Bits>;  // of a block
+    auto total = Isa::load_floats(out + row);
+    spread_scales<Block>(w, row, s);
+    const std::size_t row_bytes = w.row_bytes;
+    const std::uint8_t* from = w.values + row * row_bytes + s.part.begin;
+    const RowsAhead<Isa> ahead(w, s.part, row, kRows, 0);
+    const std::uint8_t* x = s.x;
+    std::size_t at = 0;
+    for (std::size_t block = 0; block < s.blocks; ++block) {
+      typename Isa::Bytes words[vectors][parts<Bits>];
+      each<vectors>([&](auto v) ECHOVLM_LAMBDA {
+        each<parts<Bits>>([&](auto part) ECHOVLM_LAMBDA {
+          words[v.value][part.value] = Isa::load(x + (v.value * parts<Bits> + part.value) * kBytes);
+        });
+      });
+      const auto sums = Isa::add_lanes([&](auto r) ECHOVLM_LAMBDA {
+        auto sum = Isa::set_int(0);
+        each<vectors>([&](auto v) ECHOVLM_LAMBDA {
+          ahead.ask(r.value * row_bytes, at + v.value * kBytes);
+          typename Isa::Bytes stored[parts<Bits>];
+          Isa::template unpack<Bits>(Isa::load(from + r.value * row_bytes + at + v.value * kBytes), stored);
+          each<parts<Bits>>([&](auto part) ECHOVLM_LAMBDA {
+            sum = Isa::template dot<Bits>(sum, stored[part.value], words[v.value][part.value]);
+          });
+        });
+        return sum;
+      });
+      const auto whole = Isa::add(sums, Isa::set_int(s.begins[2 * block]));
+      const auto scaled = Isa::multiply(Isa::to_float(whole), Isa::load_floats(s.scales + block * kRows));
+      total = Isa::multiply_add(scaled, Isa::broadcast(s.x_scales[block]), total);
+      at += vectors * kBytes;
+      x += vectors * parts<Bits> * kBytes;
+    }
+    Isa::store_floats(out + row, total);
   }
 
   // `count` tokens as M: the last is there several times, and only one of its results is kept.

@@ -16,8 +16,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int tile_tokens = 6;
   static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
-  static constexpr std::size_t prefetch_bytes = 8192;
-  static constexpr int prefetch_level = 2;
+  static constexpr std::size_t prefetch_bytes = 4096;
+  static constexpr int prefetch_level = 3;
   static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values
 
   static Bytes load(const void* p) { return _mm512_loadu_si512(p); }
@@ -42,6 +42,7 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     odd = _mm512_permutex2var_epi32(a, _mm512_or_si512(evens, _mm512_set1_epi32(1)), b);
   }
 
+  static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int set_int(std::int32_t value) { return _mm512_set1_epi32(value); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
@@ -94,6 +95,26 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static Int add_pairs(Int a, Int b) {
     const Float x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+  }
+
+  // Of 16 vectors the sums of all their lanes, in their order. `rows(i)` makes the i-th: few are there at a time.
+  template <class Rows>
+  static Int add_lanes(Rows&& rows) {
+    Int fours[4];  // of each quarter of a register: the sums of four rows
+    each<4>([&](auto four) ECHOVLM_LAMBDA {
+      Int pairs[2];
+      each<2>([&](auto i) ECHOVLM_LAMBDA {
+        constexpr int first = four.value * 4 + i.value * 2;
+        const Int a = rows(std::integral_constant<int, first>()), b = rows(std::integral_constant<int, first + 1>());
+        pairs[i.value] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+      });
+      fours[four.value] =
+          _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[0], pairs[1]), _mm512_unpackhi_epi64(pairs[0], pairs[1]));
+    });
+    const auto add_quarters = [](Int a, Int b) ECHOVLM_LAMBDA {
+      return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    };
+    return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
   }
 
   // words[row] lane w becomes words[w] lane row: pairs, fours, then quarters of the register change places.

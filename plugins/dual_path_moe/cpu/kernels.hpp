@@ -19,6 +19,9 @@ struct BlockWeights {
   std::size_t block;  // values of K that share a scale: 16, 32, 64 or 128
   std::size_t rows;
   std::size_t k;  // columns, a multiple of block
+  // Where the product after this one begins, its rows as far apart: its memory is asked for while the last of these are read.
+  const std::uint8_t* next_values;
+  const void* next_scales;
 };
 
 // Rows of a floating matrix, narrowed to some of its columns.

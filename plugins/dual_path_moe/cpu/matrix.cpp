@@ -42,29 +42,26 @@ void write_activations(const Kernels& kernels, const Packing& packing, const flo
                    const_cast<std::int32_t*>(q.sums) + block);
 }
 
-void multiply(const Kernels& kernels, const Packing& packing, const Matrix& matrix, const Part& part,
-              const Activations& x, const TokenList& list, const Accumulator& accumulator, std::uint8_t* scratch) {
+void multiply(const Kernels& kernels, const Packing& packing, const Part& part, const Activations& x, const TokenList& list,
+              const Accumulator& accumulator, const Part& next, std::uint8_t* scratch) {
   if (list.count == 0) return;
+  const Matrix& matrix = part.matrix;
+  const auto at = [](const void* all, std::size_t bytes) { return static_cast<const std::uint8_t*>(all) + bytes; };
   if (packing.bits == 0) {
     const std::size_t size = matrix.type == FloatType::kFloat32 ? 4 : 2;
-    const auto* first = static_cast<const std::uint8_t*>(matrix.values) + (part.row * matrix.columns + part.column) * size;
+    const auto* first = at(matrix.values, (part.row * matrix.columns + part.column) * size);
     kernels.float_product({first, matrix.type, matrix.columns, part.rows, part.columns},
                           {x.floats.values + part.column, x.floats.stride}, list, accumulator);
     return;
   }
   const std::size_t row_bytes = matrix.columns * packing.bits / 8, blocks = matrix.columns / packing.block;
+  const auto values = [&](const Part& p) { return at(p.matrix.values, p.row * row_bytes + p.column * packing.bits / 8); };
+  const auto scales = [&](const Part& p) {
+    return at(p.matrix.scales, (p.row * blocks + p.column / packing.block) * (matrix.half_scales ? 2 : 4));
+  };
+  const BlockWeights weights{values(part), row_bytes, scales(part), blocks, matrix.half_scales, packing.bits, packing.block,
+                             part.rows, part.columns, values(next), scales(next)};
   const std::size_t block = part.column / packing.block;
-  const std::size_t scale = part.row * blocks + block;
-  const BlockWeights weights{
-      static_cast<const std::uint8_t*>(matrix.values) + part.row * row_bytes + part.column * packing.bits / 8,
-      row_bytes,
-      static_cast<const std::uint8_t*>(matrix.scales) + scale * (matrix.half_scales ? 2 : 4),
-      blocks,
-      matrix.half_scales,
-      packing.bits,
-      packing.block,
-      part.rows,
-      part.columns};
   const QuantizedTokens& q = x.quantized;
   kernels.block_product(weights, {q.values + part.column, q.stride, q.scales + block, q.sums + block, q.scale_stride}, list,
                         accumulator, scratch);

@@ -30,6 +30,7 @@ struct Matrix {
 
 // Which rows and columns of a matrix take part in a product.
 struct Part {
+  const Matrix& matrix;
   std::size_t row, rows, column, columns;
 };
 
@@ -47,8 +48,9 @@ Activations reserve_activations(const Packing& packing, std::size_t tokens, std:
 void write_activations(const Kernels& kernels, const Packing& packing, const float* from, std::size_t token,
                        std::size_t column, std::size_t count, float weight, const Activations& to);
 
-// accumulator[token][row - part.row] += the part's product with the activations of the listed tokens.
-void multiply(const Kernels& kernels, const Packing& packing, const Matrix& matrix, const Part& part,
-              const Activations& x, const TokenList& list, const Accumulator& accumulator, std::uint8_t* scratch);
+// accumulator[token][row - part.row] += the part's product with the activations of the listed tokens. `next` is what is multiplied
+// after it, its rows as long as these: its memory is asked for in time. Where there is nothing, the part itself.
+void multiply(const Kernels& kernels, const Packing& packing, const Part& part, const Activations& x, const TokenList& list,
+              const Accumulator& accumulator, const Part& next, std::uint8_t* scratch);
 
 }  // namespace echovlm

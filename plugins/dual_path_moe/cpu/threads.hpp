@@ -9,6 +9,7 @@
 namespace echovlm {
 
 constexpr std::size_t kMaxWorkers = 64;
+constexpr std::size_t kPlenty = 4;  // tasks for each worker
 
 // Calls `work(data, i)` for every i below `count`, on as many threads as there are, and returns when all are done.
 class Threads {
@@ -17,8 +18,9 @@ class Threads {
   virtual void run(std::size_t count, void (*work)(void*, std::size_t), void* data) const = 0;
 };
 
-// Calls body(task, worker) for every task. Each thread takes the next task when it is done with one, so that a slow core
-// does not hold up the rest; a worker's number is below kMaxWorkers and belongs to one thread at a time.
+// Calls body(task, worker, following) for every task; a worker's number is below kMaxWorkers and belongs to one thread at a time.
+// Each thread takes a task when it is done with one, so that a slow core does not hold up the rest. While there are plenty it
+// takes `following` before it begins, and can ask for its memory in time; of the last ones `following` is `tasks`.
 template <class Body>
 void for_each_task(const Threads& threads, std::size_t tasks, Body&& body) {
   struct Shared {
@@ -29,11 +31,17 @@ void for_each_task(const Threads& threads, std::size_t tasks, Body&& body) {
   } shared{body, tasks};
   const auto drain = [](void* data, std::size_t) {
     auto& state = *static_cast<Shared*>(data);
-    std::size_t task = state.next.fetch_add(1, std::memory_order_relaxed);
+    const auto take = [&] { return state.next.fetch_add(1, std::memory_order_relaxed); };
+    std::size_t task = take();
     if (task >= state.tasks) return;
     const std::size_t worker = state.workers.fetch_add(1, std::memory_order_relaxed);
     try {
-      for (; task < state.tasks; task = state.next.fetch_add(1, std::memory_order_relaxed)) state.body(task, worker);
+      while (task < state.tasks) {
+        const bool plenty = state.tasks - task > kPlenty * state.workers.load(std::memory_order_relaxed);
+        const std::size_t following = plenty ? take() : state.tasks;
+        state.body(task, worker, following);
+        task = plenty ? following : take();
+      }
     } catch (const std::bad_alloc&) {  // must not cross the pool's own code
       state.out_of_memory = true;
     }
