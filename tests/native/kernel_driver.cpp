@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "c_interface.hpp"
+#include "own_threads.hpp"
 
 namespace {
 
@@ -262,6 +263,26 @@ void check_linear(Checks& checks) {
   checks.expect(relative_error(y, expected) < 0.02, "BlockQuantLinear, within what int8 activations cost");
 }
 
+void check_tasks(Checks& checks) {
+  for (const std::size_t tasks : {1, 2, 9, 200}) {
+    std::vector<int> done(tasks);
+    std::vector<std::vector<std::size_t>> of_worker(echovlm::kMaxWorkers), announced(echovlm::kMaxWorkers);
+    const auto body = [&](std::size_t task, std::size_t worker, std::size_t following) {
+      ++done[task];
+      of_worker[worker].push_back(task);
+      announced[worker].push_back(following);
+    };
+    echovlm::for_each_task(echovlm::OwnThreads(3), tasks, body);
+    checks.expect(done == std::vector<int>(tasks, 1), "every task is done once");
+    bool kept = true;
+    for (std::size_t worker = 0; worker < echovlm::kMaxWorkers; ++worker)
+      for (std::size_t i = 0; i < of_worker[worker].size(); ++i)
+        if (announced[worker][i] < tasks) kept &= i + 1 < of_worker[worker].size() && of_worker[worker][i + 1] == announced[worker][i];
+    checks.expect(kept, "a worker goes on with the task that it was told of");
+    checks.expect(tasks < 200 || announced[0][0] < tasks, "of many tasks the next one is known");
+  }
+}
+
 }  // namespace
 
 int main(int count, char** names) {
@@ -286,6 +307,7 @@ int main(int count, char** names) {
     check_not_finite(checks);
     check_concurrent_calls(checks);
     check_linear(checks);
+    check_tasks(checks);
     failed += checks.report(kernel.c_str());
   }
   return failed != 0;

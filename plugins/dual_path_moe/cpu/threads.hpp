@@ -20,7 +20,7 @@ class Threads {
 
 // Calls body(task, worker, following) for every task; a worker's number is below kMaxWorkers and belongs to one thread at a time.
 // Each thread takes a task when it is done with one, so that a slow core does not hold up the rest. While there are plenty it
-// takes `following` before it begins, and can ask for its memory in time; of the last ones `following` is `tasks`.
+// takes `following` before it begins, and can ask for its memory in time; later `following` is no task, but `tasks` or above.
 template <class Body>
 void for_each_task(const Threads& threads, std::size_t tasks, Body&& body) {
   struct Shared {
