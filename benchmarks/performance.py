@@ -27,7 +27,7 @@ def page(report: Found) -> str:
     lines = [
         "# Performance",
         "",
-        "Written by `python -m benchmarks.performance build/bench.json` from one run of `make bench`; not by hand.",
+        "Written by `python -m benchmarks.performance build/bench.json` from what `make bench` measured when each part says; not by hand.",
         "",
         *_machine(machine, report["created"]),
     ]

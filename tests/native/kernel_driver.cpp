@@ -181,8 +181,8 @@ class Checks {
     std::printf("FAILED: %s\n", what.c_str());
   }
 
-  int report(const char* kernel) const {
-    std::printf("%s: %d checks, %d failed\n", kernel, made_, failed_);
+  int report(const char* what) const {
+    std::printf("%s: %d checks, %d failed\n", what, made_, failed_);
     return failed_;
   }
 
@@ -295,7 +295,9 @@ int main(int count, char** names) {
       at = comma == std::string::npos ? comma : comma + 1;
     }
   }
-  int failed = 0;
+  Checks tasks;
+  check_tasks(tasks);
+  int failed = tasks.report("tasks");
   for (const std::string& kernel : kernels) {
     if (echovlm_set_kernel(kernel.c_str())) {
       std::printf("%s: this processor cannot run it; it has %s\n", kernel.c_str(), echovlm_available_kernels());
@@ -307,7 +309,6 @@ int main(int count, char** names) {
     check_not_finite(checks);
     check_concurrent_calls(checks);
     check_linear(checks);
-    check_tasks(checks);
     failed += checks.report(kernel.c_str());
   }
   return failed != 0;

@@ -178,13 +178,13 @@ void DualPathMoE::inner_sweep(const Slab& slab) const {
   for_each_task(slab.threads, tasks.size(), [&](std::size_t index, std::size_t worker, std::size_t following) {
     const InnerTask& task = tasks[index];
     const WorkerMemory memory = worker_memory(slab.workspace.workers[worker]);
-    const std::size_t column = offsets_[task.group] + task.first_inner;
     const TokenList list{slab.lists + task.group * kSlab + task.first, task.count, false, 0};
-    const Part gate = part(slab.inputs.gate, task), up = part(slab.inputs.up, task);
+    const Part gate_rows = part(slab.inputs.gate, task), up_rows = part(slab.inputs.up, task);
+    const std::size_t column = gate_rows.row;
     std::fill(memory.sums, memory.sums + task.count * kInnerStride, 0.0f);
-    multiply(slab.kernels, packing_, gate, slab.quantized_x, list, {memory.sums, kInnerStride}, up, memory.scratch);
-    multiply(slab.kernels, packing_, up, slab.quantized_x, list, {memory.sums + kInnerChunk, kInnerStride},
-             following < tasks.size() ? part(slab.inputs.gate, tasks[following]) : up, memory.scratch);
+    multiply(slab.kernels, packing_, gate_rows, slab.quantized_x, list, {memory.sums, kInnerStride}, up_rows, memory.scratch);
+    multiply(slab.kernels, packing_, up_rows, slab.quantized_x, list, {memory.sums + kInnerChunk, kInnerStride},
+             following < tasks.size() ? part(slab.inputs.gate, tasks[following]) : up_rows, memory.scratch);
     for (std::size_t i = 0; i < task.count; ++i) {
       const std::size_t token = list.tokens[i];
       const float weight = slab.weights[task.group * kSlab + token];

@@ -96,12 +96,11 @@ struct InterleavedRows {
   // kRows rows from `row` on. The stretch comes by value: vectors that are stored may alias anything, so that behind a reference
   // its fields would be read at every step.
   template <int Bits, int M, int Block>
-  static void rows(const BlockWeights& w, std::size_t row, const Stretch s, float* const* out) {
+  static void rows_of_some(const BlockWeights& w, std::size_t row, const Stretch s, float* const* out) {
     constexpr int step = values_per_vector<Bits>;
     constexpr int vectors = Block > step ? Block / step : 1;  // of a row, that are taken at once
     constexpr int blocks = step > Block ? step / Block : 1;   // in them
     constexpr int pieces = kPieces * vectors / blocks;        // of a block
-    if constexpr (M == 1 && blocks == 1) return rows_of_one<Bits, Block>(w, row, s, out[0]);
     typename Isa::Float totals[M];
     each<M>([&](auto m) ECHOVLM_LAMBDA { totals[m.value] = Isa::load_floats(out[m.value] + row); });
     spread_scales<Block>(w, row, s);
@@ -199,6 +198,14 @@ struct InterleavedRows {
       x += vectors * parts<Bits> * kBytes;
     }
     Isa::store_floats(out + row, total);
+  }
+
+  template <int Bits, int M, int Block>
+  static void rows(const BlockWeights& w, std::size_t row, const Stretch& s, float* const* out) {
+    if constexpr (M == 1 && Block >= values_per_vector<Bits>)
+      rows_of_one<Bits, Block>(w, row, s, out[0]);
+    else
+      rows_of_some<Bits, M, Block>(w, row, s, out);
   }
 
   // `count` tokens as M: the last is there several times, and only one of its results is kept.
