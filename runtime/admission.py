@@ -21,6 +21,7 @@ class Admission:
     def __init__(self, places: int, slots: int) -> None:
         """`places`: calls inside at once; `slots`: how many of them run together."""
         self._places, self._slots = places, slots
+        self._batch, self._batch_places = 0, max(1, places // 2)
         self._inside: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._mean_seconds = FIRST_GUESS_SECONDS
@@ -36,15 +37,25 @@ class Admission:
         """From now on nobody comes in."""
         self._draining = True
 
-    @contextmanager
-    def place(self, client: Client) -> Iterator[None]:
-        """A place for one call, as long as it takes.
+    def check(self, client: Client) -> None:
+        """Refuse a call, before its message is read, that would find no place now.
 
         Raises:
             Busy: all places are taken, or all of this client's own.
             Unavailable: the server is shutting down.
         """
-        self._enter(client)
+        with self._lock:
+            self._refuse_without_room(client)
+
+    @contextmanager
+    def place(self, client: Client, batch: bool = False) -> Iterator[None]:
+        """Take a place for one call, for as long as it works; batch calls get at most half of all places.
+
+        Raises:
+            Busy: all places are taken, or all of this client's own, or all that batch calls may have.
+            Unavailable: the server is shutting down.
+        """
+        self._enter(client, batch)
         started = time.monotonic()
         try:
             yield
@@ -52,21 +63,31 @@ class Admission:
             with self._lock:
                 self._inside[client.name] -= 1
                 self._inside += Counter()  # forgets clients that are gone
+                self._batch -= batch
                 self._mean_seconds += SMOOTHING * (time.monotonic() - started - self._mean_seconds)
 
-    def _enter(self, client: Client) -> None:
+    def _enter(self, client: Client, batch: bool) -> None:
         with self._lock:
-            if self._draining:
-                raise Unavailable("The server is shutting down: ask again in a while.")
-            inside = self._inside.total()
-            if inside >= self._places:
-                raise Busy(f"The server is busy with {inside} calls: ask again when one has ended.", self._wait(inside))
-            if client.max_calls is not None and self._inside[client.name] >= client.max_calls:
+            self._refuse_without_room(client)
+            if batch and self._batch >= self._batch_places:
                 raise Busy(
-                    f"{client.max_calls} calls of yours are running, as many as you may have: ask again when one has ended.",
-                    self._wait(client.max_calls),
+                    f"{self._batch} batch calls are inside, as many as there may be: ask again when one has ended.",
+                    self._wait(self._batch),
                 )
             self._inside[client.name] += 1
+            self._batch += batch
+
+    def _refuse_without_room(self, client: Client) -> None:
+        if self._draining:
+            raise Unavailable("The server is shutting down: ask again in a while.")
+        inside = self._inside.total()
+        if inside >= self._places:
+            raise Busy(f"The server is busy with {inside} calls: ask again when one has ended.", self._wait(inside))
+        if client.max_calls is not None and self._inside[client.name] >= client.max_calls:
+            raise Busy(
+                f"{client.max_calls} calls of yours are running, as many as you may have: ask again when one has ended.",
+                self._wait(client.max_calls),
+            )
 
     def _wait(self, inside: int) -> float:
         """Seconds until a place comes free, were all calls as long as the last ones."""

@@ -16,9 +16,9 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.call_record import RETRY_AFTER
 from echovlm_edge.runtime.errors import InvalidInput, NotFound, NotPossibleHere, Unavailable, UserError
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.statuses import RETRY_AFTER
 from echovlm_edge.runtime.tasks import Language, Region, Task
 
 _MENDABLE = {

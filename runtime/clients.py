@@ -6,12 +6,11 @@ import hmac
 import logging
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
-import grpc
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -44,10 +43,26 @@ ANYBODY = Client("anybody")
 _CLIENTS = TypeAdapter(dict[str, Client])
 
 
+class Arrival(Protocol):
+    """What is known of a call before its message: a `grpc.aio.ServicerContext` is one."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """What the client sent beside its message."""
+        ...
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS says of the client."""
+        ...
+
+    def peer(self) -> str:
+        """Where the connection comes from."""
+        ...
+
+
 class Everybody:
     """Lets in whoever can connect, all as one client."""
 
-    def identify(self, context: grpc.ServicerContext) -> Client:
+    def identify(self, arrival: Arrival) -> Client:
         """Who calls."""
         return ANYBODY
 
@@ -73,14 +88,14 @@ class ClientsFile:
         self._read_at = self._stamp()
         self._clients = _read(path)
 
-    def identify(self, context: grpc.ServicerContext) -> Client:
+    def identify(self, arrival: Arrival) -> Client:
         """Who calls.
 
         Raises:
             Unauthenticated: nobody that the file has.
         """
         self._read_again()
-        return self.find(_bearer(context), _certificate_names(context))
+        return self.find(_bearer(arrival), _certificate_names(arrival))
 
     def find(self, token: str | None, certificate_names: Sequence[str]) -> Client:
         """The client with that token, or one of those names in its certificate; a wrong token is not mended by a certificate.
@@ -145,15 +160,15 @@ def _read(path: Path) -> list[Client]:
     return clients
 
 
-def _bearer(context: grpc.ServicerContext) -> str | None:
-    for key, value in context.invocation_metadata() or ():
+def _bearer(arrival: Arrival) -> str | None:
+    for key, value in arrival.invocation_metadata() or ():
         if key == "authorization":
             scheme, _, token = str(value).partition(" ")
             return token.strip() if scheme.lower() == "bearer" else ""
     return None
 
 
-def _certificate_names(context: grpc.ServicerContext) -> list[str]:
-    properties = context.auth_context()
+def _certificate_names(arrival: Arrival) -> list[str]:
+    properties = arrival.auth_context()
     found = [*properties.get("x509_common_name", ()), *properties.get("x509_subject_alternative_name", ())]
     return [name.decode(errors="replace") for name in found]

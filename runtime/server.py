@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 from collections.abc import Sequence
@@ -10,29 +11,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from echovlm.v1 import report_pb2, report_pb2_grpc
 from echovlm_edge.runtime import tls
-from echovlm_edge.runtime.access import Access, Guard
+from echovlm_edge.runtime.access import Access
 from echovlm_edge.runtime.admission import Admission
 from echovlm_edge.runtime.call_record import Observer
 from echovlm_edge.runtime.clients import Everybody
 from echovlm_edge.runtime.engine import DecodeImage
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.event_loop import run_on_loop
+from echovlm_edge.runtime.grpc_calls import ReportCalls, TransportLimits
+from echovlm_edge.runtime.health import Health
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.logs import log_call
 from echovlm_edge.runtime.messages import CallLimits
-from echovlm_edge.runtime.service import Engine, ReportService
+from echovlm_edge.runtime.receiving import Receiver
+from echovlm_edge.runtime.service import NAME, Engine, ReportService
+from echovlm_edge.runtime.service_reflection import Reflection
 from echovlm_edge.runtime.serving import ServedEngine
 from echovlm_edge.runtime.studies import Studies, StudyLimits
 from echovlm_edge.runtime.whole_file import write_whole
 
-SERVICE = report_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-SPARE_WORKERS = 16  # threads for health checks and refusals while all places are taken
-SWEEP_SECONDS = 30.0  # between two looks for studies that are over
+SPARE_THREADS = 8  # for calls that need no place while all places are taken
+SWEEP_SECONDS = 30.0  # between two sweeps for studies that are over
+SPARE_DESCRIPTORS = 256  # that connections leave to the rest of the process
+# gRPC's own bounds: on what is silent, and on what one connection may hold.
+CONNECTION_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.http2.bdp_probe", 0),  # else a window of megabytes is buffered for each call that nobody has read yet
+    ("grpc.max_send_message_length", -1),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class ServerOptions:
         limits: of one call.
         studies: of all studies.
         tls: certificates; None serves in plain text.
+        transport: limits of connections and calls beside the places for work.
     """
 
     listen: str = DEFAULT_ADDRESS
@@ -58,6 +73,7 @@ class ServerOptions:
     limits: CallLimits = field(default_factory=CallLimits)
     studies: StudyLimits = field(default_factory=StudyLimits)
     tls: tls.TlsFiles | None = None
+    transport: TransportLimits = field(default_factory=TransportLimits)
 
 
 class ReportServer:
@@ -79,29 +95,14 @@ class ReportServer:
         """Listen and start serving; `access` None lets everybody in; `observers` are told of every call that ended, as the log is."""
         host, port = parse_address(options.listen)
         access = access or Everybody()
-        sizes = [
-            ("grpc.max_receive_message_length", options.limits.message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-        ]
         places = options.slots + options.queue
-        self._pool = ThreadPoolExecutor(places + SPARE_WORKERS)
-        self._server = grpc.server(self._pool, options=sizes, interceptors=[Guard(access)])
-        self._health = health.HealthServicer()
+        self._threads = ThreadPoolExecutor(places + SPARE_THREADS, thread_name_prefix="call")
         self.admission = Admission(places, options.slots)
         self.studies = Studies(options.studies, engine.prepare)
-        service = ReportService(
-            engine, self.studies, self.admission, access, options.limits, decode, (log_call, *observers)
-        )
-        report_pb2_grpc.add_ReportServiceServicer_to_server(service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        self.port = self._listen(host, port, options)
         self._grace = options.grace_seconds
         self._stopped = threading.Event()
-        self._server.start()
-        self._say_serving(True)
+        service = ReportService(engine, self.studies, self.admission, options.limits, decode)
+        run_on_loop(self._start(service, access, (log_call, *observers), options, host, port))
         if isinstance(engine, ServedEngine):
             engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all
         threading.Thread(target=self._sweep, name="studies", daemon=True).start()
@@ -109,19 +110,56 @@ class ReportServer:
         if options.port_file:
             write_whole(options.port_file, f"{self.port}\n".encode(), "The port file")
 
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that are not over yet: being received, at work, or being delivered."""
+        return self._calls.in_flight
+
     def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, and let running ones end within the grace."""
         self._stopped.set()
-        self._health.enter_graceful_shutdown()
         self.admission.drain()
         self.studies.close()
-        self._server.stop(self._grace).wait()
-        self._pool.shutdown(wait=False)
+        run_on_loop(self._stop())
+        self._threads.shutdown(wait=False)
+
+    async def _start(
+        self,
+        service: ReportService,
+        access: Access,
+        observers: Sequence[Observer],
+        options: ServerOptions,
+        host: str,
+        port: int,
+    ) -> None:
+        bounds = options.transport
+        self._server = grpc.aio.server(
+            options=[
+                *CONNECTION_OPTIONS,
+                ("grpc.max_receive_message_length", options.limits.message_bytes),
+                ("grpc.max_allowed_incoming_connections", _connections(bounds.connections)),
+                ("grpc.server_handshake_timeout_ms", round(1000 * bounds.handshake_seconds)),
+                ("grpc.max_connection_idle_ms", round(1000 * bounds.idle_seconds)),
+            ]
+        )
+        self._receiver = Receiver(bounds.receiving)
+        self._health = Health([NAME], bounds.health_seconds)
+        self._calls = ReportCalls(service, access, self._threads, observers, self._receiver, bounds)
+        names = (NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        described = Reflection(names, access, self._receiver)
+        self._server.add_generic_rpc_handlers((self._health, self._calls, described))
+        self.port = self._listen(host, port, options)
+        await self._server.start()
+        await self._health.set(True)
+
+    async def _stop(self) -> None:
+        # What only waits for its client ends now, so that the grace is for calls that work.
+        await self._health.close()
+        self._receiver.close()
+        await self._server.stop(self._grace)
 
     def _say_serving(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE):
-            self._health.set(service, status)
+        run_on_loop(self._health.set(serving))
 
     def _sweep(self) -> None:
         while not self._stopped.wait(SWEEP_SECONDS):
@@ -142,6 +180,12 @@ class ReportServer:
             raise NotPossibleHere(
                 f"Cannot listen on {options.listen} ({reason}): give another --listen HOST:PORT."
             ) from None
+
+
+def _connections(wanted: int) -> int:
+    """As many connections as wanted, or as the process's limit of descriptors leaves room for."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(wanted, max(descriptors - SPARE_DESCRIPTORS, descriptors // 2))
 
 
 def parse_address(listen: str) -> tuple[str, int]:

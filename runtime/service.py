@@ -1,26 +1,28 @@
-"""The gRPC servicer: calls to the engine and to studies, their events to streams, errors to status codes."""
+"""The report service's methods: calls to the engine and to studies, whichever transport carries them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-import grpc
+from google.protobuf.message import DecodeError, Message
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime import messages
-from echovlm_edge.runtime.access import Access
 from echovlm_edge.runtime.admission import Admission
-from echovlm_edge.runtime.call_record import CallRecord, Observer
+from echovlm_edge.runtime.call_record import CallRecord
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.engine import DecodeImage, EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest
+from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, Priority
 from echovlm_edge.runtime.studies import Studies
 from echovlm_edge.runtime.tasks import Task, prompt_for
+
+NAME = pb.DESCRIPTOR.services_by_name["ReportService"].full_name
+
+GenerateRequest = pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest
 
 
 class Engine(Protocol):
@@ -44,109 +46,109 @@ class Engine(Protocol):
         ...
 
 
-class ReportService(report_pb2_grpc.ReportServiceServicer):
-    """Serves one engine."""
+@dataclass(frozen=True)
+class Method:
+    """One method of the service.
+
+    Attributes:
+        name: as report.proto has it.
+        request: the type of its message.
+        answer: gives the messages of the answer, one of them where the method does not stream; blocks, and raises UserErrors.
+        needs_place: whether it is admitted only while there is room for its work.
+    """
+
+    name: str
+    request: type[Message]
+    answer: Callable[[Any, CallRecord], Iterator[Message]]
+    needs_place: bool = False
+
+    def parse(self, data: bytes) -> Message:
+        """The request's message.
+
+        Raises:
+            InvalidInput: the bytes are no such message.
+        """
+        try:
+            return self.request.FromString(data)
+        except DecodeError:
+            raise InvalidInput(f"The message is no {self.request.DESCRIPTOR.full_name}: send one.") from None
+
+
+class ReportService:
+    """Serves one engine. Its methods block: a transport runs them in threads."""
 
     def __init__(
         self,
         engine: Engine,
         studies: Studies,
         admission: Admission,
-        access: Access,
         limits: messages.CallLimits,
         decode: DecodeImage,
-        observers: Sequence[Observer],
     ) -> None:
-        """`decode` reads the images of studies; `observers` are told of every call that ended."""
-        self._engine, self._studies, self._admission, self._access = engine, studies, admission, access
-        self._limits, self._decode, self._observers = limits, decode, observers
+        """`decode` reads the images of studies."""
+        self._engine, self._studies, self.admission = engine, studies, admission
+        self._limits, self._decode = limits, decode
+        self.methods = {
+            method.name: method
+            for method in (
+                Method("GenerateReport", pb.GenerateReportRequest, self._report, needs_place=True),
+                Method("Diagnose", pb.DiagnoseRequest, self._diagnose, needs_place=True),
+                Method("AnswerQuestion", pb.AnswerQuestionRequest, self._answer_question, needs_place=True),
+                Method("BeginStudy", pb.BeginStudyRequest, self._begin_study),
+                Method("AddImage", pb.AddImageRequest, self._add_image, needs_place=True),
+                Method("WithdrawImage", pb.WithdrawImageRequest, self._withdraw_image),
+                Method("EndStudy", pb.EndStudyRequest, self._end_study),
+                Method("GetModelInfo", pb.GetModelInfoRequest, self._model_info),
+            )
+        }
 
-    def GenerateReport(
-        self, request: pb.GenerateReportRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.GenerateEvent]:
-        """See report.proto."""
-        return self._generate(Task.REPORT, request.prompt, request, context)
+    def _report(self, request: pb.GenerateReportRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        return self._generate(Task.REPORT, request.prompt, request, call)
 
-    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateEvent]:
-        """See report.proto."""
-        return self._generate(Task.DIAGNOSIS, request.prompt, request, context)
+    def _diagnose(self, request: pb.DiagnoseRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        return self._generate(Task.DIAGNOSIS, request.prompt, request, call)
 
-    def AnswerQuestion(
-        self, request: pb.AnswerQuestionRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.GenerateEvent]:
-        """See report.proto."""
-        return self._generate(Task.QUESTION, request.question, request, context)
+    def _answer_question(self, request: pb.AnswerQuestionRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        return self._generate(Task.QUESTION, request.question, request, call)
 
-    def BeginStudy(self, request: pb.BeginStudyRequest, context: grpc.ServicerContext) -> pb.Study:
-        """See report.proto."""
-        with self._call("BeginStudy", context) as call:
-            seconds = self._studies.limits.expires_after_seconds
-            return pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
+    def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
+        seconds = self._studies.limits.expires_after_seconds
+        yield pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
 
-    def AddImage(self, request: pb.AddImageRequest, context: grpc.ServicerContext) -> pb.AddedImage:
-        """See report.proto."""
-        with self._call("AddImage", context) as call, self._admission.place(call.client):
+    def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
+        with self.admission.place(call.client):
             self._limits.check("", [request.image])
             self._studies.check(call.client, request.study)
             frames = self._decode(messages.image_input(request.image, 1))
             added = self._studies.add(call.client, request.study, frames, self._engine.prompt_tokens)
-            return pb.AddedImage(
-                number=added.number, frames=len(frames), study_tokens=self._engine.prompt_tokens(added.frames)
-            )
+            tokens = self._engine.prompt_tokens(added.frames)
+        yield pb.AddedImage(number=added.number, frames=len(frames), study_tokens=tokens)
 
-    def WithdrawImage(
-        self, request: pb.WithdrawImageRequest, context: grpc.ServicerContext
-    ) -> pb.WithdrawImageResponse:
-        """See report.proto."""
-        with self._call("WithdrawImage", context) as call:
-            self._studies.withdraw(call.client, request.study, request.number)
-            return pb.WithdrawImageResponse()
+    def _withdraw_image(self, request: pb.WithdrawImageRequest, call: CallRecord) -> Iterator[pb.WithdrawImageResponse]:
+        self._studies.withdraw(call.client, request.study, request.number)
+        yield pb.WithdrawImageResponse()
 
-    def EndStudy(self, request: pb.EndStudyRequest, context: grpc.ServicerContext) -> pb.EndStudyResponse:
-        """See report.proto."""
-        with self._call("EndStudy", context) as call:
-            self._studies.end(call.client, request.study)
-            return pb.EndStudyResponse()
+    def _end_study(self, request: pb.EndStudyRequest, call: CallRecord) -> Iterator[pb.EndStudyResponse]:
+        self._studies.end(call.client, request.study)
+        yield pb.EndStudyResponse()
 
-    def GetModelInfo(self, request: pb.GetModelInfoRequest, context: grpc.ServicerContext) -> pb.ModelInfo:
-        """See report.proto."""
-        with self._call("GetModelInfo", context):
-            return messages.model_info(self._engine.info, self._limits)
+    def _model_info(self, request: pb.GetModelInfoRequest, call: CallRecord) -> Iterator[pb.ModelInfo]:
+        yield messages.model_info(self._engine.info, self._limits)
 
-    def _call(self, method: str, context: grpc.ServicerContext) -> CallRecord:
-        return CallRecord(method, self._access.identify(context), context, self._observers)
-
-    def _generate(
-        self,
-        task: Task,
-        text: str,
-        asked: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest,
-        context: grpc.ServicerContext,
-    ) -> Iterator[pb.GenerateEvent]:
-        started = time.perf_counter()
-
-        def stopped() -> bool:
-            # gRPC ends the call itself once its deadline has passed, so this covers both.
-            return not context.is_active()
-
-        with self._call(METHODS[task], context) as call, self._admission.place(call.client):
+    def _generate(self, task: Task, text: str, asked: GenerateRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        priority = messages.priority(asked.options)
+        with self.admission.place(call.client, batch=priority is Priority.BATCH):
             self._limits.check(text, asked.images)
-            request = replace(self._request(task, text, asked, call.client), came=started)
-            for event in self._engine.generate(request, stopped):
+            request = replace(self._request(task, text, asked, call.client), came=call.started)
+            for event in self._engine.generate(request, call.gone.is_set):
                 if isinstance(event, Finished):
                     call.finished = event
                     if event.finish_reason is FinishReason.CANCELLED:
                         call.outcome = "cancelled"
-                seconds = time.perf_counter() - started
+                seconds = time.perf_counter() - call.started
                 yield messages.event_message(event, self._engine.info, asked.options.include_token_ids, seconds)
 
-    def _request(
-        self,
-        task: Task,
-        text: str,
-        asked: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest,
-        client: Client,
-    ) -> GenerationRequest:
+    def _request(self, task: Task, text: str, asked: GenerateRequest, client: Client) -> GenerationRequest:
         options = asked.options
         frames = self._studies.frames(client, asked.study) if asked.study else ()
         if asked.study and task is not Task.QUESTION and not (frames or asked.images):
@@ -160,6 +162,3 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
             messages.priority(options),
             client.name,
         )
-
-
-METHODS = {Task.REPORT: "GenerateReport", Task.DIAGNOSIS: "Diagnose", Task.QUESTION: "AnswerQuestion"}

@@ -1,11 +1,13 @@
-"""A call as Ray Serve hands it to a replica, in the shape that the report service knows calls by."""
+"""A call as Ray Serve hands it to a replica, in the shape that the report service knows arrivals by."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import grpc
+from echovlm_edge.runtime.statuses import CallStatus
+
+Metadata = Sequence[tuple[str, str]]
 
 
 class Refused(Exception):
@@ -13,7 +15,7 @@ class Refused(Exception):
 
 
 class CallContext:
-    """What the report service asks of a `grpc.ServicerContext`, over Ray Serve's `RayServegRPCContext`.
+    """An `Arrival`, over Ray Serve's `RayServegRPCContext`, and how it is answered.
 
     Metadata that would go first goes last: Ray Serve's proxy sends none before the call's end. With a status other than OK it sends
     none at all.
@@ -22,16 +24,6 @@ class CallContext:
     def __init__(self, context: Any) -> None:
         """`context` is Ray Serve's."""
         self._context = context
-        self._trailing: list[tuple[str, str]] = []
-        self._ended = threading.Event()
-
-    def end(self) -> None:
-        """The client is gone, or has all it asked for."""
-        self._ended.set()
-
-    def is_active(self) -> bool:
-        """Whether somebody still waits."""
-        return not self._ended.is_set()
 
     def invocation_metadata(self) -> Any:
         """What the client sent beside its message."""
@@ -49,21 +41,16 @@ class CallContext:
         """Whether it came by TLS."""
         return b"ssl" in self.auth_context().get("transport_security_type", ())
 
-    def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
-        """Sent with the end."""
-        self.set_trailing_metadata(metadata)
+    def send_last(self, metadata: Metadata) -> None:
+        """Send metadata with the end."""
+        self._context.set_trailing_metadata(list(metadata))
 
-    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
-        """Sent with the end."""
-        self._trailing += metadata
-        self._context.set_trailing_metadata(self._trailing)
-
-    def abort(self, code: grpc.StatusCode, sentence: str) -> NoReturn:
+    def refuse(self, status: CallStatus) -> NoReturn:
         """End the call with that status.
 
         Raises:
             Refused: always.
         """
-        self._context.set_code(code)
-        self._context.set_details(sentence)
-        raise Refused(sentence)
+        self._context.set_code(status.code)
+        self._context.set_details(status.sentence)
+        raise Refused(status.sentence)

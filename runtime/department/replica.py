@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2
 from ray import serve
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime import from_settings, logs
-from echovlm_edge.runtime.access import refuse
+from echovlm_edge.runtime.access import log_refusal, traceparent
 from echovlm_edge.runtime.admission import Admission
+from echovlm_edge.runtime.call_record import REQUEST_ID, CallRecord
+from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.department.call_context import CallContext
 from echovlm_edge.runtime.department.routing import SEPARATOR
 from echovlm_edge.runtime.errors import Unauthenticated
 from echovlm_edge.runtime.serve_settings import ServeSettings
-from echovlm_edge.runtime.server import SPARE_WORKERS
+from echovlm_edge.runtime.server import SPARE_THREADS
 from echovlm_edge.runtime.service import ReportService
+from echovlm_edge.runtime.statuses import CallStatus, status_of
 from echovlm_edge.runtime.studies import Studies
-
-Asked = TypeVar("Asked")
-Answered = TypeVar("Answered")
-_END = object()
 
 
 class ReportReplica:
@@ -50,53 +48,51 @@ class ReportReplica:
         home = serve.get_replica_context().replica_id.unique_id
         self._studies = Studies(options.studies, self._engine.prepare, home=f"{home}{SEPARATOR}")
         places = options.slots + options.queue
-        self._threads = ThreadPoolExecutor(places + SPARE_WORKERS)
+        self._threads = ThreadPoolExecutor(places + SPARE_THREADS)
         self._traces = from_settings.traces(settings)
-        observers = (logs.log_call, self._traces.observe) if self._traces else (logs.log_call,)
+        self._observers = (logs.log_call, self._traces.observe) if self._traces else (logs.log_call,)
         self._service = ReportService(
             self._engine,
             self._studies,
             Admission(places, options.slots),
-            self._access,
             options.limits,
             self._decode,
-            observers,
         )
 
     async def GenerateReport(self, request: pb.GenerateReportRequest, grpc_context: Any) -> AsyncIterator[Any]:
         """See report.proto."""
-        async for event in self._stream(self._service.GenerateReport, request, grpc_context):
+        async for event in self._answers("GenerateReport", request, grpc_context):
             yield event
 
     async def Diagnose(self, request: pb.DiagnoseRequest, grpc_context: Any) -> AsyncIterator[Any]:
         """See report.proto."""
-        async for event in self._stream(self._service.Diagnose, request, grpc_context):
+        async for event in self._answers("Diagnose", request, grpc_context):
             yield event
 
     async def AnswerQuestion(self, request: pb.AnswerQuestionRequest, grpc_context: Any) -> AsyncIterator[Any]:
         """See report.proto."""
-        async for event in self._stream(self._service.AnswerQuestion, request, grpc_context):
+        async for event in self._answers("AnswerQuestion", request, grpc_context):
             yield event
 
     async def BeginStudy(self, request: pb.BeginStudyRequest, grpc_context: Any) -> pb.Study:
         """See report.proto."""
-        return await self._answer(self._service.BeginStudy, request, grpc_context)
+        return await self._answer("BeginStudy", request, grpc_context)
 
     async def AddImage(self, request: pb.AddImageRequest, grpc_context: Any) -> pb.AddedImage:
         """See report.proto."""
-        return await self._answer(self._service.AddImage, request, grpc_context)
+        return await self._answer("AddImage", request, grpc_context)
 
     async def WithdrawImage(self, request: pb.WithdrawImageRequest, grpc_context: Any) -> pb.WithdrawImageResponse:
         """See report.proto."""
-        return await self._answer(self._service.WithdrawImage, request, grpc_context)
+        return await self._answer("WithdrawImage", request, grpc_context)
 
     async def EndStudy(self, request: pb.EndStudyRequest, grpc_context: Any) -> pb.EndStudyResponse:
         """See report.proto."""
-        return await self._answer(self._service.EndStudy, request, grpc_context)
+        return await self._answer("EndStudy", request, grpc_context)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, grpc_context: Any) -> pb.ModelInfo:
         """See report.proto."""
-        return await self._answer(self._service.GetModelInfo, request, grpc_context)
+        return await self._answer("GetModelInfo", request, grpc_context)
 
     async def Check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         """The standard health check: it needs no token, and a replica that answers serves."""
@@ -114,45 +110,46 @@ class ReportReplica:
         if self._traces:
             self._traces.close()
 
-    async def _answer(
-        self, method: Callable[[Asked, grpc.ServicerContext], Answered], request: Asked, grpc_context: Any
-    ) -> Answered:
-        context = self._known(method.__name__, grpc_context)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, method, request, context)
-        finally:
-            context.end()
+    async def _answer(self, method: str, request: Any, grpc_context: Any) -> Any:
+        answers = [answer async for answer in self._answers(method, request, grpc_context)]
+        return answers[0]
 
-    async def _stream(
-        self, method: Callable[[Asked, grpc.ServicerContext], Iterator[Answered]], request: Asked, grpc_context: Any
-    ) -> AsyncIterator[Answered]:
-        context = self._known(method.__name__, grpc_context)
+    async def _answers(self, name: str, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
+        context = CallContext(grpc_context)
+        client = self._known(name, context)
+        method = self._service.methods[name]
+        call = CallRecord(name, client, self._observers, traceparent(context))
+        context.send_last(((REQUEST_ID, call.id),))
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def run() -> None:
-            last: object = _END
+            last: CallStatus | None = None
             try:
-                for event in method(request, context):
+                for event in method.answer(request, call):
                     loop.call_soon_threadsafe(events.put_nowait, event)
             except Exception as error:
-                last = error
+                last = call.fail(error)
             loop.call_soon_threadsafe(events.put_nowait, last)
 
         self._threads.submit(run)
+        status: CallStatus | None = None
         try:
-            while (event := await events.get()) is not _END:
-                if isinstance(event, Exception):
-                    raise event
+            while (event := await events.get()) is not None and not isinstance(event, CallStatus):
                 yield event
-        finally:  # also where the client is gone: the engine asks before the next token
-            context.end()
+            status = event
+        except BaseException:  # the client is gone: the engine asks before the next token
+            call.gone.set()
+            raise
+        finally:
+            call.end()
+        if status:
+            context.refuse(status)
 
-    def _known(self, method: str, grpc_context: Any) -> Any:
-        context: Any = CallContext(grpc_context)
+    def _known(self, method: str, context: CallContext) -> Client:
         try:
             if self._tls_only and not context.encrypted():
                 raise Unauthenticated("This port has no TLS: call the one that has.", "plain text")
-            self._access.identify(context)
+            return self._access.identify(context)
         except Unauthenticated as error:
-            refuse(method, context, error)
-        return context
+            log_refusal(method, context, error)
+            context.refuse(status_of(error))

@@ -1,0 +1,331 @@
+"""Clients that mean harm: they hold calls open, send too much, never read, or speak no protobuf. Nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.admission import Admission
+from echovlm_edge.runtime.clients import ANYBODY, Arrival, Client, ClientsFile, Everybody
+from echovlm_edge.runtime.engine import EngineInfo
+from echovlm_edge.runtime.errors import Busy, InvalidInput, Unavailable
+from echovlm_edge.runtime.grpc_calls import TransportLimits
+from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
+from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, TextDelta
+from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from tests.raw_http2 import RawConnection, grpc_status
+
+SERVICE = "/echovlm.v1.ReportService"
+QUESTION = pb.AnswerQuestionRequest(question="Why?")
+TOKEN = (("authorization", "Bearer secret"),)
+
+
+class TalkativeEngine:
+    """Writes much, at once."""
+
+    info = EngineInfo("talkative", "0" * 64, "b", 1, "cpu", "fp32", 100, 1000)
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        for _ in range(4):
+            yield TextDelta("word " * 10_000)
+        yield Finished("word", (1,), FinishReason.STOP, 1, 0, {}, 0.0)
+
+    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None: ...
+
+    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
+        return 1
+
+
+Serve = Callable[..., ReportServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    servers = []
+
+    def started(access: object = None, **options: object) -> ReportServer:
+        chosen = ServerOptions("127.0.0.1:0", **{"grace_seconds": 0.2, **options})  # type: ignore[arg-type]
+        servers.append(ReportServer(TalkativeEngine(), chosen, access=access))  # type: ignore[arg-type]
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def clients(tmp_path: Path) -> ClientsFile:
+    path = tmp_path / "clients.toml"
+    path.write_text(f'[cart]\ntoken_sha256 = "{sha256(b"secret").hexdigest()}"\n')
+    return ClientsFile(path)
+
+
+def answers(server: ReportServer, metadata: object = ()) -> None:
+    """Health and a report, as any other client gets them."""
+    with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+        stub = report_pb2_grpc.ReportServiceStub(channel)
+        assert stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=metadata, timeout=10).model == "talkative"
+        *_, last = stub.AnswerQuestion(QUESTION, metadata=metadata, timeout=10)
+        assert last.result.text == "word"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+def test_half_open_calls_hold_nobody_up(serve: Serve) -> None:
+    server = serve(slots=2, queue=2)
+    with ExitStack() as connections:
+        for _ in range(8):
+            connection = connections.enter_context(RawConnection(server.address))
+            for method in ("AnswerQuestion", "GetModelInfo", "AddImage") * 4:
+                connection.call(f"{SERVICE}/{method}", end=False)
+            connection.call("/grpc.health.v1.Health/Check", end=False)
+            connection.call("/grpc.health.v1.Health/Watch", end=False)
+        answers(server)
+        assert server.admission.inside == 0
+
+
+def test_half_open_calls_with_a_token_hold_only_that_client_up(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(
+        f'[cart]\ntoken_sha256 = "{sha256(b"secret").hexdigest()}"\n[bad]\ntoken_sha256 = "{sha256(b"stolen").hexdigest()}"\n'
+    )
+    server = serve(ClientsFile(path), slots=2, queue=2)
+    with ExitStack() as connections:
+        for _ in range(4):
+            connection = connections.enter_context(RawConnection(server.address, token="stolen"))
+            for _ in range(60):
+                connection.call(f"{SERVICE}/AnswerQuestion", end=False)
+        answers(server, TOKEN)
+
+
+def test_a_stranger_is_refused_before_the_message(serve: Serve, clients: ClientsFile) -> None:
+    server = serve(clients)
+    with RawConnection(server.address) as stranger:
+        stream = stranger.call(f"{SERVICE}/AnswerQuestion", end=False)  # and the message never comes
+        assert grpc_status(stranger.events_until_end([stream])) == {stream: "16"}
+
+
+def test_a_message_that_does_not_come_is_given_up(serve: Serve) -> None:
+    server = serve(transport=TransportLimits(receiving=ReceivingLimits(seconds=0.1)))
+    with RawConnection(server.address) as slow:
+        stream = slow.call(f"{SERVICE}/GetModelInfo", end=False)
+        assert grpc_status(slow.events_until_end([stream])) == {stream: "3"}
+
+
+def test_strangers_large_messages_are_not_held(serve: Serve, clients: ClientsFile) -> None:
+    server = serve(clients)
+    client = (
+        "import grpc, sys, threading; from echovlm.v1 import report_pb2 as pb, report_pb2_grpc\n"
+        "asked = pb.AnswerQuestionRequest(question='Why?', images=[pb.Image(data=bytes(60_000_000))])\n"
+        "health = b'\\x0a\\x80\\xce\\xda\\x03' + bytes(7_776_000)\n"
+        "def ask():\n"
+        "    options = [('grpc.max_send_message_length', -1), ('grpc.use_local_subchannel_pool', 1)]\n"
+        "    channel = grpc.insecure_channel(sys.argv[1], options)\n"
+        "    for method, message in (('/echovlm.v1.ReportService/AnswerQuestion', asked.SerializeToString()),\n"
+        "                            ('/grpc.health.v1.Health/Check', health)):\n"
+        "        try: list(channel.unary_stream(method)(message, timeout=60)); said.append('OK')\n"
+        "        except grpc.RpcError as error: said.append(error.code().name)\n"
+        "said = []; threads = [threading.Thread(target=ask) for _ in range(12)]\n"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]; print(*said)\n"
+    )
+    this = psutil.Process()
+    before = most = this.memory_info().rss
+    with subprocess.Popen([sys.executable, "-c", client, server.address], stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            most = max(most, this.memory_info().rss)
+            time.sleep(0.005)
+        assert process.stdout
+        said = process.stdout.read().split()
+    assert said.count("UNAUTHENTICATED") == 12 and said.count("NOT_FOUND") + said.count("OK") == 12, said
+    assert most - before < 150e6, f"{(most - before) / 1e6:.0f} MB more"
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_the_health_of_an_unknown_name_is_not_found(serve: Serve, method: str) -> None:
+    server = serve(transport=TransportLimits(health_seconds=20.0))
+    with grpc.insecure_channel(server.address) as channel:
+        asked = health_pb2.HealthCheckRequest(service="x" * 2_000_000)
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stub.Watch(asked, timeout=10)) if method == "Watch" else stub.Check(asked, timeout=10)
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+
+
+def test_silent_connections_are_closed_and_let_others_in(serve: Serve) -> None:
+    server = serve(transport=TransportLimits(connections=8, handshake_seconds=0.5))
+    host, _, port = server.address.rpartition(":")
+    with ExitStack() as silent:
+        for _ in range(20):
+            silent.enter_context(socket.create_connection((host, int(port))))
+
+        def answered() -> bool:
+            try:
+                answers(server)
+            except grpc.RpcError:
+                return False
+            return True
+
+        wait_for(answered)
+
+
+def test_connections_without_calls_are_closed(serve: Serve) -> None:
+    server = serve(transport=TransportLimits(idle_seconds=0.3))
+    with RawConnection(server.address) as idle:
+        while idle.socket.recv(1 << 16):
+            pass  # until the server closes it
+
+
+def test_answers_that_nobody_reads_hold_no_place(serve: Serve) -> None:
+    server = serve(slots=2, queue=2, transport=TransportLimits(delivery_seconds=1.0))
+    message = QUESTION.SerializeToString()
+    with RawConnection(server.address, window=0) as deaf:
+        streams = []
+        for _ in range(12):  # three times as many as there are places
+            wait_for(lambda: server.admission.inside < 4)
+            streams.append(deaf.call(f"{SERVICE}/AnswerQuestion", message))
+        wait_for(lambda: server.admission.inside == 0)
+        answers(server)
+        wait_for(lambda: not server.calls_in_flight)
+    answers(server)
+
+
+@pytest.mark.parametrize("method", ["AnswerQuestion", "GetModelInfo"])
+def test_what_is_no_message_is_refused_without_a_traceback(
+    serve: Serve, method: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(transport=TransportLimits(health_seconds=20.0))
+    with RawConnection(server.address) as odd, caplog.at_level(logging.INFO):
+        streams = [
+            odd.call(f"{SERVICE}/{method}", b"\xff\xff\xff no protobuf"),
+            odd.call(f"{SERVICE}/{method}"),  # ends without a message
+            odd.call("/grpc.health.v1.Health/Check", b"\x0a\xff"),
+            odd.call("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", b"\xff"),
+        ]
+        assert set(grpc_status(odd.events_until_end(streams)).values()) == {"3"}
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_who_calls_is_asked_once(serve: Serve) -> None:
+    class Counting(Everybody):
+        asked = 0
+
+        def identify(self, arrival: Arrival) -> Client:
+            self.asked += 1
+            return super().identify(arrival)
+
+    access = Counting()
+    answers(serve(access))
+    assert access.asked == 2, "a model's information and a question"
+
+
+def test_open_streams_do_not_hold_up_the_end(serve: Serve) -> None:
+    server = serve(grace_seconds=600.0)
+    over = threading.Event()
+
+    def no_message() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(server.address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+        next(watch)
+        open_calls = [
+            channel.stream_stream(f"{SERVICE}/AnswerQuestion")(no_message()),
+            channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(no_message()),
+        ]
+        answers(server)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        assert (
+            list(watch) == [health_pb2.HealthCheckResponse(status=2).SerializeToString()] and watch.code().value[0] == 0
+        )
+        assert {call.code() for call in open_calls} == {grpc.StatusCode.UNAVAILABLE}
+        over.set()
+        stopping.join(60)
+        assert not stopping.is_alive()
+
+
+def test_batch_calls_never_take_all_places() -> None:
+    admission = Admission(4, 2)
+    with ExitStack() as inside:
+        for _ in range(2):
+            inside.enter_context(admission.place(ANYBODY, batch=True))
+        with pytest.raises(Busy, match="batch calls"):
+            inside.enter_context(admission.place(ANYBODY, batch=True))
+        inside.enter_context(admission.place(ANYBODY))
+    with admission.place(ANYBODY, batch=True):
+        pass
+
+
+async def never() -> bytes:
+    await asyncio.Event().wait()
+    return b""
+
+
+async def at_once() -> bytes:
+    return b"message"
+
+
+def test_the_message_longest_on_its_way_makes_room() -> None:
+    async def run() -> None:
+        receiver = Receiver(ReceivingLimits(total=4, per_client=2))
+        held = [asyncio.ensure_future(receiver.receive(never, client)) for client in "aabb"]
+        await asyncio.sleep(0)
+        assert await receiver.receive(at_once, "c") == b"message"
+        done, _ = await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
+        assert held[0] in done and isinstance(held[0].exception(), Busy), "the oldest of those with most goes first"
+        waiting = asyncio.ensure_future(receiver.receive(at_once, "b"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done(), "a client's own calls wait their turn"
+        receiver.close()
+        for call in [*held[1:], waiting]:
+            with pytest.raises((Unavailable, Busy)):
+                await call
+        await asyncio.sleep(0)
+        assert not receiver._receiving and not receiver._turns
+
+    asyncio.run(run())
+
+
+def test_a_turn_is_given_back_however_a_call_ends() -> None:
+    async def run() -> None:
+        receiver = Receiver(ReceivingLimits(per_client=1, seconds=0.05))
+        for _ in range(3):
+            with pytest.raises(InvalidInput, match="did not come"):
+                await receiver.receive(never, "a")
+            cancelled = asyncio.ensure_future(receiver.receive(never, "a"))
+            await asyncio.sleep(0.01)
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+        late = [asyncio.ensure_future(receiver.receive(never, "a")) for _ in range(3)]
+        for call in late:
+            with pytest.raises(InvalidInput):
+                await call
+        assert await receiver.receive(at_once, "a") == b"message"
+        await asyncio.sleep(0)
+        assert not receiver._receiving and not receiver._turns
+
+    asyncio.run(run())
