@@ -1,7 +1,8 @@
 """`make soak`: many clients at once for minutes, with cancels, deadlines and dropped connections; then what must hold, held or not.
 
 Every finished text has to be the one that a single client got; no slot, place or memory may leak; a full queue has to refuse at
-once; batched decoding has to pay; and a study that was read ahead has to answer like a short text prompt.
+once; batched decoding has to pay; a study that was read ahead has to answer like a short text prompt; and hostile clients, two of
+the sixteen, change nothing of that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,23 +32,27 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom.data import get_testdata_file
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.hostile import DEAF, HALF_OPEN, Hostile, held_connections
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
 
-CLIENTS, SLOTS, QUEUE = 16, 8, 4
+CLIENTS, HOSTILE, SLOTS, QUEUE = 16, 2, 8, 4  # two of the sixteen are hostile
+TOKENS = {"cart": "the-cart's-token", "hostile": "a-stolen-token"}
 CINE, FRAMES = "examples_ybr_color.dcm", 30
 WARM_UP_SHARE = 0.3  # of the time, before memory counts
 START_SECONDS = 120.0
 BATCHING_ROUNDS, STUDY_ROUNDS = 7, 30
 # What has to hold, as issue and operations page say it.
 MAX_RSS_GROWTH, MAX_REFUSAL_P99, MIN_BATCH_GAIN, MAX_STUDY_RATIO = 0.05, 0.050, 2.5, 1.2
+MAX_BESIDE_RATIO, MAX_BESIDE_SECONDS, BESIDE_ROUNDS = 1.2, 0.100, 8
 
 
 @dataclass
@@ -66,11 +72,17 @@ class Soak:
     study_first_token: float = 0.0
     text_first_token: float = 0.0
     study_equals_one_call: bool = False
+    report_alone: float = 0.0
+    report_beside_hostile: float = 0.0
+    health_alone: float = 0.0
+    health_beside_hostile: float = 0.0
 
     def checks(self) -> dict[str, tuple[str, bool]]:
         """What must hold: figure, and whether it does."""
         gain = self.tokens_per_second_of_8 / max(self.tokens_per_second_alone, 1e-9)
         ratio = self.study_first_token / max(self.text_first_token, 1e-9)
+        slower = self.report_beside_hostile / max(self.report_alone, 1e-9)
+        later = self.health_beside_hostile - self.health_alone
         return {
             "texts that differ from the single client's": (str(self.wrong_texts), self.wrong_texts == 0),
             "slots not given back": (f"{self.leaked_slots:g}", self.leaked_slots == 0),
@@ -79,6 +91,11 @@ class Soak:
             "batched decode of 8 over one": (f"{gain:.2f}x", gain >= MIN_BATCH_GAIN),
             "a study's first token over a text prompt's": (f"{ratio:.2f}x", ratio <= MAX_STUDY_RATIO),
             "a study's text is that of one call": (str(self.study_equals_one_call), self.study_equals_one_call),
+            f"a report beside {HALF_OPEN} half-open and {DEAF} deaf connections": (
+                f"{slower:.2f}x",
+                slower <= MAX_BESIDE_RATIO and self.report_beside_hostile - self.report_alone <= MAX_BESIDE_SECONDS,
+            ),
+            "a health check beside them": (f"{later * 1e3:+.1f} ms", later <= MAX_BESIDE_SECONDS),
         }
 
 
@@ -89,9 +106,15 @@ class Served:
         port_file = folder / "port"
         command = [sys.executable, "-m", "echovlm_edge.runtime.serve_command", "--bundle", str(bundle)]
         command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--log", "json", "--grace", "5"]
-        command += ["--slots", str(SLOTS), "--queue", str(QUEUE), "--metrics", "127.0.0.1:0"]
+        command += ["--slots", str(SLOTS), "--queue", str(QUEUE)]
+        clients = folder / "clients.toml"
+        tables = [
+            f'[{name}]\ntoken_sha256 = "{sha256(token.encode()).hexdigest()}"\n' for name, token in TOKENS.items()
+        ]
+        clients.write_text("".join(tables) + "max_calls = 4\n")  # the hostile one's
+        command += ["--clients", str(clients)]
         metrics_port = _free_port()
-        command[-1] = f"127.0.0.1:{metrics_port}"
+        command += ["--metrics", f"127.0.0.1:{metrics_port}"]
         self._log = (folder / "log").open("w", encoding="utf-8")
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._log)
         give_up = time.monotonic() + START_SECONDS
@@ -120,12 +143,25 @@ class Served:
         self._log.close()
 
 
+class _WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Says who calls."""
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._known(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._known(details), request)
+
+    def _known(self, details: Any) -> Any:
+        return details._replace(metadata=(("authorization", f"Bearer {TOKENS['cart']}"),))
+
+
 @contextmanager
 def connected(address: str) -> Iterator[report_pb2_grpc.ReportServiceStub]:
-    """A connection of its own."""
+    """A connection of its own, of the known cart."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options=options) as channel:
-        yield report_pb2_grpc.ReportServiceStub(channel)
+        yield report_pb2_grpc.ReportServiceStub(grpc.intercept_channel(channel, _WithToken()))
 
 
 def _free_port() -> int:
@@ -229,15 +265,16 @@ def soak(served: Served, found: Soak, console: Console) -> None:
         texts = [ask.result(stub).text for ask in asks]
     started = time.monotonic()
     until = started + 60 * found.minutes
-    clients = [Client(served.address, asks, texts, until, seed) for seed in range(CLIENTS)]
-    for client in clients:
+    clients = [Client(served.address, asks, texts, until, seed) for seed in range(CLIENTS - HOSTILE)]
+    hostile = [Hostile(served.address, TOKENS["hostile"], until, seed) for seed in range(HOSTILE)]
+    for client in (*clients, *hostile):
         client.start()
     memory: list[tuple[float, int]] = []
     with console.status("soaking"):
         while time.monotonic() < until:
             time.sleep(min(1.0, 6 * found.minutes))
             memory.append(((time.monotonic() - started) / (until - started), served.rss()))
-    for client in clients:
+    for client in (*clients, *hostile):
         client.join()
     outcomes: Counter[str] = sum((client.outcomes for client in clients), Counter())
     found.calls, found.wrong_texts = dict(outcomes), outcomes["wrong"]
@@ -312,6 +349,38 @@ def studies(served: Served, found: Soak) -> None:
     found.study_equals_one_call = list(at_once.token_ids) == list(ahead.token_ids)
 
 
+def beside_hostile(served: Served, found: Soak) -> None:
+    """A report's and a health check's time, with and without connections that are held open and never read, in turns."""
+    with connected(served.address) as stub, grpc.insecure_channel(served.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=64, ignore_stop=True))
+        report = Ask("GenerateReport", pb.GenerateReportRequest(images=[image(3)], options=options))
+
+        def measured() -> tuple[float, float]:
+            _pause(served)
+            reports, checks = list[float](), list[float]()
+            for _ in range(5):
+                reports.append(_seconds(lambda: report.result(stub)))
+                checks.append(_seconds(lambda: health.Check(health_pb2.HealthCheckRequest())))
+            return median(reports), median(checks)
+
+        alone, beside = list[tuple[float, float]](), list[tuple[float, float]]()
+        for _ in range(BESIDE_ROUNDS):
+            alone.append(measured())
+            with held_connections(served.address, TOKENS["hostile"]):
+                beside.append(measured())
+    found.report_alone, found.health_alone = (median(seconds) for seconds in zip(*alone, strict=True))
+    found.report_beside_hostile, found.health_beside_hostile = (
+        median(seconds) for seconds in zip(*beside, strict=True)
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def _to_read(result: pb.Result) -> int:
     """How many of its prompt's tokens were not known from before."""
     return result.usage.prompt_tokens - result.usage.reused_tokens
@@ -325,7 +394,9 @@ def _pause(served: Served) -> None:
 
 
 def _table(found: Soak) -> Table:
-    table = Table(title=f"{found.bundle}, {CLIENTS} clients, {found.minutes:g} minutes, {found.machine}")
+    table = Table(
+        title=f"{found.bundle}, {CLIENTS} clients, {HOSTILE} of them hostile, {found.minutes:g} minutes, {found.machine}"
+    )
     for column in ("what", "figure", "holds"):
         table.add_column(column)
     for what, (figure, holds) in found.checks().items():
@@ -353,6 +424,7 @@ def main() -> int:
             try:
                 batching(served, found)
                 studies(served, found)
+                beside_hostile(served, found)
                 soak(served, found, console)
             finally:
                 served.stop()

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.raw_http2 import RawConnection, grpc_status
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.admission import Admission
@@ -29,7 +30,6 @@ from echovlm_edge.runtime.grpc_calls import TransportLimits
 from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, TextDelta
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from tests.raw_http2 import RawConnection, grpc_status
 
 SERVICE = "/echovlm.v1.ReportService"
 QUESTION = pb.AnswerQuestionRequest(question="Why?")

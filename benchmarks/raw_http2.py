@@ -9,7 +9,7 @@ from types import TracebackType
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import Event, StreamEnded, StreamReset, TrailersReceived
+from h2.events import Event, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.settings import SettingCodes
 
 
@@ -21,7 +21,7 @@ class RawConnection:
         host, _, port = address.rpartition(":")
         self._authority, self._token = address, token
         self.socket = socket.create_connection((host, int(port)), timeout=20)
-        self._connection = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._connection = H2Connection(H2Configuration(client_side=True))
         self._connection.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = window
         self._connection.initiate_connection()
         self._flush()
@@ -73,10 +73,7 @@ class RawConnection:
 
 
 def grpc_status(events: Sequence[Event]) -> dict[int, str]:
-    """What each stream ended with: the `grpc-status` of its trailers."""
-    return {
-        event.stream_id: dict(event.headers or ())["grpc-status"]
-        for event in events
-        if isinstance(event, TrailersReceived)
-        or (hasattr(event, "headers") and "grpc-status" in dict(event.headers or ()))
-    }
+    """What each stream ended with: the `grpc-status` of its last headers."""
+    ends = [event for event in events if isinstance(event, ResponseReceived | TrailersReceived)]
+    headers = {event.stream_id: dict(event.headers or ()) for event in ends if event.stream_id is not None}
+    return {stream: last[b"grpc-status"].decode() for stream, last in headers.items() if b"grpc-status" in last}
