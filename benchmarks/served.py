@@ -22,12 +22,21 @@ def script(name: str) -> str:
 
 
 @contextmanager
-def serving(bundle: Path, folder: Path) -> Iterator[tuple[int, str, float]]:
+def serving(bundle: Path, folder: Path, *options: str) -> Iterator[tuple[int, str, float]]:
     """A server of its own process; yields its pid, its address, and how long it took to answer a health check."""
     port_file, log = folder / "port", folder / "server.log"
     port_file.unlink(missing_ok=True)
     started = time.perf_counter()
-    command = (script("echovlm-serve"), "--bundle", bundle, "--listen", "127.0.0.1:0", "--port-file", port_file)
+    command = (
+        script("echovlm-serve"),
+        "--bundle",
+        bundle,
+        "--listen",
+        "127.0.0.1:0",
+        "--port-file",
+        port_file,
+        *options,
+    )
     with (
         log.open("w") as lines,
         subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=lines) as process,

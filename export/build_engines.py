@@ -47,7 +47,6 @@ from echovlm_edge.runtime.bundle import (
     TOKENIZER,
     Bundle,
     EmbeddingSpec,
-    Footprint,
     Limits,
     Manifest,
     ModelSpec,
@@ -57,8 +56,10 @@ from echovlm_edge.runtime.bundle import (
     bundle_id,
 )
 from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.memory_model import BundleShape, Widths, cache_token_bytes
 from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompt import PromptBuilder
+from echovlm_edge.runtime.serve_settings import ServeSettings
 
 DEFAULT_MAX_SEQUENCE = 4096
 
@@ -271,7 +272,7 @@ def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], 
         files=files,
         toolchain=versions(),
         operator_library=target(options.target).operator_library,
-        footprint=_footprint(options, planned),
+        footprint=footprint(bundle_shape(options, planned), limits),
     )
 
 
@@ -305,18 +306,33 @@ def _limits(options: BuildOptions, checkpoint: Checkpoint) -> Limits:
     return Limits(options.max_sequence or longest, options.max_batch)
 
 
-def _footprint(options: BuildOptions, planned: PlannedBundle) -> Footprint:
-    limits, cache = _limits(options, planned.checkpoint), CACHE_TYPES[options.cache_type]
-    return footprint(planned.checkpoint.config, planned.sizes, limits, cache.bitwidth // 8)
+def bundle_shape(options: BuildOptions, planned: PlannedBundle) -> BundleShape:
+    """What decides a server's memory, as `BundleShape.of` will read it in the finished bundle."""
+    checkpoint = planned.checkpoint
+    spec = _model_spec(checkpoint)
+    return BundleShape(
+        target=options.target,
+        precision=options.precision,
+        native=target(options.target).operator_library is not None,
+        weights=sum(part.file.size for part in planned.parts),
+        embedding=planned.embedding.size,
+        tokenizer=len(checkpoint.tokenizer_json().encode()),
+        cache_token=cache_token_bytes(
+            spec.num_layers, spec.num_kv_heads, spec.head_dim, CACHE_TYPES[options.cache_type].bitwidth // 8
+        ),
+        cache_context=None,
+        max_sequence=_limits(options, checkpoint).max_sequence,
+        widths=Widths.of(checkpoint.read_json("config.json"), planned.settings),
+    )
 
 
 def show_plan(options: BuildOptions, console: Console) -> None:
     """Print what the bundle will take and whether it fits this machine; write nothing."""
     with Progress(console) as progress:
         planned = plan(options, progress)
-    takes, limits = _footprint(options, planned), _limits(options, planned.checkpoint)
     title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
-    print_plan(title, planned.sizes, takes, limits, options.cache_type, Machine.here(options.output))
+    settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
+    print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

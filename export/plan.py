@@ -1,8 +1,7 @@
-"""What a bundle will take before it is built, and whether this machine has it: disk, memory to run, KV cache."""
+"""What a bundle will take before it is built, and whether this machine has it: disk, and a server's memory."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,21 +11,29 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle import Footprint, Limits
+from echovlm_edge.runtime.machine_memory import MachineMemory, machine_memory
+from echovlm_edge.runtime.memory_fit import Fit, judge
+from echovlm_edge.runtime.memory_model import (
+    LIBRARIES,
+    TOKENIZER_TIMES,
+    BundleShape,
+    When,
+    Where,
+    account,
+    activation_bytes,
+    total,
+)
+from echovlm_edge.runtime.serve_settings import ServeSettings
 
-# Of a server beside weights and KV cache, measured: Python, gRPC and ONNX Runtime 50 MB, a tokenizer of 150,000 words 210.
-LIBRARIES = 300 << 20
-PREFILL_TOKENS = 512  # in one pass
-FRAME_PATCHES = 1564  # of a 640 x 480 frame
 FILES_BESIDE = 16 << 20  # tokenizer, chat template and graphs
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this computer has: bytes of memory, and bytes free where the bundle shall be."""
+    """What this computer has: memory, and bytes free where the bundle shall be."""
 
-    memory: int
+    memory: MachineMemory
     disk_free: int
 
     @classmethod
@@ -35,69 +42,57 @@ class Machine:
         folder = output.absolute()
         while not folder.exists():
             folder = folder.parent
-        return cls(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), shutil.disk_usage(folder).free)
+        return cls(machine_memory(), shutil.disk_usage(folder).free)
 
 
-def kv_cache_bytes(config: EchoVLMConfig, max_sequence: int, item_size: int) -> int:
-    """Keys and values of one sequence, in all layers."""
-    decoder = config.decoder
-    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * max_sequence * item_size
-
-
-def footprint(config: EchoVLMConfig, weights: Mapping[str, int], limits: Limits, cache_item_size: int) -> Footprint:
-    """What a bundle takes whose files of weights have these sizes in bytes."""
-    one = kv_cache_bytes(config, limits.max_sequence, cache_item_size)
+def footprint(shape: BundleShape, limits: Limits) -> Footprint:
+    """What a bundle of this shape takes, as bundle.json says it."""
+    weights, one = shape.weights + shape.embedding, shape.cache_bytes(limits.max_sequence)
     return Footprint(
-        disk=sum(weights.values()) + FILES_BESIDE,
-        weights=sum(weights.values()),
+        disk=weights + FILES_BESIDE,
+        weights=weights,
         kv_cache=one,
         kv_cache_batch=one * limits.max_batch,
-        working=LIBRARIES + _activations(config),
+        working=LIBRARIES + TOKENIZER_TIMES * shape.tokenizer + activation_bytes(shape, limits.max_sequence),
     )
 
 
-def _activations(config: EchoVLMConfig) -> int:
-    """Float32 values that the parts hold at their largest, each in its own arena (an estimate from the shapes).
-
-    A prefill pass: a few of the decoder's width, DualPathMoE's inner values twice. A frame: all heads' attention scores, and
-    a few of the vision encoder's width.
-    """
-    decoder, vision = config.decoder, config.vision
-    prefill = PREFILL_TOKENS * (8 * decoder.hidden_size + 2 * sum(decoder.group_widths)) + 2 * decoder.vocab_size
-    frame = FRAME_PATCHES * (vision.num_heads * FRAME_PATCHES + 6 * vision.embed_dim + 2 * vision.mlp_dim)
-    return 4 * (prefill + frame)
-
-
-def misfits(footprint: Footprint, machine: Machine) -> list[str]:
-    """What this machine lacks, a sentence each; none if the bundle fits."""
-    wants = {
-        "memory to run": (footprint.to_run, machine.memory),
-        "disk": (footprint.disk, machine.disk_free),
-    }
-    return [
-        f"It needs {needed / 1e9:.1f} GB of {name}, this machine has {there / 1e9:.1f}."
-        for name, (needed, there) in wants.items()
-        if needed > there
-    ]
-
-
 def print_plan(
-    title: str, weights: Mapping[str, int], plan: Footprint, limits: Limits, cache_dtype: str, machine: Machine
+    title: str, files: Mapping[str, int], shape: BundleShape, settings: ServeSettings, machine: Machine
 ) -> None:
-    """The table of `--plan`."""
-    table = Table(box=box.SIMPLE, title=title)
-    table.add_column("", no_wrap=True)
-    table.add_column("GB on disk", justify="right")
-    table.add_column("GB in memory", justify="right")
-    for name, size in weights.items():
-        table.add_row(name, f"{size / 1e9:.2f}", f"{size / 1e9:.2f}")
-    caches = f"KV cache, {cache_dtype}, {limits.max_batch} x {limits.max_sequence} tokens"
-    table.add_row(caches, "", f"{plan.kv_cache_batch / 1e9:.2f}")
-    table.add_row("libraries and activations", "", f"{plan.working / 1e9:.2f}")
-    table.add_row("together", f"{plan.disk / 1e9:.2f}", f"{plan.to_run / 1e9:.2f}", style="bold")
-    table.add_row("this machine has", f"{machine.disk_free / 1e9:.2f}", f"{machine.memory / 1e9:.2f}")
+    """The tables of `--plan`: files on disk, and the memory of a server with these options."""
     console = Console()
+    disk = sum(files.values()) + FILES_BESIDE
+    table = Table(box=box.SIMPLE, title=title)
+    table.add_column("on disk", no_wrap=True)
+    table.add_column("GB", justify="right")
+    for name, size in files.items():
+        table.add_row(name, f"{size / 1e9:.2f}")
+    table.add_row("together, with tokenizer and graphs", f"{disk / 1e9:.2f}", style="bold")
+    table.add_row("free on this machine", f"{machine.disk_free / 1e9:.2f}")
     console.print(table)
-    missing = misfits(plan, machine)
-    for sentence in missing or ["It fits this machine."]:
-        console.print(sentence, style="yellow" if missing else None, highlight=False)
+    console.print(_memory_table(shape, settings, machine.memory))
+    verdict = judge(shape, settings, machine.memory)
+    console.print(str(verdict), style=None if verdict.fit is Fit.FITS else "yellow", highlight=False, soft_wrap=True)
+    if disk > machine.disk_free:
+        missing = f"It needs {disk / 1e9:.1f} GB of disk, this machine has {machine.disk_free / 1e9:.1f}."
+        console.print(missing, style="yellow", highlight=False)
+
+
+def _memory_table(shape: BundleShape, settings: ServeSettings, memory: MachineMemory) -> Table:
+    table = Table(
+        box=box.SIMPLE, title=f"A server of it, --max-sequence {shape.max_sequence}, other options by default"
+    )
+    table.add_column("in memory, at most", no_wrap=True)
+    table.add_column("GB", justify="right", no_wrap=True)
+    table.add_column("taken", no_wrap=True)
+    table.add_column("bounded by")
+    items = account(shape, settings)
+    for item in sorted(items, key=lambda item: list(When).index(item.when)):
+        where = "" if item.where is Where.HOST else f" ({item.where.value})"
+        table.add_row(item.what + where, f"{item.bytes / 1e9:.2f}", item.when.value, item.bound)
+    used, worst = (total(items, Where.HOST, When.START, When.USED, *more) / 1e9 for more in ((), (When.PEAK,)))
+    table.add_row("together, full", f"{used:.2f}", style="bold")
+    table.add_row("together, at the peaks", f"{worst:.2f}", style="bold")
+    table.add_row("free on this machine", f"{memory.available / 1e9:.2f}")
+    return table

@@ -16,6 +16,7 @@ from echovlm_edge.export.engines.tensorrt_rules import KERNEL_BLOCKS
 from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.export.targets import Target
 from echovlm_edge.runtime.generate import PREFILL_CHUNK
+from echovlm_edge.runtime.memory_model import cache_token_bytes
 
 # What part of a bound is reached is an assumption: on two CPU cores one token is measured at 85 % of the bandwidth and many at a
 # third of the arithmetic; no GPU has been measured.
@@ -171,7 +172,9 @@ class Roofline:
         """A KV cache of `tokens` tokens."""
         decoder = self.config.decoder
         value = CACHE_TYPES[self.target.cache_types[0]].bitwidth // 8
-        return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * tokens * value
+        return tokens * cache_token_bytes(
+            decoder.num_hidden_layers, decoder.num_key_value_heads, decoder.head_dim, value
+        )
 
     def memory_gb(self, tokens: int) -> float:
         """All that the device holds at a context of `tokens`; the embedding too where it shares the host's memory."""

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, Manifest, Parity
+from echovlm_edge.runtime.memory_model import BundleShape, When, Where, account, total
+from echovlm_edge.runtime.serve_settings import ServeSettings
 
 _TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
@@ -42,9 +44,11 @@ def print_summary(manifest: Manifest, output: Path, warning: str) -> None:
         row = _parity_cells([entry for entry in manifest.parity if embedding and entry.stage == "token_embedding"])
         precision = manifest.embedding.dtype if embedding else ""
         table.add_row(file.name, f"{file.bytes / 1e6:,.1f}", precision, *row)
-    if takes := manifest.footprint:
-        context = f"{manifest.limits.max_batch} x {manifest.limits.max_sequence:,} tokens"
-        table.caption = f"To run: {takes.to_run / 1e9:.2f} GB of memory, {takes.kv_cache_batch / 1e9:.2f} of it the KV cache of {context}"
+    items = account(BundleShape.of(manifest), ServeSettings(bundle=output))
+    start, used = (total(items, Where.HOST, *times) / 1e9 for times in ((When.START,), (When.START, When.USED)))
+    card = total(items, Where.GPU, When.START, When.USED) / 1e9
+    table.caption = f"echovlm-serve takes {start:.2f} GB of memory at start, up to {used:.2f} as it is used"
+    table.caption += f", and {card:.2f} GB of the GPU's" if card else ""
     console = Console()
     console.print(table)
     for note in filter(None, (warning, *_notes(manifest, output))):

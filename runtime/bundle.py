@@ -119,7 +119,8 @@ class Footprint:
         weights: mapped into memory while it runs, shared by all processes on one machine.
         kv_cache: of one sequence of `max_sequence` tokens.
         kv_cache_batch: of `max_batch` such sequences.
-        working: a process's own memory at its largest beside these: libraries, activations, logits (an estimate).
+        working: a process's own memory at its largest beside these: libraries, tokenizer, activations (an estimate).
+            What a server takes in all depends on its options: see `memory_model`.
     """
 
     disk: int
@@ -127,11 +128,6 @@ class Footprint:
     kv_cache: int
     kv_cache_batch: int
     working: int
-
-    @property
-    def to_run(self) -> int:
-        """Memory that a server needs."""
-        return self.weights + self.kv_cache_batch + self.working
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from typing import TYPE_CHECKING
 
 from echovlm_edge.runtime.access import Access
+from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.engine import DecodeImage, EngineOptions, ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.machine_memory import machine_memory
+from echovlm_edge.runtime.memory_fit import Fit, judge
+from echovlm_edge.runtime.memory_model import BundleShape
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.serve_settings import ServeSettings
 from echovlm_edge.runtime.server import ServerOptions, parse_address
@@ -20,6 +25,8 @@ from echovlm_edge.runtime.tls import TlsFiles
 
 if TYPE_CHECKING:
     from echovlm_edge.runtime.traces import Traces
+
+_log = logging.getLogger(__name__)
 
 GAVE_UP = 70  # exit code where engines hang again and again: sysexits' EX_SOFTWARE
 
@@ -86,12 +93,26 @@ def traces(chosen: ServeSettings) -> Traces | None:
     return Traces(chosen.traces)
 
 
+def check_memory(chosen: ServeSettings) -> None:
+    """Log what the server takes of memory, with a warning where not all of it is there.
+
+    Raises:
+        NotPossibleHere: no bundle, or the machine is too small even for the weights and what is taken at start.
+    """
+    shape = BundleShape.of(Bundle(chosen.bundle).manifest)
+    verdict = judge(shape, chosen, machine_memory())
+    if verdict.fit is Fit.NEVER:
+        raise NotPossibleHere(str(verdict))
+    _log.log(logging.INFO if verdict.fit is Fit.FITS else logging.WARNING, "memory: %s", verdict)
+
+
 def served_engine(chosen: ServeSettings, decode: DecodeImage, replacements: int) -> ServedEngine:
     """The bundle's engine; the process ends with GAVE_UP where it hangs more often than `replacements`.
 
     Raises:
         NotPossibleHere: the bundle cannot be served.
     """
+    check_memory(chosen)
 
     def open_engine() -> ReportEngine:
         return ReportEngine.open(

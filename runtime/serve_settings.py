@@ -43,6 +43,9 @@ class ServeSettings(BaseModel):
     queue: int = _option(32, "calls that may wait beside them", "N", LOAD, ge=0, le=4096)
     prefix_mb: int = _option(1024, "memory for prompts seen before", "N", LOAD, ge=0)
     image_mb: int = _option(256, "memory for images seen before", "N", LOAD, ge=0)
+    parked_mb: int = _option(
+        1024, "memory for the keys and values of batch reports that gave their slot back", "N", LOAD, ge=0
+    )
     max_studies: int = _option(64, "studies open at once", "N", LOAD, ge=0)
     study_mb: int = _option(1024, "memory for their pictures", "N", LOAD, ge=0)
     study_minutes: float = _option(30.0, "a study unused for so long is over", "M", LOAD, gt=0)
@@ -75,14 +78,37 @@ def read_settings(arguments: list[str] | None = None) -> ServeSettings | None:
     """
     typed = vars(_parser().parse_args(arguments))
     path, printed = typed.pop("config"), typed.pop("print_config")
-    variables = {
-        name: os.environ[_variable(name)] for name in ServeSettings.model_fields if _variable(name) in os.environ
-    }
-    settings = _checked({**_written(path), **variables, **typed}, path, variables, typed)
+    settings = settings_of(path, typed)
     if printed:
         print(as_toml(settings), end="")
         return None
     return settings
+
+
+def settings_of(path: Path | None, typed: Mapping[str, Any]) -> ServeSettings:
+    """Options as typed, behind them the environment, behind it the file at `path`.
+
+    Raises:
+        InvalidInput: a value that cannot be, or a key that is none; names where it was said.
+        NotPossibleHere: the file cannot be read.
+    """
+    variables = {
+        name: os.environ[_variable(name)] for name in ServeSettings.model_fields if _variable(name) in os.environ
+    }
+    return _checked({**_written(path), **variables, **typed}, path, variables, typed)
+
+
+def add_option(parser: argparse._ActionsContainer, name: str) -> None:
+    """Give a parser one of the server's options; it says nothing where the option is not typed."""
+    field = ServeSettings.model_fields[name]
+    shape: dict[str, Any] = {"metavar": _extra(field)["metavar"]}
+    if choices := _choices(field):
+        shape = {"choices": choices}
+    elif field.annotation is bool:
+        shape = {"action": "store_true"}
+    elif name == "insecure":
+        shape = {"action": "count"}
+    parser.add_argument(_flag(name), help=_explained(field), default=argparse.SUPPRESS, **shape)
 
 
 def as_toml(settings: ServeSettings) -> str:
@@ -165,14 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         group = groups.get(extra["group"]) or groups.setdefault(
             extra["group"], parser.add_argument_group(extra["group"])
         )
-        shape: dict[str, Any] = {"metavar": extra["metavar"]}
-        if choices := _choices(field):
-            shape = {"choices": choices}
-        elif field.annotation is bool:
-            shape = {"action": "store_true"}
-        elif name == "insecure":
-            shape = {"action": "count"}
-        group.add_argument(_flag(name), help=_explained(field), **shape)
+        add_option(group, name)
     return parser
 
 

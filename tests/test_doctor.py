@@ -13,6 +13,7 @@ from echovlm_edge.runtime.bundle import MANIFEST
 from echovlm_edge.runtime.doctor import command
 from echovlm_edge.runtime.doctor.checks import Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, Gpu, facts, gpu_of, jetpack, power_modes
+from echovlm_edge.runtime.serve_settings import ServeSettings
 
 GB = 10**9
 FINE = Facts(
@@ -21,8 +22,8 @@ FINE = Facts(
     4,
     4,
     ("avx2", "fma"),
-    32 * GB,
-    24 * GB,
+    64 * GB,
+    48 * GB,
     0,
     0,
     ("performance",),
@@ -111,8 +112,15 @@ def test_which_target_a_machine_wants(change: dict[str, object], target: str) ->
 def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
     assert fits(golden_bundle, FINE).level is Level.FINE
     assert "--target rtx would use the GPU" in fits(golden_bundle, replace(FINE, gpus=(RTX,))).what
-    small = fits(golden_bundle, replace(FINE, available=GB // 10))
-    assert small.level is Level.WRONG and "can be had" in small.what and "--max-sequence" in small.mend
+    small = fits(golden_bundle, replace(FINE, available=2 * GB))
+    assert small.level is Level.WRONG and "and this machine has 2.0 GB free" in small.what
+    assert "--prefix-mb to 0" in small.mend
+    crowded = fits(golden_bundle, replace(FINE, available=12 * GB))
+    assert crowded.level is Level.SLOW and "--max-message-mb" in crowded.mend
+    modest = ServeSettings(
+        bundle=golden_bundle, prefix_mb=0, parked_mb=0, study_mb=64, max_message_mb=8, decode_mb=1024
+    )
+    assert fits(golden_bundle, replace(FINE, available=12 * GB), modest).level is Level.FINE
     assert "There is no bundle at" in fits(tmp_path, FINE).what
     assert fits(golden_bundle, replace(FINE, kernels=None)).level is Level.WRONG
     other = tmp_path / "other"
@@ -133,6 +141,30 @@ def test_the_command(golden_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     assert command.main(["--bundle", str(tmp_path / "bundles")]) == command.main(["--bundle", str(golden_bundle)])
     assert "bundles/one" in "".join(capsys.readouterr().out.split())
     assert command.main(["--bundle", str(tmp_path / "none")]) == 1
+
+
+def test_the_command_judges_what_will_be_served(
+    golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options typed go before those of the configuration file, whose bundle is judged where none is named."""
+    monkeypatch.setattr(command, "facts", lambda: replace(FINE, available=7 * GB))
+    config = tmp_path / "serve.toml"
+    config.write_text(f'bundle = "{golden_bundle}"\nprefix_mb = 8000\ndecode_mb = 1024\nmax_message_mb = 8\n')
+
+    def bundles(*arguments: object) -> list[dict[str, str]]:
+        command.main(["--json", *map(str, arguments)])
+        found: list[dict[str, str]] = json.loads(capsys.readouterr().out)["bundles"]
+        return found
+
+    (wrong,) = bundles("--config", config)
+    assert wrong["level"] == "wrong" and "--prefix-mb to " in wrong["mend"]
+    (fine,) = bundles("--config", config, "--prefix-mb", 0)
+    assert fine["level"] == "fine"
+    (named,) = bundles("--config", config, "--prefix-mb", 0, "--bundle", tmp_path / "none")
+    assert "There is no bundle at" in named["what"]
+    assert command.main(["--config", str(tmp_path / "nowhere.toml")]) == 2
+    assert command.main(["--bundle", str(golden_bundle), "--slots", "0"]) == 2
+    assert "--slots must be between 1 and 256" in capsys.readouterr().err
 
 
 def test_words_of_tools() -> None:

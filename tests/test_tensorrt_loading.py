@@ -18,11 +18,12 @@ from echovlm_edge.runtime.backends import cuda_driver, opening, tensorrt_engine
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend, cache_bytes
+from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
 from echovlm_edge.runtime.bundle import Bundle, FileSpec
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.memory_model import BundleShape, device_items
 from echovlm_edge.runtime.rotary import Angles
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from tests import golden, numpy_cuda
@@ -138,8 +139,8 @@ def test_too_little_memory_for_engines_and_cache_is_told_before_anything_is_load
     folder: Path, machine: Machine
 ) -> None:
     bundle = Bundle(folder)
-    engines = sum(part.files[0].bytes for part in bundle.manifest.parts)
-    machine.device.memory = engines + cache_bytes(bundle, MAX_SEQUENCE) - 1
+    items = device_items(BundleShape.of(bundle.manifest), MAX_SEQUENCE)
+    machine.device.memory = sum(item.bytes for item in items) - 1
     machine.tensorrt.Runtime = None  # type: ignore[assignment, method-assign] # nothing is loaded
     needed = (machine.device.memory + 1) / 1e9
     with pytest.raises(NotPossibleHere) as refusal:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from echovlm_edge.runtime.backends.device import Device
-from echovlm_edge.runtime.backends.tensorrt import cache_bytes
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.memory_model import BundleShape, device_items
 
 
 def check_memory(bundle: Bundle, device: Device, max_sequence: int) -> None:
@@ -16,14 +16,7 @@ def check_memory(bundle: Bundle, device: Device, max_sequence: int) -> None:
     Raises:
         NotPossibleHere: they do not; the sentence names the numbers.
     """
-    _refuse_if_over(
-        bundle,
-        device,
-        {
-            "engines": sum(part.files[0].bytes for part in bundle.manifest.parts),
-            f"a KV cache of {max_sequence} tokens": cache_bytes(bundle, max_sequence),
-        },
-    )
+    _refuse_if_over(bundle, device, _needs(bundle, max_sequence))
 
 
 def check_working_memory(bundle: Bundle, device: Device, max_sequence: int, working: Mapping[str, int]) -> None:
@@ -32,10 +25,15 @@ def check_working_memory(bundle: Bundle, device: Device, max_sequence: int, work
     Raises:
         NotPossibleHere: it does not fit; the sentence names the numbers.
     """
-    needs = {f"working memory of the {part}": size for part, size in working.items()}
+    loaded = {"engines"}
+    needs = {what: size for what, size in _needs(bundle, max_sequence).items() if what not in loaded}
     _refuse_if_over(
-        bundle, device, {**needs, f"a KV cache of {max_sequence} tokens": cache_bytes(bundle, max_sequence)}
+        bundle, device, {**{f"working memory of the {part}": size for part, size in working.items()}, **needs}
     )
+
+
+def _needs(bundle: Bundle, max_sequence: int) -> dict[str, int]:
+    return {item.what: item.bytes for item in device_items(BundleShape.of(bundle.manifest), max_sequence)}
 
 
 def _refuse_if_over(bundle: Bundle, device: Device, needs: Mapping[str, int]) -> None:

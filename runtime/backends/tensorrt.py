@@ -126,12 +126,6 @@ class TensorRTBackend:
         return self._chunk.run(feeds, cache.buffers)
 
 
-def cache_bytes(bundle: Bundle, max_sequence: int) -> int:
-    """Device memory of one sequence's cache, of the engine's own capacity where it was built for one only."""
-    manifest = bundle.manifest
-    return 2 * manifest.model.num_layers * _cache_layout(manifest.part("decoder"), max_sequence)[1]
-
-
 def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
     """Shape of one layer's keys, with the engine's own capacity where it was built for one only, and their aligned bytes."""
     keys = next(tensor for tensor in decoder.inputs if tensor.name == "keys.0")

@@ -9,8 +9,11 @@ from pathlib import Path
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.doctor.facts import Facts
 from echovlm_edge.runtime.errors import UserError
+from echovlm_edge.runtime.machine_memory import MachineMemory
+from echovlm_edge.runtime.memory_fit import Fit, Verdict, judge
+from echovlm_edge.runtime.memory_model import BundleShape
+from echovlm_edge.runtime.serve_settings import ServeSettings
 
-SPARE = 0.9  # of the memory: the rest is the system's
 SLOW_CLOCK = 0.7  # of its fastest, at which a clock is held back while nothing says why
 # What the operators' own kernels need: without one of them the portable code runs.
 KERNEL_FEATURES = {"x86_64": ("avx2",), "aarch64": ("asimddp",)}
@@ -172,8 +175,11 @@ def _capability(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(".") if number.isdecimal())
 
 
-def fits(path: Path, facts: Facts) -> Finding:
-    """Whether the bundle at `path` can be served here: its files are whole, its target is this machine's, its memory is there."""
+def fits(path: Path, facts: Facts, settings: ServeSettings | None = None) -> Finding:
+    """Whether the bundle at `path` can be served here: its files are whole, its target is this machine's, its memory is there.
+
+    `settings` are the server's; without them its defaults.
+    """
     try:
         bundle = Bundle(path, finished=False)
     except UserError as error:
@@ -189,24 +195,27 @@ def fits(path: Path, facts: Facts) -> Finding:
         return Finding(
             Level.WRONG, f"{name} is for another machine.", f"Build it with --target {wanted}, or with --target cpu."
         )
-    room = min(facts.available, facts.container_limit or facts.available)
-    needed = manifest.footprint.to_run if manifest.footprint else sum(file.bytes for file in manifest.all_files())
-    if manifest.target not in ("cpu", "portable") and facts.gpus and facts.gpus[0].memory:
-        room = facts.gpus[0].memory
-    if needed > SPARE * room:
-        return Finding(
-            Level.WRONG,
-            f"{name} needs {needed / 1e9:.2f} GB of memory, of {room / 1e9:.2f} GB that can be had.",
-            "Close other programs, or build it with fewer bits, a smaller --max-sequence or --max-batch.",
-        )
+    memory = MachineMemory(facts.memory, facts.container_limit, facts.available)
+    verdict = judge(
+        BundleShape.of(manifest),
+        settings or ServeSettings(bundle=path),
+        memory,
+        facts.gpus[0].memory if facts.gpus else None,
+    )
+    if verdict.fit in (Fit.NEVER, Fit.SHORT):
+        return _memory_finding(Level.WRONG, name, verdict)
     if manifest.operator_library and manifest.target == "cpu" and facts.kernels is None:
         return Finding(
             Level.WRONG,
             f"{name} needs the CPU operators, which were not built here.",
             "Install a C++ compiler and echovlm-edge anew, or build the bundle with --target portable.",
         )
+    if verdict.fit is Fit.CROWDED:
+        return _memory_finding(Level.SLOW, name, verdict)
     faster = wanted != "cpu" and manifest.target in ("cpu", "portable")
     slower = f" A bundle built with --target {wanted} would use the GPU." if faster else ""
-    return Finding(
-        Level.SLOW if slower else Level.FINE, f"{name} fits: {needed / 1e9:.2f} GB of {room / 1e9:.2f} GB.{slower}"
-    )
+    return Finding(Level.SLOW if slower else Level.FINE, f"{name} fits. {verdict.sentence}.{slower}")
+
+
+def _memory_finding(level: Level, name: str, verdict: Verdict) -> Finding:
+    return Finding(level, f"{name}: {verdict.sentence}.", f"{verdict.mend[0].upper()}{verdict.mend[1:]}.")

@@ -16,6 +16,8 @@ from echovlm_edge.runtime.bundle import MANIFEST
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
+from echovlm_edge.runtime.memory_fit import LOWERABLE
+from echovlm_edge.runtime.serve_settings import ServeSettings, add_option, settings_of
 
 STYLES = {Level.WRONG: "red", Level.SLOW: "yellow", Level.FINE: "green"}
 WRONG = 1
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _examine(options: argparse.Namespace) -> int:
     told = facts()
     found = findings(told)
-    bundles = [fits(path, told) for path in _bundles(options.bundle)]
+    bundles = [fits(settings.bundle, told, settings) for settings in _settings(options)]
     if options.json:
         everything = {
             "machine": asdict(told),
@@ -45,6 +47,15 @@ def _examine(options: argparse.Namespace) -> int:
         _say(console, "Configuration", found or [Finding(Level.FINE, "Nothing that could be seen is misconfigured.")])
         _say(console, "Bundles", bundles)
     return WRONG if any(finding.level is Level.WRONG for finding in [*found, *bundles]) else 0
+
+
+def _settings(options: argparse.Namespace) -> Iterator[ServeSettings]:
+    """The server's options for each bundle that was named, or for the configuration file's."""
+    typed = {name: value for name, value in vars(options).items() if name in LOWERABLE}
+    if not options.bundle and options.config:
+        yield settings_of(options.config, typed)
+    for path in _bundles(options.bundle):
+        yield settings_of(options.config, typed | {"bundle": path})
 
 
 def _bundles(given: Sequence[Path]) -> Iterator[Path]:
@@ -109,5 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="echovlm-doctor", description="Say what this machine is, which bundles fit it, and what is misconfigured."
     )
     parser.add_argument("--bundle", type=Path, nargs="+", default=[], metavar="DIR", help="bundles, or folders of them")
+    parser.add_argument(
+        "--config", type=Path, metavar="F", help="the server's TOML file: its options are judged, and its bundle"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    group = parser.add_argument_group("options of the server that decide its memory")
+    for name in LOWERABLE:
+        add_option(group, name)
     return parser

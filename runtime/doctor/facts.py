@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from echovlm_edge.runtime.machine_memory import machine_memory
 from echovlm_edge.runtime.profiling import machine
 
 # What the operators' kernels ask for, by the names of /proc/cpuinfo.
@@ -42,7 +43,7 @@ class Facts:
         clock_max: the fastest core's.
         clock_now: the fastest core's, now.
         memory: all of it.
-        available: what can be had now.
+        available: what can be had now, within `container_limit`.
         swap: of all swap.
         swap_used: of it.
         container_limit: of this process's group, where there is one.
@@ -82,7 +83,7 @@ class Facts:
 def facts(root: Path = Path("/")) -> Facts:
     """This machine; `root` is where its /proc, /sys and /etc lie."""
     info = machine.cpu_info(root)
-    memory = machine.memory(root)
+    memory, mine = machine.memory(root), machine_memory(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
     clocks = root / "sys/devices/system/cpu"
     modes = power_modes(machine.text(root / "etc/nvpmodel.conf"))
@@ -93,7 +94,7 @@ def facts(root: Path = Path("/")) -> Facts:
         cores_allowed=len(os.sched_getaffinity(0)),
         features=tuple(name for name in CPU_FEATURES if name in flags),
         memory=memory.get("MemTotal", 0),
-        available=memory.get("MemAvailable", 0),
+        available=mine.available,
         swap=memory.get("SwapTotal", 0),
         swap_used=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
         governors=tuple(
@@ -107,7 +108,7 @@ def facts(root: Path = Path("/")) -> Facts:
         ),
         clock_max=_largest_mhz(clocks, "cpuinfo_max_freq"),
         clock_now=_largest_mhz(clocks, "scaling_cur_freq"),
-        container_limit=_number(machine.first_line(root / "sys/fs/cgroup/memory.max")),
+        container_limit=mine.limit,
         cpu_quota=_quota(machine.first_line(root / "sys/fs/cgroup/cpu.max")),
         gpus=_gpus(),
         tensorrt={

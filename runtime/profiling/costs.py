@@ -12,6 +12,7 @@ from typing import Any
 
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.generate import PREFILL_CHUNK
+from echovlm_edge.runtime.memory_model import bundle_cache_token_bytes
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,12 @@ class StageCosts:
         if not {"intermediate_size", "vision_config", "num_experts"} <= set(manifest.source.config):
             return None
         sizes = {part.name: sum(file.bytes for file in part.files) for part in manifest.parts}
-        keys = next(tensor for tensor in manifest.part("decoder").inputs if tensor.name == "keys.0")
-        width = {"float": 4, "float16": 2, "int8": 1}[keys.dtype]
-        model = manifest.model
         return cls(
             manifest.source.config,
             sizes["vision_encoder"],
             sizes["projector"],
             sizes["decoder"],
-            2 * model.num_layers * model.num_kv_heads * model.head_dim * width,
+            bundle_cache_token_bytes(manifest),
         )
 
     def vision(self, image_tokens: int, frames: int) -> Cost:
