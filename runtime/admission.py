@@ -1,4 +1,4 @@
-"""At the door: how many calls are inside at once, in all and by client; whoever finds no room is told when to ask again."""
+"""How many calls are inside at once, in all and by client, and how much their requests hold; a call without room is told when to ask again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ SMOOTHING = 0.2  # weight of the newest call in the running mean
 class Admission:
     """Counts calls in and out. One that waits for a slot holds a place, so the queue is bounded by the places."""
 
-    def __init__(self, places: int, slots: int) -> None:
-        """`places`: calls inside at once; `slots`: how many of them run together."""
+    def __init__(self, places: int, slots: int, request_bytes: int) -> None:
+        """`places`: calls inside at once; `slots`: how many of them run together; `request_bytes`: of all their messages."""
         self._places, self._slots = places, slots
         self._batch, self._batch_places = 0, max(1, places // 2)
+        self._held, self._request_bytes = 0, request_bytes
         self._inside: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._mean_seconds = FIRST_GUESS_SECONDS
@@ -48,14 +49,15 @@ class Admission:
             self._refuse_without_room(client)
 
     @contextmanager
-    def place(self, client: Client, batch: bool = False) -> Iterator[None]:
+    def place(self, client: Client, request_bytes: int, batch: bool = False) -> Iterator[None]:
         """Take a place for one call, for as long as it works; batch calls get at most half of all places.
 
         Raises:
-            Busy: all places are taken, or all of this client's own, or all that batch calls may have.
+            Busy: all places are taken, or all of this client's own, or all that batch calls may have; or there is no memory for
+                a request of so many bytes beside those of the calls inside.
             Unavailable: the server is shutting down.
         """
-        self._enter(client, batch)
+        self._enter(client, request_bytes, batch)
         started = time.monotonic()
         try:
             yield
@@ -64,9 +66,10 @@ class Admission:
                 self._inside[client.name] -= 1
                 self._inside += Counter()  # forgets clients that are gone
                 self._batch -= batch
+                self._held -= request_bytes
                 self._mean_seconds += SMOOTHING * (time.monotonic() - started - self._mean_seconds)
 
-    def _enter(self, client: Client, batch: bool) -> None:
+    def _enter(self, client: Client, request_bytes: int, batch: bool) -> None:
         with self._lock:
             self._refuse_without_room(client)
             if batch and self._batch >= self._batch_places:
@@ -74,8 +77,15 @@ class Admission:
                     f"{self._batch} batch calls are inside, as many as there may be: ask again when one has ended.",
                     self._wait(self._batch),
                 )
+            if self._held and self._held + request_bytes > self._request_bytes:
+                raise Busy(
+                    f"The calls inside hold {self._held / 1e6:.0f} MB of requests, with yours it would be more than there may "
+                    "be: ask again when one has ended.",
+                    self._wait(self._inside.total()),
+                )
             self._inside[client.name] += 1
             self._batch += batch
+            self._held += request_bytes
 
     def _refuse_without_room(self, client: Client) -> None:
         if self._draining:

@@ -139,6 +139,7 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         chosen.grace,
         chosen.slots,
         chosen.queue,
+        chosen.request_mb << 20,
         CallLimits(chosen.max_message_mb << 20),
         StudyLimits(chosen.max_studies, chosen.study_mb << 20, expires_after_seconds=60 * chosen.study_minutes),
         tls_files(chosen),

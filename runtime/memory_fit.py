@@ -17,6 +17,7 @@ CHEAP = {
     "image_mb": (0, 16),
     "study_mb": (64, 64),
     "decode_mb": (1024, 256),
+    "request_mb": (64, 64),
     "max_message_mb": (8, 1),
 }
 DEAR = {"queue": (0, 1), "decode_processes": (1, 1), "slots": (1, 1), "max_sequence": (1024, 256)}

@@ -16,6 +16,7 @@ import numpy as np
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, TOKENIZER, Manifest, TensorSpec
 from echovlm_edge.runtime.generate import PREFILL_CHUNK
 from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.receiving import ReceivingLimits
 
 if TYPE_CHECKING:
     from echovlm_edge.runtime.serve_settings import ServeSettings
@@ -29,7 +30,7 @@ TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the pub
 # is widened to float32 where the CPU has no operator for it. By whether our operators run, and precision.
 WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
 DECODER_AT_REST = 96 * MB  # Python, numpy, Pillow, pydicom and its decoders
-MESSAGES_AT_ONCE = 64  # received at the same time, of all clients, before a place is given
+MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
 MESSAGE_COPIES = 2  # while a call is inside: the message, and its files on their way to a decoder
 PARSING = 2  # further copies of the one message that is being parsed
 READ_AHEAD = 4  # studies whose pictures are read in the background
@@ -281,7 +282,7 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
     yield Item("their embeddings", (places + READ_AHEAD) * embeddings, inside, When.USED)
     yield Item("prompts being read", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
-    yield Item("messages of calls", MESSAGE_COPIES * places * message, "--slots, --queue, --max-message-mb", When.PEAK)
+    yield Item("messages of calls", MESSAGE_COPIES * settings.request_mb * MB, "--request-mb", When.PEAK)
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
 
 

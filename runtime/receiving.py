@@ -25,8 +25,8 @@ class ReceivingLimits:
         seconds: from a call's arrival until its message must be there.
     """
 
-    total: int = 64
-    per_client: int = 8
+    total: int = 16
+    per_client: int = 4
     seconds: float = 30.0
 
 

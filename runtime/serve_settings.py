@@ -41,6 +41,7 @@ class ServeSettings(BaseModel):
 
     slots: int = _option(8, "reports written together", "N", LOAD, ge=1, le=256)
     queue: int = _option(32, "calls that may wait beside them", "N", LOAD, ge=0, le=4096)
+    request_mb: int = _option(512, "memory for the requests of calls inside", "N", LOAD, ge=1)
     prefix_mb: int = _option(1024, "memory for prompts seen before", "N", LOAD, ge=0)
     image_mb: int = _option(256, "memory for images seen before", "N", LOAD, ge=0)
     parked_mb: int = _option(

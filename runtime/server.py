@@ -59,6 +59,7 @@ class ServerOptions:
         grace_seconds: for running calls when the server is stopped.
         slots: calls that run together: the engine's.
         queue: calls that may wait beside them.
+        request_bytes: of the messages of all calls inside.
         limits: of one call.
         studies: of all studies.
         tls: certificates; None serves in plain text.
@@ -70,6 +71,7 @@ class ServerOptions:
     grace_seconds: float = 10.0
     slots: int = 8
     queue: int = 32
+    request_bytes: int = 512 << 20
     limits: CallLimits = field(default_factory=CallLimits)
     studies: StudyLimits = field(default_factory=StudyLimits)
     tls: tls.TlsFiles | None = None
@@ -97,7 +99,7 @@ class ReportServer:
         access = access or Everybody()
         places = options.slots + options.queue
         self._threads = ThreadPoolExecutor(places + SPARE_THREADS, thread_name_prefix="call")
-        self.admission = Admission(places, options.slots)
+        self.admission = Admission(places, options.slots, options.request_bytes)
         self.studies = Studies(options.studies, engine.prepare)
         self._grace = options.grace_seconds
         self._stopped = threading.Event()

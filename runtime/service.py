@@ -116,7 +116,7 @@ class ReportService:
         yield pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
 
     def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
-        with self.admission.place(call.client):
+        with self.admission.place(call.client, request.ByteSize()):
             self._limits.check("", [request.image])
             self._studies.check(call.client, request.study)
             frames = self._decode(messages.image_input(request.image, 1))
@@ -137,7 +137,7 @@ class ReportService:
 
     def _generate(self, task: Task, text: str, asked: GenerateRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         priority = messages.priority(asked.options)
-        with self.admission.place(call.client, batch=priority is Priority.BATCH):
+        with self.admission.place(call.client, asked.ByteSize(), batch=priority is Priority.BATCH):
             self._limits.check(text, asked.images)
             request = replace(self._request(task, text, asked, call.client), came=call.started)
             for event in self._engine.generate(request, call.gone.is_set):

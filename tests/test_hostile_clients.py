@@ -214,8 +214,13 @@ def test_answers_that_nobody_reads_hold_no_place(serve: Serve) -> None:
 
 @pytest.mark.parametrize("method", ["AnswerQuestion", "GetModelInfo"])
 def test_what_is_no_message_is_refused_without_a_traceback(
-    serve: Serve, method: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    serve: Serve,
+    method: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # other tests' may be closed
     server = serve(transport=TransportLimits(health_seconds=20.0))
     with RawConnection(server.address) as odd, caplog.at_level(logging.INFO):
         streams = [
@@ -269,14 +274,26 @@ def test_open_streams_do_not_hold_up_the_end(serve: Serve) -> None:
 
 
 def test_batch_calls_never_take_all_places() -> None:
-    admission = Admission(4, 2)
+    admission = Admission(4, 2, 1000)
     with ExitStack() as inside:
         for _ in range(2):
-            inside.enter_context(admission.place(ANYBODY, batch=True))
+            inside.enter_context(admission.place(ANYBODY, 1, batch=True))
         with pytest.raises(Busy, match="batch calls"):
-            inside.enter_context(admission.place(ANYBODY, batch=True))
-        inside.enter_context(admission.place(ANYBODY))
-    with admission.place(ANYBODY, batch=True):
+            inside.enter_context(admission.place(ANYBODY, 1, batch=True))
+        inside.enter_context(admission.place(ANYBODY, 1))
+    with admission.place(ANYBODY, 1, batch=True):
+        pass
+
+
+def test_requests_inside_have_one_budget() -> None:
+    admission = Admission(9, 2, 1000)
+    with admission.place(ANYBODY, 2000):  # alone, any message that was received is taken
+        with pytest.raises(Busy, match="MB of requests"), admission.place(ANYBODY, 1):
+            pass
+    with admission.place(ANYBODY, 500), admission.place(ANYBODY, 500):
+        with pytest.raises(Busy, match="MB of requests"), admission.place(ANYBODY, 1):
+            pass
+    with admission.place(ANYBODY, 1000):
         pass
 
 

@@ -214,6 +214,7 @@ SMALL = {
     "image_mb": 16,
     "study_mb": 16,
     "parked_mb": 16,
+    "request_mb": 8,
     "decode_processes": 1,
     "decode_mb": 2048,
 }

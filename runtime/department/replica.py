@@ -54,7 +54,7 @@ class ReportReplica:
         self._service = ReportService(
             self._engine,
             self._studies,
-            Admission(places, options.slots),
+            Admission(places, options.slots, options.request_bytes),
             options.limits,
             self._decode,
         )
