@@ -28,6 +28,11 @@ class TorchCache:
         """How many tokens it can hold."""
         return self.keys[0].shape[2]
 
+    def clear(self, tokens: int) -> None:
+        """Zero them: see `Cache.clear`."""
+        for buffer in (*self.keys, *self.values):
+            buffer[:, :, :tokens] = 0
+
 
 @dataclass(frozen=True)
 class DecoderInput:

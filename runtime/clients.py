@@ -28,6 +28,8 @@ class Client:
         name: what logs and metrics call it.
         token_sha256: of the bearer token it sends, 64 hex digits.
         certificate: the common name or a DNS name of its certificate.
+        group: clients of one group share what is cached of their images and prompts, and can tell from
+            `reused_tokens` and from the time that another of them sent the same image; empty: the client shares with nobody.
         max_calls: generations at once; None for no limit of its own.
         max_studies: open studies at once; None for no limit of its own.
     """
@@ -35,8 +37,14 @@ class Client:
     name: str = ""
     token_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     certificate: str = ""
+    group: str = ""
     max_calls: Annotated[int, Field(ge=1)] | None = None
     max_studies: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def scope(self) -> str:
+        """Whose cached images and prompts its requests find: see `group`."""
+        return f"group {self.group}" if self.group else f"client {self.name}"
 
 
 ANYBODY = Client("anybody")

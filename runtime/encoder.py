@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from echovlm_edge.runtime.backends import Backend, Floats
-from echovlm_edge.runtime.errors import Unavailable
+from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.give_way import give_way
@@ -26,7 +26,7 @@ class Embedded:
     The first stage began at `started`. There are none where the embeddings were kept from before.
     """
 
-    identity: int
+    identity: bytes
     embeddings: Floats
     started: float = 0.0
     ends: dict[Stage, float] = field(default_factory=dict)
@@ -34,12 +34,16 @@ class Embedded:
 
 @dataclass(eq=False)
 class _Job:
-    """One image, for all that asked for it while it waited."""
+    """One image, for all of a scope that asked for it while it waited."""
 
-    identity: int
+    scope: str
     frame: Frame
     wanted_by: list[Callable[[], bool]]  # each says when it no longer wants it
     done: Future[Embedded] = field(default_factory=Future)
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        return self.scope, self.frame.identity
 
     def unwanted(self) -> bool:
         return all(stopped() for stopped in self.wanted_by)
@@ -51,17 +55,17 @@ class Encoder:
     def __init__(self, backend: Backend, settings: PreprocessSettings, vision_head_dim: int, store: ImageStore) -> None:
         """Start its thread."""
         self._backend, self._settings, self._head_dim, self._store = backend, settings, vision_head_dim, store
-        self._waiting: FairQueue[_Job] = FairQueue()
-        self._jobs: dict[int, _Job] = {}
+        self._waiting: FairQueue[tuple[_Job, str]] = FairQueue()  # with the client whose turn it is
+        self._jobs: dict[tuple[str, bytes], _Job] = {}
         self._wake = threading.Condition()
-        self._closed: Exception | None = None
+        self._closed: str | None = None  # why
         self._job_started: float | None = None
         threading.Thread(target=self._run, name="encoder", daemon=True).start()
 
     def embed(
-        self, frame: Frame, client: str, priority: Priority, stopped: Callable[[], bool]
+        self, frame: Frame, client: str, scope: str, priority: Priority, stopped: Callable[[], bool]
     ) -> Embedded | Future[Embedded]:
-        """An image's embeddings, at once where they are kept from before.
+        """An image's embeddings, at once where they are kept from before for this scope.
 
         The future raises `Stopped` where nobody wanted them any more when its turn came, and InvalidInput where the frame's
         shape cannot be used.
@@ -69,29 +73,30 @@ class Encoder:
         Raises:
             Unavailable: the encoder is closed.
         """
-        identity = frame.identity
-        kept = self._store.get(identity)
+        kept = self._store.get(scope, frame.identity)
         if kept is not None:
-            return Embedded(identity, kept)
+            return Embedded(frame.identity, kept)
+        asked = _Job(scope, frame, [])
         with self._wake:
             if self._closed:
-                raise self._closed
-            job = self._jobs.get(identity)
-            if job is None:
-                job = self._jobs[identity] = _Job(identity, frame, [])
+                raise Unavailable(self._closed)
+            job = self._jobs.setdefault(asked.key, asked)
             job.wanted_by.append(stopped)
-            self._waiting.push(job, client, priority)  # once for each that asks, so that it comes at the best priority
+            self._waiting.push(
+                (job, client), client, priority
+            )  # once for each that asks: it comes at the best priority
             self._wake.notify()
             return job.done
 
-    def close(self, reason: Exception | None = None) -> None:
+    def close(self, reason: Unavailable | None = None) -> None:
         """Fail what waits and what runs, and end the thread after its image; does not wait for one that hangs."""
         with self._wake:
-            self._closed = self._closed or reason or Unavailable("The engine was shut down: ask again.")
+            self._closed = self._closed or str(reason or SHUT_DOWN)
             jobs, self._jobs = list(self._jobs.values()), {}
+            self._waiting = FairQueue()
             self._wake.notify()
         for job in jobs:
-            _settle(job.done, self._closed)
+            _settle(job.done, Unavailable(self._closed))
 
     def seconds_in_turn(self) -> float:
         """How long the image in work has been; 0 where there is none."""
@@ -100,41 +105,52 @@ class Encoder:
 
     def _run(self) -> None:
         give_way()
-        while True:
-            with self._wake:
-                self._job_started = None
-                while not (self._closed or self._waiting):
-                    self._wake.wait()
-                if self._closed:
-                    return
-                job = self._waiting.pop()
-                if job.done.done():
-                    continue
-                if job.unwanted():
-                    self._jobs.pop(job.identity, None)
-                    job.done.set_exception(Stopped())
-                    continue
-                self._job_started = time.monotonic()
-            try:
-                outcome: Embedded | Exception = self._encode(job)
-            except Exception as error:
-                outcome = error
-            with self._wake:
-                self._jobs.pop(job.identity, None)
-            if isinstance(outcome, Embedded):
-                self._store.put(job.identity, outcome.embeddings)
-            _settle(job.done, outcome)
+        while (work := self._next_work()) is not None:
+            self._do(*work)
+            del work  # the image and its callers are not kept while nothing is to be done
 
-    def _encode(self, job: _Job) -> Embedded:
+    def _next_work(self) -> tuple[_Job, str] | None:
+        """The job whose turn it is and the client that it is counted for, or None once closed."""
+        with self._wake:
+            self._job_started = None
+            while not (self._closed or self._waiting):
+                self._wake.wait()
+            self._job_started = time.monotonic()
+            return None if self._closed else self._waiting.pop()
+
+    def _do(self, job: _Job, client: str) -> None:
+        if job.done.done():  # by an earlier turn
+            return
+        try:
+            outcome: Embedded | Exception = Stopped() if self._unwanted(job) else self._encode(job, client)
+        except Exception as error:
+            outcome = error
+        if isinstance(outcome, Embedded):
+            self._store.put(job.scope, outcome.identity, outcome.embeddings)
+        with self._wake:
+            if self._jobs.get(job.key) is job:
+                del self._jobs[job.key]
+        _settle(job.done, outcome)
+
+    def _unwanted(self, job: _Job) -> bool:
+        """Whether nobody wants it any more; whoever asks from then on begins another job."""
+        with self._wake:
+            if unwanted := job.unwanted():
+                self._jobs.pop(job.key, None)
+            return unwanted
+
+    def _encode(self, job: _Job, client: str) -> Embedded:
         started = time.perf_counter()
         patches = patchify(job.frame.pixels, self._settings)
         ends = {Stage.PREPROCESS: time.perf_counter()}
+        with self._wake:
+            self._waiting.charge(client, len(patches.values))
         angles = vision_angles(patches.grid, self._settings.merge_size, self._head_dim)
         features = self._backend.encode(patches.values, angles)
         ends[Stage.VISION] = time.perf_counter()
         embeddings = self._backend.project(features)
         ends[Stage.PROJECTOR] = time.perf_counter()
-        return Embedded(job.identity, embeddings, started, ends)
+        return Embedded(job.frame.identity, embeddings, started, ends)
 
 
 def _settle(done: Future[Embedded], outcome: Embedded | Exception) -> None:

@@ -17,7 +17,7 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.clock import Clock, Untimed
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.errors import InvalidInput, Unavailable, fresh
 from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.image import decode_image
@@ -35,7 +35,7 @@ from echovlm_edge.runtime.request import (
     StageStarted,
     TextDelta,
 )
-from echovlm_edge.runtime.reuse import ImageStore, PrefixStore, StoreStats, identities
+from echovlm_edge.runtime.reuse import ImageStore, PrefixStore, StoreStats, block_names
 from echovlm_edge.runtime.rotary import MultimodalRotary
 from echovlm_edge.runtime.scheduler import Scheduler, SchedulerStats
 
@@ -52,11 +52,13 @@ class EngineOptions:
         slots: sequences on the decoder at once.
         prefix_bytes: memory for the keys and values of prompts seen before; 0 for none.
         image_bytes: memory for the embeddings of images seen before; 0 for none.
+        parked_bytes: memory for batch generations that gave their slots to interactive ones: see `Parking`.
     """
 
     slots: int = 8
     prefix_bytes: int = 1 << 30
     image_bytes: int = 256 << 20
+    parked_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class ReportEngine:
             options.slots, min(max_sequence or manifest.limits.max_sequence, manifest.limits.max_sequence)
         )
         self._encoder = Encoder(batch, self.settings, spec.vision_head_dim, self._images)
-        self._scheduler = Scheduler(self.model, batch, slots, self._prefixes)
+        self._scheduler = Scheduler(self.model, batch, slots, self._prefixes, options.parked_bytes)
         self.info = EngineInfo(
             model=manifest.source.name,
             checkpoint_sha256=manifest.source.sha256,
@@ -165,7 +167,7 @@ class ReportEngine:
                 frames += [frame for image in request.images for frame in self._frames(image, stopped, clock)]
             prompt = self._prompt(request.prompt, frames)
             clock.lap(Stage.PROMPT)
-            asked = self._ask_for_embeddings(frames, request.client, request.priority, stopped, clock)
+            asked = self._ask_for_embeddings(frames, request, stopped, clock)
             if any(isinstance(image, Future) for image in asked):
                 yield StageStarted(Stage.VISION)
             images = _embedded(asked, stopped, clock)
@@ -177,16 +179,15 @@ class ReportEngine:
         self._scheduler.submit(generation)
         yield from self._follow(generation, clock)
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None:
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Encode frames and prefill them below the priority of all requests, so that one about them finds that done.
 
         Returns when it is done or `stopped()` says that it is no longer wanted; raises what `generate` raises.
         """
-        request, clock = GenerationRequest("", priority=Priority.BACKGROUND, client=client), Untimed()
+        request = GenerationRequest("", priority=Priority.BACKGROUND, client=client, scope=scope)
+        clock = Untimed()
         try:
-            images = _embedded(
-                self._ask_for_embeddings(frames, client, Priority.BACKGROUND, stopped, clock), stopped, clock
-            )
+            images = _embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
             generation = self._generation(self._prompt("", frames), images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
             ended = False
@@ -206,7 +207,7 @@ class ReportEngine:
         """
         return len(self._prompt(text, frames).token_ids)
 
-    def close(self, reason: Exception | None = None) -> None:
+    def close(self, reason: Unavailable | None = None) -> None:
         """End all calls with `reason` and the threads after their turn."""
         self._scheduler.close(reason)
         self._encoder.close(reason)
@@ -243,12 +244,13 @@ class ReportEngine:
     def _ask_for_embeddings(
         self,
         frames: Sequence[Frame],
-        client: str,
-        priority: Priority,
+        request: GenerationRequest,
         stopped: Callable[[], bool],
         clock: Clock,
     ) -> list[Embedded | Future[Embedded]]:
-        asked = [self._encoder.embed(frame, client, priority, stopped) for frame in frames]
+        asked = [
+            self._encoder.embed(frame, request.client, request.scope, request.priority, stopped) for frame in frames
+        ]
         clock.lap(Stage.PROMPT)
         return asked
 
@@ -264,11 +266,12 @@ class ReportEngine:
         return Generation(
             prompt,
             partial(prompt_embeddings, self.model.backend, prompt, [image.embeddings for image in images]),
-            identities(prompt, sizes),
+            block_names(prompt, sizes, request.scope),
             None if prefill_only else request.sampling,
             stopped,
             request.priority,
             request.client,
+            request.scope,
         )
 
     def _follow(self, generation: Generation, clock: Clock) -> Iterator[Event]:
@@ -356,10 +359,14 @@ def _result(future: Future[Embedded], stopped: Callable[[], bool], clock: Clock)
 def _waited_for(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
     while True:
         try:
-            return future.result(timeout=POLL_SECONDS)
+            error = future.exception(timeout=POLL_SECONDS)
         except NotYet:
             if stopped():
                 raise Stopped from None
+            continue
+        if isinstance(error, Exception):
+            raise fresh(error)  # others wait for the same image
+        return future.result()
 
 
 def _cancelled(clock: Clock, prompt: Prompt | None = None) -> Finished:

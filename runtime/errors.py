@@ -1,5 +1,12 @@
 """The errors a user can mend: one sentence that names the thing and the mend, never a traceback."""
 
+from __future__ import annotations
+
+from typing import TypeVar
+
+SHUT_DOWN = "The engine was shut down: ask again."
+Error = TypeVar("Error", bound=Exception)
+
 
 class UserError(Exception):
     """Something the user can mend. `str(error)` is the one sentence shown; commands exit with code 2."""
@@ -35,3 +42,22 @@ class Unauthenticated(UserError):
     def __init__(self, sentence: str, tried: str) -> None:
         super().__init__(sentence)
         self.tried = tried
+
+
+class UnusableNumbers(UserError):
+    """The model's logits are NaN or infinite for this request, and for no other. gRPC INTERNAL."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model produced no usable numbers for this request: change its images or its sampling options."
+        )
+
+
+def fresh(error: Error) -> Error:
+    """The same error as an exception of its own, for each caller that it is raised in.
+
+    An instance that several callers raise collects the traceback, and so the requests, of all of them.
+    """
+    copied = type(error).__new__(type(error), *error.args)
+    copied.__dict__.update(error.__dict__)
+    return copied.with_traceback(error.__traceback__)

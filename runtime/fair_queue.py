@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry(Generic[Item]):
     item: Item
-    client: str
-    priority: int
     arrival: int
+    again: bool
 
 
 class FairQueue(Generic[Item]):
@@ -22,50 +22,80 @@ class FairQueue(Generic[Item]):
 
     What a client had is counted in units of work (tokens, patches) that `charge` adds up. One that comes anew starts level
     with the client served last, so that nobody saves turns up by staying away (Sheng et al. 2024, "Fairness in serving large
-    language models", section 4.1).
+    language models", section 4.1). What `push`, `pop` and `charge` cost depends on the number of clients, not of items.
     """
 
     def __init__(self) -> None:
-        self._entries: list[_Entry[Item]] = []
+        self._lines: dict[int, dict[str, deque[_Entry[Item]]]] = {}  # by priority and client; none is empty
+        self._waiting: Counter[str] = Counter()  # items by client
         self._had: dict[str, float] = {}
         self._level = 0.0
-        self._arrivals = 0
+        self._arrivals = self._length = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._length
 
-    def push(self, item: Item, client: str, priority: int) -> None:
-        """Join at the end of the client's own line."""
-        if all(entry.client != client for entry in self._entries):
+    def __iter__(self) -> Iterator[Item]:
+        """All items, in no particular order."""
+        return (entry.item for lines in self._lines.values() for line in lines.values() for entry in line)
+
+    def push(self, item: Item, client: str, priority: int, again: bool = False) -> None:
+        """Join at the end of the client's own line, or, what had its turn and lost it `again`, before all of its priority."""
+        if client not in self._waiting:
             self._had[client] = max(self._had.get(client, 0.0), self._level)
         self._arrivals += 1
-        self._entries.append(_Entry(item, client, priority, self._arrivals))
+        line = self._lines.setdefault(priority, {}).setdefault(client, deque())
+        (line.appendleft if again else line.append)(_Entry(item, self._arrivals, again))
+        self._waiting[client] += 1
+        self._length += 1
 
-    def best_priority(self) -> int | None:
-        """That of the item which `pop` would give, or None where nothing waits."""
-        return min((entry.priority for entry in self._entries), default=None)
+    def first(self, allowed: Callable[[Item], bool] = lambda _: True) -> Item | None:
+        """The item that `pop` would give."""
+        found = self._first(allowed)
+        return found[2].item if found else None
 
-    def pop(self) -> Item:
-        """Whose turn it is.
+    def pop(self, allowed: Callable[[Item], bool] = lambda _: True) -> Item | None:
+        """Whose turn it is, or None.
 
-        Raises:
-            IndexError: nothing waits.
+        Where the first of a priority is not `allowed`, that priority waits, so that smaller work does not overtake it for ever.
         """
-        if not self._entries:
-            raise IndexError("pop from an empty queue")
-        first = min(self._entries, key=lambda entry: (entry.priority, self._had[entry.client], entry.arrival))
-        self._entries.remove(first)
-        self._level = self._had[first.client]
-        return first.item
+        found = self._first(allowed)
+        if found is None:
+            return None
+        priority, client, entry = found
+        self._lines[priority][client].popleft()
+        self._removed(priority, client, 1)
+        self._level = self._had[client]
+        self._had = {name: had for name, had in self._had.items() if had > self._level or name in self._waiting}
+        return entry.item
 
     def charge(self, client: str, work: float) -> None:
-        """Count work that was done for a client; clients that are level with the newest are forgotten."""
+        """Count work that was done for a client; clients that are level with the one served last are forgotten in time."""
         self._had[client] = self._had.get(client, self._level) + work
-        waiting = {entry.client for entry in self._entries} | {client}
-        self._had = {name: had for name, had in self._had.items() if had > self._level or name in waiting}
 
-    def take(self, wanted: Callable[[Item], bool]) -> list[Item]:
-        """Remove and give every item that `wanted` says."""
-        taken = [entry.item for entry in self._entries if wanted(entry.item)]
-        self._entries = [entry for entry in self._entries if not wanted(entry.item)] if taken else self._entries
-        return taken
+    def remove(self, item: Item, client: str, priority: int) -> None:
+        """Take out an item, where it still waits."""
+        line = self._lines.get(priority, {}).get(client, deque())
+        kept = deque(entry for entry in line if entry.item is not item)
+        if removed := len(line) - len(kept):
+            self._lines[priority][client] = kept
+            self._removed(priority, client, removed)
+
+    def _first(self, allowed: Callable[[Item], bool]) -> tuple[int, str, _Entry[Item]] | None:
+        for priority in sorted(self._lines):
+            lines = self._lines[priority]
+            client = min(lines, key=lambda name: (not lines[name][0].again, self._had[name], lines[name][0].arrival))
+            entry = lines[client][0]
+            if allowed(entry.item):
+                return priority, client, entry
+        return None
+
+    def _removed(self, priority: int, client: str, count: int) -> None:
+        self._length -= count
+        self._waiting[client] -= count
+        if not self._waiting[client]:
+            del self._waiting[client]
+        if not self._lines[priority][client]:
+            del self._lines[priority][client]
+        if not self._lines[priority]:
+            del self._lines[priority]

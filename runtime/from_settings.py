@@ -120,7 +120,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeImage, replacements: int)
             threads=chosen.threads,
             max_sequence=chosen.max_sequence,
             verify=chosen.verify,
-            options=EngineOptions(chosen.slots, chosen.prefix_mb << 20, chosen.image_mb << 20),
+            options=EngineOptions(chosen.slots, chosen.prefix_mb << 20, chosen.image_mb << 20, chosen.parked_mb << 20),
             decode=decode,
         )
 

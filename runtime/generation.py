@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.prompt import Prompt
@@ -103,21 +100,23 @@ class Generation:
         prompt: tokens and positions.
         embed: makes the embeddings of the prompt's tokens from one on [n - start, hidden_size], images in their places; called
             when it joins, with how many tokens are known.
-        identities: see `reuse.identities`.
+        blocks: names of the prompt's beginnings: see `reuse.block_names`.
         sampling: how tokens are chosen; None to prefill up to the last image and keep that for later.
         stopped: asked before every chunk and token; then the generation leaves.
         priority: who goes first.
         client: whose turn it is counted as.
+        scope: who finds what is kept of it.
         outbox: what happens to it, ended by a `Written` with its `finish` set, by `Left`, or by what went wrong.
     """
 
     prompt: Prompt
     embed: Callable[[int], Floats]
-    identities: NDArray[np.int64]
+    blocks: Sequence[bytes]
     sampling: Sampling | None
     stopped: Callable[[], bool]
     priority: Priority = Priority.INTERACTIVE
     client: str = ""
+    scope: str = ""
     outbox: Outbox = field(default_factory=Outbox)
 
     @property

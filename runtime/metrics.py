@@ -88,6 +88,8 @@ class Metrics:
             ("slots", "Sequences that can run on the decoder at once.", scheduler.slots),
             ("slots_busy", "Sequences that run on it.", scheduler.busy),
             ("waiting", "Sequences that wait for a slot.", scheduler.waiting),
+            ("parked", "Batch sequences that gave their slot to an interactive one.", scheduler.parked),
+            ("parked_bytes", "Memory of their keys and values.", scheduler.parked_bytes),
             ("studies", "Open studies.", studies),
             ("study_bytes", "Memory of their pictures.", study_bytes),
         ):

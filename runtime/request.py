@@ -6,11 +6,15 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
+from secrets import token_bytes
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.errors import InvalidInput
+
+IDENTITY_BYTES = 16
+IDENTITY_KEY = token_bytes(32)  # another one in every process, so that nobody can prepare two pictures with one name
 
 
 class Stage(enum.Enum):
@@ -84,14 +88,14 @@ class Frame:
     name: str
 
     @cached_property
-    def identity(self) -> int:
-        """Names the picture by its pixels: a negative number of 63 bits, so that it is no token's id.
+    def identity(self) -> bytes:
+        """Names the picture by its pixels, within this process: IDENTITY_BYTES of a keyed hash.
 
         Kept, because a study's pictures are asked for it with every call, and hashing one takes a millisecond.
         """
-        digest = blake2b(repr(self.pixels.shape).encode(), digest_size=8)
+        digest = blake2b(repr(self.pixels.shape).encode(), key=IDENTITY_KEY, digest_size=IDENTITY_BYTES)
         digest.update(np.ascontiguousarray(self.pixels).data)
-        return -1 - (int.from_bytes(digest.digest(), "little") >> 1)
+        return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Sampling:
             "temperature must be between 0 and 10": 0 <= self.temperature <= 10,
             "top_k must be 0 (no limit) or more": self.top_k >= 0,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
-            "repetition_penalty must be above 0 and at most 10": 0 < self.repetition_penalty <= 10,
+            "repetition_penalty must be between 0.1 and 10": 0.1 <= self.repetition_penalty <= 10,
         }
         for rule, holds in checks.items():
             if not holds:
@@ -135,6 +139,7 @@ class GenerationRequest:
         frames: pictures that are decoded already, a study's; they come before `images`.
         priority: who goes first.
         client: whose turn it is counted as.
+        scope: what is kept for later is found by requests of the same scope only.
         came: when the call came, by time.perf_counter, where that was before.
     """
 
@@ -144,6 +149,7 @@ class GenerationRequest:
     frames: tuple[Frame, ...] = ()
     priority: Priority = Priority.INTERACTIVE
     client: str = ""
+    scope: str = ""
     came: float | None = None
 
 

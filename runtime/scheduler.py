@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from traceback import format_tb
 
 import numpy as np
 
-from echovlm_edge.runtime.backends import BatchBackend, Floats, Logits, SlotCache
-from echovlm_edge.runtime.errors import Unavailable
+from echovlm_edge.runtime.backends import BatchBackend, Logits, SlotCache
+from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import PREFILL_CHUNK, Model
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.give_way import give_way
+from echovlm_edge.runtime.parking import Parking
 from echovlm_edge.runtime.request import FinishReason, Priority
-from echovlm_edge.runtime.reuse import PrefixStore
-from echovlm_edge.runtime.sampling import Sampler
+from echovlm_edge.runtime.reuse import BLOCK, PrefixStore
+from echovlm_edge.runtime.sampling import Sampler, best
+from echovlm_edge.runtime.sequence_state import SequenceState
 from echovlm_edge.runtime.slots import SlotTable
 
-# Rows of a product come out the same to the bit wherever a chunk of a multiple of this many tokens begins.
-ALIGNMENT = 16
 # Prefilled at once: alone, and while others write, whom it makes wait.
 CHUNK, CHUNK_BESIDE_WRITERS = PREFILL_CHUNK, 64
 # While reports are being read or written, a study's frames get a chunk after so many steps.
@@ -32,32 +33,15 @@ BACKGROUND_EVERY = 8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
-class _Running:
-    """A generation in a slot."""
-
-    generation: Generation
-    unread: Floats  # embeddings of the tokens yet to be prefilled
-    slot: int
-    filled: int  # tokens in the cache
-    joined: float
-    sampler: Sampler | None = None  # once it writes
-    token: int = -1
-    position: int = -1
-    left: int = 0  # tokens it may still write
-
-    @property
-    def background(self) -> bool:
-        return self.generation.priority is Priority.BACKGROUND
-
-
 @dataclass(frozen=True)
 class SchedulerStats:
-    """Slots, waiting generations, and tokens since the start."""
+    """Slots, waiting and parked generations and what is kept of these, and tokens since the start."""
 
     slots: int
     busy: int
     waiting: int
+    parked: int
+    parked_bytes: int
     prefilled_tokens: int
     reused_tokens: int
     written_tokens: int
@@ -67,17 +51,27 @@ class SchedulerStats:
 class Scheduler:
     """Owns the decoder: one thread runs it, whatever others submit.
 
-    In each turn it lets go who stopped, lets in who waits, prefills one chunk, and runs one step of all that write.
+    In each turn it lets go who stopped, lets in who waits, prefills one chunk, and runs one step of all that write. Whatever goes
+    wrong with one sequence ends that one. The lock is held for moments only: keys and values are copied without it.
     """
 
-    def __init__(self, model: Model, backend: BatchBackend, slots: Sequence[SlotCache], prefixes: PrefixStore) -> None:
-        """`slots` are all of `new_slots`' caches."""
+    def __init__(
+        self,
+        model: Model,
+        backend: BatchBackend,
+        slots: Sequence[SlotCache],
+        prefixes: PrefixStore,
+        parked_bytes: int,
+    ) -> None:
+        """`slots` are all of `new_slots`' caches; `parked_bytes` is the budget of `Parking`."""
         self._model, self._backend, self._prefixes = model, backend, prefixes
         self._table = SlotTable(slots)
-        self._running: list[_Running] = []
-        self._waiting: FairQueue[Generation] = FairQueue()
+        self._parking = Parking(parked_bytes, self._table)
+        self._alive: dict[SequenceState, None] = {}  # submitted and not ended
+        self._running: list[SequenceState] = []  # those in slots
+        self._waiting: FairQueue[SequenceState] = FairQueue()  # new ones and parked ones
         self._wake = threading.Condition()
-        self._closed: Exception | None = None
+        self._closed: str | None = None  # why
         self._turn_started: float | None = None
         self._prefilled = self._reused = self._written = self._steps = 0
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -89,22 +83,24 @@ class Scheduler:
         Raises:
             Unavailable: the scheduler is closed.
         """
+        sequence = SequenceState(generation)
         with self._wake:
             if self._closed:
-                raise self._closed
-            if not self._table.free:
+                raise Unavailable(self._closed)
+            if not (self._table.free and self._parking.admits(sequence)):
                 generation.outbox.put(Queued())
-            self._waiting.push(generation, generation.client, generation.priority)
+            self._alive[sequence] = None
+            self._waiting.push(sequence, generation.client, generation.priority)
             self._wake.notify()
 
-    def close(self, reason: Exception | None = None) -> None:
+    def close(self, reason: Unavailable | None = None) -> None:
         """End every generation with `reason`, and the thread after its turn; does not wait for a turn that hangs."""
         with self._wake:
-            self._closed = self._closed or reason or Unavailable("The engine was shut down: ask again.")
-            ended = [*self._waiting.take(lambda _: True), *(running.generation for running in self._running)]
+            self._closed = self._closed or str(reason or SHUT_DOWN)
+            ended, self._alive, self._waiting = list(self._alive), {}, FairQueue()
             self._wake.notify()
-        for generation in ended:
-            generation.outbox.put(self._closed)
+        for sequence in ended:
+            sequence.generation.outbox.put(Unavailable(self._closed))
 
     def seconds_in_turn(self) -> float:
         """How long the turn that runs now has been running; 0 where nothing is to be done."""
@@ -117,7 +113,9 @@ class Scheduler:
             return SchedulerStats(
                 len(self._table),
                 len(self._running),
-                len(self._waiting),
+                len(self._waiting) - len(self._parking),
+                len(self._parking),
+                self._parking.bytes,
                 self._prefilled,
                 self._reused,
                 self._written,
@@ -126,14 +124,7 @@ class Scheduler:
 
     def _run(self) -> None:
         give_way()
-        while True:
-            with self._wake:
-                self._turn_started = None
-                while not (self._closed or self._waiting or self._running):
-                    self._wake.wait()
-                if self._closed:
-                    return
-                self._turn_started = time.monotonic()
+        while self._wait_for_work():
             try:
                 self._let_go()
                 self._let_in()
@@ -142,197 +133,263 @@ class Scheduler:
             except Exception as error:  # whatever it was, those that run cannot go on and the next ones can
                 where = "".join(format_tb(error.__traceback__))
                 _log.error("a turn of the decoder failed with %s:\n%s", type(error).__name__, where)
-                for running in list(self._running):
-                    self._end(running, error)
+                for sequence in list(self._running):
+                    self._end(sequence, fresh(error))
+
+    def _wait_for_work(self) -> bool:
+        """Returns once there is something to do; whether there is, and not the end."""
+        with self._wake:
+            self._turn_started = None
+            while not (self._closed or self._alive):
+                self._wake.wait()
+            self._turn_started = time.monotonic()
+            return not self._closed
+
+    @contextmanager
+    def _alone(self, sequence: SequenceState) -> Iterator[None]:
+        """An exception ends this sequence and no other."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UnusableNumbers):
+                _log.error("a generation ended: its logits are no numbers")
+            self._end(sequence, error)
 
     def _let_go(self) -> None:
         with self._wake:
-            gone = self._waiting.take(lambda generation: generation.stopped())
-        for generation in gone:
-            generation.outbox.put(Left())
-        for running in [running for running in self._running if running.generation.stopped()]:
-            if running.background:
-                self._keep(running, running.filled)
-            self._end(running, Left())
+            alive = list(self._alive)
+        for sequence in alive:
+            with self._alone(sequence):
+                if sequence.generation.stopped():
+                    if sequence.background and sequence.slot >= 0:
+                        self._keep(sequence, sequence.filled)
+                    self._end(sequence, Left())
 
     def _let_in(self) -> None:
         while True:
             with self._wake:
-                best = self._waiting.best_priority()
-                if best is None:
-                    return
-                if not self._table.free:
-                    lower = [r for r in self._running if r.background and best < Priority.BACKGROUND]
-                    if not lower:
-                        return
-                    # What it has is kept, so that it goes on from there.
-                    back = lower[-1]
-                    self._keep(back, back.filled)
-                    self._leave(back)
-                    self._waiting.push(back.generation, back.generation.client, back.generation.priority)
-                generation = self._waiting.pop()
-            try:
-                self._join(generation)
-            except Exception as error:  # out of memory, most likely
-                generation.outbox.put(error)
+                following = self._waiting.first(self._parking.admits)
+                full = not self._table.free
+            if following is None or (full and not self._make_room(following.priority)):
+                return
+            with self._wake:
+                sequence = self._waiting.pop(self._parking.admits)
+                if sequence is not None:
+                    self._parking.resume(sequence)
+            if sequence is not None:
+                with self._alone(sequence):
+                    self._join(sequence)
 
-    def _join(self, generation: Generation) -> None:
-        known = self._prefixes.longest(generation.identities[: generation.target])
-        reused = 0
-        if known is not None:
-            limit = generation.target if generation.sampling is None else generation.target - 1
-            reused = min(known.shape[2], limit) // ALIGNMENT * ALIGNMENT
-        slot = self._table.take()
-        try:
-            unread = generation.embed(reused)
-            if known is not None:
-                self._table[slot].write(0, known[:, :, :reused])
-        except Exception:
-            self._table.give_back(slot)
-            raise
+    def _make_room(self, priority: Priority) -> bool:
+        """Take a slot from a sequence that `priority` goes before; whether there was one."""
+        givers = [
+            sequence
+            for sequence in self._running
+            if priority < sequence.priority
+            and (sequence.background or (priority is Priority.INTERACTIVE and self._parking.has_room(sequence)))
+        ]
+        while givers:
+            giver = max(givers, key=lambda sequence: (sequence.priority, sequence.joined))
+            givers.remove(giver)
+            if self._set_aside(giver):
+                return True
+        return False
+
+    def _set_aside(self, sequence: SequenceState) -> bool:
+        """Let a sequence wait again, with what it has: batch as it is, background as a prefix that is kept if there is room."""
+        if sequence.background:
+            self._keep(sequence, sequence.filled)
+            sequence.filled = 0
+        else:
+            try:
+                sequence.parked = self._table[sequence.slot].read(0, sequence.filled)
+            except MemoryError:
+                _log.warning("no memory to park a batch generation: it keeps its slot")
+                sequence.stays = True
+                return False
+        sequence.unread = sequence.unread[:0].copy()
+        self._leave_slot(sequence)
         with self._wake:
-            self._running.append(_Running(generation, unread, slot, reused, time.perf_counter()))
+            if sequence in self._alive:
+                if sequence.parked is not None:
+                    self._parking.park(sequence)
+                self._waiting.push(sequence, sequence.generation.client, sequence.priority, again=True)
+        return True
+
+    def _join(self, sequence: SequenceState) -> None:
+        """Give a sequence a slot, and into it what was parked of it or is known of its prompt."""
+        generation, parked, reused = sequence.generation, sequence.parked, 0
+        known = parked
+        if parked is None:
+            known = self._prefixes.longest(generation.blocks[: generation.target // BLOCK])
+            if known is not None:
+                limit = generation.target if generation.sampling is None else generation.target - 1
+                reused = sequence.filled = min(known.shape[2], limit) // BLOCK * BLOCK
+        with self._wake:
+            sequence.slot = self._table.take()
+            self._running.append(sequence)
+            self._parking.enter(sequence)
+        if known is not None:
+            self._table[sequence.slot].write(0, known[:, :, : sequence.filled])
+        if sequence.sampler is None:
+            sequence.unread = generation.embed(sequence.filled)
+        if parked is not None:
+            sequence.parked = None
+            return
+        sequence.joined = time.perf_counter()
+        with self._wake:
             self._reused += reused
         generation.outbox.put(Joined(reused))
 
     def _prefill_chunk(self) -> None:
-        running = self._next_to_prefill()
-        if running is None:
+        sequence = self._next_to_prefill()
+        if sequence is None:
             return
-        generation, prompt = running.generation, running.generation.prompt
-        others = any(other.sampler or not other.background for other in self._running if other is not running)
-        chunk = CHUNK_BESIDE_WRITERS if others else CHUNK
-        logits: Logits | None = None
-        try:
-            if running.filled < generation.target:
-                stop = min((running.filled // ALIGNMENT * ALIGNMENT) + chunk, generation.target)
-                count = stop - running.filled
-                angles = self._model.rotary.angles(prompt.positions[:, running.filled : stop])
-                cache = self._table[running.slot]
-                logits = self._backend.decode(
-                    running.unread[:count], angles, running.filled, np.array([count - 1]), cache
-                )[0]
-                with self._wake:
-                    self._waiting.charge(generation.client, count)
-                    self._prefilled += count
-                running.unread = running.unread[count:]
-                running.filled = stop
-            if running.filled == generation.target:
-                self._prefilled_all(running, logits)
-        except Exception as error:
-            self._end(running, error)
+        with self._alone(sequence):
+            logits = self._prefill(sequence) if sequence.filled < sequence.generation.target else None
+            if sequence.filled == sequence.generation.target:
+                self._prefilled_all(sequence, logits)
 
-    def _prefilled_all(self, running: _Running, logits: Logits | None) -> None:
-        generation = running.generation
-        generation.outbox.put(Prefilled(running.joined, time.perf_counter() - running.joined))
+    def _prefill(self, sequence: SequenceState) -> Logits:
+        generation, filled = sequence.generation, sequence.filled
+        others = any(other.sampler or not other.background for other in self._running if other is not sequence)
+        chunk = CHUNK_BESIDE_WRITERS if others else CHUNK
+        stop = min(filled // BLOCK * BLOCK + chunk, generation.target)
+        count = stop - filled
+        angles = self._model.rotary.angles(generation.prompt.positions[:, filled:stop])
+        logits: Logits = self._backend.decode(
+            sequence.unread[:count], angles, filled, np.array([count - 1]), self._table[sequence.slot]
+        )[0]
+        with self._wake:
+            self._waiting.charge(generation.client, count)
+            self._prefilled += count
+        best(logits)  # raises where they are no numbers, before anything of it is kept
+        sequence.unread = sequence.unread[count:]
+        sequence.filled = stop
+        return logits
+
+    def _prefilled_all(self, sequence: SequenceState, logits: Logits | None) -> None:
+        generation = sequence.generation
+        generation.outbox.put(Prefilled(sequence.joined, time.perf_counter() - sequence.joined))
         if generation.sampling is None:
-            self._keep(running, running.filled)
-            self._end(running, Left())
+            self._keep(sequence, sequence.filled)
+            self._end(sequence, Left())
             return
         assert logits is not None, "at least one token of a prompt is always run"
         started = time.perf_counter()
-        running.unread = running.unread.copy()  # nothing is left, and what it was the end of is let go
-        running.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
-        running.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - running.filled)
-        running.position = generation.prompt.next_position
-        self._choose(running, logits, started)
-        if generation.lasting:
-            self._keep(running, generation.lasting)
+        sequence.unread = sequence.unread.copy()  # nothing is left, and what it was the end of is let go
+        sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
+        sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
+        sequence.position = generation.prompt.next_position
+        self._choose(sequence, logits, started)
+        if generation.lasting and sequence.slot >= 0:
+            self._keep(sequence, generation.lasting)
 
-    def _next_to_prefill(self) -> _Running | None:
-        reading = [running for running in self._running if running.sampler is None]
-        foreground = [running for running in reading if not running.background]
+    def _next_to_prefill(self) -> SequenceState | None:
+        reading = [sequence for sequence in self._running if sequence.sampler is None]
+        foreground = [sequence for sequence in reading if not sequence.background]
         if foreground:
-            return min(foreground, key=lambda running: (running.generation.priority, running.joined))
+            return min(foreground, key=lambda sequence: (sequence.generation.priority, sequence.joined))
         writing = len(self._running) > len(reading)
         if not reading or (writing and self._steps % BACKGROUND_EVERY):
             return None
         return reading[0]
 
     def _write_tokens(self) -> None:
-        writing = [running for running in self._running if running.sampler]
+        writing = [sequence for sequence in self._running if sequence.sampler]
         if not writing:
             return
         started = time.perf_counter()
-        self._pack(writing)
         try:
+            self._pack(writing)
             logits = self._step(writing)
         except Exception as error:
             if len(writing) == 1:
                 self._end(writing[0], error)
                 return
             # One of them may have been too much: each alone, and only who fails fails.
-            for running in writing:
-                self._write_alone(running, started)
+            for sequence in writing:
+                with self._alone(sequence):
+                    self._advance(sequence, self._step([sequence])[0], started)
             return
         self._steps += 1
-        for row, running in enumerate(writing):
-            self._advance(running, logits[row], started)
+        for row, sequence in enumerate(writing):
+            with self._alone(sequence):
+                self._advance(sequence, logits[row], started)
 
-    def _write_alone(self, running: _Running, started: float) -> None:
-        try:
-            self._advance(running, self._step([running])[0], started)
-        except Exception as error:
-            self._end(running, error)
-
-    def _step(self, writing: Sequence[_Running]) -> Logits:
-        embeddings = self._backend.embed(np.array([running.token for running in writing]))
-        positions = np.tile(np.array([running.position for running in writing]), (3, 1))
-        past = np.array([running.filled for running in writing])
+    def _step(self, writing: Sequence[SequenceState]) -> Logits:
+        embeddings = self._backend.embed(np.array([sequence.token for sequence in writing]))
+        positions = np.tile(np.array([sequence.position for sequence in writing]), (3, 1))
+        past = np.array([sequence.filled for sequence in writing])
         slots = self._table.range(writing[0].slot, len(writing))
         return self._backend.step(embeddings, self._model.rotary.angles(positions), past, slots)
 
-    def _advance(self, running: _Running, logits: Logits, started: float) -> None:
-        running.filled += 1
-        running.position += 1
-        self._choose(running, logits, started)
+    def _advance(self, sequence: SequenceState, logits: Logits, started: float) -> None:
+        sequence.filled += 1
+        sequence.position += 1
+        self._choose(sequence, logits, started)
 
-    def _choose(self, running: _Running, logits: Logits, started: float) -> None:
-        assert running.sampler is not None
-        running.token = running.sampler.choose(logits)
-        running.left -= 1
+    def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> None:
+        assert sequence.sampler is not None
+        sequence.token = sequence.sampler.choose(logits)
+        sequence.left -= 1
         with self._wake:
-            self._waiting.charge(running.generation.client, 1)
+            self._waiting.charge(sequence.generation.client, 1)
             self._written += 1
-        finish = FinishReason.LENGTH if running.left == 0 else None
-        sampling = running.generation.sampling
-        if running.token in self._model.stop_token_ids and not (sampling and sampling.ignore_stop):
+        finish = FinishReason.LENGTH if sequence.left == 0 else None
+        sampling = sequence.generation.sampling
+        if sequence.token in self._model.stop_token_ids and not (sampling and sampling.ignore_stop):
             finish = FinishReason.STOP
-        running.generation.outbox.put(Written(running.token, started, time.perf_counter() - started, finish))
+        sequence.generation.outbox.put(Written(sequence.token, started, time.perf_counter() - started, finish))
         if finish:
-            self._leave(running)
+            self._leave(sequence)
 
-    def _pack(self, writing: list[_Running]) -> None:
+    def _pack(self, writing: list[SequenceState]) -> None:
         """Bring those that write into the first slots, in the order of `writing`."""
-        where = {running.slot: running for running in self._running}
-        writing.sort(key=lambda running: running.slot)
-        taken = {running.slot for running in writing}
+        where = {sequence.slot: sequence for sequence in self._running}
+        writing.sort(key=lambda sequence: sequence.slot)
+        taken = {sequence.slot for sequence in writing}
         wanted = [slot for slot in range(len(writing)) if slot not in taken]
-        movers = [running for running in reversed(writing) if running.slot >= len(writing)]
-        for slot, running in zip(wanted, movers, strict=True):
+        movers = [sequence for sequence in reversed(writing) if sequence.slot >= len(writing)]
+        for slot, sequence in zip(wanted, movers, strict=True):
             other = where.get(slot)
-            self._table.move(running.slot, slot, running.filled, other.filled if other else 0)
+            self._table.move(sequence.slot, slot, sequence.filled, other.filled if other else 0)
             if other:
-                other.slot = running.slot
-            running.slot = slot
-        writing.sort(key=lambda running: running.slot)
+                other.slot = sequence.slot
+            sequence.slot = slot
+        writing.sort(key=lambda sequence: sequence.slot)
 
-    def _keep(self, running: _Running, tokens: int) -> None:
-        """Keep the first tokens' keys and values for prompts that begin alike."""
-        named = running.generation.identities[:tokens]
-        if tokens < ALIGNMENT or self._prefixes.covers(named):
+    def _keep(self, sequence: SequenceState, tokens: int) -> None:
+        """Keep the first tokens' keys and values, as far as they are whole blocks, for prompts that begin alike."""
+        names = sequence.generation.blocks[: tokens // BLOCK]
+        if self._prefixes.covers(names):
             return
         try:
-            self._prefixes.put(named, self._table[running.slot].read(0, tokens))
+            self._prefixes.put(sequence.generation.scope, names, self._table[sequence.slot].read(0, len(names) * BLOCK))
         except MemoryError:
             _log.warning("no memory to keep a prompt's prefix")
 
-    def _leave(self, running: _Running) -> None:
+    def _leave_slot(self, sequence: SequenceState) -> None:
         with self._wake:
-            if running in self._running:
-                self._running.remove(running)
-                self._table.give_back(running.slot)
+            if sequence.slot >= 0:
+                self._running.remove(sequence)
+                self._table.give_back(sequence.slot)
+                sequence.slot = -1
 
-    def _end(self, running: _Running, how: Progress) -> None:
-        self._leave(running)
-        running.generation.outbox.put(how)
+    def _leave(self, sequence: SequenceState) -> bool:
+        """Forget a sequence that ended, wherever it is; whether it was still known."""
+        self._leave_slot(sequence)
+        sequence.parked = None
+        with self._wake:
+            self._parking.leave(sequence)
+            self._waiting.remove(sequence, sequence.generation.client, sequence.priority)
+            known = sequence in self._alive
+            self._alive.pop(sequence, None)
+            return known
+
+    def _end(self, sequence: SequenceState, how: Progress) -> None:
+        if isinstance(how, Exception) and sequence.slot >= 0:
+            # What it wrote may be NaN, which the next sequence's attention would weigh by zero, and get NaN.
+            self._table[sequence.slot].clear(min(sequence.filled + CHUNK, self._table.max_sequence))
+        if self._leave(sequence):
+            sequence.generation.outbox.put(how)

@@ -37,7 +37,7 @@ class Engine(Protocol):
         """Answer one request; ends with `Finished`."""
         ...
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None:
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Read a study's pictures before they are asked about."""
         ...
 
@@ -161,4 +161,5 @@ class ReportService:
             frames,
             messages.priority(options),
             client.name,
+            client.scope,
         )

@@ -78,9 +78,9 @@ class ServedEngine:
                 self._calls[engine] -= 1
                 self._lock.notify_all()
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None:
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """See `ReportEngine.prepare`."""
-        self._current.prepare(frames, client, stopped)
+        self._current.prepare(frames, client, scope, stopped)
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         """See `ReportEngine.prompt_tokens`."""

@@ -15,6 +15,7 @@ from echovlm_edge.runtime.errors import (
     NotPossibleHere,
     Unauthenticated,
     Unavailable,
+    UnusableNumbers,
     UserError,
 )
 
@@ -26,6 +27,7 @@ CODES = {
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnusableNumbers: grpc.StatusCode.INTERNAL,
 }
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"  # a call's messages as bytes

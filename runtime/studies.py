@@ -14,7 +14,7 @@ from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, UserError
 from echovlm_edge.runtime.request import Frame
 
-Prepare = Callable[[Sequence[Frame], str, Callable[[], bool]], None]
+Prepare = Callable[[Sequence[Frame], str, str, Callable[[], bool]], None]
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class StudyLimits:
 @dataclass(eq=False)
 class _Study:
     client: str
+    scope: str
     used: float
     images: dict[int, tuple[Frame, ...]] = field(default_factory=dict)
     numbers: int = 0
@@ -79,7 +80,7 @@ class Studies:
             if len(self._open) >= self.limits.max_studies:
                 raise Busy(f"{len(self._open)} studies are open, as many as there may be: ask again later.", 10.0)
             name = self._home + secrets.token_urlsafe(18)
-            self._open[name] = _Study(client.name, self._clock())
+            self._open[name] = _Study(client.name, client.scope, self._clock())
             return name
 
     def add(
@@ -197,13 +198,13 @@ class Studies:
         study.superseded.set()
         study.superseded = superseded = threading.Event()
         if frames := study.frames():
-            self._background.submit(self._prepare_quietly, frames, study.client, superseded)
+            self._background.submit(self._prepare_quietly, study, frames, superseded)
 
-    def _prepare_quietly(self, frames: Sequence[Frame], client: str, superseded: threading.Event) -> None:
+    def _prepare_quietly(self, study: _Study, frames: Sequence[Frame], superseded: threading.Event) -> None:
         if superseded.is_set():
             return
         try:
-            self._prepare(frames, client, superseded.is_set)
+            self._prepare(frames, study.client, study.scope, superseded.is_set)
         except UserError:
             pass  # whoever asks about the study is told
         except Exception as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from tests import golden
+from tests.watched_engine import MakeEngine, WatchedBackend
 
 settings.register_profile("house", deadline=None)  # a test of speed is a benchmark
 settings.load_profile("house")
@@ -40,6 +43,23 @@ def build_bundle(tmp_path_factory: pytest.TempPathFactory) -> BuildBundle:
 def golden_bundle(build_bundle: BuildBundle) -> Path:
     """The golden checkpoint's fp32 bundle for the CPU."""
     return build_bundle()
+
+
+@pytest.fixture
+def make_engine(golden_bundle: Path) -> Iterator[MakeEngine]:
+    """Opens engines over a `WatchedBackend`, and closes them."""
+    engines = []
+
+    def make(options: EngineOptions | None = None, path: Path = golden_bundle) -> tuple[ReportEngine, WatchedBackend]:
+        bundle = Bundle(path)
+        backend = WatchedBackend(bundle)
+        engine = ReportEngine(bundle, backend, options=options or EngineOptions())
+        engines.append(engine)
+        return engine, backend
+
+    yield make
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture(params=golden.CASES)

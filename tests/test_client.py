@@ -42,7 +42,7 @@ class DecodingEngine:
             decode_image(image)
         yield Finished("Done", (1,), FinishReason.STOP, 1, 0, {}, None)
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None: ...
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         return 10 * len(frames)

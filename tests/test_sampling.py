@@ -55,7 +55,14 @@ def test_what_is_kept_is_a_distribution(logits: list[float], temperature: float,
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("temperature", -1), ("top_p", 0), ("top_k", -1), ("max_new_tokens", 0), ("repetition_penalty", 0)],
+    [
+        ("temperature", -1),
+        ("top_p", 0),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-40),
+    ],
 )
 def test_an_option_out_of_range_is_named(option: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=option):

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
-from echovlm_edge.runtime.backends import Floats, SlotCache
-from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.backends import SlotCache
+from echovlm_edge.runtime.engine import EngineOptions
 from echovlm_edge.runtime.errors import Unavailable
-from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generation import DELIVERY_SECONDS, Joined, Outbox, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.request import (
-    Finished,
     FinishReason,
     GenerationRequest,
     ImageInput,
@@ -31,106 +24,12 @@ from echovlm_edge.runtime.request import (
     Sampling,
     Stage,
     StageStarted,
-    TextDelta,
 )
-from echovlm_edge.runtime.reuse import PrefixStore
-from echovlm_edge.runtime.rotary import Angles
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
+from tests.watched_engine import Call, MakeEngine, finish, wait_for
 
 REMEMBERS, NOTHING_KEPT = EngineOptions(), EngineOptions(prefix_bytes=0, image_bytes=0)
-
-
-class WatchedBackend(OnnxRuntimeBackend):
-    """Remembers how many sequences each step had and how many tokens each prefill; fails or waits where it is told to."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle, threads=2)
-        self.steps: list[int] = []
-        self.chunks: list[int] = []
-        self.encoded = self.embedded = 0
-        self.fails: Callable[[Sequence[SlotCache]], bool] = lambda slots: False
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
-        self.encoded += 1
-        return super().encode(patches, angles)
-
-    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
-        self.embedded += len(token_ids)
-        return super().embed(token_ids)
-
-    def decode(self, embeddings, angles, past, logit_rows, cache):  # type: ignore[no-untyped-def]
-        self.gate.wait()
-        self.chunks.append(len(embeddings))
-        return super().decode(embeddings, angles, past, logit_rows, cache)
-
-    def step(self, embeddings, angles, past, slots):  # type: ignore[no-untyped-def]
-        self.gate.wait()
-        if self.fails(slots):
-            raise MemoryError
-        self.steps.append(len(past))
-        return super().step(embeddings, angles, past, slots)
-
-
-MakeEngine = Callable[..., tuple[ReportEngine, WatchedBackend]]
-
-
-@pytest.fixture
-def make_engine(golden_bundle: Path) -> Iterator[MakeEngine]:
-    engines = []
-
-    def make(options: EngineOptions = REMEMBERS, path: Path = golden_bundle) -> tuple[ReportEngine, WatchedBackend]:
-        bundle = Bundle(path)
-        backend = WatchedBackend(bundle)
-        engine = ReportEngine(bundle, backend, options=options)
-        engines.append(engine)
-        return engine, backend
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-def finish(engine: ReportEngine, request: GenerationRequest) -> Finished:
-    *_, last = engine.generate(request)
-    assert isinstance(last, Finished)
-    return last
-
-
-class Call(threading.Thread):
-    """One request in a thread of its own."""
-
-    def __init__(self, engine: ReportEngine, request: GenerationRequest) -> None:
-        super().__init__(daemon=True)
-        self.stop = threading.Event()
-        self.events: list[object] = []
-        self.failure: Exception | None = None
-        self._call = lambda: engine.generate(request, self.stop.is_set)
-        self.start()
-
-    def run(self) -> None:
-        try:
-            for event in self._call():
-                self.events.append(event)
-        except Exception as error:
-            self.failure = error
-
-    def written(self) -> int:
-        return sum(isinstance(event, TextDelta) for event in self.events)
-
-    def result(self) -> Finished:
-        self.join(60)
-        assert self.events and isinstance(self.events[-1], Finished), self.failure
-        return self.events[-1]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.002)
 
 
 def requests(count: int, tokens: int = 40) -> list[GenerationRequest]:
@@ -304,45 +203,6 @@ def test_closing_ends_what_runs_and_what_waits(make_engine: MakeEngine) -> None:
         assert isinstance(call.failure, Unavailable)
     with pytest.raises(Unavailable):
         list(engine.generate(GenerationRequest("Why?")))
-
-
-def kept(tokens: int) -> np.ndarray:
-    return np.broadcast_to(np.arange(tokens, dtype=np.float32)[:, None], (2, 1, tokens, 4)).copy()
-
-
-tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
-
-
-@given(st.lists(tokens, max_size=8), tokens)
-def test_the_longest_known_prefix_is_found_and_memory_bounded(puts: list[list[int]], wanted: list[int]) -> None:
-    bound = kept(1).nbytes * 20
-    store = PrefixStore(bound)
-    for prompt in puts:
-        store.put(np.array(prompt), kept(len(prompt)))
-        assert store.stats().bytes <= bound and store.covers(np.array(prompt))
-    found = store.longest(np.array(wanted))
-    length = 0 if found is None else found.shape[2]
-    assert length == 0 or any(prompt[:length] == wanted[:length] for prompt in puts)
-    if puts:  # the newest is always still there
-        shared = 0
-        while shared < min(len(puts[-1]), len(wanted)) and puts[-1][shared] == wanted[shared]:
-            shared += 1
-        assert length >= shared
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=6, max_size=60))
-def test_clients_that_wait_all_the_time_get_the_same(work: list[tuple[str, int]]) -> None:
-    queue: FairQueue[tuple[str, int]] = FairQueue()
-    had = dict.fromkeys("abc", 0)
-    for client, cost in work:
-        queue.push((client, cost), client, 0)
-    waiting = [client for client, _ in work]
-    while all(client in waiting for client in "abc"):
-        client, cost = queue.pop()
-        waiting.remove(client)
-        queue.charge(client, cost)
-        had[client] += cost
-        assert max(had.values()) - min(had.values()) <= 100, "no client is ever more than one piece of work ahead"
 
 
 def taken(put: Sequence[Progress], pause: float) -> list[list[Progress]]:

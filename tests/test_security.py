@@ -56,7 +56,7 @@ class QuickEngine:
             raise KeyError(request.prompt)
         yield Finished("Done", (1,), FinishReason.STOP, 1, 0, {}, None)
 
-    def prepare(self, frames: object, client: str, stopped: Callable[[], bool]) -> None: ...
+    def prepare(self, frames: object, client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
 
     def prompt_tokens(self, frames: list[Frame]) -> int:
         return len(frames)

@@ -73,7 +73,7 @@ class SlowEngine:
         finally:
             self.stopped.set()
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None: ...
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         return 10 * len(frames)

@@ -158,7 +158,9 @@ def test_an_ended_or_empty_study_is_one_sentence(served: Running, study: str) ->
 
 def test_studies_belong_to_clients_and_expire() -> None:
     now = [0.0]
-    studies = Studies(StudyLimits(expires_after_seconds=60), lambda frames, client, stopped: None, lambda: now[0])
+    studies = Studies(
+        StudyLimits(expires_after_seconds=60), lambda frames, client, scope, stopped: None, lambda: now[0]
+    )
     mine, other = Client("mine"), Client("other")
     name = studies.begin(mine)
     for act in (studies.frames, studies.end):

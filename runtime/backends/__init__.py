@@ -20,7 +20,7 @@ class Logits(Protocol):
     """
 
     def argmax(self) -> SupportsInt:
-        """The largest logit's index, of one row."""
+        """The largest logit's index, of one row; raises UnusableNumbers, or gives NaN's where that is in the array."""
         ...
 
     def __getitem__(self, row: int, /) -> Any:
@@ -42,6 +42,10 @@ class Cache(Protocol):
     @property
     def max_sequence(self) -> int:
         """How many tokens it can hold."""
+        ...
+
+    def clear(self, tokens: int) -> None:
+        """Zero at least the first `tokens` positions."""
         ...
 
 

@@ -24,6 +24,10 @@ class SingleSlot:
         """How many tokens it can hold."""
         return self.cache.max_sequence
 
+    def clear(self, tokens: int) -> None:
+        """Zero them: see `Cache.clear`."""
+        self.cache.clear(tokens)
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Nothing."""
         return np.empty((0, 0, 0, 0), np.float32)

@@ -63,6 +63,11 @@ class OrtCache:
         for buffer, rows in zip(self.buffers.values(), kept, strict=True):
             buffer[self.slot, :, start : start + rows.shape[1]] = rows
 
+    def clear(self, tokens: int) -> None:
+        """Zero them: see `Cache.clear`."""
+        for buffer in self.buffers.values():
+            buffer[self.slot, :, :tokens] = 0
+
     def bind(self, binding: ort.IOBinding, batch: int) -> None:
         """Let the decoder write `batch` slots in place, from this one on."""
         for name, buffer in self.buffers.items():
@@ -82,6 +87,11 @@ class DeviceCache:
     def max_sequence(self) -> int:
         """How many tokens it can hold."""
         return int(next(iter(self.buffers.values())).shape()[2])
+
+    def clear(self, tokens: int) -> None:
+        """Zero all of it: see `Cache.clear`."""
+        for buffer in self.buffers.values():
+            buffer.update_inplace(np.zeros_like(buffer.numpy()))
 
     def bind(self, binding: ort.IOBinding, batch: int) -> None:
         """Let the decoder write it in place."""

@@ -41,8 +41,16 @@ class TensorRTCache:
     max_sequence: int
     capacity: int
     memory: Memory
+    size: int  # bytes of `memory`
     buffers: Mapping[str, Binding]  # keys.0, values.0, …
     step: _DecoderRun
+
+    def clear(self, tokens: int) -> None:
+        """Zero all of it: see `Cache.clear`."""
+        device = self.step.device
+        device.enter()
+        device.clear(self.memory.address, self.size)
+        device.synchronize()
 
 
 class TensorRTBackend:
@@ -98,12 +106,13 @@ class TensorRTBackend:
         self._device.enter()
         shape, stride = _cache_layout(self._decoder, max_sequence)
         names = [f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._layers)]
-        memory = self._device.allocate(stride * len(names))
-        self._device.clear(memory.address, stride * len(names))
+        size = stride * len(names)
+        memory = self._device.allocate(size)
+        self._device.clear(memory.address, size)
         self._device.synchronize()
         buffers = {name: Binding(memory.address + stride * index, shape) for index, name in enumerate(names)}
         step = _DecoderRun(self._device, self._decoder, self._one_token, self._times.get("decoder"))
-        return TensorRTCache(max_sequence, shape[2], memory, buffers, step)
+        return TensorRTCache(max_sequence, shape[2], memory, size, buffers, step)
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache

@@ -1,0 +1,62 @@
+"""Who keeps how much of a bounded memory, and what has to go: first of the scope that keeps most, and there what is oldest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class FairMemory(Generic[Key]):
+    """The account of what scopes keep in one budget. Not safe for concurrent use: its owner holds a lock.
+
+    A scope displaces others' entries only while it keeps less than they do, and for the one entry that it keeps newest. So that
+    this one cannot be all of the memory, an entry larger than half of it is kept only where no other scope keeps anything.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """`max_bytes` 0 takes nothing."""
+        self._max_bytes = max_bytes
+        self._scopes: dict[Key, str] = {}
+        self._sizes: dict[str, OrderedDict[Key, int]] = {}  # by scope; the last used at the end, none is empty
+        self._held: dict[str, int] = {}  # bytes by scope
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
+    def takes(self, scope: str, size: int) -> bool:
+        """Whether `add` may be called with these."""
+        alone = not (self._held.keys() - {scope})
+        return 0 < size <= (self._max_bytes if alone else self._max_bytes // 2)
+
+    def add(self, scope: str, key: Key, size: int) -> list[Key]:
+        """Count a new entry; returns those that it displaced."""
+        assert key not in self._scopes and self.takes(scope, size)
+        self._scopes[key] = scope
+        self._sizes.setdefault(scope, OrderedDict())[key] = size
+        self._held[scope] = self._held.get(scope, 0) + size
+        self.bytes += size
+        displaced = list[Key]()
+        while self.bytes > self._max_bytes:
+            having_older = (name for name, sizes in self._sizes.items() if name != scope or len(sizes) > 1)
+            largest = max(having_older, key=self._held.__getitem__)
+            oldest = next(iter(self._sizes[largest]))
+            self.remove(oldest)
+            displaced.append(oldest)
+        return displaced
+
+    def touch(self, key: Key) -> None:
+        """Make an entry its scope's last used."""
+        self._sizes[self._scopes[key]].move_to_end(key)
+
+    def remove(self, key: Key) -> None:
+        """Forget an entry."""
+        scope = self._scopes.pop(key)
+        size = self._sizes[scope].pop(key)
+        self._held[scope] -= size
+        self.bytes -= size
+        if not self._sizes[scope]:
+            del self._sizes[scope], self._held[scope]

@@ -1,0 +1,110 @@
+"""A real engine whose backend is watched, held up and broken by tests, and calls in threads of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.runtime.backends import Floats, SlotCache
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.request import Finished, GenerationRequest, TextDelta
+from echovlm_edge.runtime.rotary import Angles
+
+
+class WatchedBackend(OnnxRuntimeBackend):
+    """Remembers how many sequences each step had and how many tokens each prefill; fails or waits where it is told to.
+
+    Attributes:
+        fails: whether a step over these slots runs out of memory.
+        nan_after: whether the row of a sequence with so many tokens in the cache is NaN.
+        gate: steps and prefills wait for it; `embeds` and `encodes` are those of embeddings and of images.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle, threads=2)
+        self.steps: list[int] = []
+        self.chunks: list[int] = []
+        self.images: list[int] = []  # patches of each
+        self.embedded = 0
+        self.fails: Callable[[Sequence[SlotCache]], bool] = lambda slots: False
+        self.nan_after: Callable[[int], bool] = lambda past: False
+        self.gate, self.embeds, self.encodes = threading.Event(), threading.Event(), threading.Event()
+        for gate in (self.gate, self.embeds, self.encodes):
+            gate.set()
+
+    @property
+    def encoded(self) -> int:
+        return len(self.images)
+
+    def encode(self, patches: Floats, angles: Angles) -> Floats:
+        self.images.append(len(patches))
+        self.encodes.wait()
+        return super().encode(patches, angles)
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
+        self.embedded += len(token_ids)
+        self.embeds.wait()
+        return super().embed(token_ids)
+
+    def decode(self, embeddings, angles, past, logit_rows, cache):  # type: ignore[no-untyped-def]
+        self.gate.wait()
+        self.chunks.append(len(embeddings))
+        return super().decode(embeddings, angles, past, logit_rows, cache)
+
+    def step(self, embeddings, angles, past, slots):  # type: ignore[no-untyped-def]
+        self.gate.wait()
+        if self.fails(slots):
+            raise MemoryError
+        self.steps.append(len(past))
+        logits = super().step(embeddings, angles, past, slots).copy()
+        logits[[self.nan_after(int(tokens)) for tokens in past]] = np.nan
+        return logits
+
+
+MakeEngine = Callable[..., tuple[ReportEngine, WatchedBackend]]
+
+
+def finish(engine: ReportEngine, request: GenerationRequest) -> Finished:
+    *_, last = engine.generate(request)
+    assert isinstance(last, Finished)
+    return last
+
+
+class Call(threading.Thread):
+    """One request in a thread of its own."""
+
+    def __init__(self, engine: ReportEngine, request: GenerationRequest) -> None:
+        super().__init__(daemon=True)
+        self.stop = threading.Event()
+        self.events: list[object] = []
+        self.failure: Exception | None = None
+        self._call = lambda: engine.generate(request, self.stop.is_set)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for event in self._call():
+                self.events.append(event)
+        except Exception as error:
+            self.failure = error
+
+    def written(self) -> int:
+        return sum(isinstance(event, TextDelta) for event in self.events)
+
+    def result(self) -> Finished:
+        self.join(60)
+        assert self.events and isinstance(self.events[-1], Finished), self.failure
+        return self.events[-1]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.002)
