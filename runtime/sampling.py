@@ -87,7 +87,8 @@ def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[
     largest = logits[best(logits)]
     tokens = _likeliest(logits, options.top_k) if 0 < options.top_k < len(logits) else None
     chosen = logits if tokens is None else logits[tokens]
-    nats = (largest - chosen.astype(np.float64)) / options.temperature  # below the likeliest
+    with np.errstate(over="ignore"):  # infinitely far is far enough
+        nats = (largest - chosen.astype(np.float64)) / options.temperature  # below the likeliest
     weights = np.rint(np.ldexp(np.exp(-nats), WEIGHT_BITS))
     if options.top_p < 1:
         kept = _nucleus(chosen, nats, weights, options.top_p)

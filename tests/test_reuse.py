@@ -1,0 +1,145 @@
+"""What is kept of images and prompts: found whole and by its own scope only, within memory that no client takes from all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echovlm_edge.runtime.fair_memory import FairMemory
+from echovlm_edge.runtime.prompt import Prompt
+from echovlm_edge.runtime.request import Frame
+from echovlm_edge.runtime.reuse import BLOCK, ImageStore, PrefixStore, block_names
+
+
+def prompt(tokens: Sequence[int], image: slice = slice(0, 0)) -> Prompt:
+    ids = np.array(tokens, np.int64)
+    return Prompt(ids, np.zeros((3, len(ids)), np.int64), np.arange(len(ids))[image], len(ids))
+
+
+def names(blocks: Sequence[int], scope: str = "a") -> tuple[bytes, ...]:
+    """Of a prompt in which a block's tokens are all of one id."""
+    return block_names(prompt(np.repeat(blocks, BLOCK).tolist()), [], scope)
+
+
+def kept(blocks: Sequence[int]) -> np.ndarray:
+    """Keys and values that tell which prompt they are of."""
+    return np.repeat(np.array(blocks, np.float32), BLOCK)[None, None, :, None].repeat(4, axis=3)
+
+
+ONE_BLOCK = kept([0]).nbytes
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+
+
+@given(st.lists(prompts, max_size=12), prompts)
+def test_the_longest_known_prefix_is_found_and_memory_bounded(puts: list[list[int]], wanted: list[int]) -> None:
+    bound = ONE_BLOCK * 10
+    store = PrefixStore(bound)
+    for put in puts:
+        store.put("a", names(put), kept(put))
+        assert store.stats().bytes <= bound and store.covers(names(put))
+        assert store.stats().bytes == sum(prefix.kept.nbytes for prefix in store._prefixes.values())
+    known = [[round(float(value)) for value in prefix.kept[0, 0, ::BLOCK, 0]] for prefix in store._prefixes.values()]
+    shared = max((common(prefix, wanted) for prefix in known), default=0)
+    found = store.longest(names(wanted))
+    assert (0 if found is None else found.shape[2]) == shared * BLOCK
+    if found is not None:
+        np.testing.assert_array_equal(found, kept(wanted[:shared]))
+    if puts:
+        assert shared >= common(puts[-1], wanted), "the newest is always still there"
+    assert store.longest(names(wanted, "b")) is None and not store.covers(names(wanted, "b"))
+
+
+def common(first: list[int], second: list[int]) -> int:
+    """How many first blocks two prompts share."""
+    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+                min(len(first), len(second)))  # fmt: skip
+
+
+@given(st.lists(prompts, min_size=1, max_size=12))
+def test_what_is_displaced_leaves_nothing_behind(puts: list[list[int]]) -> None:
+    store = PrefixStore(ONE_BLOCK * 6)
+    for put in puts:
+        store.put("a", names(put), kept(put))
+    indexed = {last for through in store._through.values() for last in through}
+    assert indexed == store._prefixes.keys() and len(store._memory) == len(store._prefixes)
+
+
+class Counted(bytes):
+    """A name that counts how often it is looked up."""
+
+    lookups = 0
+
+    def __hash__(self) -> int:
+        Counted.lookups += 1
+        return super().__hash__()
+
+
+def test_a_search_takes_no_longer_where_more_is_kept() -> None:
+    def lookups(others: int) -> int:
+        store = PrefixStore(ONE_BLOCK * 10_000)
+        for other in range(others):
+            store.put("a", names([1, 10 + other]), kept([1, 10 + other]))
+        wanted = [Counted(name) for name in names([1, 2, 3])]
+        Counted.lookups = 0
+        assert store.longest(wanted) is not None
+        assert not store.covers(wanted)
+        store.put("a", wanted, kept([1, 2, 3]))
+        return Counted.lookups
+
+    assert lookups(1) == lookups(500)
+
+
+def test_a_prompts_names_tell_images_text_and_scope_apart() -> None:
+    image_token, tokens = 9, [9] * BLOCK
+    image = slice(0, BLOCK)
+    frames = [Frame(np.full((4, 4, 3), value, np.uint8), "image 1") for value in (0, 1)]
+    assert len(frames[0].identity) == 16 and frames[0].identity != frames[1].identity
+    of_image = [block_names(prompt(tokens, image), [(frame.identity, BLOCK)], "a") for frame in frames]
+    of_text = block_names(prompt([image_token] * BLOCK), [], "a")
+    of_other_scope = block_names(prompt(tokens, image), [(frames[0].identity, BLOCK)], "b")
+    assert len({*of_image, of_text, of_other_scope}) == 4
+    assert block_names(prompt(tokens, image), [(frames[0].identity, BLOCK)], "a") == of_image[0]
+    assert block_names(prompt(tokens[1:]), [], "a") == ()
+
+
+def test_an_image_is_found_by_its_own_scope_only() -> None:
+    store = ImageStore(1000)
+    store.put("a", b"image", np.zeros(10, np.float32))
+    assert store.get("a", b"image") is not None and store.get("b", b"image") is None
+    assert store.get("a", b"other") is None
+    stats = store.stats()
+    assert (stats.hits, stats.misses, stats.entries, stats.bytes) == (1, 2, 1, 40)
+
+
+puts = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), max_size=40)
+
+
+@given(puts, st.lists(st.integers(1, 20), min_size=1, max_size=100))
+def test_one_scope_never_takes_everything(before: list[tuple[str, int]], flood: list[int]) -> None:
+    """However much one puts, others keep what is below their equal share, but for one newest entry."""
+    memory, total = FairMemory[int](100), {}
+    for key, (scope, size) in enumerate([*before, *(("flood", size) for size in flood)]):
+        if memory.takes(scope, size):
+            total[key] = scope, size
+            for displaced in memory.add(scope, key, size):
+                del total[displaced]
+            assert key in total, "the newest is always kept"
+        assert memory.bytes == sum(size for _, size in total.values()) <= 100 and len(memory) == len(total)
+    others = {scope: sum(size for name, size in total.values() if name == scope) for scope in "abc"}
+    had = {scope for scope, _ in before if scope != "flood"}
+    if sum(flood) > 500 and had:
+        assert sum(others.values()) > 0, "nothing of anybody else is left"
+
+
+def test_a_scope_that_keeps_most_gives_first_and_its_oldest() -> None:
+    memory = FairMemory[str](100)
+    for key in ("a1", "a2", "a3", "a4"):
+        assert memory.add("a", key, 25) == []
+    assert memory.add("b", "b1", 25) == ["a1"]
+    memory.touch("a2")
+    assert memory.add("b", "b2", 25) == ["a3"]
+    assert memory.add("b", "b3", 25) == ["b1"], "it keeps no more than others do"
+    assert not memory.takes("c", 51) and memory.takes("c", 50) and not memory.takes("c", 0)
