@@ -29,6 +29,7 @@ class WatchedBackend(OnnxRuntimeBackend):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle, threads=2)
         self.steps: list[int] = []
+        self.pasts: list[list[int]] = []  # each step's, by row
         self.chunks: list[int] = []
         self.images: list[int] = []  # patches of each
         self.embedded = 0
@@ -62,6 +63,7 @@ class WatchedBackend(OnnxRuntimeBackend):
         if self.fails(slots):
             raise MemoryError
         self.steps.append(len(past))
+        self.pasts.append(past.tolist())
         logits = super().step(embeddings, angles, past, slots).copy()
         logits[[self.nan_after(int(tokens)) for tokens in past]] = np.nan
         return logits
@@ -77,7 +79,7 @@ def finish(engine: ReportEngine, request: GenerationRequest) -> Finished:
 
 
 class Call(threading.Thread):
-    """One request in a thread of its own."""
+    """One request in a thread of its own; it ends where `stop` is set."""
 
     def __init__(self, engine: ReportEngine, request: GenerationRequest) -> None:
         super().__init__(daemon=True)
