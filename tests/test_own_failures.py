@@ -166,7 +166,7 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
     if kept is Priority.BATCH:
         first = Call(engine, GenerationRequest("Why? " * 50, sampling=Sampling(500), priority=kept))
     else:
-        frames = decode_image(ImageInput(png(200, 200)))
+        frames = [*decode_image(ImageInput(png(200, 200)))] * 20  # more than one chunk of tokens
         first = threading.Thread(target=lambda: engine.prepare(frames, "", "", lambda: False), daemon=True)
         first.start()
     wait_for(lambda: engine.stats().scheduler.busy == 1)

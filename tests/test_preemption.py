@@ -93,16 +93,20 @@ def test_a_report_that_is_parked_while_it_is_read_goes_on_where_it_was(make_engi
 
 
 def test_no_more_batch_has_slots_than_could_be_parked(make_engine: MakeEngine) -> None:
+    requests = [replace(request, sampling=Sampling(30, ignore_stop=True)) for request in BATCH[:3]]
+    expected = alone(make_engine, *requests, SHORT)
     engine, backend = make_engine(EngineOptions(3, parked_bytes=1))
-    calls = [Call(engine, replace(request, sampling=Sampling(30))) for request in BATCH[:3]]
     backend.gate.clear()
-    wait_for(lambda: engine.stats().scheduler.busy + engine.stats().scheduler.waiting == 3 or not calls[0].is_alive())
-    assert engine.stats().scheduler.busy <= 1, "interactive work would have to wait for it"
-    interactive = [Call(engine, SHORT) for _ in range(2)]
+    calls = [Call(engine, request) for request in requests]
+    wait_for(lambda: here(engine) == 3)
     backend.gate.set()
-    for call in (*calls, *interactive):
-        call.result()
-    assert engine.stats().scheduler.busy == engine.stats().scheduler.waiting == 0
+    assert [call.result().token_ids for call in calls] == expected[:3]
+    assert max(backend.steps) == 1, "two had slots that could not have been taken from them"
+    batch = Call(engine, replace(requests[0], sampling=Sampling(500, ignore_stop=True)))
+    wait_for(lambda: batch.written() > 2)
+    assert finish(engine, SHORT).token_ids == expected[3]
+    assert max(backend.steps) == 2 and engine.stats().scheduler.parked == 0, "the free slots are for interactive calls"
+    batch.stop.set()
 
 
 def test_a_cache_that_cannot_be_read_is_not_taken_away(golden_bundle: Path, make_engine: MakeEngine) -> None:
