@@ -162,12 +162,14 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
         return read(self, start, stop)
 
     backend.gate.clear()
+    stop = threading.Event()
     first: threading.Thread
     if kept is Priority.BATCH:
         first = Call(engine, GenerationRequest("Why? " * 50, sampling=Sampling(500), priority=kept))
+        stop = first.stop
     else:
         frames = [*decode_image(ImageInput(png(200, 200)))] * 20  # more than one chunk of tokens
-        first = threading.Thread(target=lambda: engine.prepare(frames, "", "", lambda: False), daemon=True)
+        first = threading.Thread(target=engine.prepare, args=(frames, "", "", stop.is_set), daemon=True)
         first.start()
     wait_for(lambda: engine.stats().scheduler.busy == 1)
     monkeypatch.setattr(OrtCache, "read", slow_read)
@@ -182,8 +184,8 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
     may_go_on.set()
     assert not waits, "a scrape waited for the copy"
     assert len(second.result().token_ids) == 3
-    if isinstance(first, Call):
-        first.stop.set()
+    stop.set()
+    first.join(10)
 
 
 def test_clients_take_turns_at_images_by_their_size(make_engine: MakeEngine) -> None:

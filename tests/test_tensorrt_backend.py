@@ -15,7 +15,7 @@ from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend, TensorRTCach
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.errors import NotPossibleHere, UnusableNumbers
 from echovlm_edge.runtime.profiling.operators import joined
 from echovlm_edge.runtime.request import Sampling
 from echovlm_edge.runtime.rotary import Angles, MultimodalRotary
@@ -85,15 +85,32 @@ def test_every_stage(make: Make, case: golden.Golden) -> None:
     ].argmax(1).tolist()
 
 
-def test_a_greedy_token_copies_one_number_back(make: Make) -> None:
+def test_a_greedy_token_copies_two_numbers_back(make: Make) -> None:
     bundle, backend, device = make()
     cache = backend.new_cache(32)
     sampler = Sampler(Sampling(), np.array([], np.int64), bundle.manifest.model.vocab_size)
     for index in range(10):
         device.downloaded = 0
         sampler.choose(step(bundle, backend, index, cache)[0])  # type: ignore[index]
-        assert device.downloaded == np.dtype(np.int64).itemsize
+        assert device.downloaded == np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize
     assert device.launches == 7, "two runs before it may be recorded, and the one that settles"
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_logits_that_are_no_numbers_are_refused_and_leave_no_trace(make: Make, best: bool, recorded: bool) -> None:
+    bundle, backend, _ = make(best=best)
+    cache = backend.new_cache(32)
+    sampler = Sampler(Sampling(), np.array([], np.int64), bundle.manifest.model.vocab_size)
+    count = 6 if recorded else 1
+    expected = [sampler.choose(step(bundle, backend, index, cache)[0]) for index in range(count)]  # type: ignore[index]
+    embedding, angles = token(bundle, backend, count)
+    nan = np.full_like(embedding, np.nan)
+    with pytest.raises(UnusableNumbers):
+        sampler.choose(backend.decode(nan, angles, count, np.zeros(1, np.int64), cache)[0])
+    cache.clear(32)
+    again = [sampler.choose(step(bundle, backend, index, cache)[0]) for index in range(count)]  # type: ignore[index]
+    assert again == expected
 
 
 def test_sampling_and_penalties_get_the_logits(make: Make, portable: Path) -> None:

@@ -29,6 +29,7 @@ from echovlm_edge.runtime.backends.device import (
 from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
+from echovlm_edge.runtime.errors import UnusableNumbers
 from echovlm_edge.runtime.rotary import Angles
 
 BEST = "best"  # the output that holds each row's largest logit's index
@@ -147,19 +148,29 @@ def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
 
 @dataclass
 class DeviceLogits:
-    """A decoder's logits that stay on the device until looked at: the place of each row's largest came back with the run."""
+    """A decoder's logits that stay on the device until looked at: the place of each row's largest came back with the run.
+
+    So did each row's first logit. A hidden state that is no number makes all logits of its row none, this one among them.
+    """
 
     best: NDArray[np.int64]
+    first: Floats
     fetch: Callable[[], Floats]
     row: int | None = None
 
     def argmax(self) -> int:
-        """The largest logit's index, of the one row."""
+        """The largest logit's index, of the one row.
+
+        Raises:
+            UnusableNumbers: the row's first logit is none.
+        """
+        if not np.isfinite(self.first[self.row or 0]):
+            raise UnusableNumbers
         return int(self.best[self.row or 0])
 
     def __getitem__(self, row: int) -> DeviceLogits:
         """One row, still on the device."""
-        return DeviceLogits(self.best, self.fetch, range(len(self.best))[row])
+        return DeviceLogits(self.best, self.first, self.fetch, range(len(self.best))[row])
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> Floats:
         """Copied from the device; before the next decoder call."""
@@ -253,7 +264,13 @@ class _DecoderRun:
         present = {f"present_{name}": buffer.address for name, buffer in cache.items()}
         outputs = {name: region.address for name, region in self._placed.items()}
         self.context.queue({**self._filled, **cache}, outputs | present)
-        self.outputs.download(self._placed[BEST if BEST in self._placed else "logits"])
+        logits = self._placed["logits"]
+        if BEST not in self._placed:
+            self.outputs.download(logits)
+            return
+        self.outputs.download(self._placed[BEST])
+        for row, values in enumerate(logits.host):
+            self.outputs.download(Region(logits.address + row * values.nbytes, values[:1]))
 
     def _finish(self) -> Logits:
         self.device.synchronize()
@@ -272,7 +289,8 @@ class _DecoderRun:
             self.device.synchronize()
             return self._placed["logits"].host.astype(np.float32)
 
-        return DeviceLogits(self._placed[BEST].host.astype(np.int64), fetch)
+        first = self._placed["logits"].host[:, 0].astype(np.float32)
+        return DeviceLogits(self._placed[BEST].host.astype(np.int64), first, fetch)
 
 
 def _fill(arena: Arena, dtypes: Mapping[str, str], feeds: Mapping[str, NDArray[Any]]) -> dict[str, Binding]:

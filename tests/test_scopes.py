@@ -1,0 +1,52 @@
+"""Clients through the server: what is cached of one client's images is not to be seen by another, unless they are of one group."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.clients import Client, ClientsFile
+from tests.dicom_files import png
+from tests.running_server import running
+
+CLIENTS = {"cart-1": "", "cart-2": "", "ward-1": "ward", "ward-2": "ward"}
+ASKED = pb.GenerateReportRequest(
+    images=[pb.Image(data=png(200, 140))], options=pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=8))
+)
+
+
+@pytest.fixture
+def clients(tmp_path: Path) -> ClientsFile:
+    path = tmp_path / "clients.toml"
+    tables = (
+        f'[{name}]\ntoken_sha256 = "{sha256(name.encode()).hexdigest()}"\n' + (f'group = "{group}"\n' if group else "")
+        for name, group in CLIENTS.items()
+    )
+    path.write_text("\n".join(tables))
+    return ClientsFile(path)
+
+
+def test_reused_tokens_are_ones_own_or_the_groups(golden_bundle: Path, clients: ClientsFile) -> None:
+    with running(golden_bundle, access=clients) as served:
+
+        def ask(name: str) -> pb.Result:
+            metadata = (("authorization", f"Bearer {name}"),)
+            *_, last = served.stub.GenerateReport(ASKED, metadata=metadata)
+            return last.result
+
+        answers = {name: ask(name) for name in CLIENTS}
+        again = ask("cart-1")
+        misses = served.engine.stats().images.misses
+        texts = {answer.text for answer in (*answers.values(), again)}
+    reused = {name: answer.usage.reused_tokens for name, answer in answers.items()}
+    assert reused["cart-1"] == reused["cart-2"] == reused["ward-1"] == 0
+    assert reused["ward-2"] > 0 and again.usage.reused_tokens > 0
+    assert misses == 3 and len(texts) == 1
+
+
+def test_a_groups_scope_is_no_clients() -> None:
+    assert Client("ward").scope != Client("cart", group="ward").scope == Client("other", group="ward").scope
+    assert Client("cart-1").scope != Client("cart-2").scope
