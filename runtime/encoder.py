@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from traceback import format_tb
 
 from echovlm_edge.runtime.backends import Backend, Floats
-from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable
+from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable, UserError
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.give_way import give_way
@@ -17,6 +19,8 @@ from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.request import Frame, Priority, Stage
 from echovlm_edge.runtime.reuse import ImageStore
 from echovlm_edge.runtime.rotary import vision_angles
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,11 @@ class Encoder:
         try:
             outcome: Embedded | Exception = Stopped() if self._unwanted(job) else self._encode(job, client)
         except Exception as error:
-            outcome = error
+            if not isinstance(error, UserError | Stopped):
+                where = "".join(format_tb(error.__traceback__))
+                _log.error("an image could not be encoded, %s:\n%s", type(error).__name__, where)
+            # The job will hold the error. Its traceback would hold the job and the image, until the next collection.
+            outcome = error.with_traceback(None)
         if isinstance(outcome, Embedded):
             self._store.put(job.scope, outcome.identity, outcome.embeddings)
         with self._wake:

@@ -194,7 +194,7 @@ class ReportEngine:
             while not ended:
                 for progress in _next(generation, clock):
                     if isinstance(progress, Exception):
-                        raise progress
+                        raise fresh(progress)
                     ended = isinstance(progress, Left)
         except Stopped:
             return
@@ -285,7 +285,7 @@ class ReportEngine:
             for progress in _next(generation, clock):
                 match progress:
                     case Exception():
-                        raise progress
+                        raise fresh(progress)
                     case Left():
                         ended = True
                     case Queued():

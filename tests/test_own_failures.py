@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from echovlm_edge.runtime.backends.onnxruntime import OrtCache
 from echovlm_edge.runtime.engine import EngineOptions
 from echovlm_edge.runtime.errors import Busy, Unavailable, UserError, fresh
 from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.request import FinishReason, GenerationRequest, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
 from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish, wait_for
@@ -125,6 +127,32 @@ def test_an_image_that_fails_fails_for_each_caller_by_itself(
     failures = [call.failure for call in calls]
     assert all(isinstance(failure, MemoryError) for failure in failures)
     assert len({id(failure) for failure in failures}) == 3
+
+
+@pytest.mark.parametrize("where", ["encode", "decode", "step"])
+def test_a_failure_keeps_no_picture_alive(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    engine, _ = make_engine(EngineOptions(1, 0, 0))
+
+    def fails(self: WatchedBackend, *args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(WatchedBackend, where, fails)
+
+    def failing_call() -> weakref.ref[Frame]:
+        frame = Frame(np.zeros((64, 64, 3), np.uint8), "image 1")
+        try:
+            list(engine.generate(GenerationRequest("Why?", frames=(frame,), sampling=Sampling(9))))
+        except MemoryError:
+            return weakref.ref(frame)
+        raise AssertionError("it did not fail")
+
+    gc.collect()
+    gc.disable()  # what only a collection frees stays for long beside a busy server
+    try:
+        picture = failing_call()
+        wait_for(lambda: picture() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_fresh_error_says_the_same() -> None:
