@@ -87,9 +87,13 @@ def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[
     largest = logits[best(logits)]
     tokens = _likeliest(logits, options.top_k) if 0 < options.top_k < len(logits) else None
     chosen = logits if tokens is None else logits[tokens]
+    nats = chosen.astype(np.float64)  # above the likeliest: 0 or less; in place, as new memory takes longer than arithmetic
+    nats -= largest
     with np.errstate(over="ignore"):  # infinitely far is far enough
-        nats = (largest - chosen.astype(np.float64)) / options.temperature  # below the likeliest
-    weights = np.rint(np.ldexp(np.exp(-nats), WEIGHT_BITS))
+        nats /= options.temperature
+    weights = np.exp(nats)
+    weights *= 1 << WEIGHT_BITS
+    np.rint(weights, out=weights)
     if options.top_p < 1:
         kept = _nucleus(chosen, nats, weights, options.top_p)
         tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
@@ -111,11 +115,13 @@ def _nucleus(
 ) -> NDArray[np.int64]:
     """Indices, ascending, of the fewest highest ranked whose weights add up to `top_p` of all.
 
-    They are counted into buckets by logit. Only those in the bucket in which the sum is reached have to be sorted.
+    They are counted into buckets by logit. Only those in the bucket in which the sum is reached have to be sorted. `nats` is
+    overwritten.
     """
     needed = top_p * weights.sum()
     per_nat = BUCKETS / (math.log(2) * (WEIGHT_BITS + 2))  # what is further below the likeliest weighs nothing
-    bucket = np.minimum(nats * per_nat, BUCKETS - 1).astype(np.int64)
+    nats *= -per_nat
+    bucket = np.minimum(nats, BUCKETS - 1, out=nats).astype(np.intp)
     reached = np.cumsum(np.bincount(bucket, weights, BUCKETS))
     last = int(np.searchsorted(reached, needed))
     inside = bucket < last
