@@ -87,7 +87,8 @@ def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[
     largest = logits[best(logits)]
     tokens = _likeliest(logits, options.top_k) if 0 < options.top_k < len(logits) else None
     chosen = logits if tokens is None else logits[tokens]
-    nats = chosen.astype(np.float64)  # above the likeliest: 0 or less; in place, as new memory takes longer than arithmetic
+    # In place: new memory takes longer than the arithmetic.
+    nats = chosen.astype(np.float64)  # above the likeliest: 0 or less
     nats -= largest
     with np.errstate(over="ignore"):  # infinitely far is far enough
         nats /= options.temperature
