@@ -98,6 +98,8 @@ class Scheduler:
         with self._wake:
             self._closed = self._closed or str(reason or SHUT_DOWN)
             ended, self._alive, self._waiting = list(self._alive), {}, FairQueue()
+            for sequence in ended:
+                self._parking.leave(sequence)
             self._wake.notify()
         for sequence in ended:
             sequence.generation.outbox.put(Unavailable(self._closed))
@@ -390,6 +392,9 @@ class Scheduler:
     def _end(self, sequence: SequenceState, how: Progress) -> None:
         if isinstance(how, Exception) and sequence.slot >= 0:
             # What it wrote may be NaN, which the next sequence's attention would weigh by zero, and get NaN.
-            self._table[sequence.slot].clear(min(sequence.filled + CHUNK, self._table.max_sequence))
+            try:
+                self._table[sequence.slot].clear(min(sequence.filled + CHUNK, self._table.max_sequence))
+            except Exception as error:  # of a device that fails at everything
+                _log.error("a slot could not be cleared: %s", type(error).__name__)
         if self._leave(sequence):
             sequence.generation.outbox.put(how)

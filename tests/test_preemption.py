@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.request import FinishReason, GenerationRequest, ImageInput, Priority, Sampling
 from tests.dicom_files import png
@@ -73,6 +74,20 @@ def test_a_parked_report_is_counted_and_leaves_when_it_is_cancelled(make_engine:
     wait_for(lambda: engine.stats().scheduler.parked == 0)
     assert engine.stats().scheduler.parked_bytes == 0 and long.is_alive()
     long.stop.set()
+
+
+def test_a_parked_report_ends_where_the_engine_is_closed(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(EngineOptions(1))
+    batch = Call(engine, replace(BATCH[0], sampling=Sampling(500, ignore_stop=True)))
+    wait_for(lambda: batch.written() > 2)
+    beside = Call(engine, GenerationRequest("Why?", sampling=Sampling(900, ignore_stop=True)))
+    wait_for(lambda: engine.stats().scheduler.parked == 1)
+    engine.close()
+    for call in (batch, beside):
+        call.join(10)
+        assert isinstance(call.failure, Unavailable)
+    stats = engine.stats().scheduler
+    assert (stats.parked, stats.parked_bytes, stats.waiting) == (0, 0, 0)
 
 
 def test_a_report_that_is_parked_while_it_is_read_goes_on_where_it_was(make_engine: MakeEngine) -> None:
