@@ -46,7 +46,7 @@ class TalkativeEngine:
             yield TextDelta("word " * 10_000)
         yield Finished("word", (1,), FinishReason.STOP, 1, 0, {}, 0.0)
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool]) -> None: ...
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         return 1
