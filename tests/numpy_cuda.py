@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.errors import NotPossibleHere
-from tests.numpy_device import NumpyDevice, at_host, numpy_type
+from tests.numpy_device import NumpyDevice, NumpyStream, at_host, numpy_type
 
 CHUNK = 64  # the longest prompt chunk that the engines are built for
 
@@ -43,6 +43,7 @@ class NumpyDriver:
     integrated: bool = False
     blocks: dict[int, Any] = field(default_factory=dict)
     graphs: dict[int, tuple[Callable[[], None], ...]] = field(default_factory=dict)
+    destroyed_streams: set[int] = field(default_factory=set)
     current: threading.local = field(default_factory=threading.local)
     CUresult = CUresult
     CUdevice_attribute = SimpleNamespace(
@@ -76,7 +77,12 @@ class NumpyDriver:
         return DONE, {"integrated": int(self.integrated), "major": 8, "minor": 7}[attribute]
 
     def cuStreamCreate(self, flags: int) -> tuple[CUresult, int]:
-        return self._in_context(), 7
+        self.device.new_stream()
+        return self._in_context(), len(self.device.streams)
+
+    def cuStreamDestroy(self, stream: int) -> tuple[CUresult]:
+        self.destroyed_streams.add(stream)
+        return (self._in_context(),)
 
     def cuMemGetInfo(self) -> tuple[CUresult, int, int]:
         return self._in_context(), self.device.free_bytes(), self.device.memory
@@ -104,33 +110,32 @@ class NumpyDriver:
         return (self._in_context(),)
 
     def cuMemsetD8Async(self, address: int, value: int, size: int, stream: int) -> tuple[CUresult]:
-        assert value == 0 and stream == 7
-        self.device.clear(address, size)
+        assert value == 0
+        self._stream(stream).clear(address, size)
         return (self._in_context(),)
 
     def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[CUresult]:
-        assert stream == 7
-        self.device.upload(at_host(source, size), target)
+        self._stream(stream).upload(at_host(source, size), target)
         return (self._in_context(),)
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[CUresult]:
-        assert stream == 7
-        self.device.download(source, at_host(target, size))
+        self._stream(stream).download(source, at_host(target, size))
         return (self._in_context(),)
 
     def cuStreamSynchronize(self, stream: int) -> tuple[CUresult]:
-        self.device.synchronize()
+        self._stream(stream).synchronize()
         return (self._in_context(),)
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[CUresult]:
-        self.device.recording = []
+        assert mode == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._stream(stream).begin_recording()
         return (self._in_context(),)
 
     def cuStreamEndCapture(self, stream: int) -> tuple[CUresult, int]:
-        recorded, self.device.recording = self.device.recording, None
+        recorded = self._stream(stream).end_recording()
         if not recorded:
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, 0
-        self.graphs[len(self.graphs) + 1] = tuple(recorded)
+        self.graphs[len(self.graphs) + 1] = recorded
         return DONE, len(self.graphs)
 
     def cuGraphInstantiate(self, graph: int, flags: int) -> tuple[CUresult, int]:
@@ -144,12 +149,21 @@ class NumpyDriver:
         return (DONE,)
 
     def cuGraphLaunch(self, graph: int, stream: int) -> tuple[CUresult]:
-        self.device.launches += 1
-        self.device.queued.extend(self.graphs[graph])
+        self._stream(stream).launch(self.graphs[graph])
         return (self._in_context(),)
+
+    def _stream(self, handle: int) -> NumpyStream:
+        assert handle not in self.destroyed_streams
+        return stream_of(self.device, handle)
 
     def _in_context(self) -> CUresult:
         return DONE if getattr(self.current, "context", None) else CUresult.CUDA_ERROR_INVALID_CONTEXT
+
+
+def stream_of(device: NumpyDevice, handle: int) -> NumpyStream:
+    """The stream whose handle it is: counted from 1, as 0 is the default stream."""
+    assert handle > 0
+    return device.streams[handle - 1]
 
 
 @dataclass
@@ -268,8 +282,8 @@ class NumpyContext:
             for tensor, array in zip(outputs, self.engine.session.run(None, feeds), strict=True):
                 self._array(tensor, addresses[tensor.name], array.shape)[...] = array
 
-        self.engine.module.device.queue(run)
-        return stream == 7
+        stream_of(self.engine.module.device, stream).queue(run)
+        return True
 
     def _array(self, tensor: Any, address: int, shape: tuple[int, ...]) -> NDArray[Any]:
         dtype = np.dtype(numpy_type(tensor.type))

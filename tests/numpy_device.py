@@ -1,13 +1,14 @@
 """A device of numpy for the TensorRT backend: as asynchronous, as unforgiving and as exact as a GPU.
 
 Its memory is real addresses, filled with NaN when it is allocated, and checked on every access. What is queued is done only by
-`synchronize`, so that whoever writes over page-locked memory too early, or reads too early, gets wrong numbers. An engine is an
-ONNX graph that ONNX Runtime runs over the addresses that it is given.
+`synchronize`, so that whoever writes over page-locked memory too early, or reads too early, gets wrong numbers. A stream with work
+of one thread on it refuses any other thread. An engine is an ONNX graph that ONNX Runtime runs over the addresses that it is given.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,8 +48,7 @@ class NumpyDevice:
 
     memory: int = 1 << 30
     name: str = "a device of numpy"
-    queued: list[Callable[[], None]] = field(default_factory=list)
-    recording: list[Callable[[], None]] | None = None
+    streams: list[NumpyStream] = field(default_factory=list)
     blocks: dict[int, int] = field(default_factory=dict)  # address to size
     launches: int = 0
     downloaded: int = 0  # bytes
@@ -73,33 +73,9 @@ class NumpyDevice:
         self._not_recording()
         return NumpyStaging(np.full(size, POISON, np.uint8))
 
-    def clear(self, address: int, size: int) -> None:
-        self.queue(lambda: self.at(address, size).fill(0))
-
-    def upload(self, source: NDArray[np.uint8], address: int) -> None:
-        self.queue(lambda: np.copyto(self.at(address, source.nbytes), source))
-
-    def download(self, address: int, target: NDArray[np.uint8]) -> None:
-        def copy() -> None:
-            np.copyto(target, self.at(address, target.nbytes))
-            self.downloaded += target.nbytes
-
-        self.queue(copy)
-
-    def record(self, queue: Callable[[], None]) -> NumpyGraph:
-        self._not_recording()
-        self.recording = []
-        try:
-            queue()
-            return NumpyGraph(self, tuple(self.recording))
-        finally:
-            self.recording = None
-
-    def synchronize(self) -> None:
-        self._not_recording()
-        queued, self.queued = self.queued, []
-        for work in queued:
-            work()
+    def new_stream(self) -> NumpyStream:
+        self.streams.append(NumpyStream(self))
+        return self.streams[-1]
 
     def at(self, address: int, size: int) -> NDArray[np.uint8]:
         """The device's bytes, which must lie in one live block."""
@@ -107,28 +83,101 @@ class NumpyDevice:
         assert address + size <= start + self.blocks.get(start, 0), "an illegal memory access"
         return at_host(address, size)
 
-    def queue(self, work: Callable[[], None]) -> None:
-        (self.queued if self.recording is None else self.recording).append(work)
+    def is_recording(self) -> bool:
+        """Whether any thread is recording."""
+        return any(stream.recording is not None for stream in self.streams)
 
     def _not_recording(self) -> None:
+        """As CUDA's mode THREAD_LOCAL: what cannot be recorded is refused to the thread that records, to no other."""
+        mine = [
+            stream for stream in self.streams if stream.recording is not None and stream.owner == threading.get_ident()
+        ]
+        assert not mine, "this call cannot be recorded"
+
+
+@dataclass(eq=False)
+class NumpyStream:
+    """See `Stream`: from the first work that is queued to the end of `synchronize` it is one thread's."""
+
+    device: NumpyDevice
+    queued: list[Callable[[], None]] = field(default_factory=list)
+    recording: list[Callable[[], None]] | None = None
+    owner: int | None = None
+
+    def clear(self, address: int, size: int) -> None:
+        self.queue(lambda: self.device.at(address, size).fill(0))
+
+    def upload(self, source: NDArray[np.uint8], address: int) -> None:
+        self.queue(lambda: np.copyto(self.device.at(address, source.nbytes), source))
+
+    def download(self, address: int, target: NDArray[np.uint8]) -> None:
+        def copy() -> None:
+            np.copyto(target, self.device.at(address, target.nbytes))
+            self.device.downloaded += target.nbytes
+
+        self.queue(copy)
+
+    def record(self, queue: Callable[[], None]) -> NumpyGraph:
+        self.begin_recording()
+        try:
+            queue()
+        finally:
+            recorded = self.end_recording()
+        return NumpyGraph(self, recorded)
+
+    def begin_recording(self) -> None:
+        self._use()
+        assert self.recording is None, "a recording cannot be recorded"
+        self.recording = []
+
+    def end_recording(self) -> tuple[Callable[[], None], ...]:
+        self._use()
+        assert self.recording is not None
+        recorded, self.recording = self.recording, None
+        return tuple(recorded)
+
+    def launch(self, work: tuple[Callable[[], None], ...]) -> None:
+        self._use()
+        self.device.launches += 1
+        self.queued.extend(work)
+
+    def synchronize(self) -> None:
+        self._use()
         assert self.recording is None, "this call cannot be recorded"
+        queued, self.queued = self.queued, []
+        for work in queued:
+            work()
+        self.owner = None
+
+    def queue(self, work: Callable[[], None]) -> None:
+        self._use()
+        (self.queued if self.recording is None else self.recording).append(work)
+
+    def _use(self) -> None:
+        me = threading.get_ident()
+        assert self.owner in (None, me), "two threads use one stream"
+        self.owner = me
 
 
 @dataclass(frozen=True)
 class NumpyGraph:
-    device: NumpyDevice
+    stream: NumpyStream
     work: tuple[Callable[[], None], ...]
 
     def launch(self) -> None:
-        self.device.launches += 1
-        self.device.queued.extend(self.work)
+        self.stream.launch(self.work)
 
 
 class OnnxEngine:
-    """See `PartEngine`: the part's graph as an engine whose tensors have the types that `part` states."""
+    """See `PartEngine`: the part's graph as an engine whose tensors have the types that `part` states.
 
-    def __init__(self, device: NumpyDevice, graph: Path, part: Part) -> None:
-        self.device = device
+    `before_run` is called in the middle of queueing a run.
+    """
+
+    def __init__(
+        self, device: NumpyDevice, graph: Path, part: Part, before_run: Callable[[], None] = lambda: None
+    ) -> None:
+        self.device, self.before_run = device, before_run
         options = ort.SessionOptions()
         if library := library_path():
             options.register_custom_ops_library(str(library))  # DualPathMoE, where the plugin would be
@@ -138,21 +187,23 @@ class OnnxEngine:
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
         self.layers = [node.name for node in onnx.load(graph, load_external_data=False).graph.node]
 
-    def new_context(self, recorded: bool) -> OnnxContext:
-        return OnnxContext(self)
+    def new_context(self, stream: NumpyStream, recorded: bool) -> OnnxContext:
+        return OnnxContext(self, stream)
 
 
 @dataclass
 class OnnxContext:
     engine: OnnxEngine
+    stream: NumpyStream
     runs: int = 0
     report: Callable[[str, float], None] | None = None
 
     def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
         assert set(inputs) == set(self.engine.types) and set(outputs) == set(self.engine.outputs)
         self.runs += 1
+        self.engine.before_run()
         inputs, outputs = dict(inputs), dict(outputs)
-        self.engine.device.queue(lambda: self._run(inputs, outputs))
+        self.stream.queue(lambda: self._run(inputs, outputs))
 
     def profile(self, report: Callable[[str, float], None]) -> None:
         self.report = report

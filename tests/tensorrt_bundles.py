@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -56,7 +57,12 @@ def tensorrt_like(
     return Bundle(folder)
 
 
-def backend_of(bundle: Bundle, device: NumpyDevice, profile: bool = False) -> TensorRTBackend:
-    """The backend with every part on the device of numpy."""
-    engines = {part.name: OnnxEngine(device, bundle.path / part.files[0].name, part) for part in bundle.manifest.parts}
+def backend_of(
+    bundle: Bundle, device: NumpyDevice, profile: bool = False, before_run: Mapping[str, Callable[[], None]] = {}
+) -> TensorRTBackend:
+    """The backend with every part on the device of numpy; `before_run` by part is for `OnnxEngine`."""
+    engines = {
+        part.name: OnnxEngine(device, bundle.path / part.files[0].name, part, before_run.get(part.name, lambda: None))
+        for part in bundle.manifest.parts
+    }
     return TensorRTBackend(bundle, device, engines, profile)

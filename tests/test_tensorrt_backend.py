@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere, UnusableNumbers
 from echovlm_edge.runtime.profiling.operators import joined
 from echovlm_edge.runtime.request import Sampling
-from echovlm_edge.runtime.rotary import Angles, MultimodalRotary
+from echovlm_edge.runtime.rotary import Angles, MultimodalRotary, vision_angles
 from echovlm_edge.runtime.sampling import Sampler
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from tests import golden
@@ -157,6 +159,59 @@ def test_two_sequences_do_not_meet(make: Make) -> None:
         np.testing.assert_array_equal(np.asarray(step(bundle, backend, index, one)), alone[index])
         if index % 2:
             step(bundle, backend, index // 2, two)
+
+
+def encode(bundle: Bundle, backend: TensorRTBackend) -> np.ndarray:
+    """Embeddings of a golden image."""
+    case, spec = golden.load("one_image_en"), bundle.manifest.model
+    (patches,), (grid,) = case.patches(), case.grids
+    return backend.project(backend.encode(patches, vision_angles(grid, spec.merge_size, spec.vision_head_dim)))
+
+
+def test_tokens_are_decoded_while_an_image_is_encoded(make: Make) -> None:
+    bundle, backend, _ = make()
+    expected_image, cache = encode(bundle, backend), backend.new_cache(16)
+    expected = [np.asarray(step(bundle, backend, index, cache)) for index in range(8)]
+
+    inside, go_on, device = threading.Event(), threading.Event(), NumpyDevice()
+
+    def hold() -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    backend = backend_of(bundle, device, before_run={"vision_encoder": hold})
+    cache = backend.new_cache(16)
+    with ThreadPoolExecutor(1) as encoder:
+        encoding = encoder.submit(encode, bundle, backend)
+        try:
+            assert inside.wait(60)
+            for index in range(8):
+                np.testing.assert_array_equal(np.asarray(step(bundle, backend, index, cache)), expected[index])
+        finally:
+            go_on.set()
+        np.testing.assert_array_equal(encoding.result(60), expected_image)
+    assert device.launches, "no step was recorded meanwhile"
+
+
+def test_an_image_is_encoded_while_a_step_is_recorded(make: Make) -> None:
+    bundle, backend, _ = make()
+    expected_image, cache = encode(bundle, backend), backend.new_cache(16)
+    expected = [np.asarray(step(bundle, backend, index, cache)) for index in range(8)]
+
+    device, images = NumpyDevice(), list[np.ndarray]()
+    with ThreadPoolExecutor(1) as encoder:
+
+        def encode_meanwhile() -> None:
+            if device.is_recording():
+                images.append(encoder.submit(encode, bundle, backend).result(60))
+
+        backend = backend_of(bundle, device, before_run={"decoder": encode_meanwhile})
+        cache = backend.new_cache(16)
+        for index in range(8):
+            np.testing.assert_array_equal(np.asarray(step(bundle, backend, index, cache)), expected[index])
+    (image,) = images
+    np.testing.assert_array_equal(image, expected_image)
+    assert device.launches > 2
 
 
 def test_chunks_of_any_length_give_the_same_cache(make: Make, case: golden.Golden) -> None:

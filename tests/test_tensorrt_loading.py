@@ -100,6 +100,7 @@ def test_a_dropped_engine_leaves_nothing_on_the_device(folder: Path, machine: Ma
     del backend, cache
     gc.collect()
     assert not machine.driver.blocks and not any(machine.driver.graphs.values())
+    assert len(machine.driver.destroyed_streams) == len(machine.device.streams) == 2
 
 
 def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine) -> None:
@@ -110,7 +111,7 @@ def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine) ->
         NotPossibleHere, match=rf"decoder engine was not built for the shapes embeddings \[1, {CHUNK + 1}"
     ):
         backend.decode(tokens, angles, 0, np.array([CHUNK]), backend.new_cache(MAX_SEQUENCE))
-    assert machine.device.recording is None
+    assert not machine.device.is_recording()
 
 
 def test_no_driver(folder: Path, machine: Machine) -> None:
@@ -235,12 +236,13 @@ def test_a_bundle_brings_its_plugin_or_takes_the_installs(folder: Path, monkeypa
 
 def test_a_call_that_fails_is_named(folder: Path, machine: Machine) -> None:
     device = CudaDevice()
+    stream = device.new_stream()
     machine.driver.current.context = None
     with pytest.raises(DeviceFailed, match="cuStreamSynchronize: CUDA_ERROR_INVALID_CONTEXT"):
-        device.synchronize()
+        stream.synchronize()
     device.enter()
     with pytest.raises(DeviceFailed, match="could not record"):
-        device.record(lambda: None)
+        stream.record(lambda: None)
 
 
 def test_other_bundles_still_open_with_onnx_runtime(golden_bundle: Path) -> None:

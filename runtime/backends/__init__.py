@@ -50,7 +50,11 @@ class Cache(Protocol):
 
 
 class Backend(Protocol):
-    """A model's three parts. Not safe for concurrent calls: the engine owns the order."""
+    """A model's three parts.
+
+    One thread encodes and projects while another one decodes, so these two must not share what a call changes. Two calls of
+    either kind at once there are never: the engine owns the order.
+    """
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         """Vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""

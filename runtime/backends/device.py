@@ -1,4 +1,4 @@
-"""What the TensorRT backend asks of a device and of an engine: memory, one queue of work, a part to run on it."""
+"""What the TensorRT backend asks of a device and of an engine: memory, streams of work, a part to run on one."""
 
 from __future__ import annotations
 
@@ -38,8 +38,35 @@ class Graph(Protocol):
         ...
 
 
+class Stream(Protocol):
+    """One queue of a device's work: done in order, and done for certain only after `synchronize`.
+
+    For one thread at a time: what another thread queued in between would land in the wrong order, or in a recording.
+    """
+
+    def clear(self, address: int, size: int) -> None:
+        """Queue zeroing `size` bytes of the device."""
+        ...
+
+    def upload(self, source: NDArray[np.uint8], address: int) -> None:
+        """Queue a copy of `source`, which lies in a `Staging`, to the device."""
+        ...
+
+    def download(self, address: int, target: NDArray[np.uint8]) -> None:
+        """Queue a copy from the device into `target`, which lies in a `Staging`."""
+        ...
+
+    def record(self, queue: Callable[[], None]) -> Graph:
+        """What `queue` queues here, recorded instead of done. Other streams are not affected."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all that is queued here is done."""
+        ...
+
+
 class Device(Protocol):
-    """One GPU with one queue: what is queued is done in order, and done for certain only after `synchronize`."""
+    """One GPU. Every thread may use it, each with a stream of its own."""
 
     @property
     def name(self) -> str:
@@ -70,24 +97,8 @@ class Device(Protocol):
         """
         ...
 
-    def clear(self, address: int, size: int) -> None:
-        """Queue zeroing `size` bytes of the device."""
-        ...
-
-    def upload(self, source: NDArray[np.uint8], address: int) -> None:
-        """Queue a copy of `source`, which lies in a `Staging`, to the device."""
-        ...
-
-    def download(self, address: int, target: NDArray[np.uint8]) -> None:
-        """Queue a copy from the device into `target`, which lies in a `Staging`."""
-        ...
-
-    def record(self, queue: Callable[[], None]) -> Graph:
-        """What `queue` queues, recorded instead of done."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait until all that is queued is done."""
+    def new_stream(self) -> Stream:
+        """A stream that waits for no other."""
         ...
 
 
@@ -100,7 +111,7 @@ class Binding:
 
 
 class Context(Protocol):
-    """A part's engine with memory of its own to work in."""
+    """A part's engine with memory of its own to work in, on one stream."""
 
     def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
         """Queue a run over `inputs`; each output goes to its address.
@@ -122,8 +133,8 @@ class Context(Protocol):
 class PartEngine(Protocol):
     """A part's engine, loaded: weights on the device. Its tensors' types are those of bundle.json."""
 
-    def new_context(self, recorded: bool) -> Context:
-        """A context; `recorded` if its runs, all of one shape, will be recorded."""
+    def new_context(self, stream: Any, recorded: bool) -> Context:
+        """A context on a stream of the engine's device; `recorded` if its runs, all of one shape, will be recorded."""
         ...
 
 
@@ -146,13 +157,13 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 class Arena:
-    """A block of device memory and its page-locked twin, cut anew by each call and replaced when a call needs more."""
+    """A block of device memory and its page-locked twin for one stream: cut by each call, replaced when a call needs more."""
 
     ALIGNMENT = 256  # bytes: what cuMemAlloc itself gives, and so what engines may expect of every tensor
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, stream: Stream) -> None:
         """Nothing is allocated yet."""
-        self._device = device
+        self._device, self._stream = device, stream
         self._size = self._used = 0
         self._memory: Memory | None = None
         self._staging: Staging | None = None
@@ -164,7 +175,7 @@ class Arena:
         for name, size in sizes.items():
             offsets[name], end = end, end + size + -size % self.ALIGNMENT
         if end > self._size or self._memory is None or self._staging is None:
-            self._device.synchronize()  # the old block may be in use
+            self._stream.synchronize()  # the old block may be in use
             self._memory = self._staging = None
             self._memory, self._staging, self._size = self._device.allocate(end), self._device.stage(end), end
         self._used = end
@@ -180,8 +191,8 @@ class Arena:
     def upload(self) -> None:
         """Queue one copy of all that was cut to the device."""
         assert self._memory and self._staging
-        self._device.upload(self._staging.bytes[: self._used], self._memory.address)
+        self._stream.upload(self._staging.bytes[: self._used], self._memory.address)
 
     def download(self, region: Region) -> None:
         """Queue a copy of one region from the device."""
-        self._device.download(region.address, region.host.reshape(-1).view(np.uint8))
+        self._stream.download(region.address, region.host.reshape(-1).view(np.uint8))

@@ -1,7 +1,9 @@
 """TensorRT engines behind the runtime's interface: the KV cache stays on the device, a token's step is one recorded graph.
 
 Per token the host writes the token's embedding, angles and position into page-locked memory and launches the graph: one copy
-in, the decoder, one number back. Everything here speaks to the protocols of `device.py`; the tests run it on a device of numpy.
+in, the decoder, one number back. Images have a stream of their own, since one thread encodes while another decodes; what goes
+from one to the other, an image's embeddings, is a host's array. Everything here speaks to the protocols of `device.py`; the tests
+run it on a device of numpy.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from echovlm_edge.runtime.backends.device import (
     PartEngine,
     Region,
     Shape,
+    Stream,
     numpy_dtype,
 )
 from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
@@ -61,22 +64,23 @@ class TensorRTBackend:
         self, bundle: Bundle, device: Device, engines: Mapping[str, PartEngine], profile: bool = False
     ) -> None:
         """`engines` are the bundle's parts, loaded on `device`; `profile` is for `operator_times`."""
-        self._device = device
+        self._device, self._stream, images = device, device.new_stream(), device.new_stream()
         self._embedding = TokenEmbedding.of(bundle)
         manifest = bundle.manifest
         self._layers = manifest.model.num_layers
         self._times = {part.name: LayerTimes() for part in manifest.parts} if profile else {}
         self._image_parts = {
             name: _ImagePart(
-                device, manifest.part(name), engines[name].new_context(recorded=False), self._times.get(name)
+                *(device, images, manifest.part(name)),
+                *(engines[name].new_context(images, recorded=False), self._times.get(name)),
             )
             for name in ("vision_encoder", "projector")
         }
         self._square = manifest.model.merge_size**2
         self._decoder = manifest.part("decoder")
-        self._one_token = engines["decoder"].new_context(recorded=not profile)
-        chunk, times = engines["decoder"].new_context(recorded=False), self._times.get("decoder")
-        self._chunk = _DecoderRun(device, self._decoder, chunk, times)
+        self._one_token = engines["decoder"].new_context(self._stream, recorded=not profile)
+        chunk, times = engines["decoder"].new_context(self._stream, recorded=False), self._times.get("decoder")
+        self._chunk = _DecoderRun(device, self._stream, self._decoder, chunk, times)
         if times:
             for context in (chunk, self._one_token):
                 context.profile(times.report)
@@ -109,10 +113,10 @@ class TensorRTBackend:
         names = [f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._layers)]
         size = stride * len(names)
         memory = self._device.allocate(size)
-        self._device.clear(memory.address, size)
-        self._device.synchronize()
+        self._stream.clear(memory.address, size)
+        self._stream.synchronize()
         buffers = {name: Binding(memory.address + stride * index, shape) for index, name in enumerate(names)}
-        step = _DecoderRun(self._device, self._decoder, self._one_token, self._times.get("decoder"))
+        step = _DecoderRun(self._device, self._stream, self._decoder, self._one_token, self._times.get("decoder"))
         return TensorRTCache(max_sequence, shape[2], memory, size, buffers, step)
 
     def decode(
@@ -185,13 +189,13 @@ class DeviceLogits:
 class _ImagePart:
     """The vision encoder or the projector: one image in, one matrix out."""
 
-    def __init__(self, device: Device, part: Part, context: Context, times: LayerTimes | None) -> None:
-        self._device, self._context, self._times = device, context, times
+    def __init__(self, device: Device, stream: Stream, part: Part, context: Context, times: LayerTimes | None) -> None:
+        self._device, self._stream, self._context, self._times = device, stream, context, times
         if times:
             context.profile(times.report)
         self._dtypes = {tensor.name: tensor.dtype for tensor in part.inputs}
         (self._output,) = part.outputs
-        self._inputs, self._outputs = Arena(device), Arena(device)
+        self._inputs, self._outputs = Arena(device, stream), Arena(device, stream)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> Floats:
         """`feeds` to the output's `rows` rows."""
@@ -203,7 +207,7 @@ class _ImagePart:
         self._inputs.upload()
         self._context.queue(inputs, {name: output.address})
         self._outputs.download(output)
-        self._device.synchronize()
+        self._stream.synchronize()
         if self._times:
             self._times.end_run()
         return output.host.astype(np.float32)
@@ -214,6 +218,7 @@ class _DecoderRun:
     """The decoder's tensors in arenas of its own, and the graph that was recorded over them."""
 
     device: Device
+    stream: Stream
     part: Part
     context: Context
     times: LayerTimes | None
@@ -226,7 +231,7 @@ class _DecoderRun:
     _tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.inputs, self.outputs = Arena(self.device), Arena(self.device)
+        self.inputs, self.outputs = Arena(self.device, self.stream), Arena(self.device, self.stream)
         self._dtypes = {tensor.name: tensor.dtype for tensor in self.part.inputs}
         self._output_types = {tensor.name: tensor for tensor in self.part.outputs if tensor.name in ("logits", BEST)}
 
@@ -240,7 +245,7 @@ class _DecoderRun:
         """Always the same shapes and cache: queued at first (an engine settles in its first run), then recorded, then launched."""
         self._place(feeds)
         if self.graph is None and self._warm and self.times is None and self.context.recordable():
-            self.graph = self.device.record(lambda: self._queue(feeds, cache))
+            self.graph = self.stream.record(lambda: self._queue(feeds, cache))
         if self.graph is None:
             self._queue(feeds, cache)
             self._warm = True
@@ -273,7 +278,7 @@ class _DecoderRun:
             self.outputs.download(Region(logits.address + row * values.nbytes, values[:1]))
 
     def _finish(self) -> Logits:
-        self.device.synchronize()
+        self.stream.synchronize()
         if self.times:
             self.times.end_run(self._tokens)
         self.serial += 1
@@ -286,7 +291,7 @@ class _DecoderRun:
                 raise RuntimeError("these logits were overwritten by a later decoder call")
             self.device.enter()
             self.outputs.download(self._placed["logits"])
-            self.device.synchronize()
+            self.stream.synchronize()
             return self._placed["logits"].host.astype(np.float32)
 
         first = self._placed["logits"].host[:, 0].astype(np.float32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
+from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream, DeviceFailed
 from echovlm_edge.runtime.backends.device import Binding, Context, PartEngine, Shape
 from echovlm_edge.runtime.backends.memory import check_memory, check_working_memory
 from echovlm_edge.runtime.bundle import Bundle, Part
@@ -89,9 +89,9 @@ class TensorRTEngine:
     runtime: Any  # outlives the engine
     said: _Said
 
-    def new_context(self, recorded: bool) -> Context:
+    def new_context(self, stream: CudaStream, recorded: bool) -> Context:
         """See `PartEngine.new_context`."""
-        return TensorRTContext(self, self._execution_context(recorded))
+        return TensorRTContext(self, self._execution_context(recorded), stream)
 
     def working_bytes(self) -> int:
         """Device memory of one context, at the largest profile."""
@@ -162,13 +162,14 @@ class TensorRTContext:
 
     owner: TensorRTEngine
     context: Any
+    stream: CudaStream
     _profile: int = 0
     _profiler: Any = None
     _profiles: dict[tuple[Shape, ...], int] = field(default_factory=dict)
 
     def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
         """See `Context.queue`."""
-        stream = int(self.owner.device.stream)
+        stream = int(self.stream.handle)
         self._use_profile(inputs, stream)
         for name, binding in inputs.items():
             self._done(self.context.set_input_shape(name, binding.shape), f"the shape of {name}")
@@ -180,7 +181,7 @@ class TensorRTContext:
     def recordable(self) -> bool:
         """See `Context.recordable`: only TensorRT-RTX has times when it is not."""
         asks = getattr(self.context, "is_stream_capturable", None)
-        return asks is None or bool(asks(int(self.owner.device.stream)))
+        return asks is None or bool(asks(int(self.stream.handle)))
 
     def profile(self, report: Callable[[str, float], None]) -> None:
         """See `Context.profile`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from echovlm_edge.runtime.errors import NotPossibleHere
 
 def test_an_arena_goes_there_and_back(gpu: CudaDevice) -> None:
     gpu.enter()
-    arena = Arena(gpu)
+    stream = gpu.new_stream()
+    arena = Arena(gpu, stream)
     shapes = {"a": ("float16", (3, 5)), "b": ("int64", (7,)), "c": ("bool", (2, 2))}
     for seed in range(3):  # larger each time
         random = np.random.default_rng(seed)
@@ -26,39 +28,41 @@ def test_an_arena_goes_there_and_back(gpu: CudaDevice) -> None:
         for name, region in regions.items():
             region.host[...] = values[name]
         arena.upload()
-        gpu.synchronize()
+        stream.synchronize()
         for region in regions.values():
             region.host[...] = 0
             arena.download(region)
-        gpu.synchronize()
+        stream.synchronize()
         for name, region in regions.items():
             np.testing.assert_array_equal(region.host, values[name])
 
 
 def test_recorded_work_reads_what_lies_there_when_it_is_launched(gpu: CudaDevice) -> None:
     gpu.enter()
+    stream = gpu.new_stream()
     source, target, memory = gpu.stage(1024), gpu.stage(1024), gpu.allocate(1024)
 
     def there_and_back() -> None:
-        gpu.upload(source.bytes, memory.address)
-        gpu.download(memory.address, target.bytes)
+        stream.upload(source.bytes, memory.address)
+        stream.download(memory.address, target.bytes)
 
-    graph = gpu.record(there_and_back)
+    graph = stream.record(there_and_back)
     for value in (1, 2, 3):
         source.bytes[:] = value
         graph.launch()
-        gpu.synchronize()
+        stream.synchronize()
         assert (target.bytes == value).all()
 
 
 def test_clearing(gpu: CudaDevice) -> None:
     gpu.enter()
+    stream = gpu.new_stream()
     block, memory = gpu.stage(4096), gpu.allocate(4096)
     block.bytes[:] = 0xFF
-    gpu.upload(block.bytes, memory.address)
-    gpu.clear(memory.address + 256, 1024)
-    gpu.download(memory.address, block.bytes)
-    gpu.synchronize()
+    stream.upload(block.bytes, memory.address)
+    stream.clear(memory.address + 256, 1024)
+    stream.download(memory.address, block.bytes)
+    stream.synchronize()
     assert not block.bytes[256:1280].any() and (np.delete(block.bytes, slice(256, 1280)) == 0xFF).all()
 
 
@@ -68,9 +72,9 @@ def test_every_thread_can_use_it(gpu: CudaDevice) -> None:
     def work() -> None:
         try:
             gpu.enter()
-            memory = gpu.allocate(1 << 20)
-            gpu.clear(memory.address, 1 << 20)
-            gpu.synchronize()
+            memory, stream = gpu.allocate(1 << 20), gpu.new_stream()
+            stream.clear(memory.address, 1 << 20)
+            stream.synchronize()
         except BaseException as failure:
             failures.append(failure)
 
@@ -80,6 +84,31 @@ def test_every_thread_can_use_it(gpu: CudaDevice) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_another_stream_works_while_one_is_recorded(gpu: CudaDevice) -> None:
+    gpu.enter()
+    recording, other = gpu.new_stream(), gpu.new_stream()
+    block, memory = gpu.stage(1024), gpu.allocate(1024)
+    block.bytes[:] = 0xFF
+
+    def clear_elsewhere() -> None:
+        gpu.enter()
+        scratch = gpu.allocate(1 << 20)
+        other.clear(scratch.address, 1 << 20)
+        other.synchronize()
+
+    def record() -> None:
+        recording.clear(memory.address, 1024)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(clear_elsewhere).result(60)
+        recording.download(memory.address, block.bytes)
+
+    graph = recording.record(record)
+    assert (block.bytes == 0xFF).all()
+    graph.launch()
+    recording.synchronize()
+    assert not block.bytes.any()
 
 
 def test_memory_comes_back(gpu: CudaDevice) -> None:

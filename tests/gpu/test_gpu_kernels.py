@@ -21,7 +21,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     dual_path_moe,
     quantize_blocks,
 )
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream
 from tests.gpu.c_launch import c_launch
 from tests.gpu.cubins import Kernels, Launcher, Record, embedded_archive, prefill_tiles, read_archive, serving
 
@@ -111,13 +111,13 @@ class OnDevice:
 
         gpu.enter()
         shape = operator.shape
-        self.gpu, self.operator = gpu, operator
+        self.gpu, self.stream, self.operator = gpu, gpu.new_stream(), operator
         tiles = prefill_tiles(records, operator.activation, shape.bits, shape.block_size)
         tile_tokens = tile_tokens or tiles[0]
         self.kernels = Kernels.of(
             records, operator.activation, shape.bits, shape.block_size, shape.experts, tile_tokens
         )
-        self.launcher = Launcher(driver, self.kernels, gpu.stream)
+        self.launcher = Launcher(driver, self.kernels, self.stream.handle)
         self.memory = {name: self.put(array) for name, array in operator.stored.items()}
         attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
         _, self.multiprocessors = driver.cuDeviceGetAttribute(attribute, 0)
@@ -127,8 +127,8 @@ class OnDevice:
         block = self.gpu.stage(array.nbytes)
         block.bytes[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         memory = self.gpu.allocate(array.nbytes)
-        self.gpu.upload(block.bytes, memory.address)
-        self.gpu.synchronize()
+        self.stream.upload(block.bytes, memory.address)
+        self.stream.synchronize()
         return memory
 
     def plan(self, tokens: int, prefill: bool, norm_topk_prob: bool = False) -> Plan:
@@ -151,8 +151,8 @@ class OnDevice:
         else:
             self.launcher.run(plan, addresses, workspace_there.address)
         block = self.gpu.stage(output.nbytes)
-        self.gpu.download(y_there.address, block.bytes)
-        self.gpu.synchronize()
+        self.stream.download(y_there.address, block.bytes)
+        self.stream.synchronize()
         return block.bytes.view(x.dtype).reshape(x.shape).astype(np.float64)
 
     def seconds(self, x: NDArray[Any], plan: Plan) -> float:
@@ -168,7 +168,7 @@ class OnDevice:
                 addresses |= {"x": x_there.address, "y": y_there.address}
                 self.launcher.run(plan, addresses, workspace.address)
 
-        return median_seconds(self.gpu, all_layers) / len(layers)
+        return median_seconds(self.stream, all_layers) / len(layers)
 
 
 def inputs(tokens: int, shape: Shape, activation: int, seed: int = 1) -> NDArray[Any]:
@@ -221,8 +221,13 @@ def test_small_calls_by_the_library(
             x = inputs(tokens, shape, activation)
             plan = device.plan(tokens, tokens > DECODE_TOKENS)
 
-            def by_library(addresses: dict[str, int], tokens: int = tokens, tile_tokens: int = tile_tokens) -> None:
-                c_launch(shape, activation, tokens, tile_tokens, addresses, int(gpu.stream))
+            def by_library(
+                addresses: dict[str, int],
+                tokens: int = tokens,
+                tile_tokens: int = tile_tokens,
+                stream: int = int(device.stream.handle),
+            ) -> None:
+                c_launch(shape, activation, tokens, tile_tokens, addresses, stream)
 
             np.testing.assert_array_equal(device.run(x, plan, by_library), device.run(x, plan))
 
@@ -267,14 +272,14 @@ def test_the_published_width(
             )
 
 
-def median_seconds(gpu: CudaDevice, queue: Callable[[], None], repeats: int = 15) -> float:
+def median_seconds(stream: CudaStream, queue: Callable[[], None], repeats: int = 15) -> float:
     """Of what `queue` queues, recorded and launched again and again."""
-    graph, taken = gpu.record(queue), []
+    graph, taken = stream.record(queue), []
     for _ in range(repeats + 2):
-        gpu.synchronize()
+        stream.synchronize()
         started = time.perf_counter()
         graph.launch()
-        gpu.synchronize()
+        stream.synchronize()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken[2:])
 
@@ -283,6 +288,6 @@ def copied_per_second(gpu: CudaDevice) -> float:
     """Bytes read and written by a copy within the GPU's memory."""
     from cuda.bindings import driver
 
-    source, target = gpu.allocate(MORE_THAN_A_CACHE), gpu.allocate(MORE_THAN_A_CACHE)
-    copy = lambda: driver.cuMemcpyDtoDAsync(target.address, source.address, MORE_THAN_A_CACHE, gpu.stream)  # noqa: E731
-    return 2 * MORE_THAN_A_CACHE / median_seconds(gpu, copy)
+    source, target, stream = gpu.allocate(MORE_THAN_A_CACHE), gpu.allocate(MORE_THAN_A_CACHE), gpu.new_stream()
+    copy = lambda: driver.cuMemcpyDtoDAsync(target.address, source.address, MORE_THAN_A_CACHE, stream.handle)  # noqa: E731
+    return 2 * MORE_THAN_A_CACHE / median_seconds(stream, copy)

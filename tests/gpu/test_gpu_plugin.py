@@ -14,7 +14,7 @@ from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
 from echovlm_edge.export.engines.timing_cache import TimingCache
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Shape
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream
 from echovlm_edge.runtime.backends.device import Arena, Context
 from echovlm_edge.runtime.backends.tensorrt_engine import UNSUPPORTED, TensorRTEngine, _Said
 from echovlm_edge.runtime.bundle import Part, TensorSpec
@@ -26,7 +26,7 @@ WIDTHS = (384, 128, 128, 128, 128, 128)
 MOST_TOKENS = 130
 
 
-def layer(folder: Path, operator: Operator, gpu: CudaDevice) -> Context:
+def layer(folder: Path, operator: Operator, gpu: CudaDevice, stream: CudaStream) -> Context:
     """An engine of the operator alone, x and y float16 [tokens, hidden], as the runtime loads it."""
     module = next((name for name in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(name)), None)
     if module is None or plugin_path() is None:
@@ -62,13 +62,15 @@ def layer(folder: Path, operator: Operator, gpu: CudaDevice) -> Context:
     assert engine is not None, trt.errors
     x_spec, y_spec = (TensorSpec(name, "float16", ("tokens", shape.hidden)) for name in "xy")
     part = Part("layer", "", (), (x_spec,), (y_spec,))
-    return TensorRTEngine(trt.api, engine, part, gpu, runtime, _Said()).new_context(recorded=True)
+    return TensorRTEngine(trt.api, engine, part, gpu, runtime, _Said()).new_context(stream, recorded=True)
 
 
 @pytest.mark.parametrize(("bits", "block"), [(0, 0), (4, 64), (4, 128)], ids=["fp16", "int4-64", "int4-128"])
 def test_a_layer(gpu: CudaDevice, tmp_path: Path, bits: int, block: int) -> None:
     operator = Operator.random(Shape(256, WIDTHS, 2, bits, block), 0)
-    context, arena = layer(tmp_path, operator, gpu), Arena(gpu)
+    gpu.enter()
+    stream = gpu.new_stream()
+    context, arena = layer(tmp_path, operator, gpu, stream), Arena(gpu, stream)
     for tokens in (1, 2, 16, 17, MOST_TOKENS):
         x = inputs(tokens, operator.shape, 0)
         regions = arena.cut({"x": ("float16", x.shape), "y": ("float16", x.shape)})
@@ -82,9 +84,9 @@ def test_a_layer(gpu: CudaDevice, tmp_path: Path, bits: int, block: int) -> None
             regions["x"].host[...] = x
             regions["y"].host.view(np.uint16)[...] = 0xFFFF  # NaN
             if recorded and context.recordable():
-                gpu.record(there_and_back).launch()
+                stream.record(there_and_back).launch()
             else:
                 there_and_back()
-            gpu.synchronize()
+            stream.synchronize()
             actual = regions["y"].host.astype(np.float64)
             assert relative_error(actual, operator.expected(x)) < TOLERANCE[0], (tokens, recorded)
