@@ -17,6 +17,7 @@ import grpc
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.errors import InvalidInput, NotFound, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.loopback import is_loopback_target
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.statuses import RETRY_AFTER
 from echovlm_edge.runtime.tasks import Language, Region, Task
@@ -43,6 +44,7 @@ class ReportRequest:
         include_token_ids: ask for them in the result.
         study: an open study's id, whose images come before `images`.
         priority: who goes first where many ask.
+        allow_mixed_studies: take images of several studies of one patient.
     """
 
     task: Task = Task.REPORT
@@ -54,6 +56,7 @@ class ReportRequest:
     include_token_ids: bool = False
     study: str = ""
     priority: Priority = Priority.INTERACTIVE
+    allow_mixed_studies: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,14 @@ class ReportClient:
         """Connect lazily to HOST:PORT."""
         self._address, self._retries = address, retries
         self._metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+        local = is_loopback_target(address)
         options = [("grpc.max_send_message_length", -1)]
+        if local:
+            options.append(("grpc.enable_http_proxy", 0))  # which would read what is meant for this computer alone
         if credentials.server_ca:
             self._channel = grpc.secure_channel(address, _channel_credentials(credentials), options)
         else:
-            if credentials.token and not _is_loopback(address):
+            if credentials.token and not local:
                 raise NotPossibleHere(
                     f"The token would travel to {address} in plain text: give the server's certificate authority "
                     "(--tls-ca), so that the connection is encrypted."
@@ -183,15 +189,19 @@ class ReportClient:
         study = self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), timeout)
         return str(study.id)
 
-    def add_image(self, study: str, image: ImageInput, timeout: float | None = None) -> int:
+    def add_image(
+        self, study: str, image: ImageInput, timeout: float | None = None, *, allow_mixed_studies: bool = False
+    ) -> int:
         """Add an image at a study's end; returns the number that `withdraw_image` knows it by.
 
+        `allow_mixed_studies` takes one whose StudyInstanceUID differs from those before it.
+
         Raises:
-            InvalidInput: it cannot be read, or the context does not hold it.
+            InvalidInput: it cannot be read, the context does not hold it, or it is another patient's or study's.
             NotPossibleHere: the server is busy, or the study's memory is full.
             NotFound: the study was ended, or not used for too long.
         """
-        message = pb.AddImageRequest(study=study, image=_image(image))
+        message = pb.AddImageRequest(study=study, image=_image(image), allow_mixed_studies=allow_mixed_studies)
         return int(self._ask(self._stub.AddImage, message, timeout, [image]).number)
 
     def withdraw_image(self, study: str, number: int, timeout: float | None = None) -> None:
@@ -302,11 +312,6 @@ def _channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
         raise NotPossibleHere(f"{error.filename} cannot be read ({error.strerror}): give a PEM file.") from None
 
 
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:
     """A file as it is sent.
 
@@ -357,4 +362,5 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
         ),
         include_token_ids=request.include_token_ids,
         priority=pb.PRIORITY_BATCH if request.priority is Priority.BATCH else pb.PRIORITY_INTERACTIVE,
+        allow_mixed_studies=request.allow_mixed_studies,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from echovlm_edge.runtime.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.engine import DecodeImage, EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.loopback import is_loopback_host
 from echovlm_edge.runtime.machine_memory import machine_memory
 from echovlm_edge.runtime.memory_fit import Fit, judge
 from echovlm_edge.runtime.memory_model import BundleShape
@@ -52,22 +52,13 @@ def refuse_open_doors(chosen: ServeSettings) -> None:
     """
     host, _ = parse_address(chosen.listen)
     known = chosen.clients or chosen.tls_client_ca
-    if _is_loopback(host) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
+    if is_loopback_host(host) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
         return
     lacks = "without TLS" if not chosen.tls_certificate else "to whoever asks"
     raise InvalidInput(
         f"{chosen.listen} can be reached by others, and would be served {lacks}: give --tls-certificate, --tls-key and "
         "--clients or --tls-client-ca, or say --insecure twice."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def access(chosen: ServeSettings) -> Access:

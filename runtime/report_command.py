@@ -77,11 +77,7 @@ def as_json(result: pb.Result) -> dict[str, Any]:
         "impression": result.sections.impression,
         "token_ids": list(result.token_ids),
         "finish_reason": _name(pb.FinishReason.Name(result.finish_reason), "FINISH_REASON_"),
-        "usage": {
-            "prompt_tokens": result.usage.prompt_tokens,
-            "image_tokens": result.usage.image_tokens,
-            "generated_tokens": result.usage.generated_tokens,
-        },
+        "usage": {field.name: getattr(result.usage, field.name) for field in pb.Usage.DESCRIPTOR.fields},
         "timings": {
             "stages": {_name(pb.Stage.Name(stage.stage), "STAGE_"): stage.seconds for stage in result.timings.stages},
             "first_token_seconds": result.timings.first_token_seconds
@@ -109,14 +105,15 @@ def _summarise(result: pb.Result, console: Console) -> None:
     rate = usage["generated_tokens"] / stages["decode"] if stages.get("decode") else 0.0
     console.print(table)
     console.print(
-        f"{usage['prompt_tokens']} prompt tokens ({usage['image_tokens']} of images), {usage['generated_tokens']} generated "
+        f"{usage['prompt_tokens']} prompt tokens ({usage['image_tokens']} of images, {usage['reused_tokens']} reused), "
+        f"{usage['generated_tokens']} generated "
         f"at {rate:.1f} tokens/s, ended by {answer['finish_reason']}."
     )
     console.print(f"{result.notice} Written by {result.model}, bundle {result.bundle_id}.")
 
 
 def _request(options: argparse.Namespace) -> ReportRequest:
-    selection = FrameSelection(_frames(options.frames), options.frames_spaced)
+    selection = FrameSelection(_frames(",".join(options.frames)), options.frames_spaced)
     task = Task(options.task) if options.task else Task.REPORT if options.image else Task.QUESTION
     return ReportRequest(
         task=task,
@@ -133,6 +130,7 @@ def _request(options: argparse.Namespace) -> ReportRequest:
             options.seed,
         ),
         include_token_ids=options.json,
+        allow_mixed_studies=options.allow_mixed_studies,
     )
 
 
@@ -167,13 +165,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="echovlm-report", description="Ask a report server about ultrasound images.")
     add, default = parser.add_argument, Sampling()
     add("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
-    add("--image", type=Path, nargs="*", default=[], metavar="FILE", help="DICOM, PNG or JPEG files, in order")
+    add(
+        "--image",
+        type=Path,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="DICOM, PNG or JPEG files, in order",
+    )
     add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
     add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")
     add("--language", choices=[language.value for language in Language], default=Language.EN.value)
     add("--region", choices=[region.value for region in Region], help="where the images were taken, if it is known")
-    add("--frames", default="", metavar="0,5,9", help="frames of a cine, counted from 0 (default: its middle one)")
+    add(
+        "--frames",
+        action="append",
+        default=[],
+        metavar="0,5,9",
+        help="frames of a cine, counted from 0 (default: its middle one)",
+    )
     add("--frames-spaced", type=int, default=0, metavar="N", help="so many evenly spaced frames of a cine")
+    add(
+        "--allow-mixed-studies",
+        action="store_true",
+        help="take images of several studies of one patient (of two patients they are always refused)",
+    )
     add("--no-crop", action="store_true", help="keep what lies outside a DICOM file's B-mode regions")
     add("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="N")
     add("--temperature", type=float, default=default.temperature, metavar="T", help="0 is greedy, the default")

@@ -51,10 +51,9 @@ class TensorRTCache:
 
     def clear(self, tokens: int) -> None:
         """Zero all of it: see `Cache.clear`."""
-        device = self.step.device
-        device.enter()
-        device.clear(self.memory.address, self.size)
-        device.synchronize()
+        self.step.device.enter()
+        self.step.stream.clear(self.memory.address, self.size)
+        self.step.stream.synchronize()
 
 
 class TensorRTBackend:
