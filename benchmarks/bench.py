@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from echovlm_edge.runtime.command import SEVERAL
 from echovlm_edge.runtime.profiling.machine import this_machine
 
 SCHEMA, VERSION = "echovlm-bench", 1
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--bundle", type=Path, default=DEMO, help="for profile and checks (default: the demo's)")
     parser.add_argument(
-        "--only", nargs="+", choices=list(benchmarks(DEMO)), help="the others stay as the file has them"
+        "--only", **SEVERAL, choices=list(benchmarks(DEMO)), help="the others stay as the file has them"
     )
     options = parser.parse_args()
     chosen = options.only or list(benchmarks(DEMO))

@@ -32,6 +32,7 @@ from benchmarks.limits import Limits, Machine, installed_library
 from echovlm_edge.plugins.dual_path_moe.reference import Floats
 from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.command import SEVERAL
 
 HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
@@ -427,7 +428,7 @@ def plot(machine: Machine, rows: list[Row], path: Path) -> None:
 def main() -> int:
     """Run the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(description="Time DualPathMoE beside ONNX Runtime's own operators and PyTorch.")
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--tokens", type=int, **SEVERAL)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
@@ -438,7 +439,7 @@ def main() -> int:
     bytes_of_layer = sum(weight.values.nbytes for weight in (one.gate, one.up, one.down))
     layers = [one, *(Layer.random(seed) for seed in range(1, math.ceil(COLD_BYTES / bytes_of_layer)))]
     with tempfile.TemporaryDirectory() as folder:
-        machine, rows = measure(layers, options.threads, tuple(options.tokens), options.runs, Path(folder))
+        machine, rows = measure(layers, options.threads, tuple(options.tokens or TOKENS), options.runs, Path(folder))
     decoder = measure_decoder(Bundle(options.decoder), options.threads) if options.decoder else []
     print_table(machine, rows, decoder, Console())
     if options.json:

@@ -208,7 +208,7 @@ def main() -> int:
     add("--precision", choices=PRECISIONS, default="int4")
     add("--folder", type=Path, default=Path("build/full"), help="for checkpoints and bundles (default build/full)")
     add("--json", type=Path, default=Path("bench-full.json"))
-    add("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
+    add("--workloads", nargs="*", action="extend", choices=WORKLOADS, help="default: all")
     add("--reuse", action="store_true", help="measure the bundle that an earlier run built")
     add("--no-resume", action="store_true", help="leave out killing a build and starting it again")
     add("--no-greedy", action="store_true", help="leave out the greedy tokens of a two-layer fp32 bundle")
@@ -233,7 +233,7 @@ def main() -> int:
             source, again, options.precision, bundle.manifest.bundle_id
         )
         shutil.rmtree(again)
-    report |= measure_service(bundle, folder, options.workloads)
+    report |= measure_service(bundle, folder, list(WORKLOADS) if options.workloads is None else options.workloads)
     if not options.no_greedy:
         report["greedy"] = greedy_tokens_agree(folder)
     options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")

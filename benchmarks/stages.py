@@ -29,6 +29,7 @@ from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends import Backend, Floats
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.command import SEVERAL
 from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
@@ -96,7 +97,7 @@ def _medians(runs: list[StageTimes]) -> StageTimes:
 def main() -> int:
     """Run the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(description="Time each stage of a medium bundle beside eager PyTorch.")
-    parser.add_argument("--precision", nargs="+", default=["int4", "int8"])
+    parser.add_argument("--precision", **SEVERAL, help="default: int4 int8")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5)
@@ -110,7 +111,7 @@ def main() -> int:
     if not (checkpoint / "config.json").is_file():
         make_checkpoint(checkpoint, config_like_published(options.width, options.layers))
     bundles = {}
-    for precision in options.precision:
+    for precision in options.precision or ["int4", "int8"]:
         output = options.folder / f"bundle-{options.width}x{options.layers}-{precision}"
         build(BuildOptions(checkpoint, output, precision=precision), console)
         bundles[precision] = Bundle(output)

@@ -28,7 +28,7 @@ from demo.dicom_writer import dicom_bytes
 from demo.simulate import Study, simulate
 from demo.studies import TRAINING_SEEDS
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.command import SEVERAL, run_command
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.request import ImageInput, Sampling
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="demo.evaluate", description="Evaluate demo bundles on held-out simulated studies."
     )
-    parser.add_argument("--bundle", type=Path, nargs="+", required=True, help="one bundle, or several to compare")
+    parser.add_argument("--bundle", type=Path, **SEVERAL, required=True, help="one bundle, or several to compare")
     parser.add_argument("--seed", type=int, default=0, help="of the first study")
     parser.add_argument("--count", type=int, default=500, help="studies, each in both languages (default 500)")
     parser.add_argument("--blind", action="store_true", help="show a grey image: what the prompt alone gives away")

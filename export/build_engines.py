@@ -359,7 +359,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="TensorRT plugin built for the device, to travel with the bundle",
     )
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
-    add("--sample", type=Path, nargs="*", default=[], metavar="FILE", help="images to measure parity on")
+    add(
+        "--sample",
+        type=Path,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="images to measure parity on",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from echovlm_edge.export.roofline import (
 )
 from echovlm_edge.export.targets import TARGETS, target
 from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.command import SEVERAL, run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
 
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -206,7 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
     model.add_argument("--bundle", type=Path, metavar="BUNDLE", help="a bundle, whatever its target")
     model.add_argument("--config", type=Path, metavar="FILE", help="or a checkpoint's config.json")
     add = parser.add_argument
-    add("--target", nargs="+", choices=[name for name, known in TARGETS.items() if known.device], default=["rtx"])
+    devices = [name for name, known in TARGETS.items() if known.device]
+    add("--target", **SEVERAL, choices=devices, help="one, or several to compare (default rtx)")
     add("--precision", choices=PRECISIONS, default="int4", help="with --config (default int4)")
     add("--max-sequence", type=int, metavar="N", help="the cache's capacity (default: the bundle's, or 4096)")
     add("--json", type=Path, metavar="F", help="write the figures")
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> int:
-        found = [estimate(*_roofline(options, name)) for name in options.target]
+        found = [estimate(*_roofline(options, name)) for name in options.target or ["rtx"]]
         console = Console()
         for each in found:
             show(each, console)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from echovlm_edge.runtime.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}  # an option's values add up, however often it is given
 
 
 def run_command(command: Callable[[], int]) -> int:

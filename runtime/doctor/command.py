@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from echovlm_edge.runtime.bundle import MANIFEST
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.command import SEVERAL, run_command
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
 from echovlm_edge.runtime.memory_fit import LOWERABLE
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="echovlm-doctor", description="Say what this machine is, which bundles fit it, and what is misconfigured."
     )
-    parser.add_argument("--bundle", type=Path, nargs="+", default=[], metavar="DIR", help="bundles, or folders of them")
+    parser.add_argument("--bundle", type=Path, **SEVERAL, default=[], metavar="DIR", help="bundles, or folders of them")
     parser.add_argument(
         "--config", type=Path, metavar="F", help="the server's TOML file: its options are judged, and its bundle"
     )

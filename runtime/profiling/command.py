@@ -20,7 +20,7 @@ from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import Credentials, ReportClient, read_image
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.command import SEVERAL, run_command
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling import table
@@ -247,13 +247,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--bundle", type=Path, metavar="DIR", help="folder that echovlm-build made: measured in this process")
     add("--server", metavar="HOST:PORT", help="measure this server instead, from here")
-    add("--workload", nargs="+", choices=list(NAMED), metavar="NAME", help=f"of {', '.join(NAMED)} (default {W1.name})")
-    add("--frames", type=int, nargs="+", metavar="N", help="a grid instead: numbers of frames")
-    add("--sizes", nargs="+", metavar="WxH", help="of the grid: sizes of frames (default 640x480)")
-    add("--prompt-tokens", type=int, nargs="+", metavar="N", help="of the grid: tokens of text (default 60)")
-    add("--new-tokens", type=int, nargs="+", metavar="N", help="of the grid: tokens to write (default 64)")
-    add("--clients", type=int, nargs="+", metavar="N", help="of the grid: how many ask at a time (default 1)")
-    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="your own images as one workload")
+    names = ", ".join(NAMED)
+    add("--workload", **SEVERAL, choices=list(NAMED), metavar="NAME", help=f"of {names} (default {W1.name})")
+    add("--frames", type=int, **SEVERAL, metavar="N", help="a grid instead: numbers of frames")
+    add("--sizes", **SEVERAL, metavar="WxH", help="of the grid: sizes of frames (default 640x480)")
+    add("--prompt-tokens", type=int, **SEVERAL, metavar="N", help="of the grid: tokens of text (default 60)")
+    add("--new-tokens", type=int, **SEVERAL, metavar="N", help="of the grid: tokens to write (default 64)")
+    add("--clients", type=int, **SEVERAL, metavar="N", help="of the grid: how many ask at a time (default 1)")
+    add("--image", type=Path, **SEVERAL, default=[], metavar="FILE", help="your own images as one workload")
     add("--prompt", default="", metavar="TEXT", help="your own prompt")
     add("--runs", type=int, default=10, metavar="N", help="measured requests of each client (default 10)")
     add("--warmups", type=int, default=2, metavar="N", help="requests before them (default 2)")
@@ -262,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="F", help="write the profile, for compare and page")
     add("--html", type=Path, metavar="F", help="write one page that works without a network")
     add("--trace", type=Path, metavar="F", help="write a trace for Perfetto")
-    add("--assert", dest="bounds", nargs="+", default=[], metavar="BOUND", help=f"exit code 1 if broken: {EXAMPLE}")
+    add("--assert", dest="bounds", **SEVERAL, default=[], metavar="BOUND", help=f"exit code 1 if broken: {EXAMPLE}")
     add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM)")
     add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
     return parser
@@ -284,7 +285,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--html", type=Path, metavar="F", help="write a page of both")
     parser.add_argument(
-        "--assert", dest="bounds", nargs="+", default=[], metavar="BOUND", help=f"of the second: {EXAMPLE}"
+        "--assert", dest="bounds", **SEVERAL, default=[], metavar="BOUND", help=f"of the second: {EXAMPLE}"
     )
     return parser
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     console = Console()
     try:
-        built = build(sorted(set(options.sm)), options.jobs, console)
+        built = build(sorted(set(options.sm or DEVICES)), options.jobs, console)
     except KernelRefused as refused:
         return _refuse(str(refused), 1)
     write_archive(options.output, [(record, cubin) for _, record, cubin, _ in built], source_hash())
@@ -133,8 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sm",
         type=int,
         nargs="+",
+        action="extend",
         choices=list(DEVICES),
-        default=list(DEVICES),
         metavar="SM",
         help=f"devices: {known}",
     )
