@@ -20,8 +20,10 @@ from echovlm_edge.runtime.request import Event, GenerationRequest, ImageInput, S
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tls import TlsFiles
 from tests import golden
+from tests.recording_service import recording_service
 from tests.running_server import Running, running
 from tests.test_client import DecodingEngine
+from tests.test_loopback import ELSEWHERE, HERE
 from tests.test_security import Authority
 
 ROOT = Path(__file__).parents[1]
@@ -144,21 +146,44 @@ def test_who_gets_in(cart: Cart, tmp_path: Path) -> None:
         assert cart(*ask, "--tls-ca", Authority(tmp_path / "other").ca_file).returncode == 4
     finally:
         server.stop()
-    elsewhere = cart("--server", "box:1", "--task", "ask", "--question", "?", "--token-file", tmp_path / "right")
-    assert elsewhere.returncode == 2 and "in plain text" in elsewhere.stderr and "secret" not in elsewhere.stderr
+
+
+@pytest.mark.parametrize("address", ELSEWHERE)
+def test_a_token_does_not_travel_further(cart: Cart, tmp_path: Path, address: str) -> None:
+    (tmp_path / "token").write_text("secret")
+    done = cart("--server", address, "--task", "ask", "--question", "?", "--token-file", tmp_path / "token")
+    assert done.returncode == 2 and "in plain text" in done.stderr and "secret" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("address", [*(address for address in HERE if ":1" in address), "127.0.0.1:1"])
+def test_a_token_may_travel_to_this_computer(cart: Cart, tmp_path: Path, address: str) -> None:
+    (tmp_path / "token").write_text("secret")
+    done = cart("--server", address, "--task", "ask", "--question", "?", "--token-file", tmp_path / "token")
+    assert done.returncode == 4, done.stderr  # nobody is there
+
+
+def test_a_call_to_this_computer_takes_no_proxy(cart: Cart, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody is
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    done = cart(*asked(server, "--task", "ask", "--question", "Why?", images=False))
+    assert done.returncode == 0, done.stderr
 
 
 class Full(DecodingEngine):
     """Has no room for its first calls."""
 
-    def __init__(self, refusals: int) -> None:
+    def __init__(self, refusals: int, retry_after: float = 0.2) -> None:
         super().__init__()
-        self.refusals = refusals
+        self.refusals, self.retry_after = refusals, retry_after
+        self.refused = threading.Event()
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         if self.refusals:
             self.refusals -= 1
-            raise Busy("Full.", 0.2)
+            self.refused.set()
+            raise Busy("Full.", self.retry_after)
         yield from super().generate(request, stopped)
 
 
@@ -185,6 +210,29 @@ class Endless(DecodingEngine):
                 yield TextDelta("more ")
         finally:
             self.ended.set()
+
+
+def test_an_interrupt_ends_a_pause_between_retries(program: Path) -> None:
+    engine = Full(1, retry_after=29)  # as long as the program waits for a server
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    words: list[Any] = asked(server, "--task", "ask", "--question", "Why?", "--retries", 9, images=False)
+    with subprocess.Popen([program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert engine.refused.wait(10)
+        server.stop()  # ends when the refusal is sent: the program pauses now, or is about to
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130  # would go on for 29 s
+        assert process.stderr and b"The call was cancelled." in process.stderr.read()
+
+
+@pytest.mark.parametrize("as_study", [False, True])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_mixed_studies_are_asked_for(cart: Cart, as_study: bool, allowed: bool) -> None:
+    words = [*(["--study"] if as_study else []), *(["--allow-mixed-studies"] if allowed else [])]
+    with recording_service() as (recorded, address):
+        done = cart("--server", address, "--image", IMAGES[0], *words)
+    assert done.returncode == 0, done.stderr
+    assert recorded.report.options.allow_mixed_studies == allowed
+    assert recorded.added.allow_mixed_studies == (allowed and as_study)
 
 
 def test_an_interrupt_cancels_the_call(program: Path) -> None:

@@ -4,48 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import pytest
 
-from echovlm.v1 import report_pb2 as pb
-from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime import report_command
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.request import ImageInput
 from tests.dicom_files import png
-
-USAGE = {field.name: 11 * field.number for field in pb.Usage.DESCRIPTOR.fields}  # no two alike, none 0
-
-
-class Recording(report_pb2_grpc.ReportServiceServicer):
-    """Keeps what it is asked."""
-
-    def __init__(self) -> None:
-        self.report = pb.GenerateReportRequest()
-        self.added = pb.AddImageRequest()
-
-    def GenerateReport(
-        self, request: pb.GenerateReportRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.GenerateEvent]:
-        self.report = request
-        yield pb.GenerateEvent(result=pb.Result(text="Done", usage=pb.Usage(**USAGE)))
-
-    def AddImage(self, request: pb.AddImageRequest, context: grpc.ServicerContext) -> pb.AddedImage:
-        self.added = request
-        return pb.AddedImage(number=1)
+from tests.recording_service import USAGE, Recording, recording_service
 
 
 @pytest.fixture
 def recording() -> Iterator[tuple[Recording, str]]:
-    servicer, server = Recording(), grpc.server(ThreadPoolExecutor(1))
-    report_pb2_grpc.add_ReportServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"127.0.0.1:{port}"
-    server.stop(None).wait()
+    with recording_service() as found:
+        yield found
 
 
 @pytest.fixture

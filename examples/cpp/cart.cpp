@@ -19,6 +19,7 @@ using namespace echovlm_cart;
 constexpr char kUsage[] =
     "usage: echovlm-cart [--server HOST:PORT] [--task report|diagnose|ask] [--image FILE]... [--study]\n"
     "                    [--question TEXT] [--language en|zh] [--max-new-tokens N] [--timeout SECONDS] [--retries N]\n"
+    "                    [--allow-mixed-studies]\n"
     "                    [--tls-ca F] [--tls-certificate F --tls-key F] [--token-file F]\n"
     "exit codes: 0 done, 2 the request is at fault, 3 not let in, 4 no server, 5 busy, 6 out of time, 130 interrupted, 1 other\n";
 
@@ -80,6 +81,10 @@ Options parse(const std::vector<std::string>& words) {
       options.study = true;
       continue;
     }
+    if (*word == "--allow-mixed-studies") {
+      options.generation.set_allow_mixed_studies(true);
+      continue;
+    }
     const auto set = with_value.find(*word);
     const auto file = options.files.find(*word);
     if (set == with_value.end() && file == options.files.end()) at_fault("There is no option " + *word + ": see --help.");
@@ -132,7 +137,7 @@ v1::Result ask_as_study(ReportClient& client, const Options& options) {
   for (const auto& path : options.images) {
     v1::Image image;
     image.set_data(read_file(path));
-    const v1::AddedImage added = client.add_image(study, image, options.timeout);
+    const v1::AddedImage added = client.add_image(study, image, options.timeout, options.generation.allow_mixed_studies());
     std::cerr << path << ": image " << added.number() << ", " << added.frames() << " frame(s)\n";
   }
   const v1::Result result = ask(client, options, study);

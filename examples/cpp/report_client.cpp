@@ -1,10 +1,10 @@
 #include "report_client.hpp"
 
+#include <arpa/inet.h>
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
 #include <random>
-#include <thread>
 
 namespace echovlm_cart {
 namespace {
@@ -12,20 +12,53 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr char kRetryAfter[] = "grpc-retry-pushback-ms";
 
-bool is_loopback(const std::string& address) {
-  const std::string host = address.substr(0, address.rfind(':'));
-  return host == "localhost" || host == "[::1]" || host.rfind("127.", 0) == 0;
+constexpr char kCancelled[] = "The call was cancelled.";
+
+bool starts_with(const std::string& text, const std::string& prefix) { return text.compare(0, prefix.size(), prefix) == 0; }
+
+// localhost, 127.0.0.0/8 or ::1. Names are not looked up: 127.evil.example is a name.
+bool is_loopback_host(const std::string& host) {
+  in_addr v4;
+  in6_addr v6;
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
+  return host == "localhost";
+}
+
+// Nothing, or a colon and a number.
+bool is_port(const std::string& text) {
+  return text.empty() || (text[0] == ':' && text.size() > 1 && text.find_first_not_of("0123456789", 1) == std::string::npos);
+}
+
+// Whether a gRPC target, HOST:PORT as gRPC itself splits it, is on this computer. What is not understood is not.
+bool is_loopback_target(std::string target) {
+  if (starts_with(target, "unix:") || starts_with(target, "unix-abstract:")) return true;
+  for (const char* scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"})
+    if (starts_with(target, scheme)) {
+      target.erase(0, std::string(scheme).size());
+      break;
+    }
+  if (starts_with(target, "[")) {
+    const std::size_t end = target.find(']');
+    return end != std::string::npos && is_port(target.substr(end + 1)) && is_loopback_host(target.substr(1, end - 1));
+  }
+  const std::size_t colon = target.find(':');
+  if (colon == target.rfind(':') && colon != std::string::npos)
+    return is_port(target.substr(colon)) && is_loopback_host(target.substr(0, colon));
+  return is_loopback_host(target);  // an IPv6 address without brackets has no port: ::1:5005 is another one than ::1
 }
 
 std::shared_ptr<grpc::Channel> connect(const std::string& address, const Credentials& credentials) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxSendMessageSize(-1);              // the server says what is too large
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);     // Attempts decides
+  const bool local = is_loopback_target(address);
+  if (local) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // which would read what is meant for this computer alone
   if (!credentials.server_ca.empty()) {
     const grpc::SslCredentialsOptions files{credentials.server_ca, credentials.key, credentials.certificate};
     return grpc::CreateCustomChannel(address, grpc::SslCredentials(files), arguments);
   }
-  if (!credentials.token.empty() && !is_loopback(address))
+  if (!credentials.token.empty() && !local)
     throw CallFailed(grpc::StatusCode::FAILED_PRECONDITION,
                      "The token would travel to " + address + " in plain text: give the server's certificate authority.");
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
@@ -48,7 +81,7 @@ std::string sentence(const grpc::Status& status, const std::string& address) {
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       return "The server did not finish within the time given.";
     case grpc::StatusCode::CANCELLED:
-      return "The call was cancelled.";
+      return kCancelled;
     default:
       return status.error_message();
   }
@@ -88,6 +121,7 @@ class ReportClient::Attempts {
   Context next() { return {client_, deadline_}; }
 
   // Whether the call is to be made again; waits until then. `untouched`: nothing of it can have happened, or it changes nothing.
+  // Throws CallFailed (CANCELLED) as soon as the client is cancelled.
   bool pause_after(const grpc::Status& status, const grpc::ClientContext& context, bool untouched) {
     Seconds pause;
     if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
@@ -103,7 +137,9 @@ class ReportClient::Attempts {
     if (made_ >= client_.retries_.attempts || pause > client_.retries_.longest_pause) return false;
     if (deadline_ && Clock::now() + pause >= *deadline_) return false;
     ++made_;
-    std::this_thread::sleep_for(pause);
+    std::unique_lock<std::mutex> lock(client_.mutex_);
+    if (client_.cancelling_.wait_for(lock, pause, [this] { return client_.cancelled_; }))
+      throw CallFailed(grpc::StatusCode::CANCELLED, kCancelled);
     return true;
   }
 
@@ -168,10 +204,12 @@ std::string ReportClient::begin_study(Timeout timeout) {
   return ask<v1::Study>(&v1::ReportService::Stub::BeginStudy, v1::BeginStudyRequest(), timeout).id();
 }
 
-v1::AddedImage ReportClient::add_image(const std::string& study, const v1::Image& image, Timeout timeout) {
+v1::AddedImage ReportClient::add_image(const std::string& study, const v1::Image& image, Timeout timeout,
+                                       bool allow_mixed_studies) {
   v1::AddImageRequest request;
   request.set_study(study);
   *request.mutable_image() = image;
+  request.set_allow_mixed_studies(allow_mixed_studies);
   return ask<v1::AddedImage>(&v1::ReportService::Stub::AddImage, request, timeout);
 }
 
@@ -191,6 +229,7 @@ void ReportClient::end_study(const std::string& study, Timeout timeout) {
 void ReportClient::cancel() {
   const std::lock_guard<std::mutex> lock(mutex_);
   cancelled_ = true;
+  cancelling_.notify_all();
   if (running_) running_->TryCancel();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -53,11 +54,13 @@ class ReportClient {
 
   // A study: images are sent as they are taken, and read before they are asked about. Each throws CallFailed.
   std::string begin_study(Timeout timeout = {});
-  v1::AddedImage add_image(const std::string& study, const v1::Image& image, Timeout timeout = {});
+  // `allow_mixed_studies` takes an image whose StudyInstanceUID differs from those before it.
+  v1::AddedImage add_image(const std::string& study, const v1::Image& image, Timeout timeout = {}, bool allow_mixed_studies = false);
   void withdraw_image(const std::string& study, std::uint32_t number, Timeout timeout = {});
   void end_study(const std::string& study, Timeout timeout = {});
 
-  // From any thread: ends the call that is running, and all that come after it. They throw CallFailed (CANCELLED).
+  // From any thread: ends the call that is running or pauses before it is made again, and all that come after it, at once. They
+  // throw CallFailed (CANCELLED).
   void cancel();
 
  private:
@@ -71,7 +74,8 @@ class ReportClient {
   std::string address_, token_;
   Retries retries_;
   std::unique_ptr<v1::ReportService::Stub> stub_;
-  std::mutex mutex_;  // of the two below
+  std::mutex mutex_;  // of the three below
+  std::condition_variable cancelling_;
   grpc::ClientContext* running_ = nullptr;
   bool cancelled_ = false;
 };
