@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from echovlm_edge.export.exchange import exchange
 from echovlm_edge.export.journal import Journal
 from echovlm_edge.runtime.bundle import MANIFEST, FileSpec, Manifest, describe_file, write_manifest
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -46,7 +47,7 @@ class BundleFolder:
 
 @contextlib.contextmanager
 def bundle_folder(output: Path, needed: int, identity: str) -> Iterator[BundleFolder]:
-    """A folder beside `output`, which takes its place when the block ends well and vanishes when it fails.
+    """A folder beside `output`, which takes its place in one step when the block ends well and vanishes when it fails.
 
     It stays when the process is killed or interrupted: the next build of the same identity goes on with it.
 
@@ -117,12 +118,22 @@ def _put_in_place(partial: Path, output: Path) -> None:
         _sync(file)
     _sync(partial)
     older = output.with_name(f".{output.name}.replaced")
-    shutil.rmtree(older, ignore_errors=True)
-    if output.exists():
-        output.rename(older)
-    partial.rename(output)
+    _remove(older)
+    if exchange(partial, output):
+        partial.rename(older)  # at once, so that the next build does not take it for its own
+    else:  # there is no older one, or the file system cannot exchange: for a moment there is none
+        if os.path.lexists(output):
+            output.rename(older)
+        partial.rename(output)
     _sync(output.parent)
-    shutil.rmtree(older, ignore_errors=True)
+    _remove(older)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
