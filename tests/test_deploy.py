@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,14 @@ from echovlm_edge.runtime.serve_settings import as_toml, read_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNIT = DEPLOY / "echovlm-serve.service"
+GPU = DEPLOY / "echovlm-serve.service.d" / "gpu.conf"
 MAX_EXPOSURE = 2.5  # of systemd's 10; 2.1 when it was written
+MAX_EXPOSURE_WITH_GPU = 2.8  # the devices are seen, and who may open them
+# What CUDA opens on a GPU and on a Jetson (JetPack 5 to 7).
+DEVICES = (
+    *("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps/nvidia-cap1"),
+    *("nvhost-ctrl", "nvhost-gpu", "nvmap", "nvgpu/igpu0/ctrl", "host1x-fence", "dri/renderD128"),
+)
 
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="this machine has no systemd-analyze"
@@ -31,6 +39,36 @@ def unit(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.fixture
+def unit_with_gpu(unit: Path) -> Path:
+    """The same with the drop-in for a GPU beside it, where systemd looks for it."""
+    folder = unit.with_name(f"{unit.name}.d")
+    folder.mkdir()
+    shutil.copy(GPU, folder)
+    return unit
+
+
+def settings_of(*files: Path) -> dict[str, list[str]]:
+    """What the service's section of a unit says with its drop-ins, by key, in order."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        _, _, section = file.read_text().partition("[Service]\n")
+        for line in section.partition("\n[")[0].splitlines():
+            key, equals, value = line.partition("=")
+            if equals and not line.startswith("#"):
+                found.setdefault(key, []).append(value)
+    return found
+
+
+def exposure(unit: Path) -> float:
+    done = analyze("security", "--offline=true", "--no-pager", unit)
+    if "Unknown option" in done.stderr or "unrecognized" in done.stderr:
+        pytest.skip("this systemd cannot look at a unit offline")
+    found = re.search(r"exposure level for .*: ([\d.]+)", done.stdout)
+    assert found, done.stdout[-400:]
+    return float(found[1])
+
+
 def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, check=False)
 
@@ -43,11 +81,32 @@ def test_systemd_reads_it_without_complaint(unit: Path) -> None:
 
 @needs_systemd
 def test_systemd_finds_it_tight(unit: Path) -> None:
-    done = analyze("security", "--offline=true", "--no-pager", unit)
-    if "Unknown option" in done.stderr or "unrecognized" in done.stderr:
-        pytest.skip("this systemd cannot look at a unit offline")
-    found = re.search(r"exposure level for .*: ([\d.]+)", done.stdout)
-    assert found and float(found[1]) <= MAX_EXPOSURE, done.stdout[-400:]
+    assert exposure(unit) <= MAX_EXPOSURE
+
+
+@needs_systemd
+def test_systemd_reads_the_drop_in_for_a_gpu_and_finds_it_tight(unit_with_gpu: Path) -> None:
+    done = analyze("verify", unit_with_gpu)
+    assert done.returncode == 0 and not re.search(r"gpu\.conf|echovlm-serve", done.stderr), done.stderr
+    alone = exposure(unit_with_gpu)
+    assert alone <= MAX_EXPOSURE_WITH_GPU
+    shutil.rmtree(unit_with_gpu.with_name(f"{unit_with_gpu.name}.d"))
+    assert alone > exposure(unit_with_gpu), "systemd did not read the drop-in"
+
+
+def test_a_gpu_can_be_used_with_the_drop_in_and_nothing_else_can() -> None:
+    settings = settings_of(UNIT, GPU)
+    assert settings["PrivateDevices"][-1] == "no" and settings["ProcSubset"][-1] == "all"
+    assert settings["DevicePolicy"] == ["closed"], "without it every device could be opened"
+    assert {"video", "render"} <= set(settings["SupplementaryGroups"][-1].split())
+    allowed = [device.removesuffix(" rw") for device in settings["DeviceAllow"]]
+    assert all(re.fullmatch(r"(char-|/dev/)[\w*-]+", device) for device in allowed), "a path takes no wildcard"
+    for device in DEVICES:
+        # The group of a node in /proc/devices is its driver's name, with which the node's begins.
+        group = f"char-{'drm' if device.startswith('dri/') else device}"
+        assert any(fnmatch(group, pattern) or pattern == f"/dev/{device}" for pattern in allowed), device
+    for device in ("sda", "mem", "kvm", "fuse", "video0", "tty0"):
+        assert not any(fnmatch(f"char-{device}", pattern) or pattern == f"/dev/{device}" for pattern in allowed)
 
 
 def test_its_command_line_is_one_that_the_server_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
