@@ -332,6 +332,17 @@ def test_the_planner_is_that_of_python(
 
 
 @needs_plugin
+@pytest.mark.parametrize("tokens", [1 << 50, (1 << 63) - 1])
+def test_a_workspace_that_no_device_has_is_not_planned(tokens: int) -> None:
+    """Its size would not fit into 64 bits, or wrap to a small one."""
+    request = PlanRequest(tokens, 3584, 18944, 5632, 1408, 4, 0, 16, 16, 64, 1024, 100)
+    assert library().echovlm_largest_workspace(ctypes.byref(request)) == -1
+    plan = Plan(launches=9)
+    library().echovlm_plan_launches(ctypes.byref(request), ctypes.byref(plan))
+    assert plan.launches == 0
+
+
+@needs_plugin
 def test_archives_are_read_as_python_writes_them(tmp_path: Path) -> None:
     records = [
         Record("route", f"route_{sm}_{limit}", sm, 0, ANY, ANY, limit, 1, 1, 64, 4, 0, 32, 12)

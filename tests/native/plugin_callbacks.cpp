@@ -1,6 +1,8 @@
 // TensorRT's callbacks as TensorRT calls them: creation, clones, stored fields, formats, workspace, tactics, launches.
 #include <NvInferRuntime.h>
 
+#include <algorithm>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -174,6 +176,44 @@ void tactics_and_workspace_follow_the_profile() {
   EXPECT(logged == "DualPathMoE: down has shape [192, 1152], but it must have [192, 576].");
 }
 
+// Whatever the dimensions are, the callback returns, with a size that no device has and a sentence.
+void absurd_dimensions_are_refused() {
+  Fields fields;
+  const Plugin plugin = create(fields.get());
+  IPluginV3OneBuild& build = build_of(plugin);
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  const auto refused = [&](std::vector<std::int64_t> x, const char* words) {
+    std::vector<DynamicPluginTensorDesc> inputs = dynamic(8);
+    Dims& dims = inputs[0].max;
+    dims.nbDims = static_cast<std::int32_t>(x.size());
+    std::copy(x.begin(), x.end(), dims.d);
+    inputs[0].desc.dims = dims;
+    logged.clear();
+    EXPECT(build.getWorkspaceSize(inputs.data(), 11, &inputs[11], 1) >= std::size_t{1} << 60);
+    if (logged.find(words) == std::string::npos) expect(false, logged.c_str(), __LINE__);
+    EXPECT(build.configurePlugin(inputs.data(), 11, &inputs[11], 1) != 0 || build.getNbTactics() >= 0);
+    std::vector<PluginTensorDesc> described = tensors(1);
+    described[0].dims = dims;
+    EXPECT(runtime_of(plugin).onShapeChange(described.data(), 11, &described[11], 1) != 0);
+    EXPECT(runtime_of(plugin).enqueue(described.data(), &described[11], nullptr, nullptr, nullptr, nullptr) != 0);
+  };
+  refused({std::int64_t{1} << 32, std::int64_t{1} << 32, 192}, "DualPathMoE: x has shape [4294967296, 4294967296, 192], which");
+  refused({1, most, 192}, "larger than any memory");
+  refused({1, most / 2304, 192}, "larger than any memory");
+  refused({1, -1, 192}, "DualPathMoE: x has shape [1, -1, 192], which");
+  refused({}, "DualPathMoE: x has 0 axes");
+}
+
+// Nothing leaves a callback, not even while it is being reported.
+void a_failing_logger_changes_nothing() {
+  class Failing final : public ILoggerFinder {
+    ILogger* findLogger() override { throw 7; }
+  };
+  static Failing failing;
+  setLoggerFinder(&failing);
+  EXPECT(create(nullptr) == nullptr);
+}
+
 void enqueue_launches() {
   CudaDriverDouble& driver = driver_double();
   driver = {};
@@ -212,5 +252,7 @@ void plugin_callbacks() {
   fields_are_refused();
   only_linear_formats_of_the_right_type_are_supported();
   tactics_and_workspace_follow_the_profile();
+  absurd_dimensions_are_refused();
   enqueue_launches();
+  a_failing_logger_changes_nothing();
 }

@@ -25,12 +25,12 @@ void copy_text(const std::string& text, char* to, std::size_t size) {
 
 }  // namespace
 
-void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan) {
+void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan) try {
+  *plan = {};
   const Tiles tiles{request->gate_up_rows, request->down_rows, request->tile_tokens, request->elements};
   const LaunchPlan made = request->decode
                               ? plan_decode(shape_of(*request), request->tokens, tiles, request->multiprocessors)
                               : plan_prefill(shape_of(*request), request->tokens, tiles);
-  *plan = {};
   for (const Launch& launch : made.launches) {
     plan->kernels[plan->launches] = kernel_name(launch.kernel);
     plan->grids[plan->launches][0] = launch.grid_x;
@@ -45,10 +45,13 @@ void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan)
   plan->expert_tokens = bytes(made.workspace.expert_tokens);
   plan->expert_counts = bytes(made.workspace.expert_counts);
   plan->workspace_bytes = bytes(made.workspace.bytes);
+} catch (const std::exception&) {  // none: there are no launches
 }
 
-std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request) {
+std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request) try {
   return static_cast<std::int64_t>(largest_workspace(shape_of(*request), request->tokens));
+} catch (const std::exception&) {
+  return -1;
 }
 
 int echovlm_find_kernel(const void* archive, std::size_t bytes, const EchovlmKernelQuery* query, EchovlmKernel* found,

@@ -25,9 +25,11 @@ struct EchovlmPlan {
   std::int64_t workspace_bytes;
 };
 
+// No launches where no device could hold the workspace.
 ECHOVLM_EXPORT void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan);
 
-// Bytes for every number of tokens up to `tokens`; other fields of the request than the shape's are not read.
+// Bytes for every number of tokens up to `tokens`; other fields of the request than the shape's are not read. -1 where no device
+// could hold them.
 ECHOVLM_EXPORT std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request);
 
 struct EchovlmKernelQuery {

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <string>
 
 namespace echovlm {
 namespace {
@@ -12,13 +13,16 @@ std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) { logger_finder = finder; }
 
-void report(const std::string& sentence) {
-  const std::string message = "DualPathMoE: " + sentence;
-  nvinfer1::ILoggerFinder* const finder = logger_finder;
-  if (nvinfer1::ILogger* const logger = finder ? finder->findLogger() : nullptr)
-    logger->log(nvinfer1::ILogger::Severity::kERROR, message.c_str());
-  else
-    std::fprintf(stderr, "%s\n", message.c_str());
+void report(const char* sentence) noexcept {
+  try {
+    nvinfer1::ILoggerFinder* const finder = logger_finder;
+    if (nvinfer1::ILogger* const logger = finder ? finder->findLogger() : nullptr) {
+      logger->log(nvinfer1::ILogger::Severity::kERROR, (std::string("DualPathMoE: ") + sentence).c_str());
+      return;
+    }
+  } catch (...) {  // the loader's own, or no memory
+  }
+  std::fprintf(stderr, "DualPathMoE: %s\n", sentence);
 }
 
 }  // namespace echovlm

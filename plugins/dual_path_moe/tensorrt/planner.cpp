@@ -1,35 +1,41 @@
 #include "planner.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <stdexcept>
 
 namespace echovlm {
 namespace {
 
 constexpr std::int64_t kMostSplits = 8, kProgramsPerMultiprocessor = 4;
-constexpr std::size_t kBufferAlignment = 256;
+constexpr std::int64_t kBufferAlignment = 256, kMostBytes = std::int64_t{1} << 60;
+
+[[noreturn]] void refuse() { throw std::overflow_error("the workspace for so many tokens would be larger than any memory."); }
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Buffers one after another, each at a multiple of kBufferAlignment.
 class Layout {
  public:
-  std::size_t place(std::int64_t bytes) {
-    const std::size_t start = end_;
-    end_ = (start + static_cast<std::size_t>(bytes) + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-    return start;
+  // The start of a buffer of as many bytes as the factors' product.
+  std::size_t place(std::initializer_list<std::int64_t> factors) {
+    const std::int64_t start = end_, bytes = product(factors);
+    if (bytes > kMostBytes - start) refuse();
+    end_ = divide_up(start + bytes, kBufferAlignment) * kBufferAlignment;
+    return static_cast<std::size_t>(start);
   }
-  std::size_t end() const { return end_; }
+  std::size_t end() const { return static_cast<std::size_t>(end_); }
 
  private:
-  std::size_t end_ = 0;
+  std::int64_t end_ = 0;
 };
 
 WorkspaceLayout decode_workspace(const MoeShape& shape, std::int64_t tokens, std::int64_t splits) {
   Layout layout;
   WorkspaceLayout workspace{};
-  workspace.group_weights = layout.place(4 * tokens * shape.groups());
-  workspace.inner = layout.place(2 * tokens * shape.total_width());
-  workspace.parts = layout.place(4 * splits * tokens * shape.hidden);
+  workspace.group_weights = layout.place({4, tokens, shape.groups()});
+  workspace.inner = layout.place({2, tokens, shape.total_width()});
+  workspace.parts = layout.place({4, splits, tokens, shape.hidden});
   workspace.bytes = layout.end();
   return workspace;
 }
@@ -37,10 +43,10 @@ WorkspaceLayout decode_workspace(const MoeShape& shape, std::int64_t tokens, std
 WorkspaceLayout prefill_workspace(const MoeShape& shape, std::int64_t tokens) {
   Layout layout;
   WorkspaceLayout workspace{};
-  workspace.group_weights = layout.place(4 * tokens * shape.groups());
-  workspace.inner = layout.place(2 * tokens * shape.total_width());
-  workspace.expert_tokens = layout.place(4 * shape.experts * tokens);
-  workspace.expert_counts = layout.place(4 * shape.experts);
+  workspace.group_weights = layout.place({4, tokens, shape.groups()});
+  workspace.inner = layout.place({2, tokens, shape.total_width()});
+  workspace.expert_tokens = layout.place({4, shape.experts, tokens});
+  workspace.expert_counts = layout.place({4, shape.experts});
   workspace.bytes = layout.end();
   return workspace;
 }
@@ -56,10 +62,18 @@ std::int64_t split_count(std::int64_t programs, std::int64_t multiprocessors) {
 }
 
 Launch launch(Kernel kernel, std::int64_t x, std::int64_t y = 1) {
+  if (std::max(x, y) > std::numeric_limits<std::int32_t>::max()) refuse();  // kernels count tokens in 32 bits
   return {kernel, static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y)};
 }
 
 }  // namespace
+
+std::int64_t product(std::initializer_list<std::int64_t> factors) {
+  std::int64_t product = 1;
+  for (const std::int64_t factor : factors)
+    if (factor < 0 || __builtin_mul_overflow(product, factor, &product)) refuse();
+  return product;
+}
 
 MoeShape MoeShape::of(const Attributes& attributes, std::int64_t hidden) {
   const auto& widths = attributes.group_widths;
@@ -77,7 +91,7 @@ LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& 
   const std::int64_t splits = split_count(down_programs, multiprocessors);
   return {{launch(Kernel::kRoute, tokens), launch(Kernel::kGateUpDecode, group_programs(shape, tiles.gate_up_rows)),
            launch(Kernel::kDownDecode, down_programs, splits),
-           launch(Kernel::kSumParts, divide_up(tokens * shape.hidden, tiles.elements))},
+           launch(Kernel::kSumParts, divide_up(product({tokens, shape.hidden}), tiles.elements))},
           splits,
           decode_workspace(shape, tokens, splits)};
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "attributes.hpp"
@@ -51,7 +52,11 @@ struct LaunchPlan {
   WorkspaceLayout workspace;
 };
 
-// `tokens` at least 1; `multiprocessors` of the device.
+// Throws std::overflow_error where it takes more than 63 bits, or a factor is negative.
+std::int64_t product(std::initializer_list<std::int64_t> factors);
+
+// `tokens` at least 1; `multiprocessors` of the device. All three throw std::overflow_error where a workspace or grid would be
+// larger than any device has.
 LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors);
 LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles);
 

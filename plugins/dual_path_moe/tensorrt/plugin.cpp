@@ -19,6 +19,7 @@ using nvinfer1::PluginTensorDesc;
 
 constexpr char kName[] = "DualPathMoE", kVersion[] = "1", kNamespace[] = "echovlm";
 constexpr std::int32_t kDone = 0, kFailed = -1;
+constexpr std::size_t kNoSuchWorkspace = std::size_t{1} << 62;  // no device has it, and rounding it up does not wrap
 
 ElementType element_type(DataType type) {
   switch (type) {
@@ -32,7 +33,11 @@ ElementType element_type(DataType type) {
 
 std::uint32_t activation_of(DataType x) { return x == DataType::kBF16 ? kBFloat16 : kFloat16; }
 
-Shape shape_of(const Dims& dims) { return {dims.d, dims.d + std::max(dims.nbDims, 0)}; }
+Shape shape_of(const Dims& dims) {
+  if (dims.nbDims < 0 || dims.nbDims > Dims::MAX_DIMS)
+    throw std::invalid_argument("a tensor has " + std::to_string(dims.nbDims) + " axes.");
+  return {dims.d, dims.d + dims.nbDims};
+}
 
 // -1 where the size is an expression.
 Shape shape_of(const nvinfer1::DimsExprs& dims) {
@@ -57,13 +62,18 @@ void check(const Attributes& attributes, const Description* inputs, std::int32_t
   check_shapes(attributes, shapes);
 }
 
-// Of x, whose last axis is the hidden one.
+// How many tokens x [..., hidden] holds. Throws where that is no number.
 std::int64_t token_count(const Dims& x) {
+  const Shape shape = shape_of(x);
+  if (shape.empty()) throw std::invalid_argument("x has 0 axes, but it must have between 1 and 8.");
   std::int64_t tokens = 1;
-  for (std::int32_t axis = 0; axis + 1 < x.nbDims; ++axis) tokens *= x.d[axis];
+  for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis)
+    if (shape[axis] < 0 || __builtin_mul_overflow(tokens, shape[axis], &tokens))
+      throw std::invalid_argument("x has shape [" + joined(shape) + "], which is no number of tokens.");
   return tokens;
 }
 
+// Of an x that token_count took.
 std::int64_t hidden_width(const Dims& x) { return x.d[x.nbDims - 1]; }
 
 }  // namespace
@@ -140,9 +150,13 @@ std::int32_t DualPathMoEPlugin::configurePlugin(const DynamicPluginTensorDesc* i
   });
 }
 
+// TensorRT has no error value for it: a size that no device has fails the build.
 std::size_t DualPathMoEPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std::int32_t,
                                                 const DynamicPluginTensorDesc*, std::int32_t) const noexcept {
-  return largest_workspace(MoeShape::of(attributes_, hidden_width(inputs[0].max)), token_count(inputs[0].max));
+  return guarded(kNoSuchWorkspace, [&] {
+    const std::int64_t tokens = token_count(inputs[0].max);
+    return largest_workspace(MoeShape::of(attributes_, hidden_width(inputs[0].max)), tokens);
+  });
 }
 
 // A tactic is the prefill kernels' tile. Decode has one of each kernel, and so has a library without kernels.
@@ -207,9 +221,10 @@ std::vector<std::uint32_t> DualPathMoEPlugin::prefill_tiles() const {
 
 void DualPathMoEPlugin::prepare(const PluginTensorDesc& x) {
   launcher_.reset();
-  if (token_count(x.dims) == 0) return;
+  const std::int64_t tokens = token_count(x.dims);
+  if (tokens == 0) return;
   launcher_ = std::make_unique<Launcher>(embedded_archive(), attributes_, activation_of(x.type), hidden_width(x.dims),
-                                         token_count(x.dims), static_cast<std::uint32_t>(tile_tokens_));
+                                         tokens, static_cast<std::uint32_t>(tile_tokens_));
 }
 
 nvinfer1::IPluginV3* DualPathMoECreator::createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
