@@ -49,12 +49,12 @@ class ReportRequest:
 
     task: Task = Task.REPORT
     images: Sequence[ImageInput] = ()
-    prompt: str = ""
+    prompt: str = field(default="", repr=False)
     language: Language = Language.EN
     region: Region | None = None
     sampling: Sampling = field(default_factory=Sampling)
     include_token_ids: bool = False
-    study: str = ""
+    study: str = field(default="", repr=False)
     priority: Priority = Priority.INTERACTIVE
     allow_mixed_studies: bool = False
 
@@ -73,7 +73,7 @@ class Credentials:
     server_ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     @classmethod
     def read(

@@ -7,6 +7,7 @@ import logging
 import threading
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -35,7 +36,7 @@ class Client:
     """
 
     name: str = ""
-    token_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    token_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = field(default="", repr=False)
     certificate: str = ""
     group: str = ""
     max_calls: Annotated[int, Field(ge=1)] | None = None

@@ -30,8 +30,8 @@ class Embedded:
     The first stage began at `started`. There are none where the embeddings were kept from before.
     """
 
-    identity: bytes
-    embeddings: Floats
+    identity: bytes = field(repr=False)
+    embeddings: Floats = field(repr=False)
     started: float = 0.0
     ends: dict[Stage, float] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,8 +35,8 @@ class Model:
 class Step:
     """One generated token; `finish` is set on the last one. `seconds` is its decoder pass and choice."""
 
-    token_id: int
-    logits: Logits
+    token_id: int = field(repr=False)
+    logits: Logits = field(repr=False)
     seconds: float
     finish: FinishReason | None = None
 

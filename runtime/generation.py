@@ -38,7 +38,7 @@ class Prefilled:
 class Written:
     """One generated token; `finish` is set on the last one. Its step and choice took `seconds` from `started`."""
 
-    token_id: int
+    token_id: int = field(repr=False)
     started: float
     seconds: float
     finish: FinishReason | None
@@ -110,8 +110,8 @@ class Generation:
     """
 
     prompt: Prompt
-    embed: Callable[[int], Floats]
-    blocks: Sequence[bytes]
+    embed: Callable[[int], Floats] = field(repr=False)
+    blocks: Sequence[bytes] = field(repr=False)
     sampling: Sampling | None
     stopped: Callable[[], bool]
     priority: Priority = Priority.INTERACTIVE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +29,7 @@ class Prompt:
         next_position: the position of the first generated token, on all three axes.
     """
 
-    token_ids: NDArray[np.int64]
+    token_ids: NDArray[np.int64] = field(repr=False)
     positions: NDArray[np.int64]
     image_rows: NDArray[np.int64]
     next_position: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Ultrasound findings: …; Ultrasound impression: …   /   超声所见：…；超声提示：…
 _FINDINGS = r"ultrasound\s+findings?|findings?|超声所见|超声描述|检查所见"
@@ -19,8 +19,8 @@ _LINE_START = re.compile(r"(?:^|\n)[ \t*#]*$")
 class Sections:
     """The two parts of a report; empty where the text has no such heading."""
 
-    findings: str = ""
-    impression: str = ""
+    findings: str = field(default="", repr=False)
+    impression: str = field(default="", repr=False)
 
 
 def split_sections(text: str) -> Sections:

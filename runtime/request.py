@@ -73,7 +73,7 @@ class ImageInput:
         crop_to_regions: keep only the B-mode regions that a DICOM file declares.
     """
 
-    data: bytes
+    data: bytes = field(repr=False)
     media_type: str = ""
     name: str = "image 1"
     selection: FrameSelection = field(default_factory=FrameSelection)
@@ -84,7 +84,7 @@ class ImageInput:
 class Frame:
     """One decoded picture: `pixels` uint8 [height, width, 3], RGB."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] = field(repr=False)
     name: str
 
     @cached_property
@@ -143,7 +143,7 @@ class GenerationRequest:
         came: when the call came, by time.perf_counter, where that was before.
     """
 
-    prompt: str
+    prompt: str = field(repr=False)
     images: tuple[ImageInput, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     frames: tuple[Frame, ...] = ()
@@ -164,7 +164,7 @@ class StageStarted:
 class TextDelta:
     """The text that one or more new tokens completed: whole characters only."""
 
-    text: str
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ class Finished:
         reused_tokens: how many of the prompt's tokens had been prefilled before.
     """
 
-    text: str
-    token_ids: tuple[int, ...]
+    text: str = field(repr=False)
+    token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
     prompt_tokens: int
     image_tokens: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -98,8 +98,8 @@ class ImageStore:
 
 @dataclass(frozen=True, eq=False)
 class _Prefix:
-    names: Sequence[bytes]
-    kept: NDArray[Any]
+    names: Sequence[bytes] = field(repr=False)
+    kept: NDArray[Any] = field(repr=False)
 
 
 class PrefixStore:

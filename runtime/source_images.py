@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -36,7 +36,7 @@ PATIENT_AND_STUDY = (
 class SourceImage:
     """One DICOM image: its header without pixels, and which of its frames were read (counted from 1; empty for a single one)."""
 
-    header: Dataset
+    header: Dataset = field(repr=False)
     frames: tuple[int, ...]
 
 

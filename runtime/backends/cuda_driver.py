@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class CudaMemory:
 class CudaStaging:
     """A block of page-locked host memory; it lives as long as any view of `bytes`."""
 
-    bytes: NDArray[np.uint8]
+    bytes: NDArray[np.uint8] = field(repr=False)
 
 
 class CudaDevice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -143,7 +143,7 @@ class Region:
     """A tensor in an arena: on the device at `address`, on the host as `host`."""
 
     address: int
-    host: NDArray[Any]
+    host: NDArray[Any] = field(repr=False)
 
     @property
     def binding(self) -> Binding:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +41,7 @@ class OrtCache:
         slot: which row.
     """
 
-    buffers: Mapping[str, NDArray[Any]]
+    buffers: Mapping[str, NDArray[Any]] = field(repr=False)
     slot: int
 
     @property

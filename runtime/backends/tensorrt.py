@@ -156,9 +156,9 @@ class DeviceLogits:
     So did each row's first logit. A hidden state that is no number makes all logits of its row none, this one among them.
     """
 
-    best: NDArray[np.int64]
-    first: Floats
-    fetch: Callable[[], Floats]
+    best: NDArray[np.int64] = field(repr=False)
+    first: Floats = field(repr=False)
+    fetch: Callable[[], Floats] = field(repr=False)
     row: int | None = None
 
     def argmax(self) -> int:

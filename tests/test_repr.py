@@ -1,0 +1,62 @@
+"""What objects show of themselves: no secret, and nothing of a patient, since a log or a traceback may print them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from echovlm_edge import runtime
+
+# They describe machines, bundles and measurements.
+WITHOUT_PATIENTS = ("bundle", "doctor", "profiling", "backends.operator_times", "backends.providers")
+# What can hold words, bytes, numbers of tokens, or the numbers made of a picture.
+HOLDS = re.compile(r"\b(str|bytes|NDArray|Floats|Logits|Dataset)\b")
+TOKENS = re.compile(r"token|token_ids?")
+HARMLESS = {
+    "Angles": {"cos", "sin"},  # of positions
+    "Client": {"name", "certificate"},
+    "DeviceCache": {"buffers"},  # addresses
+    "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
+    "Generation": {"client"},
+    "GenerationRequest": {"client"},
+    "Frame": {"name"},  # that, and the next, is what error messages say
+    "ImageInput": {"name", "media_type"},
+    "Prompt": {"image_rows", "positions"},
+    "ServerOptions": {"listen"},
+    "TensorRTCache": {"buffers"},  # addresses
+    "_DecoderRun": {"_placed"},  # regions, which show no contents
+    "_Entry": {"client"},
+    "_Said": {"text"},  # TensorRT's errors
+    "_Study": {"client"},
+}
+
+
+def dataclasses_of_the_runtime() -> Iterator[type]:
+    prefix = f"{runtime.__name__}."
+    for found in pkgutil.walk_packages(runtime.__path__, prefix):
+        if found.name.removeprefix(prefix).startswith(WITHOUT_PATIENTS) or found.name.endswith(".__main__"):
+            continue
+        try:
+            module = importlib.import_module(found.name)
+        except Exception as missing:  # an extra that is not installed
+            print(f"{found.name}: {missing}")
+            continue
+        for kind in vars(module).values():
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == module.__name__:
+                yield kind
+
+
+@pytest.mark.parametrize("kind", dataclasses_of_the_runtime(), ids=lambda kind: kind.__qualname__)
+def test_nothing_secret_is_shown(kind: type) -> None:
+    made = object.__new__(kind)
+    fields = dataclasses.fields(kind)
+    for field in fields:
+        object.__setattr__(made, field.name, f"marker of {field.name}.")
+    shown = {field.name for field in fields if f"marker of {field.name}." in repr(made)}
+    suspicious = {field.name for field in fields if HOLDS.search(str(field.type)) or TOKENS.fullmatch(field.name)}
+    assert not (shown & suspicious) - HARMLESS.get(kind.__name__, set())
