@@ -28,6 +28,7 @@ class CUresult(enum.Enum):
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_NO_DEVICE = 100
     CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
@@ -52,7 +53,7 @@ class NumpyDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
     )
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=SimpleNamespace(value=1))
-    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1, CU_STREAM_CAPTURE_MODE_RELAXED=2)
 
     def cuInit(self, flags: int) -> tuple[CUresult]:
         return (DONE if self.present else CUresult.CUDA_ERROR_NO_DEVICE,)
@@ -95,7 +96,13 @@ class NumpyDriver:
         self.blocks[memory.address] = memory
         return self._in_context(), memory.address
 
+    def cuThreadExchangeStreamCaptureMode(self, mode: int) -> tuple[CUresult, int]:
+        before, self.current.mode = getattr(self.current, "mode", 0), mode
+        return DONE, before
+
     def cuMemFree(self, address: int) -> tuple[CUresult]:
+        if self._refused():
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
         del self.blocks[address]
         return (self._in_context(),)
 
@@ -105,6 +112,8 @@ class NumpyDriver:
         return self._in_context(), block.ctypes.data
 
     def cuMemFreeHost(self, address: int) -> tuple[CUresult]:
+        if self._refused():
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
         self.blocks[address].fill(0xFF)
         del self.blocks[address]
         return (self._in_context(),)
@@ -151,6 +160,15 @@ class NumpyDriver:
     def cuGraphLaunch(self, graph: int, stream: int) -> tuple[CUresult]:
         self._stream(stream).launch(self.graphs[graph])
         return (self._in_context(),)
+
+    def _refused(self) -> bool:
+        """What cannot be recorded ends this thread's recording, unless its mode is RELAXED."""
+        mine = [stream for stream in self.device.streams if stream.recording and stream.owner == threading.get_ident()]
+        if not mine or getattr(self.current, "mode", 0) == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED:
+            return False
+        for stream in mine:
+            stream.recording = []
+        return True
 
     def _stream(self, handle: int) -> NumpyStream:
         assert handle not in self.destroyed_streams

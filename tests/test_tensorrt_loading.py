@@ -116,7 +116,7 @@ def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine) ->
 
 def test_no_driver(folder: Path, machine: Machine) -> None:
     machine.driver.present = False
-    with pytest.raises(NotPossibleHere, match=r"finds no GPU here .*NO_DEVICE.*install NVIDIA's driver"):
+    with pytest.raises(NotPossibleHere, match=r"finds no GPU here .*NO_DEVICE.*install NVIDIA's driver.*gpu\.conf"):
         ReportEngine.open(folder)
 
 
@@ -165,6 +165,29 @@ def test_a_shared_memory_counts_what_the_file_cache_would_give(
     assert CudaDevice().free_bytes() == 1000
     machine.driver.integrated = True
     assert CudaDevice().free_bytes() == 3000 * 1024
+
+
+def test_a_shared_memory_that_is_hidden_is_the_devices(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As systemd's ProcSubset=pid hides it."""
+    monkeypatch.setattr(cuda_driver, "MEMORY_INFO", tmp_path / "meminfo")
+    machine.device.memory, machine.driver.integrated = 1000, True
+    assert CudaDevice().free_bytes() == 1000
+
+
+def test_memory_that_is_dropped_while_a_step_is_recorded_is_freed(machine: Machine) -> None:
+    """An older engine is collected whenever Python collects, which may be within a recording of the next one."""
+    device = CudaDevice()
+    stream, memory, dropped = device.new_stream(), device.allocate(256), [device.allocate(256), device.stage(256)]
+
+    def record() -> None:
+        stream.clear(memory.address, 256)
+        dropped.clear()
+
+    stream.record(record).launch()
+    stream.synchronize()
+    assert list(machine.driver.blocks) == [memory.address] and machine.device.launches == 1
 
 
 def test_memory_that_runs_out_later_is_one_sentence(folder: Path, machine: Machine) -> None:

@@ -57,8 +57,8 @@ class CudaDevice:
         except Exception as error:  # each release says in its own way that the driver's library is missing
             reason = str(error).splitlines()[0].rstrip(".")
             raise NotPossibleHere(
-                f"CUDA finds no GPU here ({reason}): install NVIDIA's driver, let CUDA_VISIBLE_DEVICES show a GPU, or build the "
-                "bundle for this machine with --target cpu."
+                f"CUDA finds no GPU here ({reason}): install NVIDIA's driver, let CUDA_VISIBLE_DEVICES show a GPU, "
+                "give a systemd unit deploy/echovlm-serve.service.d/gpu.conf, or build the bundle for this machine with --target cpu."
             ) from None
         self.enter()
         self.name = self.call("cuDeviceGetName", 100, handle).split(b"\0")[0].decode()
@@ -127,7 +127,11 @@ class CudaDevice:
     def release(self, function: str, handle: Any) -> None:
         """Free something, from whatever thread drops it last; nothing can be done where that fails."""
         self.cuda.cuCtxSetCurrent(self._context)
+        # The thread may be in the middle of a recording, which this is no part of.
+        exchange, relaxed = self.cuda.cuThreadExchangeStreamCaptureMode, self.cuda.CUstreamCaptureMode
+        _, before = exchange(relaxed.CU_STREAM_CAPTURE_MODE_RELAXED)
         getattr(self.cuda, function)(handle)
+        exchange(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +197,11 @@ def _driver() -> Any:
 
 
 def _available_host_memory() -> int:
-    for line in MEMORY_INFO.read_text(encoding="ascii").splitlines():
+    try:
+        told = MEMORY_INFO.read_text(encoding="ascii")
+    except OSError:  # a sandbox hides it
+        return 0
+    for line in told.splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
