@@ -1,4 +1,4 @@
-"""How many calls are inside at once, in all and by client, and how much their requests hold; a call without room is told when to ask again."""
+"""How many calls are inside at once, in all and by client, and what their requests hold; others are told when to ask again."""
 
 from __future__ import annotations
 

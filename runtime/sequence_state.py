@@ -35,12 +35,12 @@ class SequenceState:
     generation: Generation
     slot: int = -1
     filled: int = 0
-    unread: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    parked: NDArray[Any] | None = None
+    unread: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
+    parked: NDArray[Any] | None = field(default=None, repr=False)
     joined: float = 0.0
     stays: bool = False
     sampler: Sampler | None = None
-    token: int = -1
+    token: int = field(default=-1, repr=False)
     position: int = -1
     left: int = 0
 

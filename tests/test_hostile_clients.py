@@ -287,14 +287,12 @@ def test_batch_calls_never_take_all_places() -> None:
 
 def test_requests_inside_have_one_budget() -> None:
     admission = Admission(9, 2, 1000)
-    with admission.place(ANYBODY, 2000):  # alone, any message that was received is taken
-        with pytest.raises(Busy, match="MB of requests"), admission.place(ANYBODY, 1):
-            pass
-    with admission.place(ANYBODY, 500), admission.place(ANYBODY, 500):
-        with pytest.raises(Busy, match="MB of requests"), admission.place(ANYBODY, 1):
-            pass
-    with admission.place(ANYBODY, 1000):
-        pass
+    for held in ((2000,), (500, 500)):  # alone, any message that was received is taken
+        with ExitStack() as inside:
+            for size in held:
+                inside.enter_context(admission.place(ANYBODY, size))
+            with pytest.raises(Busy, match="MB of requests"):
+                inside.enter_context(admission.place(ANYBODY, 1))
 
 
 async def never() -> bytes:

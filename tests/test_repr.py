@@ -13,17 +13,26 @@ import pytest
 from echovlm_edge import runtime
 
 # They describe machines, bundles and measurements.
-WITHOUT_PATIENTS = ("bundle", "doctor", "profiling", "backends.operator_times", "backends.providers")
+WITHOUT_PATIENTS = (
+    "bundle",
+    "doctor",
+    "profiling",
+    "memory_fit",
+    "memory_model",
+    "backends.operator_times",
+    "backends.providers",
+)
 # What can hold words, bytes, numbers of tokens, or the numbers made of a picture.
 HOLDS = re.compile(r"\b(str|bytes|NDArray|Floats|Logits|Dataset)\b")
 TOKENS = re.compile(r"token|token_ids?")
+WHO = {"client", "scope"}  # names of the clients file
 HARMLESS = {
     "Angles": {"cos", "sin"},  # of positions
-    "Client": {"name", "certificate"},
+    "Client": {"name", "certificate", "group"},
     "DeviceCache": {"buffers"},  # addresses
     "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
-    "Generation": {"client"},
-    "GenerationRequest": {"client"},
+    "Generation": WHO,
+    "GenerationRequest": WHO,
     "Frame": {"name"},  # that, and the next, is what error messages say
     "ImageInput": {"name", "media_type"},
     "Prompt": {"image_rows", "positions"},
@@ -32,7 +41,8 @@ HARMLESS = {
     "_DecoderRun": {"_placed"},  # regions, which show no contents
     "_Entry": {"client"},
     "_Said": {"text"},  # TensorRT's errors
-    "_Study": {"client"},
+    "_Job": {"scope"},
+    "_Study": WHO,
 }
 
 
