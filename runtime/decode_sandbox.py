@@ -1,28 +1,44 @@
-"""Decodes image files in processes that cannot do much else, so that a hostile or broken file costs one refusal."""
+"""Decodes image files in processes that can do little else, so that a hostile or broken file costs one refusal."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import logging
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from queue import Empty, LifoQueue
-from typing import Any, BinaryIO
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from echovlm_edge.runtime.decode_worker import LENGTHS, read_exactly, write_message
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image import ImageLimits
-from echovlm_edge.runtime.request import Frame, ImageInput
+from echovlm_edge.runtime.decode_process import (
+    Crashed,
+    DecodeProcess,
+    Lost,
+    NoMemory,
+    Request,
+    TooSlow,
+    Unresponsive,
+    Unwanted,
+)
+from echovlm_edge.runtime.decode_worker import DECODE, MEASURE, unpacked
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
+from echovlm_edge.runtime.fair_queue import FairQueue
+from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.image import ImageLimits, Measured
+from echovlm_edge.runtime.image_decoder import NOBODY, Asker, as_measured
+from echovlm_edge.runtime.origins import DIGEST_BYTES, PROCESS_KEY, Origin
+from echovlm_edge.runtime.preprocess import most_pixels
+from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
-MAX_HEADER_BYTES = 1 << 20
-START_SECONDS = 60.0
-ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+HEADER_BYTES = 1 << 16  # of an answer, besides its pixels
+SENTENCE_CHARACTERS = 1000
+POLL_SECONDS = 0.05  # between two polls of whether somebody who waits is still there
+RESTART_SECONDS = 1.0  # between two tries to start a process
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,156 +46,265 @@ class SandboxLimits:
     """What decoding one file may take.
 
     Attributes:
-        processes: that decode at once.
+        processes: that decode at once; one more is kept ready.
         memory_bytes: address space of each.
-        seconds: for one file; then the process is killed and another one started.
+        seconds: for one file; then its process is killed.
+        user: whom they run as where root starts them.
     """
 
     processes: int = 2
     memory_bytes: int = 4 << 30
     seconds: float = 20.0
+    user: int = 65534
+
+
+@dataclass(eq=False)
+class _Turn:
+    """Somebody who waits for a process; `ended` is set once there is one, or a reason why there is none."""
+
+    ended: threading.Event = field(default_factory=threading.Event)
+    process: DecodeProcess | None = None
+    failure: str = ""
 
 
 class DecodeSandbox:
-    """Processes that decode; call it like `decode_image`. Closing ends them, and they end when the server does, however it does."""
+    """An `ImageDecoder` of several processes. Closing ends them, and they end when the server does, however it does.
+
+    Whoever waits for one is served by priority, then by what the client has had, and leaves the queue when nobody wants it any
+    more. One thread starts the processes, and starts another one for each that is lost.
+    """
 
     def __init__(self, limits: SandboxLimits = SandboxLimits(), images: ImageLimits | None = None) -> None:
-        """Start the first process.
+        """Begin to start the processes; `ready` waits for the first one."""
+        self._limits, self._images = limits, images or ImageLimits()
+        self._state = threading.Condition()
+        self._idle: deque[DecodeProcess] = deque()
+        self._busy = 0
+        self._waiting: FairQueue[_Turn] = FairQueue()
+        self._failure = ""  # why the last one could not be started
+        self._told = self._closed = False
+        threading.Thread(target=self._keep_started, name="decode-starter", daemon=True).start()
+
+    def ready(self) -> None:
+        """Wait for the first process.
 
         Raises:
             NotPossibleHere: it does not start.
         """
-        self._limits, self._images = limits, images or ImageLimits()
-        self._places = threading.BoundedSemaphore(limits.processes)
-        self._idle: LifoQueue[_Worker] = LifoQueue()
-        self._idle.put(_Worker(limits, self._images))
+        with self._state:
+            self._state.wait_for(lambda: self._idle or self._busy or self._failure)
+            if not (self._idle or self._busy):
+                raise NotPossibleHere(f"The process that decodes images does not start: {self._failure}")
 
-    def __call__(self, image: ImageInput) -> list[Frame]:
-        """The frames of one file; see `decode_image`.
+    def pids(self) -> list[int]:
+        """Of the processes that are idle."""
+        with self._state:
+            return [process.pid for process in self._idle]
 
-        Raises:
-            InvalidInput: what `decode_image` refuses, and a file that takes too long or too much memory, or ends the process.
-        """
+    def measure(self, image: ImageInput, resolution: Resolution, asker: Asker = NOBODY) -> Measured:
+        """See `ImageDecoder.measure`."""
+        said, _ = self._ask(MEASURE, image, resolution, HEADER_BYTES, asker, {"key": PROCESS_KEY.hex()})
+        with _nothing_believed(image):
+            sizes = tuple((_side(height, resolution), _side(width, resolution)) for height, width in said["sizes"])
+            asked_for = len(image.selection.indices) or image.selection.evenly_spaced or 1
+            if not 1 <= len(sizes) <= min(asked_for, self._images.max_frames):
+                raise ValueError("so many frames were not asked for")
+            if any(height * width > most_pixels(resolution) for height, width in sizes):
+                raise ValueError("no frame is so large")
+            return Measured(resolution, sizes, Origin(_digest(said["patient"]), _digest(said["study"])))
+
+    def decode(self, image: ImageInput, measured: Measured, asker: Asker = NOBODY) -> list[Frame]:
+        """See `ImageDecoder.decode`."""
+        size = sum(3 * height * width for height, width in measured.sizes)
+        said, pixels = self._ask(DECODE, image, measured.resolution, HEADER_BYTES + size, asker, {})
+        with _nothing_believed(image):
+            frames, start = list[Frame](), 0
+            for height, width, name in said["frames"]:
+                values = np.frombuffer(pixels, np.uint8, 3 * height * width, start).reshape(height, width, 3)
+                values.flags.writeable = False
+                frames.append(Frame(values, str(name)[:SENTENCE_CHARACTERS]))
+                start += values.nbytes
+        return as_measured(image, measured, frames)
+
+    def close(self) -> None:
+        """End the processes; those that are busy end with their file."""
+        with self._state:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+            self._fail_waiting()
+            self._state.notify_all()
+        for process in idle:
+            process.end()
+
+    def _ask(
+        self, kind: int, image: ImageInput, resolution: Resolution, most_bytes: int, asker: Asker, more: dict[str, Any]
+    ) -> tuple[Any, memoryview]:
+        """What a process says of a file, and the pixels with it. A process that is lost is nobody's fault: another one is asked."""
         if len(image.data) > self._images.max_bytes:  # before it is copied to the process
             raise InvalidInput(
                 f"{image.name} has {len(image.data):,} bytes, more than {self._images.max_bytes:,}: send a smaller file."
             )
-        with self._places, self._worker() as worker:
-            return worker.decode(image)
-
-    def close(self) -> None:
-        """End the processes that are idle."""
-        while True:
-            try:
-                self._idle.get_nowait().kill()
-            except Empty:
-                return
-
-    @contextmanager
-    def _worker(self) -> Iterator[_Worker]:
-        try:
-            worker = self._idle.get_nowait()
-        except Empty:
-            worker = _Worker(self._limits, self._images)
-        if not worker.alive():  # killed from outside while it was idle
-            worker.kill()
-            worker = _Worker(self._limits, self._images)
-        try:
-            yield worker
-        finally:
-            if worker.alive():
-                self._idle.put(worker)
-            else:
-                worker.kill()
-
-
-class _Worker:
-    """One process."""
-
-    def __init__(self, limits: SandboxLimits, images: ImageLimits) -> None:
-        self._limits, self._images = limits, images
-        command = [sys.executable, "-I", "-m", "echovlm_edge.runtime.decode_worker", str(limits.memory_bytes)]
-        self._process = subprocess.Popen(
-            [*command, json.dumps(asdict(images))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
-            cwd="/",
-        )
-        assert self._process.stdin and self._process.stdout
-        self._requests: BinaryIO = self._process.stdin  # type: ignore[assignment]
-        self._answers: BinaryIO = self._process.stdout  # type: ignore[assignment]
-        try:
-            with self._time(START_SECONDS):
-                self._answer()
-        except (EOFError, OSError):
-            raise NotPossibleHere(
-                "The process that decodes images does not start: is its memory limit too low?"
-            ) from None
-
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._requests, self._answers):
-            with suppress(OSError):  # what was still to be flushed
-                pipe.close()
-
-    def decode(self, image: ImageInput) -> list[Frame]:
-        asked = {
-            "media_type": image.media_type,
+        header = {
             "name": image.name,
+            "media_type": image.media_type,
             "indices": image.selection.indices,
             "evenly_spaced": image.selection.evenly_spaced,
             "crop_to_regions": image.crop_to_regions,
+            "resolution": resolution,
+            **more,
         }
+        request = Request(kind, header, image.data, most_bytes, self._limits.seconds, asker.stopped)
         try:
-            with self._time(self._limits.seconds) as late:
-                write_message(self._requests, asked, image.data)
-                header, pixels = self._answer()
-                frames = self._frames(header.get("frames", ()), pixels)
-        except (EOFError, OSError, ValueError, TypeError):
-            self.kill()
-            if late.is_set():
-                raise InvalidInput(
-                    f"{image.name} takes more than {self._limits.seconds:g} s to decode: send a smaller one."
-                ) from None
+            try:
+                answer = self._answer(request, asker)
+            except Unresponsive:
+                raise
+            except Lost:
+                answer = self._answer(request, asker)
+        except Lost:
+            raise Unavailable(f"The process that decoded {image.name} was lost: ask again.") from None
+        except Unwanted:
+            raise Stopped from None
+        except TooSlow:
+            raise InvalidInput(
+                f"{image.name} takes more than {self._limits.seconds:g} s to decode: send a smaller one."
+            ) from None
+        except NoMemory:
+            raise InvalidInput(f"{image.name} takes more memory than decoding may use: send a smaller one.") from None
+        except Crashed:
             raise InvalidInput(f"{image.name} cannot be decoded: decoding it crashed. It may be damaged.") from None
-        if "refused" in header:
-            raise InvalidInput(str(header["refused"]))
-        return frames
+        with _nothing_believed(image):
+            said, pixels = unpacked(answer)
+            if "refused" in said:
+                raise InvalidInput(_sentence(said["refused"]))
+            if "not_possible" in said:
+                raise NotPossibleHere(_sentence(said["not_possible"]))
+            return said, pixels
 
-    def _answer(self) -> tuple[dict[str, Any], bytes]:
-        """What the process says; one that was taken over could say anything, so that nothing in it is trusted."""
-        header_length, size = LENGTHS.unpack(read_exactly(self._answers, LENGTHS.size))
-        if header_length > MAX_HEADER_BYTES or size > 3 * self._images.max_pixels * self._images.max_frames:
-            raise EOFError
-        header = json.loads(read_exactly(self._answers, header_length))
-        return header, read_exactly(self._answers, size)
-
-    def _frames(self, described: Iterable[tuple[int, int, str]], pixels: bytes) -> list[Frame]:
-        frames, start = [], 0
-        for height, width, name in described:
-            values = np.frombuffer(pixels, np.uint8, 3 * height * width, start).reshape(height, width, 3)
-            frames.append(Frame(values, str(name)))
-            start += values.nbytes
-        return frames
+    def _answer(self, request: Request, asker: Asker) -> memoryview:
+        with self._process(asker) as process:
+            return process.ask(request)
 
     @contextmanager
-    def _time(self, seconds: float) -> Iterator[threading.Event]:
-        """Kill the process after so long: then what reads from it or writes to it fails. The event says that this was why."""
-        late = threading.Event()
+    def _process(self, asker: Asker) -> Iterator[DecodeProcess]:
+        """A process for as long as the context lasts.
 
-        def kill() -> None:
-            late.set()
-            self._process.kill()
-
-        timer = threading.Timer(seconds, kill)
-        timer.start()
+        Raises:
+            Unwanted: the caller is gone, and waits no more.
+            Unavailable: none can be started.
+        """
+        turn = _Turn()
+        started = 0.0
         try:
-            yield late
+            with self._state:
+                self._waiting.push(turn, asker.client, asker.priority)
+                self._hand_out()
+            while not turn.ended.wait(POLL_SECONDS):
+                if asker.stopped():
+                    raise Unwanted
+            started = time.monotonic()
+            if turn.process is None:
+                raise Unavailable(f"No process that decodes images can be started ({turn.failure}): ask again.")
+            yield turn.process
         finally:
-            timer.cancel()
+            self._give_back(turn, asker.client, time.monotonic() - started)
+
+    def _hand_out(self) -> None:
+        """Give idle processes to those whose turn it is; with the lock held."""
+        while self._waiting and self._busy < self._limits.processes and self._idle:
+            process = self._idle.popleft()
+            if not process.usable():  # killed from outside while it was idle
+                process.end()
+                self._state.notify_all()
+                continue
+            turn = self._waiting.pop()
+            turn.process = process
+            self._busy += 1
+            turn.ended.set()
+        if self._closed or (self._failure and not self._idle and not self._busy):
+            self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
+        for turn in self._waiting.take(lambda _: True):
+            turn.failure = "the server is shutting down" if self._closed else self._failure
+            turn.ended.set()
+
+    def _give_back(self, turn: _Turn, client: str, seconds: float) -> None:
+        with self._state:
+            self._waiting.take(lambda other: other is turn)
+            if (process := turn.process) is not None:
+                self._busy -= 1
+                self._waiting.charge(client, seconds)
+                if process.usable() and not self._closed:
+                    self._idle.append(process)
+                else:
+                    process.end()
+            self._hand_out()
+            self._state.notify_all()
+
+    def _keep_started(self) -> None:
+        """Start processes whenever there are too few; all by one thread, which lasts as long as the server."""
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._closed or len(self._idle) + self._busy <= self._limits.processes)
+                if self._closed:
+                    return
+            self._take_in(*self._start())
+
+    def _take_in(self, process: DecodeProcess | None, failure: str) -> None:
+        with self._state:
+            if process and self._closed:
+                process.end()
+            elif process:
+                self._idle.append(process)
+            if failure and failure != self._failure:
+                _log.error("no process that decodes images can be started: %s", failure)
+            self._failure = failure
+            self._hand_out()
+            self._state.notify_all()
+            if failure:
+                self._state.wait_for(lambda: self._closed, RESTART_SECONDS)
+
+    def _start(self) -> tuple[DecodeProcess | None, str]:
+        try:
+            process = DecodeProcess(self._limits.memory_bytes, self._limits.user, self._images)
+        except OSError as error:
+            return None, error.strerror or type(error).__name__
+        except Lost:
+            return None, "it ends at once; is its memory limit too low?"
+        except Exception as error:
+            return None, type(error).__name__
+        if not self._told:
+            self._told = True
+            _log.info(process.confinement.sentence())
+            if process.undecodable:
+                _log.warning("this server cannot decode %s", ", ".join(process.undecodable))
+        return process, ""
+
+
+@contextmanager
+def _nothing_believed(image: ImageInput) -> Iterator[None]:
+    """A process that a file took over says anything: what makes no sense is said of the file."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InvalidInput(f"{image.name} cannot be decoded: decoding it gave nonsense. It may be damaged.") from None
+
+
+def _sentence(said: object) -> str:
+    """A refusal, as it may be shown: one line."""
+    return "".join(character if character.isprintable() else " " for character in str(said)[:SENTENCE_CHARACTERS])
+
+
+def _side(pixels: object, resolution: Resolution) -> int:
+    if not isinstance(pixels, int) or pixels < 1 or pixels % resolution.unit:
+        raise ValueError("no side of a fitted frame is so long")
+    return pixels
+
+
+def _digest(text: object) -> bytes:
+    digest = bytes.fromhex(str(text))
+    if len(digest) not in (0, DIGEST_BYTES):
+        raise ValueError("no digest is so long")
+    return digest

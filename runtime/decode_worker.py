@@ -1,102 +1,232 @@
-"""The process that decodes image files: it gives up what it could do harm with, then answers one file after another.
+"""The process that image files are decoded in. It loads every decoder, gives up what it could do harm with, and then starts a
+process for each file, which gives up still more and is never used for another one: what a hostile file does to it ends with it.
 
-A message is two lengths (big-endian, 4 and 8 bytes), a JSON header and bytes. It gets {"media_type", "name", "indices",
-"evenly_spaced", "crop_to_regions"} and the file; it answers {"frames": [[height, width, name], ...]} and their pixels, or
-{"refused": sentence}.
+It never looks into what it passes on. A message to it is `ASKED` and a body: a file with what is wanted of it, or nothing
+where the file of that number is no longer wanted. It answers with `ANSWERED` and what the file's process wrote: a length of
+four bytes, JSON, and pixels. The number is the request's, so that no answer is taken for another's.
 """
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import json
 import os
 import resource
+import select
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-LENGTHS = struct.Struct(">IQ")
-# linux/prctl.h and linux/sched.h
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
-CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
-OPEN_FILES = 64
+from echovlm_edge.runtime.confinement import confine, confine_to_one_file
+from echovlm_edge.runtime.decode_samples import ENCODINGS, decodes, load_decoders, sample
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.image import ImageLimits, decode_image, measure_image
+from echovlm_edge.runtime.preprocess import fit
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, Resolution
+
+ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
+ANSWERED = struct.Struct(">QiQ")  # the request's number, how the file's process ended, bytes of what it wrote
+LENGTH = struct.Struct(">I")
+READY, MEASURE, DECODE, UNWANTED = range(4)
+# How the file's process ended: 0, a signal's number as a negative one, or
+OUT_OF_MEMORY, TOO_MUCH_WRITTEN, FAILED = 3, 4, 5
+EXIT_POLL_MS = 1  # between two polls for the end of a process that has closed its pipe
+PIECE_BYTES = 1 << 20
 
 
-def write_message(stream: BinaryIO, header: dict[str, Any], *parts: Any) -> None:
-    """Send one message; `parts` are bytes or buffers of them."""
+def packed(header: dict[str, Any], *parts: Any) -> list[bytes]:
+    """A length, JSON, and bytes or buffers of them."""
     encoded = json.dumps(header).encode()
-    stream.write(LENGTHS.pack(len(encoded), sum(memoryview(part).nbytes for part in parts)))
-    stream.write(encoded)
-    for part in parts:
-        stream.write(part)
-    stream.flush()
+    return [LENGTH.pack(len(encoded)), encoded, *parts]
 
 
-def read_exactly(stream: BinaryIO, count: int) -> bytes:
-    """So many bytes.
+def unpacked(body: memoryview) -> tuple[Any, memoryview]:
+    """The JSON and the bytes behind it.
 
     Raises:
-        EOFError: the other end is gone.
+        ValueError: it is not of that form.
     """
-    found = stream.read(count)
-    if len(found) != count:
-        raise EOFError
-    return found
-
-
-def confine(memory_bytes: int) -> None:
-    """Die with the parent; no core file, no new files, no more memory, no new rights, and no network where the kernel lets it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(PR_SET_DUMPABLE, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC)  # forbidden in some containers, which have their own
-    for kind, limit in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_AS, memory_bytes),
-    ):
-        _, hard = resource.getrlimit(kind)
-        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (lower, lower))
-
-
-def serve(requests: BinaryIO, answers: BinaryIO, limits: dict[str, int]) -> None:
-    """Decode until the other end is gone."""
-    from echovlm_edge.runtime.errors import InvalidInput
-    from echovlm_edge.runtime.image import ImageLimits, decode_image
-    from echovlm_edge.runtime.request import FrameSelection, ImageInput
-
-    write_message(answers, {"ready": True})
-    while True:
-        try:
-            header_length, size = LENGTHS.unpack(read_exactly(requests, LENGTHS.size))
-        except EOFError:
-            return
-        asked = json.loads(read_exactly(requests, header_length))
-        name = asked["name"]
-        try:
-            selection = FrameSelection(tuple(asked["indices"]), asked["evenly_spaced"])
-            data = read_exactly(requests, size)
-            image = ImageInput(data, asked["media_type"], name, selection, asked["crop_to_regions"])
-            frames = decode_image(image, ImageLimits(**limits))
-            described = [[*frame.pixels.shape[:2], frame.name] for frame in frames]
-            write_message(answers, {"frames": described}, *(frame.pixels.tobytes() for frame in frames))
-        except InvalidInput as error:
-            write_message(answers, {"refused": str(error)})
-        except MemoryError:
-            write_message(answers, {"refused": f"{name} takes more memory than decoding may use: send a smaller one."})
+    if len(body) < LENGTH.size:
+        raise ValueError("too short")
+    end = LENGTH.size + LENGTH.unpack(body[: LENGTH.size])[0]
+    return json.loads(bytes(body[LENGTH.size : end])), body[end:]
 
 
 def main() -> None:
-    """`python -m echovlm_edge.runtime.decode_worker MEMORY_BYTES LIMITS`, started by `decode_sandbox`."""
-    confine(int(sys.argv[1]))
+    """`python -m echovlm_edge.runtime.decode_worker MEMORY_BYTES USER LIMITS`, started by `decode_process`."""
+    for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd tells the whole group
+        signal.signal(told, signal.SIG_IGN)  # this ends when the server does
+    memory_bytes, user, limits = int(sys.argv[1]), int(sys.argv[2]), ImageLimits(**json.loads(sys.argv[3]))
     # What libraries print belongs neither into the answers nor into the server's log.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    serve(sys.stdin.buffer, answers, json.loads(sys.argv[2]))
+    requests, answers, nowhere = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    load_decoders()
+    _rehearse(limits)
+    if int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() > memory_bytes:
+        sys.exit(OUT_OF_MEMORY)
+    confinement = confine(memory_bytes, user)
+    gc.collect()
+    gc.freeze()  # the processes of files share this memory as long as nobody writes to it
+    worker = Worker(requests, answers, partial(confine_to_one_file, "seccomp" in confinement.holds))
+    undecodable = worker.undecodable()
+    worker.answer(
+        READY, 0, b"".join(packed({"holds": confinement.holds, "lacks": confinement.lacks, "undecodable": undecodable}))
+    )
+    worker.serve(limits)
+
+
+class Worker:
+    """Starts a process for each file that comes through `requests`, and passes on what it writes."""
+
+    def __init__(self, requests: int, answers: int, confined: Callable[[], None]) -> None:
+        """Both are file descriptors; `confined` is called in the process of a file before it sees the file."""
+        self._requests, self._answers, self._confined = requests, answers, confined
+
+    def serve(self, limits: ImageLimits) -> None:
+        """Until the server is gone: then there is nothing more to read."""
+        while (asked := self._next()) is not None:
+            number, kind, size, most = asked
+            if kind == UNWANTED:  # the answer had been sent already
+                continue
+            body = self._read(size)
+            ended, written = self._in_own_process(number, partial(answer_of, kind, body, limits), most)
+            del body
+            self.answer(number, ended, written)
+
+    def answer(self, number: int, ended: int, written: bytes | bytearray) -> None:
+        """Send an answer."""
+        _write(self._answers, ANSWERED.pack(number, ended, len(written)))
+        _write(self._answers, written)
+
+    def undecodable(self) -> list[str]:
+        """The encodings that cannot be decoded under the confinement."""
+        work = lambda: [json.dumps([encoding for encoding in ENCODINGS if not decodes(encoding)]).encode()]  # noqa: E731
+        ended, written = self._in_own_process(0, work, PIECE_BYTES)
+        if ended:  # it can do nothing at all: there is too little memory, or the confinement does not fit this system
+            os._exit(FAILED)
+        found: list[str] = json.loads(written)
+        return found
+
+    def _next(self) -> tuple[int, int, int, int] | None:
+        head = self._read(ASKED.size, may_end=True)
+        return ASKED.unpack(head) if head else None
+
+    def _read(self, count: int, may_end: bool = False) -> bytearray:
+        """So many bytes. The server's end is this process's too."""
+        found = bytearray(count)
+        view, at = memoryview(found), 0
+        while at < count:
+            got = os.readv(self._requests, [view[at:]])
+            if got == 0:
+                if may_end and at == 0:
+                    return bytearray()
+                os._exit(0)
+            at += got
+        return found
+
+    def _in_own_process(self, number: int, work: Callable[[], list[bytes]], most: int) -> tuple[int, bytearray]:
+        """What `work` gives in a process of its own, and how that ended; it is killed where the request is taken back."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            self._child(work, writing)
+        os.close(writing)
+        try:
+            return self._followed(child, reading, number, most)
+        finally:
+            os.close(reading)
+
+    def _child(self, work: Callable[[], list[bytes]], writing: int) -> None:
+        ended = FAILED
+        try:
+            os.close(self._requests)
+            os.close(self._answers)
+            self._confined()
+            for part in work():
+                _write(writing, part)
+            ended = 0
+        except MemoryError:
+            ended = OUT_OF_MEMORY
+        finally:
+            os._exit(ended)  # whatever was raised: nothing of this process is used again
+
+    def _followed(self, child: int, reading: int, number: int, most: int) -> tuple[int, bytearray]:
+        written, ended, open_ = bytearray(), 0, True
+        poll = select.poll()
+        poll.register(self._requests, select.POLLIN)
+        poll.register(reading, select.POLLIN)
+        while True:
+            events = dict(poll.poll(None if open_ else EXIT_POLL_MS))
+            if self._requests in events and self._taken_back(number):
+                ended = _stopped(child) or -signal.SIGKILL
+                os.kill(child, signal.SIGKILL)
+            if reading in events:
+                piece = os.read(reading, PIECE_BYTES)
+                written += piece
+                if len(written) > most:
+                    ended, written = TOO_MUCH_WRITTEN, bytearray()
+                    os.kill(child, signal.SIGKILL)
+                elif not piece:
+                    poll.unregister(reading)
+                    open_ = False
+            if not open_ and (found := os.waitpid(child, os.WNOHANG))[0]:
+                ended = ended or os.waitstatus_to_exitcode(found[1])
+                return ended, written if ended == 0 else bytearray()
+
+    def _taken_back(self, number: int) -> bool:
+        """Whether the request that runs is no longer wanted. Where the server is gone, this process ends, and its child with it."""
+        asked = self._next()
+        if asked is None:
+            os._exit(0)
+        return asked[0] == number and asked[1] == UNWANTED
+
+
+def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
+    """What is answered about one file: sizes and digests of whose it is, or fitted pixels, or a refusal."""
+    asked, data = unpacked(memoryview(body))
+    selection = FrameSelection(tuple(asked["indices"]), asked["evenly_spaced"])
+    image = ImageInput(bytes(data), asked["media_type"], asked["name"], selection, asked["crop_to_regions"])
+    resolution = Resolution(*asked["resolution"])
+    try:
+        if kind == MEASURE:
+            measured = measure_image(image, resolution, limits, bytes.fromhex(asked["key"]))
+            origin = {"patient": measured.origin.patient.hex(), "study": measured.origin.study.hex()}
+            return packed({"sizes": measured.sizes, **origin})
+        frames = decode_image(image, limits, partial(fit, settings=resolution, name=image.name))
+        described = [[*frame.pixels.shape[:2], frame.name] for frame in frames]
+        return packed({"frames": described}, *(frame.pixels.tobytes() for frame in frames))
+    except InvalidInput as error:
+        return packed({"refused": str(error)})
+    except NotPossibleHere as error:
+        return packed({"not_possible": str(error)})
+
+
+def _rehearse(limits: ImageLimits) -> None:
+    """Answer about a file of every encoding, so that whatever is loaded late is loaded now."""
+    wanted = {"indices": [], "evenly_spaced": 0, "media_type": "", "name": "", "crop_to_regions": True}
+    for encoding in ENCODINGS:
+        request = packed({**wanted, "resolution": Resolution(28, 784, 784), "key": "00"}, sample(encoding))
+        for kind in (MEASURE, DECODE):
+            with suppress(Exception):  # `undecodable` says which
+                answer_of(kind, bytearray(b"".join(request)), limits)
+
+
+def _stopped(child: int) -> int:
+    """-SIGSTOP where somebody has stopped the process, so that its time says nothing about the file."""
+    return -signal.SIGSTOP if os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG) else 0
+
+
+def _write(descriptor: int, part: bytes | bytearray) -> None:
+    view, at = memoryview(part).cast("B"), 0
+    while at < len(view):
+        at += os.write(descriptor, view[at:])
 
 
 if __name__ == "__main__":

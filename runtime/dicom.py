@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pydicom
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, iter_pixels
 
-from echovlm_edge.runtime.errors import InvalidInput, UserError
+from echovlm_edge.runtime.decode_samples import decodes
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 TISSUE, TWO_DIMENSIONAL = 1, 1  # RegionDataType and RegionSpatialFormat, PS3.3 C.8.5.5.1
+NO_MEMORY = ("Unable to allocate", "bad_alloc")  # numpy's and C++'s words, which pydicom puts into an error of its own
 
 # pydicom logs what it finds odd in a file; the file's owner gets one sentence instead, and logs stay free of its contents.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
@@ -37,20 +39,55 @@ class Box:
     bottom: int
 
 
-def decode(image: ImageInput, max_pixels: int, max_frames: int) -> list[tuple[int, NDArray[np.uint8]]]:
-    """The chosen frames of a DICOM file: 0-based index and pixels uint8 [height, width, 3].
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: its chosen frames by their 0-based index, their size as shown, and whose they are."""
+
+    frames: tuple[int, ...]
+    height: int
+    width: int
+    patient_id: object = field(repr=False)
+    study_instance_uid: object = field(repr=False)
+
+
+def read_header(image: ImageInput, max_pixels: int, max_frames: int) -> Header:
+    """What `decode` will give, without decoding.
 
     Raises:
-        InvalidInput: not readable as DICOM, without pixels, of an unsupported kind, over a limit, or without those frames.
+        InvalidInput: see `decode`, as far as the header shows it.
     """
     with warnings.catch_warnings(), _damage_named(image.name):
         warnings.simplefilter("ignore")
         dataset = _read(image)
         _check(image.name, dataset, max_pixels)
         indices = choose_frames(image.name, frame_count(image.name, dataset), image.selection, max_frames)
-        box = region_box(dataset) if image.crop_to_regions else None
+        box = _shown_box(dataset, image.crop_to_regions)
+        identifiers = (dataset.get("PatientID", None), dataset.get("StudyInstanceUID", None))
+        return Header(tuple(indices), box.bottom - box.top, box.right - box.left, *identifiers)
+
+
+def decode(
+    image: ImageInput,
+    max_pixels: int,
+    max_frames: int,
+    finish: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda pixels: pixels,
+) -> list[tuple[int, NDArray[np.uint8]]]:
+    """The chosen frames of a DICOM file: 0-based index and pixels uint8 [height, width, 3].
+
+    `finish` is applied to each before the next is made.
+
+    Raises:
+        InvalidInput: not readable as DICOM, without pixels, of an unsupported kind, over a limit, or without those frames.
+        NotPossibleHere: no decoder for its encoding works here.
+    """
+    with warnings.catch_warnings(), _damage_named(image.name):
+        warnings.simplefilter("ignore")
+        dataset = _read(image)
+        _check(image.name, dataset, max_pixels)
+        indices = choose_frames(image.name, frame_count(image.name, dataset), image.selection, max_frames)
+        box = _shown_box(dataset, image.crop_to_regions)
         frames = _to_rgb(dataset, _stored_frames(image.name, dataset, indices))
-        return [(index, _crop(pixels, box)) for index, pixels in zip(indices, frames, strict=True)]
+        return [(index, finish(_crop(pixels, box))) for index, pixels in zip(indices, frames, strict=True)]
 
 
 @contextmanager
@@ -130,6 +167,8 @@ def _read(image: ImageInput) -> Dataset:
     try:
         dataset = pydicom.dcmread(io.BytesIO(image.data), force=image.media_type == "application/dicom")
         dataset.walk(lambda *_: None)  # elements are parsed when first looked at: damage shows here
+    except MemoryError:
+        raise
     except Exception:  # the parser raises whatever the damaged bytes lead it to; its text may quote the patient
         raise InvalidInput(f"{image.name} cannot be read as DICOM: it is truncated or damaged.") from None
     if "PixelData" not in dataset and "Rows" not in dataset:
@@ -171,8 +210,16 @@ def _shown(value: object) -> str:
 def _stored_frames(name: str, dataset: Dataset, indices: Sequence[int]) -> list[NDArray[np.generic]]:
     try:
         return [np.array(frame) for frame in iter_pixels(dataset, indices=list(indices), raw=False)]
+    except MemoryError:
+        raise
     except Exception as error:  # as many kinds as there are decoders
+        if any(shortage in str(error) for shortage in NO_MEMORY):
+            raise MemoryError from None
         syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax.is_transfer_syntax and not decodes(syntax):
+            raise NotPossibleHere(
+                f"{name} cannot be decoded by this server: it has no decoder for {_shown(syntax.name)} that works."
+            ) from None
         reason = "its pixel data is truncated or damaged" if syntax.is_transfer_syntax else "its encoding is unknown"
         kind = type(error).__name__
         raise InvalidInput(f"{name} cannot be decoded ({_shown(syntax.name)}): {reason} ({kind}).") from None
@@ -224,7 +271,12 @@ def _window_range(dataset: Dataset, shown: list[NDArray[np.generic]]) -> tuple[f
     return low * slope + intercept, high * slope + intercept
 
 
-def _crop(pixels: NDArray[np.uint8], box: Box | None) -> NDArray[np.uint8]:
-    if box is None:
+def _shown_box(dataset: Dataset, crop_to_regions: bool) -> Box:
+    whole = Box(0, 0, int(dataset.Columns), int(dataset.Rows))
+    return (region_box(dataset) if crop_to_regions else None) or whole
+
+
+def _crop(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    if box == Box(0, 0, pixels.shape[1], pixels.shape[0]):
         return pixels
     return np.ascontiguousarray(pixels[box.top : box.bottom, box.left : box.right])

@@ -15,7 +15,7 @@ from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable, UserError
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.give_way import give_way
-from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.request import Frame, Priority, Stage
 from echovlm_edge.runtime.reuse import ImageStore
 from echovlm_edge.runtime.rotary import vision_angles
@@ -149,7 +149,7 @@ class Encoder:
 
     def _encode(self, job: _Job, client: str) -> Embedded:
         started = time.perf_counter()
-        patches = patchify(job.frame.pixels, self._settings)
+        patches = cut(job.frame.pixels, self._settings)
         ends = {Stage.PREPROCESS: time.perf_counter()}
         with self._wake:
             self._waiting.charge(client, len(patches.values))

@@ -17,11 +17,13 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.clock import Clock, Untimed
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
-from echovlm_edge.runtime.errors import InvalidInput, Unavailable, fresh
+from echovlm_edge.runtime.errors import InvalidInput, NotFound, Unavailable, fresh
 from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.preprocess import PreprocessSettings, smart_resize
+from echovlm_edge.runtime.image import Measured
+from echovlm_edge.runtime.image_decoder import NOBODY, TRUSTING, Asker, ImageDecoder
+from echovlm_edge.runtime.origins import Origin, refuse_mixed
+from echovlm_edge.runtime.preprocess import PreprocessSettings, patch_grid
 from echovlm_edge.runtime.prompt import Grid, Prompt, PromptBuilder
 from echovlm_edge.runtime.request import (
     Event,
@@ -40,8 +42,6 @@ from echovlm_edge.runtime.rotary import MultimodalRotary
 from echovlm_edge.runtime.scheduler import Scheduler, SchedulerStats
 
 POLL_SECONDS = 0.05  # between two looks at whether the caller is still there
-
-DecodeImage = Callable[[ImageInput], "list[Frame]"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class ReportEngine:
         backend: Backend,
         max_sequence: int | None = None,
         options: EngineOptions = EngineOptions(),
-        decode: DecodeImage = decode_image,
+        image_decoder: ImageDecoder = TRUSTING,
     ) -> None:
-        """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory; `decode` reads image files."""
+        """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory; `image_decoder` reads image files."""
         manifest = bundle.manifest
         spec = manifest.model
         batch = backend if isinstance(backend, BatchBackend) else OneByOne(backend)
@@ -104,7 +104,7 @@ class ReportEngine:
         self.settings = PreprocessSettings.from_config(manifest.preprocess)
         self.prompts = PromptBuilder.from_bundle(bundle)
         self._token_text = TokenText(self.prompts.tokenizer)
-        self._decode = decode
+        self._image_decoder = image_decoder
         self.new_clock: Callable[[], Clock] = Clock
         self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
         slots = batch.new_slots(
@@ -132,7 +132,7 @@ class ReportEngine:
         max_sequence: int | None = None,
         verify: bool = False,
         options: EngineOptions = EngineOptions(),
-        decode: DecodeImage = decode_image,
+        image_decoder: ImageDecoder = TRUSTING,
     ) -> ReportEngine:
         """Load the bundle at `path`; `threads` defaults to one per core.
 
@@ -140,7 +140,7 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        return cls(bundle, open_backend(bundle, threads, max_sequence), max_sequence, options, decode)
+        return cls(bundle, open_backend(bundle, threads, max_sequence), max_sequence, options, image_decoder)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.
@@ -148,8 +148,10 @@ class ReportEngine:
         `stopped()` is asked before every image, prefill chunk and token; then the stream ends with CANCELLED.
 
         Raises:
-            InvalidInput: an unreadable image, or a prompt longer than the context.
-            Unavailable: the engine was closed.
+            InvalidInput: an unreadable image, images that do not belong together, or a prompt longer than the context.
+            NotPossibleHere: an image that this machine cannot decode.
+            NotFound: frames that were read for another bundle.
+            Unavailable: the engine was closed, or decoding is not possible now.
         """
         clock = self.new_clock()
         if request.came is not None:
@@ -161,12 +163,16 @@ class ReportEngine:
     ) -> Generator[Event, None, None]:
         prompt: Prompt | None = None
         try:
-            frames = list(request.frames)
+            frames, asker = list(request.frames), Asker(request.client, request.priority, stopped)
             if request.images:
                 yield StageStarted(Stage.DECODE_IMAGES)
-                frames += [frame for image in request.images for frame in self._frames(image, stopped, clock)]
-            prompt = self._prompt(request.prompt, frames)
+            measured = [self._measure(image, asker, clock) for image in request.images]
+            if measured:
+                refuse_mixed(_origins(frames, request.images, measured), request.allow_mixed_studies)
+            prompt = self._prompt(request.prompt, [*self._grids(frames), *self._measured_grids(measured)])
             clock.lap(Stage.PROMPT)
+            for image, sizes in zip(request.images, measured, strict=True):
+                frames += self._decode(image, sizes, asker, clock)
             asked = self._ask_for_embeddings(frames, request, stopped, clock)
             if any(isinstance(image, Future) for image in asked):
                 yield StageStarted(Stage.VISION)
@@ -188,7 +194,8 @@ class ReportEngine:
         clock = Untimed()
         try:
             images = _embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
-            generation = self._generation(self._prompt("", frames), images, request, stopped, prefill_only=True)
+            prompt = self._prompt("", self._grids(frames))
+            generation = self._generation(prompt, images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
             ended = False
             while not ended:
@@ -205,7 +212,28 @@ class ReportEngine:
         Raises:
             InvalidInput: more than the context holds.
         """
-        return len(self._prompt(text, frames).token_ids)
+        return len(self._prompt(text, self._grids(frames)).token_ids)
+
+    def read_image(
+        self,
+        image: ImageInput,
+        before: Sequence[Frame] = (),
+        asker: Asker = NOBODY,
+        allow_mixed_studies: bool = False,
+    ) -> list[Frame]:
+        """The frames of an image file that comes after others, as `GenerationRequest.frames` takes them.
+
+        Raises:
+            InvalidInput: it is unreadable, does not belong with those before it, or is more than the context holds with them.
+            NotPossibleHere: this machine cannot decode it.
+            NotFound: those before it were read for another bundle.
+            Unavailable: decoding is not possible now.
+            Stopped: it is no longer wanted.
+        """
+        measured = self._measure(image, asker, Untimed())
+        refuse_mixed(_origins(before, [image], [measured]), allow_mixed_studies)
+        self._prompt("", [*self._grids(before), *self._measured_grids([measured])])
+        return self._decode(image, measured, asker, Untimed())
 
     def close(self, reason: Unavailable | None = None) -> None:
         """End all calls with `reason` and the threads after their turn."""
@@ -220,15 +248,22 @@ class ReportEngine:
         """How it is doing."""
         return EngineStats(self._scheduler.stats(), self._prefixes.stats(), self._images.stats())
 
-    def _frames(self, image: ImageInput, stopped: Callable[[], bool], clock: Clock) -> list[Frame]:
-        if stopped():
+    def _measure(self, image: ImageInput, asker: Asker, clock: Clock) -> Measured:
+        if asker.stopped():
             raise Stopped
-        frames = self._decode(image)
+        measured = self._image_decoder.measure(image, self.settings.resolution, asker)
+        clock.lap(Stage.DECODE_IMAGES)
+        return measured
+
+    def _decode(self, image: ImageInput, measured: Measured, asker: Asker, clock: Clock) -> list[Frame]:
+        if asker.stopped():
+            raise Stopped
+        frames = self._image_decoder.decode(image, measured, asker)
         clock.lap(Stage.DECODE_IMAGES)
         return frames
 
-    def _prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
-        prompt = self.prompts.build(text, [self._grid(frame) for frame in frames])
+    def _prompt(self, text: str, grids: Sequence[Grid]) -> Prompt:
+        prompt = self.prompts.build(text, grids)
         length, limit = len(prompt.token_ids), self.info.max_sequence
         if length >= limit:
             raise InvalidInput(
@@ -237,9 +272,15 @@ class ReportEngine:
             )
         return prompt
 
-    def _grid(self, frame: Frame) -> Grid:
-        height, width = smart_resize(frame.pixels.shape[0], frame.pixels.shape[1], self.settings)
-        return (1, height // self.settings.patch_size, width // self.settings.patch_size)
+    def _grids(self, frames: Sequence[Frame]) -> list[Grid]:
+        if any(frame.resolution != self.settings.resolution for frame in frames):
+            raise NotFound(
+                "The study's images were read for another bundle than the one that the server has now: begin a new study."
+            )
+        return [patch_grid(frame.pixels.shape[0], frame.pixels.shape[1], self.settings) for frame in frames]
+
+    def _measured_grids(self, measured: Sequence[Measured]) -> list[Grid]:
+        return [patch_grid(height, width, self.settings) for image in measured for height, width in image.sizes]
 
     def _ask_for_embeddings(
         self,
@@ -317,6 +358,14 @@ class ReportEngine:
             clock.lap(Stage.DETOKENIZE)
             yield TextDelta(rest)
         yield _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
+
+
+def _origins(
+    frames: Sequence[Frame], images: Sequence[ImageInput], measured: Sequence[Measured]
+) -> list[tuple[str, Origin]]:
+    """Of a study's frames and a call's images, each with its name."""
+    read = [(frame.name, frame.origin) for frame in frames]
+    return read + [(image.name, sizes.origin) for image, sizes in zip(images, measured, strict=True)]
 
 
 def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:

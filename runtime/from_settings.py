@@ -10,7 +10,7 @@ from echovlm_edge.runtime.access import Access
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.engine import DecodeImage, EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.loopback import is_loopback_host
 from echovlm_edge.runtime.machine_memory import machine_memory
@@ -72,7 +72,8 @@ def access(chosen: ServeSettings) -> Access:
 
 def decode_sandbox(chosen: ServeSettings) -> DecodeSandbox:
     """The processes that decode image files; whoever asks closes them."""
-    return DecodeSandbox(SandboxLimits(chosen.decode_processes, chosen.decode_mb << 20, chosen.decode_seconds))
+    memory_bytes, seconds = chosen.decode_mb << 20, chosen.decode_seconds
+    return DecodeSandbox(SandboxLimits(chosen.decode_processes, memory_bytes, seconds, chosen.decode_user))
 
 
 def traces(chosen: ServeSettings) -> Traces | None:
@@ -97,11 +98,11 @@ def check_memory(chosen: ServeSettings) -> None:
     _log.log(logging.INFO if verdict.fit is Fit.FITS else logging.WARNING, "memory: %s", verdict)
 
 
-def served_engine(chosen: ServeSettings, decode: DecodeImage, replacements: int) -> ServedEngine:
+def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: int) -> ServedEngine:
     """The bundle's engine; the process ends with GAVE_UP where it hangs more often than `replacements`.
 
     Raises:
-        NotPossibleHere: the bundle cannot be served.
+        NotPossibleHere: the bundle cannot be served, or nothing can be decoded.
     """
     check_memory(chosen)
 
@@ -112,10 +113,16 @@ def served_engine(chosen: ServeSettings, decode: DecodeImage, replacements: int)
             max_sequence=chosen.max_sequence,
             verify=chosen.verify,
             options=EngineOptions(chosen.slots, chosen.prefix_mb << 20, chosen.image_mb << 20, chosen.parked_mb << 20),
-            decode=decode,
+            image_decoder=decode,
         )
 
-    return ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: os._exit(GAVE_UP))
+    engine = ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: os._exit(GAVE_UP))
+    try:
+        decode.ready()  # it has started beside the bundle
+    except NotPossibleHere:
+        engine.close()
+        raise
+    return engine
 
 
 def server_options(chosen: ServeSettings) -> ServerOptions:

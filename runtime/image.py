@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from echovlm_edge.runtime import dicom
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.request import Frame, ImageInput
+from echovlm_edge.runtime import dicom, png_chunks
+from echovlm_edge.runtime.decode_samples import JPEG, PNG, decodes
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.origins import ANYBODY, PROCESS_KEY, Origin, digest
+from echovlm_edge.runtime.preprocess import smart_resize
+from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
-PNG, JPEG, DICOM = "image/png", "image/jpeg", "application/dicom"
+DICOM = "application/dicom"
 MEDIA_TYPES = (DICOM, PNG, JPEG)
 
 
@@ -27,26 +33,66 @@ class ImageLimits:
     max_frames: int = 64  # of one request's file
 
 
-def decode_image(image: ImageInput, limits: ImageLimits = ImageLimits()) -> list[Frame]:
-    """The frames of one encoded file, in the order asked for.
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a file's headers say.
+
+    Attributes:
+        resolution: what the sizes are for.
+        sizes: [height, width] of each frame asked for, once it is fitted to that resolution.
+        origin: whose it is.
+    """
+
+    resolution: Resolution
+    sizes: tuple[tuple[int, int], ...]
+    origin: Origin = ANYBODY
+
+
+def measure_image(
+    image: ImageInput, resolution: Resolution, limits: ImageLimits = ImageLimits(), key: bytes = PROCESS_KEY
+) -> Measured:
+    """What decoding a file will give, from its headers alone; `key` is that of the digests in the origin.
+
+    Raises:
+        InvalidInput: see `decode_image`, as far as headers show it; frames of a shape that the model cannot be shown.
+    """
+    if _media_type(image, limits) != DICOM:
+        height, width = _picture_size(image, limits)
+        return Measured(resolution, (smart_resize(height, width, resolution, image.name),))
+    header = dicom.read_header(image, limits.max_pixels, limits.max_frames)
+    size = smart_resize(header.height, header.width, resolution, image.name)
+    origin = Origin(
+        digest("PatientID", header.patient_id, key), digest("StudyInstanceUID", header.study_instance_uid, key)
+    )
+    return Measured(resolution, (size,) * len(header.frames), origin)
+
+
+def decode_image(
+    image: ImageInput, limits: ImageLimits = ImageLimits(), finish: Callable[[Pixels], Pixels] = lambda pixels: pixels
+) -> list[Frame]:
+    """The frames of one encoded file, in the order asked for; `finish` is applied to each before the next is made.
 
     Raises:
         InvalidInput: not an image of the kinds above, not of the media type given, over a limit, damaged, or without
             the frames asked for; the sentence names the image.
+        NotPossibleHere: this process has no decoder that works for it.
     """
+    if _media_type(image, limits) == DICOM:
+        decoded = dicom.decode(image, limits.max_pixels, limits.max_frames, finish)
+        return [Frame(pixels, f"{image.name}, frame {index}") for index, pixels in decoded]
+    return [Frame(finish(_decode_picture(image, limits)), image.name)]
+
+
+def _media_type(image: ImageInput, limits: ImageLimits) -> str:
     if not image.data:
         raise InvalidInput(f"{image.name} is empty: send the file's bytes.")
     if len(image.data) > limits.max_bytes:
         raise InvalidInput(
             f"{image.name} has {len(image.data):,} bytes, more than {limits.max_bytes:,}: send a smaller file."
         )
-    if _media_type(image) == DICOM:
-        decoded = dicom.decode(image, limits.max_pixels, limits.max_frames)
-        return [Frame(pixels, f"{image.name}, frame {index}") for index, pixels in decoded]
-    return [Frame(_decode_picture(image, limits), image.name)]
-
-
-def _media_type(image: ImageInput) -> str:
     found = _sniff(image.data)
     if image.media_type and image.media_type not in MEDIA_TYPES:
         raise InvalidInput(f"{image.name} has media type {image.media_type}: send one of {', '.join(MEDIA_TYPES)}.")
@@ -67,20 +113,39 @@ def _sniff(data: bytes) -> str:
     return JPEG if data.startswith(b"\xff\xd8\xff") else ""
 
 
-def _decode_picture(image: ImageInput, limits: ImageLimits) -> NDArray[np.uint8]:
+def _decode_picture(image: ImageInput, limits: ImageLimits) -> Pixels:
+    with _opened(image, image.data, limits) as picture:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+    return np.asarray(_to_rgb(upright))
+
+
+def _picture_size(image: ImageInput, limits: ImageLimits) -> tuple[int, int]:
+    """Height and width of a picture turned as its camera says."""
+    with _opened(image, png_chunks.texts_first(image.data), limits) as picture:
+        turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode the pixels
+        return (picture.width, picture.height) if turned in (5, 6, 7, 8) else (picture.height, picture.width)
+
+
+@contextmanager
+def _opened(image: ImageInput, data: bytes, limits: ImageLimits) -> Iterator[Image.Image]:
     if image.selection.indices not in ((), (0,)):
         raise InvalidInput(f"{image.name} has one frame: leave the frame selection out.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit here is stricter
-            picture = Image.open(io.BytesIO(image.data), formats=("PNG", "JPEG"))
+            picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
             check_size(image.name, picture.width, picture.height, limits.max_pixels)
-            picture.load()
+            yield picture
     except Image.DecompressionBombError:  # from the header: Pillow's own limit lies above the one here
         raise InvalidInput(f"{image.name} has more than {limits.max_pixels:,} pixels: send a smaller one.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
+        encoding = _sniff(data)
+        if not decodes(encoding):
+            raise NotPossibleHere(
+                f"{image.name} cannot be decoded by this server: it has no decoder for {encoding} that works."
+            ) from None
         raise InvalidInput(f"{image.name} is truncated or damaged and cannot be decoded ({error}).") from None
-    return np.asarray(_to_rgb(ImageOps.exif_transpose(picture)))
 
 
 def check_size(name: str, width: int, height: int, max_pixels: int) -> None:

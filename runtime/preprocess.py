@@ -1,4 +1,4 @@
-"""A frame to patches: the Qwen2-VL image processor's arithmetic, without torch."""
+"""A frame to the model's resolution, and from there to patches: the Qwen2-VL image processor's arithmetic, without torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.request import Resolution
 
 MAX_ASPECT_RATIO = 200
 
@@ -33,6 +34,11 @@ class PreprocessSettings:
     def unit(self) -> int:
         """Frames are resized to multiples of this many pixels: one merged patch."""
         return self.patch_size * self.merge_size
+
+    @property
+    def resolution(self) -> Resolution:
+        """What of it decides a frame's size."""
+        return Resolution(self.unit, self.min_pixels, self.max_pixels)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PreprocessSettings:
@@ -67,17 +73,21 @@ class Patches:
     grid: tuple[int, int, int]
 
 
-def smart_resize(height: int, width: int, settings: PreprocessSettings) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, settings: PreprocessSettings | Resolution, name: str = "The image"
+) -> tuple[int, int]:
     """Height and width in multiples of 28 pixels, area within the limits, shape kept as nearly as that allows.
 
+    To be applied once: the size that it gives is not always one that it leaves alone.
+
     Raises:
-        InvalidInput: the frame is over 200 times as long as wide, or has no pixels.
+        InvalidInput: the frame is over 200 times as long as wide, or has no pixels; the sentence calls it `name`.
     """
     if min(height, width) < 1:
-        raise InvalidInput(f"The image has no pixels ({width} x {height}): send another one.")
+        raise InvalidInput(f"{name} has no pixels ({width} x {height}): send another one.")
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise InvalidInput(
-            f"The image of {width} x {height} pixels is over {MAX_ASPECT_RATIO} times as long as wide: crop it."
+            f"{name} of {width} x {height} pixels is over {MAX_ASPECT_RATIO} times as long as wide: crop it."
         )
     unit = settings.unit
     rounded_height, rounded_width = round(height / unit) * unit, round(width / unit) * unit
@@ -90,21 +100,49 @@ def smart_resize(height: int, width: int, settings: PreprocessSettings) -> tuple
     return rounded_height, rounded_width
 
 
-def patchify(pixels: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
-    """Resize, normalise and cut a frame [height, width, 3] into patches.
+def most_pixels(resolution: Resolution) -> int:
+    """An upper bound of the pixels of any frame that `smart_resize` allows."""
+    area = max(resolution.min_pixels, resolution.max_pixels)
+    side = math.ceil(math.sqrt(MAX_ASPECT_RATIO * area)) + resolution.unit  # the longest, at the least width allowed
+    return area + 2 * resolution.unit * side + resolution.unit**2  # each side rounded up by less than a unit
+
+
+def fit(
+    pixels: NDArray[np.uint8], settings: PreprocessSettings | Resolution, name: str = "The image"
+) -> NDArray[np.uint8]:
+    """Resize a frame uint8 [height, width, 3] to the size that the model sees it at.
 
     Raises:
         InvalidInput: see `smart_resize`.
     """
-    height, width = smart_resize(pixels.shape[0], pixels.shape[1], settings)
-    resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    height, width = smart_resize(pixels.shape[0], pixels.shape[1], settings, name)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def patch_grid(height: int, width: int, settings: PreprocessSettings) -> tuple[int, int, int]:
+    """Patches in time, height and width of a fitted frame."""
+    return 1, height // settings.patch_size, width // settings.patch_size
+
+
+def cut(fitted: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
+    """Normalise a fitted frame [height, width, 3] and cut it into patches."""
     # One table per channel: a byte has only 256 values, and each is normalised in the order the processor does it.
     levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)[:, None]
     table = (levels - np.array(settings.image_mean, np.float32)) / np.array(settings.image_std, np.float32)
-    channels = np.stack([table[resized[..., channel], channel] for channel in range(3)])
+    channels = np.stack([table[fitted[..., channel], channel] for channel in range(3)])
     size, merge, time = settings.patch_size, settings.merge_size, settings.temporal_patch_size
-    rows, columns = height // size, width // size
-    cut = channels.reshape(3, rows // merge, merge, size, columns // merge, merge, size)
-    ordered = cut.transpose(1, 4, 2, 5, 0, 3, 6)  # merged row, merged column, row, column, channel, y, x
+    grid = patch_grid(fitted.shape[0], fitted.shape[1], settings)
+    _, rows, columns = grid
+    pieces = channels.reshape(3, rows // merge, merge, size, columns // merge, merge, size)
+    ordered = pieces.transpose(1, 4, 2, 5, 0, 3, 6)  # merged row, merged column, row, column, channel, y, x
     twice = np.repeat(ordered.reshape(rows * columns, 3, 1, size * size), time, axis=2)
-    return Patches(twice.reshape(rows * columns, -1).astype(np.float32), (1, rows, columns))
+    return Patches(twice.reshape(rows * columns, -1).astype(np.float32), grid)
+
+
+def patchify(pixels: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
+    """Resize, normalise and cut a frame as its file has it, [height, width, 3], into patches.
+
+    Raises:
+        InvalidInput: see `smart_resize`.
+    """
+    return cut(fit(pixels, settings), settings)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from secrets import token_bytes
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.origins import ANYBODY, Origin
 
 IDENTITY_BYTES = 16
 IDENTITY_KEY = token_bytes(32)  # another one in every process, so that nobody can prepare two pictures with one name
@@ -80,12 +82,29 @@ class ImageInput:
     crop_to_regions: bool = True
 
 
+class Resolution(NamedTuple):
+    """What decides the size that a model sees a frame at: both sides are multiples of `unit`, the area is between the limits."""
+
+    unit: int
+    min_pixels: int
+    max_pixels: int
+
+
 @dataclass(frozen=True)
 class Frame:
-    """One decoded picture: `pixels` uint8 [height, width, 3], RGB."""
+    """One picture.
+
+    Attributes:
+        pixels: uint8 [height, width, 3], RGB.
+        name: what error messages call it.
+        resolution: what it was resized for; None as the file has it.
+        origin: whose it is.
+    """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     name: str
+    resolution: Resolution | None = None
+    origin: Origin = ANYBODY
 
     @cached_property
     def identity(self) -> bytes:
@@ -136,11 +155,12 @@ class GenerationRequest:
         prompt: the text.
         images: encoded files.
         sampling: how tokens are chosen.
-        frames: pictures that are decoded already, a study's; they come before `images`.
+        frames: pictures that were read already, a study's (see `ReportEngine.read_image`); they come before `images`.
         priority: who goes first.
         client: whose turn it is counted as.
         scope: what is kept for later is found by requests of the same scope only.
         came: when the call came, by time.perf_counter, where that was before.
+        allow_mixed_studies: images of several studies of one patient are taken; of two patients they never are.
     """
 
     prompt: str = field(repr=False)
@@ -151,6 +171,7 @@ class GenerationRequest:
     client: str = ""
     scope: str = ""
     came: float | None = None
+    allow_mixed_studies: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def _run(chosen: ServeSettings | None) -> int:
         if traces := from_settings.traces(chosen):
             ending.callback(traces.close)
             observers.append(traces.observe)
-        server = ReportServer(engine, options, access=known, decode=decode, observers=observers)
+        server = ReportServer(engine, options, access=known, observers=observers)
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
         tell_systemd("READY=1")

@@ -54,6 +54,9 @@ class ServeSettings(BaseModel):
     decode_processes: int = _option(2, "that decode image files", "N", LOAD, ge=1, le=64)
     decode_mb: int = _option(4096, "memory of each", "N", LOAD, ge=512)
     decode_seconds: float = _option(20.0, "for one file", "S", LOAD, gt=0)
+    decode_user: int = _option(
+        65534, "number of the user they run as where the server is started by root", "N", LOAD, ge=1
+    )
 
     clients: Path | None = _option(None, "TOML file of clients by token or certificate, and their quotas", "F", WHO)
     tls_certificate: Path | None = _option(None, "PEM chain of the server", "F", WHO)

@@ -19,12 +19,10 @@ from echovlm_edge.runtime.access import Access
 from echovlm_edge.runtime.admission import Admission
 from echovlm_edge.runtime.call_record import Observer
 from echovlm_edge.runtime.clients import Everybody
-from echovlm_edge.runtime.engine import DecodeImage
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.event_loop import run_on_loop
 from echovlm_edge.runtime.grpc_calls import ReportCalls, TransportLimits
 from echovlm_edge.runtime.health import Health
-from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.logs import log_call
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.receiving import Receiver
@@ -91,7 +89,6 @@ class ReportServer:
         options: ServerOptions,
         *,
         access: Access | None = None,
-        decode: DecodeImage = decode_image,
         observers: Sequence[Observer] = (),
     ) -> None:
         """Listen and start serving; `access` None lets everybody in; `observers` are told of every call that ended, as the log is."""
@@ -103,7 +100,7 @@ class ReportServer:
         self.studies = Studies(options.studies, engine.prepare)
         self._grace = options.grace_seconds
         self._stopped = threading.Event()
-        service = ReportService(engine, self.studies, self.admission, options.limits, decode)
+        service = ReportService(engine, self.studies, self.admission, options.limits)
         run_on_loop(self._start(service, access, (log_call, *observers), options, host, port))
         if isinstance(engine, ServedEngine):
             engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all

@@ -14,9 +14,11 @@ from echovlm_edge.runtime import messages
 from echovlm_edge.runtime.admission import Admission
 from echovlm_edge.runtime.call_record import CallRecord
 from echovlm_edge.runtime.clients import Client
-from echovlm_edge.runtime.engine import DecodeImage, EngineInfo
+from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, Priority
+from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.image_decoder import Asker
+from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput, Priority
 from echovlm_edge.runtime.studies import Studies
 from echovlm_edge.runtime.tasks import Task, prompt_for
 
@@ -43,6 +45,12 @@ class Engine(Protocol):
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         """How many tokens a prompt about these frames takes; InvalidInput where the context does not hold them."""
+        ...
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        """The frames of an image that a study gets after those `before`."""
         ...
 
 
@@ -83,11 +91,9 @@ class ReportService:
         studies: Studies,
         admission: Admission,
         limits: messages.CallLimits,
-        decode: DecodeImage,
     ) -> None:
-        """`decode` reads the images of studies."""
-        self._engine, self._studies, self.admission = engine, studies, admission
-        self._limits, self._decode = limits, decode
+        """`engine` reads images and writes; `admission` bounds both."""
+        self._engine, self._studies, self.admission, self._limits = engine, studies, admission, limits
         self.methods = {
             method.name: method
             for method in (
@@ -118,9 +124,14 @@ class ReportService:
     def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
         with self.admission.place(call.client, request.ByteSize()):
             self._limits.check("", [request.image])
-            self._studies.check(call.client, request.study)
-            frames = self._decode(messages.image_input(request.image, 1))
-            added = self._studies.add(call.client, request.study, frames, self._engine.prompt_tokens)
+            before = self._studies.pictures(call.client, request.study)
+            asker = Asker(call.client.name, stopped=call.gone.is_set)
+            image, mixed = messages.image_input(request.image, 1), request.allow_mixed_studies
+            try:
+                frames = self._engine.read_image(image, before, asker, mixed)
+            except Stopped:  # the client is gone, and nobody waits for an answer
+                return
+            added = self._studies.add(call.client, request.study, frames, self._engine.prompt_tokens, mixed)
             tokens = self._engine.prompt_tokens(added.frames)
         yield pb.AddedImage(number=added.number, frames=len(frames), study_tokens=tokens)
 
@@ -162,4 +173,5 @@ class ReportService:
             messages.priority(options),
             client.name,
             client.scope,
+            allow_mixed_studies=options.allow_mixed_studies,
         )

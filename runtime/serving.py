@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from echovlm_edge.runtime.engine import EngineInfo, EngineStats, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable, UserError
-from echovlm_edge.runtime.request import Event, Frame, GenerationRequest
+from echovlm_edge.runtime.image_decoder import Asker
+from echovlm_edge.runtime.request import Event, Frame, GenerationRequest, ImageInput
 
 HUNG = Unavailable("The engine hung and is being replaced: ask again in a while.")
 _log = logging.getLogger(__name__)
@@ -85,6 +86,12 @@ class ServedEngine:
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         """See `ReportEngine.prompt_tokens`."""
         return self._current.prompt_tokens(frames)
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        """See `ReportEngine.read_image`."""
+        return self._current.read_image(image, before, asker, allow_mixed_studies)
 
     def stats(self) -> EngineStats:
         """See `ReportEngine.stats`."""

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, UserError
+from echovlm_edge.runtime.origins import refuse_mixed
 from echovlm_edge.runtime.request import Frame
 
 Prepare = Callable[[Sequence[Frame], str, str, Callable[[], bool]], None]
@@ -84,7 +85,12 @@ class Studies:
             return name
 
     def add(
-        self, client: Client, name: str, frames: Sequence[Frame], check: Callable[[Sequence[Frame]], object]
+        self,
+        client: Client,
+        name: str,
+        frames: Sequence[Frame],
+        check: Callable[[Sequence[Frame]], object],
+        allow_mixed_studies: bool = False,
     ) -> Added:
         """Add an image's frames at the study's end, and have them read in the background.
 
@@ -93,10 +99,11 @@ class Studies:
             name: the study's id.
             frames: the image's pictures.
             check: refuses a study of so many pictures, for example one that the context does not hold.
+            allow_mixed_studies: the image may be of another study of the same patient.
 
         Raises:
             NotFound: no such study.
-            InvalidInput: too many pictures.
+            InvalidInput: too many pictures, or another patient's.
             Busy: no memory for it now.
         """
         with self._lock:
@@ -107,23 +114,26 @@ class Studies:
                     f"The study would have {len(together)} pictures, it may have {self.limits.max_frames}: "
                     "withdraw one first."
                 )
+            # Again, as others may have been added while this one was decoded.
+            refuse_mixed([(frame.name, frame.origin) for frame in together], allow_mixed_studies)
             check(together)
             size = sum(frame.pixels.nbytes for frame in frames)
             if sum(other.bytes() for other in self._open.values()) + size > self.limits.max_bytes:
                 raise Busy("The memory for studies is full: end studies that are done, or ask again later.", 10.0)
             study.numbers += 1
-            study.images[study.numbers] = tuple(frames)
+            known_as = f"image number {study.numbers} of the study"
+            study.images[study.numbers] = tuple(replace(frame, name=known_as) for frame in frames)
             self._prepare_again(study)
-            return Added(study.numbers, together)
+            return Added(study.numbers, study.frames())
 
-    def check(self, client: Client, name: str) -> None:
-        """Before work is done for it: is there such a study?
+    def pictures(self, client: Client, name: str) -> tuple[Frame, ...]:
+        """What it has so far, while it goes on being read in the background.
 
         Raises:
             NotFound: no such study.
         """
         with self._lock:
-            self._find(client, name)
+            return self._find(client, name).frames()
 
     def withdraw(self, client: Client, name: str, number: int) -> None:
         """Take an image out.

@@ -10,6 +10,7 @@ from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.image_decoder import Asker
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.request import (
     Event,
@@ -46,6 +47,11 @@ class DecodingEngine:
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         return 10 * len(frames)
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        return decode_image(image)
 
 
 @pytest.fixture

@@ -10,33 +10,51 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pydicom.data
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
+from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.image_decoder import LocalDecoder
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from tests.decoding import RESOLUTION, asker, read
 from tests.dicom_files import png, shipped
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[DecodeSandbox]:
     sandbox = DecodeSandbox(SandboxLimits(processes=1, memory_bytes=1 << 30, seconds=5))
+    sandbox.ready()
     yield sandbox
     sandbox.close()
 
 
-def process(sandbox: DecodeSandbox) -> psutil.Process:
-    """The one that is idle."""
-    return psutil.Process(sandbox._idle.queue[0]._process.pid)
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
+
+
+def idle(sandbox: DecodeSandbox, count: int) -> list[psutil.Process]:
+    """Its idle processes, once there are so many."""
+    eventually(lambda: len(sandbox.pids()) == count)
+    return [psutil.Process(pid) for pid in sandbox.pids()]
+
+
+def child_of(process: psutil.Process) -> psutil.Process:
+    """The process of the file that it decodes now."""
+    eventually(lambda: bool(process.children()))
+    return process.children()[0]
 
 
 CINE = ImageInput(shipped("examples_ybr_color.dcm"), name="cine", selection=FrameSelection((0, 29)))
@@ -44,22 +62,40 @@ CINE = ImageInput(shipped("examples_ybr_color.dcm"), name="cine", selection=Fram
 
 @pytest.mark.parametrize("image", [ImageInput(png(90, 61)), CINE, ImageInput(shipped("examples_palette.dcm"))])
 def test_it_gives_what_decoding_here_gives(sandbox: DecodeSandbox, image: ImageInput) -> None:
-    expected, frames = decode_image(image), sandbox(image)
-    assert [frame.name for frame in frames] == [frame.name for frame in expected]
+    here, there = LocalDecoder(), sandbox
+    assert there.measure(image, RESOLUTION) == here.measure(image, RESOLUTION)
+    expected, frames = read(here, image), read(there, image)
+    assert [(frame.name, frame.resolution, frame.origin) for frame in frames] == [
+        (frame.name, frame.resolution, frame.origin) for frame in expected
+    ]
     assert all(np.array_equal(ours.pixels, theirs.pixels) for ours, theirs in zip(frames, expected, strict=True))
+
+
+def outcome(decoder: DecodeSandbox | LocalDecoder, image: ImageInput) -> object:
+    try:
+        return [frame.pixels.tobytes() for frame in read(decoder, image)]
+    except (InvalidInput, NotPossibleHere) as refused:
+        return type(refused), str(refused)
+
+
+def test_every_file_that_pydicom_ships_is_read_there_as_here(sandbox: DecodeSandbox) -> None:
+    """All its transfer syntaxes and character sets: nothing that one of them needs is loaded after the confinement."""
+    files = [file for file in Path(pydicom.data.__file__).parent.rglob("*.dcm") if file.stat().st_size < 1 << 20]
+    assert len(files) > 50
+    for file in files:
+        image = ImageInput(file.read_bytes(), name=file.name)
+        assert outcome(sandbox, image) == outcome(LocalDecoder(), image), file
 
 
 def test_it_refuses_in_the_same_words(sandbox: DecodeSandbox) -> None:
     for image in (
         ImageInput(b"text"),
+        ImageInput(b""),
         ImageInput(png(90, 61)[:200]),
+        ImageInput(png(9000, 30)),
         ImageInput(CINE.data, selection=FrameSelection((99,))),
     ):
-        with pytest.raises(InvalidInput) as here:
-            decode_image(image)
-        with pytest.raises(InvalidInput) as there:
-            sandbox(image)
-        assert str(there.value) == str(here.value)
+        assert outcome(sandbox, image) == outcome(LocalDecoder(), image)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -75,73 +111,248 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def test_a_bomb_is_refused_from_its_header(sandbox: DecodeSandbox) -> None:
-    sandbox(ImageInput(png(64, 64)))
-    before = process(sandbox).memory_info().rss
     with pytest.raises(InvalidInput, match="more than 64,000,000"):
-        sandbox(ImageInput(bomb(40_000, 40_000)))
-    assert process(sandbox).memory_info().rss - before < 64 << 20
+        sandbox.measure(ImageInput(bomb(40_000, 40_000)), RESOLUTION)
 
 
-def test_one_that_takes_too_much_memory_is_refused(sandbox: DecodeSandbox) -> None:
+def test_measuring_decodes_nothing() -> None:
+    """The pixels of these two do not fit into the memory that measuring them takes."""
     small = DecodeSandbox(SandboxLimits(processes=1, memory_bytes=400 << 20))
-    with pytest.raises(InvalidInput, match="more memory than decoding may use"):
-        small(ImageInput(bomb(8_000, 8_000)))  # within the limit of pixels: 192 MB as RGB, and copies of it
-    assert small(ImageInput(png(64, 64))), "it did not go on"
+    for image in (ImageInput(bomb(8_000, 8_000)), ImageInput(turned_bomb())):
+        assert small.measure(image, RESOLUTION).sizes == ((980, 980),)
+        with pytest.raises(InvalidInput, match="more memory than decoding may use"):
+            read(small, image)
+    assert read(small, ImageInput(png(64, 64))), "it did not go on"
     small.close()
+
+
+def turned_bomb() -> bytes:
+    """One that says behind its pixels how it is to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    Image.new("L", (1, 1)).save(turned, "PNG", exif=exif)
+    at = turned.getvalue().index(b"eXIf") - 4
+    length = int.from_bytes(turned.getvalue()[at : at + 4], "big") + 12
+    plain = bomb(8_000, 8_000)
+    return plain[:-12] + turned.getvalue()[at : at + length] + plain[-12:]
 
 
 def test_one_that_takes_too_long_is_refused() -> None:
     hasty = DecodeSandbox(SandboxLimits(processes=1, seconds=0.2))
-    started = time.monotonic()
+    slow = ImageInput(bomb(8_000, 8_000))
     with pytest.raises(InvalidInput, match=r"takes more than 0\.2 s to decode"):
-        hasty(ImageInput(bomb(8_000, 8_000)))
-    assert time.monotonic() - started < 2
-    assert hasty(ImageInput(png(64, 64))), "it did not go on"
+        hasty.decode(slow, LocalDecoder().measure(slow, RESOLUTION))
+    assert hasty.measure(ImageInput(png(64, 64)), RESOLUTION), "it did not go on"
     hasty.close()
 
 
-def test_killed_while_it_decodes_it_costs_that_one_request(sandbox: DecodeSandbox) -> None:
-    sandbox(ImageInput(png(64, 64)))
-    worker = sandbox._idle.queue[0]
-    victim = worker._process.pid
-    os.kill(victim, signal.SIGSTOP)
+def in_the_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """A call in a thread of its own, and what comes of it."""
+    came: list[object] = []
 
-    threading.Timer(0.2, os.kill, (victim, signal.SIGKILL)).start()
-    with pytest.raises(InvalidInput, match="decoding it crashed"):
-        sandbox(ImageInput(png(64, 64)))
-    assert sandbox(ImageInput(png(64, 64)))
-    idle = sandbox._idle.queue[0]._process
-    idle.kill()
-    idle.wait()
-    assert sandbox(ImageInput(png(64, 64)))
+    def run() -> None:
+        try:
+            came.append(work())
+        except Exception as error:
+            came.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, came
+
+
+@pytest.fixture
+def slow() -> ImageInput:
+    """Takes seconds to decode."""
+    return ImageInput(bomb(8_000, 8_000))
+
+
+@pytest.fixture
+def patient() -> Iterator[DecodeSandbox]:
+    """Gives a file a minute."""
+    sandbox = DecodeSandbox(SandboxLimits(processes=1, seconds=60))
+    sandbox.ready()
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.mark.parametrize("whom", ["the process", "its child"])
+def test_killed_from_outside_it_costs_nobody_anything(patient: DecodeSandbox, slow: ImageInput, whom: str) -> None:
+    victims = idle(patient, 2)
+    measured = LocalDecoder().measure(slow, RESOLUTION)
+    call, came = in_the_background(lambda: patient.decode(slow, measured))
+    eventually(lambda: any(process.children() for process in victims))
+    busy = next(process for process in victims if process.children())
+    (child_of(busy) if whom == "its child" else busy).kill()
+    call.join()
+    assert isinstance(came[0], list) and came[0][0].pixels.shape == (980, 980, 3), came
+    assert read(patient, ImageInput(png(64, 64)))
+
+
+def test_stopped_from_outside_it_is_not_the_images_fault(slow: ImageInput) -> None:
+    sandbox = DecodeSandbox(SandboxLimits(processes=1, seconds=1))
+    victims = idle(sandbox, 2)
+    for process in victims:
+        process.suspend()
+    with pytest.raises(Unavailable, match="was lost: ask again"):
+        sandbox.measure(ImageInput(png(64, 64)), RESOLUTION)
+    sandbox.close()
+    for process in victims:  # those that still are
+        if process.is_running():
+            process.kill()
+
+
+def test_a_stopped_child_is_not_the_images_fault(slow: ImageInput) -> None:
+    sandbox = DecodeSandbox(SandboxLimits(processes=1, seconds=2))
+    processes = idle(sandbox, 2)
+    call, came = in_the_background(lambda: sandbox.decode(slow, LocalDecoder().measure(slow, RESOLUTION)))
+    eventually(lambda: any(process.children() for process in processes))
+    child_of(next(process for process in processes if process.children())).suspend()
+    call.join()
+    assert isinstance(came[0], Unavailable) and "ask again" in str(came[0])
+    assert read(sandbox, ImageInput(png(64, 64)))
+    sandbox.close()
+
+
+def test_killed_while_they_are_idle_others_take_their_place(patient: DecodeSandbox) -> None:
+    for process in idle(patient, 2):
+        process.kill()
+    assert read(patient, ImageInput(png(64, 64)))
+    assert len(idle(patient, 2)) == 2, "the lost ones were not replaced"
+
+
+def test_one_that_nobody_wants_any_more_is_given_up(patient: DecodeSandbox, slow: ImageInput) -> None:
+    before = {process.pid for process in idle(patient, 2)}
+    gone = threading.Event()
+    measured = LocalDecoder().measure(slow, RESOLUTION)
+    calls = [in_the_background(lambda: patient.decode(slow, measured, asker(gone.is_set, "a"))) for _ in range(40)]
+    eventually(lambda: len(patient.pids()) == 1 and len(patient._waiting) == 39)
+    gone.set()
+    frames = read(patient, ImageInput(png(64, 64)), asker(lambda: False, "b"))
+    assert frames and not any(psutil.Process(pid).children() for pid in patient.pids()), "it is still being decoded"
+    for thread, came in calls:
+        thread.join()
+        assert isinstance(came[0], Stopped), came
+    assert {process.pid for process in idle(patient, 2)} == before, "giving up costs a process"
+
+
+def test_clients_take_turns(patient: DecodeSandbox, slow: ImageInput) -> None:
+    """One client's many files do not keep another one's waiting until the last."""
+    order: list[str] = []
+
+    def one(client: str) -> None:
+        patient.measure(ImageInput(png(64, 64)), RESOLUTION, asker(lambda: False, client))
+        order.append(client)
+
+    gone = threading.Event()
+    measured = LocalDecoder().measure(slow, RESOLUTION)
+    first, _ = in_the_background(lambda: patient.decode(slow, measured, asker(gone.is_set, "many")))
+    eventually(lambda: len(patient._waiting) == 0 and patient._busy == 1)
+    threads = []
+    for waiting, client in enumerate(["many"] * 8 + ["one"], 1):
+        threads.append(in_the_background(lambda client=client: one(client))[0])  # type: ignore[misc]
+        eventually(lambda waiting=waiting: len(patient._waiting) == waiting)  # type: ignore[misc]
+    gone.set()
+    for thread in (first, *threads):
+        thread.join()
+    assert order.index("one") < 3, order
 
 
 def test_it_can_write_nothing_and_leaves_no_core(sandbox: DecodeSandbox) -> None:
-    sandbox(ImageInput(png(64, 64)))
-    limits = Path(f"/proc/{process(sandbox).pid}/limits").read_text()
-    values = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()}
-    assert values["Max core file size"] == values["Max file size"] == "0"
-    assert int(values["Max address space"]) == 1 << 30
-    status = Path(f"/proc/{process(sandbox).pid}/status").read_text()
-    assert "NoNewPrivs:\t1" in status
+    for process in idle(sandbox, 2):
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        values = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()}
+        assert values["Max core file size"] == values["Max file size"] == "0"
+        assert int(values["Max address space"]) == 1 << 30
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "NoNewPrivs:\t1" in status and "CapEff:\t0000000000000000" in status
 
 
 def test_it_ends_with_the_server_however_that_ends() -> None:
     program = (
         "import os, signal; from echovlm_edge.runtime.decode_sandbox import DecodeSandbox; "
-        "s = DecodeSandbox(); print(s._idle.queue[0]._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "s = DecodeSandbox(); s.ready(); print(*s.pids(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    worker = int(done.stdout)
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the process outlived the server"
-        time.sleep(0.05)
+    for pid in map(int, done.stdout.split()):
+        eventually(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")  # type: ignore[misc]
+
+
+def test_it_does_not_end_with_the_thread_that_first_asked() -> None:
+    made: list[DecodeSandbox] = []
+
+    def make() -> None:
+        made.append(DecodeSandbox(SandboxLimits(processes=1)))
+        made[0].ready()
+        read(made[0], ImageInput(png(64, 64)))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    before = {process.pid for process in idle(made[0], 2)}
+    read(made[0], ImageInput(png(64, 64)))
+    assert {process.pid for process in idle(made[0], 2)} == before
+    made[0].close()
+
+
+def test_a_signal_to_the_whole_group_leaves_it_to_the_server_to_end(patient: DecodeSandbox) -> None:
+    before = idle(patient, 2)
+    for process in before:
+        for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process.pid, told)
+    assert read(patient, ImageInput(png(64, 64)))
+    assert {process.pid for process in idle(patient, 2)} == {process.pid for process in before}
 
 
 def test_too_little_memory_to_start_is_one_sentence() -> None:
     with pytest.raises(NotPossibleHere, match="memory limit too low"):
-        DecodeSandbox(SandboxLimits(memory_bytes=16 << 20))
+        DecodeSandbox(SandboxLimits(memory_bytes=16 << 20)).ready()
+
+
+def test_no_descriptors_is_not_the_images_fault() -> None:
+    """A server without a free descriptor cannot start a process: that is said, and it recovers."""
+    program = """
+import os, resource, sys
+from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
+from echovlm_edge.runtime.errors import Unavailable
+from echovlm_edge.runtime.request import ImageInput
+from tests.decoding import read
+from tests.dicom_files import png
+
+sandbox = DecodeSandbox(SandboxLimits(processes=1))
+sandbox.ready()
+while len(sandbox.pids()) < 2:
+    pass
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+assert read(sandbox, ImageInput(png(64, 64))), "the processes that are there go on"
+for pid in sandbox.pids():
+    os.kill(pid, 9)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+for descriptor in [os.dup2(0, taken[0])]:
+    pass
+try:
+    read(sandbox, ImageInput(png(64, 64)))
+    # the pipes of the two that were killed are enough for one new process
+except Unavailable as error:
+    assert "can be started (Too many open files): ask again" in str(error), error
+for descriptor in taken:
+    os.close(descriptor)
+while not sandbox.pids():
+    pass
+assert read(sandbox, ImageInput(png(64, 64)))
+print("recovered")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout == "recovered\n", done.stderr
 
 
 def damaged(data: bytes) -> st.SearchStrategy[bytes]:
@@ -168,7 +379,7 @@ def jpeg() -> bytes:
 )
 def test_any_bytes_get_a_picture_or_a_sentence(sandbox: DecodeSandbox, data: bytes) -> None:
     try:
-        frames = sandbox(ImageInput(data))
+        frames = read(sandbox, ImageInput(data))
     except InvalidInput as error:
         assert str(error).startswith("image 1 ")
         return

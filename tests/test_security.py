@@ -61,6 +61,9 @@ class QuickEngine:
     def prompt_tokens(self, frames: list[Frame]) -> int:
         return len(frames)
 
+    def read_image(self, image: object, before: object, asker: object, allow_mixed_studies: bool) -> list[Frame]:
+        return []
+
 
 @pytest.fixture
 def engine() -> QuickEngine:

@@ -24,6 +24,7 @@ from echovlm_edge.runtime import report_command
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.image_decoder import Asker
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.request import (
     Event,
@@ -77,6 +78,11 @@ class SlowEngine:
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         return 10 * len(frames)
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        return []
 
 
 @pytest.fixture
@@ -331,7 +337,8 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=20)
     assert process.returncode == 0
-    calls = [line for line in errors.splitlines() if " memory: " not in line]
+    confined, *calls = [line for line in errors.splitlines() if " memory: " not in line]
+    assert "image decoding is confined by:" in confined
     assert calls and all(" call request_id=" in line for line in calls), errors
     assert "cine.dcm" not in errors and "long" not in errors, "the log says what was asked"
     assert output == f"Serving checkpoint (fp32, cpu) on {address}\n"

@@ -26,7 +26,7 @@ PICTURES = [pb.Image(data=png(84 + 28 * index, 84)) for index in range(4)]
 
 @pytest.fixture(scope="module")
 def served(golden_bundle: Path) -> Iterator[Running]:
-    options = ServerOptions(studies=StudyLimits(max_studies=4, max_frames=6, max_bytes=4 << 20))
+    options = ServerOptions(studies=StudyLimits(max_studies=4, max_frames=6, max_bytes=2 << 20))
     with running(golden_bundle, options) as server:
         yield server
 

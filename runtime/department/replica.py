@@ -56,7 +56,6 @@ class ReportReplica:
             self._studies,
             Admission(places, options.slots, options.request_bytes),
             options.limits,
-            self._decode,
         )
 
     async def GenerateReport(self, request: pb.GenerateReportRequest, grpc_context: Any) -> AsyncIterator[Any]:

@@ -1,0 +1,172 @@
+"""What a process that decodes files gives up, one thing after another, each tried out afterwards: what does not hold is said."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from echovlm_edge.runtime import landlock, seccomp
+
+# linux/prctl.h, linux/sched.h, linux/capability.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 38, 39
+CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
+CAPABILITY_VERSION_3 = 0x20080522
+OPEN_FILES = 64
+OOM_SCORE = 800  # of -1000 to 1000: where the kernel runs out of memory, this goes before the server
+
+# All that decoding a file that is in memory takes.
+DECODING = (
+    *("brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "exit", "exit_group", "fstat", "futex"),
+    *("getcpu", "getpid", "getppid", "getrandom", "getrusage", "gettid", "gettimeofday", "lseek", "madvise"),
+    *("membarrier", "mmap", "mprotect", "mremap", "munmap", "nanosleep", "prlimit64", "read", "readv"),
+    *("restart_syscall", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield"),
+    *("set_robust_list", "sigaltstack", "sysinfo", "time", "times", "uname", "write", "writev"),
+)
+# And what starting a process for each file takes.
+STARTING = (
+    *("clone", "fork", "kill", "pipe", "pipe2", "poll", "ppoll", "prctl", "pselect6", "select", "wait4", "waitid"),
+)
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What holds, by name; and what does not, with the reason."""
+
+    holds: tuple[str, ...]
+    lacks: tuple[tuple[str, str], ...]
+
+    def sentence(self) -> str:
+        """For the log."""
+        said = f"image decoding is confined by: {', '.join(self.holds) or 'nothing'}"
+        return said + ("; not by: " + ", ".join(f"{name} ({why})" for name, why in self.lacks) if self.lacks else "")
+
+
+class NotInForce(Exception):
+    """A confinement was asked for, and what it should deny is still possible; the text says why."""
+
+
+def confine(memory_bytes: int, user: int) -> Confinement:
+    """Give up all that can be given up here: for a process that has loaded and opened what it will need.
+
+    Args:
+        memory_bytes: of address space, from now on.
+        user: the user and group that it becomes where root starts it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+    network = _network()
+    steps: dict[str, Callable[[], None]] = {
+        "own user": lambda: _own_user(libc, user),
+        "no network": lambda: _no_network(libc, network),
+        "no capabilities": lambda: _no_capabilities(libc),
+        "limits": lambda: _limits(memory_bytes),
+        "landlock": _landlock,
+        "seccomp": lambda: _seccomp((*DECODING, *STARTING)),
+    }
+    if os.geteuid() == 0:
+        libc.unshare(CLONE_NEWNET | CLONE_NEWIPC)  # while it may; whether it did is asked below
+    holds, lacks = [], []
+    for name, step in steps.items():
+        try:
+            step()
+            holds.append(name)
+        except NotInForce as why:
+            lacks.append((name, str(why)))
+        except OSError as error:
+            lacks.append((name, os.strerror(error.errno) if error.errno else str(error)))
+    return Confinement(tuple(holds), tuple(lacks))
+
+
+def confine_to_one_file(seccomp_holds: bool) -> None:
+    """What the process of one file gives up besides: starting others. It ends with the one that started it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    starter = os.getppid()
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it has one thread, so that this is about the process
+    if os.getppid() != starter:
+        os._exit(1)
+    if seccomp_holds:
+        seccomp.install(DECODING)
+
+
+def denied(attempt: Callable[[], object]) -> bool:
+    """Whether the kernel refuses to do it."""
+    try:
+        attempt()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _own_user(libc: ctypes.CDLL, user: int) -> None:
+    if os.geteuid() != 0:
+        raise NotInForce("the server does not run as root")
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    if os.getresuid() != (user,) * 3 or os.getresgid() != (user,) * 3 or os.getgroups() or user == 0:
+        raise NotInForce("it still runs as root")
+
+
+def _no_network(libc: ctypes.CDLL, before: int) -> None:
+    if _network() == before and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if _network() == before:
+        raise NotInForce("the network is still the server's")
+
+
+def _network() -> int:
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+def _no_capabilities(libc: ctypes.CDLL) -> None:
+    """A user namespace of its own came with all of them."""
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    libc.capset(header, bytes(24))
+    libc.prctl(PR_SET_DUMPABLE, 0)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    if any(int(status[kind], 16) for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb")):
+        raise NotInForce("it still has some")
+    if libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
+        raise NotInForce("it can get new ones")
+
+
+def _limits(memory_bytes: int) -> None:
+    """No core file, no new files, few open ones, no more memory."""
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_AS: memory_bytes,
+    }
+    for kind, limit in wanted.items():
+        _, hard = resource.getrlimit(kind)
+        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (lower, lower))
+    if any(resource.getrlimit(kind)[1] > limit for kind, limit in wanted.items()):
+        raise NotInForce("they were not taken")
+
+
+def _landlock() -> None:
+    open_root = lambda: os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))  # noqa: E731
+    open_root()
+    landlock.give_up_everything()
+    if not denied(open_root):
+        raise NotInForce("files can still be opened")
+
+
+def _seccomp(allowed: tuple[str, ...]) -> None:
+    seccomp.install(allowed)
+    if not denied(lambda: os.open("/", os.O_RDONLY)) or not denied(lambda: socket.socket().close()):
+        raise NotInForce("files and sockets can still be opened")

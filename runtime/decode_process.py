@@ -1,0 +1,246 @@
+"""The server's end of one decoding process: a request goes in, its answer comes out, or the process is never used again."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from echovlm_edge.runtime.confinement import Confinement
+from echovlm_edge.runtime.decode_worker import (
+    ANSWERED,
+    ASKED,
+    OUT_OF_MEMORY,
+    PIECE_BYTES,
+    READY,
+    UNWANTED,
+    packed,
+    unpacked,
+)
+from echovlm_edge.runtime.image import ImageLimits
+
+START_SECONDS = 60.0
+GRACE_SECONDS = 2.0  # for a process to say that it has taken a request back
+POLL_MS = 50  # between two polls of whether the caller is still there
+ENVIRONMENT = {
+    "PATH": os.defpath,
+    "LANG": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OPJ_NUM_THREADS": "1",
+}
+# What a file can do to the process that decodes it. Any other signal comes from outside: a kill, or the kernel without memory.
+OF_THE_FILE = tuple(
+    -number
+    for number in (
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP),
+        *(signal.SIGXFSZ, signal.SIGXCPU),
+    )
+)
+
+
+class Lost(Exception):
+    """The process is gone, or does not follow the protocol: nothing is known about the file."""
+
+
+class Unresponsive(Lost):
+    """It does not answer in time, although it is not busy with the file."""
+
+
+class Crashed(Exception):
+    """The file ended its process."""
+
+
+class NoMemory(Exception):
+    """The file takes more memory than there may be."""
+
+
+class TooSlow(Exception):
+    """The file takes longer than it may."""
+
+
+class Unwanted(Exception):
+    """The caller is gone."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about one file.
+
+    Attributes:
+        kind: MEASURE or DECODE of `decode_worker`.
+        header: what goes with the file, as JSON.
+        data: the file.
+        most_bytes: of the answer; more is not taken.
+        seconds: until the answer.
+        stopped: whether nobody wants it any more.
+    """
+
+    kind: int
+    header: dict[str, Any]
+    data: bytes
+    most_bytes: int
+    seconds: float
+    stopped: Callable[[], bool]
+
+
+class DecodeProcess:
+    """One process, used by one thread at a time.
+
+    Attributes:
+        confinement: what it has given up.
+        undecodable: encodings that it cannot decode, by media type or transfer syntax.
+    """
+
+    def __init__(self, memory_bytes: int, user: int, images: ImageLimits) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            OSError: no process can be started.
+            Lost: it ends at once.
+        """
+        command = [sys.executable, "-I", "-m", "echovlm_edge.runtime.decode_worker", str(memory_bytes), str(user)]
+        self._process = subprocess.Popen(
+            [*command, json.dumps(asdict(images))],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            cwd="/",
+        )
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._requests, False)
+        self._clean = False  # nothing is on its way in either pipe
+        try:
+            said, _ = unpacked(
+                memoryview(self._answer(READY, PIECE_BYTES, time.monotonic() + START_SECONDS, lambda: False))
+            )
+            self.confinement = Confinement(tuple(said["holds"]), tuple((name, why) for name, why in said["lacks"]))
+            self.undecodable = tuple(said["undecodable"])
+            self._clean = True
+        finally:
+            if not self._clean:
+                self.end()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def usable(self) -> bool:
+        """Whether it lives, and nothing is on its way that no request of now asked for."""
+        return self._clean and self._process.poll() is None and not self._readable(0)
+
+    def ask(self, request: Request) -> memoryview:
+        """The answer to a request. Whatever is raised meanwhile, here or in the caller's thread, ends the process, unless it has answered.
+
+        Raises:
+            Lost, Crashed, NoMemory, TooSlow, Unwanted: see there.
+        """
+        number = secrets.randbits(64)
+        body = packed(request.header, request.data)
+        head = ASKED.pack(number, request.kind, sum(map(len, body)), request.most_bytes)
+        deadline = time.monotonic() + request.seconds
+        self._clean = False
+        try:
+            for part in (head, *body):
+                self._send(part, deadline, request.stopped)
+            return memoryview(self._answer(number, request.most_bytes, deadline, request.stopped))
+        finally:
+            if not self._clean:
+                self.end()
+
+    def end(self) -> None:
+        """End it: by a signal where that is allowed, and by closing its pipes."""
+        self._clean = False
+        for close in (self._process.stdin, self._process.stdout):
+            if close:
+                with suppress(OSError):
+                    close.close()
+        with suppress(OSError):
+            self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE_SECONDS)
+
+    def _send(self, part: bytes, deadline: float, stopped: Callable[[], bool]) -> None:
+        poll = select.poll()
+        poll.register(self._requests, select.POLLOUT)
+        view, at = memoryview(part), 0
+        while at < len(view):
+            if not poll.poll(POLL_MS):
+                if stopped():
+                    raise Unwanted
+                if time.monotonic() > deadline:
+                    raise Unresponsive
+                continue
+            try:
+                at += os.write(self._requests, view[at : at + PIECE_BYTES])
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise Lost from None
+
+    def _answer(self, number: int, most_bytes: int, deadline: float, stopped: Callable[[], bool]) -> bytearray:
+        take_back = ASKED.pack(number, UNWANTED, 0, 0)
+        patience = _Patience(deadline, stopped, lambda: self._send(take_back, deadline, lambda: False))
+        answered, ended, size = ANSWERED.unpack(self._read(ANSWERED.size, patience))
+        if answered != number or size > most_bytes:
+            raise Lost
+        body = self._read(size, patience)
+        self._clean = True
+        if patience.over and ended != -signal.SIGSTOP:
+            raise patience.over
+        if ended == OUT_OF_MEMORY:
+            raise NoMemory
+        if ended > 0 or ended in OF_THE_FILE:
+            raise Crashed
+        if ended:
+            raise Unresponsive if patience.over else Lost
+        return body
+
+    def _read(self, count: int, patience: _Patience) -> bytearray:
+        found = bytearray(count)
+        view, at = memoryview(found), 0
+        while at < count:
+            patience.check()
+            if self._readable(POLL_MS):
+                got = os.readv(self._answers, [view[at:]])
+                if got == 0:
+                    raise Lost
+                at += got
+        return found
+
+    def _readable(self, milliseconds: int) -> bool:
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        return bool(poll.poll(milliseconds))
+
+
+class _Patience:
+    """How long an answer is waited for. When that is over, the request is taken back, and the process is given time to say so."""
+
+    def __init__(self, deadline: float, stopped: Callable[[], bool], take_back: Callable[[], None]) -> None:
+        self.over: Unwanted | TooSlow | None = None  # why it was taken back
+        self._deadline, self._stopped, self._take_back = deadline, stopped, take_back
+
+    def check(self) -> None:
+        """Raises `Unresponsive` where that time is over too; `Unwanted` where nobody is left to be told."""
+        late = time.monotonic() > self._deadline
+        if self.over:
+            if late:
+                raise self.over if isinstance(self.over, Unwanted) else Unresponsive
+        elif late or self._stopped():
+            self._take_back()
+            self.over = TooSlow() if late else Unwanted()
+            self._deadline = time.monotonic() + GRACE_SECONDS

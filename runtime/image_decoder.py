@@ -1,0 +1,78 @@
+"""What the engine needs of whatever reads image files, and the plain one that reads them in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.image import ImageLimits, Measured, decode_image, measure_image
+from echovlm_edge.runtime.preprocess import fit
+from echovlm_edge.runtime.request import Frame, ImageInput, Priority, Resolution
+
+
+@dataclass(frozen=True)
+class Asker:
+    """For whom an image is read: whose turn it is counted as, and whether it is still wanted."""
+
+    client: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    stopped: Callable[[], bool] = lambda: False
+
+
+NOBODY = Asker()  # in particular, and for as long as it takes
+
+
+class ImageDecoder(Protocol):
+    """Reads image files in two steps, so that a call that asks for too much is refused before anything is decoded."""
+
+    def measure(self, image: ImageInput, resolution: Resolution, asker: Asker) -> Measured:
+        """What decoding a file will give, from its headers alone.
+
+        Raises:
+            InvalidInput: the file cannot be used.
+            NotPossibleHere: this machine lacks what decodes it.
+            Unavailable: it cannot be read now.
+            Stopped: it is no longer wanted.
+        """
+        ...
+
+    def decode(self, image: ImageInput, measured: Measured, asker: Asker) -> list[Frame]:
+        """The frames of a file, fitted: of the sizes, the resolution and the origin that were measured.
+
+        Raises:
+            InvalidInput, NotPossibleHere, Unavailable, Stopped: see `measure`; pixels that are not as measured are InvalidInput.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalDecoder:
+    """Decodes in the calling thread: for files that are trusted."""
+
+    limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def measure(self, image: ImageInput, resolution: Resolution, asker: Asker = NOBODY) -> Measured:
+        """See `ImageDecoder.measure`."""
+        return measure_image(image, resolution, self.limits)
+
+    def decode(self, image: ImageInput, measured: Measured, asker: Asker = NOBODY) -> list[Frame]:
+        """See `ImageDecoder.decode`."""
+        finish = partial(fit, settings=measured.resolution, name=image.name)
+        return as_measured(image, measured, decode_image(image, self.limits, finish))
+
+
+TRUSTING = LocalDecoder()
+
+
+def as_measured(image: ImageInput, measured: Measured, fitted: Sequence[Frame]) -> list[Frame]:
+    """Fitted frames with what was measured of them.
+
+    Raises:
+        InvalidInput: they are not what was measured.
+    """
+    if tuple(frame.pixels.shape[:2] for frame in fitted) != measured.sizes:
+        raise InvalidInput(f"{image.name} is damaged: its pixels are not of the size that its header says.")
+    return [Frame(frame.pixels, frame.name, measured.resolution, measured.origin) for frame in fitted]
