@@ -28,6 +28,7 @@ from echovlm_edge.runtime.decode_worker import (
 )
 from echovlm_edge.runtime.image import ImageLimits
 
+WORKER = (sys.executable, "-I", "-m", "echovlm_edge.runtime.decode_worker")
 START_SECONDS = 60.0
 GRACE_SECONDS = 2.0  # for a process to say that it has taken a request back
 POLL_MS = 50  # between two polls of whether the caller is still there
@@ -108,9 +109,8 @@ class DecodeProcess:
             OSError: no process can be started.
             Lost: it ends at once.
         """
-        command = [sys.executable, "-I", "-m", "echovlm_edge.runtime.decode_worker", str(memory_bytes), str(user)]
         self._process = subprocess.Popen(
-            [*command, json.dumps(asdict(images))],
+            [*WORKER, str(memory_bytes), str(user), json.dumps(asdict(images))],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

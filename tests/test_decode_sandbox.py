@@ -313,17 +313,17 @@ def test_too_little_memory_to_start_is_one_sentence() -> None:
 def test_no_descriptors_is_not_the_images_fault() -> None:
     """A server without a free descriptor cannot start a process: that is said, and it recovers."""
     program = """
-import os, resource, sys
+import os, resource, time
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import read
 from tests.dicom_files import png
 
+picture = ImageInput(png(64, 64))
 sandbox = DecodeSandbox(SandboxLimits(processes=1))
-sandbox.ready()
 while len(sandbox.pids()) < 2:
-    pass
+    time.sleep(0.01)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:
@@ -331,22 +331,20 @@ try:
         taken.append(os.dup(0))
 except OSError:
     pass
-assert read(sandbox, ImageInput(png(64, 64))), "the processes that are there go on"
+assert read(sandbox, picture), "the processes that are there do not go on"
 for pid in sandbox.pids():
     os.kill(pid, 9)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-for descriptor in [os.dup2(0, taken[0])]:
-    pass
 try:
-    read(sandbox, ImageInput(png(64, 64)))
-    # the pipes of the two that were killed are enough for one new process
+    read(sandbox, picture)  # the pipes of the two that were killed are too few for another one
 except Unavailable as error:
     assert "can be started (Too many open files): ask again" in str(error), error
+else:
+    raise AssertionError("a process was started without descriptors")
 for descriptor in taken:
     os.close(descriptor)
 while not sandbox.pids():
-    pass
-assert read(sandbox, ImageInput(png(64, 64)))
+    time.sleep(0.01)
+assert read(sandbox, picture)
 print("recovered")
 """
     done = subprocess.run(

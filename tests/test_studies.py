@@ -21,12 +21,13 @@ from tests.dicom_files import png, shipped
 from tests.running_server import Running, running
 
 OPTIONS = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=24))
+CINE = pb.Image(data=shipped("examples_ybr_color.dcm"), frames=pb.FrameSelection(evenly_spaced=6))
 PICTURES = [pb.Image(data=png(84 + 28 * index, 84)) for index in range(4)]
 
 
 @pytest.fixture(scope="module")
 def served(golden_bundle: Path) -> Iterator[Running]:
-    options = ServerOptions(studies=StudyLimits(max_studies=4, max_frames=6, max_bytes=2 << 20))
+    options = ServerOptions(studies=StudyLimits(max_studies=4, max_frames=6, max_bytes=300_000))
     with running(golden_bundle, options) as server:
         yield server
 
@@ -118,7 +119,7 @@ def test_a_cine_adds_its_frames(served: Running, study: str) -> None:
     ("image", "code", "sentence"),
     [
         (pb.Image(data=b"text"), grpc.StatusCode.INVALID_ARGUMENT, "neither DICOM nor PNG"),
-        (pb.Image(data=png(1400, 1100)), grpc.StatusCode.RESOURCE_EXHAUSTED, "memory for studies is full"),
+        (CINE, grpc.StatusCode.RESOURCE_EXHAUSTED, "memory for studies is full"),
     ],
 )
 def test_an_image_that_cannot_be_added_changes_nothing(

@@ -1,0 +1,59 @@
+"""A stand-in for `decode_worker` that starts in no time and does what a file tells it to: end, stall or lie at any byte.
+
+The last three bytes of a file are its picture's only pixel. What stands before them:
+    request:N:  ends after N bytes of the request
+    answer:N:   ends after N bytes of the answer
+    stall:N:    stalls after N bytes of the answer; the rest of it comes before the answer to the next request
+    number:     answers with another number than the request's
+"""
+
+import json
+import os
+import struct
+
+ASKED, ANSWERED, LENGTH = struct.Struct(">QBQQ"), struct.Struct(">QiQ"), struct.Struct(">I")
+UNWANTED = 3
+
+
+def packed(header: object, pixels: bytes = b"") -> bytes:
+    encoded = json.dumps(header).encode()
+    return LENGTH.pack(len(encoded)) + encoded + pixels
+
+
+def read(count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        piece = os.read(0, count - len(found))
+        if not piece:
+            os._exit(0)
+        found += piece
+    return found
+
+
+def main() -> None:
+    ready = packed({"holds": [], "lacks": [], "undecodable": []})
+    os.write(1, ANSWERED.pack(0, 0, len(ready)) + ready)
+    rest = b""
+    cut = int(os.environ.get("CUT_REQUEST", "0"))
+    while True:
+        if cut:
+            read(cut)
+            os._exit(0)
+        number, kind, size, _ = ASKED.unpack(read(ASKED.size))
+        if kind == UNWANTED:
+            continue
+        file = read(size)
+        what, _, more = file[LENGTH.size + LENGTH.unpack(file[: LENGTH.size])[0] :].partition(b":")
+        body = packed({"frames": [[1, 1, "it"]]}, file[-3:])
+        answer = rest + ANSWERED.pack(number + (what == b"number"), 0, len(body)) + body
+        rest = b""
+        if what in (b"answer", b"stall"):
+            at = int(more.partition(b":")[0])
+            answer, rest = answer[:at], answer[at:]
+        if answer:
+            os.write(1, answer)
+        if what == b"answer":
+            os._exit(0)
+
+
+main()
