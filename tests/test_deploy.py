@@ -132,6 +132,8 @@ def test_the_clients_file_to_begin_with_can_be_read() -> None:
 def test_what_confines_the_decoding_processes_is_allowed() -> None:
     """Without these calls the processes would say that the server's own unit keeps them from giving up what they can."""
     found = re.search(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE)
-    assert found and {"unshare", "seccomp", "landlock_create_ruleset", "landlock_restrict_self"} <= set(found[1].split())
+    assert found and {"unshare", "seccomp", "landlock_create_ruleset", "landlock_restrict_self"} <= set(
+        found[1].split()
+    )
     spaces = re.search(r"^RestrictNamespaces=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert spaces and {"user", "net", "ipc"} <= set(spaces[1].split())

@@ -6,6 +6,8 @@ import io
 import json
 import struct
 import zlib
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify, smart_resize
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.image import decode_image, measure_image
+from echovlm_edge.runtime.image_decoder import LocalDecoder
+from echovlm_edge.runtime.preprocess import PreprocessSettings, cut, fit, most_pixels, patchify, smart_resize
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, Resolution
 from tests import golden
-from tests.dicom_files import encode, png, shipped
+from tests.dicom_files import encode, png, region, saved, shipped, ultrasound
 
 
 def pixels(data: bytes, **fields: object) -> np.ndarray:
@@ -127,3 +130,63 @@ def test_resizing_is_the_published_processors(height: int, width: int) -> None:
     resized = smart_resize(height, width, settings)
     assert resized == tuple(expected)
     assert all(side % 28 == 0 and side > 0 for side in resized)
+
+
+def turned(kind: str, after_the_pixels: bool = False, orientation: int = 6) -> bytes:
+    """A picture of 20 x 10 pixels that says that it is to be turned."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.new("RGB", (20, 10), "red").save(buffer, kind, exif=exif)
+    data = buffer.getvalue()
+    if after_the_pixels:
+        at = data.index(b"eXIf") - 4
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        data = data[:at] + data[end:-12] + data[at:end] + data[-12:]
+    return data
+
+
+FILES = {
+    "png": lambda: png(90, 61),
+    "turned jpeg": lambda: turned("JPEG"),
+    "turned png": lambda: turned("PNG"),
+    "png turned behind its pixels": lambda: turned("PNG", after_the_pixels=True),
+    "png mirrored": lambda: turned("PNG", orientation=2),
+    "cine": lambda: shipped("examples_ybr_color.dcm"),
+    "regions": lambda: saved(
+        ultrasound(np.zeros((80, 120, 3), np.uint8), SequenceOfUltrasoundRegions=[region(2, 1, 90, 60)])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_measured_is_what_is_decoded(kind: str, whole: bool) -> None:
+    image = ImageInput(FILES[kind](), selection=FrameSelection(), crop_to_regions=not whole)
+    resolution = PreprocessSettings().resolution
+    measured = measure_image(image, resolution)
+    frames = decode_image(image, finish=partial(fit, settings=resolution))
+    assert measured.sizes == tuple(frame.pixels.shape[:2] for frame in frames)
+
+
+def test_pixels_that_are_not_as_measured_are_refused() -> None:
+    image, resolution = ImageInput(png(90, 61)), PreprocessSettings().resolution
+    other = LocalDecoder().measure(ImageInput(png(200, 61)), resolution)
+    with pytest.raises(InvalidInput, match="image 1 is damaged: its pixels are not of the size"):
+        LocalDecoder().decode(image, other)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([784, 37_632, 1_003_520]))
+def test_no_fitted_frame_is_larger_than_is_said(height: int, width: int, max_pixels: int) -> None:
+    resolution = Resolution(28, 784, max_pixels)
+    with suppress(InvalidInput):
+        rows, columns = smart_resize(height, width, resolution)
+        assert rows * columns <= most_pixels(resolution)
+
+
+def test_a_fitted_frame_is_not_resized_again() -> None:
+    """Resizing twice could give another size; patches of a fitted frame are those of the frame itself."""
+    settings = PreprocessSettings(max_pixels=196 * 28 * 28)
+    for seed, (width, height) in enumerate([(640, 480), (801, 601), (333, 29), (57, 3000)]):
+        raw = pixels(png(width, height, seed))
+        fitted, whole = cut(fit(raw, settings), settings), patchify(raw, settings)
+        assert fitted.grid == whole.grid and np.array_equal(fitted.values, whole.values)
