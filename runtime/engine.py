@@ -21,7 +21,7 @@ from echovlm_edge.runtime.errors import InvalidInput, NotFound, Unavailable, fre
 from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.image import Measured
-from echovlm_edge.runtime.image_decoder import NOBODY, TRUSTING, Asker, ImageDecoder
+from echovlm_edge.runtime.image_decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.origins import Origin, refuse_mixed
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patch_grid
 from echovlm_edge.runtime.prompt import Grid, Prompt, PromptBuilder
@@ -93,7 +93,7 @@ class ReportEngine:
         backend: Backend,
         max_sequence: int | None = None,
         options: EngineOptions = EngineOptions(),
-        image_decoder: ImageDecoder = TRUSTING,
+        image_decoder: ImageDecoder = IN_PROCESS,
     ) -> None:
         """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory; `image_decoder` reads image files."""
         manifest = bundle.manifest
@@ -132,7 +132,7 @@ class ReportEngine:
         max_sequence: int | None = None,
         verify: bool = False,
         options: EngineOptions = EngineOptions(),
-        image_decoder: ImageDecoder = TRUSTING,
+        image_decoder: ImageDecoder = IN_PROCESS,
     ) -> ReportEngine:
         """Load the bundle at `path`; `threads` defaults to one per core.
 

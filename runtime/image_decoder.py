@@ -64,7 +64,7 @@ class LocalDecoder:
         return as_measured(image, measured, decode_image(image, self.limits, finish))
 
 
-TRUSTING = LocalDecoder()
+IN_PROCESS = LocalDecoder()
 
 
 def as_measured(image: ImageInput, measured: Measured, fitted: Sequence[Frame]) -> list[Frame]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import zlib
 from collections.abc import Callable
 
 from echovlm_edge.runtime.image_decoder import NOBODY, Asker, ImageDecoder
@@ -19,3 +21,23 @@ def read(decoder: ImageDecoder, image: ImageInput, asker: Asker = NOBODY) -> lis
 def asker(stopped: Callable[[], bool], client: str = "") -> Asker:
     """Somebody who may be gone."""
     return Asker(client, stopped=stopped)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of so many white pixels, in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + width // 8)) for _ in range(height)) + packer.flush()
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)

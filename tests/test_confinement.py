@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echovlm_edge.runtime import dicom, landlock
+from echovlm_edge.runtime import dicom, landlock, seccomp
+from echovlm_edge.runtime.confinement import DECODING, STARTING
 from echovlm_edge.runtime.decode_samples import ENCODINGS, decodes, sample
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import NotPossibleHere
@@ -223,3 +225,17 @@ def test_the_log_says_what_is_in_force(caplog: pytest.LogCaptureFixture) -> None
         assert (name in confined) != (name in missing), line
     assert ("own user" in confined) == (os.geteuid() == 0)
     assert ("landlock" in confined) == (landlock.version() > 0)
+
+
+HEADERS = {0: Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), 1: Path("/usr/include/asm-generic/unistd.h")}
+
+
+@pytest.mark.parametrize("column", HEADERS)
+def test_system_calls_have_the_kernels_numbers(column: int) -> None:
+    if not HEADERS[column].exists():
+        pytest.skip(f"this machine has no {HEADERS[column]}")
+    defined = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[column].read_text())
+    kernels = {name: int(number) for name, number in defined}
+    for name, numbers in seccomp.NUMBERS.items():
+        assert numbers[column] == kernels.get(name), name
+    assert {*DECODING, *STARTING, *seccomp.HOSTILE} == set(seccomp.NUMBERS)

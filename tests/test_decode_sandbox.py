@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailab
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.image_decoder import LocalDecoder
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
-from tests.decoding import RESOLUTION, asker, read
+from tests.decoding import RESOLUTION, asker, bomb, eventually, read
 from tests.dicom_files import png, shipped
 
 
@@ -36,13 +34,6 @@ def sandbox() -> Iterator[DecodeSandbox]:
     sandbox.ready()
     yield sandbox
     sandbox.close()
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 def idle(sandbox: DecodeSandbox, count: int) -> list[psutil.Process]:
@@ -98,18 +89,6 @@ def test_it_refuses_in_the_same_words(sandbox: DecodeSandbox) -> None:
         assert outcome(sandbox, image) == outcome(LocalDecoder(), image)
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of so many white pixels, in a few kilobytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    packer = zlib.compressobj(9)
-    rows = b"".join(packer.compress(bytes(1 + width // 8)) for _ in range(height)) + packer.flush()
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def test_a_bomb_is_refused_from_its_header(sandbox: DecodeSandbox) -> None:
     with pytest.raises(InvalidInput, match="more than 64,000,000"):
         sandbox.measure(ImageInput(bomb(40_000, 40_000)), RESOLUTION)
@@ -143,7 +122,7 @@ def test_one_that_takes_too_long_is_refused() -> None:
     slow = ImageInput(bomb(8_000, 8_000))
     with pytest.raises(InvalidInput, match=r"takes more than 0\.2 s to decode"):
         hasty.decode(slow, LocalDecoder().measure(slow, RESOLUTION))
-    assert hasty.measure(ImageInput(png(64, 64)), RESOLUTION), "it did not go on"
+    eventually(lambda: isinstance(outcome(hasty, ImageInput(png(64, 64))), list))  # a busy machine is slow at that too
     hasty.close()
 
 

@@ -27,9 +27,9 @@ from echovlm_edge.runtime.request import (
     Resolution,
     Sampling,
 )
+from tests.decoding import bomb, eventually
 from tests.dicom_files import png
 from tests.running_server import running
-from tests.test_decode_sandbox import bomb, eventually
 
 
 class Counting:

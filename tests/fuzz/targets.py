@@ -14,10 +14,11 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image import ImageLimits, decode_image
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.image import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.request import ImageInput
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from tests.decoding import RESOLUTION
 from tests.dicom_files import encode, png, saved, shipped, ultrasound
 from tests.test_client import DecodingEngine
 
@@ -48,13 +49,15 @@ class Target:
 
 
 def decode(data: bytes) -> None:
-    """An image file through the very function that the sandbox's processes call."""
+    """An image file through the very functions that the sandbox's processes call."""
     try:
+        measured = measure_image(ImageInput(data), RESOLUTION, LIMITS)
         frames = decode_image(ImageInput(data), LIMITS)
-    except InvalidInput as refused:
+    except (InvalidInput, NotPossibleHere) as refused:
         sentence = str(refused)
         assert sentence and "\n" not in sentence, repr(sentence)
         return
+    assert len(frames) == len(measured.sizes)
     for frame in frames:
         assert frame.pixels.dtype == np.uint8 and frame.pixels.ndim == 3 and frame.pixels.shape[2] == 3
         assert frame.pixels.shape[0] * frame.pixels.shape[1] <= LIMITS.max_pixels
