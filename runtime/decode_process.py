@@ -87,8 +87,8 @@ class Request:
     """
 
     kind: int
-    header: dict[str, Any]
-    data: bytes
+    header: dict[str, Any] = field(repr=False)
+    data: bytes = field(repr=False)
     most_bytes: int
     seconds: float
     stopped: Callable[[], bool]

@@ -208,7 +208,7 @@ class DecodeSandbox:
                 raise Unavailable(f"No process that decodes images can be started ({turn.failure}): ask again.")
             yield turn.process
         finally:
-            self._give_back(turn, asker.client, time.monotonic() - started)
+            self._give_back(turn, asker, time.monotonic() - started)
 
     def _hand_out(self) -> None:
         """Give idle processes to those whose turn it is; with the lock held."""
@@ -219,6 +219,7 @@ class DecodeSandbox:
                 self._state.notify_all()
                 continue
             turn = self._waiting.pop()
+            assert turn, "there is one, and all are allowed"
             turn.process = process
             self._busy += 1
             turn.ended.set()
@@ -226,16 +227,16 @@ class DecodeSandbox:
             self._fail_waiting()
 
     def _fail_waiting(self) -> None:
-        for turn in self._waiting.take(lambda _: True):
+        while turn := self._waiting.pop():
             turn.failure = "the server is shutting down" if self._closed else self._failure
             turn.ended.set()
 
-    def _give_back(self, turn: _Turn, client: str, seconds: float) -> None:
+    def _give_back(self, turn: _Turn, asker: Asker, seconds: float) -> None:
         with self._state:
-            self._waiting.take(lambda other: other is turn)
+            self._waiting.remove(turn, asker.client, asker.priority)
             if (process := turn.process) is not None:
                 self._busy -= 1
-                self._waiting.charge(client, seconds)
+                self._waiting.charge(asker.client, seconds)
                 if process.usable() and not self._closed:
                     self._idle.append(process)
                 else:

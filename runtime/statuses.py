@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
@@ -39,7 +39,7 @@ class CallStatus:
     """How a failed call is answered: the code, a sentence, and trailing metadata."""
 
     code: grpc.StatusCode
-    sentence: str
+    sentence: str = field(repr=False)
     metadata: tuple[tuple[str, str], ...] = ()
 
 

@@ -28,13 +28,17 @@ TOKENS = re.compile(r"token|token_ids?")
 WHO = {"client", "scope"}  # names of the clients file
 HARMLESS = {
     "Angles": {"cos", "sin"},  # of positions
+    "Asker": WHO,
+    "CallStatus": {"metadata"},  # when to ask again
     "Client": {"name", "certificate", "group"},
+    "Confinement": {"holds", "lacks"},
     "DeviceCache": {"buffers"},  # addresses
     "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
     "Generation": WHO,
     "GenerationRequest": WHO,
     "Frame": {"name"},  # that, and the next, is what error messages say
     "ImageInput": {"name", "media_type"},
+    "Method": {"name"},
     "Prompt": {"image_rows", "positions"},
     "ServerOptions": {"listen"},
     "TensorRTCache": {"buffers"},  # addresses
@@ -42,7 +46,9 @@ HARMLESS = {
     "_Entry": {"client"},
     "_Said": {"text"},  # TensorRT's errors
     "_Job": {"scope"},
+    "_Receiving": WHO,
     "_Study": WHO,
+    "_Turn": {"failure"},
 }
 
 
