@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from echovlm_edge.runtime.engine import EngineInfo, EngineStats, ReportEngine
@@ -13,7 +14,7 @@ from echovlm_edge.runtime.errors import Unavailable, UserError
 from echovlm_edge.runtime.image_decoder import Asker
 from echovlm_edge.runtime.request import Event, Frame, GenerationRequest, ImageInput
 
-HUNG = Unavailable("The engine hung and is being replaced: ask again in a while.")
+LOOKS_BETWEEN_LOADS = 10  # while no engine can be loaded
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +35,12 @@ class WatchdogOptions:
 
 
 class ServedEngine:
-    """Passes calls to the engine of the moment. It counts as an engine itself."""
+    """Passes calls to the current engine. It counts as an engine itself.
+
+    Three threads change which engines there are: who swaps, the watchdog, and who closes. An engine is open from its load
+    until `_end`, which closes it exactly once: with its last call after a swap, when it hangs, or when all is closed. Between
+    a hang and the next load no engine serves: the current one is then not open, and calls are refused.
+    """
 
     def __init__(
         self,
@@ -51,11 +57,12 @@ class ServedEngine:
         """
         self._open, self._options, self._give_up = open_engine, options, give_up
         self._current = open_engine()
-        self._calls: dict[ReportEngine, int] = {self._current: 0}
-        self._lock = threading.Condition()
-        self._swap = threading.Lock()
+        self._calls: dict[ReportEngine, int] = {self._current: 0}  # the open engines, and how many calls use each
+        self._lock = threading.RLock()  # a generator that nobody kept may end, and lock it, while its thread holds it
+        self._loading = threading.Lock()  # one load at a time: each engine takes as much memory as the first
+        self._telling, self._told_serving = threading.Lock(), True
         self._closed = threading.Event()
-        self._hangs = 0
+        self._hangs, self._next_load = 0, 0.0
         self.on_serving: Callable[[bool], None] = lambda serving: (
             None
         )  # told when it stops serving and when it serves again
@@ -69,97 +76,175 @@ class ServedEngine:
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         """See `ReportEngine.generate`: all of one call goes to one engine."""
-        with self._lock:
-            engine = self._current
-            self._calls[engine] += 1
-        try:
+        with self._call() as engine:
             yield from engine.generate(request, stopped)
-        finally:
-            with self._lock:
-                self._calls[engine] -= 1
-                self._lock.notify_all()
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """See `ReportEngine.prepare`."""
-        self._current.prepare(frames, client, scope, stopped)
+        with self._call() as engine:
+            engine.prepare(frames, client, scope, stopped)
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
         """See `ReportEngine.prompt_tokens`."""
-        return self._current.prompt_tokens(frames)
+        with self._call() as engine:
+            return engine.prompt_tokens(frames)
 
     def read_image(
         self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
     ) -> list[Frame]:
         """See `ReportEngine.read_image`."""
-        return self._current.read_image(image, before, asker, allow_mixed_studies)
+        with self._call() as engine:
+            return engine.read_image(image, before, asker, allow_mixed_studies)
 
     def stats(self) -> EngineStats:
         """See `ReportEngine.stats`."""
         return self._current.stats()
 
     def swap(self) -> bool:
-        """Open the bundle anew beside what serves, and let it take over; the old engine ends with its last call.
+        """Load the bundle again beside the current engine, and let it take over; the old engine ends with its last call.
 
         Returns whether it did: a bundle that cannot be loaded is logged, and changes nothing.
         """
-        with self._swap:
-            old = self._current
+        with self._loading:
+            if self._closed.is_set():
+                return False
             try:
-                self._take_over(self._open())
-            except UserError as error:
-                _log.error("the new bundle cannot be served, the old one stays: %s", error)
-                return False
+                engine = self._open()
             except Exception as error:
-                _log.error("the new bundle cannot be served, the old one stays: %s", type(error).__name__)
+                _log.error("the new bundle cannot be served, the old one stays: %s", _reason(error))
                 return False
-        _log.info("another bundle has taken over", extra={"bundle_id": self.info.bundle_id})
-        threading.Thread(target=self._close_after_last_call, args=(old,), daemon=True).start()
+            if not self._take_over(engine):
+                return False
+        _log.info("another bundle has taken over", extra={"bundle_id": engine.info.bundle_id})
         return True
 
+    def check(self) -> None:
+        """End engines that hang, and load another where none serves: what the watchdog does."""
+        for engine in self._hung():
+            self._end_hung(engine)
+        if not self._serves() and not self._closed.is_set() and time.monotonic() >= self._next_load:
+            self._replace()
+
     def close(self) -> None:
-        """End everything."""
-        self._closed.set()
-        self._current.close()
-
-    def _take_over(self, engine: ReportEngine) -> None:
+        """End everything; a load that still runs is abandoned, and its engine closed."""
         with self._lock:
-            self._calls[engine] = 0
-            self._current = engine
-        self.on_replaced()
+            self._closed.set()
+            engines = list(self._calls)
+        for engine in engines:
+            self._end(engine)
 
-    def _close_after_last_call(self, engine: ReportEngine) -> None:
+    @contextmanager
+    def _call(self) -> Iterator[ReportEngine]:
+        """The current engine, kept open while it is used."""
         with self._lock:
-            self._lock.wait_for(lambda: self._calls[engine] == 0)
-            del self._calls[engine]
-        engine.close()
+            engine = self._current
+            if engine not in self._calls:
+                raise _shut_down() if self._closed.is_set() else _hung()
+            self._calls[engine] += 1
+        try:
+            yield engine
+        finally:
+            with self._lock:
+                if engine in self._calls:
+                    self._calls[engine] -= 1
+            self._end_unused(engine)
+
+    def _take_over(self, engine: ReportEngine) -> bool:
+        """Serve from `engine`; where all has been closed meanwhile, close it too and return False."""
+        with self._lock:
+            old, closed = self._current, self._closed.is_set()
+            if not closed:
+                self._calls[engine] = 0
+                self._current = engine
+        if closed:
+            engine.close()
+            return False
+        self._end_unused(old)
+        self._tell_serving()
+        _tell(self.on_replaced)
+        return True
+
+    def _end_unused(self, engine: ReportEngine) -> None:
+        with self._lock:
+            unused = engine is not self._current and self._calls.get(engine) == 0
+        if unused:
+            self._end(engine)
+
+    def _end(self, engine: ReportEngine, reason: Exception | None = None) -> bool:
+        """Close an engine unless that has been done; returns whether this did it."""
+        with self._lock:
+            if self._calls.pop(engine, None) is None:
+                return False
+        engine.close(reason)
+        return True
+
+    def _serves(self) -> bool:
+        with self._lock:
+            return self._current in self._calls
+
+    def _hung(self) -> list[ReportEngine]:
+        with self._lock:
+            engines = list(self._calls)
+        return [engine for engine in engines if engine.seconds_in_turn() > self._options.hang_seconds]
+
+    def _end_hung(self, engine: ReportEngine) -> None:
+        seconds = engine.seconds_in_turn()
+        if not self._end(engine, _hung()):
+            return
+        self._hangs += 1
+        _log.error("an engine has hung for %.0f s: its calls end", seconds)
+        self._tell_serving()
+        if self._hangs > self._options.replacements:
+            _log.critical("engines hang again and again: giving up")
+            self.close()
+            self._give_up()
+
+    def _replace(self) -> None:
+        started = time.monotonic()
+        with self._loading:
+            if self._serves() or self._closed.is_set():  # a swap was loading when its predecessor hung
+                return
+            try:
+                replaced = self._take_over(self._open())
+            except Exception as error:
+                _log.error("no engine can be loaded: %s", _reason(error))
+                self._next_load = time.monotonic() + LOOKS_BETWEEN_LOADS * self._options.look_seconds
+                return
+        if replaced:
+            _log.info("another engine serves after %.1f s", time.monotonic() - started)
+
+    def _tell_serving(self) -> None:
+        with self._telling:  # who tells last, tells the newest state
+            serves = self._serves()
+            if serves != self._told_serving and not self._closed.is_set():
+                self._told_serving = serves
+                _tell(lambda: self.on_serving(serves))
 
     def _watch(self) -> None:
         while not self._closed.wait(self._options.look_seconds):
-            hung = self._current
-            if hung.seconds_in_turn() > self._options.hang_seconds:
-                self._replace(hung)
-
-    def _replace(self, hung: ReportEngine) -> None:
-        self._hangs += 1
-        _log.error("the engine has hung for %.0f s: its calls end, and another one is loaded", hung.seconds_in_turn())
-        self.on_serving(False)
-        hung.close(HUNG)
-        if self._hangs > self._options.replacements:
-            _log.critical("engines hang again and again: giving up")
-            self._closed.set()
-            self._give_up()
-            return
-        started = time.monotonic()
-        while not self._closed.is_set():
             try:
-                with self._swap:
-                    self._take_over(self._open())
-                break
+                self.check()
             except Exception as error:
-                _log.error(
-                    "no engine can be loaded: %s", error if isinstance(error, UserError) else type(error).__name__
-                )
-                self._closed.wait(10 * self._options.look_seconds)
-        threading.Thread(target=self._close_after_last_call, args=(hung,), daemon=True).start()
-        _log.info("another engine serves after %.1f s", time.monotonic() - started)
-        self.on_serving(True)
+                _log.error("the watchdog failed with %s", type(error).__name__)
+
+
+def _tell(listener: Callable[[], None]) -> None:
+    """Tell a listener; what it gets wrong is its own, and the engine serves on."""
+    try:
+        listener()
+    except Exception as error:
+        _log.error("a listener of the engine failed with %s", type(error).__name__)
+
+
+def _reason(error: Exception) -> str:
+    """What may be logged: another error's own text could quote a request."""
+    return str(error) if isinstance(error, UserError) else type(error).__name__
+
+
+# Made for each: an exception that many raise keeps what each of them held.
+def _hung() -> Unavailable:
+    return Unavailable("The engine hung and is being replaced: ask again in a while.")
+
+
+def _shut_down() -> Unavailable:
+    return Unavailable("The server is shutting down: ask again in a while.")
