@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.errors import NotPossibleHere, UserError
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -19,33 +21,46 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKEN_EMBEDDING = "token_embedding.bin"
 WEIGHT_ALIGNMENT = 4096  # a page: each tensor in a file of weights can be memory-mapped by itself
+PARTS = ("vision_encoder", "projector", "decoder")
+FIX = "copy it or build the bundle again"
 
 _STRICT = ConfigDict(extra="forbid")
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError("it leads out of the bundle")
+    return name
+
+
+Size = Annotated[int, Field(gt=0, lt=1 << 40)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelSpec:
     """What the runtime has to know of the model's shape."""
 
-    hidden_size: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    mrope_section: tuple[int, int, int]
-    rope_theta: float
-    vision_head_dim: int
-    merge_size: int
-    image_token_id: int
-    stop_token_ids: tuple[int, ...]
+    hidden_size: Size
+    num_layers: Size
+    num_kv_heads: Size
+    head_dim: Size
+    vocab_size: Size
+    mrope_section: tuple[Count, Count, Count]
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    vision_head_dim: Size
+    merge_size: Size
+    image_token_id: Count
+    stop_token_ids: tuple[Count, ...]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class FileSpec:
     """One file of the bundle; `name` is relative to its folder."""
 
-    name: str
-    bytes: int
+    name: Annotated[str, AfterValidator(_inside)]
+    bytes: Count
     sha256: str
 
 
@@ -68,7 +83,7 @@ class Part:
 
     name: str
     precision: str
-    files: tuple[FileSpec, ...]
+    files: Annotated[tuple[FileSpec, ...], Field(min_length=1)]
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     operators: dict[str, int] = field(default_factory=dict)
@@ -80,8 +95,8 @@ class Part:
 class Limits:
     """What the bundle was built for."""
 
-    max_sequence: int
-    max_batch: int
+    max_sequence: Size
+    max_batch: Size
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -107,7 +122,7 @@ class EmbeddingSpec:
     """How the token embedding is stored: `block_size` values share a scale where `dtype` is int8, else it is 0."""
 
     dtype: str
-    block_size: int = 0
+    block_size: Count = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -202,7 +217,27 @@ class Bundle:
 
     def text(self, name: str) -> str:
         """One of the bundle's text files."""
-        return (self.path / name).read_text(encoding="utf-8")
+        with reading(self.path / name):
+            return (self.path / name).read_text(encoding="utf-8")
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn whatever fails while a bundle's file is read into one sentence that names the file and the fix.
+
+    Raises:
+        NotPossibleHere: it failed.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise NotPossibleHere(
+            f"The bundle's file {file} cannot be read ({error.strerror or type(error).__name__}): {FIX}."
+        ) from error
+    except Exception as error:
+        raise NotPossibleHere(f"The bundle's file {file} is damaged ({type(error).__name__}): {FIX}.") from error
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -230,30 +265,35 @@ def _read_manifest(path: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise NotPossibleHere(f"There is no bundle at {path}: build one with echovlm-build.") from None
     except OSError as error:
-        raise NotPossibleHere(f"{file} cannot be read ({error.strerror}).") from None
+        raise NotPossibleHere(f"The bundle's file {file} cannot be read ({error.strerror}): {FIX}.") from None
     try:
         found = json.loads(raw)["format"]
         if found != FORMAT:
             age = "newer" if found > FORMAT else "older"
-            mend = "update echovlm-edge" if found > FORMAT else "build it anew with echovlm-build"
+            fix = "update echovlm-edge" if found > FORMAT else "build it again with echovlm-build"
             raise NotPossibleHere(
-                f"The bundle {path} has format {found}, {age} than {FORMAT}, which this version reads: {mend}."
+                f"The bundle {path} has format {found}, {age} than {FORMAT}, which this version reads: {fix}."
             )
-        return _MANIFEST.validate_json(raw)
+        manifest = _MANIFEST.validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
-        raise NotPossibleHere(f"{file} is damaged at {where} ({first['msg']}): build the bundle anew.") from None
-    except (ValueError, KeyError, TypeError):
-        raise NotPossibleHere(f"{file} is damaged: it is no bundle description; build the bundle anew.") from None
+        raise NotPossibleHere(f"The bundle's file {file} is damaged at {where} ({first['msg']}): {FIX}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise NotPossibleHere(f"The bundle's file {file} is damaged: it is no bundle description; {FIX}.") from None
+    names = [part.name for part in manifest.parts]
+    for name in PARTS:
+        if names.count(name) != 1:
+            raise NotPossibleHere(f"The bundle's file {file} is damaged: it must describe one {name}; {FIX}.")
+    return manifest
 
 
 def _check_file(path: Path, expected: FileSpec, verify: bool) -> None:
-    mend = "copy or build the bundle anew"
-    if not path.is_file():
-        raise NotPossibleHere(f"The bundle's file {path} is missing: {mend}.")
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise NotPossibleHere(f"The bundle's file {path} has {size} bytes instead of {expected.bytes}: {mend}.")
-    if verify and describe_file(path.parent, path.name).sha256 != expected.sha256:
-        raise NotPossibleHere(f"The bundle's file {path} has changed since it was built (its hash differs): {mend}.")
+    with reading(path):
+        if not path.is_file():
+            raise NotPossibleHere(f"The bundle's file {path} is missing: {FIX}.")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise NotPossibleHere(f"The bundle's file {path} has {size} bytes instead of {expected.bytes}: {FIX}.")
+        if verify and describe_file(path.parent, path.name).sha256 != expected.sha256:
+            raise NotPossibleHere(f"The bundle's file {path} has changed since it was built (its hash differs): {FIX}.")

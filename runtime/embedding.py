@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, WEIGHT_ALIGNMENT, Bundle, EmbeddingSpec
+from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, WEIGHT_ALIGNMENT, Bundle, EmbeddingSpec, reading
 
 Floats = NDArray[np.float32]
 
@@ -19,13 +19,18 @@ class TokenEmbedding:
     """
 
     def __init__(self, file: Path, spec: EmbeddingSpec, shape: tuple[int, int]) -> None:
-        """Map the file."""
-        self._values = np.memmap(file, spec.dtype, mode="r", shape=shape)
+        """Map the file.
+
+        Raises:
+            NotPossibleHere: it cannot be mapped, or is not as large as that.
+        """
         self._scales: np.memmap | None = None
-        if spec.block_size:
-            scales = (shape[0], shape[1] // spec.block_size)
-            start = -(-self._values.nbytes // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
-            self._scales = np.memmap(file, np.float32, mode="r", offset=start, shape=scales)
+        with reading(file):
+            self._values = np.memmap(file, spec.dtype, mode="r", shape=shape)
+            if spec.block_size:
+                scales = (shape[0], shape[1] // spec.block_size)
+                start = -(-self._values.nbytes // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
+                self._scales = np.memmap(file, np.float32, mode="r", offset=start, shape=scales)
 
     @classmethod
     def of(cls, bundle: Bundle) -> TokenEmbedding:

@@ -13,7 +13,7 @@ from pathlib import Path
 from echovlm_edge.runtime.backends import Backend, BatchBackend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
-from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.bundle import MANIFEST, Bundle, reading
 from echovlm_edge.runtime.clock import Clock, Untimed
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
@@ -140,7 +140,9 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        return cls(bundle, open_backend(bundle, threads, max_sequence), max_sequence, options, image_decoder)
+        with reading(path / MANIFEST):  # what fits none of the bundle's files is described wrongly
+            backend = open_backend(bundle, threads, max_sequence)
+            return cls(bundle, backend, max_sequence, options, image_decoder)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
+from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, FIX, TOKENIZER, Bundle, reading
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 
+PROBE = "What is seen?"
 Grid = tuple[int, int, int]  # one image's patches: time, height, width
 
 
@@ -39,7 +39,7 @@ class PromptBuilder:
     """Renders a checkpoint's own chat template in a sandbox and tokenizes it.
 
     Raises:
-        NotPossibleHere: the template cannot be compiled, or the tokenizer has no image token of the id given.
+        NotPossibleHere: the template cannot be used, or the tokenizer has no image token of the id given.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, image_token_id: int, merge_size: int) -> None:
@@ -47,8 +47,8 @@ class PromptBuilder:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         try:
             self._template = environment.from_string(template)
-        except TemplateError as error:
-            raise NotPossibleHere(f"The chat template cannot be compiled ({error}): build the bundle anew.") from None
+        except Exception as error:  # Jinja's own, and Python's where its compiler gives up
+            raise NotPossibleHere(f"The chat template cannot be compiled ({type(error).__name__}): {FIX}.") from None
         image_token = tokenizer.id_to_token(image_token_id)
         if image_token is None:
             raise NotPossibleHere(
@@ -58,13 +58,30 @@ class PromptBuilder:
         self._merge_size = merge_size
         # A study's report begins as its preparation did. Nothing of the user's text is in it.
         self._up_to_last_image = lru_cache(maxsize=16)(self._build_up_to_last_image)
+        self._check_template()
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
-        """The bundle's own template and tokenizer."""
-        model = bundle.manifest.model
-        tokenizer = Tokenizer.from_str(bundle.text(TOKENIZER))
-        return cls(tokenizer, bundle.text(CHAT_TEMPLATE), model.image_token_id, model.merge_size)
+        """The bundle's own template and tokenizer.
+
+        Raises:
+            NotPossibleHere: one of the files is damaged; the sentence names it.
+        """
+        model, tokenizer_file, template_file = (
+            bundle.manifest.model,
+            bundle.path / TOKENIZER,
+            bundle.path / CHAT_TEMPLATE,
+        )
+        with reading(tokenizer_file):
+            tokenizer = Tokenizer.from_str(bundle.text(TOKENIZER))
+            tokens = tokenizer.get_vocab().values()
+        if max(tokens, default=-1) >= model.vocab_size or tokenizer.id_to_token(model.image_token_id) is None:
+            raise NotPossibleHere(f"The bundle's file {tokenizer_file} is not its model's: {FIX}.")
+        template = bundle.text(CHAT_TEMPLATE)
+        try:
+            return cls(tokenizer, template, model.image_token_id, model.merge_size)
+        except NotPossibleHere as error:
+            raise NotPossibleHere(f"In {template_file}: {error}") from None
 
     def build(self, text: str, grids: Sequence[Grid]) -> Prompt:
         """One user turn: the images, then `text`.
@@ -105,8 +122,15 @@ class PromptBuilder:
         messages = [{"role": "user", "content": content if images else text}]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True)
-        except TemplateError as error:
-            raise NotPossibleHere(f"The chat template cannot be rendered ({error}): build the bundle anew.") from None
+        except Exception as error:  # a template's mistakes are of any kind; their text could quote the user's
+            raise NotPossibleHere(f"The chat template cannot be rendered ({type(error).__name__}): {FIX}.") from None
+
+    def _check_template(self) -> None:
+        """A user's text must be in what it renders, and every image have its place before it."""
+        for images in range(3):
+            *pieces, last = self.render(PROBE, images).split(self._image_token)
+            if len(pieces) != images or PROBE not in last:
+                raise NotPossibleHere(f"The chat template does not render text and images: {FIX}.")
 
     def _refuse_special_tokens(self, text: str) -> None:
         for token in self.tokenizer.get_added_tokens_decoder().values():

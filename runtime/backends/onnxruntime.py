@@ -19,7 +19,7 @@ from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
 from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
-from echovlm_edge.runtime.bundle import Bundle, Part
+from echovlm_edge.runtime.bundle import FIX, PARTS, Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.give_way import give_way
@@ -27,7 +27,6 @@ from echovlm_edge.runtime.rotary import Angles
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
 SPIN_MICROSECONDS = 10  # as fast as without a limit, and whoever is waited for finds a processor
-PARTS = ("vision_encoder", "projector", "decoder")
 SAID_WITHOUT_MEMORY = ("Failed to allocate memory", "std::bad_alloc")  # by its arena; by operators, ours among them
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
@@ -248,8 +247,8 @@ def _session(
     try:
         session = ort.InferenceSession(path, options, providers=list(provider.chain))
     except Exception as error:  # ONNX Runtime raises a class of its own per status, with no common base
-        reason = str(error).splitlines()[0]
-        raise NotPossibleHere(f"ONNX Runtime cannot load {path} ({reason}): build the bundle anew.") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise NotPossibleHere(f"ONNX Runtime cannot load {path} ({reason}): {FIX}.") from None
     provider.check(session, path)
     return session
 
