@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from echovlm_edge.runtime.clients import Client
-from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, UserError
+from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, Unavailable, UserError
 from echovlm_edge.runtime.origins import refuse_mixed
 from echovlm_edge.runtime.request import Frame
 
@@ -66,14 +66,17 @@ class Studies:
         self._open: dict[str, _Study] = {}
         self._lock = threading.Lock()
         self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
+        self._closed = False
 
     def begin(self, client: Client) -> str:
         """Open a study; returns its id.
 
         Raises:
             Busy: there are as many as there may be.
+            Unavailable: the server is shutting down.
         """
         with self._lock:
+            self._refuse_when_closed()
             self._forget_old()
             own = sum(study.client == client.name for study in self._open.values())
             if client.max_studies is not None and own >= client.max_studies:
@@ -105,8 +108,10 @@ class Studies:
             NotFound: no such study.
             InvalidInput: too many pictures, or another patient's.
             Busy: no memory for it now.
+            Unavailable: the server is shutting down.
         """
         with self._lock:
+            self._refuse_when_closed()
             study = self._find(client, name)
             together = (*study.frames(), *frames)
             if len(together) > self.limits.max_frames:
@@ -185,11 +190,16 @@ class Studies:
             return len(self._open), sum(study.bytes() for study in self._open.values())
 
     def close(self) -> None:
-        """End what runs in the background."""
+        """End what runs in the background, and take nothing new: running calls can still ask about what is there."""
         with self._lock:
+            self._closed = True
             for study in self._open.values():
                 study.superseded.set()
         self._background.shutdown(wait=False, cancel_futures=True)
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise Unavailable("The server is shutting down: ask again in a while.")
 
     def _find(self, client: Client, name: str) -> _Study:
         self._forget_old()
@@ -207,7 +217,7 @@ class Studies:
     def _prepare_again(self, study: _Study) -> None:
         study.superseded.set()
         study.superseded = superseded = threading.Event()
-        if frames := study.frames():
+        if not self._closed and (frames := study.frames()):
             self._background.submit(self._prepare_quietly, study, frames, superseded)
 
     def _prepare_quietly(self, study: _Study, frames: Sequence[Frame], superseded: threading.Event) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.engine import EngineOptions
-from echovlm_edge.runtime.errors import InvalidInput, NotFound
-from echovlm_edge.runtime.request import ImageInput, Priority, Sampling
+from echovlm_edge.runtime.errors import InvalidInput, NotFound, Unavailable
+from echovlm_edge.runtime.request import Frame, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.server import ServerOptions
 from echovlm_edge.runtime.studies import Studies, StudyLimits
 from tests.dicom_files import png, shipped
@@ -176,6 +177,27 @@ def test_studies_belong_to_clients_and_expire() -> None:
     with pytest.raises(NotFound):
         studies.frames(mine, name)
     assert studies.counts() == (0, 0)
+
+
+def test_a_server_that_shuts_down_takes_no_new_images_and_reads_nothing_ahead() -> None:
+    prepared = list[object]()
+    studies = Studies(StudyLimits(), lambda frames, client, stopped: prepared.append(frames))
+    mine, frame = Client("mine"), Frame(np.zeros((4, 4, 3), np.uint8), "one")
+    name = studies.begin(mine)
+    first, second = (studies.add(mine, name, [frame], len) for _ in range(2))
+    studies.close()
+    studies._background.shutdown(wait=True)
+    prepared.clear()
+    with pytest.raises(Unavailable, match="shutting down"):
+        studies.add(mine, name, [frame], len)
+    with pytest.raises(Unavailable, match="shutting down"):
+        studies.begin(mine)
+    studies.withdraw(mine, name, first.number)
+    studies.prepare_all()  # as an engine that takes over does
+    assert studies.frames(mine, name) == second.frames[1:], "a call that runs still has its images"
+    studies.end(mine, name)
+    studies.close()
+    assert prepared == []
 
 
 def test_a_study_outlives_a_swap_of_bundles(
