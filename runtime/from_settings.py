@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from echovlm_edge.runtime.access import Access
@@ -17,6 +16,7 @@ from echovlm_edge.runtime.machine_memory import machine_memory
 from echovlm_edge.runtime.memory_fit import Fit, judge
 from echovlm_edge.runtime.memory_model import BundleShape
 from echovlm_edge.runtime.messages import CallLimits
+from echovlm_edge.runtime.process_end import exit_now
 from echovlm_edge.runtime.serve_settings import ServeSettings
 from echovlm_edge.runtime.server import ServerOptions, parse_address
 from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
@@ -116,7 +116,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
             image_decoder=decode,
         )
 
-    engine = ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: os._exit(GAVE_UP))
+    engine = ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: exit_now(GAVE_UP))
     try:
         decode.ready()  # it has started beside the bundle
     except NotPossibleHere:

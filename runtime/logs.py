@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import sys
+import threading
 from datetime import UTC, datetime
+from pathlib import Path
+from traceback import extract_tb
+from types import TracebackType
+from typing import Any
 
 from echovlm_edge.runtime.call_record import CallRecord
 
@@ -25,6 +32,8 @@ FIELDS = (
     "tried",
     "bundle_id",
 )
+
+FRAMES = 8  # of an exception that nobody caught
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +66,39 @@ class PlainLines(logging.Formatter):
 
 
 def start(as_json: bool) -> None:
-    """Log to stderr from now on."""
+    """Log to stderr from now on, also what no code catches."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.raiseExceptions = False  # a line that cannot be written would leave a traceback in its place
+    sys.excepthook = lambda kind, error, trace: log_uncaught("the process", kind, trace)
+    sys.unraisablehook = lambda args: log_uncaught("a finalizer", args.exc_type, args.exc_traceback)
+    threading.excepthook = _log_dead_thread
+
+
+def log_uncaught(where: str, kind: type[BaseException], trace: TracebackType | None) -> None:
+    """One line for an exception that nobody caught: its type and place, without its text, which could quote a request."""
+    _log.error("%s failed with %s (%s)", where, kind.__name__, _place(trace))
+
+
+def log_uncaught_in_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The same for an event loop: its `set_exception_handler`. The loop's own message quotes the exception."""
+    error = context.get("exception")
+    if isinstance(error, BaseException):
+        log_uncaught("an asynchronous task", type(error), error.__traceback__)
+    else:
+        _log.error("the event loop reported a fault")
+
+
+def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
+    if not issubclass(args.exc_type, SystemExit):
+        log_uncaught(f"thread {args.thread.name if args.thread else '?'}", args.exc_type, args.exc_traceback)
+
+
+def _place(trace: TracebackType | None) -> str:
+    """Files, lines and functions, the innermost first."""
+    frames = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(extract_tb(trace))]
+    return " < ".join(frames[:FRAMES]) or "no traceback"
 
 
 def log_call(call: CallRecord) -> None:

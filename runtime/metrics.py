@@ -1,16 +1,14 @@
-"""Prometheus metrics: calls by outcome, queue and stage times, tokens, slots, memory, hits; served on a port of their own."""
+"""Prometheus metrics: calls by outcome, queue and stage times, tokens, slots, memory, hits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from echovlm_edge.runtime.call_record import CallRecord
 from echovlm_edge.runtime.engine import EngineStats
-from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.reuse import StoreStats
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -66,18 +64,6 @@ class Metrics:
             decode = sum(span.seconds for span in done.spans if span.stage.value == "decode")
             if len(done.token_ids) > 1 and decode > 0:
                 self._tokens_per_second.observe(len(done.token_ids) / decode)
-
-    def serve(self, host: str, port: int) -> WSGIServer:
-        """Answer GET /metrics in a thread.
-
-        Raises:
-            NotPossibleHere: the address cannot be listened on.
-        """
-        try:
-            server, _ = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise NotPossibleHere(f"Metrics cannot be served on {host}:{port} ({error.strerror}).") from None
-        return server
 
     def collect(self) -> Iterator[Metric]:
         """What the engine and the studies say now."""

@@ -1,33 +1,25 @@
-"""`echovlm-serve`: loads a bundle and serves it, until it is told to stop; told to (SIGHUP), it loads the bundle anew beside it."""
+"""`echovlm-serve`: loads a bundle and serves it until it is told to stop; on SIGHUP it loads the bundle again beside it."""
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
-import socket
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from echovlm_edge.runtime import from_settings, logs
+from echovlm_edge.runtime.background import Reloads, in_background
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.metrics import Metrics
+from echovlm_edge.runtime.metrics_server import MetricsServer
+from echovlm_edge.runtime.process_end import end_process
 from echovlm_edge.runtime.serve_settings import ServeSettings, read_settings
 from echovlm_edge.runtime.server import ReportServer, parse_address
-from echovlm_edge.runtime.serving import WatchdogOptions
+from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
 from echovlm_edge.runtime.signals import Signals
+from echovlm_edge.runtime.systemd import ServiceManager
 
-
-def tell_systemd(state: str) -> None:
-    """Say READY=1, RELOADING=1 or STOPPING=1 to a service manager that asked for it (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-        suppress(OSError),
-    ):  # the manager is gone: there is nobody to tell
-        manager.sendto(state.encode(), address.replace("@", "\0", 1))
+END_SECONDS = 5.0  # after the grace, until the process ends whatever hangs in it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,29 +35,42 @@ def _run(chosen: ServeSettings | None) -> int:
     from_settings.refuse_open_doors(chosen)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
     options, known = from_settings.server_options(chosen), from_settings.access(chosen)
-    with ExitStack() as ending:
+    with Signals() as told, ExitStack() as ending:
+        manager = ServiceManager()
         decode = from_settings.decode_sandbox(chosen)
         ending.callback(decode.close)
-        engine = from_settings.served_engine(chosen, decode, WatchdogOptions.replacements)
+        # In a thread: a signal is answered while it loads.
+        loading = in_background(
+            lambda: from_settings.served_engine(chosen, decode, WatchdogOptions.replacements), "load"
+        )
+        if told.stopped_before(loading):
+            end_process(END_SECONDS, manager.stopping, ending.close)
+        engine = loading.result()
         ending.callback(engine.close)
-        told = Signals()  # before the port file says that the server is there to be told
         metrics = Metrics(engine.stats, lambda: server.studies.counts())
-        if chosen.metrics:
-            scraped = metrics.serve(*parse_address(chosen.metrics))
-            ending.callback(scraped.shutdown)
+        scraped = MetricsServer(*parse_address(chosen.metrics), metrics.registry) if chosen.metrics else None
+        if scraped:
+            ending.callback(scraped.close)
         observers = [metrics.observe]
         if traces := from_settings.traces(chosen):
             ending.callback(traces.close)
             observers.append(traces.observe)
         server = ReportServer(engine, options, access=known, observers=observers)
+        if scraped:
+            scraped.start()  # not sooner: it asks the server about its studies
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
-        tell_systemd("READY=1")
+        manager.ready()
+        reloads = Reloads(lambda: _reload(engine, manager))
         while told.wait() == signal.SIGHUP:
-            engine.swap()
-        tell_systemd("STOPPING=1")
-        server.stop()
-    return 0
+            reloads.ask()
+        end_process(chosen.grace + END_SECONDS, manager.stopping, server.stop, ending.close)
+
+
+def _reload(engine: ServedEngine, manager: ServiceManager) -> None:
+    manager.reloading()
+    engine.swap()
+    manager.ready()
 
 
 if __name__ == "__main__":

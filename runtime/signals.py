@@ -1,25 +1,65 @@
-"""Being told to stop: signals as something a main thread waits for."""
+"""Being told to stop or to reload: signals as something a main thread waits for."""
 
 from __future__ import annotations
 
 import signal
 import socket
+from concurrent.futures import Future
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP, which from now on end `wait` instead of the process.
+    """SIGTERM, SIGINT and SIGHUP, which from now on end `wait` instead of the process; as a context, until its end.
 
     Over a socket: the kernel may hand a signal to a thread of gRPC's or ONNX Runtime's, and then nothing would wake a main
-    thread that waits for a lock, where alone Python runs its handlers.
+    thread that waits for a lock, where alone Python runs its handlers. The socket only wakes: which signals came is kept by
+    the handlers, so that nothing is lost where it is full.
     """
 
     def __init__(self) -> None:
         self._woken, self._wakes = socket.socketpair()
         self._wakes.setblocking(False)
-        signal.set_wakeup_fd(self._wakes.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
+        self._pending: set[int] = set()
+        signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._came) for number in (*STOPS, signal.SIGHUP)}
+
+    def __enter__(self) -> Signals:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        self._woken.close()
+        self._wakes.close()
 
     def wait(self) -> signal.Signals:
-        """The next one, or one that had come before."""
-        return signal.Signals(self._woken.recv(1)[0])
+        """The next one, or one that had come before: a stop before a SIGHUP, and many SIGHUPs as one."""
+        while not self._pending:
+            self._woken.recv(4096)
+        if stops := self._pending & STOPS:
+            return signal.Signals(stops.pop())
+        self._pending.discard(signal.SIGHUP)  # not all: a stop may have come since
+        return signal.SIGHUP
+
+    def stopped_before(self, work: Future[Any]) -> bool:
+        """Wait for `work` to end; True where a stop came first. A SIGHUP is left for `wait`."""
+        work.add_done_callback(lambda _: self._wake())
+        while not work.done():
+            if self._pending & STOPS:
+                return True
+            self._woken.recv(4096)
+        return False
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # full, so that it wakes anyway, or closed
+            self._wakes.send(b"\0")
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self._pending.add(number)

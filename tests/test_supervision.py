@@ -230,11 +230,10 @@ def test_what_is_still_used_stays_open_and_is_closed_with_its_last_call() -> Non
     with serving() as served:
         first = served.loads.engines[0]
         used = [
-            served.call(),
             served.start(served.engine.prepare, [], "client", lambda: False),
             served.start(served.engine.prompt_tokens, []),
         ]
-        for _ in used[1:]:
+        for _ in used:
             assert first.inside.acquire(timeout=SECONDS)
         swap = served.swap()
         served.loads.end()

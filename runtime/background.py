@@ -1,0 +1,48 @@
+"""Work in threads that never keep the process from ending: a load that is waited for, and reloads one after another."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Outcome = TypeVar("Outcome")
+
+_log = logging.getLogger(__name__)
+
+
+def in_background(work: Callable[[], Outcome], name: str) -> Future[Outcome]:
+    """Run `work` in a thread of that name; it is abandoned where the process ends first."""
+    done: Future[Outcome] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
+
+
+class Reloads:
+    """Runs reloads in a thread of their own; those that are asked for while one waits are one."""
+
+    def __init__(self, reload: Callable[[], object]) -> None:
+        """`reload` runs once for each, never twice at once."""
+        self._reload, self._asked = reload, threading.Event()
+        threading.Thread(target=self._run, name="reload", daemon=True).start()
+
+    def ask(self) -> None:
+        """Have it reload; returns at once."""
+        self._asked.set()
+
+    def _run(self) -> None:
+        while self._asked.wait():
+            self._asked.clear()
+            try:
+                self._reload()
+            except Exception as error:
+                _log.error("a reload failed with %s", type(error).__name__)

@@ -1,0 +1,114 @@
+"""`echovlm-serve` as a process of its own, with parts of it replaced where a test needs a fault."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+SECONDS = 60  # for what must happen: a test that fails takes so long, one that passes does not wait
+COMMAND = """
+from echovlm_edge.runtime.serve_command import main
+raise SystemExit(main())
+"""
+
+
+class ServerProcess:
+    """A running command, and what it said so far."""
+
+    def __init__(self, bundle: Path, folder: Path, options: tuple[str, ...], patch: str, env: dict[str, str]) -> None:
+        self.port_file = folder / "port"
+        self.port_file.unlink(missing_ok=True)
+        asked = ["--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(self.port_file), *options]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", patch + COMMAND, *asked],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env or None,
+        )
+        self._lines: list[str] = []
+        self._more = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe,), daemon=True)
+            for pipe in (self.process.stdout, self.process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def address(self) -> str:
+        """Once it serves."""
+        self.wait_for("Serving ")
+        return f"127.0.0.1:{self.port_file.read_text().strip()}"
+
+    @property
+    def said(self) -> str:
+        """All of stdout and stderr."""
+        with self._more:
+            return "".join(self._lines)
+
+    def wait_for(self, words: str, count: int = 1) -> None:
+        """Wait until it has said `words` so often."""
+
+        def said() -> bool:
+            return "".join(self._lines).count(words) >= count
+
+        with self._more:
+            assert self._more.wait_for(lambda: said() or not self._reads(), SECONDS) and said(), "".join(self._lines)
+
+    def end(self) -> int:
+        """Wait for its end: the exit code. Nothing that it started outlives it."""
+        children = []
+        with suppress(psutil.Error):
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        code = self.process.wait(SECONDS)
+        for reader in self._readers:
+            reader.join(SECONDS)
+        _, alive = psutil.wait_procs(children, timeout=SECONDS)
+        assert not alive, "a process outlived the server"
+        return code
+
+    def _reads(self) -> bool:
+        return any(reader.is_alive() for reader in self._readers)
+
+    def _read(self, pipe: Iterator[str]) -> None:
+        for line in pipe:
+            with self._more:
+                self._lines.append(line)
+                self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+
+@contextmanager
+def server_process(
+    bundle: Path, folder: Path, *options: str, patch: str = "", env: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Start the command; it is killed at the end where it still runs."""
+    started = ServerProcess(bundle, folder, options, patch, env or {})
+    try:
+        yield started
+    finally:
+        children = []
+        with suppress(psutil.Error):
+            children = psutil.Process(started.process.pid).children(recursive=True)
+        started.process.kill()
+        started.process.wait()
+        for child in children:
+            with suppress(psutil.Error):
+                child.kill()
+
+
+def eventually(condition: object, seconds: float = SECONDS) -> None:
+    """Wait until `condition()` is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
