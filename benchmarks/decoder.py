@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.processors import usable_processors
 
 if TYPE_CHECKING:
     from benchmarks.llama import LlamaCpp
@@ -111,7 +111,7 @@ def main() -> int:
     """Run the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(description="Time a decoder of published width beside llama.cpp.")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--folder", type=Path, default=Path("build/decoder"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

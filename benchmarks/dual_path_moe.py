@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import Floats
 from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.command import SEVERAL
+from echovlm_edge.runtime.processors import usable_processors
 
 HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
@@ -430,7 +430,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Time DualPathMoE beside ONNX Runtime's own operators and PyTorch.")
     parser.add_argument("--tokens", type=int, **SEVERAL)
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--decoder", type=Path, metavar="BUNDLE", help="a bundle whose decoder is measured as well")

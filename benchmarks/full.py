@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.workloads import W1, W7, frame
 from echovlm_edge.runtime.prompt import PromptBuilder
@@ -244,7 +244,7 @@ def main() -> int:
 def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[str, Any]:
     """Start, memory, decode and time to first token of servers on one bundle."""
     Bundle(bundle.path, verify=True)  # reads every byte: the page cache is warm
-    limits = Limits(len(os.sched_getaffinity(0)), bundle.path / "decoder.data")
+    limits = Limits(usable_processors(), bundle.path / "decoder.data")
     with serving(bundle.path, folder) as (pid, address, start_seconds):
         idle = memory_gb(pid)
         limits.read(3)

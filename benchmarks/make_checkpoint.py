@@ -25,6 +25,7 @@ import torch
 from benchmarks.qwen_tokenizer import write_tokenizer
 from echovlm_edge.export.checkpoint import INDEX, expected_tensors
 from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
+from echovlm_edge.runtime.processors import usable_processors
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
@@ -188,7 +189,7 @@ def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch
             while written < len(values):
                 written += os.pwrite(out.fileno(), values[written:], chunk.offset + written)
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(usable_processors()) as pool:
             list(pool.map(write, chunks))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -33,6 +32,7 @@ from echovlm_edge.runtime.command import SEVERAL
 from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
 from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.request import Sampling
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_processors()
     torch.set_num_threads(threads)
     console = Console(stderr=True)
     checkpoint = options.folder / f"checkpoint-{options.width}x{options.layers}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +52,7 @@ from echovlm_edge.export.model.projector import Projector
 from echovlm_edge.export.model.vision_encoder import VisionEncoder
 from echovlm_edge.export.model.weights import Parts
 from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
 
@@ -224,7 +224,7 @@ def train(options: TrainingOptions, output: Path, cache: Path, console: Console)
     """Train and write the checkpoint to `output`; `cache` keeps simulated studies and the last saved step."""
     torch.manual_seed(options.seed)
     torch.use_deterministic_algorithms(True)  # or gradients of gathered rows would be summed in any order
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_processors())
     tokenizer = train_tokenizer(tokenizer_texts())
     config = EchoVLMConfig.from_json(config_json(), "the demo's config")
     model = DemoModel(config)

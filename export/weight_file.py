@@ -21,6 +21,7 @@ from echovlm_edge.export.journal import Journal
 from echovlm_edge.export.model.weights import Weight
 from echovlm_edge.export.quantize import Storage
 from echovlm_edge.runtime.bundle import WEIGHT_ALIGNMENT
+from echovlm_edge.runtime.processors import usable_processors
 
 PIECE_VALUES = 1 << 23  # encoded at a time by each thread: 32 MB of float32 and some temporaries
 
@@ -120,7 +121,7 @@ def write_weights(
         checkpoint: where the weights' values are.
         journal: of the pieces that are written, which a piece on the disk must agree with to be kept.
         advance: told the bytes after every piece.
-        threads: default one per core.
+        threads: default `usable_processors`.
     """
     descriptors: dict[str, int] = {}
     with ExitStack() as opened:
@@ -129,7 +130,7 @@ def write_weights(
             opened.callback(os.close, descriptors[file.name])
             os.ftruncate(descriptors[file.name], file.size)
         opened.enter_context(journal)
-        pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(threads or usable_processors())
         opened.callback(pool.shutdown, cancel_futures=True)
 
         def write(piece: Piece) -> tuple[Piece, str | None]:

@@ -134,7 +134,7 @@ class ReportEngine:
         options: EngineOptions = EngineOptions(),
         image_decoder: ImageDecoder = IN_PROCESS,
     ) -> ReportEngine:
-        """Load the bundle at `path`; `threads` defaults to one per core.
+        """Load the bundle at `path`; `threads` defaults to `usable_processors`.
 
         Raises:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.

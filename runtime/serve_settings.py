@@ -33,7 +33,9 @@ class ServeSettings(BaseModel):
     bundle: Path = _option(..., "folder that echovlm-build made, or a link to one", "FOLDER")
     listen: str = _option(DEFAULT_ADDRESS, "port 0: a free one", "HOST:PORT")
     port_file: Path | None = _option(None, "write the port there once the server answers", "F")
-    threads: int | None = _option(None, "one per core where it is not said", "N", ge=1)
+    threads: int | None = _option(
+        None, "one per processor that its affinity and quota allow where it is not said", "N", ge=1
+    )
     max_sequence: int | None = _option(None, "a smaller context than the bundle's, for less memory", "N", ge=1)
     max_message_mb: int = _option(64, "largest request", "N", ge=1, le=2047)  # gRPC's limit is an int32
     grace: float = _option(10.0, "for running calls when told to stop", "SECONDS", ge=0, le=3600)

@@ -47,6 +47,8 @@ def test_a_machine_of_files(tmp_path: Path) -> None:
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
         "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2200000\n",
         "sys/fs/cgroup/memory.max": "max\n",
+        "proc/self/cgroup": "0::/\n",
+        "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
         "sys/fs/cgroup/cpu.max": "150000 100000\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def test_a_machine_of_files(tmp_path: Path) -> None:
         ({"kernels": None}, "Install a C++ compiler"),
         ({"features": ()}, "The CPU lacks avx2"),
         ({"cores_allowed": 2}, "may use 2 of 4 cores"),
-        ({"cpu_quota": 1.5}, "--threads 1"),
+        ({"cpu_quota": 1.5}, "until then 2 threads compute"),
         ({"swap": 8 * GB, "swap_used": 4 * GB}, "swapoff"),
         ({"container_limit": 2 * GB}, "MemoryMax"),
         ({"power_mode": "MODE_15W", "power_modes": {0: "MAXN", 2: "MODE_15W"}}, "sudo nvpmodel -m 0"),

@@ -23,6 +23,7 @@ from echovlm_edge.runtime.bundle import FIX, PARTS, Bundle, Part
 from echovlm_edge.runtime.embedding import TokenEmbedding
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.give_way import give_way
+from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.rotary import Angles
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
@@ -110,7 +111,7 @@ class OnnxRuntimeBackend:
     def __init__(
         self, bundle: Bundle, threads: int | None = None, provider: Provider = ON_CPU, profile: bool = False
     ) -> None:
-        """Load the parts; `threads` defaults to the cores this process may use, `profile` is for `operator_times`."""
+        """Load the parts; `threads` defaults to `usable_processors`, `profile` is for `operator_times`."""
         options = _session_options(bundle, threads)
         options.enable_profiling = profile
         self._traces = TemporaryDirectory(prefix="echovlm-operators-") if profile else None
@@ -204,7 +205,7 @@ class OnnxRuntimeBackend:
 def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     processors = sorted(os.sched_getaffinity(0))
-    options.intra_op_num_threads = threads or len(processors)
+    options.intra_op_num_threads = threads or usable_processors()
     if 1 < options.intra_op_num_threads == len(processors):
         # A worker that wakes on its caller's processor is waited for until the kernel's next tick moves it, 4 ms: each gets one
         # of its own, counted from 1, and the caller stays free to go where there is none.

@@ -25,7 +25,7 @@ def open_backend(
 
     Args:
         bundle: its parts' files say which engine kind they are.
-        threads: of ONNX Runtime; defaults to the cores this process may use.
+        threads: of ONNX Runtime; defaults to `usable_processors`.
         max_sequence: of the cache that memory is checked for; defaults to the bundle's limit.
         provider: of ONNX Runtime, `cpu`, `cuda` or `tensorrt`; defaults to the one that the bundle's target is for.
         profile: for `ProfiledBackend.operator_times`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -79,7 +80,7 @@ def _cpu(facts: Facts) -> list[Finding]:
             Finding(
                 Level.SLOW,
                 f"This process's group gets the time of {facts.cpu_quota:g} cores, of {facts.cores_allowed}.",
-                f"Raise the limit (CPUQuota, or the container's --cpus), or run with --threads {max(1, int(facts.cpu_quota))}.",
+                f"Raise the limit (CPUQuota, or the container's --cpus): until then {math.ceil(facts.cpu_quota)} threads compute.",
             )
         )
     return found

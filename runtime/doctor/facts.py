@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from echovlm_edge.runtime.machine_memory import machine_memory
+from echovlm_edge.runtime.processors import processor_quota
 from echovlm_edge.runtime.profiling import machine
 
 # What the operators' kernels ask for, by the names of /proc/cpuinfo.
@@ -109,7 +110,7 @@ def facts(root: Path = Path("/")) -> Facts:
         clock_max=_largest_mhz(clocks, "cpuinfo_max_freq"),
         clock_now=_largest_mhz(clocks, "scaling_cur_freq"),
         container_limit=mine.limit,
-        cpu_quota=_quota(machine.first_line(root / "sys/fs/cgroup/cpu.max")),
+        cpu_quota=processor_quota(root),
         gpus=_gpus(),
         tensorrt={
             name: found for name in ("tensorrt", "tensorrt-rtx-cu13") if (found := machine.package_version(name))
@@ -183,9 +184,3 @@ def _largest_mhz(folder: Path, name: str) -> int | None:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
-
-
-def _quota(text: str | None) -> float | None:
-    """Cores' worth of time: `150000 100000` is 1.5; `max 100000` is no limit."""
-    cells = (text or "").split()
-    return int(cells[0]) / int(cells[1]) if len(cells) == 2 and cells[0].isdecimal() else None

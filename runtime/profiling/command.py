@@ -258,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", default="", metavar="TEXT", help="your own prompt")
     add("--runs", type=int, default=10, metavar="N", help="measured requests of each client (default 10)")
     add("--warmups", type=int, default=2, metavar="N", help="requests before them (default 2)")
-    add("--threads", type=int, metavar="N", help="default: one per core")
+    add("--threads", type=int, metavar="N", help="default: one per processor that may be used")
     add("--quick", action="store_true", help="neither operators nor the machine's ceilings")
     add("--json", type=Path, metavar="F", help="write the profile, for compare and page")
     add("--html", type=Path, metavar="F", help="write one page that works without a network")

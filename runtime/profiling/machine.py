@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
+from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.profiling.schema import Machine
 
 PACKAGES = ("echovlm-edge", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
@@ -18,7 +18,7 @@ def this_machine(root: Path = Path("/")) -> Machine:
     """This computer; `root` is where its /proc and /sys lie."""
     return Machine(
         cpu=cpu_name(root),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_processors(root),
         memory_gb=round(memory(root).get("MemTotal", 0) / 1e9, 1),
         system=platform.platform(),
         python=platform.python_version(),
