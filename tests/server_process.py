@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ class ServerProcess:
             text=True,
             env=env or None,
         )
+        self._children: list[psutil.Process] = []
         self._lines: list[str] = []
         self._more = threading.Condition()
         self._readers = [
@@ -63,15 +65,17 @@ class ServerProcess:
         with self._more:
             assert self._more.wait_for(lambda: said() or not self._reads(), SECONDS) and said(), "".join(self._lines)
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._children += psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(number)
+
     def end(self) -> int:
-        """Wait for its end: the exit code. Nothing that it started outlives it."""
-        children = []
-        with suppress(psutil.Error):
-            children = psutil.Process(self.process.pid).children(recursive=True)
+        """Wait for its end: the exit code. What it had started when it was told to stop does not outlive it."""
         code = self.process.wait(SECONDS)
         for reader in self._readers:
             reader.join(SECONDS)
-        _, alive = psutil.wait_procs(children, timeout=SECONDS)
+        _, alive = psutil.wait_procs(self._children, timeout=SECONDS)
         assert not alive, "a process outlived the server"
         return code
 

@@ -189,7 +189,7 @@ serve_command.ServiceManager.ready = answered
     with server_process(golden_bundle, tmp_path, "--metrics", f"127.0.0.1:{metrics}", patch=patch) as server:
         server.wait_for("studies: True")
         assert "it waits" in server.said
-        server.process.send_signal(signal.SIGTERM)
+        server.tell(signal.SIGTERM)
         assert server.end() == 0 and "Traceback" not in server.said
 
 

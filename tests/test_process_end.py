@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import json
 import os
 import shutil
 import signal
@@ -12,9 +15,11 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime import logs
 from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from tests.dicom_files import png
 from tests.server_process import ServerProcess, server_process
@@ -64,13 +69,35 @@ def bundle(golden_bundle: Path, tmp_path: Path) -> Path:
 
 def stop(server: ServerProcess) -> None:
     """SIGTERM ends the process with code 0, and it leaves neither a traceback nor a process."""
-    server.process.send_signal(signal.SIGTERM)
+    server.tell(signal.SIGTERM)
     assert server.end() == 0, server.said
     assert "Traceback" not in server.said and "Exception" not in server.said, server.said
 
 
 def reload(server: ServerProcess) -> None:
     server.process.send_signal(signal.SIGHUP)
+
+
+def test_the_end_is_quiet_and_running_calls_have_their_grace(golden_bundle: Path, tmp_path: Path) -> None:
+    with (
+        server_process(golden_bundle, tmp_path, "--grace", "60", "--log", "json") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=300, ignore_stop=True))
+        asked = pb.GenerateReportRequest(images=[pb.Image(data=png(64, 64))], options=options)
+        call = report_pb2_grpc.ReportServiceStub(channel).GenerateReport(asked)
+        next(event for event in call if event.text)
+        server.tell(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        *_, last = call
+        assert last.result.usage.generated_tokens == 300, "the running call was cut off"
+        assert server.end() == 0
+        first, *lines = server.said.splitlines()
+        assert first.startswith("Serving ")
+        assert [json.loads(line)["message"] for line in lines] == ["call"], server.said
 
 
 def test_a_decoder_that_hangs_does_not_keep_the_process(golden_bundle: Path, tmp_path: Path) -> None:
@@ -218,10 +245,28 @@ serve_command.end_process = end_process
 """
     with server_process(golden_bundle, tmp_path, "--log", "json", patch=patch) as server:
         assert server.address
-        server.process.send_signal(signal.SIGTERM)
+        server.tell(signal.SIGTERM)
         assert server.end() == 0
         lines = server.said.splitlines()[1:]
         assert all(line.startswith("{") for line in lines), server.said
         assert "thread one of many failed with ValueError (<string>" in server.said
         assert "a finalizer failed with ValueError" in server.said
         assert "Jane" not in server.said
+
+
+def test_what_an_event_loops_task_raises_is_one_line_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("Jane Doe, 1950")
+
+    async def forget() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(logs.log_uncaught_in_loop)
+        loop.create_task(fail())  # noqa: RUF006
+        await asyncio.sleep(0)
+        gc.collect()
+        loop.call_exception_handler({"message": "Jane Doe, 1950"})
+
+    asyncio.run(forget())
+    first, second = caplog.messages
+    assert first.startswith("an asynchronous task failed with ValueError (test_process_end.py:") and "fail" in first
+    assert second == "the event loop reported a fault" and "Jane" not in caplog.text
