@@ -152,8 +152,8 @@ def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_se
         ),
         token_ids=event.token_ids if include_token_ids else (),
         notice=NOTICE,
-        model=info.model,
-        bundle_id=info.bundle_id,
+        model=event.model or info.model,
+        bundle_id=event.bundle_id or info.bundle_id,
     )
 
 

@@ -214,6 +214,8 @@ class Finished:
         first_token_seconds: from the start of the request to the first token, or None when none came.
         spans: every piece of work in order, one for each image and token.
         reused_tokens: how many of the prompt's tokens had been prefilled before.
+        model: the engine's that wrote it, where another may have taken over since; else empty.
+        bundle_id: likewise.
     """
 
     text: str = field(repr=False)
@@ -225,6 +227,8 @@ class Finished:
     first_token_seconds: float | None
     spans: tuple[Span, ...] = ()
     reused_tokens: int = 0
+    model: str = ""
+    bundle_id: str = ""
 
 
 Event = StageStarted | TextDelta | Finished

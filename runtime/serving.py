@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from echovlm_edge.runtime.engine import EngineInfo, EngineStats, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable, UserError
 from echovlm_edge.runtime.image_decoder import Asker
-from echovlm_edge.runtime.request import Event, Frame, GenerationRequest, ImageInput
+from echovlm_edge.runtime.request import Event, Finished, Frame, GenerationRequest, ImageInput
 
 LOOKS_BETWEEN_LOADS = 10  # while no engine can be loaded
 _log = logging.getLogger(__name__)
@@ -77,7 +77,10 @@ class ServedEngine:
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         """See `ReportEngine.generate`: all of one call goes to one engine."""
         with self._call() as engine:
-            yield from engine.generate(request, stopped)
+            for event in engine.generate(request, stopped):
+                if isinstance(event, Finished):  # a text names the bundle that wrote it: another may have taken over
+                    event = replace(event, model=engine.info.model, bundle_id=engine.info.bundle_id)
+                yield event
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """See `ReportEngine.prepare`."""

@@ -184,7 +184,9 @@ def test_bundles_swap_without_a_dropped_call(
         assert served.engine.swap()
         new = result(served.stub.AnswerQuestion(question(3)))
         assert new.bundle_id != expected.bundle_id, "new calls go to the new bundle"
-        assert result(call).token_ids == expected.token_ids, "the running call was dropped"
+        kept = result(call)
+        assert kept.token_ids == expected.token_ids, "the running call was dropped"
+        assert kept.bundle_id == expected.bundle_id, "a text is ascribed to a bundle that did not write it"
         wait_for(lambda: old._scheduler._closed is not None)
 
 
