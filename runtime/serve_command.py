@@ -69,8 +69,10 @@ def _run(chosen: ServeSettings | None) -> int:
 
 def _reload(engine: ServedEngine, manager: ServiceManager) -> None:
     manager.reloading()
-    engine.swap()
-    manager.ready()
+    try:
+        engine.swap()
+    finally:
+        manager.ready()
 
 
 if __name__ == "__main__":

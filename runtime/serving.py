@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from echovlm_edge.runtime.background import in_background
 from echovlm_edge.runtime.engine import EngineInfo, EngineStats, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable, UserError
 from echovlm_edge.runtime.image_decoder import Asker
@@ -27,11 +29,14 @@ class WatchdogOptions:
         replacements: hung engines that are replaced in this process; a hung thread cannot be ended, so that after the last
             one the whole process is given up.
         look_seconds: between two looks.
+        load_seconds: the longest that no engine may serve after a hang: a GPU that hangs mostly hangs for the next engine
+            too, and then the whole process is given up.
     """
 
     hang_seconds: float = 300.0
     replacements: int = 3
     look_seconds: float = 1.0
+    load_seconds: float = 900.0
 
 
 class ServedEngine:
@@ -53,7 +58,7 @@ class ServedEngine:
         Args:
             open_engine: loads the bundle that is to be served; what it raises, this raises.
             options: of the watchdog.
-            give_up: called once when engines hang more often than they may.
+            give_up: called once when engines hang more often than they may, or none can be loaded in time.
         """
         self._open, self._options, self._give_up = open_engine, options, give_up
         self._current = open_engine()
@@ -62,7 +67,8 @@ class ServedEngine:
         self._loading = threading.Lock()  # one load at a time: each engine takes as much memory as the first
         self._telling, self._told_serving = threading.Lock(), True
         self._closed = threading.Event()
-        self._hangs, self._next_load = 0, 0.0
+        self._hangs, self._lost, self._next_load = 0, 0.0, 0.0
+        self._replacing: Future[None] | None = None
         self.on_serving: Callable[[bool], None] = lambda serving: (
             None
         )  # told when it stops serving and when it serves again
@@ -122,11 +128,16 @@ class ServedEngine:
         return True
 
     def check(self) -> None:
-        """End engines that hang, and load another where none serves: what the watchdog does."""
-        for engine in self._hung():
+        """End engines that hang, and begin to load another where none serves: what the watchdog does."""
+        for engine in self._hanging():
             self._end_hung(engine)
-        if not self._serves() and not self._closed.is_set() and time.monotonic() >= self._next_load:
-            self._replace()
+        if self._serves() or self._closed.is_set():
+            return
+        now = time.monotonic()
+        if now - self._lost > self._options.load_seconds:
+            self._end_all(f"no engine could be loaded for {now - self._lost:.0f} s")
+        elif (self._replacing is None or self._replacing.done()) and now >= self._next_load:
+            self._replacing = in_background(self._replace, "load")
 
     def close(self) -> None:
         """End everything; a load that still runs is abandoned, and its engine closed."""
@@ -185,7 +196,7 @@ class ServedEngine:
         with self._lock:
             return self._current in self._calls
 
-    def _hung(self) -> list[ReportEngine]:
+    def _hanging(self) -> list[ReportEngine]:
         with self._lock:
             engines = list(self._calls)
         return [engine for engine in engines if engine.seconds_in_turn() > self._options.hang_seconds]
@@ -196,11 +207,16 @@ class ServedEngine:
             return
         self._hangs += 1
         _log.error("an engine has hung for %.0f s: its calls end", seconds)
+        if not self._serves():
+            self._lost = time.monotonic()
         self._tell_serving()
         if self._hangs > self._options.replacements:
-            _log.critical("engines hang again and again: giving up")
-            self.close()
-            self._give_up()
+            self._end_all("engines hang again and again")
+
+    def _end_all(self, why: str) -> None:
+        _log.critical("%s: giving up", why)
+        self.close()
+        self._give_up()
 
     def _replace(self) -> None:
         started = time.monotonic()
