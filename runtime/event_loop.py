@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from functools import cache
 from typing import Any, TypeVar
 
+from echovlm_edge.runtime.logs import log_uncaught_in_loop
+
 Result = TypeVar("Result")
 
 
@@ -20,5 +22,6 @@ def run_on_loop(work: Coroutine[Any, Any, Result]) -> Result:
 def _loop() -> asyncio.AbstractEventLoop:
     # One, because `grpc.aio` has one completion queue for the process, which wakes the loops of all its servers.
     loop = asyncio.new_event_loop()
+    loop.set_exception_handler(log_uncaught_in_loop)
     threading.Thread(target=loop.run_forever, name="grpc", daemon=True).start()
     return loop

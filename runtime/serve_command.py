@@ -34,6 +34,8 @@ def _run(chosen: ServeSettings | None) -> int:
     parse_address(chosen.listen)
     from_settings.refuse_open_doors(chosen)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # connections take one each
     options, known = from_settings.server_options(chosen), from_settings.access(chosen)
     with Signals() as told, ExitStack() as ending:
         manager = ServiceManager()

@@ -184,7 +184,7 @@ class ServedEngine:
         if unused:
             self._end(engine)
 
-    def _end(self, engine: ReportEngine, reason: Exception | None = None) -> bool:
+    def _end(self, engine: ReportEngine, reason: Unavailable | None = None) -> bool:
         """Close an engine unless that has been done; returns whether this did it."""
         with self._lock:
             if self._calls.pop(engine, None) is None:
