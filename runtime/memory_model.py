@@ -29,7 +29,7 @@ TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the pub
 # Weights in memory over their files. Mapped they are 1; ONNX Runtime's own operators copy them into a layout of their own, and float16
 # is widened to float32 where the CPU has no operator for it. By whether our operators run, and precision.
 WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
-DECODER_AT_REST = 96 * MB  # Python, numpy, Pillow, pydicom and its decoders
+DECODER_AT_REST = 64 * MB  # Python, numpy, Pillow, pydicom and its decoders: 38 MB are its own
 MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
 MESSAGE_COPIES = 2  # while a call is inside: the message, and its files on their way to a decoder
 PARSING = 2  # further copies of the one message that is being parsed
@@ -289,5 +289,5 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
 def _decoding(settings: ServeSettings) -> Iterator[Item]:
     count, most = settings.decode_processes, settings.decode_mb * MB
     rest = min(DECODER_AT_REST, most)
-    yield Item("decoding processes", count * rest, "--decode-processes", When.START)
+    yield Item("decoding processes", (count + 1) * rest, "--decode-processes", When.START)  # one is spare
     yield Item("decoding", count * (most - rest), "--decode-processes, --decode-mb", When.PEAK)
