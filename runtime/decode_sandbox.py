@@ -53,7 +53,7 @@ class SandboxLimits:
     """
 
     processes: int = 2
-    memory_bytes: int = 4 << 30
+    memory_bytes: int = 3 << 30
     seconds: float = 20.0
     user: int = 65534
 

@@ -31,8 +31,7 @@ TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the pub
 WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
 DECODER_AT_REST = 64 * MB  # Python, numpy, Pillow, pydicom and its decoders: 38 MB are its own
 MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
-MESSAGE_COPIES = 2  # while a call is inside: the message, and its files on their way to a decoder
-PARSING = 2  # further copies of the one message that is being parsed
+PARSING = 3  # further copies of a message that is being parsed: as bytes, as a message, and its files on their way to a decoder
 READ_AHEAD = 4  # studies whose pictures are read in the background
 UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memory
 
@@ -282,7 +281,7 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
     yield Item("their embeddings", (places + READ_AHEAD) * embeddings, inside, When.USED)
     yield Item("prompts being read", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
-    yield Item("messages of calls", MESSAGE_COPIES * settings.request_mb * MB, "--request-mb", When.PEAK)
+    yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
 
 

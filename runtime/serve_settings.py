@@ -54,7 +54,7 @@ class ServeSettings(BaseModel):
     study_minutes: float = _option(30.0, "a study unused for so long is over", "M", LOAD, gt=0)
     hang_seconds: float = _option(300.0, "one step so long is a hang", "S", LOAD, gt=0)
     decode_processes: int = _option(2, "that decode image files", "N", LOAD, ge=1, le=64)
-    decode_mb: int = _option(4096, "memory of each", "N", LOAD, ge=512)
+    decode_mb: int = _option(3072, "memory of each", "N", LOAD, ge=512)
     decode_seconds: float = _option(20.0, "for one file", "S", LOAD, gt=0)
     decode_user: int = _option(
         65534, "number of the user they run as where the server is started by root", "N", LOAD, ge=1

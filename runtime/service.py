@@ -124,14 +124,16 @@ class ReportService:
     def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
         with self.admission.place(call.client, request.ByteSize()):
             self._limits.check("", [request.image])
-            before = self._studies.pictures(call.client, request.study)
+            study, mixed = request.study, request.allow_mixed_studies
+            before = self._studies.pictures(call.client, study)
             asker = Asker(call.client.name, stopped=call.gone.is_set)
-            image, mixed = messages.image_input(request.image, 1), request.allow_mixed_studies
+            image = messages.image_input(request.image, 1)
+            del request  # the image is a copy
             try:
                 frames = self._engine.read_image(image, before, asker, mixed)
             except Stopped:  # the client is gone, and nobody waits for an answer
                 return
-            added = self._studies.add(call.client, request.study, frames, self._engine.prompt_tokens, mixed)
+            added = self._studies.add(call.client, study, frames, self._engine.prompt_tokens, mixed)
             tokens = self._engine.prompt_tokens(added.frames)
         yield pb.AddedImage(number=added.number, frames=len(frames), study_tokens=tokens)
 
@@ -151,13 +153,15 @@ class ReportService:
         with self.admission.place(call.client, asked.ByteSize(), batch=priority is Priority.BATCH):
             self._limits.check(text, asked.images)
             request = replace(self._request(task, text, asked, call.client), came=call.started)
+            with_token_ids = asked.options.include_token_ids
+            del asked  # the request has copies of its images, and all else of it
             for event in self._engine.generate(request, call.gone.is_set):
                 if isinstance(event, Finished):
                     call.finished = event
                     if event.finish_reason is FinishReason.CANCELLED:
                         call.outcome = "cancelled"
                 seconds = time.perf_counter() - call.started
-                yield messages.event_message(event, self._engine.info, asked.options.include_token_ids, seconds)
+                yield messages.event_message(event, self._engine.info, with_token_ids, seconds)
 
     def _request(self, task: Task, text: str, asked: GenerateRequest, client: Client) -> GenerationRequest:
         options = asked.options
