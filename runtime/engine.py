@@ -195,8 +195,8 @@ class ReportEngine:
         request = GenerationRequest("", priority=Priority.BACKGROUND, client=client, scope=scope)
         clock = Untimed()
         try:
-            images = _embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
             prompt = self._prompt("", self._grids(frames))
+            images = _embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
             generation = self._generation(prompt, images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
             ended = False

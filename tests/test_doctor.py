@@ -118,7 +118,7 @@ def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
     assert small.level is Level.WRONG and "and this machine has 2.0 GB free" in small.what
     assert "--prefix-mb to 0" in small.mend
     crowded = fits(golden_bundle, replace(FINE, available=12 * GB))
-    assert crowded.level is Level.SLOW and "--max-message-mb" in crowded.mend
+    assert crowded.level is Level.SLOW and "--decode-mb" in crowded.mend
     modest = ServeSettings(
         bundle=golden_bundle, prefix_mb=0, parked_mb=0, study_mb=64, max_message_mb=8, decode_mb=1024
     )

@@ -77,7 +77,7 @@ def test_figures_follow_what_was_done(served: Running, port: int) -> None:
         assert grown(before, after, "echovlm_stage_seconds_count", stage=stage) >= 1
     assert grown(before, after, "echovlm_first_token_seconds_count") == 2
     assert after["echovlm_slots", ()] == 8 and after["echovlm_prefix_bytes", ()] > 0
-    assert after["echovlm_studies", ()] == 1 and after["echovlm_study_bytes", ()] == 64 * 64 * 3
+    assert after["echovlm_studies", ()] == 1 and after["echovlm_study_bytes", ()] == 56 * 56 * 3, "as the model sees it"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no.such.host.invalid", "x" * 70 + ".invalid"])
@@ -196,7 +196,7 @@ serve_command.ServiceManager.ready = answered
 def test_a_taken_metrics_port_is_told_before_anything_is_served(golden_bundle: Path, tmp_path: Path, port: int) -> None:
     with server_process(golden_bundle, tmp_path, "--metrics", f"127.0.0.1:{port}") as server:
         assert server.end() == 2
-        assert server.said == (
+        assert server.said.endswith(
             f"error: Metrics cannot be served on 127.0.0.1:{port} (Address already in use): give another "
             "--metrics HOST:PORT.\n"
         )

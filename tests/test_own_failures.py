@@ -14,7 +14,6 @@ from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.backends.onnxruntime import OrtCache
 from echovlm_edge.runtime.engine import EngineOptions
 from echovlm_edge.runtime.errors import Busy, Unavailable, UserError, fresh
-from echovlm_edge.runtime.image import decode_image
 from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
@@ -64,7 +63,7 @@ def test_nan_in_a_slot_is_gone_before_the_next_sequence(
         with pytest.raises(UserError, match="no usable numbers"):
             finish(engine, bad)
         with pytest.raises(UserError, match="no usable numbers"):  # a study's preparation chooses no token
-            engine.prepare(decode_image(ImageInput(png(90, 90))), "", "", lambda: False)
+            engine.prepare(engine.read_image(ImageInput(png(90, 90))), "", "", lambda: False)
     assert finish(engine, good).token_ids == expected
     assert engine.stats().prefixes.entries <= 1, "what is no number was kept"
 
@@ -139,7 +138,7 @@ def test_a_failure_keeps_no_picture_alive(make_engine: MakeEngine, monkeypatch: 
     monkeypatch.setattr(WatchedBackend, where, fails)
 
     def failing_call() -> weakref.ref[Frame]:
-        frame = Frame(np.zeros((64, 64, 3), np.uint8), "image 1")
+        (frame,) = engine.read_image(ImageInput(png(64, 64)))
         try:
             list(engine.generate(GenerationRequest("Why?", frames=(frame,), sampling=Sampling(9))))
         except MemoryError:
@@ -196,7 +195,7 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
         first = Call(engine, GenerationRequest("Why? " * 50, sampling=Sampling(500), priority=kept))
         stop = first.stop
     else:
-        frames = [*decode_image(ImageInput(png(200, 200)))] * 20  # more than one chunk of tokens
+        frames = engine.read_image(ImageInput(png(200, 200))) * 20  # more than one chunk of tokens
         first = threading.Thread(target=engine.prepare, args=(frames, "", "", stop.is_set), daemon=True)
         first.start()
     wait_for(lambda: engine.stats().scheduler.busy == 1)
@@ -256,7 +255,7 @@ def test_another_client_never_learns_that_an_image_was_sent_before(make_engine: 
 def test_a_study_is_read_for_its_own_clients_scope(make_engine: MakeEngine) -> None:
     engine, _ = make_engine()
     picture = ImageInput(png(140, 112))
-    frames = tuple(decode_image(picture))
+    frames = tuple(engine.read_image(picture))
     engine.prepare(frames, "cart", "client cart", lambda: False)
 
     def reused(scope: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,7 @@ from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.request import FinishReason, GenerationRequest, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
 from tests.dicom_files import png
 from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish, wait_for
 
@@ -167,10 +165,9 @@ def texts(golden_bundle: Path) -> list[tuple[int, ...]]:
     return expected
 
 
-@cache
-def pictures(index: int) -> tuple[object, ...]:
-    """A prompt's images, decoded."""
-    return tuple(frame for image in PROMPTS[index].images for frame in decode_image(image))
+def pictures(engine: ReportEngine, index: int) -> tuple[Frame, ...]:
+    """A prompt's images, as a study has them."""
+    return tuple(frame for image in PROMPTS[index].images for frame in engine.read_image(image))
 
 
 @given(
@@ -217,7 +214,7 @@ def begin(
     """Let one come; returns what stops it and how many texts it has written."""
     if kind == "study":
         stop = threading.Event()
-        frames = pictures(index) or pictures(1)
+        frames = pictures(engine, index) or pictures(engine, 1)
         threading.Thread(target=engine.prepare, args=(frames, client, client, stop.is_set), daemon=True).start()
         return stop, lambda: 0
     priority = Priority.INTERACTIVE if kind == "interactive" else Priority.BATCH
