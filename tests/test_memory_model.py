@@ -139,6 +139,8 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 MEMINFO = {"proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 12000000 kB\n"}
+MOUNT_V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
+MOUNT_V1 = "35 31 0:33 {group} /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n"
 STAT = "anon 1\nactive_file 1000000000\ninactive_file 500000000\n"
 
 
@@ -150,6 +152,7 @@ def test_a_control_groups_limit_is_the_machines(tmp_path: Path) -> None:
         MEMINFO
         | {
             "proc/self/cgroup": "0::/system.slice/echovlm.service\n",
+            "proc/self/mountinfo": MOUNT_V2,
             f"{group}/memory.max": "max\n",
             f"{group}/memory.current": "9\n",
             "sys/fs/cgroup/system.slice/memory.max": "4000000000\n",
@@ -164,6 +167,7 @@ def test_version_1_of_control_groups(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/memory/docker/1"
     files = {
         "proc/self/cgroup": "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n0::/\n",
+        "proc/self/mountinfo": MOUNT_V1.format(group="/"),
         f"{group}/memory.limit_in_bytes": "2000000000\n",
         f"{group}/memory.usage_in_bytes": "1700000000\n",
         f"{group}/memory.stat": "total_active_file 600000000\ntotal_inactive_file 0\n",
@@ -174,8 +178,17 @@ def test_version_1_of_control_groups(tmp_path: Path) -> None:
     )
     # In a container /proc names the host's path, and the mounted top is the group itself.
     inside = {name.replace("/docker/1", ""): text for name, text in files.items() if name.startswith(group)}
-    inside["proc/self/cgroup"] = "4:memory:/docker/1\n"
+    inside |= {"proc/self/cgroup": "4:memory:/docker/1\n", "proc/self/mountinfo": MOUNT_V1.format(group="/docker/1")}
     assert machine_memory(write(tmp_path / "inside", MEMINFO | inside)).limit == 2_000_000_000
+    # A group within the container's: its path is below what is mounted.
+    inside["proc/self/cgroup"] = "4:memory:/docker/1/inner\n"
+    inside["sys/fs/cgroup/memory/inner/memory.limit_in_bytes"] = "1000000000\n"
+    assert machine_memory(write(tmp_path / "inner", MEMINFO | inside)).limit == 1_000_000_000
+
+
+def test_groups_that_cannot_be_understood_are_no_limit(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "nonsense\n0::\n:::\n", "proc/self/mountinfo": "short - cgroup2\n" + MOUNT_V2}
+    assert machine_memory(write(tmp_path, MEMINFO | files)).limit is None
 
 
 def test_a_machine_without_control_groups(tmp_path: Path) -> None:

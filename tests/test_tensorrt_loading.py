@@ -26,6 +26,7 @@ from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.memory_model import BundleShape, device_items
 from echovlm_edge.runtime.rotary import Angles
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.system_files import memory_info
 from tests import golden, numpy_cuda
 from tests.numpy_cuda import CHUNK, NumpyDriver, NumpyTensorRT
 from tests.numpy_device import NumpyDevice
@@ -159,8 +160,9 @@ def test_too_little_memory_to_work_in(folder: Path, machine: Machine) -> None:
 def test_a_shared_memory_counts_what_the_file_cache_would_give(
     folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    3000 kB\n", encoding="ascii")
-    monkeypatch.setattr(cuda_driver, "MEMORY_INFO", tmp_path / "meminfo")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    3000 kB\n", encoding="ascii")
+    monkeypatch.setattr(cuda_driver, "memory_info", lambda: memory_info(tmp_path))
     machine.device.memory = 1000
     assert CudaDevice().free_bytes() == 1000
     machine.driver.integrated = True
@@ -171,7 +173,7 @@ def test_a_shared_memory_that_is_hidden_is_the_devices(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As systemd's ProcSubset=pid hides it."""
-    monkeypatch.setattr(cuda_driver, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(cuda_driver, "memory_info", lambda: memory_info(tmp_path))
     machine.device.memory, machine.driver.integrated = 1000, True
     assert CudaDevice().free_bytes() == 1000
 

@@ -10,7 +10,6 @@ import ctypes
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends.device import Graph
 from echovlm_edge.runtime.errors import NotPossibleHere
-
-MEMORY_INFO = Path("/proc/meminfo")
+from echovlm_edge.runtime.system_files import memory_info
 
 
 class DeviceFailed(RuntimeError):
@@ -76,7 +74,7 @@ class CudaDevice:
     def free_bytes(self) -> int:
         """See `Device.free_bytes`. An integrated GPU shares the host's memory, whose file cache gives way."""
         free, _ = self.call("cuMemGetInfo")
-        return max(free, _available_host_memory()) if self._integrated else int(free)
+        return max(free, memory_info().get("MemAvailable", 0)) if self._integrated else int(free)
 
     def allocate(self, size: int) -> CudaMemory:
         """See `Device.allocate`."""
@@ -194,14 +192,3 @@ def _driver() -> Any:
             "pip install 'echovlm-edge[tensorrt]'."
         ) from None
     return driver
-
-
-def _available_host_memory() -> int:
-    try:
-        told = MEMORY_INFO.read_text(encoding="ascii")
-    except OSError:  # a sandbox hides it
-        return 0
-    for line in told.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from echovlm_edge.runtime.machine_memory import machine_memory
 from echovlm_edge.runtime.processors import processor_quota
 from echovlm_edge.runtime.profiling import machine
+from echovlm_edge.runtime.system_files import first_line, memory_info, text
 
 # What the operators' kernels ask for, by the names of /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512_vnni", "avx512bw", "amx_int8", "asimddp", "i8mm")
@@ -84,10 +85,10 @@ class Facts:
 def facts(root: Path = Path("/")) -> Facts:
     """This machine; `root` is where its /proc, /sys and /etc lie."""
     info = machine.cpu_info(root)
-    memory, mine = machine.memory(root), machine_memory(root)
+    memory, mine = memory_info(root), machine_memory(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
     clocks = root / "sys/devices/system/cpu"
-    modes = power_modes(machine.text(root / "etc/nvpmodel.conf"))
+    modes = power_modes(text(root / "etc/nvpmodel.conf"))
     return Facts(
         architecture=platform.machine(),
         cpu=machine.cpu_name(root),
@@ -99,13 +100,7 @@ def facts(root: Path = Path("/")) -> Facts:
         swap=memory.get("SwapTotal", 0),
         swap_used=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
         governors=tuple(
-            sorted(
-                {
-                    found
-                    for path in clocks.glob("cpu[0-9]*/cpufreq/scaling_governor")
-                    if (found := machine.first_line(path))
-                }
-            )
+            sorted({found for path in clocks.glob("cpu[0-9]*/cpufreq/scaling_governor") if (found := first_line(path))})
         ),
         clock_max=_largest_mhz(clocks, "cpuinfo_max_freq"),
         clock_now=_largest_mhz(clocks, "scaling_cur_freq"),
@@ -117,8 +112,8 @@ def facts(root: Path = Path("/")) -> Facts:
         },
         onnxruntime=machine.package_version("onnxruntime-gpu") or machine.package_version("onnxruntime") or "",
         providers=_providers(),
-        device=machine.first_line(root / "proc/device-tree/model"),
-        jetpack=jetpack(machine.text(root / "etc/nv_tegra_release")),
+        device=first_line(root / "proc/device-tree/model"),
+        jetpack=jetpack(text(root / "etc/nv_tegra_release")),
         power_modes=modes,
         power_mode=power_mode() if modes else None,
         kernels=machine.kernels(),
@@ -177,7 +172,7 @@ def _providers() -> tuple[str, ...]:
 
 
 def _largest_mhz(folder: Path, name: str) -> int | None:
-    found = [_number(machine.first_line(path)) for path in folder.glob(f"cpu[0-9]*/cpufreq/{name}")]
+    found = [_number(first_line(path)) for path in folder.glob(f"cpu[0-9]*/cpufreq/{name}")]
     known = [number for number in found if number is not None]
     return max(known) // 1000 if known else None
 

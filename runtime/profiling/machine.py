@@ -10,6 +10,7 @@ from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.profiling.schema import Machine
+from echovlm_edge.runtime.system_files import first_line, memory_info, text
 
 PACKAGES = ("echovlm-edge", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 
@@ -19,7 +20,7 @@ def this_machine(root: Path = Path("/")) -> Machine:
     return Machine(
         cpu=cpu_name(root),
         cores=usable_processors(root),
-        memory_gb=round(memory(root).get("MemTotal", 0) / 1e9, 1),
+        memory_gb=round(memory_info(root).get("MemTotal", 0) / 1e9, 1),
         system=platform.platform(),
         python=platform.python_version(),
         governor=governor(root),
@@ -44,12 +45,6 @@ def cpu_info(root: Path) -> dict[str, str]:
     return found
 
 
-def memory(root: Path) -> dict[str, int]:
-    """/proc/meminfo in bytes."""
-    lines = (line.partition(":") for line in text(root / "proc/meminfo").splitlines())
-    return {name: int(value.split()[0]) * 1024 for name, _, value in lines if value.split()[:1]}
-
-
 def governor(root: Path) -> str | None:
     """How the first core's clock is governed, where the system says."""
     return first_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -71,20 +66,6 @@ def kernels() -> str | None:
     """The instruction set that this project's operators use here, where they were built."""
     path = library_path()
     return NativeLibrary(path).kernel if path else None
-
-
-def text(path: Path) -> str:
-    """A file of /proc or /sys; empty where there is none."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def first_line(path: Path) -> str | None:
-    """Its first line without the zero that ends device-tree strings."""
-    lines = text(path).replace("\0", "").splitlines()
-    return lines[0].strip() or None if lines else None
 
 
 def package_version(package: str) -> str | None:
