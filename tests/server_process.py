@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +34,7 @@ class ServerProcess:
             env=env or None,
         )
         self._children: list[psutil.Process] = []
+        self._output: list[str] = []
         self._lines: list[str] = []
         self._more = threading.Condition()
         self._readers = [
@@ -65,10 +65,26 @@ class ServerProcess:
         with self._more:
             assert self._more.wait_for(lambda: said() or not self._reads(), SECONDS) and said(), "".join(self._lines)
 
+    @property
+    def output(self) -> str:
+        """All of stdout."""
+        with self._more:
+            return "".join(self._output)
+
     def tell(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._children += psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(number)
+
+    def reload(self) -> None:
+        """Send SIGHUP."""
+        self.process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        """SIGTERM ends the process with code 0, and it leaves neither a traceback nor a process."""
+        self.tell(signal.SIGTERM)
+        assert self.end() == 0, self.said
+        assert "Traceback" not in self.said and "Exception" not in self.said, self.said
 
     def end(self) -> int:
         """Wait for its end: the exit code. What it had started when it was told to stop does not outlive it."""
@@ -86,6 +102,8 @@ class ServerProcess:
         for line in pipe:
             with self._more:
                 self._lines.append(line)
+                if pipe is self.process.stdout:
+                    self._output.append(line)
                 self._more.notify_all()
         with self._more:
             self._more.notify_all()
@@ -108,11 +126,3 @@ def server_process(
         for child in children:
             with suppress(psutil.Error):
                 child.kill()
-
-
-def eventually(condition: object, seconds: float = SECONDS) -> None:
-    """Wait until `condition()` is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)

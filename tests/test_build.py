@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from echovlm_edge.export.engines import onnxruntime
 from echovlm_edge.runtime.bundle import MANIFEST, Bundle
 from echovlm_edge.runtime.errors import NotPossibleHere
 from tests import golden
+from tests.waiting import wait_for
 
 Change = Callable[[Path], None]
 
@@ -155,8 +155,7 @@ def test_a_killed_build_leaves_no_bundle_and_the_next_one_finishes(tmp_path: Pat
         stderr=subprocess.DEVNULL,
     )
     partial = tmp_path / ".bundle.partial"
-    while not partial.exists() and started.poll() is None:
-        time.sleep(0.01)
+    wait_for(lambda: partial.exists() or started.poll() is not None)
     started.send_signal(signal.SIGKILL)
     started.wait()
     assert not output.exists()

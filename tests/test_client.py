@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.image_decoder import Asker
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.request import (
-    Event,
-    Finished,
-    FinishReason,
-    Frame,
     FrameSelection,
-    GenerationRequest,
     ImageInput,
     Sampling,
 )
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tasks import Task
+from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png
 
 PICTURE = png(64, 64)
-
-
-class DecodingEngine:
-    """Decodes the images as the real engine does, and answers with one word."""
-
-    info = EngineInfo("decoding", "0" * 64, "b", 1, "cpu", "fp32", 100, 1000)
-
-    def __init__(self) -> None:
-        self.requests: list[GenerationRequest] = []
-
-    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
-        self.requests.append(request)
-        for image in request.images:
-            decode_image(image)
-        yield Finished("Done", (1,), FinishReason.STOP, 1, 0, {}, None)
-
-    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
-
-    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
-        return 10 * len(frames)
-
-    def read_image(
-        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
-    ) -> list[Frame]:
-        return decode_image(image)
 
 
 @pytest.fixture

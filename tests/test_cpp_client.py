@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from echovlm_edge.runtime.request import Event, GenerationRequest, ImageInput, S
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tls import TlsFiles
 from tests import golden
+from tests.authority import Authority
+from tests.clients_file import clients_file
+from tests.decoding_engine import DecodingEngine
+from tests.loopback_addresses import ELSEWHERE, HERE
 from tests.recording_service import recording_service
 from tests.running_server import Running, running
-from tests.test_client import DecodingEngine
-from tests.test_loopback import ELSEWHERE, HERE
-from tests.test_security import Authority
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "cpp"
@@ -126,9 +126,8 @@ def test_out_of_time(cart: Cart, server: Running) -> None:
 
 def test_who_gets_in(cart: Cart, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    clients = tmp_path / "clients.toml"
-    clients.write_text(
-        f'[cart-7]\ntoken_sha256 = "{sha256(b"secret").hexdigest()}"\n[workstation]\ncertificate = "workstation.example"\n'
+    clients = clients_file(
+        tmp_path, {"cart-7": {"token": "secret"}, "workstation": {"certificate": "workstation.example"}}
     )
     for name, text in (("right", "secret\n"), ("wrong", "guess\n")):
         (tmp_path / name).write_text(text)

@@ -24,8 +24,9 @@ from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailab
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.image_decoder import LocalDecoder
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
-from tests.decoding import RESOLUTION, asker, bomb, eventually, read
+from tests.decoding import RESOLUTION, asker, bomb, read
 from tests.dicom_files import png, shipped
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def sandbox() -> Iterator[DecodeSandbox]:
 
 def idle(sandbox: DecodeSandbox, count: int) -> list[psutil.Process]:
     """Its idle processes, once there are so many."""
-    eventually(lambda: len(sandbox.pids()) == count)
+    wait_for(lambda: len(sandbox.pids()) == count)
     return [psutil.Process(pid) for pid in sandbox.pids()]
 
 
 def child_of(process: psutil.Process) -> psutil.Process:
     """The process of the file that it decodes now."""
-    eventually(lambda: bool(process.children()))
+    wait_for(lambda: bool(process.children()))
     return process.children()[0]
 
 
@@ -122,7 +123,7 @@ def test_one_that_takes_too_long_is_refused() -> None:
     slow = ImageInput(bomb(8_000, 8_000))
     with pytest.raises(InvalidInput, match=r"takes more than 0\.2 s to decode"):
         hasty.decode(slow, LocalDecoder().measure(slow, RESOLUTION))
-    eventually(lambda: isinstance(outcome(hasty, ImageInput(png(64, 64))), list))  # a busy machine is slow at that too
+    wait_for(lambda: isinstance(outcome(hasty, ImageInput(png(64, 64))), list))  # a busy machine is slow at that too
     hasty.close()
 
 
@@ -161,7 +162,7 @@ def test_killed_from_outside_it_costs_nobody_anything(patient: DecodeSandbox, sl
     victims = idle(patient, 2)
     measured = LocalDecoder().measure(slow, RESOLUTION)
     call, came = in_the_background(lambda: patient.decode(slow, measured))
-    eventually(lambda: any(process.children() for process in victims))
+    wait_for(lambda: any(process.children() for process in victims))
     busy = next(process for process in victims if process.children())
     (child_of(busy) if whom == "its child" else busy).kill()
     call.join()
@@ -186,7 +187,7 @@ def test_a_stopped_child_is_not_the_images_fault(slow: ImageInput) -> None:
     sandbox = DecodeSandbox(SandboxLimits(processes=1, seconds=2))
     processes = idle(sandbox, 2)
     call, came = in_the_background(lambda: sandbox.decode(slow, LocalDecoder().measure(slow, RESOLUTION)))
-    eventually(lambda: any(process.children() for process in processes))
+    wait_for(lambda: any(process.children() for process in processes))
     child_of(next(process for process in processes if process.children())).suspend()
     call.join()
     assert isinstance(came[0], Unavailable) and "ask again" in str(came[0])
@@ -206,7 +207,7 @@ def test_one_that_nobody_wants_any_more_is_given_up(patient: DecodeSandbox, slow
     gone = threading.Event()
     measured = LocalDecoder().measure(slow, RESOLUTION)
     calls = [in_the_background(lambda: patient.decode(slow, measured, asker(gone.is_set, "a"))) for _ in range(40)]
-    eventually(lambda: len(patient.pids()) == 1 and len(patient._waiting) == 39)
+    wait_for(lambda: len(patient.pids()) == 1 and len(patient._waiting) == 39)
     gone.set()
     frames = read(patient, ImageInput(png(64, 64)), asker(lambda: False, "b"))
     assert frames and not any(psutil.Process(pid).children() for pid in patient.pids()), "it is still being decoded"
@@ -227,11 +228,11 @@ def test_clients_take_turns(patient: DecodeSandbox, slow: ImageInput) -> None:
     gone = threading.Event()
     measured = LocalDecoder().measure(slow, RESOLUTION)
     first, _ = in_the_background(lambda: patient.decode(slow, measured, asker(gone.is_set, "many")))
-    eventually(lambda: len(patient._waiting) == 0 and patient._busy == 1)
+    wait_for(lambda: len(patient._waiting) == 0 and patient._busy == 1)
     threads = []
     for waiting, client in enumerate(["many"] * 8 + ["one"], 1):
         threads.append(in_the_background(lambda client=client: one(client))[0])  # type: ignore[misc]
-        eventually(lambda waiting=waiting: len(patient._waiting) == waiting)  # type: ignore[misc]
+        wait_for(lambda waiting=waiting: len(patient._waiting) == waiting)  # type: ignore[misc]
     gone.set()
     for thread in (first, *threads):
         thread.join()
@@ -255,7 +256,7 @@ def test_it_ends_with_the_server_however_that_ends() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     for pid in map(int, done.stdout.split()):
-        eventually(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")  # type: ignore[misc]
+        wait_for(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")  # type: ignore[misc]
 
 
 def test_it_does_not_end_with_the_thread_that_first_asked() -> None:
@@ -292,17 +293,17 @@ def test_too_little_memory_to_start_is_one_sentence() -> None:
 def test_no_descriptors_is_not_the_images_fault() -> None:
     """A server without a free descriptor cannot start a process: that is said, and it recovers."""
     program = """
-import os, resource, time
+import os, resource
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import read
 from tests.dicom_files import png
+from tests.waiting import wait_for
 
 picture = ImageInput(png(64, 64))
 sandbox = DecodeSandbox(SandboxLimits(processes=1))
-while len(sandbox.pids()) < 2:
-    time.sleep(0.01)
+wait_for(lambda: len(sandbox.pids()) >= 2)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:
@@ -321,8 +322,7 @@ else:
     raise AssertionError("a process was started without descriptors")
 for descriptor in taken:
     os.close(descriptor)
-while not sandbox.pids():
-    time.sleep(0.01)
+wait_for(sandbox.pids)
 assert read(sandbox, picture)
 print("recovered")
 """

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,15 +24,18 @@ from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.department.routing import study_of
 from echovlm_edge.runtime.serve_settings import as_environment, read_settings
 from tests import golden
+from tests.authority import Authority
+from tests.clients_file import clients_file
+from tests.questions import question, result
 from tests.running_server import running
-from tests.test_faults import question, result, wait_for
-from tests.test_security import SECRET, Authority
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "deploy" / "ray_serve.py")]
 NAMESPACE = ["unshare", "--map-root-user", "--net", "--pid", "--mount-proc", "--fork", "--kill-child"]
 TLS_PORT, PLAIN_PORT = 50051, 9000
 IMAGES = [pb.Image(data=image.read_bytes()) for image in golden.load("two_images_zh").images]
+SECRET = "the-token-of-cart-7"
 TOKEN = (("authorization", f"Bearer {SECRET}"),)
 
 
@@ -61,8 +63,7 @@ def department(
     folder = tmp_path_factory.mktemp("department")
     authority = Authority(folder)
     certificate, key = authority.issue("server", "localhost")
-    clients = folder / "clients.toml"
-    clients.write_text(f'[cart-7]\ntoken_sha256 = "{sha256(SECRET.encode()).hexdigest()}"\n')
+    clients = clients_file(folder, {"cart-7": {"token": SECRET}})
     secure, plain, log = folder / "secure", folder / "plain", folder / "log"
     script = (
         f'ip link set lo up; "{sys.executable}" "{ROOT}/tests/unix_door.py" "{secure}={TLS_PORT}" "{plain}={PLAIN_PORT}" & '

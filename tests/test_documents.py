@@ -29,8 +29,8 @@ from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.source_images import source_images
 from echovlm_edge.runtime.tasks import Language
+from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png, ultrasound
-from tests.test_client import DecodingEngine
 
 STUDY, SERIES = generate_uid(), generate_uid()
 ONE = FrameSelection()

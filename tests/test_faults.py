@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -28,32 +27,17 @@ from echovlm_edge.runtime.request import GenerationRequest
 from echovlm_edge.runtime.server import ServerOptions
 from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
 from tests.dicom_files import png
+from tests.questions import question, result
 from tests.running_server import Running, running
-from tests.test_service import start
+from tests.server_process import server_process
+from tests.waiting import wait_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def question(tokens: int, text: str = "Why?") -> pb.AnswerQuestionRequest:
-    options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=tokens))
-    return pb.AnswerQuestionRequest(question=text, options=options)
-
-
-def result(events: Iterator[pb.GenerateEvent]) -> pb.Result:
-    *_, last = events
-    return last.result
 
 
 def health(served: Running) -> int:
     answer = health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     return int(answer.status)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(golden_bundle: Path) -> None:
@@ -193,83 +177,69 @@ def test_bundles_swap_without_a_dropped_call(
 def test_a_corrupt_bundle_is_not_swapped_in(golden_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(golden_bundle, folder)
-    process, address = start(folder, tmp_path)
-    try:
-        with ReportClient(address) as client:
-            before = client.model_info().bundle_id
-            (folder / "decoder.onnx").write_bytes(b"")
-            process.send_signal(signal.SIGHUP)
-            time.sleep(1)
-            assert client.model_info().bundle_id == before
-            assert result(client._stub.AnswerQuestion(question(5))).usage.generated_tokens == 5
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "the new bundle cannot be served, the old one stays" in errors and "Traceback" not in errors
+    with server_process(folder, tmp_path) as server, ReportClient(server.address) as client:
+        before = client.model_info().bundle_id
+        (folder / "decoder.onnx").write_bytes(b"")
+        server.reload()
+        server.wait_for("the new bundle cannot be served, the old one stays")
+        assert client.model_info().bundle_id == before
+        assert result(client._stub.AnswerQuestion(question(5))).usage.generated_tokens == 5
+        server.stop()
 
 
 def test_sigterm_ends_within_its_limit_however_long_calls_are(golden_bundle: Path, tmp_path: Path) -> None:
-    process, address = start(golden_bundle, tmp_path, "--grace", "1")
-    with grpc.insecure_channel(address) as channel:
+    with (
+        server_process(golden_bundle, tmp_path, "--grace", "1") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         stub = report_pb2_grpc.ReportServiceStub(channel)
         long = [stub.AnswerQuestion(question(1900, "Why? " * (3 + index))) for index in range(8)]
         for call in long:
             next(call)
         started = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        server.tell(signal.SIGTERM)
+        assert server.end() == 0
         assert time.monotonic() - started < 8
         for call in long:
             try:
                 assert result(call).usage.generated_tokens > 1
             except grpc.RpcError as error:
                 assert error.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)  # type: ignore[attr-defined]
-    process.communicate()
 
 
 def test_a_killed_server_leaves_nothing_to_repair(golden_bundle: Path, tmp_path: Path) -> None:
-    process, address = start(golden_bundle, tmp_path)
-    with grpc.insecure_channel(address) as channel:
+    with server_process(golden_bundle, tmp_path) as server, grpc.insecure_channel(server.address) as channel:
         stub = report_pb2_grpc.ReportServiceStub(channel)
         picture = pb.Image(data=png(64, 64))
         expected = result(stub.GenerateReport(pb.GenerateReportRequest(images=[picture]))).text
         call = stub.AnswerQuestion(question(1500))
         next(call)
-        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        pid = server.process.pid
+        limits = Path(f"/proc/{pid}/limits").read_text()
         assert re.search(r"Max core file size +0 +0", limits), "a crash would leave patients' images in a core file"
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert children, "nothing was decoded in another process"
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive, "a process outlived the server"
-    (tmp_path / "port").unlink()
-    again, address = start(golden_bundle, tmp_path)
-    try:
-        with grpc.insecure_channel(address) as channel:
-            stub = report_pb2_grpc.ReportServiceStub(channel)
-            assert result(stub.GenerateReport(pb.GenerateReportRequest(images=[picture]))).text == expected
-    finally:
-        again.send_signal(signal.SIGTERM)
-        again.communicate(timeout=20)
+        assert psutil.Process(pid).children(), "nothing was decoded in another process"
+        server.tell(signal.SIGKILL)
+        server.end()
+    with server_process(golden_bundle, tmp_path) as again, grpc.insecure_channel(again.address) as channel:
+        stub = report_pb2_grpc.ReportServiceStub(channel)
+        assert result(stub.GenerateReport(pb.GenerateReportRequest(images=[picture]))).text == expected
+        again.stop()
 
 
 def test_a_huge_message_is_refused_in_bounded_memory(golden_bundle: Path, tmp_path: Path) -> None:
-    process, address = start(golden_bundle, tmp_path, "--max-message-mb", "8")
-    try:
-        server = psutil.Process(process.pid)
-        before = server.memory_info().rss
-        with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
-            stub = report_pb2_grpc.ReportServiceStub(channel)
-            huge = pb.AnswerQuestionRequest(question="?", images=[pb.Image(data=bytes(300 << 20))])
-            with pytest.raises(grpc.RpcError) as refused:
-                result(stub.AnswerQuestion(huge))
-            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
-        assert server.memory_info().rss - before < 64 << 20
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+    with (
+        server_process(golden_bundle, tmp_path, "--max-message-mb", "8") as server,
+        grpc.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)]) as channel,
+    ):
+        process = psutil.Process(server.process.pid)
+        before = process.memory_info().rss
+        stub = report_pb2_grpc.ReportServiceStub(channel)
+        huge = pb.AnswerQuestionRequest(question="?", images=[pb.Image(data=bytes(300 << 20))])
+        with pytest.raises(grpc.RpcError) as refused:
+            result(stub.AnswerQuestion(huge))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+        assert process.memory_info().rss - before < 64 << 20
+        server.stop()
 
 
 def test_a_full_disk_at_the_port_file_is_one_sentence(golden_bundle: Path) -> None:

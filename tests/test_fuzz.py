@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +14,7 @@ from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import read
 from tests.fuzz.__main__ import CORPUS
 from tests.fuzz.targets import LIMITS, TARGETS
+from tests.waiting import wait_for
 
 FILES = {name: sorted((CORPUS / name).iterdir()) for name in TARGETS}
 SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
@@ -23,8 +23,7 @@ SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[DecodeSandbox]:
     sandbox = DecodeSandbox(SandboxLimits(processes=1, memory_bytes=2 << 30, seconds=20), LIMITS)
-    while len(sandbox.pids()) < 2:
-        time.sleep(0.01)
+    wait_for(lambda: len(sandbox.pids()) >= 2)
     yield sandbox
     sandbox.close()
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from hashlib import sha256
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -28,15 +23,19 @@ from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import Busy, InvalidInput, Unavailable
 from echovlm_edge.runtime.grpc_calls import TransportLimits
 from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, TextDelta
+from echovlm_edge.runtime.request import Event, Finished, FinishReason, GenerationRequest, TextDelta
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from tests.client_process import memory_during
+from tests.clients_file import clients_file
+from tests.decoding_engine import DecodingEngine
+from tests.waiting import wait_for
 
 SERVICE = "/echovlm.v1.ReportService"
 QUESTION = pb.AnswerQuestionRequest(question="Why?")
 TOKEN = (("authorization", "Bearer secret"),)
 
 
-class TalkativeEngine:
+class TalkativeEngine(DecodingEngine):
     """Writes much, at once."""
 
     info = EngineInfo("talkative", "0" * 64, "b", 1, "cpu", "fp32", 100, 1000)
@@ -45,11 +44,6 @@ class TalkativeEngine:
         for _ in range(4):
             yield TextDelta("word " * 10_000)
         yield Finished("word", (1,), FinishReason.STOP, 1, 0, {}, 0.0)
-
-    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
-
-    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
-        return 1
 
 
 Serve = Callable[..., ReportServer]
@@ -71,9 +65,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def clients(tmp_path: Path) -> ClientsFile:
-    path = tmp_path / "clients.toml"
-    path.write_text(f'[cart]\ntoken_sha256 = "{sha256(b"secret").hexdigest()}"\n')
-    return ClientsFile(path)
+    return ClientsFile(clients_file(tmp_path, {"cart": {"token": "secret"}}))
 
 
 def answers(server: ReportServer, metadata: object = ()) -> None:
@@ -85,13 +77,6 @@ def answers(server: ReportServer, metadata: object = ()) -> None:
         assert stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=metadata, timeout=10).model == "talkative"
         *_, last = stub.AnswerQuestion(QUESTION, metadata=metadata, timeout=10)
         assert last.result.text == "word"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
 
 
 def test_half_open_calls_hold_nobody_up(serve: Serve) -> None:
@@ -108,11 +93,8 @@ def test_half_open_calls_hold_nobody_up(serve: Serve) -> None:
 
 
 def test_half_open_calls_with_a_token_hold_only_that_client_up(serve: Serve, tmp_path: Path) -> None:
-    path = tmp_path / "two.toml"
-    path.write_text(
-        f'[cart]\ntoken_sha256 = "{sha256(b"secret").hexdigest()}"\n[bad]\ntoken_sha256 = "{sha256(b"stolen").hexdigest()}"\n'
-    )
-    server = serve(ClientsFile(path), slots=2, queue=2)
+    two = clients_file(tmp_path, {"cart": {"token": "secret"}, "bad": {"token": "stolen"}})
+    server = serve(ClientsFile(two), slots=2, queue=2)
     with ExitStack() as connections:
         for _ in range(4):
             connection = connections.enter_context(RawConnection(server.address, token="stolen"))
@@ -151,16 +133,10 @@ def test_strangers_large_messages_are_not_held(serve: Serve, clients: ClientsFil
         "said = []; threads = [threading.Thread(target=ask) for _ in range(12)]\n"
         "[thread.start() for thread in threads]; [thread.join() for thread in threads]; print(*said)\n"
     )
-    this = psutil.Process()
-    before = most = this.memory_info().rss
-    with subprocess.Popen([sys.executable, "-c", client, server.address], stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            most = max(most, this.memory_info().rss)
-            time.sleep(0.005)
-        assert process.stdout
-        said = process.stdout.read().split()
+    output, grown = memory_during(client, server.address)
+    said = output.split()
     assert said.count("UNAUTHENTICATED") == 12 and said.count("NOT_FOUND") + said.count("OK") == 12, said
-    assert most - before < 150e6, f"{(most - before) / 1e6:.0f} MB more"
+    assert grown < 150e6, f"{grown / 1e6:.0f} MB more"
 
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])

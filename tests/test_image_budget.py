@@ -27,9 +27,10 @@ from echovlm_edge.runtime.request import (
     Resolution,
     Sampling,
 )
-from tests.decoding import bomb, eventually
+from tests.decoding import bomb
 from tests.dicom_files import png
 from tests.running_server import running
+from tests.waiting import wait_for
 
 
 class Counting:
@@ -149,10 +150,10 @@ def test_cancelled_calls_keep_no_decoder_and_no_place(golden_bundle: Path) -> No
         study = served.stub.BeginStudy(pb.BeginStudyRequest()).id
         calls = [served.stub.GenerateReport(pb.GenerateReportRequest(images=[slow] * 4)) for _ in range(20)]
         calls += [served.stub.AddImage.future(pb.AddImageRequest(study=study, image=slow)) for _ in range(20)]
-        eventually(lambda: len(sandbox._waiting) > 20)
+        wait_for(lambda: len(sandbox._waiting) > 20)
         for call in calls:
             call.cancel()
-        eventually(lambda: served.server.admission.inside == 0)
+        wait_for(lambda: served.server.admission.inside == 0)
         assert len(sandbox._waiting) == 0 and sandbox._busy == 0
         *_, last = served.stub.GenerateReport(pb.GenerateReportRequest(images=[pb.Image(data=png(64, 64))]))
         assert last.result.text is not None

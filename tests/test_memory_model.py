@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from echovlm_edge.runtime.memory_model import BundleShape, When, Where, account,
 from echovlm_edge.runtime.serve_settings import ServeSettings
 from tests import golden
 from tests.dicom_files import encode
-from tests.test_service import start
+from tests.server_process import server_process
 
 BuildBundle = Callable[..., Path]
 GB = 10**9
@@ -242,22 +241,19 @@ def test_hostile_pictures_stay_within_the_budget(golden_bundle: Path, tmp_path: 
     own = total([item for item in items if item not in decoding], Where.HOST, *times)
     assert own < GB, "the bound must tell what is bounded from what is not"
     picture = pb.Image(data=encode(Image.new("RGB", (8000, 8000))))
-    process, address = start(golden_bundle, tmp_path, *options)
-    try:
-        server = psutil.Process(process.pid)
-        decoders = server.children()
-        with grpc.insecure_channel(address) as channel:
-            call = report_pb2_grpc.ReportServiceStub(channel).GenerateReport(
-                pb.GenerateReportRequest(images=[picture] * 12, options=short_report())
-            )
-            *_, last = call
+    with (
+        server_process(golden_bundle, tmp_path, *options) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        decoders = psutil.Process(server.process.pid).children()
+        *_, last = report_pb2_grpc.ReportServiceStub(channel).GenerateReport(
+            pb.GenerateReportRequest(images=[picture] * 12, options=short_report())
+        )
         assert last.result.usage.generated_tokens == 2, "twelve pictures at this bundle's resolution fit its context"
-        assert peak(process.pid) <= own
+        assert peak(server.process.pid) <= own
         for decoder in decoders:
             assert peak(decoder.pid) <= total(decoding)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        server.stop()
 
 
 def short_report() -> pb.GenerationOptions:

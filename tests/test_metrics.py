@@ -22,7 +22,8 @@ from echovlm_edge.runtime.metrics import Metrics
 from echovlm_edge.runtime.metrics_server import MAX_CONNECTIONS, MetricsServer
 from tests.dicom_files import png
 from tests.running_server import Running, running
-from tests.server_process import eventually, server_process
+from tests.server_process import server_process
+from tests.waiting import wait_for
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -144,7 +145,7 @@ def test_a_request_that_fails_is_a_line_in_the_log(
     try:
         with talk(server.port, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
             assert client.recv(1 << 16) == b""
-        eventually(lambda: caplog.messages)
+        wait_for(lambda: caplog.messages)
         assert caplog.messages == ["a request for metrics failed with ValueError"]
         assert "Jane" not in caplog.text and capfd.readouterr().err == ""
     finally:

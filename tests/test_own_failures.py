@@ -17,7 +17,8 @@ from echovlm_edge.runtime.errors import Busy, Unavailable, UserError, fresh
 from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
-from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish, wait_for
+from tests.waiting import wait_for
+from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish
 
 FORGETFUL = EngineOptions(1, 0, 0)
 OTHERS = [

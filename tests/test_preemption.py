@@ -17,7 +17,8 @@ from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
 from tests.dicom_files import png
-from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish, wait_for
+from tests.waiting import wait_for
+from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish
 
 SHORT = GenerationRequest("How?", sampling=Sampling(3))
 BATCH = [

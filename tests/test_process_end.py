@@ -22,7 +22,7 @@ from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime import logs
 from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
 from tests.dicom_files import png
-from tests.server_process import ServerProcess, server_process
+from tests.server_process import server_process
 
 # A thread in C that nothing ends, as one that waits for a GPU; it holds no lock of Python's.
 HANG = """
@@ -67,17 +67,6 @@ def bundle(golden_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(golden_bundle, tmp_path / "bundle"))
 
 
-def stop(server: ServerProcess) -> None:
-    """SIGTERM ends the process with code 0, and it leaves neither a traceback nor a process."""
-    server.tell(signal.SIGTERM)
-    assert server.end() == 0, server.said
-    assert "Traceback" not in server.said and "Exception" not in server.said, server.said
-
-
-def reload(server: ServerProcess) -> None:
-    server.process.send_signal(signal.SIGHUP)
-
-
 def test_the_end_is_quiet_and_running_calls_have_their_grace(golden_bundle: Path, tmp_path: Path) -> None:
     with (
         server_process(golden_bundle, tmp_path, "--grace", "60", "--log", "json") as server,
@@ -108,7 +97,7 @@ def test_a_decoder_that_hangs_does_not_keep_the_process(golden_bundle: Path, tmp
         asked = pb.GenerateReportRequest(images=[pb.Image(data=png(64, 64))])
         call = report_pb2_grpc.ReportServiceStub(channel).GenerateReport(asked)
         server.wait_for("it hangs")
-        stop(server)
+        server.stop()
         with pytest.raises(grpc.RpcError):
             list(call)
 
@@ -121,15 +110,15 @@ def test_an_image_decoder_that_hangs_does_not_keep_the_process(golden_bundle: Pa
         asked = pb.GenerateReportRequest(images=[pb.Image(data=png(64, 64))])
         call = report_pb2_grpc.ReportServiceStub(channel).GenerateReport(asked)
         assert next(call).stage_started == pb.STAGE_DECODING_IMAGES
-        stop(server)
+        server.stop()
 
 
 def test_told_to_stop_while_the_first_bundle_loads(golden_bundle: Path, tmp_path: Path) -> None:
     patch = "HANGS_AT = 1\n" + HUNG_LOAD
     with server_process(golden_bundle, tmp_path, patch=patch) as server:
         server.wait_for("it hangs")
-        reload(server)  # which must not end it, and must not hide the stop
-        stop(server)
+        server.reload()  # which must not end it, and must not hide the stop
+        server.stop()
         assert "Serving" not in server.said
 
 
@@ -137,17 +126,17 @@ def test_told_to_stop_while_another_bundle_loads(golden_bundle: Path, tmp_path: 
     patch = "HANGS_AT = 2\n" + HUNG_LOAD
     with server_process(golden_bundle, tmp_path, patch=patch) as server:
         assert server.address
-        reload(server)
+        server.reload()
         server.wait_for("it hangs")
-        stop(server)
+        server.stop()
 
 
 def test_many_reloads_are_one_and_do_not_hold_up_the_end(golden_bundle: Path, tmp_path: Path) -> None:
     with server_process(golden_bundle, tmp_path, "--grace", "0.2") as server:
         assert server.address
         for _ in range(1500):
-            reload(server)
-        stop(server)
+            server.reload()
+        server.stop()
         assert server.said.count("another bundle has taken over") < 20
 
 
@@ -167,13 +156,13 @@ ReportEngine.open = open_
 """
     with server_process(golden_bundle, tmp_path, patch=patch) as server:
         assert server.address
-        reload(server)
+        server.reload()
         server.wait_for("it loads")
         for _ in range(3):
-            reload(server)
+            server.reload()
         gate.open("w").close()
         server.wait_for("another bundle has taken over", 2)
-        stop(server)
+        server.stop()
         assert server.said.count("another bundle has taken over") == 2
 
 
@@ -196,13 +185,13 @@ def test_a_service_manager_is_told_of_each_state(bundle: Path, tmp_path: Path, m
         last = 0
         for damage in (lambda: None, (bundle / TOKENIZER).unlink):
             damage()
-            reload(server)
+            server.reload()
             state, moment = told()
             assert state == "RELOADING=1" and moment.startswith("MONOTONIC_USEC=")
             assert int(moment.partition("=")[2]) > last
             last = int(moment.partition("=")[2])
             assert told() == ["READY=1"], "a reload that failed leaves a server that serves"
-        stop(server)
+        server.stop()
         assert told() == ["STOPPING=1"]
         manager.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -216,11 +205,11 @@ def test_a_damaged_file_is_one_sentence_at_the_start_and_at_a_reload(name: str, 
     with server_process(bundle, tmp_path) as server:
         assert server.address
         (bundle / name).write_bytes(damaged)
-        reload(server)
+        server.reload()
         server.wait_for("the new bundle cannot be served, the old one stays")
         (line,) = [line for line in server.said.splitlines() if "cannot be served" in line]
         assert str(bundle / name) in line and "build the bundle again" in line
-        stop(server)
+        server.stop()
     with server_process(bundle, tmp_path) as server:
         assert server.end() == 2
         assert server.said.startswith("error: ") and server.said.count("\n") == 1, server.said

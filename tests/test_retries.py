@@ -12,8 +12,8 @@ from echovlm_edge.runtime.client import ReportClient, ReportRequest, Retries
 from echovlm_edge.runtime.errors import Busy, NotPossibleHere, Unavailable, UserError
 from echovlm_edge.runtime.request import Event, GenerationRequest, ImageInput, TextDelta
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png
-from tests.test_client import DecodingEngine
 
 ASKED = ReportRequest(images=[ImageInput(png(8, 8))])
 

@@ -27,7 +27,8 @@ from echovlm_edge.runtime.request import (
 )
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
-from tests.watched_engine import Call, MakeEngine, finish, wait_for
+from tests.waiting import wait_for
+from tests.watched_engine import Call, MakeEngine, finish
 
 REMEMBERS, NOTHING_KEPT = EngineOptions(), EngineOptions(prefix_bytes=0, image_bytes=0)
 

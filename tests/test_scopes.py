@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.clients import Client, ClientsFile
+from tests.clients_file import clients_file
 from tests.dicom_files import png
 from tests.running_server import running
 
-CLIENTS = {"cart-1": "", "cart-2": "", "ward-1": "ward", "ward-2": "ward"}
+CLIENTS = {name: {"token": name} for name in ("cart-1", "cart-2")} | {
+    name: {"token": name, "group": "ward"} for name in ("ward-1", "ward-2")
+}
 ASKED = pb.GenerateReportRequest(
     images=[pb.Image(data=png(200, 140))], options=pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=8))
 )
@@ -20,13 +22,7 @@ ASKED = pb.GenerateReportRequest(
 
 @pytest.fixture
 def clients(tmp_path: Path) -> ClientsFile:
-    path = tmp_path / "clients.toml"
-    tables = (
-        f'[{name}]\ntoken_sha256 = "{sha256(name.encode()).hexdigest()}"\n' + (f'group = "{group}"\n' if group else "")
-        for name, group in CLIENTS.items()
-    )
-    path.write_text("\n".join(tables))
-    return ClientsFile(path)
+    return ClientsFile(clients_file(tmp_path, CLIENTS))
 
 
 def test_reused_tokens_are_ones_own_or_the_groups(golden_bundle: Path, clients: ClientsFile) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,9 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
-import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -34,7 +29,11 @@ from echovlm_edge.runtime.serve_command import main as serve
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tasks import Task
 from echovlm_edge.runtime.tls import TlsFiles
+from tests.authority import Authority
+from tests.client_process import memory_during
+from tests.clients_file import clients_file
 from tests.dicom_files import png
+from tests.waiting import wait_for
 
 SECRET = "the-token-of-cart-7"
 PATIENT = "Müller^Erika"
@@ -72,29 +71,8 @@ def engine() -> QuickEngine:
 
 @pytest.fixture
 def clients(tmp_path: Path) -> Path:
-    path = tmp_path / "clients.toml"
-    path.write_text(
-        f'[cart-7]\ntoken_sha256 = "{sha256(SECRET.encode()).hexdigest()}"\nmax_calls = 1\nmax_studies = 1\n'
-        '[workstation]\ncertificate = "workstation.example"\n'
-    )
-    return path
-
-
-class Authority:
-    """Issues certificates into a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.ca = folder, trustme.CA()
-        self.ca.cert_pem.write_to_path(str(folder / "ca.pem"))
-        self.ca_file = folder / "ca.pem"
-
-    def issue(self, name: str, *hosts: str, expired: bool = False) -> tuple[Path, Path]:
-        past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-        made = self.ca.issue_cert(*hosts, not_after=past if expired else None)
-        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-        key.write_bytes(made.private_key_pem.bytes())
-        return certificate, key
+    cart = {"token": SECRET, "max_calls": 1, "max_studies": 1}
+    return clients_file(tmp_path, {"cart-7": cart, "workstation": {"certificate": "workstation.example"}})
 
 
 @pytest.fixture
@@ -215,8 +193,7 @@ def test_quotas_are_each_clients_own(start: Serve, clients: Path, engine: QuickE
     with grpc.insecure_channel(server.address) as channel:
         stub = report_pb2_grpc.ReportServiceStub(channel)
         first = stub.AnswerQuestion(pb.AnswerQuestionRequest(question="?"), metadata=metadata)
-        while not engine.asked:
-            time.sleep(0.01)
+        wait_for(lambda: engine.asked)
         with pytest.raises(grpc.RpcError, match="as many as you may have") as refused:
             list(stub.AnswerQuestion(pb.AnswerQuestionRequest(question="?"), metadata=metadata))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
@@ -335,16 +312,9 @@ def test_a_message_of_a_gigabyte_is_refused_without_being_held(start: Serve, eng
         "try: list(stub.AnswerQuestion(asked))\n"
         "except grpc.RpcError as error: print(error.code().name, error.details())\n"
     )
-    this = psutil.Process()
-    before = most = this.memory_info().rss
-    with subprocess.Popen([sys.executable, "-c", client, server.address], stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            most = max(most, this.memory_info().rss)
-            time.sleep(0.005)
-        assert process.stdout
-        answer = process.stdout.read()
+    answer, grown = memory_during(client, server.address)
     assert answer.startswith("RESOURCE_EXHAUSTED") and "larger than max" in answer, answer
-    assert most - before < 100e6, f"{(most - before) / 1e6:.0f} MB more"
+    assert grown < 100e6, f"{grown / 1e6:.0f} MB more"
     assert engine.asked == []
 
 

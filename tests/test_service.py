@@ -6,8 +6,6 @@ import json
 import logging
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +40,7 @@ from echovlm_edge.runtime.serve_command import main as serve
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tasks import Language, Region, Task
 from tests.dicom_files import png, shipped
+from tests.server_process import server_process
 
 TOKEN_SECONDS = 0.02
 PICTURE = ImageInput(png(64, 64))
@@ -298,26 +297,11 @@ def test_a_taken_port_is_one_sentence(server: ReportServer, engine: SlowEngine) 
         ReportServer(engine, ServerOptions(server.address))
 
 
-def start(bundle: Path, folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """A real server process, and its address once it answers."""
-    port_file = folder / "port"
-    command = [sys.executable, "-c", "from echovlm_edge.runtime.serve_command import main; raise SystemExit(main())"]
-    process = subprocess.Popen(
-        [*command, "--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(port_file), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not port_file.exists() and process.poll() is None:
-        time.sleep(0.05)
-    return process, f"127.0.0.1:{port_file.read_text().strip()}"
-
-
 def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cine = tmp_path / "cine.dcm"
     cine.write_bytes(shipped("examples_ybr_color.dcm"))
-    process, address = start(golden_bundle, tmp_path)
-    try:
+    with server_process(golden_bundle, tmp_path) as server:
+        address = server.address
         ask = ["--server", address, "--image", str(cine), "--max-new-tokens", "8"]
         assert report_command.main([*ask, "--json", "--frames", "0,29"]) == 0
         answer = json.loads(capsys.readouterr().out)
@@ -333,15 +317,13 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
         assert f"{Path(__file__).name} is neither DICOM nor PNG nor JPEG" in capsys.readouterr().err
         assert report_command.main(["--server", address, "--image", "/nowhere.dcm"]) == 2
         assert "/nowhere.dcm cannot be read" in capsys.readouterr().err
-    finally:
-        process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    confined, *calls = [line for line in errors.splitlines() if " memory: " not in line]
+        server.stop()
+    errors = [line for line in server.said.splitlines() if line + "\n" != server.output]
+    confined, *calls = [line for line in errors if " memory: " not in line]
     assert "image decoding is confined by:" in confined
     assert calls and all(" call request_id=" in line for line in calls), errors
-    assert "cine.dcm" not in errors and "long" not in errors, "the log says what was asked"
-    assert output == f"Serving checkpoint (fp32, cpu) on {address}\n"
+    assert "cine.dcm" not in server.said and "long" not in server.said, "the log says what was asked"
+    assert server.output == f"Serving checkpoint (fp32, cpu) on {address}\n"
 
 
 def test_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,14 +332,13 @@ def test_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_running_call_is_drained_on_sigterm(golden_bundle: Path, tmp_path: Path) -> None:
-    process, address = start(golden_bundle, tmp_path)
-    with ReportClient(address) as client:
+    with server_process(golden_bundle, tmp_path) as server, ReportClient(server.address) as client:
         request = ReportRequest(Task.QUESTION, prompt="Why?", sampling=Sampling(max_new_tokens=600))
         events = client.generate(request)
         next(event for event in events if event.text)
-        process.send_signal(signal.SIGTERM)
+        server.tell(signal.SIGTERM)
         assert list(events)[-1].result.usage.generated_tokens > 1, "the running call was cut off"
-    assert process.wait(20) == 0
+        assert server.end() == 0
 
 
 def test_calls_at_once_get_the_same_tokens(golden_bundle: Path) -> None:

@@ -19,6 +19,7 @@ from echovlm_edge.runtime.request import Frame, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.server import ServerOptions
 from echovlm_edge.runtime.studies import Studies, StudyLimits
 from tests.dicom_files import png, shipped
+from tests.questions import result
 from tests.running_server import Running, running
 
 OPTIONS = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=24))
@@ -48,11 +49,6 @@ def study(served: Running) -> Iterator[str]:
         served.stub.EndStudy(pb.EndStudyRequest(study=name))
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.NOT_FOUND
-
-
-def result(events: Iterator[pb.GenerateEvent]) -> pb.Result:
-    *_, last = events
-    return last.result
 
 
 def settled(served: Running) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere, Unavailable
 from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest
 from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
+from tests.waiting import wait_for
 
 ASKED = GenerationRequest("Why?")
 SECONDS = 20  # for what must happen; a test that fails takes so long
@@ -124,15 +124,8 @@ class Served:
         """Let the engine of the moment hang; returns it once its calls have been ended."""
         engine = self.loads.engines[-1]
         engine.hangs = True
-        eventually(lambda: engine.closes)
+        wait_for(lambda: engine.closes)
         return engine
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.002)
 
 
 @contextmanager
@@ -158,7 +151,7 @@ def test_an_engine_that_hangs_during_a_swap_is_followed_by_the_swaps_own() -> No
         served.loads.end()
         assert swap.result(SECONDS)
         second = served.loads.engines[1]
-        eventually(lambda: served.states[-1:] == [True])
+        wait_for(lambda: served.states[-1:] == [True])
         assert served.engine.info.model == "engine 1" and served.states == [False, True]
         assert not served.loads.began.acquire(timeout=0.1), "a third engine was loaded beside the one that serves"
         assert (len(first.closes), second.closes) == (1, [])
@@ -174,7 +167,7 @@ def test_an_engine_that_hangs_during_a_swap_that_fails_is_replaced() -> None:
         assert not swap.result(SECONDS)
         assert served.loads.began.acquire(timeout=SECONDS), "nobody loads another engine"
         served.loads.end()
-        eventually(lambda: served.states == [False, True])
+        wait_for(lambda: served.states == [False, True])
         assert served.engine.info.model == "engine 1"
         served.engine.close()
         assert served.loads.closes == [1, 1]
@@ -210,7 +203,7 @@ def test_a_server_that_ends_while_an_engine_is_loaded_leaves_none_open(because: 
             assert served.loads.began.acquire(timeout=SECONDS)
         served.engine.close()  # does not wait for the load
         served.loads.end()
-        eventually(lambda: len(served.loads.engines) == 2 and served.loads.engines[1].closes)
+        wait_for(lambda: len(served.loads.engines) == 2 and served.loads.engines[1].closes)
         if swap:
             assert not swap.result(SECONDS)
         served.engine.close()
@@ -241,12 +234,12 @@ def test_what_is_still_used_stays_open_and_is_closed_with_its_last_call() -> Non
         second = served.swap()
         served.loads.end()
         assert second.result(SECONDS)
-        eventually(lambda: served.loads.engines[1].closes)  # nobody used it
+        wait_for(lambda: served.loads.engines[1].closes)  # nobody used it
         assert first.closes == [], "an engine was closed under a study that it reads"
         first.may_end.set()
         for use in used:
             use.result(SECONDS)
-        eventually(lambda: first.closes)
+        wait_for(lambda: first.closes)
         served.engine.close()
         assert served.loads.closes == [1, 1, 1]
 
@@ -289,7 +282,7 @@ def test_who_is_told_cannot_end_the_watchdog() -> None:
             served.hang()
             assert served.loads.began.acquire(timeout=SECONDS), "the watchdog is gone"
             served.loads.end()
-            eventually(lambda turn=turn: served.engine.info.model == f"engine {turn}")  # type: ignore[misc]
+            wait_for(lambda turn=turn: served.engine.info.model == f"engine {turn}")  # type: ignore[misc]
 
 
 def test_a_bundle_that_cannot_be_loaded_is_tried_again_after_a_hang() -> None:
@@ -298,7 +291,7 @@ def test_a_bundle_that_cannot_be_loaded_is_tried_again_after_a_hang() -> None:
         for failure in (NotPossibleHere("It is damaged."), RuntimeError("quoting a request"), None):
             assert served.loads.began.acquire(timeout=SECONDS)
             served.loads.end(failure)
-        eventually(lambda: served.states == [False, True])
+        wait_for(lambda: served.states == [False, True])
 
 
 def test_giving_up_closes_all_and_is_told_once() -> None:
@@ -355,7 +348,7 @@ def test_whatever_happens_every_engine_is_closed_once(steps: list[str]) -> None:
             current.hangs = True
         elif step == "check":
             served.check()
-            eventually(lambda: not loads.engines[-1].hangs and served.info is loads.engines[-1].info)
+            wait_for(lambda: not loads.engines[-1].hangs and served.info is loads.engines[-1].info)
         assert max(loads.closes) <= 1
         assert not loads.engines[-1].closes, "the engine that serves is closed"
     for call in calls:

@@ -19,8 +19,8 @@ from echovlm_edge.runtime.image import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.request import ImageInput
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from tests.decoding import RESOLUTION
+from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import encode, png, saved, shipped, ultrasound
-from tests.test_client import DecodingEngine
 
 LIMITS = ImageLimits(max_pixels=1 << 20)
 METHOD = "/echovlm.v1.ReportService/GenerateReport"
