@@ -56,12 +56,7 @@ def read_header(image: ImageInput, max_pixels: int, max_frames: int) -> Header:
     Raises:
         InvalidInput: see `decode`, as far as the header shows it.
     """
-    with warnings.catch_warnings(), _damage_named(image.name):
-        warnings.simplefilter("ignore")
-        dataset = _read(image)
-        _check(image.name, dataset, max_pixels)
-        indices = choose_frames(image.name, frame_count(image.name, dataset), image.selection, max_frames)
-        box = _shown_box(dataset, image.crop_to_regions)
+    with _opened(image, max_pixels, max_frames) as (dataset, indices, box):
         identifiers = (dataset.get("PatientID", None), dataset.get("StudyInstanceUID", None))
         return Header(tuple(indices), box.bottom - box.top, box.right - box.left, *identifiers)
 
@@ -80,14 +75,20 @@ def decode(
         InvalidInput: not readable as DICOM, without pixels, of an unsupported kind, over a limit, or without those frames.
         NotPossibleHere: no decoder for its encoding works here.
     """
+    with _opened(image, max_pixels, max_frames) as (dataset, indices, box):
+        frames = _to_rgb(dataset, _stored_frames(image.name, dataset, indices))
+        return [(index, finish(_crop(pixels, box))) for index, pixels in zip(indices, frames, strict=True)]
+
+
+@contextmanager
+def _opened(image: ImageInput, max_pixels: int, max_frames: int) -> Iterator[tuple[Dataset, list[int], Box]]:
+    """Read and check a file: its elements, the chosen frames and the box that is shown. What fails meanwhile is named as damage."""
     with warnings.catch_warnings(), _damage_named(image.name):
         warnings.simplefilter("ignore")
         dataset = _read(image)
         _check(image.name, dataset, max_pixels)
         indices = choose_frames(image.name, frame_count(image.name, dataset), image.selection, max_frames)
-        box = _shown_box(dataset, image.crop_to_regions)
-        frames = _to_rgb(dataset, _stored_frames(image.name, dataset, indices))
-        return [(index, finish(_crop(pixels, box))) for index, pixels in zip(indices, frames, strict=True)]
+        yield dataset, indices, _shown_box(dataset, image.crop_to_regions)
 
 
 @contextmanager
