@@ -17,7 +17,7 @@ class RawConnection:
     """One HTTP/2 connection; use it as a context manager."""
 
     def __init__(self, address: str, window: int = 65_535, token: str | None = None) -> None:
-        """`window`: bytes of each answer that the server may send before it is told to go on."""
+        """`window`: bytes of each answer that the server may send before it waits for a window update."""
         host, _, port = address.rpartition(":")
         self._authority, self._token = address, token
         self.socket = socket.create_connection((host, int(port)), timeout=20)

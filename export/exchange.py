@@ -1,4 +1,4 @@
-"""Two paths swapped in one step, by Linux' renameat2: whoever looks finds something at both, always."""
+"""Two paths swapped in one step, by Linux' renameat2: at no moment is either of them absent."""
 
 from __future__ import annotations
 

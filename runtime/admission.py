@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from echovlm_edge.runtime.clients import Client
-from echovlm_edge.runtime.errors import Busy, Unavailable
+from echovlm_edge.runtime.errors import SHUTTING_DOWN, Busy, Unavailable
 
 FIRST_GUESS_SECONDS = 5.0  # of a call, before any has ended
 SMOOTHING = 0.2  # weight of the newest call in the running mean
@@ -89,7 +89,7 @@ class Admission:
 
     def _refuse_without_room(self, client: Client) -> None:
         if self._draining:
-            raise Unavailable("The server is shutting down: ask again in a while.")
+            raise Unavailable(SHUTTING_DOWN)
         inside = self._inside.total()
         if inside >= self._places:
             raise Busy(f"The server is busy with {inside} calls: ask again when one has ended.", self._wait(inside))

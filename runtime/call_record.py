@@ -1,4 +1,4 @@
-"""One call from its arrival to its status: its id, who called, how it ended, and who is told."""
+"""One call from its arrival to its status: its id, who called, how it ended, and who observes it."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class CallRecord:
         self._observers = observers
 
     def fail(self, error: Exception) -> CallStatus:
-        """Note how the call fails, and say what its client is told."""
+        """Record how the call fails; returns the status that its client gets."""
         status = self._status(error)
         self.outcome = "cancelled" if self.gone.is_set() else status.code.name.lower()
         return status
 
     def end(self) -> None:
-        """Tell the observers; a call ends once."""
+        """Notify the observers; a call ends once."""
         self.seconds = time.perf_counter() - self.started
         if self.gone.is_set():
             self.outcome = "cancelled"

@@ -235,7 +235,7 @@ class _Patience:
         self._deadline, self._stopped, self._take_back = deadline, stopped, take_back
 
     def check(self) -> None:
-        """Raises `Unresponsive` where that time is over too; `Unwanted` where nobody is left to be told."""
+        """Raises `Unresponsive` where that time is over too; `Unwanted` where nobody waits for the answer."""
         late = time.monotonic() > self._deadline
         if self.over:
             if late:

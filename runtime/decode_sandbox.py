@@ -286,7 +286,7 @@ class DecodeSandbox:
 
 @contextmanager
 def _nothing_believed(image: ImageInput) -> Iterator[None]:
-    """A process that a file took over says anything: what makes no sense is said of the file."""
+    """Report an answer that makes no sense as damage of the file: a process that a file took over may write anything."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -1,7 +1,7 @@
 """The process that image files are decoded in. It loads every decoder, gives up what it could do harm with, and then starts a
 process for each file, which gives up still more and is never used for another one: what a hostile file does to it ends with it.
 
-It never looks into what it passes on. A message to it is `ASKED` and a body: a file with what is wanted of it, or nothing
+It never parses what it passes on. A message to it is `ASKED` and a body: a file with what is wanted of it, or nothing
 where the file of that number is no longer wanted. It answers with `ANSWERED` and what the file's process wrote: a length of
 four bytes, JSON, and pixels. The number is the request's, so that no answer is taken for another's.
 """
@@ -59,8 +59,8 @@ def unpacked(body: memoryview) -> tuple[Any, memoryview]:
 
 def main() -> None:
     """`python -m echovlm_edge.runtime.decode_worker MEMORY_BYTES USER LIMITS`, started by `decode_process`."""
-    for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd tells the whole group
-        signal.signal(told, signal.SIG_IGN)  # this ends when the server does
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd signals the whole group
+        signal.signal(number, signal.SIG_IGN)  # this ends when the server does
     memory_bytes, user, limits = int(sys.argv[1]), int(sys.argv[2]), ImageLimits(**json.loads(sys.argv[3]))
     # What libraries print belongs neither into the answers nor into the server's log.
     requests, answers, nowhere = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)

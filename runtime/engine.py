@@ -41,7 +41,7 @@ from echovlm_edge.runtime.reuse import ImageStore, PrefixStore, StoreStats, bloc
 from echovlm_edge.runtime.rotary import MultimodalRotary
 from echovlm_edge.runtime.scheduler import Scheduler, SchedulerStats
 
-POLL_SECONDS = 0.05  # between two looks at whether the caller is still there
+POLL_SECONDS = 0.05  # between two polls of whether the caller is still there
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class EngineOptions:
 
     Attributes:
         slots: sequences on the decoder at once.
-        prefix_bytes: memory for the keys and values of prompts seen before; 0 for none.
-        image_bytes: memory for the embeddings of images seen before; 0 for none.
+        prefix_bytes: memory for the cached keys and values of prompts; 0 for none.
+        image_bytes: memory for the cached embeddings of images; 0 for none.
         parked_bytes: memory for batch generations that gave their slots to interactive ones: see `Parking`.
     """
 
@@ -140,7 +140,7 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        with reading(path / MANIFEST):  # what fits none of the bundle's files is described wrongly
+        with reading(path / MANIFEST):  # files that are intact but do not fit it are its fault
             backend = open_backend(bundle, threads, max_sequence)
             return cls(bundle, backend, max_sequence, options, image_decoder)
 
@@ -209,7 +209,7 @@ class ReportEngine:
             return
 
     def prompt_tokens(self, frames: Sequence[Frame], text: str = "") -> int:
-        """How many tokens a prompt about these frames takes.
+        """Count the tokens of a prompt about these frames.
 
         Raises:
             InvalidInput: more than the context holds.
@@ -223,7 +223,7 @@ class ReportEngine:
         asker: Asker = NOBODY,
         allow_mixed_studies: bool = False,
     ) -> list[Frame]:
-        """The frames of an image file that comes after others, as `GenerationRequest.frames` takes them.
+        """Read the frames of an image file that comes after others, as `GenerationRequest.frames` takes them.
 
         Raises:
             InvalidInput: it is unreadable, does not belong with those before it, or is more than the context holds with them.
@@ -365,7 +365,7 @@ class ReportEngine:
 def _origins(
     frames: Sequence[Frame], images: Sequence[ImageInput], measured: Sequence[Measured]
 ) -> list[tuple[str, Origin]]:
-    """Of a study's frames and a call's images, each with its name."""
+    """List the origins of a study's frames and a call's images, each with its name."""
     read = [(frame.name, frame.origin) for frame in frames]
     return read + [(image.name, sizes.origin) for image, sizes in zip(images, measured, strict=True)]
 
@@ -378,9 +378,9 @@ def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:
 
 
 def _next(generation: Generation, clock: Clock) -> list[Progress]:
-    """What happened to a generation since it was last asked.
+    """Wait for what happens to a generation next.
 
-    A stopped one leaves at once, as the scheduler may be busy for a while before it lets it go.
+    A stopped one leaves at once, as the scheduler may be busy for a while before it releases it.
     """
     while not (happened := generation.outbox.take(POLL_SECONDS)):
         if generation.stopped():

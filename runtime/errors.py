@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 SHUT_DOWN = "The engine was shut down: ask again."
+SHUTTING_DOWN = "The server is shutting down: ask again in a while."
 Error = TypeVar("Error", bound=Exception)
 
 

@@ -33,13 +33,13 @@ class Health(grpc.GenericRpcHandler):
         self._watches = 0
 
     async def set(self, serving: bool) -> None:
-        """Tell every watcher; after `close` it stays NOT_SERVING."""
+        """Notify every watcher; after `close` it stays NOT_SERVING."""
         async with self._changed:
             self._status = SERVING if serving and not self._closed else NOT_SERVING
             self._changed.notify_all()
 
     async def close(self) -> None:
-        """Say NOT_SERVING, and end every watch once it has heard that."""
+        """Say NOT_SERVING, and end every watch once that is sent."""
         self._closed = True
         await self.set(False)
 
@@ -60,13 +60,13 @@ class Health(grpc.GenericRpcHandler):
             raise Busy(f"{MAX_WATCHES} clients watch this server's health already: ask again later.", 10.0)
         self._watches += 1
         try:
-            told = None
-            while not (self._closed and told == self._status):
-                if told != self._status:
-                    told = self._status
-                    await context.write(_encoded(told))
+            sent = None
+            while not (self._closed and sent == self._status):
+                if sent != self._status:
+                    sent = self._status
+                    await context.write(_encoded(sent))
                 async with self._changed:
-                    await self._changed.wait_for(lambda seen=told: self._closed or self._status != seen)  # type: ignore[misc]
+                    await self._changed.wait_for(lambda seen=sent: self._closed or self._status != seen)  # type: ignore[misc]
         finally:
             self._watches -= 1
 

@@ -1,4 +1,4 @@
-"""What the engine needs of whatever reads image files, and the plain one that reads them in its own process."""
+"""How the engine reads image files, and the plain decoder that does so in the calling thread."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Asker:
     stopped: Callable[[], bool] = lambda: False
 
 
-NOBODY = Asker()  # in particular, and for as long as it takes
+NOBODY = Asker()  # no client in particular, who waits as long as it takes
 
 
 class ImageDecoder(Protocol):
-    """Reads image files in two steps, so that a call that asks for too much is refused before anything is decoded."""
+    """Read image files in two steps, so that a call that asks for too much is refused before anything is decoded."""
 
     def measure(self, image: ImageInput, resolution: Resolution, asker: Asker) -> Measured:
-        """What decoding a file will give, from its headers alone.
+        """Find what decoding a file will give, from its headers alone.
 
         Raises:
             InvalidInput: the file cannot be used.
@@ -40,7 +40,7 @@ class ImageDecoder(Protocol):
         ...
 
     def decode(self, image: ImageInput, measured: Measured, asker: Asker) -> list[Frame]:
-        """The frames of a file, fitted: of the sizes, the resolution and the origin that were measured.
+        """Decode a file to fitted frames, of the sizes, the resolution and the origin that were measured.
 
         Raises:
             InvalidInput, NotPossibleHere, Unavailable, Stopped: see `measure`; pixels that are not as measured are InvalidInput.
@@ -50,7 +50,7 @@ class ImageDecoder(Protocol):
 
 @dataclass(frozen=True)
 class LocalDecoder:
-    """Decodes in the calling thread: for files that are trusted."""
+    """Decode in the calling thread: for files that are trusted."""
 
     limits: ImageLimits = field(default_factory=ImageLimits)
 
@@ -68,7 +68,7 @@ IN_PROCESS = LocalDecoder()
 
 
 def as_measured(image: ImageInput, measured: Measured, fitted: Sequence[Frame]) -> list[Frame]:
-    """Fitted frames with what was measured of them.
+    """Add what was measured to fitted frames.
 
     Raises:
         InvalidInput: they are not what was measured.

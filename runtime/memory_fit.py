@@ -38,15 +38,15 @@ class Fit(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a server fits, in a sentence; `mend` says what to lower, and is empty where it fits."""
+    """How a server fits, in a sentence; `fix` says what to lower, and is empty where it fits."""
 
     fit: Fit
     sentence: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         """Both as one sentence."""
-        return f"{self.sentence}: {self.mend}." if self.mend else f"{self.sentence}."
+        return f"{self.sentence}: {self.fix}." if self.fix else f"{self.sentence}."
 
 
 def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gpu: int | None = None) -> Verdict:
@@ -84,7 +84,7 @@ def _verdict(
     }[fit]
     owner = "this machine has" if where is Where.HOST else "the GPU has"
     free = "" if fit is Fit.NEVER or where is Where.GPU else " free"
-    return Verdict(fit, f"{needs} and {owner} {_gb(room)}{free}", _mend(_Lowering(shape, settings, size, room)))
+    return Verdict(fit, f"{needs} and {owner} {_gb(room)}{free}", _fix(_Lowering(shape, settings, size, room)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _Lowering:
         return int(getattr(self.settings, name))
 
 
-def _mend(lowering: _Lowering) -> str:
+def _fix(lowering: _Lowering) -> str:
     """Single options where one is enough, those that keep the most of their value; else several."""
     alone = sorted(filter(None, map(lowering.one, LOWERABLE)), key=lowering.kept, reverse=True)
     if alone:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from echovlm_edge.runtime.errors import Busy, InvalidInput, Unavailable
+from echovlm_edge.runtime.errors import SHUTTING_DOWN, Busy, InvalidInput, Unavailable
 
 Message = TypeVar("Message")
 Read = Callable[[], Coroutine[Any, Any, Message]]
@@ -75,7 +75,7 @@ class Receiver:
             reading.cancel()
             closed.cancel()
         if self._closed.is_set():
-            raise Unavailable("The server is shutting down: ask again in a while.")
+            raise Unavailable(SHUTTING_DOWN)
         if one.given_up.done():
             raise Busy("Too many messages are on their way, and this one took longest: send it again.", 1.0)
         raise InvalidInput(f"The call's message did not come within {self._limits.seconds:g} s: send it with the call.")

@@ -16,7 +16,7 @@ from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.origins import ANYBODY, Origin
 
 IDENTITY_BYTES = 16
-IDENTITY_KEY = token_bytes(32)  # another one in every process, so that nobody can prepare two pictures with one name
+IDENTITY_KEY = token_bytes(32)  # random in every process, so that nobody can construct two pictures with one identity
 
 
 class Stage(enum.Enum):
@@ -97,7 +97,7 @@ class Frame:
     Attributes:
         pixels: uint8 [height, width, 3], RGB.
         name: what error messages call it.
-        resolution: what it was resized for; None as the file has it.
+        resolution: what it was resized for; None: the size in the file.
         origin: whose it is.
     """
 
@@ -108,7 +108,7 @@ class Frame:
 
     @cached_property
     def identity(self) -> bytes:
-        """Names the picture by its pixels, within this process: IDENTITY_BYTES of a keyed hash.
+        """Identify the picture by its pixels, within this process: IDENTITY_BYTES of a keyed hash.
 
         Kept, because a study's pictures are asked for it with every call, and hashing one takes a millisecond.
         """
@@ -158,8 +158,8 @@ class GenerationRequest:
         frames: pictures that were read already, a study's (see `ReportEngine.read_image`); they come before `images`.
         priority: who goes first.
         client: whose turn it is counted as.
-        scope: what is kept for later is found by requests of the same scope only.
-        came: when the call came, by time.perf_counter, where that was before.
+        scope: what is cached for this request is reused only by requests of the same scope.
+        came: when the call arrived, by time.perf_counter; None: when the engine gets it.
         allow_mixed_studies: images of several studies of one patient are taken; of two patients they never are.
     """
 
@@ -213,8 +213,8 @@ class Finished:
         seconds: wall time by stage, each moment counted once, so that they add up; stages that did not run are absent.
         first_token_seconds: from the start of the request to the first token, or None when none came.
         spans: every piece of work in order, one for each image and token.
-        reused_tokens: how many of the prompt's tokens had been prefilled before.
-        model: the engine's that wrote it, where another may have taken over since; else empty.
+        reused_tokens: how many of the prompt's tokens came from the prefix cache.
+        model: of the engine that wrote it, where that engine can be replaced meanwhile; else empty.
         bundle_id: likewise.
     """
 

@@ -60,7 +60,7 @@ class StoreStats:
 
 
 class ImageStore:
-    """Embeddings of images seen before, float32 [m, hidden_size], by scope and identity."""
+    """Cached embeddings of images, float32 [m, hidden_size], by scope and identity."""
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes` 0 keeps nothing."""

@@ -68,7 +68,7 @@ def best(logits: Logits) -> int:
     """The likeliest token of logits float32 [vocab_size], the first of equal ones.
 
     Raises:
-        UnusableNumbers: see `Sampler.choose`. NaN is numpy's largest, so that the one value that was chosen tells.
+        UnusableNumbers: see `Sampler.choose`. NaN is numpy's largest, so that it is enough to check the chosen value.
     """
     token = int(logits.argmax())
     if isinstance(logits, np.ndarray) and not math.isfinite(logits[token]):

@@ -51,8 +51,9 @@ class SchedulerStats:
 class Scheduler:
     """Owns the decoder: one thread runs it, whatever others submit.
 
-    In each turn it lets go who stopped, lets in who waits, prefills one chunk, and runs one step of all that write. Whatever goes
-    wrong with one sequence ends that one. The lock is held for moments only: keys and values are copied without it.
+    In each turn it releases stopped sequences, admits waiting ones, prefills one chunk, and runs one decode step for all that
+    are prefilled. What goes wrong with one sequence ends that one. The lock is held for moments only: keys and values are
+    copied without it.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ class Scheduler:
             return
         assert logits is not None, "at least one token of a prompt is always run"
         started = time.perf_counter()
-        sequence.unread = sequence.unread.copy()  # nothing is left, and what it was the end of is let go
+        sequence.unread = sequence.unread.copy()  # it is empty, and the copy frees the array that it was a view of
         sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
         sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
         sequence.position = generation.prompt.next_position

@@ -1,4 +1,4 @@
-"""`echovlm-serve`: loads a bundle and serves it until it is told to stop; on SIGHUP it loads the bundle again beside it."""
+"""`echovlm-serve`: loads a bundle and serves it until a signal stops it; on SIGHUP it loads the bundle again while it serves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _run(chosen: ServeSettings | None) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # connections take one each
     options, known = from_settings.server_options(chosen), from_settings.access(chosen)
-    with Signals() as told, ExitStack() as ending:
+    with Signals() as signals, ExitStack() as ending:
         manager = ServiceManager()
         decode = from_settings.decode_sandbox(chosen)
         ending.callback(decode.close)
@@ -45,7 +45,7 @@ def _run(chosen: ServeSettings | None) -> int:
         loading = in_background(
             lambda: from_settings.served_engine(chosen, decode, WatchdogOptions.replacements), "load"
         )
-        if told.stopped_before(loading):
+        if signals.stopped_before(loading):
             end_process(END_SECONDS, manager.stopping, ending.close)
         engine = loading.result()
         ending.callback(engine.close)
@@ -64,7 +64,7 @@ def _run(chosen: ServeSettings | None) -> int:
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
         manager.ready()
         reloads = Reloads(lambda: _reload(engine, manager))
-        while told.wait() == signal.SIGHUP:
+        while signals.wait() == signal.SIGHUP:
             reloads.ask()
         end_process(chosen.grace + END_SECONDS, manager.stopping, server.stop, ending.close)
 

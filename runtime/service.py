@@ -1,4 +1,4 @@
-"""The report service's methods: calls to the engine and to studies, whichever transport carries them."""
+"""The report service's methods: calls to the engine and to studies, independent of the transport."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Engine(Protocol):
     def read_image(
         self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
     ) -> list[Frame]:
-        """The frames of an image that a study gets after those `before`."""
+        """Read the frames of an image that a study gets after those `before`."""
         ...
 
 
@@ -61,8 +61,8 @@ class Method:
     Attributes:
         name: as report.proto has it.
         request: the type of its message.
-        answer: gives the messages of the answer, one of them where the method does not stream; blocks, and raises UserErrors.
-        needs_place: whether it is admitted only while there is room for its work.
+        answer: yields the messages of the answer, one where the method does not stream; blocks, and raises UserErrors.
+        needs_place: whether it needs a place of `Admission`.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Method:
     needs_place: bool = False
 
     def parse(self, data: bytes) -> Message:
-        """The request's message.
+        """Parse the request's message.
 
         Raises:
             InvalidInput: the bytes are no such message.

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from echovlm_edge.runtime.background import in_background
 from echovlm_edge.runtime.engine import EngineInfo, EngineStats, ReportEngine
-from echovlm_edge.runtime.errors import Unavailable, UserError
+from echovlm_edge.runtime.errors import SHUTTING_DOWN, Unavailable, UserError
 from echovlm_edge.runtime.image_decoder import Asker
 from echovlm_edge.runtime.request import Event, Finished, Frame, GenerationRequest, ImageInput
 
-LOOKS_BETWEEN_LOADS = 10  # while no engine can be loaded
+POLLS_BETWEEN_LOADS = 10  # while no engine can be loaded
 _log = logging.getLogger(__name__)
 
 
@@ -28,23 +28,23 @@ class WatchdogOptions:
         hang_seconds: the longest that one image or one turn of the decoder may take.
         replacements: hung engines that are replaced in this process; a hung thread cannot be ended, so that after the last
             one the whole process is given up.
-        look_seconds: between two looks.
+        poll_seconds: between two polls of the engines.
         load_seconds: the longest that no engine may serve after a hang: a GPU that hangs mostly hangs for the next engine
             too, and then the whole process is given up.
     """
 
     hang_seconds: float = 300.0
     replacements: int = 3
-    look_seconds: float = 1.0
+    poll_seconds: float = 1.0
     load_seconds: float = 900.0
 
 
 class ServedEngine:
-    """Passes calls to the current engine. It counts as an engine itself.
+    """Pass calls to the current engine, by an engine's own interface.
 
-    Three threads change which engines there are: who swaps, the watchdog, and who closes. An engine is open from its load
-    until `_end`, which closes it exactly once: with its last call after a swap, when it hangs, or when all is closed. Between
-    a hang and the next load no engine serves: the current one is then not open, and calls are refused.
+    Three threads change which engines there are: the one that swaps, the watchdog, and the one that closes. An engine is open
+    from its load until `_end`, which closes it exactly once: with its last call after a swap, when it hangs, or when all is
+    closed. Between a hang and the next load no engine serves: the current one is then not open, and calls are refused.
     """
 
     def __init__(
@@ -65,14 +65,13 @@ class ServedEngine:
         self._calls: dict[ReportEngine, int] = {self._current: 0}  # the open engines, and how many calls use each
         self._lock = threading.RLock()  # a generator that nobody kept may end, and lock it, while its thread holds it
         self._loading = threading.Lock()  # one load at a time: each engine takes as much memory as the first
-        self._telling, self._told_serving = threading.Lock(), True
+        self._notifying, self._notified_serving = threading.Lock(), True
         self._closed = threading.Event()
         self._hangs, self._lost, self._next_load = 0, 0.0, 0.0
         self._replacing: Future[None] | None = None
-        self.on_serving: Callable[[bool], None] = lambda serving: (
-            None
-        )  # told when it stops serving and when it serves again
-        self.on_replaced: Callable[[], None] = lambda: None  # told when another engine has taken over
+        # Called when it stops serving and when it serves again, and when another engine has taken over.
+        self.on_serving: Callable[[bool], None] = lambda serving: None
+        self.on_replaced: Callable[[], None] = lambda: None
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @property
@@ -110,7 +109,7 @@ class ServedEngine:
         return self._current.stats()
 
     def swap(self) -> bool:
-        """Load the bundle again beside the current engine, and let it take over; the old engine ends with its last call.
+        """Load the bundle again while the current engine serves, then switch to it; the old engine ends with its last call.
 
         Returns whether it did: a bundle that cannot be loaded is logged, and changes nothing.
         """
@@ -153,7 +152,7 @@ class ServedEngine:
         with self._lock:
             engine = self._current
             if engine not in self._calls:
-                raise _shut_down() if self._closed.is_set() else _hung()
+                raise Unavailable(SHUTTING_DOWN) if self._closed.is_set() else _hung()
             self._calls[engine] += 1
         try:
             yield engine
@@ -174,8 +173,8 @@ class ServedEngine:
             engine.close()
             return False
         self._end_unused(old)
-        self._tell_serving()
-        _tell(self.on_replaced)
+        self._notify_serving()
+        _notify(self.on_replaced)
         return True
 
     def _end_unused(self, engine: ReportEngine) -> None:
@@ -209,7 +208,7 @@ class ServedEngine:
         _log.error("an engine has hung for %.0f s: its calls end", seconds)
         if not self._serves():
             self._lost = time.monotonic()
-        self._tell_serving()
+        self._notify_serving()
         if self._hangs > self._options.replacements:
             self._end_all("engines hang again and again")
 
@@ -227,28 +226,28 @@ class ServedEngine:
                 replaced = self._take_over(self._open())
             except Exception as error:
                 _log.error("no engine can be loaded: %s", _reason(error))
-                self._next_load = time.monotonic() + LOOKS_BETWEEN_LOADS * self._options.look_seconds
+                self._next_load = time.monotonic() + POLLS_BETWEEN_LOADS * self._options.poll_seconds
                 return
         if replaced:
             _log.info("another engine serves after %.1f s", time.monotonic() - started)
 
-    def _tell_serving(self) -> None:
-        with self._telling:  # who tells last, tells the newest state
+    def _notify_serving(self) -> None:
+        with self._notifying:  # so that the last notification is of the newest state
             serves = self._serves()
-            if serves != self._told_serving and not self._closed.is_set():
-                self._told_serving = serves
-                _tell(lambda: self.on_serving(serves))
+            if serves != self._notified_serving and not self._closed.is_set():
+                self._notified_serving = serves
+                _notify(lambda: self.on_serving(serves))
 
     def _watch(self) -> None:
-        while not self._closed.wait(self._options.look_seconds):
+        while not self._closed.wait(self._options.poll_seconds):
             try:
                 self.check()
             except Exception as error:
                 _log.error("the watchdog failed with %s", type(error).__name__)
 
 
-def _tell(listener: Callable[[], None]) -> None:
-    """Tell a listener; what it gets wrong is its own, and the engine serves on."""
+def _notify(listener: Callable[[], None]) -> None:
+    """Call a listener; where it fails, that is logged and the engine continues to serve."""
     try:
         listener()
     except Exception as error:
@@ -256,14 +255,10 @@ def _tell(listener: Callable[[], None]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What may be logged: another error's own text could quote a request."""
+    """Describe an error for the log: the text of one that is not ours could quote a request."""
     return str(error) if isinstance(error, UserError) else type(error).__name__
 
 
-# Made for each: an exception that many raise keeps what each of them held.
+# A new one for each call: an exception that several calls raise would keep the frames of all of them.
 def _hung() -> Unavailable:
     return Unavailable("The engine hung and is being replaced: ask again in a while.")
-
-
-def _shut_down() -> Unavailable:
-    return Unavailable("The server is shutting down: ask again in a while.")

@@ -1,4 +1,4 @@
-"""Being told to stop or to reload: signals as something a main thread waits for."""
+"""Signals to stop or to reload, as something a main thread waits for."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from echovlm_edge.runtime.errors import (
     UserError,
 )
 
-RETRY_AFTER = "grpc-retry-pushback-ms"  # gRPC's own clients heed it where they are told to retry
+RETRY_AFTER = "grpc-retry-pushback-ms"  # gRPC's own clients heed it where retries are configured
 CODES = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     NotPossibleHere: grpc.StatusCode.FAILED_PRECONDITION,
@@ -44,7 +44,7 @@ class CallStatus:
 
 
 def status_of(error: UserError) -> CallStatus:
-    """What a client is told of an error that it or its operator can fix."""
+    """The status that a client gets for an error that it or its operator can fix."""
     metadata = ((RETRY_AFTER, str(round(error.retry_seconds * 1000))),) if isinstance(error, Busy) else ()
     return CallStatus(CODES[type(error)], str(error), metadata)
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from echovlm_edge.runtime.clients import Client
-from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, Unavailable, UserError
+from echovlm_edge.runtime.errors import SHUTTING_DOWN, Busy, InvalidInput, NotFound, Unavailable, UserError
 from echovlm_edge.runtime.origins import refuse_mixed
 from echovlm_edge.runtime.request import Frame
 
@@ -132,7 +132,7 @@ class Studies:
             return Added(study.numbers, study.frames())
 
     def pictures(self, client: Client, name: str) -> tuple[Frame, ...]:
-        """What it has so far, while it goes on being read in the background.
+        """The images it has so far, while background reading continues.
 
         Raises:
             NotFound: no such study.
@@ -199,7 +199,7 @@ class Studies:
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
-            raise Unavailable("The server is shutting down: ask again in a while.")
+            raise Unavailable(SHUTTING_DOWN)
 
     def _find(self, client: Client, name: str) -> _Study:
         self._forget_old()

@@ -1,4 +1,4 @@
-"""What a service manager is told about this process's state, where it asked for it (sd_notify(3))."""
+"""This process's state for a service manager that asks for it (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEND_SECONDS = 1.0  # a manager that does not read holds nothing up
 
 
 class ServiceManager:
-    """The service manager of $NOTIFY_SOCKET; without one nothing is sent. After STOPPING=1 it is told nothing else."""
+    """The service manager of $NOTIFY_SOCKET; without one nothing is sent. After STOPPING=1 nothing else is sent."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -21,11 +21,11 @@ class ServiceManager:
 
     def ready(self) -> None:
         """The server answers, or has reloaded."""
-        self._tell("READY=1")
+        self._notify("READY=1")
 
     def reloading(self) -> None:
         """A reload begins; `ready` ends it, however it went."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The server has begun to end."""
@@ -33,7 +33,7 @@ class ServiceManager:
             self._send("STOPPING=1")
             self._stopping = True
 
-    def _tell(self, state: str) -> None:
+    def _notify(self, state: str) -> None:
         with self._lock:
             if not self._stopping:
                 self._send(state)
@@ -45,6 +45,6 @@ class ServiceManager:
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
             suppress(OSError),
-        ):  # the manager is gone: there is nobody to tell
+        ):  # the manager is gone
             manager.settimeout(SEND_SECONDS)
             manager.sendto(state.encode(), address)

@@ -102,7 +102,7 @@ def test_measuring_decodes_nothing() -> None:
         assert small.measure(image, RESOLUTION).sizes == ((980, 980),)
         with pytest.raises(InvalidInput, match="more memory than decoding may use"):
             read(small, image)
-    assert read(small, ImageInput(png(64, 64))), "it did not go on"
+    assert read(small, ImageInput(png(64, 64))), "it did not continue"
     small.close()
 
 
@@ -279,8 +279,8 @@ def test_it_does_not_end_with_the_thread_that_first_asked() -> None:
 def test_a_signal_to_the_whole_group_leaves_it_to_the_server_to_end(patient: DecodeSandbox) -> None:
     before = idle(patient, 2)
     for process in before:
-        for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            os.kill(process.pid, told)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(process.pid, number)
     assert read(patient, ImageInput(png(64, 64)))
     assert {process.pid for process in idle(patient, 2)} == {process.pid for process in before}
 
@@ -311,7 +311,7 @@ try:
         taken.append(os.dup(0))
 except OSError:
     pass
-assert read(sandbox, picture), "the processes that are there do not go on"
+assert read(sandbox, picture), "the processes that are there do not continue"
 for pid in sandbox.pids():
     os.kill(pid, 9)
 try:

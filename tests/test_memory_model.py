@@ -111,14 +111,14 @@ def test_what_is_to_be_lowered_is_enough_and_no_more(available: int, slots: int,
     settings = ServeSettings(bundle=Path("bundle"), slots=slots, prefix_mb=prefix_mb)
     memory = MachineMemory(64 * GB, None, available)
     verdict = judge(PUBLISHED, settings, memory)
-    if verdict.fit is Fit.FITS or "no option" in verdict.mend:
+    if verdict.fit is Fit.FITS or "no option" in verdict.fix:
         return
     order = list(Fit)
-    for alternative in verdict.mend.removeprefix("lower ").split(" or "):
+    for alternative in verdict.fix.removeprefix("lower ").split(" or "):
         lowered = {
             name.replace("-", "_"): int(value) for name, value in re.findall(r"--([a-z-]+) to (\d+)", alternative)
         }
-        assert lowered, verdict.mend
+        assert lowered, verdict.fix
         better = judge(PUBLISHED, settings.model_copy(update=lowered), memory).fit
         assert order.index(better) > order.index(verdict.fit)
         last = list(lowered)[-1]

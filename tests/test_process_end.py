@@ -1,4 +1,4 @@
-"""The real command told to stop or to reload, while something hangs, loads, or is damaged."""
+"""The real command is stopped or reloaded while something hangs, loads, or is damaged."""
 
 from __future__ import annotations
 
@@ -176,26 +176,26 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_a_service_manager_is_told_of_each_state(bundle: Path, tmp_path: Path, manager: socket.socket) -> None:
-    def told() -> list[str]:
+    def received() -> list[str]:
         return manager.recv(1000).decode().splitlines()
 
     env = {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}
     with server_process(bundle, tmp_path, env=env) as server:
-        assert told() == ["READY=1"]
+        assert received() == ["READY=1"]
         last = 0
         for damage in (lambda: None, (bundle / TOKENIZER).unlink):
             damage()
             server.reload()
-            state, moment = told()
+            state, moment = received()
             assert state == "RELOADING=1" and moment.startswith("MONOTONIC_USEC=")
             assert int(moment.partition("=")[2]) > last
             last = int(moment.partition("=")[2])
-            assert told() == ["READY=1"], "a reload that failed leaves a server that serves"
+            assert received() == ["READY=1"], "a reload that failed leaves a server that serves"
         server.stop()
-        assert told() == ["STOPPING=1"]
+        assert received() == ["STOPPING=1"]
         manager.setblocking(False)
         with pytest.raises(BlockingIOError):
-            told()
+            received()
 
 
 @pytest.mark.parametrize("name", [TOKENIZER, CHAT_TEMPLATE])

@@ -108,8 +108,8 @@ def test_threads_follow_the_quota_and_the_affinity(tmp_path: Path, monkeypatch: 
         root = v2(tmp_path / name, "/", **{"": f"cpu.max={quota}"})
         assert usable_processors(root) == threads, name
         assert this_machine(root).cores == threads, name
-    told = facts(tmp_path / "one and a half")
-    assert (told.cores_allowed, told.cpu_quota) == (64, 1.5)
+    found = facts(tmp_path / "one and a half")
+    assert (found.cores_allowed, found.cpu_quota) == (64, 1.5)
 
 
 def test_onnx_runtime_makes_as_many_threads_and_pins_none_under_a_quota(

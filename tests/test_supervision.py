@@ -99,7 +99,7 @@ class Served:
         self.loads = Loads()
         self.states: list[bool] = []
         self.gave_up = threading.Event()
-        options = WatchdogOptions(60, replacements, look_seconds=0.005, load_seconds=load_seconds)
+        options = WatchdogOptions(60, replacements, poll_seconds=0.005, load_seconds=load_seconds)
         self.engine = ServedEngine(self.loads, options, self.gave_up.set)
         self.engine.on_serving = self.states.append
         self._threads = ThreadPoolExecutor(16)
@@ -324,7 +324,7 @@ def test_a_process_whose_engine_cannot_be_replaced_is_given_up(because: str) -> 
 @given(st.lists(st.sampled_from(["swap", "bad swap", "call", "end call", "hang", "check"]), max_size=30))
 def test_whatever_happens_every_engine_is_closed_once(steps: list[str]) -> None:
     loads = Loads(held=False)
-    served = ServedEngine(loads, WatchdogOptions(60, 1000, look_seconds=1e6))
+    served = ServedEngine(loads, WatchdogOptions(60, 1000, poll_seconds=1e6))
     calls: list[Iterator[Event]] = []
 
     def damaged() -> ReportEngine:

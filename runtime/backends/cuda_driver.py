@@ -72,7 +72,7 @@ class CudaDevice:
         self.call("cuCtxSetCurrent", self._context)
 
     def free_bytes(self) -> int:
-        """See `Device.free_bytes`. An integrated GPU shares the host's memory, whose file cache gives way."""
+        """See `Device.free_bytes`. An integrated GPU shares the host's memory, whose file cache counts as free."""
         free, _ = self.call("cuMemGetInfo")
         return max(free, memory_info().get("MemAvailable", 0)) if self._integrated else int(free)
 

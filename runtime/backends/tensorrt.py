@@ -151,7 +151,7 @@ def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
 
 @dataclass
 class DeviceLogits:
-    """A decoder's logits that stay on the device until looked at: the place of each row's largest came back with the run.
+    """A decoder's logits that stay on the device until they are read: the place of each row's largest came back with the run.
 
     So did each row's first logit. A hidden state that is no number makes all logits of its row none, this one among them.
     """

@@ -219,4 +219,4 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None) -> Fin
 
 
 def _memory_finding(level: Level, name: str, verdict: Verdict) -> Finding:
-    return Finding(level, f"{name}: {verdict.sentence}.", f"{verdict.mend[0].upper()}{verdict.mend[1:]}.")
+    return Finding(level, f"{name}: {verdict.sentence}.", f"{verdict.fix[0].upper()}{verdict.fix[1:]}.")
