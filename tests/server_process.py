@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 
 SECONDS = 60  # for what must happen: a test that fails takes so long, one that passes does not wait
+STARTS = re.compile(r"\b(memory: The server needs|image decoding is confined by:) ")
 COMMAND = """
 from echovlm_edge.runtime.serve_command import main
 raise SystemExit(main())
@@ -34,8 +36,9 @@ class ServerProcess:
             env=env or None,
         )
         self._children: list[psutil.Process] = []
-        self._output: list[str] = []
         self._lines: list[str] = []
+        self._output: list[str] = []
+        self._log: list[str] = []
         self._more = threading.Condition()
         self._readers = [
             threading.Thread(target=self._read, args=(pipe,), daemon=True)
@@ -71,6 +74,12 @@ class ServerProcess:
         with self._more:
             return "".join(self._output)
 
+    @property
+    def log(self) -> list[str]:
+        """The lines of stderr after those that every start writes: what memory it takes, and what confines decoding."""
+        with self._more:
+            return [line.rstrip("\n") for line in self._log if not STARTS.search(line)]
+
     def tell(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._children += psutil.Process(self.process.pid).children(recursive=True)
@@ -102,8 +111,7 @@ class ServerProcess:
         for line in pipe:
             with self._more:
                 self._lines.append(line)
-                if pipe is self.process.stdout:
-                    self._output.append(line)
+                (self._output if pipe is self.process.stdout else self._log).append(line)
                 self._more.notify_all()
         with self._more:
             self._more.notify_all()

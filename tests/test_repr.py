@@ -34,6 +34,7 @@ HARMLESS = {
     "Confinement": {"holds", "lacks"},
     "DeviceCache": {"buffers"},  # addresses
     "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
+    "Finished": {"model", "bundle_id"},
     "Generation": WHO,
     "GenerationRequest": WHO,
     "Frame": {"name"},  # that, and the next, is what error messages say

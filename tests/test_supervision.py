@@ -37,7 +37,7 @@ class FakeEngine:
         self._work(stopped)
         yield Finished(self.info.model, (), FinishReason.STOP, 0, 0, {}, 0.0)
 
-    def prepare(self, frames: Sequence[Frame], client: str, stopped: Callable[[], bool], *scope: str) -> None:
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         self._work(stopped)
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
@@ -223,7 +223,7 @@ def test_what_is_still_used_stays_open_and_is_closed_with_its_last_call() -> Non
     with serving() as served:
         first = served.loads.engines[0]
         used = [
-            served.start(served.engine.prepare, [], "client", lambda: False),
+            served.start(served.engine.prepare, [], "client", "scope", lambda: False),
             served.start(served.engine.prompt_tokens, []),
         ]
         for _ in used:
