@@ -16,7 +16,10 @@ SMOOTHING = 0.2  # weight of the newest call in the running mean
 
 
 class Admission:
-    """Counts calls in and out. One that waits for a slot holds a place, so the queue is bounded by the places."""
+    """Counts calls in and out. One that waits for a slot holds a place, so the queue is bounded by the places.
+
+    A client without `max_calls` gets its `Client.share` of the places.
+    """
 
     def __init__(self, places: int, slots: int, request_bytes: int) -> None:
         """`places`: calls inside at once; `slots`: how many of them run together; `request_bytes`: of all their messages."""
@@ -93,10 +96,11 @@ class Admission:
         inside = self._inside.total()
         if inside >= self._places:
             raise Busy(f"The server is busy with {inside} calls: ask again when one has ended.", self._wait(inside))
-        if client.max_calls is not None and self._inside[client.name] >= client.max_calls:
+        most = client.max_calls or client.share(self._places)
+        if self._inside[client.name] >= most:
             raise Busy(
-                f"{client.max_calls} calls of yours are running, as many as you may have: ask again when one has ended.",
-                self._wait(client.max_calls),
+                f"{most} calls of yours are running, as many as you may have: ask again when one has ended.",
+                self._wait(most),
             )
 
     def _wait(self, inside: int) -> float:

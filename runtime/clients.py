@@ -31,8 +31,8 @@ class Client:
         certificate: the common name or a DNS name of its certificate.
         group: clients of one group share what is cached of their images and prompts, and can tell from
             `reused_tokens` and from the time that another of them sent the same image; empty: the client shares with nobody.
-        max_calls: generations at once; None for no limit of its own.
-        max_studies: open studies at once; None for no limit of its own.
+        max_calls: generations at once; None for its `share` of all.
+        max_studies: open studies at once; None for its `share` of all.
     """
 
     name: str = ""
@@ -46,6 +46,13 @@ class Client:
     def scope(self) -> str:
         """Whose cached images and prompts its requests find: see `group`."""
         return f"group {self.group}" if self.group else f"client {self.name}"
+
+    def share(self, total: int) -> int:
+        """How much of what there is for all a client may take: three quarters, so that none takes everything by default.
+
+        Callers who are not told apart are one client, and may take all.
+        """
+        return max(1, total * 3 // 4) if self.token_sha256 or self.certificate else total
 
 
 ANYBODY = Client("anybody")

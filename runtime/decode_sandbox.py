@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,8 +60,9 @@ class SandboxLimits:
 
 @dataclass(eq=False)
 class _Turn:
-    """Somebody who waits for a process; `ended` is set once there is one, or a reason why there is none."""
+    """A client's call that waits for a process; `ended` is set once there is one, or a reason why there is none."""
 
+    client: str
     ended: threading.Event = field(default_factory=threading.Event)
     process: DecodeProcess | None = None
     failure: str = ""
@@ -71,7 +72,8 @@ class DecodeSandbox:
     """An `ImageDecoder` of several processes. Closing ends them, and they end when the server does, however it does.
 
     Whoever waits for one is served by priority, then by what the client has had, and leaves the queue when nobody wants it any
-    more. One thread starts the processes, and starts another one for each that is lost.
+    more. One client's files never have all processes, where there are several. One thread starts the processes, and starts another
+    one for each that is lost.
     """
 
     def __init__(self, limits: SandboxLimits = SandboxLimits(), images: ImageLimits | None = None) -> None:
@@ -80,6 +82,7 @@ class DecodeSandbox:
         self._state = threading.Condition()
         self._idle: deque[DecodeProcess] = deque()
         self._busy = 0
+        self._held: Counter[str] = Counter()  # processes by client
         self._waiting: FairQueue[_Turn] = FairQueue()
         self._failure = ""  # why the last one could not be started
         self._told = self._closed = False
@@ -194,8 +197,8 @@ class DecodeSandbox:
             Unwanted: the caller is gone, and waits no more.
             Unavailable: none can be started.
         """
-        turn = _Turn()
-        started = 0.0
+        turn = _Turn(asker.client)
+        started: float | None = None
         try:
             with self._state:
                 self._waiting.push(turn, asker.client, asker.priority)
@@ -208,7 +211,7 @@ class DecodeSandbox:
                 raise Unavailable(f"No process that decodes images can be started ({turn.failure}): ask again.")
             yield turn.process
         finally:
-            self._give_back(turn, asker, time.monotonic() - started)
+            self._give_back(turn, asker, 0.0 if started is None else time.monotonic() - started)
 
     def _hand_out(self) -> None:
         """Give idle processes to those whose turn it is; with the lock held."""
@@ -218,13 +221,21 @@ class DecodeSandbox:
                 process.end()
                 self._state.notify_all()
                 continue
-            turn = self._waiting.pop()
-            assert turn, "there is one, and all are allowed"
+            turn = self._waiting.pop(without=self._clients_with_enough())
+            if turn is None:
+                self._idle.appendleft(process)
+                break
             turn.process = process
             self._busy += 1
+            self._held[turn.client] += 1
             turn.ended.set()
         if self._closed or (self._failure and not self._idle and not self._busy):
             self._fail_waiting()
+
+    def _clients_with_enough(self) -> list[str]:
+        """Those whose files have all processes but one: the last is for others, whom slow files would hold up."""
+        most = max(1, self._limits.processes - 1)
+        return [client for client, held in self._held.items() if held >= most]
 
     def _fail_waiting(self) -> None:
         while turn := self._waiting.pop():
@@ -236,6 +247,8 @@ class DecodeSandbox:
             self._waiting.remove(turn, asker.client, asker.priority)
             if (process := turn.process) is not None:
                 self._busy -= 1
+                self._held[turn.client] -= 1
+                self._held += Counter()  # forgets clients that are gone
                 self._waiting.charge(asker.client, seconds)
                 if process.usable() and not self._closed:
                     self._idle.append(process)

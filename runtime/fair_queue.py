@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -54,12 +54,13 @@ class FairQueue(Generic[Item]):
         found = self._first(allowed)
         return found[2].item if found else None
 
-    def pop(self, allowed: Callable[[Item], bool] = lambda _: True) -> Item | None:
+    def pop(self, allowed: Callable[[Item], bool] = lambda _: True, without: Collection[str] = ()) -> Item | None:
         """Whose turn it is, or None.
 
         Where the first of a priority is not `allowed`, that priority waits, so that smaller work does not overtake it for ever.
+        Clients in `without` have no turn now, and others go first.
         """
-        found = self._first(allowed)
+        found = self._first(allowed, without)
         if found is None:
             return None
         priority, client, entry = found
@@ -81,9 +82,13 @@ class FairQueue(Generic[Item]):
             self._lines[priority][client] = kept
             self._removed(priority, client, removed)
 
-    def _first(self, allowed: Callable[[Item], bool]) -> tuple[int, str, _Entry[Item]] | None:
+    def _first(
+        self, allowed: Callable[[Item], bool], without: Collection[str] = ()
+    ) -> tuple[int, str, _Entry[Item]] | None:
         for priority in sorted(self._lines):
-            lines = self._lines[priority]
+            lines = {client: line for client, line in self._lines[priority].items() if client not in without}
+            if not lines:
+                continue
             client = min(lines, key=lambda name: (not lines[name][0].again, self._had[name], lines[name][0].arrival))
             entry = lines[client][0]
             if allowed(entry.item):

@@ -92,6 +92,8 @@ class ReportCalls(grpc.GenericRpcHandler):
             except asyncio.CancelledError:
                 call.gone.set()
                 raise
+            except grpc.aio.InternalError:  # nothing can be written: the client is gone, which is told a moment later
+                call.gone.set()
             except Exception as error:
                 status = call.fail(error)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
 import grpc
@@ -13,7 +14,8 @@ from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound
 from echovlm_edge.runtime.statuses import Context, Handler, streaming_handler
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-MAX_WATCHES = 256
+MAX_REQUEST_BYTES = 1024  # more names no service of this server
+MAX_WATCHES, MAX_WATCHES_PER_HOST = 256, 32
 
 
 class Health(grpc.GenericRpcHandler):
@@ -30,7 +32,7 @@ class Health(grpc.GenericRpcHandler):
         self._status = NOT_SERVING
         self._changed = asyncio.Condition()
         self._closed = self._reading = False
-        self._watches = 0
+        self._watches: Counter[str] = Counter()  # by host
 
     async def set(self, serving: bool) -> None:
         """Notify every watcher; after `close` it stays NOT_SERVING."""
@@ -56,9 +58,10 @@ class Health(grpc.GenericRpcHandler):
 
     async def _watch(self, context: Context) -> None:
         await self._read_name(context)
-        if self._watches >= MAX_WATCHES:
-            raise Busy(f"{MAX_WATCHES} clients watch this server's health already: ask again later.", 10.0)
-        self._watches += 1
+        host = context.peer().rpartition(":")[0]
+        if self._watches.total() >= MAX_WATCHES or self._watches[host] >= MAX_WATCHES_PER_HOST:
+            raise Busy("Too many calls watch this server's health: ask again later.", 10.0)
+        self._watches[host] += 1
         try:
             sent = None
             while not (self._closed and sent == self._status):
@@ -68,7 +71,8 @@ class Health(grpc.GenericRpcHandler):
                 async with self._changed:
                     await self._changed.wait_for(lambda seen=sent: self._closed or self._status != seen)  # type: ignore[misc]
         finally:
-            self._watches -= 1
+            self._watches[host] -= 1
+            self._watches += Counter()  # forgets hosts that are gone
 
     async def _read_name(self, context: Context) -> None:
         """Refuse an unknown name, where there is time to read it."""
@@ -83,6 +87,8 @@ class Health(grpc.GenericRpcHandler):
             self._reading = False
         if not isinstance(data, bytes):
             raise InvalidInput("The call has no message: send a HealthCheckRequest.")
+        if len(data) > MAX_REQUEST_BYTES:
+            raise NotFound("There is no service of that name here.")
         try:
             name = health_pb2.HealthCheckRequest.FromString(data).service
         except DecodeError:

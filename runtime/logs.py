@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from echovlm_edge.runtime.call_record import CallRecord
+from echovlm_edge.runtime.log_writer import LogWriter
 
 # What a record may carry beside its message; nothing else is written, so that nothing slips in.
 FIELDS = (
@@ -67,13 +69,28 @@ class PlainLines(logging.Formatter):
 
 def start(as_json: bool) -> None:
     """Log to stderr from now on, also what no code catches."""
-    handler = logging.StreamHandler()
+    handler = LogWriter(sys.stderr)
+    handler.addFilter(_without_contents)
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.raiseExceptions = False  # a line that cannot be written would leave a traceback in its place
     sys.excepthook = lambda kind, error, trace: log_uncaught("the process", kind, trace)
     sys.unraisablehook = lambda args: log_uncaught("a finalizer", args.exc_type, args.exc_traceback)
     threading.excepthook = _log_dead_thread
+
+
+def flush() -> None:
+    """Wait a moment for what has been logged to be written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _without_contents(record: logging.LogRecord) -> bool:
+    """Leave of gRPC's own lines what they are about: they quote metadata, and exceptions."""
+    if record.name.startswith("grpc"):
+        words = itertools.takewhile(str.isalpha, str(record.msg).split())
+        record.msg, record.args = f"gRPC reports: {' '.join(words)}", ()
+    return True
 
 
 def log_uncaught(where: str, kind: type[BaseException], trace: TracebackType | None) -> None:

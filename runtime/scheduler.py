@@ -165,7 +165,7 @@ class Scheduler:
             with self._alone(sequence):
                 if sequence.generation.stopped():
                     if sequence.background and sequence.slot >= 0:
-                        self._keep(sequence, sequence.filled)
+                        self._keep(sequence, sequence.filled, self._table[sequence.slot])
                     self._end(sequence, Left())
 
     def _let_in(self) -> None:
@@ -201,7 +201,7 @@ class Scheduler:
     def _set_aside(self, sequence: SequenceState) -> bool:
         """Let a sequence wait again, with what it has: batch as it is, background as a prefix that is kept if there is room."""
         if sequence.background:
-            self._keep(sequence, sequence.filled)
+            self._keep(sequence, sequence.filled, self._table[sequence.slot])
             sequence.filled = 0
         else:
             try:
@@ -275,7 +275,7 @@ class Scheduler:
         generation = sequence.generation
         generation.outbox.put(Prefilled(sequence.joined, time.perf_counter() - sequence.joined))
         if generation.sampling is None:
-            self._keep(sequence, sequence.filled)
+            self._keep(sequence, sequence.filled, self._table[sequence.slot])
             self._end(sequence, Left())
             return
         assert logits is not None, "at least one token of a prompt is always run"
@@ -284,9 +284,10 @@ class Scheduler:
         sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
         sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
         sequence.position = generation.prompt.next_position
-        self._choose(sequence, logits, started)
-        if generation.lasting and sequence.slot >= 0:
-            self._keep(sequence, generation.lasting)
+        cache = self._table[sequence.slot]
+        self._choose(sequence, logits, started)  # which may have been all, and then the slot is free, but as it was
+        if generation.lasting:
+            self._keep(sequence, generation.lasting, cache)
 
     def _next_to_prefill(self) -> SequenceState | None:
         reading = [sequence for sequence in self._running if sequence.sampler is None]
@@ -362,13 +363,13 @@ class Scheduler:
             sequence.slot = slot
         writing.sort(key=lambda sequence: sequence.slot)
 
-    def _keep(self, sequence: SequenceState, tokens: int) -> None:
+    def _keep(self, sequence: SequenceState, tokens: int, cache: SlotCache) -> None:
         """Keep the first tokens' keys and values, as far as they are whole blocks, for prompts that begin alike."""
         names = sequence.generation.blocks[: tokens // BLOCK]
         if self._prefixes.covers(names):
             return
         try:
-            self._prefixes.put(sequence.generation.scope, names, self._table[sequence.slot].read(0, len(names) * BLOCK))
+            self._prefixes.put(sequence.generation.scope, names, cache.read(0, len(names) * BLOCK))
         except MemoryError:
             _log.warning("no memory to keep a prompt's prefix")
 

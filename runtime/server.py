@@ -44,6 +44,10 @@ CONNECTION_OPTIONS = (
     ("grpc.max_concurrent_streams", 128),
     ("grpc.http2.bdp_probe", 0),  # else a window of megabytes is buffered for each call that nobody has read yet
     ("grpc.max_send_message_length", -1),
+    (
+        "grpc.compression_enabled_algorithms_bitset",
+        1,
+    ),  # none: 64 kB of gzip are 64 MB, and pictures are compressed already
 )
 
 

@@ -79,10 +79,11 @@ class Studies:
             self._refuse_when_closed()
             self._forget_old()
             own = sum(study.client == client.name for study in self._open.values())
-            if client.max_studies is not None and own >= client.max_studies:
-                raise Busy(f"{own} studies of yours are open, as many as you may have: end one first.", 10.0)
             if len(self._open) >= self.limits.max_studies:
                 raise Busy(f"{len(self._open)} studies are open, as many as there may be: ask again later.", 10.0)
+            most = client.share(self.limits.max_studies) if client.max_studies is None else client.max_studies
+            if own >= most:
+                raise Busy(f"{own} studies of yours are open, as many as you may have: end one first.", 10.0)
             name = self._home + secrets.token_urlsafe(18)
             self._open[name] = _Study(client.name, client.scope, self._clock())
             return name
@@ -123,8 +124,12 @@ class Studies:
             refuse_mixed([(frame.name, frame.origin) for frame in together], allow_mixed_studies)
             check(together)
             size = sum(frame.pixels.nbytes for frame in frames)
-            if sum(other.bytes() for other in self._open.values()) + size > self.limits.max_bytes:
+            held = {other: other.bytes() for other in self._open.values()}
+            own = sum(taken for other, taken in held.items() if other.client == client.name)
+            if sum(held.values()) + size > self.limits.max_bytes:
                 raise Busy("The memory for studies is full: end studies that are done, or ask again later.", 10.0)
+            if own + size > client.share(self.limits.max_bytes):
+                raise Busy("Your studies have all the memory that they may have: end those that are done.", 10.0)
             study.numbers += 1
             known_as = f"image number {study.numbers} of the study"
             study.images[study.numbers] = tuple(replace(frame, name=known_as) for frame in frames)

@@ -239,6 +239,43 @@ def test_clients_take_turns(patient: DecodeSandbox, slow: ImageInput) -> None:
     assert order.index("one") < 3, order
 
 
+def test_one_clients_slow_files_leave_a_process_to_others(slow: ImageInput) -> None:
+    sandbox = DecodeSandbox(SandboxLimits(processes=2, seconds=60))
+    sandbox.ready()
+    gone = threading.Event()
+    measured = LocalDecoder().measure(slow, RESOLUTION)
+    calls = [in_the_background(lambda: sandbox.decode(slow, measured, asker(gone.is_set, "many"))) for _ in range(4)]
+    try:
+        wait_for(lambda: sandbox._busy == 1 and len(sandbox._waiting) == 3)
+        assert read(sandbox, ImageInput(png(64, 64)), asker(lambda: False, "other"))
+        assert all(thread.is_alive() for thread, _ in calls), "it had to wait for one of the slow files"
+    finally:
+        gone.set()
+        for thread, _ in calls:
+            thread.join()
+        sandbox.close()
+    assert not sandbox._held
+
+
+def test_a_call_that_is_gone_as_its_turn_comes_is_charged_nothing(patient: DecodeSandbox) -> None:
+    wait_for(lambda: len(patient._idle) > 0)
+
+    def gone() -> bool:
+        wait_for(lambda: patient._busy == 1)  # a process has been handed to it meanwhile
+        return True
+
+    with patient._state:  # until it asks whether it is gone, there is none
+        idle_ones = list(patient._idle)
+        patient._idle.clear()
+    call, came = in_the_background(lambda: patient.measure(ImageInput(png(64, 64)), RESOLUTION, asker(gone, "cart")))
+    wait_for(lambda: len(patient._waiting) == 1)
+    with patient._state:
+        patient._idle.extend(idle_ones)
+        patient._hand_out()
+    call.join()
+    assert patient._waiting._had.get("cart", 0.0) < 60, came
+
+
 def test_it_can_write_nothing_and_leaves_no_core(sandbox: DecodeSandbox) -> None:
     for process in idle(sandbox, 2):
         limits = Path(f"/proc/{process.pid}/limits").read_text()

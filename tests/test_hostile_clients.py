@@ -12,7 +12,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.raw_http2 import RawConnection, grpc_status
 from echovlm.v1 import report_pb2 as pb
@@ -25,6 +28,7 @@ from echovlm_edge.runtime.grpc_calls import TransportLimits
 from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.request import Event, Finished, FinishReason, GenerationRequest, TextDelta
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.wire_shape import check_shape
 from tests.client_process import memory_during
 from tests.clients_file import clients_file
 from tests.decoding_engine import DecodingEngine
@@ -247,6 +251,77 @@ def test_open_streams_do_not_hold_up_the_end(serve: Serve) -> None:
         over.set()
         stopping.join(60)
         assert not stopping.is_alive()
+
+
+def test_clients_that_leave_are_no_faults(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve()
+    with grpc.insecure_channel(server.address) as channel, caplog.at_level(logging.INFO):
+        stub = report_pb2_grpc.ReportServiceStub(channel)
+        for _ in range(60):
+            call = stub.AnswerQuestion(QUESTION)
+            next(call)
+            call.cancel()
+        wait_for(lambda: not server.calls_in_flight)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_compressed_messages_are_refused(serve: Serve) -> None:
+    with grpc.insecure_channel(serve().address, compression=grpc.Compression.Gzip) as channel:
+        asked = health_pb2.HealthCheckRequest(service="x" * 1_000_000)
+        with pytest.raises(grpc.RpcError) as refused:
+            health_pb2_grpc.HealthStub(channel).Check(asked, timeout=10)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (b"\x0a\x00" * 3000, "more than 1,024 fields"),
+        (b"\x0a\x80\x20" + b"\x1a\x00" * 2048, "more than 1,024 fields"),  # of one image
+        (pb.GenerateReportRequest(prompt="x" * 2_000_000).SerializeToString(), "2,000,0.. bytes besides"),
+        (
+            pb.GenerateReportRequest(
+                images=[pb.Image(frames=pb.FrameSelection(indices=pb.FrameIndices(index=range(900_000))))]
+            ).SerializeToString(),
+            "bytes besides",
+        ),
+        (b"\x0a\xff", "damaged"),
+        (b"\x0a\x05abc", "damaged"),
+    ],
+)
+def test_what_would_be_large_is_refused_before_it_is_parsed(message: bytes, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        check_shape(message, pb.GenerateReportRequest)
+
+
+@given(st.binary(max_size=300))
+def test_every_message_that_parses_has_a_shape(data: bytes) -> None:
+    try:
+        pb.GenerateReportRequest.FromString(data)
+    except DecodeError:
+        return
+    try:
+        check_shape(data, pb.GenerateReportRequest)
+    except InvalidInput:
+        assert any(byte & 7 in (3, 4) for byte in data), "only groups, which no message here has, parse and are refused"
+
+
+def test_pictures_of_any_size_have_a_shape() -> None:
+    images = [pb.Image(data=bytes(3_000_000), media_type="image/png")] * 3
+    check_shape(
+        pb.GenerateReportRequest(images=images, prompt="x" * 20_000).SerializeToString(), pb.GenerateReportRequest
+    )
+    check_shape(pb.AddImageRequest(image=images[0]).SerializeToString(), pb.AddImageRequest)
+
+
+def test_no_client_takes_all_places_by_default() -> None:
+    admission, cart = Admission(8, 2, 1000), Client("cart", token_sha256="0" * 64)
+    with ExitStack() as inside:
+        for _ in range(6):
+            inside.enter_context(admission.place(cart, 1))
+        with pytest.raises(Busy, match="as many as you may have"):
+            inside.enter_context(admission.place(cart, 1))
+        inside.enter_context(admission.place(Client("other", token_sha256="1" * 64), 1))
 
 
 def test_batch_calls_never_take_all_places() -> None:

@@ -49,7 +49,7 @@ HARMLESS = {
     "_Job": {"scope"},
     "_Receiving": WHO,
     "_Study": WHO,
-    "_Turn": {"failure"},
+    "_Turn": {"client", "failure"},
 }
 
 
