@@ -86,12 +86,11 @@ def confine(memory_bytes: int, user: int) -> Confinement:
     return Confinement(tuple(holds), tuple(lacks))
 
 
-def confine_to_one_file(seccomp_holds: bool) -> None:
-    """What the process of one file gives up besides: starting others. It ends with the one that started it."""
+def confine_to_one_file(starter: int, seccomp_holds: bool) -> None:
+    """Give up what the process of one file does not need besides: starting others. It ends with the process `starter`."""
     libc = ctypes.CDLL(None, use_errno=True)
-    starter = os.getppid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it has one thread, so that this is about the process
-    if os.getppid() != starter:
+    if os.getppid() != starter:  # it ended before
         os._exit(1)
     if seccomp_holds:
         seccomp.install(DECODING)

@@ -74,7 +74,7 @@ def main() -> None:
     confinement = confine(memory_bytes, user)
     gc.collect()
     gc.freeze()  # the processes of files share this memory as long as nobody writes to it
-    worker = Worker(requests, answers, partial(confine_to_one_file, "seccomp" in confinement.holds))
+    worker = Worker(requests, answers, partial(confine_to_one_file, os.getpid(), "seccomp" in confinement.holds))
     undecodable = worker.undecodable()
     worker.answer(
         READY, 0, b"".join(packed({"holds": confinement.holds, "lacks": confinement.lacks, "undecodable": undecodable}))
@@ -136,18 +136,19 @@ class Worker:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            self._child(work, writing)
+            self._child(work, reading, writing)
         os.close(writing)
         try:
             return self._followed(child, reading, number, most)
         finally:
             os.close(reading)
 
-    def _child(self, work: Callable[[], list[bytes]], writing: int) -> None:
+    def _child(self, work: Callable[[], list[bytes]], reading: int, writing: int) -> None:
         ended = FAILED
         try:
             os.close(self._requests)
             os.close(self._answers)
+            os.close(reading)  # or a write would wait for this process itself where the other one is gone
             self._confined()
             for part in work():
                 _write(writing, part)

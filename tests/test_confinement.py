@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -66,10 +67,10 @@ if worker == 0:
     else:
         confined = confine(1 << 30, 65534)
     if kind == "file":
-        child = os.fork()
+        starter, child = os.getpid(), os.fork()
         if child:
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
-        confine_to_one_file("seccomp" in confined.holds)
+        confine_to_one_file(starter, "seccomp" in confined.holds)
     may = {}
     for name, attempt in attempts():
         try:
@@ -239,3 +240,32 @@ def test_system_calls_have_the_kernels_numbers(column: int) -> None:
     for name, numbers in seccomp.NUMBERS.items():
         assert numbers[column] == kernels.get(name), name
     assert {*DECODING, *STARTING, *seccomp.HOSTILE} == set(seccomp.NUMBERS)
+
+
+@pytest.mark.parametrize("moment", ["before it is confined", "while it writes"])
+def test_the_process_of_a_file_ends_with_the_one_that_started_it(moment: str) -> None:
+    program = f"""
+import os, signal
+from echovlm_edge.runtime.confinement import confine_to_one_file
+from echovlm_edge.runtime.decode_worker import Worker
+
+starter = os.getpid()
+requests, held_open = os.pipe()
+
+def starter_ends():
+    os.kill(starter, signal.SIGKILL)
+    while os.getppid() == starter:
+        pass
+
+def confined():
+    starter_ends()
+    if {moment == "before it is confined"}:
+        confine_to_one_file(starter, False)
+        print("it continues", flush=True)
+
+Worker(requests, os.dup(0), confined)._in_own_process(0, lambda: [bytes(1 << 20)], 1 << 21)
+"""
+    command = [sys.executable, "-c", program]
+    # Ends once nobody holds stdout any more.
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL and done.stdout == "", done.stderr
