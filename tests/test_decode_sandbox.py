@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,13 @@ def idle(sandbox: DecodeSandbox, count: int) -> list[psutil.Process]:
     """Its idle processes, once there are so many."""
     wait_for(lambda: len(sandbox.pids()) == count)
     return [psutil.Process(pid) for pid in sandbox.pids()]
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def child_of(process: psutil.Process) -> psutil.Process:
@@ -198,6 +206,7 @@ def test_a_stopped_child_is_not_the_images_fault(slow: ImageInput) -> None:
 def test_killed_while_they_are_idle_others_take_their_place(patient: DecodeSandbox) -> None:
     for process in idle(patient, 2):
         process.kill()
+        wait_for(partial(has_ended, process.pid))
     assert read(patient, ImageInput(png(64, 64)))
     assert len(idle(patient, 2)) == 2, "the lost ones were not replaced"
 
@@ -293,7 +302,7 @@ def test_it_ends_with_the_server_however_that_ends() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     for pid in map(int, done.stdout.split()):
-        wait_for(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")  # type: ignore[misc]
+        wait_for(partial(has_ended, pid))
 
 
 def test_it_does_not_end_with_the_thread_that_first_asked() -> None:
