@@ -58,7 +58,10 @@ def test_the_text_is_the_same_alone_and_in_company(
     alone, _ = make_engine(EngineOptions(1, 0, 0), path)
     expected = [finish(alone, request).token_ids for request in asked]
     together, backend = make_engine(EngineOptions(slots), path)
+    backend.gate.clear()
     calls = [Call(together, request) for request in asked]
+    wait_for(lambda: (found := together.stats().scheduler).busy + found.waiting == len(asked))
+    backend.gate.set()
     assert [call.result().token_ids for call in calls] == expected
     assert max(backend.steps) == slots, "they did not run together"
     assert len(backend.steps) < sum(map(len, expected)) * 0.7
