@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import resource
-import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +23,7 @@ from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.event_loop import run_on_loop
 from echovlm_edge.runtime.grpc_calls import ReportCalls, TransportLimits
 from echovlm_edge.runtime.health import Health
+from echovlm_edge.runtime.listening import Listener, join
 from echovlm_edge.runtime.logs import log_call
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.receiving import Receiver
@@ -35,10 +36,11 @@ from echovlm_edge.runtime.whole_file import write_whole
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 SPARE_THREADS = 8  # for calls that need no place while all places are taken
 SWEEP_SECONDS = 30.0  # between two sweeps for studies that are over
+CERTIFICATE_SECONDS = 1.0  # between two readings of the certificates
+RETRY_SECONDS = 30.0  # until new certificates are tried again that no server could start with
 SPARE_DESCRIPTORS = 256  # that connections leave to the rest of the process
 # gRPC's own bounds: on what is silent, and on what one connection may hold.
 CONNECTION_OPTIONS = (
-    ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_concurrent_streams", 128),
@@ -49,6 +51,8 @@ CONNECTION_OPTIONS = (
         1,
     ),  # none: 64 kB of gzip are 64 MB, and pictures are compressed already
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,16 @@ class ReportServer:
         self._grace = options.grace_seconds
         self._stopped = threading.Event()
         service = ReportService(engine, self.studies, self.admission, options.limits)
-        run_on_loop(self._start(service, access, (log_call, *observers), options, host, port))
+        certificates = tls.CertificateFiles(options.tls) if options.tls else None
+        credentials = certificates.current.credentials() if certificates else None
+        run_on_loop(self._start(service, access, (log_call, *observers), options, host, port, credentials))
         if isinstance(engine, ServedEngine):
             engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all
         threading.Thread(target=self._sweep, name="studies", daemon=True).start()
-        self.address = _join(host, self.port)
+        if certificates:
+            threading.Thread(target=self._follow, args=(certificates,), name="certificates", daemon=True).start()
+        self.port = self._listener.port
+        self.address = join(host, self.port)
         if options.port_file:
             write_whole(options.port_file, f"{self.port}\n".encode(), "The port file")
 
@@ -119,7 +128,7 @@ class ReportServer:
         return self._calls.in_flight
 
     def stop(self) -> None:
-        """Say NOT_SERVING, refuse new calls, and let running ones end within the grace."""
+        """Say NOT_SERVING, refuse new calls, and let running ones end within the grace; without one it takes a second or two."""
         self._stopped.set()
         self.admission.drain()
         self.studies.close()
@@ -134,32 +143,30 @@ class ReportServer:
         options: ServerOptions,
         host: str,
         port: int,
+        credentials: grpc.ServerCredentials | None,
     ) -> None:
         bounds = options.transport
-        self._server = grpc.aio.server(
-            options=[
-                *CONNECTION_OPTIONS,
-                ("grpc.max_receive_message_length", options.limits.message_bytes),
-                ("grpc.max_allowed_incoming_connections", _connections(bounds.connections)),
-                ("grpc.server_handshake_timeout_ms", round(1000 * bounds.handshake_seconds)),
-                ("grpc.max_connection_idle_ms", round(1000 * bounds.idle_seconds)),
-            ]
-        )
         self._receiver = Receiver(bounds.receiving)
         self._health = Health([NAME], bounds.health_seconds)
         self._calls = ReportCalls(service, access, self._threads, observers, self._receiver, bounds)
         names = (NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         described = Reflection(names, access, self._receiver)
-        self._server.add_generic_rpc_handlers((self._health, self._calls, described))
-        self.port = self._listen(host, port, options)
-        await self._server.start()
+        transport = [
+            *CONNECTION_OPTIONS,
+            ("grpc.max_receive_message_length", options.limits.message_bytes),
+            ("grpc.max_allowed_incoming_connections", _connections(bounds.connections)),
+            ("grpc.server_handshake_timeout_ms", round(1000 * bounds.handshake_seconds)),
+            ("grpc.max_connection_idle_ms", round(1000 * bounds.idle_seconds)),
+        ]
+        self._listener = Listener(host, port, (self._health, self._calls, described), transport)
+        await self._listener.open(credentials)
         await self._health.set(True)
 
     async def _stop(self) -> None:
         # What only waits for its client ends now, so that the grace is for calls that work.
         await self._health.close()
         self._receiver.close()
-        await self._server.stop(self._grace)
+        await self._listener.stop(self._grace, lambda: self.admission.inside > 0)
 
     def _say_serving(self, serving: bool) -> None:
         run_on_loop(self._health.set(serving))
@@ -168,21 +175,21 @@ class ReportServer:
         while not self._stopped.wait(SWEEP_SECONDS):
             self.studies.forget_old()
 
-    def _listen(self, host: str, port: int, options: ServerOptions) -> int:
-        credentials = tls.server_credentials(options.tls) if options.tls else None
-        try:
-            with socket.create_server((host, port), family=_family(host)):
-                pass  # gRPC's own failure does not say why
-            address = _join(host, port)
-            if credentials:
-                return int(self._server.add_secure_port(address, credentials))
-            return int(self._server.add_insecure_port(address))
-        except (OSError, RuntimeError) as error:
-            # create_server appends the address, which the sentence has already.
-            reason = (getattr(error, "strerror", None) or "the address cannot be used").partition(" (while")[0]
-            raise NotPossibleHere(
-                f"Cannot listen on {options.listen} ({reason}): give another --listen HOST:PORT."
-            ) from None
+    def _follow(self, certificates: tls.CertificateFiles) -> None:
+        """Serve with what the certificates' files hold, until the end."""
+        waiting: tls.Certificates | None = None
+        while not self._stopped.wait(CERTIFICATE_SECONDS):
+            waiting = certificates.renewed() or waiting
+            if not waiting:
+                continue
+            try:
+                run_on_loop(self._listener.renew(waiting.credentials()))
+            except NotPossibleHere as error:
+                _log.error("no server starts with the new certificates, the old ones stay for now: %s", error)
+                self._stopped.wait(RETRY_SECONDS)
+            else:
+                waiting = None
+                _log.info("read the certificates again")
 
 
 def _connections(wanted: int) -> int:
@@ -201,11 +208,3 @@ def parse_address(listen: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise NotPossibleHere(f"{listen} is no address: give HOST:PORT, for example {DEFAULT_ADDRESS}.")
     return host.strip("[]"), int(port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
-import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -28,50 +30,86 @@ class TlsFiles:
         return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files: a connection made after a change gets the new certificate.
+@dataclass(frozen=True)
+class Certificates:
+    """What the files hold; it was checked with OpenSSL."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials that stay what they are."""
+        pair = (self.key, self.certificate)
+        return grpc.ssl_server_credentials([pair], self.client_ca, self.client_ca is not None)
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """For credentials that change."""
+        return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
+
+
+class CertificateFiles:
+    """Certificates, and what becomes of them as their files change. Not for two threads at once."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Read the files.
+
+        Raises:
+            NotPossibleHere: a file cannot be read, or they do not belong together.
+        """
+        self._files = files
+        self.current = _checked(files, self._read())
+        self._problem = ""
+
+    def renewed(self) -> Certificates | None:
+        """Read the files again: what they hold where it is new and can be used; what cannot is logged once."""
+        try:
+            found = self._read()
+            if found == self.current:
+                self._problem = ""
+                return None
+            self.current = _checked(self._files, found)
+        except NotPossibleHere as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                _log.error("the certificates have changed and cannot be used, the old ones stay: %s", error)
+            return None
+        self._problem = ""
+        return self.current
+
+    def _read(self) -> Certificates:
+        files = self._files
+        return Certificates(
+            _read(files.certificate), _read(files.key), _read(files.client_ca) if files.client_ca else None
+        )
+
+
+def _checked(files: TlsFiles, found: Certificates) -> Certificates:
+    """The same, tried out: these very bytes, as the files may change meanwhile.
 
     Raises:
-        NotPossibleHere: a file cannot be read, or they do not belong together.
+        NotPossibleHere: they cannot be used.
     """
-    current = _configuration(files)
-    lock = threading.Lock()
-    stamp = _stamp(files)
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal stamp
-        with lock:
-            found = _stamp(files)
-            if found == stamp:
-                return None  # keeps what it has
-            stamp = found
-            try:
-                renewed = _configuration(files)
-            except NotPossibleHere as error:
-                _log.error("the certificates have changed and cannot be used, the old ones stay: %s", error)
-                return None
-            _log.info("read the certificates again")
-            return renewed
-
-    return grpc.dynamic_ssl_server_credentials(
-        current,
-        fetch,  # type: ignore[arg-type]  # gRPC takes None for no change
-        require_client_authentication=files.client_ca is not None,
-    )
-
-
-def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    read = [_read(path) for path in files.all()]
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(files.certificate, files.key)
-        if files.client_ca:
-            context.load_verify_locations(files.client_ca)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with _in_memory(found.certificate) as certificate, _in_memory(found.key) as key:
+            context.load_cert_chain(certificate, key, password="")  # else it asks the terminal for an encrypted key's
+        if found.client_ca is not None:
+            with _in_memory(found.client_ca) as client_ca:
+                context.load_verify_locations(client_ca)
     except (ssl.SSLError, OSError):
         names = ", ".join(map(str, files.all()))
         raise NotPossibleHere(f"{names} are not a PEM certificate and the key that belongs to it.") from None
-    authority = read[2] if files.client_ca else None
-    return grpc.ssl_server_certificate_configuration([(read[1], read[0])], authority)
+    return found
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A file that only this process has, as `ssl` takes only paths."""
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def _read(path: Path) -> bytes:
@@ -79,7 +117,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotPossibleHere(f"{path} cannot be read ({error.strerror}).") from None
-
-
-def _stamp(files: TlsFiles) -> list[int | None]:
-    return [path.stat().st_mtime_ns if path.exists() else None for path in files.all()]

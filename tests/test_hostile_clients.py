@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -322,6 +325,51 @@ def test_no_client_takes_all_places_by_default() -> None:
         with pytest.raises(Busy, match="as many as you may have"):
             inside.enter_context(admission.place(cart, 1))
         inside.enter_context(admission.place(Client("other", token_sha256="1" * 64), 1))
+
+
+@pytest.mark.parametrize(
+    "silent", ["connection", "client", "half-open call", "deaf reader", "deaf watch", "stopped client"]
+)
+def test_what_is_silent_does_not_hold_up_the_end(serve: Serve, silent: str) -> None:
+    server = serve(grace_seconds=600.0)
+    host, _, port = server.address.rpartition(":")
+    with ExitStack() as open_:
+        if silent == "connection":
+            open_.enter_context(socket.create_connection((host, int(port))))
+        elif silent == "stopped client":
+            client = psutil.Process(open_.enter_context(idle_client(server.address)).pid)
+            client.suspend()
+        else:
+            raw = open_.enter_context(RawConnection(server.address, window=0 if "deaf" in silent else 65_535))
+            if silent == "half-open call":
+                raw.call(f"{SERVICE}/AnswerQuestion", end=False)
+            elif silent == "deaf reader":
+                raw.call(f"{SERVICE}/AnswerQuestion", QUESTION.SerializeToString())
+            elif silent == "deaf watch":
+                raw.call("/grpc.health.v1.Health/Watch", b"")
+            if "reader" in silent or "call" in silent:
+                wait_for(lambda: server.calls_in_flight == 1 and server.admission.inside == 0)
+        answers(server)
+        stopping = threading.Thread(target=server.stop, daemon=True)
+        stopping.start()
+        stopping.join(60)
+        assert not stopping.is_alive()
+
+
+@contextmanager
+def idle_client(address: str) -> Iterator[subprocess.Popen[str]]:
+    """A gRPC client of its own process, connected and without a call."""
+    code = (
+        "import grpc, sys; channel = grpc.insecure_channel(sys.argv[1])\n"
+        "grpc.channel_ready_future(channel).result(60); print('connected', flush=True); sys.stdin.read()\n"
+    )
+    arguments = [sys.executable, "-c", code, address]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "connected\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_batch_calls_never_take_all_places() -> None:

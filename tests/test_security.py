@@ -5,14 +5,26 @@ from __future__ import annotations
 import io
 import json
 import logging
+import signal
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -33,6 +45,7 @@ from tests.authority import Authority
 from tests.client_process import memory_during
 from tests.clients_file import clients_file
 from tests.dicom_files import png
+from tests.server_process import server_process
 from tests.waiting import wait_for
 
 SECRET = "the-token-of-cart-7"
@@ -47,10 +60,13 @@ class QuickEngine:
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
         self.hold_seconds = 0.0
+        self.hold: threading.Event | None = None
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         self.asked.append(request)
         time.sleep(self.hold_seconds)
+        if self.hold:
+            assert self.hold.wait(60)
         if "fail" in request.prompt:
             raise KeyError(request.prompt)
         yield Finished("Done", (1,), FinishReason.STOP, 1, 0, {}, None)
@@ -229,17 +245,116 @@ def test_mutual_tls(start: Serve, clients: Path, authority: Authority, tmp_path:
             question(client)
 
 
-def test_certificates_are_followed(start: Serve, authority: Authority) -> None:
-    certificate, key = authority.issue("server", "localhost", expired=True)
-    server = start(None, tls=TlsFiles(certificate, key))
-    with ReportClient(server.address, Credentials(authority.ca_file)) as client, pytest.raises(NotPossibleHere):
-        question(client)
-    authority.issue("server", "localhost")
-    with ReportClient(server.address, Credentials(authority.ca_file)) as client:
-        assert question(client).text == "Done", "the renewed certificate was not used"
-    key.write_text("no key")
-    with ReportClient(server.address, Credentials(authority.ca_file)) as client:
-        assert question(client).text == "Done", "files that cannot be used broke the server"
+def greeted_with(server: ReportServer, authority: Authority) -> bytes:
+    """The certificate that a new connection is shown."""
+    host, _, port = server.address.rpartition(":")
+    context = ssl.create_default_context(cafile=str(authority.ca_file))
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        return connection.getpeercert(binary_form=True) or b""
+
+
+def der(certificate: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(certificate.read_text().partition("-----END")[0] + "-----END CERTIFICATE-----\n")
+
+
+@pytest.fixture
+def followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("echovlm_edge.runtime.server.CERTIFICATE_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("followed_at_once")
+def test_certificates_are_followed(
+    start: Serve, authority: Authority, engine: QuickEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = authority.issue("server", "localhost")
+    server = start(None, tls=TlsFiles(certificate, key), grace_seconds=20)
+    first = der(certificate)
+    assert greeted_with(server, authority) == first
+    release = threading.Event()
+    engine.hold = release
+    with ReportClient(server.address, Credentials(authority.ca_file)) as client, ThreadPoolExecutor(1) as threads:
+        running = threads.submit(question, client)
+        wait_for(lambda: engine.asked)
+        authority.issue("server", "localhost")
+        wait_for(lambda: greeted_with(server, authority) == der(certificate))
+        release.set()
+        assert running.result().text == "Done", "a running call was cut off"
+        assert question(client).text == "Done", "the client did not connect again"
+    renewed = der(certificate)
+    whole = key.read_bytes()
+    with caplog.at_level(logging.INFO):
+        for damaged in (b"no key", b""):
+            key.write_bytes(damaged)
+            wait_for(lambda: "the old ones stay" in caplog.text)
+            assert greeted_with(server, authority) == renewed, "files that cannot be used changed something"
+        key.unlink()
+        wait_for(lambda: "cannot be read" in caplog.text)
+        time.sleep(0.2)  # for more lines, which would be wrong
+        assert greeted_with(server, authority) == renewed
+        assert caplog.text.count("the old ones stay") <= 3, "one line for each change"
+        assert "read the certificates again" not in caplog.text
+        key.write_bytes(whole)
+        authority.issue("server", "localhost")
+        wait_for(lambda: greeted_with(server, authority) == der(certificate))
+
+
+def test_a_taken_port_is_not_shared(start: Serve, authority: Authority) -> None:
+    files = TlsFiles(*authority.issue("server", "localhost"))
+    first = start(None, tls=files, listen="127.0.0.1:0")
+    for second in (None, files):
+        with pytest.raises(NotPossibleHere, match="Address already in use"):
+            start(None, tls=second, listen=first.address)
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked(start: Serve, authority: Authority) -> None:
+    certificate, key = authority.issue("server", "localhost")
+    plain = load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    with pytest.raises(NotPossibleHere, match="not a PEM certificate and the key"):
+        start(None, tls=TlsFiles(certificate, key))
+
+
+def test_certificates_change_under_a_flood_of_handshakes(
+    golden_bundle: Path, authority: Authority, tmp_path: Path
+) -> None:
+    certificate, key = authority.issue("server", "localhost")
+    pairs = []
+    for _ in range(2):
+        authority.issue("server", "localhost")
+        pairs.append((certificate.read_bytes(), key.read_bytes()))
+    patch = "from echovlm_edge.runtime import server\nserver.CERTIFICATE_SECONDS = 0.005\n"
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    over = threading.Event()
+
+    def flood(address: str) -> int:
+        context = ssl.create_default_context(cafile=str(authority.ca_file))
+        context.set_alpn_protocols(["h2"])
+        host, _, port = address.rpartition(":")
+        greeted = 0
+        while not over.is_set():
+            with suppress(OSError):  # reset, as the server that had accepted it was closed at that moment
+                plain = socket.create_connection((host, int(port)), timeout=20)
+                with context.wrap_socket(plain, server_hostname="localhost"):
+                    greeted += 1
+        return greeted
+
+    with server_process(golden_bundle, tmp_path, *options, patch=patch) as server, ThreadPoolExecutor(4) as threads:
+        floods = [threads.submit(flood, server.address) for _ in range(4)]
+        try:
+            for turn in range(200):
+                for path, data in zip((certificate, key), pairs[turn % 2], strict=True):
+                    path.write_bytes(data)
+                server.wait_for("read the certificates again", turn + 1)
+        finally:
+            over.set()
+        assert sum(flood.result() for flood in floods) > 200
+        with ReportClient(f"localhost:{server.address.rpartition(':')[2]}", Credentials(authority.ca_file)) as client:
+            assert question(client).text
+        server.tell(signal.SIGTERM)
+        assert server.end() == 0, server.said
 
 
 def test_certificates_that_do_not_belong_together_are_one_sentence(start: Serve, authority: Authority) -> None:

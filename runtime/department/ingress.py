@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime import tls
 from echovlm_edge.runtime.from_settings import tls_files
 from echovlm_edge.runtime.serve_settings import read_settings
+from echovlm_edge.runtime.tls import CertificateFiles
 
 
 def add_report_service(servicer: Any, server: Any) -> None:
@@ -29,4 +31,24 @@ def add_report_service(servicer: Any, server: Any) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     chosen = read_settings([])
     if chosen and (files := tls_files(chosen)):
-        server.add_secure_port(chosen.listen, tls.server_credentials(files))
+        server.add_secure_port(chosen.listen, _followed(CertificateFiles(files)))
+
+
+def _followed(files: CertificateFiles) -> grpc.ServerCredentials:
+    """Credentials that follow the files. The server is Ray's, so that another one cannot take over as `ReportServer` has it.
+
+    gRPC replaces certificates while other threads make handshakes with them, which ends the process now and then where many
+    connections come at that moment; Ray starts the proxy again.
+    """
+    lock = threading.Lock()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        with lock:
+            renewed = files.renewed()
+        return renewed.configuration() if renewed else None  # None keeps what it has
+
+    return grpc.dynamic_ssl_server_credentials(
+        files.current.configuration(),
+        fetch,  # type: ignore[arg-type]  # gRPC takes None for no change
+        require_client_authentication=files.current.client_ca is not None,
+    )
