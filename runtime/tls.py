@@ -34,9 +34,9 @@ class TlsFiles:
 class Certificates:
     """What the files hold; it was checked with OpenSSL."""
 
-    certificate: bytes
+    certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
-    client_ca: bytes | None
+    client_ca: bytes | None = field(repr=False)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials that stay what they are."""

@@ -246,14 +246,22 @@ def test_mutual_tls(start: Serve, clients: Path, authority: Authority, tmp_path:
 
 
 def greeted_with(server: ReportServer, authority: Authority) -> bytes:
-    """The certificate that a new connection is shown."""
+    """The certificate that a new connection is shown; one that is cut as the certificates change is made again."""
     host, _, port = server.address.rpartition(":")
     context = ssl.create_default_context(cafile=str(authority.ca_file))
-    with (
-        socket.create_connection((host, int(port)), timeout=20) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as connection,
-    ):
-        return connection.getpeercert(binary_form=True) or b""
+    shown: list[bytes] = []
+
+    def shake_hands() -> list[bytes]:
+        with (
+            suppress(ConnectionError, ssl.SSLEOFError),
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            shown.append(connection.getpeercert(binary_form=True) or b"")
+        return shown
+
+    wait_for(shake_hands)
+    return shown[0]
 
 
 def der(certificate: Path) -> bytes:
