@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report
 # TensorRT's headers come inside kernel-lens. The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
 CUDA_KERNELS ?= OFF
 
-.PHONY: setup kernels demo test debian test-native test-gpu fuzz audit lint bench bench-full soak clean
+.PHONY: setup kernels demo test test-long debian test-native test-gpu fuzz audit lint bench bench-full soak clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,12 @@ demo: setup
 
 test: setup $(if $(CI),debian)
 	$(BIN)/python -m pytest
+
+# The full counts of what `make test` samples, an hour or more; docs/test-long.md has the last results.
+test-long: setup
+	$(MAKE) fuzz
+	$(MAKE) test-native
+	$(MAKE) soak
 
 # What the tests need of Debian, as root: a CI installs it by itself, elsewhere the tests that lack it skip and name it.
 debian:

@@ -20,9 +20,10 @@ class _Entry(Generic[Item]):
 class FairQueue(Generic[Item]):
     """Waiting work of many clients. Not safe for concurrent use: its owner holds a lock.
 
-    What a client had is counted in units of work (tokens, patches) that `charge` adds up. One that comes anew starts level
-    with the client served last, so that nobody saves turns up by staying away (Sheng et al. 2024, "Fairness in serving large
-    language models", section 4.1). What `push`, `pop` and `charge` cost depends on the number of clients, not of items.
+    What a client had is counted in units of work (tokens, patches) that `charge` adds up. One that was away starts level with the
+    waiting client that had least, so that nobody saves turns up by staying away, and nobody has to wait until others have had as
+    much as the busiest (Sheng et al. 2024, "Fairness in serving large language models", section 4.1). What `push`, `pop` and
+    `charge` cost depends on the number of clients, not of items.
     """
 
     def __init__(self) -> None:
@@ -41,8 +42,7 @@ class FairQueue(Generic[Item]):
 
     def push(self, item: Item, client: str, priority: int, again: bool = False) -> None:
         """Join at the end of the client's own line, or, what had its turn and lost it `again`, before all of its priority."""
-        if client not in self._waiting:
-            self._had[client] = max(self._had.get(client, 0.0), self._level)
+        self._had[client] = self._lifted(client)
         self._arrivals += 1
         line = self._lines.setdefault(priority, {}).setdefault(client, deque())
         (line.appendleft if again else line.append)(_Entry(item, self._arrivals, again))
@@ -67,12 +67,14 @@ class FairQueue(Generic[Item]):
         self._lines[priority][client].popleft()
         self._removed(priority, client, 1)
         self._level = self._had[client]
-        self._had = {name: had for name, had in self._had.items() if had > self._level or name in self._waiting}
+        # The floor never sinks: whoever is not above it starts there, remembered or not.
+        floor = self._floor()
+        self._had = {name: had for name, had in self._had.items() if had > floor or name in self._waiting}
         return entry.item
 
     def charge(self, client: str, work: float) -> None:
-        """Count work that was done for a client; clients that are level with the one served last are forgotten in time."""
-        self._had[client] = self._had.get(client, self._level) + work
+        """Count work that was done for a client."""
+        self._had[client] = self._lifted(client) + work
 
     def remove(self, item: Item, client: str, priority: int) -> None:
         """Take out an item, where it still waits."""
@@ -94,6 +96,15 @@ class FairQueue(Generic[Item]):
             if allowed(entry.item):
                 return priority, client, entry
         return None
+
+    def _lifted(self, client: str) -> float:
+        """What a client had, at least the floor where it has nothing waiting."""
+        had = self._had.get(client, 0.0)
+        return had if client in self._waiting else max(had, self._floor())
+
+    def _floor(self) -> float:
+        """What the waiting client that had least has had; where nobody waits, the one that was served last."""
+        return min((self._had[name] for name in self._waiting), default=self._level)
 
     def _removed(self, priority: int, client: str, count: int) -> None:
         self._length -= count

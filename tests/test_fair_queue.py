@@ -21,8 +21,7 @@ class PlainQueue:
         self.arrivals = 0
 
     def push(self, item: int, client: str, priority: int, again: bool) -> None:
-        if all(entry[1] != client for entry in self.entries):
-            self.had[client] = max(self.had.get(client, 0.0), self.level)
+        self.had[client] = self.lifted(client)
         self.arrivals += 1
         self.entries.append((item, client, priority, self.arrivals, again))
 
@@ -40,10 +39,12 @@ class PlainQueue:
         return None
 
     def charge(self, client: str, work: int) -> None:
-        self.had[client] = max(self.had.get(client, 0.0), self.level if not self.waits(client) else 0.0) + work
+        self.had[client] = self.lifted(client) + work
 
-    def waits(self, client: str) -> bool:
-        return any(entry[1] == client for entry in self.entries)
+    def lifted(self, client: str) -> float:
+        waiting = {entry[1] for entry in self.entries}
+        floor = min((self.had[name] for name in waiting), default=self.level)
+        return max(self.had.get(client, 0.0), floor if client not in waiting else 0.0)
 
 
 class Queues(RuleBasedStateMachine):
@@ -110,6 +111,20 @@ def test_clients_that_wait_all_the_time_get_the_same(work: list[tuple[str, int]]
         queue.charge(client, cost)
         had[client] += cost
         assert max(had.values()) - min(had.values()) <= 100, "no client is ever more than one piece of work ahead"
+
+
+def test_a_newcomer_does_not_wait_until_others_had_as_much_as_the_busiest() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("batch", "b", 1)
+    for _ in range(100):
+        queue.push("interactive", "a", 0)
+        assert queue.pop() == "interactive"
+        queue.charge("a", 1000)
+    queue.push("newcomer's batch", "c", 1)
+    queue.push("more batch", "b", 1)
+    assert queue.pop() == "batch"
+    queue.charge("b", 10)
+    assert queue.pop() == "newcomer's batch"
 
 
 def test_what_cannot_run_yet_is_not_overtaken_by_its_own_priority_but_by_the_next() -> None:
