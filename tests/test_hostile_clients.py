@@ -331,7 +331,7 @@ def test_no_client_takes_all_places_by_default() -> None:
     "silent", ["connection", "client", "half-open call", "deaf reader", "deaf watch", "stopped client"]
 )
 def test_what_is_silent_does_not_hold_up_the_end(serve: Serve, silent: str) -> None:
-    server = serve(grace_seconds=600.0)
+    server = serve(grace_seconds=600.0, transport=TransportLimits(handshake_seconds=600.0, delivery_seconds=600.0))
     host, _, port = server.address.rpartition(":")
     with ExitStack() as open_:
         if silent == "connection":
