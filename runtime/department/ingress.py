@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import grpc
@@ -12,6 +13,8 @@ from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.from_settings import tls_files
 from echovlm_edge.runtime.serve_settings import read_settings
 from echovlm_edge.runtime.tls import CertificateFiles
+
+QUIET_SECONDS = 0.1
 
 
 def add_report_service(servicer: Any, server: Any) -> None:
@@ -37,15 +40,18 @@ def add_report_service(servicer: Any, server: Any) -> None:
 def _followed(files: CertificateFiles) -> grpc.ServerCredentials:
     """Credentials that follow the files. The server is Ray's, so that another one cannot take over as `ReportServer` has it.
 
-    gRPC replaces certificates while other threads make handshakes with them, which ends the process now and then where many
-    connections come at that moment; Ray starts the proxy again.
+    gRPC frees the old certificates even where a handshake on another thread, which was told that they stay, is about to take
+    them; that would end the proxy. New handshakes wait in `fetch`, so a moment's sleep there lets such a one take them first.
     """
     lock = threading.Lock()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         with lock:
             renewed = files.renewed()
-        return renewed.configuration() if renewed else None  # None keeps what it has
+        if renewed is None:
+            return None  # keeps what it has
+        time.sleep(QUIET_SECONDS)
+        return renewed.configuration()
 
     return grpc.dynamic_ssl_server_credentials(
         files.current.configuration(),
