@@ -293,6 +293,7 @@ def test_certificates_are_followed(
         assert question(client).text == "Done", "the client did not connect again"
     renewed = der(certificate)
     whole = key.read_bytes()
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         for damaged in (b"no key", b""):
             key.write_bytes(damaged)
