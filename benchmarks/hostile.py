@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import random
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -43,12 +45,17 @@ def held_connections(address: str, token: str) -> Iterator[None]:
         yield
 
 
-class Hostile(threading.Thread):
-    """Harms as it can, with a token that the server knows and without one, until the time is over."""
+def started(address: str, token: str, seconds: float, seed: int) -> subprocess.Popen[bytes]:
+    """Start a hostile client in a process of its own, so that it costs the others' measurements nothing but the processor."""
+    command = [sys.executable, "-m", "benchmarks.hostile", address, token, str(seconds), str(seed)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1])
 
-    def __init__(self, address: str, token: str, until: float, seed: int) -> None:
-        super().__init__()
-        self._address, self._token, self._until = address, token, until
+
+class Hostile:
+    """Harms as it can, with a token that the server knows and without one."""
+
+    def __init__(self, address: str, token: str, seed: int) -> None:
+        self._address, self._token = address, token
         self._random = random.Random(seed)
         self._slow = slow_picture()
         self._ways: list[Callable[[], None]] = [
@@ -61,9 +68,10 @@ class Hostile(threading.Thread):
             self._ask_for_absurd_numbers,
         ]
 
-    def run(self) -> None:
-        """One way after another."""
-        while time.monotonic() < self._until:
+    def run(self, seconds: float) -> None:
+        """One way after another, until the time is over."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
             with suppress(grpc.RpcError, OSError, H2Error):
                 self._random.choice(self._ways)()
 
@@ -118,3 +126,7 @@ class Hostile(threading.Thread):
     def _channel(self) -> grpc.Channel:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
         return grpc.insecure_channel(self._address, options)
+
+
+if __name__ == "__main__":
+    Hostile(sys.argv[1], sys.argv[2], int(sys.argv[4])).run(float(sys.argv[3]))

@@ -22,7 +22,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -38,7 +38,8 @@ from pydicom.data import get_testdata_file
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.hostile import DEAF, HALF_OPEN, Hostile, held_connections
+from benchmarks.hostile import DEAF, HALF_OPEN, held_connections
+from benchmarks.hostile import started as hostile_client
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.command import run_command
@@ -126,9 +127,12 @@ class Served:
         self._metrics = f"http://127.0.0.1:{metrics_port}/metrics"
 
     def rss(self) -> int:
-        """Memory of the server and its processes, bytes."""
-        server = psutil.Process(self.process.pid)
-        return sum(process.memory_info().rss for process in (server, *server.children(recursive=True)))
+        """Memory of the server and its decoding processes, bytes; those of single files come and go."""
+        server, taken = psutil.Process(self.process.pid), 0
+        for process in (server, *server.children()):
+            with suppress(psutil.NoSuchProcess):
+                taken += process.memory_info().rss
+        return taken
 
     def metric(self, name: str) -> float:
         """A metric without labels."""
@@ -266,16 +270,18 @@ def soak(served: Served, found: Soak, console: Console) -> None:
     started = time.monotonic()
     until = started + 60 * found.minutes
     clients = [Client(served.address, asks, texts, until, seed) for seed in range(CLIENTS - HOSTILE)]
-    hostile = [Hostile(served.address, TOKENS["hostile"], until, seed) for seed in range(HOSTILE)]
-    for client in (*clients, *hostile):
+    hostile = [hostile_client(served.address, TOKENS["hostile"], until - started, seed) for seed in range(HOSTILE)]
+    for client in clients:
         client.start()
     memory: list[tuple[float, int]] = []
     with console.status("soaking"):
         while time.monotonic() < until:
             time.sleep(min(1.0, 6 * found.minutes))
             memory.append(((time.monotonic() - started) / (until - started), served.rss()))
-    for client in (*clients, *hostile):
+    for client in clients:
         client.join()
+    for process in hostile:
+        process.wait()
     outcomes: Counter[str] = sum((client.outcomes for client in clients), Counter())
     found.calls, found.wrong_texts = dict(outcomes), outcomes["wrong"]
     refusals = [seconds for client in clients for seconds in client.refusals]

@@ -25,6 +25,7 @@ from typing import Any
 from echovlm_edge.runtime.confinement import confine, confine_to_one_file
 from echovlm_edge.runtime.decode_samples import ENCODINGS, decodes, load_decoders, sample
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.image import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.preprocess import fit
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Resolution
@@ -61,6 +62,7 @@ def main() -> None:
     """`python -m echovlm_edge.runtime.decode_worker MEMORY_BYTES USER LIMITS`, started by `decode_process`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd signals the whole group
         signal.signal(number, signal.SIG_IGN)  # this ends when the server does
+    give_way()  # who waits for a refusal goes before who waits for a picture
     memory_bytes, user, limits = int(sys.argv[1]), int(sys.argv[2]), ImageLimits(**json.loads(sys.argv[3]))
     # What libraries print belongs neither into the answers nor into the server's log.
     requests, answers, nowhere = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 
+import psutil
+
 from echovlm_edge.runtime.image_decoder import NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.request import Frame, ImageInput
@@ -32,3 +34,10 @@ def bomb(width: int, height: int) -> bytes:
     rows = b"".join(packer.compress(bytes(1 + width // 8)) for _ in range(height)) + packer.flush()
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((1, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -25,7 +25,7 @@ from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailab
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.image_decoder import LocalDecoder
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
-from tests.decoding import RESOLUTION, asker, bomb, read
+from tests.decoding import RESOLUTION, asker, bomb, has_ended, read
 from tests.dicom_files import png, shipped
 from tests.waiting import wait_for
 
@@ -42,13 +42,6 @@ def idle(sandbox: DecodeSandbox, count: int) -> list[psutil.Process]:
     """Its idle processes, once there are so many."""
     wait_for(lambda: len(sandbox.pids()) == count)
     return [psutil.Process(pid) for pid in sandbox.pids()]
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def child_of(process: psutil.Process) -> psutil.Process:
@@ -343,7 +336,7 @@ import os, resource
 from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.request import ImageInput
-from tests.decoding import read
+from tests.decoding import has_ended, read
 from tests.dicom_files import png
 from tests.waiting import wait_for
 
@@ -358,8 +351,10 @@ try:
 except OSError:
     pass
 assert read(sandbox, picture), "the processes that are there do not continue"
-for pid in sandbox.pids():
+killed = sandbox.pids()
+for pid in killed:
     os.kill(pid, 9)
+wait_for(lambda: all(map(has_ended, killed)))
 try:
     read(sandbox, picture)  # the pipes of the two that were killed are too few for another one
 except Unavailable as error:
