@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import subprocess
 import sys
@@ -130,5 +129,4 @@ class Hostile:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # elsewhere it has processors of its own; what it does to the server is what counts
     Hostile(sys.argv[1], sys.argv[2], int(sys.argv[4])).run(float(sys.argv[3]))
