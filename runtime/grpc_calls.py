@@ -22,6 +22,7 @@ from echovlm_edge.runtime.errors import Busy, InvalidInput, Unauthenticated
 from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.service import NAME, Method, ReportService
 from echovlm_edge.runtime.statuses import CallStatus, Context, Handler, abort, streaming_handler
+from echovlm_edge.runtime.threaded_answer import ThreadedAnswer
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,9 @@ class ReportCalls(grpc.GenericRpcHandler):
         """Carry out a call; returns its status where it failed in its thread."""
         if method.needs_place:
             self._service.admission.check(call.client)
-        answer = _Answer(await self._receiver.receive(lambda: _message(context), who))
-        self._threads.submit(answer.write, method, call)
+        request = _Request(await self._receiver.receive(lambda: _message(context), who))
+        answer = ThreadedAnswer[bytes]()
+        self._threads.submit(answer.write, lambda: request.answers(method, call), call)
         try:
             while isinstance(message := await answer.next(), bytes):
                 await self._deliver(message, context)
@@ -134,34 +136,20 @@ class ReportCalls(grpc.GenericRpcHandler):
             raise Busy(f"The answer was not read for {self._limits.delivery_seconds:g} s.", 1.0) from None
 
 
-class _Answer:
-    """The messages of an answer on their way from the thread that makes them to the event loop; a status, or None, ends them."""
+class _Request:
+    """A request's bytes, which are not kept: they may be 64 MB, and are parsed once."""
 
-    def __init__(self, request: bytes) -> None:
-        self._request = request
-        self._loop = asyncio.get_running_loop()
-        self._messages: asyncio.Queue[bytes | CallStatus | None] = asyncio.Queue()
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
-    async def next(self) -> bytes | CallStatus | None:
-        return await self._messages.get()
-
-    def write(self, method: Method, call: CallRecord) -> None:
-        """Answer the request; runs in a thread."""
-        last: CallStatus | None = None
-        try:
-            for message in method.answer(method.parse(self._taken()), call):
-                self._put(message.SerializeToString())
-        except Exception as error:
-            last = call.fail(error)
-        self._put(last)
-
-    def _taken(self) -> bytes:
-        """The request's bytes, which are not kept: they may be 64 MB, and are parsed once."""
-        taken, self._request = self._request, b""
-        return taken
-
-    def _put(self, message: bytes | CallStatus | None) -> None:
-        self._loop.call_soon_threadsafe(self._messages.put_nowait, message)
+    def answers(self, method: Method, call: CallRecord) -> Iterator[bytes]:
+        """Parse the request and answer it."""
+        data, self._data = self._data, b""
+        request = method.parse(data)
+        del data
+        messages = method.answer(request, call)
+        del request
+        return (message.SerializeToString() for message in messages)
 
 
 def identified(access: Access, method: str, context: Context) -> Client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import resource
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from echovlm_edge.runtime.server import SPARE_THREADS
 from echovlm_edge.runtime.service import ReportService
 from echovlm_edge.runtime.statuses import CallStatus, status_of
 from echovlm_edge.runtime.studies import Studies
+from echovlm_edge.runtime.threaded_answer import ThreadedAnswer
 
 
 class ReportReplica:
@@ -119,21 +119,11 @@ class ReportReplica:
         method = self._service.methods[name]
         call = CallRecord(name, client, self._observers, traceparent(context))
         context.send_last(((REQUEST_ID, call.id),))
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def run() -> None:
-            last: CallStatus | None = None
-            try:
-                for event in method.answer(request, call):
-                    loop.call_soon_threadsafe(events.put_nowait, event)
-            except Exception as error:
-                last = call.fail(error)
-            loop.call_soon_threadsafe(events.put_nowait, last)
-
-        self._threads.submit(run)
+        answer = ThreadedAnswer[Any]()
+        self._threads.submit(answer.write, lambda: method.answer(request, call), call)
         status: CallStatus | None = None
         try:
-            while (event := await events.get()) is not None and not isinstance(event, CallStatus):
+            while (event := await answer.next()) is not None and not isinstance(event, CallStatus):
                 yield event
             status = event
         except BaseException:  # the client is gone: the engine asks before the next token
