@@ -227,12 +227,14 @@ def test_clients_take_turns_at_images_by_their_size(make_engine: MakeEngine) -> 
         wait_for(lambda: len(waiting) == queued)
         return call
 
-    calls = [ask("large", 280, 3, 2), ask("small", 56, 6, 8)]
+    calls = [ask("large", 280, 3, 2)]
+    wait_for(lambda: backend.encoded == 1), "its first image is counted before the other client comes"
+    calls.append(ask("small", 56, 6, 8))
     backend.encodes.set()
     for call in calls:
         call.result()
     large = [index for index, patches in enumerate(backend.images) if patches > 100]
-    assert large == [0, 6, 8], f"the small ones waited for much larger ones: {backend.images}"
+    assert large == [0, 1, 8], f"level at first, the earlier goes first, then the small ones: {backend.images}"
 
 
 def test_another_client_never_learns_that_an_image_was_sent_before(make_engine: MakeEngine) -> None:
