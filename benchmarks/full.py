@@ -33,7 +33,7 @@ from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.workloads import W1, W7, frame

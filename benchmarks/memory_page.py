@@ -25,8 +25,8 @@ from echovlm_edge.export.roofline import Roofline
 from echovlm_edge.export.targets import target
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.memory_model import BundleShape, Item, When, Where, Widths, account, total
-from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.workloads import frame
 from echovlm_edge.runtime.request import Sampling
 from echovlm_edge.runtime.serve_settings import ServeSettings

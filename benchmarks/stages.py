@@ -30,8 +30,8 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.command import SEVERAL
 from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.imaging.image_file import decode_image
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.request import Sampling

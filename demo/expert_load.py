@@ -21,7 +21,7 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
 from echovlm_edge.runtime.tasks import Language, Region, Task, prompt_for

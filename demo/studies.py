@@ -18,7 +18,7 @@ from demo import corpus
 from demo.checkpoint_files import SIDE, preprocessor_json
 from demo.simulate import draw_truth, simulate
 from demo.truth import CATALOGUE, Side, Truth
-from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.tasks import Language, Task, prompt_for
 
 TRAINING_SEEDS = 10_000_000  # the first training study's; studies below are held out
@@ -74,7 +74,7 @@ def seen_by_model(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def patches(frames: NDArray[np.uint8]) -> Tensor:
-    """Frames uint8 [b, SIDE, SIDE] to patches float32 [b, PATCHES, values], as `runtime.preprocess.patchify` makes them."""
+    """Frames uint8 [b, SIDE, SIDE] to patches float32 [b, PATCHES, values], as `runtime.imaging.preprocess.patchify` makes them."""
     settings = PreprocessSettings.from_config(preprocessor_json())
     gray = torch.from_numpy(np.array(frames)).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (settings.image_mean, settings.image_std))

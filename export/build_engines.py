@@ -56,8 +56,8 @@ from echovlm_edge.runtime.bundle import (
     bundle_id,
 )
 from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.memory_model import BundleShape, Widths, cache_token_bytes
-from echovlm_edge.runtime.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.serve_settings import ServeSettings
 

@@ -24,7 +24,7 @@ from echovlm_edge.export.progress import Progress
 from echovlm_edge.runtime.bundle import Bundle, Manifest, Part, bundle_id
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 if TYPE_CHECKING:
     from echovlm_edge.export.targets import Target

@@ -15,7 +15,7 @@ from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable, UserError
 from echovlm_edge.runtime.fair_queue import FairQueue
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.give_way import give_way
-from echovlm_edge.runtime.preprocess import PreprocessSettings, cut
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.request import Frame, Priority, Stage
 from echovlm_edge.runtime.reuse import ImageStore
 from echovlm_edge.runtime.rotary import vision_angles

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from echovlm_edge.runtime.access import Access
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.clients import ClientsFile, Everybody
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.loopback import is_loopback_host
 from echovlm_edge.runtime.machine_memory import machine_memory
 from echovlm_edge.runtime.memory_fit import Fit, judge

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image import ImageLimits
+from echovlm_edge.runtime.imaging.image_file import ImageLimits
 from echovlm_edge.runtime.report import split_sections
 from echovlm_edge.runtime.request import (
     Event,

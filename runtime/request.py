@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.origins import ANYBODY, Origin
+from echovlm_edge.runtime.imaging.origins import ANYBODY, Origin
 
 IDENTITY_BYTES = 16
 IDENTITY_KEY = token_bytes(32)  # random in every process, so that nobody can construct two pictures with one identity

@@ -17,7 +17,7 @@ from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.generate import Stopped
-from echovlm_edge.runtime.image_decoder import Asker
+from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput, Priority
 from echovlm_edge.runtime.studies import Studies
 from echovlm_edge.runtime.tasks import Task, prompt_for

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from echovlm_edge.runtime.background import in_background
 from echovlm_edge.runtime.engine import EngineInfo, EngineStats, ReportEngine
 from echovlm_edge.runtime.errors import SHUTTING_DOWN, Unavailable, UserError
-from echovlm_edge.runtime.image_decoder import Asker
+from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.request import Event, Finished, Frame, GenerationRequest, ImageInput
 
 POLLS_BETWEEN_LOADS = 10  # while no engine can be loaded

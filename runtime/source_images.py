@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import pydicom
 from pydicom.dataset import Dataset
 
-from echovlm_edge.runtime.dicom import choose_frames
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image import ImageLimits
+from echovlm_edge.runtime.imaging.dicom.reading import choose_frames
+from echovlm_edge.runtime.imaging.image_file import ImageLimits
 from echovlm_edge.runtime.request import ImageInput
 
 REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

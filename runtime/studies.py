@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.errors import SHUTTING_DOWN, Busy, InvalidInput, NotFound, Unavailable, UserError
-from echovlm_edge.runtime.origins import refuse_mixed
+from echovlm_edge.runtime.imaging.origins import refuse_mixed
 from echovlm_edge.runtime.request import Frame
 
 Prepare = Callable[[Sequence[Frame], str, str, Callable[[], bool]], None]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import psutil
 
-from echovlm_edge.runtime.image_decoder import NOBODY, Asker, ImageDecoder
-from echovlm_edge.runtime.preprocess import PreprocessSettings
+from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker, ImageDecoder
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.request import Frame, ImageInput
 
 RESOLUTION = PreprocessSettings().resolution

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from echovlm_edge.runtime.engine import EngineInfo
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.image_decoder import Asker
+from echovlm_edge.runtime.imaging.decoder import Asker
+from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput
 
 

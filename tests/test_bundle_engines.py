@@ -22,7 +22,7 @@ from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
-from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.request import GenerationRequest, ImageInput, Sampling
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echovlm_edge.runtime import dicom, landlock, seccomp
-from echovlm_edge.runtime.confinement import DECODING, STARTING
-from echovlm_edge.runtime.decode_samples import ENCODINGS, decodes, sample
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.image_decoder import LocalDecoder
+from echovlm_edge.runtime.imaging.decoder import LocalDecoder
+from echovlm_edge.runtime.imaging.dicom import reading as dicom
+from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
+from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING, STARTING
+from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, sample
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import read
 from tests.dicom_files import shipped
@@ -30,8 +31,8 @@ from tests.dicom_files import shipped
 PROBE = """
 import ctypes, json, os, signal, socket, sys
 from pathlib import Path
-from echovlm_edge.runtime import landlock, seccomp
-from echovlm_edge.runtime.confinement import DECODING, PR_SET_NO_NEW_PRIVS, STARTING, confine, confine_to_one_file
+from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
+from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING, PR_SET_NO_NEW_PRIVS, STARTING, confine, confine_to_one_file
 
 kind, user, secret, port = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 server = os.getpid()
@@ -155,7 +156,8 @@ def test_where_root_serves_it_is_another_user(secret: Path) -> None:
 
 def test_running_another_program_ends_it() -> None:
     program = (
-        "import os; from echovlm_edge.runtime.confinement import DECODING; from echovlm_edge.runtime import seccomp; "
+        "import os; from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING; "
+        "from echovlm_edge.runtime.imaging.sandbox import seccomp; "
         "seccomp.install(DECODING); os.execv('/bin/true', ['true'])"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False)
@@ -199,7 +201,7 @@ def test_a_decoder_that_does_not_load_is_not_the_files_fault(encoding: str, monk
     def missing(*_: object, **__: object) -> None:
         raise RuntimeError("all plugins are missing dependencies")
 
-    monkeypatch.setattr("echovlm_edge.runtime.decode_samples.iter_pixels", missing)
+    monkeypatch.setattr("echovlm_edge.runtime.imaging.sandbox.samples.iter_pixels", missing)
     monkeypatch.setattr(dicom, "iter_pixels", missing)
     monkeypatch.setattr(Image.Image, "load", lambda _: (_ for _ in ()).throw(OSError("decoder zip not available")))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: (_ for _ in ()).throw(OSError("not available")))
@@ -246,8 +248,8 @@ def test_system_calls_have_the_kernels_numbers(column: int) -> None:
 def test_the_process_of_a_file_ends_with_the_one_that_started_it(moment: str) -> None:
     program = f"""
 import os, signal
-from echovlm_edge.runtime.confinement import confine_to_one_file
-from echovlm_edge.runtime.decode_worker import Worker
+from echovlm_edge.runtime.imaging.sandbox.confinement import confine_to_one_file
+from echovlm_edge.runtime.imaging.sandbox.worker import Worker
 
 starter = os.getpid()
 requests, held_open = os.pipe()

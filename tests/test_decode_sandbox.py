@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
 from echovlm_edge.runtime.generate import Stopped
-from echovlm_edge.runtime.image_decoder import LocalDecoder
+from echovlm_edge.runtime.imaging.decoder import LocalDecoder
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from tests.decoding import RESOLUTION, asker, bomb, has_ended, read
 from tests.dicom_files import png, shipped
@@ -290,7 +290,7 @@ def test_it_can_write_nothing_and_leaves_no_core(sandbox: DecodeSandbox) -> None
 
 def test_it_ends_with_the_server_however_that_ends() -> None:
     program = (
-        "import os, signal; from echovlm_edge.runtime.decode_sandbox import DecodeSandbox; "
+        "import os, signal; from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox; "
         "s = DecodeSandbox(); s.ready(); print(*s.pids(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -334,7 +334,7 @@ def test_no_descriptors_is_not_the_images_fault() -> None:
     program = """
 import os, resource
 from contextlib import suppress
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.errors import Unavailable
 from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import read

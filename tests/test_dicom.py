@@ -17,10 +17,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from echovlm_edge.runtime import dicom
-from echovlm_edge.runtime.dicom import choose_frames
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image import Frame, ImageLimits, decode_image
+from echovlm_edge.runtime.imaging.dicom import reading as dicom
+from echovlm_edge.runtime.imaging.dicom.reading import choose_frames
+from echovlm_edge.runtime.imaging.image_file import Frame, ImageLimits, decode_image
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from tests.dicom_files import region, saved, shipped, ultrasound
 

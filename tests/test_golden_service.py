@@ -13,8 +13,8 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient, ReportRequest, read_image
 from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.preprocess import patchify
+from echovlm_edge.runtime.imaging.image_file import decode_image
+from echovlm_edge.runtime.imaging.preprocess import patchify
 from echovlm_edge.runtime.request import FrameSelection, Sampling
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.tasks import Task

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotFound
-from echovlm_edge.runtime.image import Measured
-from echovlm_edge.runtime.image_decoder import Asker, LocalDecoder
+from echovlm_edge.runtime.imaging.decoder import Asker, LocalDecoder
+from echovlm_edge.runtime.imaging.image_file import Measured
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.request import (
     Finished,
     FinishReason,

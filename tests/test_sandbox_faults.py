@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from echovlm_edge.runtime import decode_process
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.decode_worker import ANSWERED, ASKED, LENGTH
 from echovlm_edge.runtime.errors import InvalidInput, Unavailable
 from echovlm_edge.runtime.generate import Stopped
-from echovlm_edge.runtime.image import Measured
-from echovlm_edge.runtime.image_decoder import NOBODY, Asker
+from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker
+from echovlm_edge.runtime.imaging.image_file import Measured
+from echovlm_edge.runtime.imaging.sandbox import process as decode_process
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
+from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, ASKED, LENGTH
 from echovlm_edge.runtime.request import ImageInput, Resolution
 from tests.decoding import asker
 
@@ -149,8 +149,8 @@ ATTACK = """
 import resource
 import numpy as np
 from PIL import Image
-from echovlm_edge.runtime.decode_sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.decode_worker import ANSWERED, packed
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
+from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, packed
 from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import RESOLUTION, read
 from tests.dicom_files import encode, png

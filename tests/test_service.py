@@ -22,7 +22,7 @@ from echovlm_edge.runtime import report_command
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image_decoder import Asker
+from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.request import (
     Event,

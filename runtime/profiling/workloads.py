@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image import decode_image
+from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.request import ImageInput
 from echovlm_edge.runtime.sample import sample_image
 

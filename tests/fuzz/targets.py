@@ -15,7 +15,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image import ImageLimits, decode_image, measure_image
+from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.request import ImageInput
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from tests.decoding import RESOLUTION

@@ -22,8 +22,8 @@ from echovlm_edge.runtime.backends.providers import CUDA
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.image import decode_image
-from echovlm_edge.runtime.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.imaging.image_file import decode_image
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
 from echovlm_edge.runtime.sample import sample_image
 from echovlm_edge.runtime.server import ReportServer, ServerOptions

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, iter_pixels
 
-from echovlm_edge.runtime.decode_samples import decodes
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.imaging.sandbox.samples import decodes
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")

@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from echovlm_edge.runtime.confinement import confine, confine_to_one_file
-from echovlm_edge.runtime.decode_samples import ENCODINGS, decodes, load_decoders, sample
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.give_way import give_way
-from echovlm_edge.runtime.image import ImageLimits, decode_image, measure_image
-from echovlm_edge.runtime.preprocess import fit
+from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
+from echovlm_edge.runtime.imaging.preprocess import fit
+from echovlm_edge.runtime.imaging.sandbox.confinement import confine, confine_to_one_file
+from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, load_decoders, sample
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Resolution
 
 ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
@@ -59,7 +59,7 @@ def unpacked(body: memoryview) -> tuple[Any, memoryview]:
 
 
 def main() -> None:
-    """`python -m echovlm_edge.runtime.decode_worker MEMORY_BYTES USER LIMITS`, started by `decode_process`."""
+    """`python -m echovlm_edge.runtime.imaging.sandbox.worker MEMORY_BYTES USER LIMITS`, started by `process`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd signals the whole group
         signal.signal(number, signal.SIG_IGN)  # this ends when the server does
     give_way()  # who waits for a refusal goes before who waits for a picture

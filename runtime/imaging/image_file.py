@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from echovlm_edge.runtime import dicom, png_chunks
-from echovlm_edge.runtime.decode_samples import JPEG, PNG, decodes
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.origins import ANYBODY, PROCESS_KEY, Origin, digest
-from echovlm_edge.runtime.preprocess import smart_resize
+from echovlm_edge.runtime.imaging import png_chunks
+from echovlm_edge.runtime.imaging.dicom import reading as dicom
+from echovlm_edge.runtime.imaging.origins import ANYBODY, PROCESS_KEY, Origin, digest
+from echovlm_edge.runtime.imaging.preprocess import smart_resize
+from echovlm_edge.runtime.imaging.sandbox.samples import JPEG, PNG, decodes
 from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
 DICOM = "application/dicom"

@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from echovlm_edge.runtime.confinement import Confinement
-from echovlm_edge.runtime.decode_worker import (
+from echovlm_edge.runtime.imaging.image_file import ImageLimits
+from echovlm_edge.runtime.imaging.sandbox.confinement import Confinement
+from echovlm_edge.runtime.imaging.sandbox.worker import (
     ANSWERED,
     ASKED,
     OUT_OF_MEMORY,
@@ -26,9 +27,8 @@ from echovlm_edge.runtime.decode_worker import (
     packed,
     unpacked,
 )
-from echovlm_edge.runtime.image import ImageLimits
 
-WORKER = (sys.executable, "-I", "-m", "echovlm_edge.runtime.decode_worker")
+WORKER = (sys.executable, "-I", "-m", "echovlm_edge.runtime.imaging.sandbox.worker")
 START_SECONDS = 60.0
 GRACE_SECONDS = 2.0  # for a process to say that it has taken a request back
 POLL_MS = 50  # between two polls of whether the caller is still there
@@ -78,7 +78,7 @@ class Request:
     """What is asked about one file.
 
     Attributes:
-        kind: MEASURE or DECODE of `decode_worker`.
+        kind: MEASURE or DECODE of `worker`.
         header: what goes with the file, as JSON.
         data: the file.
         most_bytes: of the answer; more is not taken.

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from echovlm_edge.runtime.decode_process import (
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
+from echovlm_edge.runtime.fair_queue import FairQueue
+from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker, as_measured
+from echovlm_edge.runtime.imaging.image_file import ImageLimits, Measured
+from echovlm_edge.runtime.imaging.origins import DIGEST_BYTES, PROCESS_KEY, Origin
+from echovlm_edge.runtime.imaging.preprocess import most_pixels
+from echovlm_edge.runtime.imaging.sandbox.process import (
     Crashed,
     DecodeProcess,
     Lost,
@@ -23,14 +30,7 @@ from echovlm_edge.runtime.decode_process import (
     Unresponsive,
     Unwanted,
 )
-from echovlm_edge.runtime.decode_worker import DECODE, MEASURE, unpacked
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
-from echovlm_edge.runtime.fair_queue import FairQueue
-from echovlm_edge.runtime.generate import Stopped
-from echovlm_edge.runtime.image import ImageLimits, Measured
-from echovlm_edge.runtime.image_decoder import NOBODY, Asker, as_measured
-from echovlm_edge.runtime.origins import DIGEST_BYTES, PROCESS_KEY, Origin
-from echovlm_edge.runtime.preprocess import most_pixels
+from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, unpacked
 from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
 HEADER_BYTES = 1 << 16  # of an answer, besides its pixels

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from echovlm_edge.runtime import landlock, seccomp
+from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
 
 # linux/prctl.h, linux/sched.h, linux/capability.h
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1, 4, 38, 39

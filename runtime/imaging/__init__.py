@@ -1,0 +1,1 @@
+"""Image files to frames and patches, and the processes that files are decoded in."""
