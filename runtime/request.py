@@ -6,13 +6,15 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
+from io import BytesIO
 from secrets import token_bytes
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.origins import ANYBODY, Origin
 
 IDENTITY_BYTES = 16
@@ -64,22 +66,41 @@ class FrameSelection:
 
 
 @dataclass(frozen=True)
+class OriginalFrames:
+    """Where the frames of a shortened file come from: a sender may leave out the frames of a cine that are not asked for.
+
+    Attributes:
+        numbers: of each frame in the file, its place in the original, counted from 0.
+        count: frames in the original.
+    """
+
+    numbers: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
 class ImageInput:
     """One encoded image file as it arrived.
 
     Args:
-        data: the file's bytes: DICOM, PNG or JPEG.
-        media_type: `application/dicom`, `image/png`, `image/jpeg`, or empty to go by the bytes alone.
+        data: the file's bytes, in any format that `imaging.image_file` reads.
+        media_type: of the bytes, such as `application/dicom`, or empty to go by the bytes alone.
         name: what error messages call it, for example "image 2".
         selection: which frames of a cine.
         crop_to_regions: keep only the B-mode regions that a DICOM file declares.
+        original: for a file that was shortened to the frames asked for; then all of its frames are read.
     """
 
-    data: bytes = field(repr=False)
+    data: bytes | MemoryFile = field(repr=False)
     media_type: str = ""
     name: str = "image 1"
     selection: FrameSelection = field(default_factory=FrameSelection)
     crop_to_regions: bool = True
+    original: OriginalFrames | None = None
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading, from its start; without a copy of it."""
+        return BytesIO(self.data) if isinstance(self.data, bytes) else cast(BinaryIO, self.data.open())
 
 
 class Resolution(NamedTuple):
@@ -88,6 +109,45 @@ class Resolution(NamedTuple):
     unit: int
     min_pixels: int
     max_pixels: int
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels, the far edges exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class Window(NamedTuple):
+    """Grey values that were shown from black to white: those within `width` around `center`."""
+
+    center: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """What part of a file a frame shows, and how; so that nothing is done to a picture in silence.
+
+    Attributes:
+        index: the frame's place in the original file, counted from 0.
+        count: frames in the original file; 1 for a still picture.
+        height: of a whole frame in the file, in pixels, turned as it is shown.
+        width: likewise.
+        box: what was kept of it.
+        window: of a grey picture with more than 8 bits or a window of its own; None where values are shown as they are.
+        notes: what a person should know about it, a sentence each: "5 of 8 frames are there."
+    """
+
+    index: int
+    count: int
+    height: int
+    width: int
+    box: Box
+    window: Window | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,12 +159,14 @@ class Frame:
         name: what error messages call it.
         resolution: what it was resized for; None: the size in the file.
         origin: whose it is.
+        source: where in its file it comes from; None for one that came from no file.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     name: str
     resolution: Resolution | None = None
     origin: Origin = ANYBODY
+    source: Source | None = None
 
     @cached_property
     def identity(self) -> bytes:

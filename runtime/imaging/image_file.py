@@ -7,7 +7,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from echovlm_edge.runtime.imaging.dicom import reading as dicom
 from echovlm_edge.runtime.imaging.origins import ANYBODY, PROCESS_KEY, Origin, digest
 from echovlm_edge.runtime.imaging.preprocess import smart_resize
 from echovlm_edge.runtime.imaging.sandbox.samples import JPEG, PNG, decodes
-from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
+from echovlm_edge.runtime.request import Box, Frame, ImageInput, Resolution, Source
 
 DICOM = "application/dicom"
 MEDIA_TYPES = (DICOM, PNG, JPEG)
@@ -83,8 +83,18 @@ def decode_image(
     """
     if _media_type(image, limits) == DICOM:
         decoded = dicom.decode(image, limits.max_pixels, limits.max_frames, finish)
-        return [Frame(pixels, f"{image.name}, frame {index}") for index, pixels in decoded]
-    return [Frame(finish(_decode_picture(image, limits)), image.name)]
+        return [_frame(image, pixels, source) for pixels, source in decoded]
+    pixels = _decode_picture(image, limits)
+    height, width = pixels.shape[:2]
+    source = Source(0, 1, height, width, Box(0, 0, width, height))
+    return [Frame(finish(pixels), image.name, source=source)]
+
+
+def _frame(image: ImageInput, pixels: Pixels, source: Source) -> Frame:
+    """Name a frame, and number it as in the file that the sender has."""
+    if image.original:
+        source = replace(source, index=image.original.numbers[source.index], count=image.original.count)
+    return Frame(pixels, f"{image.name}, frame {source.index}", source=source)
 
 
 def _media_type(image: ImageInput, limits: ImageLimits) -> str:

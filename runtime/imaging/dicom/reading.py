@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, i
 
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
 from echovlm_edge.runtime.imaging.sandbox.samples import decodes
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.request import Box, FrameSelection, ImageInput, Source
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -27,16 +26,6 @@ NO_MEMORY = ("Unable to allocate", "bad_alloc")  # numpy's and C++'s words, whic
 # pydicom logs what it finds odd in a file; the file's owner gets one sentence instead, and logs stay free of its contents.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 logging.getLogger("pydicom").propagate = False
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle of pixels, the far edges exclusive."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
 
 
 @dataclass(frozen=True)
@@ -66,8 +55,8 @@ def decode(
     max_pixels: int,
     max_frames: int,
     finish: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda pixels: pixels,
-) -> list[tuple[int, NDArray[np.uint8]]]:
-    """The chosen frames of a DICOM file: 0-based index and pixels uint8 [height, width, 3].
+) -> list[tuple[NDArray[np.uint8], Source]]:
+    """The chosen frames of a DICOM file: pixels uint8 [height, width, 3], and where they come from.
 
     `finish` is applied to each before the next is made.
 
@@ -77,7 +66,11 @@ def decode(
     """
     with _opened(image, max_pixels, max_frames) as (dataset, indices, box):
         frames = _to_rgb(dataset, _stored_frames(image.name, dataset, indices))
-        return [(index, finish(_crop(pixels, box))) for index, pixels in zip(indices, frames, strict=True)]
+        count, size = frame_count(image.name, dataset), (int(dataset.Rows), int(dataset.Columns))
+        return [
+            (finish(_crop(pixels, box)), Source(index, count, *size, box))
+            for index, pixels in zip(indices, frames, strict=True)
+        ]
 
 
 @contextmanager
@@ -166,7 +159,7 @@ def region_box(dataset: Dataset) -> Box | None:
 
 def _read(image: ImageInput) -> Dataset:
     try:
-        dataset = pydicom.dcmread(io.BytesIO(image.data), force=image.media_type == "application/dicom")
+        dataset = pydicom.dcmread(image.open(), force=image.media_type == "application/dicom")
         dataset.walk(lambda *_: None)  # elements are parsed when first looked at: damage shows here
     except MemoryError:
         raise
