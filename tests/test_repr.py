@@ -42,6 +42,7 @@ HARMLESS = {
     "Method": {"name"},
     "Prompt": {"image_rows", "positions"},
     "ServerOptions": {"listen"},
+    "Source": {"notes"},
     "TensorRTCache": {"buffers"},  # addresses
     "_DecoderRun": {"_placed"},  # regions, which show no contents
     "_Entry": {"client"},
