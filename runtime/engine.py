@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +32,12 @@ from echovlm_edge.runtime.request import (
     Frame,
     GenerationRequest,
     ImageInput,
+    Picture,
     Priority,
     Stage,
     StageStarted,
     TextDelta,
+    pictures,
 )
 from echovlm_edge.runtime.reuse import ImageStore, PrefixStore, StoreStats, block_names
 from echovlm_edge.runtime.rotary import MultimodalRotary
@@ -173,8 +175,8 @@ class ReportEngine:
                 refuse_mixed(_origins(frames, request.images, measured), request.allow_mixed_studies)
             prompt = self._prompt(request.prompt, [*self._grids(frames), *self._measured_grids(measured)])
             clock.lap(Stage.PROMPT)
-            for image, sizes in zip(request.images, measured, strict=True):
-                frames += self._decode(image, sizes, asker, clock)
+            for place, (image, sizes) in enumerate(zip(request.images, measured, strict=True), 1):
+                frames += [replace(frame, image=place) for frame in self._decode(image, sizes, asker, clock)]
             asked = self._ask_for_embeddings(frames, request, stopped, clock)
             if any(isinstance(image, Future) for image in asked):
                 yield StageStarted(Stage.VISION)
@@ -185,7 +187,7 @@ class ReportEngine:
         generation = self._generation(prompt, images, request, stopped)
         clock.lap(Stage.PROMPT)
         self._scheduler.submit(generation)
-        yield from self._follow(generation, clock)
+        yield from self._follow(generation, clock, pictures(frames))
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Encode frames and prefill them below the priority of all requests, so that one about them finds that done.
@@ -317,7 +319,7 @@ class ReportEngine:
             request.scope,
         )
 
-    def _follow(self, generation: Generation, clock: Clock) -> Iterator[Event]:
+    def _follow(self, generation: Generation, clock: Clock, shown: tuple[Picture, ...]) -> Iterator[Event]:
         """What the scheduler says of a generation, as events."""
         stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
         finish, first_token, reused = FinishReason.CANCELLED, None, 0
@@ -359,7 +361,8 @@ class ReportEngine:
             text.append(rest)
             clock.lap(Stage.DETOKENIZE)
             yield TextDelta(rest)
-        yield _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
+        ended_with = _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
+        yield replace(ended_with, pictures=shown)
 
 
 def _origins(

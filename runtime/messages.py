@@ -17,6 +17,7 @@ from echovlm_edge.runtime.request import (
     FinishReason,
     FrameSelection,
     ImageInput,
+    Picture,
     Priority,
     Sampling,
     Stage,
@@ -154,6 +155,25 @@ def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_se
         notice=NOTICE,
         model=event.model or info.model,
         bundle_id=event.bundle_id or info.bundle_id,
+        pictures=map(picture, event.pictures),
+    )
+
+
+def picture(shown: Picture) -> pb.Picture:
+    """What the model was shown of a file."""
+    source = shown.source
+    return pb.Picture(
+        **{"study_image" if shown.of_study else "image": shown.image},
+        frame=source.index,
+        frame_count=source.count,
+        width=source.width,
+        height=source.height,
+        box=pb.Box(**source.box._asdict()),
+        window=pb.Window(**source.window._asdict()) if source.window else None,
+        model_width=shown.width,
+        model_height=shown.height,
+        tokens=shown.tokens,
+        notes=source.notes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -160,6 +161,8 @@ class Frame:
         resolution: what it was resized for; None: the size in the file.
         origin: whose it is.
         source: where in its file it comes from; None for one that came from no file.
+        image: the file's place in its call, counted from 1, or its number in its study; 0 for none.
+        of_study: whether it is a study's.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -167,6 +170,8 @@ class Frame:
     resolution: Resolution | None = None
     origin: Origin = ANYBODY
     source: Source | None = None
+    image: int = 0
+    of_study: bool = False
 
     @cached_property
     def identity(self) -> bytes:
@@ -177,6 +182,40 @@ class Frame:
         digest = blake2b(repr(self.pixels.shape).encode(), key=IDENTITY_KEY, digest_size=IDENTITY_BYTES)
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.digest()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the model was shown of a file: `Frame` without its pixels.
+
+    Attributes:
+        image: see `Frame`.
+        of_study: likewise.
+        source: likewise.
+        height: as the model sees it, in pixels.
+        width: likewise.
+        tokens: of the context that it takes.
+    """
+
+    image: int
+    of_study: bool
+    source: Source
+    height: int
+    width: int
+    tokens: int
+
+
+def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
+    """Describe the frames that came from a file and were resized for a model."""
+    return tuple(
+        Picture(
+            *(frame.image, frame.of_study, frame.source),
+            *frame.pixels.shape[:2],
+            tokens=frame.pixels.shape[0] * frame.pixels.shape[1] // frame.resolution.unit**2,
+        )
+        for frame in frames
+        if frame.source and frame.resolution
+    )
 
 
 @dataclass(frozen=True)
@@ -278,6 +317,7 @@ class Finished:
         reused_tokens: how many of the prompt's tokens came from the prefix cache.
         model: of the engine that wrote it, where that engine can be replaced meanwhile; else empty.
         bundle_id: likewise.
+        pictures: what the model was shown, in order.
     """
 
     text: str = field(repr=False)
@@ -291,6 +331,7 @@ class Finished:
     reused_tokens: int = 0
     model: str = ""
     bundle_id: str = ""
+    pictures: tuple[Picture, ...] = ()
 
 
 Event = StageStarted | TextDelta | Finished

@@ -18,7 +18,16 @@ from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.imaging.decoder import Asker
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput, Priority
+from echovlm_edge.runtime.request import (
+    Event,
+    Finished,
+    FinishReason,
+    Frame,
+    GenerationRequest,
+    ImageInput,
+    Priority,
+    pictures,
+)
 from echovlm_edge.runtime.studies import Studies
 from echovlm_edge.runtime.tasks import Task, prompt_for
 
@@ -135,7 +144,8 @@ class ReportService:
                 return
             added = self._studies.add(call.client, study, frames, self._engine.prompt_tokens, mixed)
             tokens = self._engine.prompt_tokens(added.frames)
-        yield pb.AddedImage(number=added.number, frames=len(frames), study_tokens=tokens)
+        shown = map(messages.picture, pictures(added.frames[-added.own :]))
+        yield pb.AddedImage(number=added.number, frames=added.own, study_tokens=tokens, pictures=shown)
 
     def _withdraw_image(self, request: pb.WithdrawImageRequest, call: CallRecord) -> Iterator[pb.WithdrawImageResponse]:
         self._studies.withdraw(call.client, request.study, request.number)

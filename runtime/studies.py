@@ -48,10 +48,11 @@ class _Study:
 
 @dataclass(frozen=True)
 class Added:
-    """An image that was added: its number and the study's pictures with it."""
+    """An image that was added: its number, and the study's pictures, of which the last `own` are its own."""
 
     number: int
     frames: tuple[Frame, ...]
+    own: int
 
 
 class Studies:
@@ -132,9 +133,11 @@ class Studies:
                 raise Busy("Your studies have all the memory that they may have: end those that are done.", 10.0)
             study.numbers += 1
             known_as = f"image number {study.numbers} of the study"
-            study.images[study.numbers] = tuple(replace(frame, name=known_as) for frame in frames)
+            study.images[study.numbers] = tuple(
+                replace(frame, name=known_as, image=study.numbers, of_study=True) for frame in frames
+            )
             self._prepare_again(study)
-            return Added(study.numbers, study.frames())
+            return Added(study.numbers, study.frames(), len(frames))
 
     def pictures(self, client: Client, name: str) -> tuple[Frame, ...]:
         """The images it has so far, while background reading continues.

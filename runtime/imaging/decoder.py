@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -75,4 +75,4 @@ def as_measured(image: ImageInput, measured: Measured, fitted: Sequence[Frame]) 
     """
     if tuple(frame.pixels.shape[:2] for frame in fitted) != measured.sizes:
         raise InvalidInput(f"{image.name} is damaged: its pixels are not of the size that its header says.")
-    return [Frame(frame.pixels, frame.name, measured.resolution, measured.origin) for frame in fitted]
+    return [replace(frame, resolution=measured.resolution, origin=measured.origin) for frame in fitted]

@@ -30,6 +30,7 @@ from echovlm_edge.runtime.imaging.sandbox.process import (
     Unresponsive,
     Unwanted,
 )
+from echovlm_edge.runtime.imaging.sandbox.sources import believed, one_line
 from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, unpacked
 from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
@@ -122,10 +123,10 @@ class DecodeSandbox:
         said, pixels = self._ask(DECODE, image, measured.resolution, HEADER_BYTES + size, asker, {})
         with _nothing_believed(image):
             frames, start = list[Frame](), 0
-            for height, width, name in said["frames"]:
+            for height, width, name, source in said["frames"]:
                 values = np.frombuffer(pixels, np.uint8, 3 * height * width, start).reshape(height, width, 3)
                 values.flags.writeable = False
-                frames.append(Frame(values, str(name)[:SENTENCE_CHARACTERS]))
+                frames.append(Frame(values, str(name)[:SENTENCE_CHARACTERS], source=believed(source)))
                 start += values.nbytes
         return as_measured(image, measured, frames)
 
@@ -154,6 +155,7 @@ class DecodeSandbox:
             "indices": image.selection.indices,
             "evenly_spaced": image.selection.evenly_spaced,
             "crop_to_regions": image.crop_to_regions,
+            "original": image.original and (image.original.numbers, image.original.count),
             "resolution": resolution,
             **more,
         }
@@ -180,9 +182,9 @@ class DecodeSandbox:
         with _nothing_believed(image):
             said, pixels = unpacked(answer)
             if "refused" in said:
-                raise InvalidInput(_sentence(said["refused"]))
+                raise InvalidInput(one_line(said["refused"], SENTENCE_CHARACTERS))
             if "not_possible" in said:
-                raise NotPossibleHere(_sentence(said["not_possible"]))
+                raise NotPossibleHere(one_line(said["not_possible"], SENTENCE_CHARACTERS))
             return said, pixels
 
     def _answer(self, request: Request, asker: Asker) -> memoryview:
@@ -304,11 +306,6 @@ def _nothing_believed(image: ImageInput) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InvalidInput(f"{image.name} cannot be decoded: decoding it gave nonsense. It may be damaged.") from None
-
-
-def _sentence(said: object) -> str:
-    """A refusal, as it may be shown: one line."""
-    return "".join(character if character.isprintable() else " " for character in str(said)[:SENTENCE_CHARACTERS])
 
 
 def _side(pixels: object, resolution: Resolution) -> int:

@@ -28,7 +28,8 @@ from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, m
 from echovlm_edge.runtime.imaging.preprocess import fit
 from echovlm_edge.runtime.imaging.sandbox.confinement import confine, confine_to_one_file
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, load_decoders, sample
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, Resolution
+from echovlm_edge.runtime.imaging.sandbox.sources import described
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 
 ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
 ANSWERED = struct.Struct(">QiQ")  # the request's number, how the file's process ended, bytes of what it wrote
@@ -195,7 +196,8 @@ def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
     """What is answered about one file: sizes and digests of whose it is, or fitted pixels, or a refusal."""
     asked, data = unpacked(memoryview(body))
     selection = FrameSelection(tuple(asked["indices"]), asked["evenly_spaced"])
-    image = ImageInput(bytes(data), asked["media_type"], asked["name"], selection, asked["crop_to_regions"])
+    original = OriginalFrames(*asked["original"]) if asked["original"] else None
+    image = ImageInput(bytes(data), asked["media_type"], asked["name"], selection, asked["crop_to_regions"], original)
     resolution = Resolution(*asked["resolution"])
     try:
         if kind == MEASURE:
@@ -203,8 +205,10 @@ def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
             origin = {"patient": measured.origin.patient.hex(), "study": measured.origin.study.hex()}
             return packed({"sizes": measured.sizes, **origin})
         frames = decode_image(image, limits, partial(fit, settings=resolution, name=image.name))
-        described = [[*frame.pixels.shape[:2], frame.name] for frame in frames]
-        return packed({"frames": described}, *(frame.pixels.tobytes() for frame in frames))
+        frame_headers = [
+            [*frame.pixels.shape[:2], frame.name, described(frame.source) if frame.source else None] for frame in frames
+        ]
+        return packed({"frames": frame_headers}, *(frame.pixels.tobytes() for frame in frames))
     except InvalidInput as error:
         return packed({"refused": str(error)})
     except NotPossibleHere as error:
@@ -213,7 +217,14 @@ def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
 
 def _rehearse(limits: ImageLimits) -> None:
     """Answer about a file of every encoding, so that whatever is loaded late is loaded now."""
-    wanted = {"indices": [], "evenly_spaced": 0, "media_type": "", "name": "", "crop_to_regions": True}
+    wanted = {
+        "indices": [],
+        "evenly_spaced": 0,
+        "media_type": "",
+        "name": "",
+        "crop_to_regions": True,
+        "original": None,
+    }
     for encoding in ENCODINGS:
         request = packed({**wanted, "resolution": Resolution(28, 784, 784), "key": "00"}, sample(encoding))
         for kind in (MEASURE, DECODE):

@@ -1,0 +1,53 @@
+"""Where a frame comes from, as JSON between a decoding process and the server, which believes nothing that makes no sense."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from echovlm_edge.runtime.request import Box, Source, Window
+
+MOST_NOTES, NOTE_CHARACTERS = 16, 300
+
+
+def described(source: Source) -> list[Any]:
+    """Describe a source as JSON."""
+    return [
+        *(source.index, source.count, source.height, source.width),
+        *(source.box, source.window, source.notes),
+    ]
+
+
+def believed(said: Any) -> Source:
+    """Read back what `described` gave.
+
+    Raises:
+        ValueError, TypeError: it is not of that form, or contradicts itself.
+    """
+    index, count, height, width, box, window, notes = said
+    kept = Box(*map(_count, box))
+    if not (0 <= _count(index) < _count(count) and kept.right <= _count(width) and kept.bottom <= _count(height)):
+        raise ValueError("no frame has such a place")
+    if kept.left >= kept.right or kept.top >= kept.bottom:
+        raise ValueError("nothing would be left of the frame")
+    shown = None if window is None else Window(*map(_finite, window))
+    if len(notes) > MOST_NOTES:
+        raise ValueError("so many notes are not made")
+    return Source(index, count, height, width, kept, shown, tuple(one_line(note, NOTE_CHARACTERS) for note in notes))
+
+
+def one_line(said: object, characters: int) -> str:
+    """Make of whatever a process said a text that may be shown: printable, on one line, not too long."""
+    return "".join(character if character.isprintable() else " " for character in str(said)[:characters])
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 32:
+        raise ValueError("no count is like that")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError("no window is like that")
+    return float(value)
