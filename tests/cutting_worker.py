@@ -44,7 +44,7 @@ def main() -> None:
             continue
         file = read(size)
         what, _, more = file[LENGTH.size + LENGTH.unpack(file[: LENGTH.size])[0] :].partition(b":")
-        body = packed({"frames": [[1, 1, "it"]]}, file[-3:])
+        body = packed({"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], None, []]]]}, file[-3:])
         answer = rest + ANSWERED.pack(number + (what == b"number"), 0, len(body)) + body
         rest = b""
         if what in (b"answer", b"stall"):

@@ -25,7 +25,8 @@ from tests.decoding import asker
 
 PIXEL = Measured(Resolution(1, 1, 1), ((1, 1),))
 ROOT = Path(__file__).parents[1]
-ANSWER_BYTES = ANSWERED.size + LENGTH.size + len('{"frames": [[1, 1, "it"]]}') + 3
+PLACE = [0, 1, 1, 1, [0, 0, 1, 1], None, []]  # of a frame in its file
+ANSWER_BYTES = ANSWERED.size + LENGTH.size + len('{"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], null, []]]]}') + 3
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ from tests.decoding import RESOLUTION, read
 from tests.dicom_files import encode, png
 
 SIDE = 980  # seen as it is: what the pixels spell comes through
-evil = b"".join(packed({"frames": [[28, 28, "image 1"]]}, b"EVIL" * 588))
+evil = b"".join(packed({"frames": [[28, 28, "image 1", [0, 1, 28, 28, [0, 0, 28, 28], None, []]]]}, b"EVIL" * 588))
 spelled = (ANSWERED.pack(0, 0, len(evil)) + evil) * 100
 pixels = np.zeros(SIDE * SIDE * 3, np.uint8)
 pixels[: len(spelled)] = np.frombuffer(spelled, np.uint8)
@@ -202,10 +203,12 @@ def test_a_picture_that_spells_an_answer_gets_nothing_of_anybodys() -> None:
         b"\0\0\0\x02[]",
         b"\0\0\0\x02{}",
         b"\0\0\0\x0d" + b'{"frames": 1}',
-        b"\0\0\0\x1d" + b'{"frames": [[-1, -1, "name"]]}'[:29],
+        b"".join(decode_process.packed({"frames": [[-1, -1, "name", PLACE]]})),
         b"\0\0\xea\x60" + b"[" * 60_000,
-        b"\0\0\0\x1b" + b'{"frames": [[1e9, 1, "x"]]}',
-        b"\0\0\0\x1d" + b'{"frames": [[99999, 1, "x"]]}',
+        b"".join(decode_process.packed({"frames": [[1e9, 1, "x", PLACE]]})),
+        b"".join(decode_process.packed({"frames": [[99999, 1, "x", PLACE]]})),
+        b"".join(decode_process.packed({"frames": [[1, 1, "x", None]]}, b"EVI")),
+        b"".join(decode_process.packed({"frames": [[1, 1, "x", [1, *PLACE[1:]]]]}, b"EVI")),
     ],
 )
 def test_a_process_that_was_taken_over_is_not_believed(
