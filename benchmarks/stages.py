@@ -9,8 +9,6 @@ import argparse
 import json
 import platform
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -25,21 +23,19 @@ from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.runtime.backends import Backend, Floats
+from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.command import SEVERAL
-from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
+from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
+from echovlm_edge.runtime.imaging.preprocess import fit
 from echovlm_edge.runtime.processors import usable_processors
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.request import Sampling
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.request import Finished, Frame, GenerationRequest, Sampling, Stage
 from echovlm_edge.runtime.sample import sample_image
 
 FRAME = (640, 480)
-NEW_TOKENS = 32
+NEW_TOKENS, CONTEXT = 32, 1024
 PROMPT = "Could you generate a structured English ultrasound report from the images I've shared?"
 
 
@@ -54,34 +50,27 @@ class StageTimes:
 
 
 class Case:
-    """One frame and a prompt on a given backend."""
+    """One frame and a prompt on a given backend, through the engine that serves; nothing is kept from one run for the next."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        spec = bundle.manifest.model
-        settings = PreprocessSettings.from_config({**bundle.manifest.preprocess, "max_pixels": FRAME[0] * FRAME[1]})
-        self.patches = patchify(_frame(), settings)
-        self.angles = vision_angles(self.patches.grid, spec.merge_size, spec.vision_head_dim)
-        self.prompt = PromptBuilder.from_bundle(bundle).build(PROMPT, [self.patches.grid])
-        rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
-        self.model = Model(backend, rotary, spec.vocab_size, frozenset())
-        self.cache = backend.new_cache(len(self.prompt.token_ids) + NEW_TOKENS)
+        self.engine = ReportEngine(bundle, backend, CONTEXT, EngineOptions(1, prefix_bytes=0, image_bytes=0))
+        resolution = self.engine.settings.resolution
+        pixels = fit(_frame(), resolution._replace(max_pixels=FRAME[0] * FRAME[1]))
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, ignore_stop=True)
+        self.request = GenerationRequest(PROMPT, sampling=sampling, frames=(Frame(pixels, "frame", resolution),))
 
-    def run(self) -> StageTimes:
-        """Every stage once."""
-        backend = self.model.backend
-        features, vision = _timed(lambda: backend.encode(self.patches.values, self.angles))
-        images, projector = _timed(lambda: backend.project(features))
-        embeddings = prompt_embeddings(backend, self.prompt, [images])
-        logits, filled = _timed(lambda: prefill(self.model, self.prompt, embeddings, self.cache).copy())
-        sampling = Sampling(max_new_tokens=NEW_TOKENS)
-        steps = list(decode(self.model, self.prompt, logits, self.cache, sampling))[1:]
-        return StageTimes(vision, projector, filled, median(step.seconds for step in steps))
+    def run(self) -> Finished:
+        """Write one report."""
+        *_, last = self.engine.generate(self.request)
+        assert isinstance(last, Finished)
+        return last
 
 
-def _timed(work: Callable[[], Floats]) -> tuple[Floats, float]:
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started
+def _times(finished: Finished) -> StageTimes:
+    seconds = finished.seconds
+    steps = [span.seconds for span in finished.spans if span.stage is Stage.DECODE]
+    # The first token is chosen from prefill's logits, without a step.
+    return StageTimes(seconds[Stage.VISION], seconds[Stage.PROJECTOR], seconds[Stage.PREFILL], median(steps[1:]))
 
 
 def _frame() -> np.ndarray:
@@ -118,14 +107,12 @@ def main() -> int:
     first = next(iter(bundles.values()))
     cases = {"PyTorch eager float32": Case(first, TorchBackend(Checkpoint(checkpoint)))}
     cases |= {f"bundle {name}": Case(bundle, OnnxRuntimeBackend(bundle, threads)) for name, bundle in bundles.items()}
-    for case in cases.values():
-        case.run()
+    prompt_tokens = {case.run().prompt_tokens for case in cases.values()}.pop()
     runs: dict[str, list[StageTimes]] = {name: [] for name in cases}
     for _ in range(options.runs):
         for name, case in cases.items():
-            runs[name].append(case.run())
+            runs[name].append(_times(case.run()))
     medians = {name: _medians(times) for name, times in runs.items()}
-    prompt_tokens = len(next(iter(cases.values())).prompt.token_ids)
     _print(medians, prompt_tokens, threads, f"width {options.width}, {options.layers} layers")
     errors = {
         name: {stage.stage: stage.relative_error for stage in bundle.manifest.parity}

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
-from echovlm_edge.runtime.backends import Backend, Cache, Floats
+from echovlm_edge.runtime.backends import PREFILL_CHUNK, Backend, Cache, Floats
 from echovlm_edge.runtime.bundle import ModelSpec, Parity
 from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.generate import PREFILL_CHUNK, prompt_embeddings
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import Patches, PreprocessSettings, patchify
+from echovlm_edge.runtime.model import prompt_embeddings
 from echovlm_edge.runtime.prompt import Prompt, PromptBuilder
 from echovlm_edge.runtime.request import ImageInput
 from echovlm_edge.runtime.rotary import Angles, MultimodalRotary, vision_angles

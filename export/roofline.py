@@ -15,7 +15,7 @@ from echovlm_edge.export.devices import Device
 from echovlm_edge.export.engines.tensorrt_rules import KERNEL_BLOCKS
 from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.export.targets import Target
-from echovlm_edge.runtime.generate import PREFILL_CHUNK
+from echovlm_edge.runtime.backends import PREFILL_CHUNK
 from echovlm_edge.runtime.memory_model import cache_token_bytes
 
 # What part of a bound is reached is an assumption: on two CPU cores one token is measured at 85 % of the bandwidth and many at a

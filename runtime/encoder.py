@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from traceback import format_tb
 
 from echovlm_edge.runtime.backends import Backend, Floats
-from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable, UserError
+from echovlm_edge.runtime.errors import SHUT_DOWN, Stopped, Unavailable, UserError
 from echovlm_edge.runtime.fair_queue import FairQueue
-from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.request import Frame, Priority, Stage

@@ -17,13 +17,13 @@ from echovlm_edge.runtime.bundle import MANIFEST, Bundle, reading
 from echovlm_edge.runtime.clock import Clock, Untimed
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.encoder import Embedded, Encoder
-from echovlm_edge.runtime.errors import InvalidInput, NotFound, Unavailable, fresh
-from echovlm_edge.runtime.generate import Model, Stopped, prompt_embeddings
+from echovlm_edge.runtime.errors import InvalidInput, NotFound, Stopped, Unavailable, fresh
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.origins import Origin, refuse_mixed
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
+from echovlm_edge.runtime.model import Model, prompt_embeddings
 from echovlm_edge.runtime.prompt import Grid, Prompt, PromptBuilder
 from echovlm_edge.runtime.request import (
     Event,

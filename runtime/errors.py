@@ -54,6 +54,10 @@ class UnusableNumbers(UserError):
         )
 
 
+class Stopped(Exception):
+    """The caller stopped the call before its first token; nobody waits for an answer."""
+
+
 def fresh(error: Error) -> Error:
     """The same error as an exception of its own, for each caller that it is raised in.
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from echovlm_edge.runtime.backends import PREFILL_CHUNK
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, TOKENIZER, Manifest, TensorSpec
-from echovlm_edge.runtime.generate import PREFILL_CHUNK
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.receiving import ReceivingLimits
 

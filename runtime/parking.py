@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from echovlm_edge.runtime.request import Priority
 from echovlm_edge.runtime.sequence_state import SequenceState
-from echovlm_edge.runtime.slots import SlotTable
 
 
 class Parking:
@@ -19,10 +18,9 @@ class Parking:
     A backend whose cache cannot be read (`SingleSlot`) cannot park: its batch sequences run as they come and keep their slots.
     """
 
-    def __init__(self, budget: int, slots: SlotTable) -> None:
-        """`budget` in bytes."""
-        self._budget, self._max_sequence = budget, slots.max_sequence
-        self._token_bytes = slots[0].read(0, 1).nbytes
+    def __init__(self, budget: int, token_bytes: int, max_sequence: int) -> None:
+        """`budget` and what a token's keys and values take, in bytes (0: they cannot be read); tokens that a slot can hold."""
+        self._budget, self._token_bytes, self._max_sequence = budget, token_bytes, max_sequence
         self._reserved: dict[SequenceState, int] = {}
         self._kept: dict[SequenceState, int] = {}
 

@@ -12,23 +12,19 @@ from traceback import format_tb
 
 import numpy as np
 
+from echovlm_edge.runtime import policy
 from echovlm_edge.runtime.backends import BatchBackend, Logits, SlotCache
 from echovlm_edge.runtime.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.fair_queue import FairQueue
-from echovlm_edge.runtime.generate import PREFILL_CHUNK, Model
 from echovlm_edge.runtime.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.give_way import give_way
+from echovlm_edge.runtime.model import Model
 from echovlm_edge.runtime.parking import Parking
 from echovlm_edge.runtime.request import FinishReason, Priority
 from echovlm_edge.runtime.reuse import BLOCK, PrefixStore
 from echovlm_edge.runtime.sampling import Sampler, best
 from echovlm_edge.runtime.sequence_state import SequenceState
 from echovlm_edge.runtime.slots import SlotTable
-
-# Prefilled at once: alone, and while others write, whom it makes wait.
-CHUNK, CHUNK_BESIDE_WRITERS = PREFILL_CHUNK, 64
-# While reports are being read or written, a study's frames get a chunk after so many steps.
-BACKGROUND_EVERY = 8
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +63,8 @@ class Scheduler:
         """`slots` are all of `new_slots`' caches; `parked_bytes` is the budget of `Parking`."""
         self._model, self._backend, self._prefixes = model, backend, prefixes
         self._table = SlotTable(slots)
-        self._parking = Parking(parked_bytes, self._table)
+        token_bytes = slots[0].read(0, 1).nbytes
+        self._parking = Parking(parked_bytes, token_bytes, self._table.max_sequence)
         self._alive: dict[SequenceState, None] = {}  # submitted and not ended
         self._running: list[SequenceState] = []  # those in slots
         self._waiting: FairQueue[SequenceState] = FairQueue()  # new ones and parked ones
@@ -185,18 +182,7 @@ class Scheduler:
 
     def _make_room(self, priority: Priority) -> bool:
         """Take a slot from a sequence that `priority` goes before; whether there was one."""
-        givers = [
-            sequence
-            for sequence in self._running
-            if priority < sequence.priority
-            and (sequence.background or (priority is Priority.INTERACTIVE and self._parking.has_room(sequence)))
-        ]
-        while givers:
-            giver = max(givers, key=lambda sequence: (sequence.priority, sequence.joined))
-            givers.remove(giver)
-            if self._set_aside(giver):
-                return True
-        return False
+        return any(map(self._set_aside, policy.givers(self._running, priority, self._parking.has_room)))
 
     def _set_aside(self, sequence: SequenceState) -> bool:
         """Let a sequence wait again, with what it has: batch as it is, background as a prefix that is kept if there is room."""
@@ -245,7 +231,7 @@ class Scheduler:
         generation.outbox.put(Joined(reused))
 
     def _prefill_chunk(self) -> None:
-        sequence = self._next_to_prefill()
+        sequence = policy.next_to_prefill(self._running, self._steps)
         if sequence is None:
             return
         with self._alone(sequence):
@@ -255,9 +241,7 @@ class Scheduler:
 
     def _prefill(self, sequence: SequenceState) -> Logits:
         generation, filled = sequence.generation, sequence.filled
-        others = any(other.sampler or not other.background for other in self._running if other is not sequence)
-        chunk = CHUNK_BESIDE_WRITERS if others else CHUNK
-        stop = min(filled // BLOCK * BLOCK + chunk, generation.target)
+        stop = policy.chunk_end(sequence, self._running)
         count = stop - filled
         angles = self._model.rotary.angles(generation.prompt.positions[:, filled:stop])
         logits: Logits = self._backend.decode(
@@ -289,18 +273,8 @@ class Scheduler:
         if generation.lasting:
             self._keep(sequence, generation.lasting, cache)
 
-    def _next_to_prefill(self) -> SequenceState | None:
-        reading = [sequence for sequence in self._running if sequence.sampler is None]
-        foreground = [sequence for sequence in reading if not sequence.background]
-        if foreground:
-            return min(foreground, key=lambda sequence: (sequence.generation.priority, sequence.joined))
-        writing = len(self._running) > len(reading)
-        if not reading or (writing and self._steps % BACKGROUND_EVERY):
-            return None
-        return reading[0]
-
     def _write_tokens(self) -> None:
-        writing = [sequence for sequence in self._running if sequence.sampler]
+        writing = [sequence for sequence in self._running if sequence.decoding]
         if not writing:
             return
         started = time.perf_counter()
@@ -351,16 +325,12 @@ class Scheduler:
     def _pack(self, writing: list[SequenceState]) -> None:
         """Bring those that write into the first slots, in the order of `writing`."""
         where = {sequence.slot: sequence for sequence in self._running}
-        writing.sort(key=lambda sequence: sequence.slot)
-        taken = {sequence.slot for sequence in writing}
-        wanted = [slot for slot in range(len(writing)) if slot not in taken]
-        movers = [sequence for sequence in reversed(writing) if sequence.slot >= len(writing)]
-        for slot, sequence in zip(wanted, movers, strict=True):
-            other = where.get(slot)
-            self._table.move(sequence.slot, slot, sequence.filled, other.filled if other else 0)
+        for source, target in policy.moves(sequence.slot for sequence in writing):
+            mover, other = where[source], where.get(target)
+            self._table.move(source, target, mover.filled, other.filled if other else 0)
+            mover.slot = target
             if other:
-                other.slot = sequence.slot
-            sequence.slot = slot
+                other.slot = source
         writing.sort(key=lambda sequence: sequence.slot)
 
     def _keep(self, sequence: SequenceState, tokens: int, cache: SlotCache) -> None:
@@ -395,7 +365,7 @@ class Scheduler:
         if isinstance(how, Exception) and sequence.slot >= 0:
             # What it wrote may be NaN, which the next sequence's attention would weigh by zero, and get NaN.
             try:
-                self._table[sequence.slot].clear(min(sequence.filled + CHUNK, self._table.max_sequence))
+                self._table[sequence.slot].clear(min(sequence.filled + policy.CHUNK, self._table.max_sequence))
             except Exception as error:  # of a device that fails at everything
                 _log.error("a slot could not be cleared: %s", type(error).__name__)
         if self._leave(sequence):

@@ -50,6 +50,16 @@ class SequenceState:
         return self.generation.priority
 
     @property
+    def target(self) -> int:
+        """How many tokens are to be prefilled."""
+        return self.generation.target
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is prefilled, and gains a token a step."""
+        return self.sampler is not None
+
+    @property
     def background(self) -> bool:
         """Whether nobody has asked yet."""
         return self.priority is Priority.BACKGROUND

@@ -15,8 +15,7 @@ from echovlm_edge.runtime.admission import Admission
 from echovlm_edge.runtime.call_record import CallRecord
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.engine import EngineInfo
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.errors import InvalidInput, Stopped
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.request import (
     Event,

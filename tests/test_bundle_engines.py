@@ -21,28 +21,25 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.generate import Model, decode, prefill, prompt_embeddings
-from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.request import GenerationRequest, ImageInput, Sampling
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, fit
+from echovlm_edge.runtime.request import Frame, GenerationRequest, ImageInput, Sampling
+from echovlm_edge.runtime.rotary import MultimodalRotary
 from tests import golden
 from tests.dicom_files import png
+from tests.watched_engine import finish
 
 BuildBundle = Callable[..., Path]
 
 
 def greedy(bundle: Bundle, backend: Backend, pixels: np.ndarray, tokens: int = 16) -> list[int]:
     """What a backend writes about a frame."""
-    spec = bundle.manifest.model
-    patches = patchify(pixels, PreprocessSettings.from_config(bundle.manifest.preprocess))
-    angles = vision_angles(patches.grid, spec.merge_size, spec.vision_head_dim)
-    images = [backend.project(backend.encode(patches.values, angles))]
-    prompt = PromptBuilder.from_bundle(bundle).build("Describe it.", [patches.grid])
-    model = Model(backend, MultimodalRotary(spec.mrope_section, spec.rope_theta), spec.vocab_size, frozenset())
-    cache = backend.new_cache(len(prompt.token_ids) + tokens)
-    logits = prefill(model, prompt, prompt_embeddings(backend, prompt, images), cache).copy()
-    return [step.token_id for step in decode(model, prompt, logits, cache, Sampling(max_new_tokens=tokens))]
+    engine = ReportEngine(bundle, backend)
+    resolution = engine.settings.resolution
+    frame = Frame(fit(pixels, resolution), "frame", resolution)
+    sampling = Sampling(max_new_tokens=tokens, ignore_stop=True)
+    written = finish(engine, GenerationRequest("Describe it.", sampling=sampling, frames=(frame,)))
+    engine.close()
+    return list(written.token_ids)
 
 
 @pytest.mark.parametrize("target", ["cpu", "portable"])
@@ -98,7 +95,7 @@ def test_chunked_prefill_equals_one_pass(golden_bundle: Path, monkeypatch: pytes
     engine = ReportEngine.open(golden_bundle)
     request = GenerationRequest("Describe it. " * 20, (ImageInput(png(96, 64)),), Sampling(max_new_tokens=8))
     whole = list(engine.generate(request))[-1]
-    monkeypatch.setattr("echovlm_edge.runtime.scheduler.CHUNK", 16)
+    monkeypatch.setattr("echovlm_edge.runtime.policy.CHUNK", 16)
     assert list(engine.generate(request))[-1].token_ids == whole.token_ids  # type: ignore[union-attr]
 
 

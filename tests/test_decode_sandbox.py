@@ -20,8 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
-from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.request import FrameSelection, ImageInput

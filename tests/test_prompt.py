@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.runtime.detokenize import TokenText
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.generate import prompt_embeddings
+from echovlm_edge.runtime.model import prompt_embeddings
 from echovlm_edge.runtime.prompt import PromptBuilder, rope_positions
 from tests import golden
 

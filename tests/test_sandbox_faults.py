@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from echovlm_edge.runtime.errors import InvalidInput, Unavailable
-from echovlm_edge.runtime.generate import Stopped
+from echovlm_edge.runtime.errors import InvalidInput, Stopped, Unavailable
 from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.sandbox import process as decode_process

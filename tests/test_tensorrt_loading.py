@@ -71,7 +71,7 @@ def changed(bundle: Bundle, **changes: Any) -> Bundle:
 
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.scheduler.CHUNK", CHUNK)
+    monkeypatch.setattr("echovlm_edge.runtime.policy.CHUNK", CHUNK)
 
 
 @pytest.mark.usefixtures("short_chunks")

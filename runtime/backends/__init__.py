@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from echovlm_edge.runtime.rotary import Angles
 
 Floats = NDArray[np.float32]
+PREFILL_CHUNK = 512  # the most tokens that one call of the decoder takes
 
 
 class Logits(Protocol):

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from echovlm_edge.runtime.backends import PREFILL_CHUNK
 from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.generate import PREFILL_CHUNK
 from echovlm_edge.runtime.memory_model import bundle_cache_token_bytes
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Unavailable
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
 from echovlm_edge.runtime.fair_queue import FairQueue
-from echovlm_edge.runtime.generate import Stopped
 from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker, as_measured
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, Measured
 from echovlm_edge.runtime.imaging.origins import DIGEST_BYTES, PROCESS_KEY, Origin
