@@ -23,10 +23,10 @@ from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.client import ReportClient
 from echovlm_edge.runtime.clock import Clock, Untimed
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.profiling.distributions import changes
 from echovlm_edge.runtime.profiling.energy import open_meter
 from echovlm_edge.runtime.profiling.measuring import InProcess, Remote
 from echovlm_edge.runtime.profiling.memory import PeakMemory
-from echovlm_edge.runtime.profiling.statistics import changes
 from echovlm_edge.runtime.profiling.workloads import W1, frame
 
 PROMPT = "Describe the image."

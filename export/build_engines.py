@@ -6,14 +6,10 @@ compare every stage with the PyTorch model, build the target's engines or leave 
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":  # run as a file: this folder's trace.py must not stand in for the standard library's
-    sys.path.pop(0)
-
 import argparse
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +17,7 @@ import onnx_ir as ir
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from echovlm_edge.export import parity, trace
+from echovlm_edge.export import parity, tracing
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.device_bundle import check_plugin, leave_to_device, with_engines
@@ -181,11 +177,11 @@ def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target)
     parts = weights.parts_without_values(config)
     traced = {
         "vision_encoder": (
-            trace.trace_vision_encoder(config, parts.vision_encoder),
+            tracing.trace_vision_encoder(config, parts.vision_encoder),
             weights.vision_encoder_weights(config),
         ),
-        "projector": (trace.trace_projector(config, parts.projector), weights.projector_weights(config)),
-        "decoder": (trace.trace_decoder(config, parts.decoder), weights.decoder_weights(config)),
+        "projector": (tracing.trace_projector(config, parts.projector), weights.projector_weights(config)),
+        "decoder": (tracing.trace_decoder(config, parts.decoder), weights.decoder_weights(config)),
     }
     lowered = []
     for name, (model, sources) in traced.items():

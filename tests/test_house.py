@@ -74,3 +74,10 @@ def test_no_file_is_a_drawer() -> None:
         path.stem for folder in (*FORBIDDEN, "demo", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")
     }
     assert not names & {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def test_no_file_shadows_the_standard_library() -> None:
+    """A folder whose file is run as a script stands first on Python's path."""
+    for folder in (*FORBIDDEN, "benchmarks", "demo", "tests"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert file.stem not in sys.stdlib_module_names - {"__main__"}, f"{file} has the name of a standard module"

@@ -19,10 +19,10 @@ from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling import command, schema
 from echovlm_edge.runtime.profiling.bounds import broken, parse
 from echovlm_edge.runtime.profiling.compare import compare, slower
+from echovlm_edge.runtime.profiling.distributions import changes
 from echovlm_edge.runtime.profiling.energy import Nvml, Rapl, Tegrastats, energy_of, rails
 from echovlm_edge.runtime.profiling.memory import PeakMemory
 from echovlm_edge.runtime.profiling.operators import layers
-from echovlm_edge.runtime.profiling.statistics import changes
 from tests.profiles import profile, with_everything
 
 TRIES = 100

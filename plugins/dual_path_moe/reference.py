@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,12 +178,6 @@ def dequantize_blocks(packed: NDArray[np.int8], scale: Floats, bits: int) -> Flo
     blocks = values.reshape(*scale.shape, -1).astype(np.float32) * scale[..., None].astype(np.float32)
     whole: Floats = blocks.reshape(values.shape)
     return whole
-
-
-def stack_groups(groups: Sequence[tuple[Floats, Floats, Floats]]) -> tuple[Floats, Floats, Floats]:
-    """Each group's gate [I, H], up [I, H] and down [H, I] as the operator's three matrices."""
-    gates, ups, downs = zip(*groups, strict=True)
-    return np.concatenate(gates), np.concatenate(ups), np.concatenate(downs, axis=1)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -49,11 +49,6 @@ class OrtCache:
         """How many tokens it can hold."""
         return int(next(iter(self.buffers.values())).shape[2])
 
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        """Where its rows are: they never move."""
-        return tuple(buffer[self.slot].ctypes.data for buffer in self.buffers.values())
-
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """A copy: see `SlotCache.read`."""
         return np.stack([buffer[self.slot, :, start:stop] for buffer in self.buffers.values()])

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.statistics import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.summary import STAGES
 
 _BOUND = re.compile(r"\s*(?:([\w-]+)\.)?(\w+)\s*(<=|>=|<|>)\s*([0-9.]+)\s*([A-Za-z%]*)\s*")

@@ -26,6 +26,7 @@ from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.bounds import EXAMPLE, broken, parse
 from echovlm_edge.runtime.profiling.ceilings import measured_ceilings
+from echovlm_edge.runtime.profiling.chrome_trace import chrome_trace
 from echovlm_edge.runtime.profiling.compare import TOLERANCE, compare, slower
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.energy import open_meter
@@ -44,7 +45,6 @@ from echovlm_edge.runtime.profiling.operators import joined
 from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump, read
 from echovlm_edge.runtime.profiling.summary import summarise
-from echovlm_edge.runtime.profiling.trace import chrome_trace
 from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, size
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.whole_file import write_whole

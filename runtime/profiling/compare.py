@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.profiling.distributions import Change, changes
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.statistics import Change, changes
 from echovlm_edge.runtime.profiling.summary import STAGES, UNACCOUNTED, stage_seconds
 
 LEAST_RUNS = 5  # of each: fewer have no spread to speak of

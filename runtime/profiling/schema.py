@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.profiling.statistics import Distribution
+from echovlm_edge.runtime.profiling.distributions import Distribution
 
 VERSION = 2  # 1 was a single request's, without runs
 

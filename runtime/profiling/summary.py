@@ -6,9 +6,9 @@ from statistics import median
 
 from echovlm_edge.runtime.clock import pieces
 from echovlm_edge.runtime.profiling.costs import Cost, StageCosts
+from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
 from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
-from echovlm_edge.runtime.profiling.statistics import Distribution
 from echovlm_edge.runtime.request import Span, Stage
 
 UNACCOUNTED = "unaccounted"

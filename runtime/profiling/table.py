@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from echovlm_edge.runtime.profiling.compare import FigureChange
+from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.statistics import Distribution
 
 SHOWN_OPERATORS = 12
 

@@ -95,7 +95,7 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static Int set_int(std::int32_t value) { return _mm256_set1_epi32(value); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
-    // Not _mm256_dpbusd_avx_epi32: see kernel_avx512_vnni.cpp.
+    // Not _mm256_dpbusd_avx_epi32: see avx512_vnni.cpp.
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
     return sum;
   }
