@@ -208,14 +208,14 @@ class Picture:
 def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
     """Describe the frames that came from a file and were resized for a model."""
     return tuple(
-        Picture(
-            *(frame.image, frame.of_study, frame.source),
-            *frame.pixels.shape[:2],
-            tokens=frame.pixels.shape[0] * frame.pixels.shape[1] // frame.resolution.unit**2,
-        )
-        for frame in frames
-        if frame.source and frame.resolution
+        _picture(frame, frame.source, frame.resolution) for frame in frames if frame.source and frame.resolution
     )
+
+
+def _picture(frame: Frame, source: Source, resolution: Resolution) -> Picture:
+    height, width = frame.pixels.shape[:2]
+    tokens = height * width // resolution.unit**2
+    return Picture(frame.image, frame.of_study, source, height, width, tokens)
 
 
 @dataclass(frozen=True)
