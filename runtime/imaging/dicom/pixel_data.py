@@ -65,9 +65,10 @@ class PixelData:
     _fragments: tuple[Fragment, ...] = field(repr=False, default=())
     _start: int = 0  # native
     _frame_bits: int = 0
+    _swapped: bool = False  # bytes stored as words of the other order
 
     def read(self, index: int) -> bytes:
-        """One frame's bytes: as they are stored, or its codestream.
+        """One frame's bytes: as they are stored (bytes stored as big-endian words in the order of bytes), or its codestream.
 
         Frames of single bits may begin within a byte (PS3.5 8.1.1): they are given from the first bit of the first byte.
 
@@ -79,8 +80,7 @@ class PixelData:
         if self.encapsulated:
             return self._joined(self._frames[index])
         first, end = index * self._frame_bits, (index + 1) * self._frame_bits
-        self._file.seek(self._start + first // 8)
-        read = self._file.read(-(-end // 8) - first // 8)
+        read = self._bytes(first // 8, -(-end // 8))
         if not self._frame_bits % 8:
             return read
         bits = int.from_bytes(read, "little") >> first % 8 & (1 << self._frame_bits) - 1
@@ -89,6 +89,14 @@ class PixelData:
     def stream(self) -> bytes:
         """All fragments joined: a video."""
         return self._joined(self._fragments)
+
+    def _bytes(self, first: int, end: int) -> bytes:
+        if not self._swapped:
+            return _read(self._file, self._start + first, end - first)
+        odd = first % 2
+        words = bytearray(_read(self._file, self._start + first - odd, (end - first + odd + 1) // 2 * 2))
+        words[::2], words[1::2] = words[1::2], words[::2]
+        return bytes(words[odd : odd + end - first])
 
     def _joined(self, fragments: Sequence[Fragment]) -> bytes:
         return b"".join(_read(self._file, fragment.start, fragment.length) for fragment in fragments)
@@ -122,8 +130,10 @@ def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelDat
         InvalidInput: there is no pixel data, it is empty, or the header does not say how large a frame is.
     """
     little = dataset.original_encoding[1] is not False
-    length = _value_length(file, little)
+    length, words = _value_length(file, little)
     if length is None:
+        if "Rows" in dataset:
+            raise InvalidInput(f"{name} lacks the DICOM attribute PixelData: send a complete file, of whole numbers.")
         raise InvalidInput(f"{name} is a DICOM file without an image: send one with pixel data.")
     start = file.tell()
     present = _size(file) - start
@@ -135,23 +145,31 @@ def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelDat
     if in_items or syntax not in NATIVE:
         return _encapsulated_frames(file, stated, _extended_offsets(dataset, little), name)
     end = present if length == UNDEFINED else min(present, length)
-    frame_bits = _frame_bits(read_pixel_format(name, dataset), 8 * end, stated)
-    return PixelData(stated, min(stated, 8 * end // frame_bits), False, file, _start=start, _frame_bits=frame_bits)
+    pixels = read_pixel_format(name, dataset)
+    frame_bits = _frame_bits(pixels, 8 * end, stated)
+    # PS3.5 7.3: the bytes of OW are swapped in big endian, whatever the words hold.
+    swapped = words and not little and pixels.allocated <= 8
+    there = min(stated, (end // 2 * 2 if swapped else end) * 8 // frame_bits)
+    return PixelData(stated, there, False, file, _start=start, _frame_bits=frame_bits, _swapped=swapped)
 
 
-def _value_length(file: BinaryIO, little: bool) -> int | None:
-    """The length of the value that follows, None where no pixel data does. Afterwards the file stands at the value."""
+def _value_length(file: BinaryIO, little: bool) -> tuple[int | None, bool]:
+    """The length of the value that follows, None where no pixel data does, and whether it is of words (OW).
+
+    Afterwards the file stands at the value.
+    """
     order = "<" if little else ">"
     head = file.read(8)
     if len(head) < 8:
-        return None
+        return None, False
     group, element = struct.unpack(order + "HH", head[:4])
     if group << 16 | element != PIXEL_DATA:
-        return None
+        return None, False
+    words = head[4:6] == b"OW"
     if head[4:6] in LONG_VALUES:
         head = bytes(4) + file.read(4)
     length: int = struct.unpack(order + "L", head[4:].ljust(4, b"\0"))[0]
-    return length
+    return length, words
 
 
 def _frame_bits(pixels: PixelFormat, bits_there: int, stated: int) -> int:

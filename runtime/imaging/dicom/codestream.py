@@ -1,0 +1,127 @@
+"""What JPEG, JPEG-LS and JPEG 2000 codestreams say of themselves, read before they are decoded."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+RGB_IDS, YCBCR_IDS = (0x52, 0x47, 0x42), (1, 2, 3)
+LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
+JPEG_LS_FRAME = 0xF7
+FRAMES = (0xC0, 0xC1, 0xC2, *LOSSLESS_FRAMES, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE, JPEG_LS_FRAME)
+BARE_MARKERS = (0x01, *range(0xD0, 0xD9))  # without a length
+START_OF_SCAN = 0xDA
+
+
+@dataclass(frozen=True)
+class Codestream:
+    """One frame's codestream.
+
+    Attributes:
+        kind: "JPEG" (the lossy processes), "lossless JPEG", "JPEG-LS" or "JPEG 2000".
+        height, width: in pixels.
+        samples: per pixel.
+        precision: bits of a sample.
+        signed: whether samples are signed; only JPEG 2000 can say so.
+        colour: "RGB" or "YCbCr" where the codestream itself says which its decoded samples are, else empty.
+    """
+
+    kind: str
+    height: int
+    width: int
+    samples: int
+    precision: int
+    signed: bool = False
+    colour: str = ""
+
+
+def read_codestream(data: bytes) -> Codestream:
+    """Read a codestream's headers.
+
+    Raises:
+        ValueError: it is none of these kinds, or damaged.
+    """
+    try:
+        if data.startswith(JPEG_START):
+            return _jpeg(data)
+        at = data.find(JPEG_2000_START, 0, 4096)  # a JP2 file's boxes may stand in front
+        if at >= 0:
+            return _jpeg_2000(data, at)
+    except (struct.error, IndexError):
+        raise ValueError("a codestream whose headers are truncated") from None
+    raise ValueError("no codestream that is known")
+
+
+def with_adobe_transform(data: bytes, transformed: bool) -> bytes:
+    """A JPEG that states by an Adobe segment (ITU-T T.872, 6.5.3) whether it is YCbCr, in front of all others."""
+    segment = b"\xff\xee\x00\x0eAdobe" + struct.pack(">HHHB", 100, 0, 0, int(transformed))
+    return JPEG_START + segment + data[2:]
+
+
+def _jpeg(data: bytes) -> Codestream:
+    jfif, adobe = False, None
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            raise ValueError("no marker where one should be")
+        while data[at] == 0xFF:
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker in BARE_MARKERS:
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        body = data[at + 2 : at + length]
+        if marker == 0xE0 and body.startswith(b"JFIF\0"):
+            jfif = True
+        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            adobe = body[11]
+        elif marker in FRAMES:
+            return _frame(marker, body, jfif, adobe)
+        elif marker == START_OF_SCAN:
+            raise ValueError("a scan without a frame")
+        at += max(length, 2)
+
+
+def _frame(marker: int, body: bytes, jfif: bool, adobe: int | None) -> Codestream:
+    precision, height, width, samples = struct.unpack_from(">BHHB", body)
+    components = [body[6 + 3 * number : 9 + 3 * number] for number in range(samples)]
+    ids = tuple(component[0] for component in components)
+    subsampled = len({component[1] for component in components}) > 1
+    if marker == JPEG_LS_FRAME:
+        return Codestream("JPEG-LS", height, width, samples, precision)
+    if marker in LOSSLESS_FRAMES:
+        return Codestream("lossless JPEG", height, width, samples, precision)
+    colour = _jpeg_colour(ids, jfif, adobe, subsampled) if samples == 3 else ""
+    return Codestream("JPEG", height, width, samples, precision, colour=colour)
+
+
+def _jpeg_colour(ids: tuple[int, ...], jfif: bool, adobe: int | None, subsampled: bool) -> str:
+    """What three components are: the rules that libjpeg set and every viewer built on it follows.
+
+    A JFIF file is YCbCr (ITU-T T.871, 6); Adobe's segment says (T.872, 6.5.3); else the components' ids do: 'R', 'G', 'B'
+    or JFIF's 1, 2, 3. Only a chroma has fewer samples than another component.
+    """
+    if jfif:
+        return "YCbCr"
+    if adobe is not None:
+        return "YCbCr" if adobe else "RGB"
+    if ids == RGB_IDS:
+        return "RGB"
+    return "YCbCr" if ids == YCBCR_IDS or subsampled else ""
+
+
+def _jpeg_2000(data: bytes, at: int) -> Codestream:
+    """ITU-T T.800: A.5.1 (SIZ) and A.6.1 (COD)."""
+    right, bottom, left, top = struct.unpack_from(">4L", data, at + 8)
+    (samples,) = struct.unpack_from(">H", data, at + 40)
+    depth = data[at + 42]
+    (length,) = struct.unpack_from(">H", data, at + 4)
+    colour, at = "", at + 4 + length
+    while data[at] == 0xFF and data[at + 1] not in (0x90, 0xD9):  # up to the first tile
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if data[at + 1] == 0x52 and samples == 3 and data[at + 8]:
+            colour = "RGB"  # decoders undo the multiple component transform
+        at += 2 + max(length, 2)
+    return Codestream("JPEG 2000", bottom - top, right - left, samples, (depth & 0x7F) + 1, bool(depth & 0x80), colour)

@@ -1,0 +1,261 @@
+"""One frame's bytes to samples, in every transfer syntax of still pictures."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.imaging.dicom.codestream import Codestream, read_codestream, with_adobe_transform
+from echovlm_edge.runtime.imaging.dicom.pixel_data import NATIVE
+from echovlm_edge.runtime.imaging.dicom.pixel_format import PALETTE, PixelFormat, shown
+from echovlm_edge.runtime.imaging.sandbox.samples import decodes
+
+ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
+DEFLATED_FRAME = UID("1.2.840.10008.1.2.8.1")
+JPEG_XL = (UID("1.2.840.10008.1.2.4.110"), UID("1.2.840.10008.1.2.4.111"), UID("1.2.840.10008.1.2.4.112"))
+NAMES = {  # of those that pydicom does not know
+    ENCAPSULATED_UNCOMPRESSED: "Encapsulated Uncompressed Explicit VR Little Endian",
+    DEFLATED_FRAME: "Deflated Image Frame Compression",
+    **dict(zip(JPEG_XL, ("JPEG XL Lossless", "JPEG XL JPEG Recompression", "JPEG XL"), strict=True)),
+}
+CODESTREAMS = (
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    HTJ2K,
+)
+NO_MEMORY = ("Unable to allocate", "bad_alloc")  # numpy's and C++'s words, which libraries put into errors of their own
+GREY, RGB, YCBCR = "grey", "RGB", "YCbCr"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A decoded frame.
+
+    Attributes:
+        values: integers [rows, columns], or [rows, columns, 3].
+        colour: what they are: grey (or a palette's numbers), RGB, or YCbCr in the full range.
+        depth: bits of them that are used.
+        notes: what to say about it.
+    """
+
+    values: NDArray[Any] = field(repr=False)
+    colour: str
+    depth: int
+    notes: tuple[str, ...] = ()
+
+
+def syntax_name(syntax: UID) -> str:
+    """A transfer syntax as a sentence names it."""
+    return NAMES.get(syntax) or shown(syntax.name)
+
+
+def decode_frame(name: str, data: bytes, pixels: PixelFormat, syntax: UID) -> Samples:
+    """Decode one frame.
+
+    Raises:
+        InvalidInput: it is truncated or damaged, or not of the size that its header says.
+        NotPossibleHere: no decoder for its encoding works here.
+    """
+    try:
+        return _decode(name, data, pixels, syntax)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # as many kinds as there are decoders
+        if any(shortage in str(error) for shortage in NO_MEMORY):
+            raise MemoryError from None
+        if syntax in (*CODESTREAMS, RLELossless) and not decodes(syntax):
+            raise NotPossibleHere(
+                f"{name} cannot be decoded by this server: it has no decoder for {syntax_name(syntax)} that works."
+            ) from None
+        raise InvalidInput(
+            f"{name} cannot be decoded ({syntax_name(syntax)}): its pixel data is truncated or damaged "
+            f"({type(error).__name__})."
+        ) from None
+
+
+def _decode(name: str, data: bytes, pixels: PixelFormat, syntax: UID) -> Samples:
+    if syntax in NATIVE or syntax == ENCAPSULATED_UNCOMPRESSED:
+        return _uncompressed(data, pixels, big=syntax == ExplicitVRBigEndian)
+    if syntax == DEFLATED_FRAME:  # PS3.5 A.4.13: raw deflate of what an uncompressed frame would be
+        whole = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, -(-pixels.frame_bits // 8) + 1)
+        return _uncompressed(whole, pixels)
+    if syntax == RLELossless:
+        return _run_lengths(data, pixels)
+    if syntax in JPEG_XL:
+        return _jpeg_xl(name, data, pixels)
+    if syntax in CODESTREAMS:
+        return _codestream(name, data, pixels)
+    if syntax.is_transfer_syntax:
+        raise NotPossibleHere(f"{name} cannot be decoded by this server: it has no decoder for {syntax_name(syntax)}.")
+    raise InvalidInput(f"{name} cannot be decoded ({syntax_name(syntax)}): its encoding is unknown.")
+
+
+def _uncompressed(data: bytes, pixels: PixelFormat, big: bool = False) -> Samples:
+    shape = pixels.rows, pixels.columns
+    if pixels.allocated == 1:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=pixels.pixels * pixels.samples, bitorder="little")
+        return _labelled(bits.reshape(shape), pixels)
+    if pixels.halved_chroma and 8 * len(data) < pixels.frame_bits:  # Y Y Cb Cr for two pixels, PS3.3 C.7.6.3.1.2
+        pairs = np.frombuffer(data, np.uint8, pixels.pixels * 2).reshape(pixels.rows, pixels.columns // 2, 4)
+        chroma = np.repeat(pairs[..., 2:], 2, axis=1)
+        return _labelled(np.dstack((pairs[..., :2].reshape(shape), chroma)), pixels)
+    cells = np.frombuffer(data, f"{'>' if big else '<'}u{pixels.allocated // 8}", pixels.pixels * pixels.samples)
+    if pixels.samples == 1:
+        return _labelled(_stored_bits(cells.reshape(shape), pixels), pixels)
+    planes = cells.reshape(3, *shape).transpose(1, 2, 0) if pixels.planar else cells.reshape(*shape, 3)
+    return _labelled(_stored_bits(planes, pixels), pixels)
+
+
+def _stored_bits(cells: NDArray[Any], pixels: PixelFormat) -> NDArray[Any]:
+    """The bits of each cell that are the sample's (PS3.5 8.1.1), as a signed or unsigned number."""
+    native = cells.astype(cells.dtype.newbyteorder("="), copy=False)
+    spare = pixels.allocated - 1 - pixels.high_bit  # bits above the sample: overlays, or whatever a writer left there
+    if pixels.signed:
+        native = native.view(np.dtype(f"i{native.dtype.itemsize}"))
+    if pixels.stored == pixels.allocated:
+        return native
+    return native << spare >> (pixels.allocated - pixels.stored)  # to the left they fall off, to the right the sign is kept
+
+
+def _labelled(values: NDArray[Any], pixels: PixelFormat) -> Samples:
+    """Samples whose encoding says nothing about their colour: the label does."""
+    colour = _label_colour(pixels) or RGB
+    return Samples(values, colour, pixels.stored)
+
+
+def _label_colour(pixels: PixelFormat) -> str:
+    if pixels.samples == 1:
+        return GREY
+    if pixels.photometric in ("YBR_FULL", "YBR_FULL_422"):
+        return YCBCR
+    return RGB if pixels.photometric == "RGB" else ""  # the others are of encodings that give RGB
+
+
+def _run_lengths(data: bytes, pixels: PixelFormat) -> Samples:
+    options: dict[str, Any] = {
+        "rows": pixels.rows,
+        "columns": pixels.columns,
+        "samples_per_pixel": pixels.samples,
+        "photometric_interpretation": "RGB" if pixels.samples == 3 else "MONOCHROME2",
+        "bits_allocated": pixels.allocated,
+        "bits_stored": pixels.allocated,
+        "pixel_representation": 0,
+        "planar_configuration": 0,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
+    cells, _ = get_decoder(RLELossless).as_array(encapsulate([data]), index=0, raw=True, **options)
+    return _labelled(_stored_bits(cells, pixels), pixels)
+
+
+def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
+    """JPEG of all kinds: what a codestream says of itself goes before what the header says of it."""
+    header = read_codestream(data)
+    if (header.height, header.width) != (pixels.rows, pixels.columns):
+        raise InvalidInput(
+            f"{name} has {header.kind} data of {header.width} x {header.height} pixels where its header says "
+            f"{pixels.columns} x {pixels.rows}: send a correct file."
+        )
+    if header.samples not in (1, 3) or (pixels.photometric == PALETTE and header.samples != 1):
+        raise InvalidInput(
+            f"{name} has {header.kind} data of {header.samples} components, which {pixels.photometric} cannot have: "
+            "send a correct file."
+        )
+    if header.kind == "JPEG" and header.precision == 8:
+        return _with_notes(_lossy_jpeg(data, header, pixels), header, pixels)
+    values = _by_library(data, header)
+    if header.kind in ("JPEG-LS", "lossless JPEG") and header.precision == pixels.allocated > pixels.stored:
+        values = _stored_bits(values, pixels)  # the cells themselves were encoded
+        return _with_notes(_coloured(values, header, pixels, pixels.stored), header, pixels)
+    if pixels.signed and not header.signed:
+        spare = 8 * values.dtype.itemsize - header.precision
+        values = values.view(np.dtype(f"i{values.dtype.itemsize}")) << spare >> spare
+    return _with_notes(_coloured(values, header, pixels, header.precision), header, pixels)
+
+
+def _lossy_jpeg(data: bytes, header: Codestream, pixels: PixelFormat) -> Samples:
+    """By Pillow's libjpeg, which undoes YCbCr; where neither it nor the codestream could know, the header's label is stated."""
+    if header.samples == 3 and not header.colour:
+        data = with_adobe_transform(data, transformed=_label_colour(pixels) != RGB)
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+        values = np.asarray(picture)
+    return Samples(values, RGB if header.samples == 3 else GREY, 8)
+
+
+def _by_library(data: bytes, header: Codestream) -> NDArray[Any]:
+    if header.kind == "JPEG 2000":
+        import openjpeg
+
+        return openjpeg.decode(data)
+    import libjpeg
+
+    return libjpeg.decode(data, colour_transform=0)
+
+
+def _coloured(values: NDArray[Any], header: Codestream, pixels: PixelFormat, depth: int) -> Samples:
+    if header.samples == 1:
+        return Samples(values, GREY, depth)
+    return Samples(values, header.colour or _label_colour(pixels) or RGB, depth)
+
+
+def _with_notes(samples: Samples, header: Codestream, pixels: PixelFormat) -> Samples:
+    notes = []
+    label = _label_colour(pixels)
+    if header.samples != pixels.samples:
+        found = "grey" if header.samples == 1 else "in colour"
+        notes.append(f"The file says {pixels.photometric}, its {header.kind} data is {found}.")
+    elif header.colour and label and header.colour != label and (header.kind, label) != ("JPEG 2000", RGB):
+        notes.append(f"The file says {pixels.photometric}, its {header.kind} data is {header.colour}.")
+    return Samples(samples.values, samples.colour, samples.depth, tuple(notes))
+
+
+def _jpeg_xl(name: str, data: bytes, pixels: PixelFormat) -> Samples:
+    """By Pillow's plugin, which gives RGB or grey, whatever the codestream holds."""
+    try:
+        import pillow_jxl  # noqa: F401  (Pillow knows the format once it is imported)
+    except ImportError:
+        raise NotPossibleHere(
+            f'{name} is a JPEG XL picture, which this server cannot decode: pip install "echovlm-edge[jpegxl]".'
+        ) from None
+    with Image.open(io.BytesIO(data), formats=("JXL",)) as picture:
+        if picture.size != (pixels.columns, pixels.rows):
+            raise InvalidInput(f"{name} has JPEG XL data of another size than its header says: send a correct file.")
+        if picture.mode not in ("L", "RGB", "I;16"):
+            raise NotPossibleHere(f"{name} is a JPEG XL picture of a kind ({picture.mode}) that this server cannot decode.")
+        values = np.asarray(picture)
+    if picture.mode == "RGB":
+        return Samples(values, RGB, 8)
+    return Samples(values, GREY, 8 if picture.mode == "L" else pixels.stored)

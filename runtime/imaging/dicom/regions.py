@@ -1,0 +1,58 @@
+"""What part of a frame is shown: the B-mode regions that its file declares (PS3.3 C.8.5.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+from echovlm_edge.runtime.imaging.dicom.attributes import items, whole
+from echovlm_edge.runtime.request import Box
+
+TISSUE, TWO_DIMENSIONAL = 1, 1  # RegionDataType and RegionSpatialFormat, PS3.3 C.8.5.5.1
+NARROWEST = 28  # pixels: a merged patch of the model; no B-mode picture is smaller
+EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The box of stored pixels that is shown, and what to say about it."""
+
+    box: Box
+    notes: tuple[str, ...] = ()
+
+
+def shown_box(dataset: Dataset, rows: int, columns: int, crop_to_regions: bool) -> Shown:
+    """The box around the B-mode regions inside a frame, or the whole frame where the file declares none that can be meant.
+
+    Several B-mode regions (dual view) keep their union: the model is shown what the sonographer saw side by side.
+    """
+    everything = Box(0, 0, columns, rows)
+    boxes = _region_boxes(dataset, rows, columns) if crop_to_regions else []
+    if not boxes:
+        return Shown(everything)
+    union = Box(
+        min(box.left for box in boxes),
+        min(box.top for box in boxes),
+        max(box.right for box in boxes),
+        max(box.bottom for box in boxes),
+    )
+    if min(union.right - union.left, union.bottom - union.top) < NARROWEST:
+        return Shown(
+            everything,
+            (f"Its B-mode region is under {NARROWEST} pixels on a side: the whole frame is shown.",),
+        )
+    return Shown(union)
+
+
+def _region_boxes(dataset: Dataset, rows: int, columns: int) -> list[Box]:
+    boxes = []
+    for region in items(dataset, "SequenceOfUltrasoundRegions"):
+        kind = whole(region, "RegionSpatialFormat"), whole(region, "RegionDataType")
+        left, top, right, bottom = (whole(region, f"RegionLocation{edge}") for edge in EDGES)
+        if kind != (TWO_DIMENSIONAL, TISSUE) or left is None or top is None or right is None or bottom is None:
+            continue
+        box = Box(max(0, left), max(0, top), min(columns, right + 1), min(rows, bottom + 1))
+        if box.left < box.right and box.top < box.bottom:
+            boxes.append(box)
+    return boxes
