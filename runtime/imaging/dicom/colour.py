@@ -17,7 +17,8 @@ def to_rgb(values: NDArray[Any], depth: int, ycbcr: bool) -> NDArray[np.uint8]:
     bytes_ = to_bytes(values, depth)
     if not ycbcr:
         return bytes_
-    return np.asarray(Image.fromarray(bytes_, "YCbCr").convert("RGB"))
+    height, width = bytes_.shape[:2]
+    return np.asarray(Image.frombytes("YCbCr", (width, height), bytes_.tobytes()).convert("RGB"))
 
 
 def to_bytes(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:

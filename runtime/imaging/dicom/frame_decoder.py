@@ -7,7 +7,9 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import libjpeg
 import numpy as np
+import openjpeg
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.encaps import encapsulate
@@ -147,7 +149,9 @@ def _stored_bits(cells: NDArray[Any], pixels: PixelFormat) -> NDArray[Any]:
         native = native.view(np.dtype(f"i{native.dtype.itemsize}"))
     if pixels.stored == pixels.allocated:
         return native
-    return native << spare >> (pixels.allocated - pixels.stored)  # to the left they fall off, to the right the sign is kept
+    return (
+        native << spare >> (pixels.allocated - pixels.stored)
+    )  # to the left they fall off, to the right the sign is kept
 
 
 def _labelled(values: NDArray[Any], pixels: PixelFormat) -> Samples:
@@ -200,6 +204,8 @@ def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
     if header.kind in ("JPEG-LS", "lossless JPEG") and header.precision == pixels.allocated > pixels.stored:
         values = _stored_bits(values, pixels)  # the cells themselves were encoded
         return _with_notes(_coloured(values, header, pixels, pixels.stored), header, pixels)
+    if header.signed and header.samples == 3:
+        values = values + (1 << header.precision - 1)  # no colour is negative: only their zero is another
     if pixels.signed and not header.signed:
         spare = 8 * values.dtype.itemsize - header.precision
         values = values.view(np.dtype(f"i{values.dtype.itemsize}")) << spare >> spare
@@ -207,21 +213,24 @@ def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
 
 
 def _lossy_jpeg(data: bytes, header: Codestream, pixels: PixelFormat) -> Samples:
-    """By Pillow's libjpeg, which undoes YCbCr; where neither it nor the codestream could know, the header's label is stated."""
-    if header.samples == 3 and not header.colour:
-        data = with_adobe_transform(data, transformed=_label_colour(pixels) != RGB)
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
-        values = np.asarray(picture)
+    """To RGB, or grey. libjpeg goes from coefficients to RGB without rounding in between, and refuses what is only a little wrong;
+    Pillow's is several times as fast, up to 3 levels coarser, and takes that.
+    """
+    colour = header.colour or _label_colour(pixels)
+    transformed = header.samples == 3 and colour != RGB
+    try:
+        values = libjpeg.decode(data, colour_transform=int(transformed))
+    except RuntimeError:
+        if header.samples == 3 and not header.colour:
+            data = with_adobe_transform(data, transformed)  # what it cannot know from the codestream
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+            values = np.asarray(picture)
     return Samples(values, RGB if header.samples == 3 else GREY, 8)
 
 
 def _by_library(data: bytes, header: Codestream) -> NDArray[Any]:
     if header.kind == "JPEG 2000":
-        import openjpeg
-
         return openjpeg.decode(data)
-    import libjpeg
-
     return libjpeg.decode(data, colour_transform=0)
 
 
@@ -245,16 +254,19 @@ def _with_notes(samples: Samples, header: Codestream, pixels: PixelFormat) -> Sa
 def _jpeg_xl(name: str, data: bytes, pixels: PixelFormat) -> Samples:
     """By Pillow's plugin, which gives RGB or grey, whatever the codestream holds."""
     try:
-        import pillow_jxl  # noqa: F401  (Pillow knows the format once it is imported)
+        from pillow_jxl import JpegXLImagePlugin  # Pillow knows the format once it is imported
     except ImportError:
         raise NotPossibleHere(
             f'{name} is a JPEG XL picture, which this server cannot decode: pip install "echovlm-edge[jpegxl]".'
         ) from None
+    JpegXLImagePlugin.DECODE_THREADS = 0  # in the calling thread
     with Image.open(io.BytesIO(data), formats=("JXL",)) as picture:
         if picture.size != (pixels.columns, pixels.rows):
             raise InvalidInput(f"{name} has JPEG XL data of another size than its header says: send a correct file.")
         if picture.mode not in ("L", "RGB", "I;16"):
-            raise NotPossibleHere(f"{name} is a JPEG XL picture of a kind ({picture.mode}) that this server cannot decode.")
+            raise NotPossibleHere(
+                f"{name} is a JPEG XL picture of a kind ({picture.mode}) that this server cannot decode."
+            )
         values = np.asarray(picture)
     if picture.mode == "RGB":
         return Samples(values, RGB, 8)

@@ -13,25 +13,18 @@ from echovlm_edge.runtime.request import FrameSelection
 
 @dataclass(frozen=True)
 class Cine:
-    """The frames that there are to choose from, counted from 0.
+    """What a cine says about its frames, counted from 0.
 
     Attributes:
-        count: frames that are there.
-        stated: frames that the file says there are.
+        stated: how many it says there are.
         default: the one that is read where none is asked for.
         first, last: evenly spaced frames are spread from here to there.
     """
 
-    count: int
     stated: int
     default: int
     first: int
     last: int
-
-
-def plain_cine(count: int) -> Cine:
-    """A cine that says nothing but how many frames it has: the default is its middle."""
-    return Cine(count, count, count // 2, 0, count - 1)
 
 
 def read_cine(dataset: Dataset, count: int, stated: int) -> Cine:
@@ -50,25 +43,35 @@ def read_cine(dataset: Dataset, count: int, stated: int) -> Cine:
     first, last = start - 1, min(stop, count) - 1
     representative = whole(dataset, "RepresentativeFrameNumber") or 0
     default = representative - 1 if 1 <= representative <= count else first + (last - first + 1) // 2
-    return Cine(count, stated, default, first, last)
+    return Cine(stated, default, first, last)
 
 
-def choose_frames(name: str, cine: Cine, selection: FrameSelection, max_frames: int) -> list[int]:
-    """The 0-based frames that a selection means in a cine.
+def choose_frames(
+    name: str, count: int, selection: FrameSelection, max_frames: int, cine: Cine | None = None
+) -> list[int]:
+    """The 0-based frames that a selection means in a file.
+
+    Args:
+        name: what error messages call the file.
+        count: whole frames that are there.
+        selection: what is asked for.
+        max_frames: the most that are read.
+        cine: what the file says about them (`read_cine`); without it the default is the middle one, and all are spread over.
 
     Raises:
         InvalidInput: an index outside the file, or more frames than `max_frames`.
     """
+    cine = cine or Cine(count, count // 2, 0, count - 1)
     if selection.indices:
         for index in selection.indices:
-            if not 0 <= index < cine.count:
-                there = f"{cine.count}" if cine.count == cine.stated else f"{cine.count} of the {cine.stated:,} it states"
+            if not 0 <= index < count:
+                there = f"{count}" if count == cine.stated else f"{count} of the {cine.stated:,} that it states"
                 raise InvalidInput(f"{name} has no frame {index}: it has {there}, counted from 0.")
         chosen = list(selection.indices)
-    elif selection.evenly_spaced > 1:
+    elif selection.evenly_spaced > 1 and cine.last > cine.first:
         span = cine.last - cine.first
         wanted = min(selection.evenly_spaced, span + 1)
-        chosen = [cine.first + round(step * span / (wanted - 1)) for step in range(wanted)] if span else [cine.first]
+        chosen = [cine.first + round(step * span / (wanted - 1)) for step in range(wanted)]
     else:
         chosen = [cine.default]
     if len(chosen) > max_frames:
@@ -76,8 +79,6 @@ def choose_frames(name: str, cine: Cine, selection: FrameSelection, max_frames: 
     return chosen
 
 
-def interruption(cine: Cine) -> str:
+def interruption(count: int, stated: int) -> str:
     """What to say of a cine that has fewer frames than it states; empty where it has all."""
-    if cine.count == cine.stated:
-        return ""
-    return f"{cine.count} of {cine.stated:,} frames are there."
+    return "" if count == stated else f"{count} of {stated:,} frames are there."

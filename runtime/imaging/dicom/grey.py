@@ -175,7 +175,11 @@ def _first_window(groups: list[Dataset]) -> tuple[Window | None, str, bool]:
             if width > 0:
                 # LINEAR is defined for widths from 1 on; where units are small, writers mean the window itself.
                 exact = function == LINEAR_EXACT or (function != SIGMOID and width < 1)
-                return Window(center, width), LINEAR_EXACT if exact else SIGMOID if function == SIGMOID else LINEAR, False
+                return (
+                    Window(center, width),
+                    LINEAR_EXACT if exact else SIGMOID if function == SIGMOID else LINEAR,
+                    False,
+                )
         unusable = True
     return None, LINEAR, unusable
 
@@ -186,7 +190,11 @@ def _first_table(sequence: list[Dataset], signed: bool, little: bool) -> LookupT
         descriptor = numbers(item, "LUTDescriptor")
         if len(descriptor) != 3:
             continue
-        count, first, bits = int(descriptor[0]) & 0xFFFF or MOST_TABLE_ENTRIES, int(descriptor[1]) & 0xFFFF, int(descriptor[2])
+        count, first, bits = (
+            int(descriptor[0]) & 0xFFFF or MOST_TABLE_ENTRIES,
+            int(descriptor[1]) & 0xFFFF,
+            int(descriptor[2]),
+        )
         entries = _entries(item, count, bits, little)
         if not len(entries):
             continue

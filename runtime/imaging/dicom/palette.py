@@ -69,7 +69,9 @@ def _descriptor(name: str, dataset: Dataset, colour: str, signed: bool) -> tuple
     """Entries, the first stored value, and bits of an entry."""
     values = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
     if len(values) != 3:
-        raise InvalidInput(f"{name} lacks the DICOM attribute {colour}PaletteColorLookupTableDescriptor: send a complete file.")
+        raise InvalidInput(
+            f"{name} lacks the DICOM attribute {colour}PaletteColorLookupTableDescriptor: send a complete file."
+        )
     count, first, bits = int(values[0]) & 0xFFFF, int(values[1]) & 0xFFFF, int(values[2])
     if signed and first >= 1 << 15:
         first -= 1 << 16
@@ -87,7 +89,9 @@ def _entries(
     else:
         segmented = table(dataset, f"Segmented{colour}PaletteColorLookupTableData")
         if not segmented:
-            raise InvalidInput(f"{name} lacks the DICOM attribute {colour}PaletteColorLookupTableData: send a complete file.")
+            raise InvalidInput(
+                f"{name} lacks the DICOM attribute {colour}PaletteColorLookupTableData: send a complete file."
+            )
         try:
             found = _expanded(segmented, bits == 8, little, count)
         except IndexError:

@@ -133,7 +133,7 @@ def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelDat
     length, words = _value_length(file, little)
     if length is None:
         if "Rows" in dataset:
-            raise InvalidInput(f"{name} lacks the DICOM attribute PixelData: send a complete file, of whole numbers.")
+            raise InvalidInput(f"{name} lacks the DICOM attribute PixelData: send a complete file.")
         raise InvalidInput(f"{name} is a DICOM file without an image: send one with pixel data.")
     start = file.tell()
     present = _size(file) - start
