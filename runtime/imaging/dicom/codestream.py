@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
@@ -59,10 +60,24 @@ def with_adobe_transform(data: bytes, transformed: bool) -> bytes:
     return JPEG_START + segment + data[2:]
 
 
-def _jpeg(data: bytes) -> Codestream:
-    jfif, adobe = False, None
-    at = 2
-    while True:
+def with_whole_spectrum(data: bytes) -> bytes:
+    """A sequential JPEG whose first scan states all coefficients (0 to 63, ITU-T T.81 B.2.3). Some encoders wrote others there, which
+    can mean nothing else.
+
+    Raises:
+        ValueError: there is no scan.
+    """
+    for marker, at, length in _segments(data):
+        if marker == START_OF_SCAN:
+            end = at + length
+            return data[: end - 3] + b"\0\x3f\0" + data[end:]
+    raise ValueError("no scan")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker segments up to the first scan: the marker, where its length stands, and that."""
+    at, marker = 2, 0
+    while marker != START_OF_SCAN:
         if data[at] != 0xFF:
             raise ValueError("no marker where one should be")
         while data[at] == 0xFF:
@@ -72,6 +87,13 @@ def _jpeg(data: bytes) -> Codestream:
         if marker in BARE_MARKERS:
             continue
         (length,) = struct.unpack_from(">H", data, at)
+        yield marker, at, length
+        at += max(length, 2)
+
+
+def _jpeg(data: bytes) -> Codestream:
+    jfif, adobe = False, None
+    for marker, at, length in _segments(data):
         body = data[at + 2 : at + length]
         if marker == 0xE0 and body.startswith(b"JFIF\0"):
             jfif = True
@@ -79,9 +101,7 @@ def _jpeg(data: bytes) -> Codestream:
             adobe = body[11]
         elif marker in FRAMES:
             return _frame(marker, body, jfif, adobe)
-        elif marker == START_OF_SCAN:
-            raise ValueError("a scan without a frame")
-        at += max(length, 2)
+    raise ValueError("a scan without a frame")
 
 
 def _frame(marker: int, body: bytes, jfif: bool, adobe: int | None) -> Codestream:

@@ -12,13 +12,19 @@ from PIL import Image
 def to_rgb(values: NDArray[Any], depth: int, ycbcr: bool) -> NDArray[np.uint8]:
     """Samples [rows, columns, 3] of `depth` bits to uint8 RGB.
 
-    YCbCr in the full range becomes RGB by the equations of PS3.3 C.7.6.3.1.2 (YBR_FULL), which are JFIF's and Pillow's.
+    YCbCr in the full range becomes RGB by the equations of PS3.3 C.7.6.3.1.2 (YBR_FULL), which of 8 bits are JFIF's and Pillow's.
     """
-    bytes_ = to_bytes(values, depth)
     if not ycbcr:
-        return bytes_
-    height, width = bytes_.shape[:2]
-    return np.asarray(Image.frombytes("YCbCr", (width, height), bytes_.tobytes()).convert("RGB"))
+        return to_bytes(values, depth)
+    if depth == 8:
+        height, width = values.shape[:2]
+        eight = values.astype(np.uint8, copy=False).tobytes()
+        return np.asarray(Image.frombytes("YCbCr", (width, height), eight).convert("RGB"))
+    highest = (1 << depth) - 1
+    luma, blue, red = (values[..., channel].astype(np.float32) for channel in range(3))
+    blue, red = blue - (highest + 1) // 2, red - (highest + 1) // 2
+    rgb = np.stack((luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue), axis=-1)
+    return np.rint(np.clip(rgb, 0, highest) * (255 / highest)).astype(np.uint8)
 
 
 def to_bytes(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:

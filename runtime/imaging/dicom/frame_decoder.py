@@ -32,7 +32,12 @@ from pydicom.uid import (
 )
 
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
-from echovlm_edge.runtime.imaging.dicom.codestream import Codestream, read_codestream, with_adobe_transform
+from echovlm_edge.runtime.imaging.dicom.codestream import (
+    Codestream,
+    read_codestream,
+    with_adobe_transform,
+    with_whole_spectrum,
+)
 from echovlm_edge.runtime.imaging.dicom.pixel_data import NATIVE
 from echovlm_edge.runtime.imaging.dicom.pixel_format import PALETTE, PixelFormat, shown
 from echovlm_edge.runtime.imaging.sandbox.samples import decodes
@@ -231,7 +236,12 @@ def _lossy_jpeg(data: bytes, header: Codestream, pixels: PixelFormat) -> Samples
 def _by_library(data: bytes, header: Codestream) -> NDArray[Any]:
     if header.kind == "JPEG 2000":
         return openjpeg.decode(data)
-    return libjpeg.decode(data, colour_transform=0)
+    try:
+        return libjpeg.decode(data, colour_transform=0)
+    except RuntimeError:
+        if header.kind != "JPEG":
+            raise
+        return libjpeg.decode(with_whole_spectrum(data), colour_transform=0)
 
 
 def _coloured(values: NDArray[Any], header: Codestream, pixels: PixelFormat, depth: int) -> Samples:
