@@ -113,7 +113,8 @@ def smooth(seed: int, rows: int, columns: int, low: float, high: float) -> np.nd
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:rows, 0:columns]
     waves = sum(
-        rng.normal() * np.sin(2 * np.pi * (x * rng.uniform(0, 2) / columns + y * rng.uniform(0, 2) / rows + rng.uniform()))
+        rng.normal()
+        * np.sin(2 * np.pi * (x * rng.uniform(0, 2) / columns + y * rng.uniform(0, 2) / rows + rng.uniform()))
         for _ in range(4)
     )
     unit = (waves - waves.min()) / np.ptp(waves)
@@ -163,7 +164,9 @@ class Cells:
 @st.composite
 def grey_cells(draw: st.DrawFn) -> Cells:
     allocated = draw(st.sampled_from([8, 16]))
-    stored = draw(st.sampled_from([8] if allocated == 8 else [8, 10, 12, 15, 16]) | st.integers(allocated // 2, allocated))
+    stored = draw(
+        st.sampled_from([8] if allocated == 8 else [8, 10, 12, 15, 16]) | st.integers(allocated // 2, allocated)
+    )
     high_bit = draw(st.just(stored - 1) | st.integers(stored - 1, allocated - 1))
     return Cells(allocated, stored, high_bit, draw(st.booleans()))
 
@@ -201,7 +204,10 @@ def test_grey(
         dirty = False
         assume(syntax == RLELossless or (cells.high_bit == cells.stored - 1 and not cells.signed))
     rng = np.random.default_rng(seed)
-    size = size[0], size[1] // 2 * 2  # DCMTK takes the byte that makes odd data even into the range (PS3.5 8.1.1: it is padding)
+    size = (
+        size[0],
+        size[1] // 2 * 2,
+    )  # DCMTK takes the byte that makes odd data even into the range (PS3.5 8.1.1: it is padding)
     values = smooth(seed, *size, *sorted(rng.integers(cells.low, cells.high + 1, 2)))
     assume(np.ptp(values) > 20)
     plain = ImplicitVRLittleEndian if syntax == ImplicitVRLittleEndian else ExplicitVRLittleEndian
@@ -274,13 +280,13 @@ def test_palettes(
     assume(max(int(entries.max()) for entries in tables) > (4096 if wide else 64))
     bits = 8 if kind in ("8 packed", "8 in words", "16 says 8 bits") else 16
     plain = syntax if syntax in NATIVE else ExplicitVRLittleEndian
-    dataset = with_palette(
-        cells.packed(values, seed, False), cells, tables, first, bits, kind == "8 packed", plain
-    )
+    dataset = with_palette(cells.packed(values, seed, False), cells, tables, first, bits, kind == "8 packed", plain)
     shown, _ = ours(encoded(dataset, syntax))
     # PS3.3 C.7.6.3.1.5: below the first value mapped the first entry, above the last one the last. Of 16 bits a screen of 8 shows
     # the high ones.
-    expected = np.stack([entries[np.clip(values - first, 0, count - 1)] >> (8 if wide else 0) for entries in tables], axis=-1)
+    expected = np.stack(
+        [entries[np.clip(values - first, 0, count - 1)] >> (8 if wide else 0) for entries in tables], axis=-1
+    )
     np.testing.assert_array_equal(shown, expected)
     if kind in ("8 packed", "16") and count < 65536:  # what DCMTK reads as written
         assert differ(shown, by_dcmtk(encoded(dataset, syntax))) <= 1
@@ -339,7 +345,9 @@ def coloured(seed: int, size: tuple[int, int], top: int = 255, bottom: int = 0) 
 
 @sampled(100)
 @given(
-    st.sampled_from([Cells(8, 8, 7, False), Cells(16, 8, 7, False), Cells(16, 12, 11, False), Cells(16, 16, 15, False)]),
+    st.sampled_from(
+        [Cells(8, 8, 7, False), Cells(16, 8, 7, False), Cells(16, 12, 11, False), Cells(16, 16, 15, False)]
+    ),
     st.sampled_from(["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_FULL_422 in full"]),
     st.booleans(),
     st.sampled_from([*NATIVE, RLELossless, JPEGLSLossless]),
@@ -500,7 +508,9 @@ def test_jpeg_2000_colour(label: tuple[str, int], lossless: bool, size: tuple[in
     photometric, transform = label
     rgb = coloured(seed, size)
     coded = to_ybr(rgb, 255) if label == ("YBR_FULL", 0) else rgb
-    stream, decoded = by_openjpeg(coded, 255, "-mct", str(transform), "-n", "4", *([] if lossless else ["-I", "-r", "6"]))
+    stream, decoded = by_openjpeg(
+        coded, 255, "-mct", str(transform), "-n", "4", *([] if lossless else ["-I", "-r", "6"])
+    )
     if photometric == "YBR_RCT" and not lossless:
         photometric = "YBR_ICT"
     data = in_dicom(stream, size, photometric, JPEG2000Lossless if lossless else JPEG2000, Cells(8, 8, 7, False))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+END = b"\xff\xd9"  # of all of them; in no data of theirs these bytes follow each other
 RGB_IDS, YCBCR_IDS = (0x52, 0x47, 0x42), (1, 2, 3)
 LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
 JPEG_LS_FRAME = 0xF7
@@ -25,6 +26,7 @@ class Codestream:
         samples: per pixel.
         precision: bits of a sample.
         signed: whether samples are signed; only JPEG 2000 can say so.
+        ended: whether its end is there; decoders fill up what is missing, and say nothing.
         colour: "RGB" or "YCbCr" where the codestream itself says which its decoded samples are, else empty.
     """
 
@@ -33,6 +35,7 @@ class Codestream:
     width: int
     samples: int
     precision: int
+    ended: bool
     signed: bool = False
     colour: str = ""
 
@@ -100,21 +103,21 @@ def _jpeg(data: bytes) -> Codestream:
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
             adobe = body[11]
         elif marker in FRAMES:
-            return _frame(marker, body, jfif, adobe)
+            return _frame(marker, body, jfif, adobe, data.find(END, at + length) > 0)
     raise ValueError("a scan without a frame")
 
 
-def _frame(marker: int, body: bytes, jfif: bool, adobe: int | None) -> Codestream:
+def _frame(marker: int, body: bytes, jfif: bool, adobe: int | None, ended: bool) -> Codestream:
     precision, height, width, samples = struct.unpack_from(">BHHB", body)
     components = [body[6 + 3 * number : 9 + 3 * number] for number in range(samples)]
     ids = tuple(component[0] for component in components)
     subsampled = len({component[1] for component in components}) > 1
     if marker == JPEG_LS_FRAME:
-        return Codestream("JPEG-LS", height, width, samples, precision)
+        return Codestream("JPEG-LS", height, width, samples, precision, ended)
     if marker in LOSSLESS_FRAMES:
-        return Codestream("lossless JPEG", height, width, samples, precision)
+        return Codestream("lossless JPEG", height, width, samples, precision, ended)
     colour = _jpeg_colour(ids, jfif, adobe, subsampled) if samples == 3 else ""
-    return Codestream("JPEG", height, width, samples, precision, colour=colour)
+    return Codestream("JPEG", height, width, samples, precision, ended, colour=colour)
 
 
 def _jpeg_colour(ids: tuple[int, ...], jfif: bool, adobe: int | None, subsampled: bool) -> str:
@@ -144,4 +147,15 @@ def _jpeg_2000(data: bytes, at: int) -> Codestream:
         if data[at + 1] == 0x52 and samples == 3 and data[at + 8]:
             colour = "RGB"  # decoders undo the multiple component transform
         at += 2 + max(length, 2)
-    return Codestream("JPEG 2000", bottom - top, right - left, samples, (depth & 0x7F) + 1, bool(depth & 0x80), colour)
+    ended, signed = data.find(END, at) > 0 or _tiles_are_whole(data, at), bool(depth & 0x80)
+    return Codestream("JPEG 2000", bottom - top, right - left, samples, (depth & 0x7F) + 1, ended, signed, colour)
+
+
+def _tiles_are_whole(data: bytes, at: int) -> bool:
+    """Whether tile-parts follow each other to the end of the data, by their lengths (A.4.2, SOT): some encoders leave out the end."""
+    while data[at : at + 2] == b"\xff\x90":
+        (length,) = struct.unpack_from(">L", data, at + 6)
+        if not length or at + length > len(data):
+            return False
+        at += length
+    return at >= len(data) - 1  # but for a byte that makes it even

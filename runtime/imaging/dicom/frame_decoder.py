@@ -203,6 +203,8 @@ def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
             f"{name} has {header.kind} data of {header.samples} components, which {pixels.photometric} cannot have: "
             "send a correct file."
         )
+    if not header.ended:
+        raise InvalidInput(f"{name} has {header.kind} data whose end is missing: send a complete file.")
     if header.kind == "JPEG" and header.precision == 8:
         return _with_notes(_lossy_jpeg(data, header, pixels), header, pixels)
     values = _by_library(data, header)
