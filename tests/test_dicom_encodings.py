@@ -197,8 +197,7 @@ def test_a_truncated_codestream_is_no_picture(part: float) -> None:
 
 def test_jpeg_2000_without_its_end_marker_is_whole() -> None:
     whole = next(generate_frames(dcmread(io.BytesIO(shipped("examples_jpeg2k.dcm"))).PixelData, number_of_frames=1))
-    assert whole.rstrip(b"\0").endswith(b"\xff\xd9")
-    without = with_frames([whole.rstrip(b"\0")[:-2]], JPEG2000, "RGB", (480, 640))
+    without = with_frames([whole[: whole.rindex(b"\xff\xd9")]], JPEG2000, "RGB", (480, 640))
     np.testing.assert_array_equal(one(without), one(with_frames([whole], JPEG2000, "RGB", (480, 640))))
 
 

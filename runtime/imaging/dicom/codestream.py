@@ -63,6 +63,13 @@ def with_adobe_transform(data: bytes, transformed: bool) -> bytes:
     return JPEG_START + segment + data[2:]
 
 
+def with_end(data: bytes) -> bytes:
+    """A JPEG 2000 codestream that has its end marker: some encoders leave it out, and OpenJPEG wants it."""
+    first_tile = data.find(b"\xff\x90", data.find(JPEG_2000_START))
+    end = 0 if data.find(END, first_tile) > 0 else _tiles_end(data, first_tile)
+    return data[:end] + END if end else data
+
+
 def with_whole_spectrum(data: bytes) -> bytes:
     """A sequential JPEG whose first scan states all coefficients (0 to 63, ITU-T T.81 B.2.3). Some encoders wrote others there, which
     can mean nothing else.
@@ -147,15 +154,15 @@ def _jpeg_2000(data: bytes, at: int) -> Codestream:
         if data[at + 1] == 0x52 and samples == 3 and data[at + 8]:
             colour = "RGB"  # decoders undo the multiple component transform
         at += 2 + max(length, 2)
-    ended, signed = data.find(END, at) > 0 or _tiles_are_whole(data, at), bool(depth & 0x80)
+    ended, signed = data.find(END, at) > 0 or _tiles_end(data, at) > 0, bool(depth & 0x80)
     return Codestream("JPEG 2000", bottom - top, right - left, samples, (depth & 0x7F) + 1, ended, signed, colour)
 
 
-def _tiles_are_whole(data: bytes, at: int) -> bool:
-    """Whether tile-parts follow each other to the end of the data, by their lengths (A.4.2, SOT): some encoders leave out the end."""
+def _tiles_end(data: bytes, at: int) -> int:
+    """Where the tile-parts end by their lengths (A.4.2, SOT), if that is where the data does; else 0."""
     while data[at : at + 2] == b"\xff\x90":
         (length,) = struct.unpack_from(">L", data, at + 6)
         if not length or at + length > len(data):
-            return False
+            return 0
         at += length
-    return at >= len(data) - 1  # but for a byte that makes it even
+    return at if at >= len(data) - 1 else 0  # but for a byte that makes it even

@@ -36,6 +36,7 @@ from echovlm_edge.runtime.imaging.dicom.codestream import (
     Codestream,
     read_codestream,
     with_adobe_transform,
+    with_end,
     with_whole_spectrum,
 )
 from echovlm_edge.runtime.imaging.dicom.pixel_data import NATIVE
@@ -237,7 +238,7 @@ def _lossy_jpeg(data: bytes, header: Codestream, pixels: PixelFormat) -> Samples
 
 def _by_library(data: bytes, header: Codestream) -> NDArray[Any]:
     if header.kind == "JPEG 2000":
-        return openjpeg.decode(data)
+        return openjpeg.decode(with_end(data))
     try:
         return libjpeg.decode(data, colour_transform=0)
     except RuntimeError:
