@@ -5,10 +5,10 @@ Reading one never fails: writers leave values empty that the standard wants, and
 
 from __future__ import annotations
 
-import math
-
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+
+LARGEST = 1e30  # no attribute means more; their products stay finite
 
 
 def value(dataset: Dataset, keyword: str) -> object:
@@ -20,8 +20,8 @@ def value(dataset: Dataset, keyword: str) -> object:
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
-    """A finite number."""
-    return _finite(value(dataset, keyword))
+    """A number up to LARGEST."""
+    return _usable(value(dataset, keyword))
 
 
 def whole(dataset: Dataset, keyword: str) -> int | None:
@@ -31,10 +31,10 @@ def whole(dataset: Dataset, keyword: str) -> int | None:
 
 
 def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
-    """All values that are finite numbers; none where one of them is not."""
+    """All values, where they are numbers up to LARGEST; none where one of them is not."""
     found = _stored(dataset, keyword)
     several = list(found) if isinstance(found, MultiValue | list | tuple) else [found]
-    usable = [_finite(one) for one in several]
+    usable = [_usable(one) for one in several]
     return () if None in usable else tuple(one for one in usable if one is not None)
 
 
@@ -70,9 +70,9 @@ def _stored(dataset: Dataset, keyword: str) -> object:
         return None
 
 
-def _finite(found: object) -> float | None:
+def _usable(found: object) -> float | None:
     try:
         converted = float(found)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
-    return converted if math.isfinite(converted) else None
+    return converted if abs(converted) <= LARGEST else None

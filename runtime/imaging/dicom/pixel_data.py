@@ -35,6 +35,7 @@ MOST_FRAGMENTS = 1 << 18  # far more than any cine has; each costs a read
 # What a codestream begins with: JPEG and JPEG-LS, JPEG 2000 bare and in a JP2 file, JPEG XL bare and in a file of its own.
 CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP", b"\xff\x0a", b"\0\0\0\x0cJXL")
 START_BYTES = 8
+MOST_FRAMES = (1 << 31) - 1  # that an integer string can say (PS3.5 6.2)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def transfer_syntax(dataset: Dataset) -> UID:
 
 def stated_frames(dataset: Dataset) -> int:
     """NumberOfFrames as a header says it; 1 where it says none that can be meant."""
-    return max(1, whole(dataset, "NumberOfFrames") or 1)
+    stated = whole(dataset, "NumberOfFrames") or 1
+    return stated if 1 <= stated <= MOST_FRAMES else 1
 
 
 def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelData:
