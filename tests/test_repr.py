@@ -31,6 +31,7 @@ HARMLESS = {
     "Asker": WHO,
     "CallStatus": {"metadata"},  # when to ask again
     "Client": {"name", "certificate", "group"},
+    "Codestream": {"kind", "colour"},  # each one of a few words, as in the next ones
     "Confinement": {"holds", "lacks"},
     "DeviceCache": {"buffers"},  # addresses
     "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
@@ -38,15 +39,24 @@ HARMLESS = {
     "Generation": WHO,
     "GenerationRequest": WHO,
     "Frame": {"name"},  # that, and the next, is what error messages say
+    "GreyScale": {"function", "notes"},
     "ImageInput": {"name", "media_type"},
     "Method": {"name"},
+    "Palette": {"notes"},
+    "Picture": {"notes"},
+    "PixelFormat": {"photometric"},
     "Prompt": {"image_rows", "positions"},
+    "Samples": {"colour", "notes"},
     "ServerOptions": {"listen"},
+    "Shown": {"notes"},
     "Source": {"notes"},
+    "StillFrames": {"_name"},
     "TensorRTCache": {"buffers"},  # addresses
+    "VideoFrames": {"_name", "_codec"},
     "_DecoderRun": {"_placed"},  # regions, which show no contents
     "_Entry": {"client"},
     "_Said": {"text"},  # TensorRT's errors
+    "_File": {"notes"},
     "_Job": {"scope"},
     "_Receiving": WHO,
     "_Study": WHO,
