@@ -81,10 +81,12 @@ def smart_resize(
     To be applied once: the size that it gives is not always one that it leaves alone.
 
     Raises:
-        InvalidInput: the frame is over 200 times as long as wide, or has no pixels; the sentence calls it `name`.
+        InvalidInput: the frame is over 200 times as long as wide, or less than a merged patch; the sentence calls it `name`.
     """
-    if min(height, width) < 1:
-        raise InvalidInput(f"{name} has no pixels ({width} x {height}): send another one.")
+    if min(height, width) < settings.unit:  # a few pixels would be blown up to a picture with a report of its own
+        raise InvalidInput(
+            f"{name} has {width} x {height} pixels: send one of at least {settings.unit} x {settings.unit}."
+        )
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise InvalidInput(
             f"{name} of {width} x {height} pixels is over {MAX_ASPECT_RATIO} times as long as wide: crop it."

@@ -7,73 +7,32 @@ says, and pixels that are not square are made so. The decoder runs in the callin
 
 from __future__ import annotations
 
-import re
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.imaging.video_formats import CODECS, FORMATS, HEAD_BYTES, container_format
+from echovlm_edge.runtime.imaging.video_frames import (
+    Pixels,
+    aspect_notes,
+    pixel_aspect,
+    shown_size,
+    squared_size,
+    to_rgb,
+)
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-Pixels = NDArray[np.uint8]
-
-# FFmpeg's demuxers that may be opened, and what a file of them is called where nothing more is known.
-FORMATS = {
-    "mov": "MP4 or QuickTime",
-    "avi": "AVI",
-    "matroska": "Matroska",
-    "mpeg": "MPEG-2",
-    "mpegts": "MPEG transport stream",
-    "mpegvideo": "MPEG-2",
-    "m4v": "MPEG-4",
-    "h264": "H.264",
-    "hevc": "HEVC",
-}
-# FFmpeg's decoders that may run, each written in C without threads of its own, and their names.
-CODECS = {
-    "mpeg1video": "MPEG-1",
-    "mpeg2video": "MPEG-2",
-    "mpeg4": "MPEG-4",
-    "h264": "H.264",
-    "hevc": "HEVC",
-    "mjpeg": "Motion JPEG",
-    "rawvideo": "uncompressed",
-    "ffv1": "FFV1",
-    "huffyuv": "HuffYUV",
-    "ffvhuff": "HuffYUV",
-    "utvideo": "Ut Video",
-    "png": "PNG",
-    "dvvideo": "DV",
-    "prores": "ProRes",
-    "msmpeg4v1": "Microsoft MPEG-4",
-    "msmpeg4v2": "Microsoft MPEG-4",
-    "msmpeg4": "Microsoft MPEG-4",
-    "msmpeg4v3": "Microsoft MPEG-4",
-    "msvideo1": "Microsoft Video 1",
-    "msrle": "Microsoft RLE",
-    "cinepak": "Cinepak",
-    "qtrle": "QuickTime Animation",
-    "vp8": "VP8",
-    "vp9": "VP9",
-}
 INDEXED = ("mov", "matroska", "avi")  # those that state when every frame is shown
-HEAD_BYTES = 1024  # enough for `container_format`
 MAX_PIXELS = 64_000_000  # of one frame
 MAX_FRAMES = 100_000  # of a file: hours of cine; an index of more is not read
-WIDEST_PIXEL = 4  # an aspect ratio of pixels beyond this, or its inverse, is no pixel's
-UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 
 
 @dataclass(frozen=True)
@@ -121,34 +80,6 @@ class _Video:
     square_pixels: bool
 
 
-def container_format(head: bytes) -> str:
-    """FFmpeg's name of a container or raw stream by the file's first `HEAD_BYTES`; empty where it is none that is read."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
-        return "mov"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    for first, size in ((0, 188), (4, 192)):  # packets of a transport stream, plain and with a time before each
-        if len(head) > first + 2 * size and all(head[first + step * size] == 0x47 for step in range(3)):
-            return "mpegts"
-    return _raw_format(head)
-
-
-def _raw_format(head: bytes) -> str:
-    start = re.match(rb"\0{2,64}\x01(..)", head, re.DOTALL)
-    if not start:
-        return ""
-    first, second = start[1]
-    if first in (0xBA, 0xB3, 0xB0):  # a pack, a sequence, a visual object sequence
-        return {0xBA: "mpeg", 0xB3: "mpegvideo", 0xB0: "m4v"}[first]
-    # Unit types of H.265 (7.3.1.2): VPS, SPS, access unit delimiter, prefix SEI; layer 0.
-    if first & 0x81 == 0 and first >> 1 in (32, 33, 35, 39) and second >> 3 == 0 and second & 7:
-        return "hevc"
-    # Unit types of H.264 (7.3.1): SEI, SPS, access unit delimiter.
-    return "h264" if first & 0x80 == 0 and first & 0x1F in (6, 7, 9) else ""
-
-
 def measure(
     file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS, codec: str = "", square_pixels: bool = True
 ) -> VideoHeader:
@@ -174,10 +105,11 @@ def measure(
         first = next(frames, None)
         if first is None:
             raise InvalidInput(f"{name} is truncated or damaged: none of its frames can be decoded.")
-        aspect = _pixel_aspect(video, stream)
-        height, width = _shown_size(video, first, aspect)
+        aspect = _aspect(video, stream)
+        _check_size(video, *squared_size(first, aspect))
+        height, width = shown_size(first, aspect)
         count = count or 1 + sum(1 for _ in frames)
-        return VideoHeader(CODECS[stream.codec_context.name], count, height, width, _notes(aspect))
+        return VideoHeader(CODECS[stream.codec_context.name], count, height, width, aspect_notes(aspect))
 
 
 def decode(
@@ -225,7 +157,9 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
     times = sorted(packet.time for packet in packets if packet.time is not None)
     keys = sorted(packet.time for packet in packets if packet.time is not None and packet.key)
     with _opened(video) as (container, stream):
-        aspect, frames, begun = _pixel_aspect(video, stream), iter(()), None
+        frames: Iterator[VideoFrame] = iter(())
+        frame: VideoFrame | None = None
+        aspect, begun = _aspect(video, stream), None
         for index in indices:
             before = bisect_right(keys, times[index])
             if not before:
@@ -241,15 +175,15 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
                 frame = next(frames, None)
             if frame is None or frame.pts != times[index]:
                 return
-            yield index, _rgb(video, frame, aspect)
+            yield index, _to_rgb(video, frame, aspect)
 
 
 def _in_sequence(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
     with _opened(video) as (container, stream):
-        aspect, wanted, whole = _pixel_aspect(video, stream), set(indices), 0
+        aspect, wanted, whole = _aspect(video, stream), set(indices), 0
         for frame in _shown(container, stream):
             if whole in wanted:
-                yield whole, _rgb(video, frame, aspect)
+                yield whole, _to_rgb(video, frame, aspect)
                 wanted.remove(whole)
             whole += 1
             if not wanted:
@@ -283,6 +217,8 @@ def _opened(video: _Video) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream = _checked(video, container)
             stream.codec_context.options = limit
             yield container, stream
+    except MemoryError:
+        raise MemoryError from None  # FFmpeg's own is an error of FFmpeg's as well
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
         raise InvalidInput(
             f"{video.name} is truncated or damaged and cannot be decoded ({type(error).__name__})."
@@ -297,13 +233,13 @@ def _checked(video: _Video, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if stream is None:
         raise InvalidInput(f"{video.name} is a video file without video: send one with pictures.")
-    context = stream.codec_context
+    context = cast("VideoStream", stream).codec_context
     if context is None or context.name not in CODECS:
         encoding = context.name.upper() if context else "of an unknown encoding"
         raise NotPossibleHere(f"{video.name} is video that this server does not decode ({encoding}).")
     _check_size(video, context.height, context.width)
     context.thread_count, context.thread_type = 1, "NONE"
-    return stream
+    return cast("VideoStream", stream)
 
 
 def _check_size(video: _Video, height: int, width: int) -> None:
@@ -327,7 +263,9 @@ def _packets(video: _Video, container: InputContainer, stream: VideoStream) -> l
 def _seekable(container: InputContainer, stream: VideoStream, packets: Sequence[_Packet]) -> bool:
     """Whether packets and frames correspond one to one by their times, and decoding can begin at each key frame."""
     context = stream.codec_context
-    if container.format.name not in INDEXED or context.pix_fmt == "pal8":  # the palette comes with the first packet alone
+    if (
+        container.format.name not in INDEXED or context.pix_fmt == "pal8"
+    ):  # the palette comes with the first packet alone
         return False
     if container.format.name == "avi" and not context.codec.intra_only:  # its index takes other frames for key frames
         return False
@@ -343,6 +281,8 @@ def _shown(container: InputContainer, stream: VideoStream) -> Iterator[VideoFram
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
+        except MemoryError:
+            raise
         except FFmpegError:
             if size is None:
                 continue  # a recording that begins between key frames
@@ -357,64 +297,10 @@ def _shown(container: InputContainer, stream: VideoStream) -> Iterator[VideoFram
             yield frame
 
 
-def _pixel_aspect(video: _Video, stream: VideoStream) -> Fraction:
-    """Width by height of a pixel."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    return aspect if video.square_pixels and 1 / WIDEST_PIXEL <= aspect <= WIDEST_PIXEL else Fraction(1)
+def _aspect(video: _Video, stream: VideoStream) -> Fraction:
+    return pixel_aspect(stream) if video.square_pixels else Fraction(1)
 
 
-def _notes(aspect: Fraction) -> tuple[str, ...]:
-    if aspect == 1:
-        return ()
-    return (f"Its pixels are {aspect.numerator}:{aspect.denominator}, wide to high: it was stretched to square ones.",)
-
-
-def _squared(video: _Video, frame: VideoFrame, aspect: Fraction) -> tuple[int, int]:
-    """Height and width of a frame as it is stored, with square pixels: the shorter side is stretched."""
-    height = round(frame.height / aspect) if aspect < 1 else frame.height
-    width = round(frame.width * aspect) if aspect > 1 else frame.width
-    _check_size(video, height, width)
-    return height, width
-
-
-def _shown_size(video: _Video, frame: VideoFrame, aspect: Fraction) -> tuple[int, int]:
-    height, width = _squared(video, frame, aspect)
-    return (width, height) if _turn(frame).transposed else (height, width)
-
-
-def _rgb(video: _Video, frame: VideoFrame, aspect: Fraction) -> Pixels:
-    height, width = _squared(video, frame, aspect)
-    full = frame.format.name.startswith(("yuvj", "gray"))
-    shown = frame.reformat(
-        format="rgb24",
-        src_colorspace="ITU601" if frame.colorspace == UNSPECIFIED else None,
-        src_color_range=("JPEG" if full else "MPEG") if frame.color_range == 0 else None,
-        dst_color_range="JPEG",
-        interpolation="BICUBIC",
-        threads=1,
-    )
-    pixels = shown.to_ndarray()
-    if (height, width) != pixels.shape[:2]:
-        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-    turn = _turn(frame)
-    upright = pixels.transpose(1, 0, 2) if turn.transposed else pixels
-    return np.ascontiguousarray(upright[:: -1 if turn.flipped else 1, :: -1 if turn.mirrored else 1])
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """How a stored frame becomes upright: rows and columns change places first, then each may be reversed."""
-
-    transposed: bool = False
-    mirrored: bool = False  # columns
-    flipped: bool = False  # rows
-
-
-def _turn(frame: VideoFrame) -> _Turn:
-    """What the display matrix says (ISO/IEC 14496-12, 8.3.2); angles other than quarter turns are left."""
-    if "DISPLAYMATRIX" not in frame.side_data:
-        return _Turn()
-    a, b, _, c, d = struct.unpack("=5i", bytes(frame.side_data["DISPLAYMATRIX"])[:20])  # x' = ax + cy, y' = bx + dy
-    if b == c == 0:
-        return _Turn(False, a < 0, d < 0)
-    return _Turn(True, c < 0, b < 0) if a == d == 0 else _Turn()
+def _to_rgb(video: _Video, frame: VideoFrame, aspect: Fraction) -> Pixels:
+    _check_size(video, *squared_size(frame, aspect))
+    return to_rgb(frame, aspect)

@@ -1,0 +1,302 @@
+"""PNG, JPEG, BMP, TIFF, WebP and GIF files to RGB frames, by Pillow. The frames of an animation, and the pages of a TIFF, are a cine's.
+
+Pictures are turned as their camera says, what is transparent is shown on black, and colour profiles are left out of account.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The plugins that are used; Pillow would load all that it has.
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.imaging import gif_blocks, png_chunks
+from echovlm_edge.runtime.imaging.dicom.reading import choose_frames
+from echovlm_edge.runtime.imaging.media_types import GIF, PICTURES, PNG, TIFF, WEBP
+from echovlm_edge.runtime.imaging.sandbox.samples import decodes
+from echovlm_edge.runtime.request import Box, ImageInput, Source, Window
+
+PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+ANIMATED = (PNG, TIFF, WEBP, GIF)  # what else has several (a JPEG's previews) is no cine
+MOST_FRAMES = 10_000  # of a file: to show one, all before it may have to be read
+# TIFF's tags
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, YCBCR_SUBSAMPLING = 254, 258, 262, 530
+NO_PAGE = 0b101  # of NEW_SUBFILE_TYPE: a smaller copy of another page, or its mask
+WHITE_IS_ZERO = 0  # of PHOTOMETRIC
+USED_BITS = (8, 10, 12, 14, 16)
+
+Pixels = NDArray[np.uint8]
+TURNS = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What a file holds: frames, those that were asked for (from 0), and the [height, width] of each of these as it is shown."""
+
+    count: int
+    frames: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
+class _Levels(NamedTuple):
+    """What a grey picture of more than 8 bits is shown by: the values of black and white."""
+
+    low: float
+    high: float
+    note: str
+
+
+def measure(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> PictureHeader:
+    """Find what `decode` will give, without decoding. `kind` is one of `PICTURES`.
+
+    Raises:
+        InvalidInput: see `decode`, as far as headers show it.
+        NotPossibleHere: see `decode`.
+    """
+    with _opened(image, kind, max_pixels) as (picture, turn):
+        pages = _pages(image.name, picture, image.open(), kind)
+        frames = _chosen(image, len(pages), max_frames)
+        sizes = []
+        for frame in frames:
+            _go_to(image.name, picture, pages[frame], max_pixels)
+            sizes.append(_shown_size(picture, turn))
+        return PictureHeader(len(pages), tuple(frames), tuple(sizes))
+
+
+def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> Iterator[tuple[Pixels, Source]]:
+    """Decode the chosen frames in the order asked for: RGB uint8 [height, width, 3], and where each comes from.
+
+    Grey values of 16 bits are shown by the bits that the chosen frames use (8, 10, 12, 14 or 16); values of 32 bits and
+    floating point by the range of these frames.
+
+    Raises:
+        InvalidInput: over a limit, damaged, without the frames asked for, or of a kind that is not read.
+        NotPossibleHere: this process has no decoder that works for it.
+    """
+    with _opened(image, kind, max_pixels) as (picture, turn):
+        pages = _pages(image.name, picture, image.open(), kind)
+        frames = _chosen(image, len(pages), max_frames)
+        chosen = [pages[frame] for frame in frames]
+        levels = _levels(image.name, picture, chosen, max_pixels) if _is_deep(picture) or kind == TIFF else None
+        for frame in frames:
+            _go_to(image.name, picture, pages[frame], max_pixels)
+            picture.load()
+            deep = _is_deep(picture)
+            shown = _deep_to_rgb(picture, levels) if deep and levels else _to_rgb(image.name, picture)
+            upright = shown.transpose(turn) if turn is not None else shown
+            yield (
+                np.asarray(upright),
+                Source(
+                    frame,
+                    len(pages),
+                    upright.height,
+                    upright.width,
+                    Box(0, 0, upright.width, upright.height),
+                    Window((levels.low + levels.high) / 2, levels.high - levels.low) if deep and levels else None,
+                    (levels.note,) if deep and levels and levels.note else (),
+                ),
+            )
+
+
+@contextmanager
+def _opened(image: ImageInput, kind: str, max_pixels: int) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
+    """The file, and how its pictures are turned; a TIFF's are turned by Pillow."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit here is stricter
+            picture = Image.open(image.open(), formats=(PICTURES[kind],))
+            check_size(image.name, picture.width, picture.height, max_pixels)
+            yield picture, None if kind == TIFF else _turn(image, kind, picture)
+    except (UserError, MemoryError):
+        raise
+    except Image.DecompressionBombError:  # from the header: Pillow's own limit lies above the one here
+        raise InvalidInput(f"{image.name} has more than {max_pixels:,} pixels: send a smaller one.") from None
+    except Exception as error:  # as many kinds as there are ways to be damaged
+        if isinstance(error, OSError) and "out of memory" in str(error):  # a decoder's own word for it
+            raise MemoryError from None
+        if not decodes(kind):
+            raise NotPossibleHere(
+                f"{image.name} cannot be decoded by this server: it has no decoder for {kind} that works."
+            ) from None
+        if kind == TIFF and isinstance(error, UnidentifiedImageError | SyntaxError):
+            raise InvalidInput(
+                f"{image.name} is a TIFF file of a layout that is not read, or damaged: save it as 8-bit grey or RGB."
+            ) from None
+        raise InvalidInput(
+            f"{image.name} is truncated or damaged and cannot be decoded ({type(error).__name__})."
+        ) from None
+
+
+def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a picture by the size that its header states.
+
+    Raises:
+        InvalidInput: it has more than `max_pixels`.
+    """
+    if width * height > max_pixels:
+        raise InvalidInput(
+            f"{name} has {width:,} x {height:,} pixels, more than {max_pixels:,} in all: send a smaller one."
+        )
+
+
+def _turn(image: ImageInput, kind: str, picture: Image.Image) -> Image.Transpose | None:
+    if kind == PNG:
+        picture = Image.open(png_chunks.header(image.open()), formats=("PNG",))
+    return TURNS.get(
+        Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+    )  # PNG's own would decode the pixels
+
+
+def _shown_size(picture: Image.Image, turn: Image.Transpose | None) -> tuple[int, int]:
+    across = turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+    return (picture.width, picture.height) if across else (picture.height, picture.width)
+
+
+def _pages(name: str, picture: Image.Image, file: BinaryIO, kind: str) -> Sequence[int]:
+    """The places of a file's frames, by Pillow's count."""
+    if kind == TIFF:
+        pages = _tiff_pages(name, picture)
+    elif kind == GIF:
+        pages = range(max(1, gif_blocks.count_frames(file, MOST_FRAMES)))
+    else:
+        pages = range(getattr(picture, "n_frames", 1) if kind in ANIMATED else 1)
+    if len(pages) > MOST_FRAMES:
+        raise InvalidInput(f"{name} has more than {MOST_FRAMES:,} frames: send a part of it.")
+    return pages
+
+
+def _tiff_pages(name: str, picture: Image.Image) -> Sequence[int]:
+    """The pages that can be read, without smaller copies and masks of others; where there is nothing else, the first."""
+    pages = []
+    for page in range(MOST_FRAMES + 1):
+        try:
+            picture.seek(page)
+        except EOFError:
+            break
+        except Exception:  # a file that was cut off gives the pages before
+            if page == 0:
+                raise
+            break
+        if not int(picture.tag_v2.get(NEW_SUBFILE_TYPE, 0)) & NO_PAGE:  # type: ignore[attr-defined]
+            pages.append(page)
+    return pages or [0]
+
+
+def _chosen(image: ImageInput, count: int, max_frames: int) -> list[int]:
+    if count == 1 and image.selection.indices not in ((), (0,)):
+        raise InvalidInput(f"{image.name} has one frame: leave the frame selection out.")
+    return choose_frames(image.name, count, image.selection, max_frames)
+
+
+def _go_to(name: str, picture: Image.Image, page: int, max_pixels: int) -> None:
+    if page != picture.tell():
+        picture.seek(page)
+        check_size(name, picture.width, picture.height, max_pixels)
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether it is grey with more than 8 bits."""
+    return picture.mode.startswith("I") or picture.mode == "F"
+
+
+def _is_tiff(picture: Image.Image) -> TypeGuard[TiffImagePlugin.TiffImageFile]:
+    return isinstance(picture, TiffImagePlugin.TiffImageFile)
+
+
+def _levels(name: str, picture: Image.Image, pages: Sequence[int], max_pixels: int) -> _Levels | None:
+    """What all of these pages are shown by, so that one can be compared with another."""
+    lows, highs, sixteen = [], [], True
+    for page in pages:
+        _go_to(name, picture, page, max_pixels)
+        if not _is_deep(picture):
+            continue
+        picture.load()
+        values = np.asarray(picture)
+        if picture.mode.startswith("I;16"):
+            lows.append(0.0)
+            highs.append(float(2 ** _used_bits(int(values.max()), _stated_bits(picture)) - 1))
+            continue
+        sixteen = False
+        finite = values[np.isfinite(values)] if picture.mode == "F" else values
+        lows.append(float(finite.min(initial=np.inf)) if finite.size else 0.0)
+        highs.append(float(finite.max(initial=-np.inf)) if finite.size else 0.0)
+    if not lows:
+        return None
+    low, high = min(lows), max(highs)
+    if not sixteen:
+        return _Levels(low, high, f"Its values from {low:g} to {high:g} are shown from black to white.")
+    bits = int(high).bit_length()
+    return _Levels(low, high, f"Its 16-bit values use {bits} bits and are shown as such." if bits < 16 else "")
+
+
+def _stated_bits(picture: Image.Image) -> int:
+    """Bits of a 16-bit picture's values: a TIFF can say that they are 12."""
+    if not _is_tiff(picture):
+        return 16
+    stated = picture.tag_v2.get(BITS_PER_SAMPLE, (16,))
+    return int(stated[0])
+
+
+def _used_bits(highest: int, stated: int) -> int:
+    return stated if stated < 16 else next(bits for bits in USED_BITS if highest < 2**bits)
+
+
+def _deep_to_rgb(picture: Image.Image, levels: _Levels) -> Image.Image:
+    values = np.asarray(picture)
+    if picture.mode.startswith("I;16") and levels.low == 0 and levels.high < 2**16:
+        grey = (values >> (int(levels.high).bit_length() - 8)).astype(np.uint8)
+    else:
+        scale = 255 / (levels.high - levels.low) if levels.high > levels.low else 0.0
+        with np.errstate(all="ignore"):
+            grey = (
+                np.nan_to_num(np.clip((values.astype(np.float64) - levels.low) * scale, 0, 255))
+                .round()
+                .astype(np.uint8)
+            )
+    if (
+        isinstance(picture, TiffImagePlugin.TiffImageFile)
+        and picture.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO
+    ):
+        grey = 255 - grey
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
+    if _is_tiff(picture) and picture.mode == "YCbCr" and picture.tag_v2.get(YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
+        raise InvalidInput(f"{name} has subsampled colours without compression, which are not read: save it as RGB.")
+    premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)
+    if premultiplied:
+        picture = picture.convert(premultiplied)
+    try:
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            visible = picture.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", visible.size, "black"), visible).convert("RGB")
+        return picture.convert("RGB")
+    except ValueError:
+        raise InvalidInput(f"{name} has colours of a kind that is not read ({picture.mode}): save it as RGB.") from None
