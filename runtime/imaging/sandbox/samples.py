@@ -12,10 +12,11 @@ from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
-from pydicom import dcmread
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.charset import python_encoding
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import (
     HEVCM10P51,
@@ -155,22 +156,26 @@ def sample(encoding: str) -> bytes:
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = UltrasoundImageStorage
     meta.MediaStorageSOPInstanceUID = UID("2.25.1")
-    coded = syntax if syntax.is_transfer_syntax else ExplicitVRLittleEndian  # what pydicom does not know is coded so
-    order = {"is_implicit_VR": coded.is_implicit_VR, "is_little_endian": coded.is_little_endian}
-    dataset = FileDataset("", {}, preamble=bytes(128), file_meta=meta, **order)
+    dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.Rows = dataset.Columns = 32
     dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "MONOCHROME2", 1
     dataset.BitsAllocated = dataset.BitsStored = 8
     dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    if syntax in _VIDEO_FRAMES:
+        dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "YBR_PARTIAL_420", 3
+        dataset.PlanarConfiguration, dataset.NumberOfFrames = 0, 1
     stream = _STREAMS.get(syntax)
     dataset.PixelData = encapsulate([stream]) if stream else RAMP.tobytes()
     dataset["PixelData"].VR = "OB"
     file = io.BytesIO()
     if syntax.is_transfer_syntax:
-        dataset.save_as(file, enforce_file_format=True)
-    else:
-        dataset.save_as(file, implicit_vr=False, little_endian=True, enforce_file_format=True)
+        dataset.file_meta = meta
+        dcmwrite(file, dataset, enforce_file_format=True)
+    else:  # unknown to pydicom, which writes the parts of such a file
+        file.write(bytes(128) + b"DICM")
+        write_file_meta_info(file, meta)
+        dcmwrite(file, dataset, implicit_vr=False, little_endian=True)
     return file.getvalue()
 
 
@@ -188,8 +193,9 @@ def decodes(encoding: str) -> bool:
             stream = VIDEO_STREAMS.get(encoding) or _VIDEO_FRAMES[UID(encoding)]
             list(video.decode(io.BytesIO(stream), encoding, [0]))
         elif encoding in _JPEG_XL_FRAMES:
-            import pillow_jxl  # noqa: F401  # adds itself to Pillow
+            from pillow_jxl import JpegXLImagePlugin  # adds itself to Pillow
 
+            JpegXLImagePlugin.DECODE_THREADS = 0  # in the calling thread: the confinement allows no others
             Image.open(io.BytesIO(_JPEG_XL), formats=("JXL",)).load()
         elif encoding not in _DEFLATED_FRAMES:  # zlib is always there
             for _ in iter_pixels(dcmread(io.BytesIO(sample(encoding)))):
