@@ -64,17 +64,30 @@ def test_a_camera_turned_picture_is_turned_back() -> None:
     ("data", "fields", "sentence"),
     [
         (b"", {}, "image 1 is empty"),
-        (b"Dear colleague, thank you for referring", {}, "neither DICOM nor PNG nor JPEG"),
-        (b"Dear colleague", {"media_type": "image/png"}, "neither DICOM nor PNG nor JPEG"),
+        (b"Dear colleague, thank you for referring", {}, "is of no known kind: send a DICOM, PNG"),
+        (b"Dear colleague", {"media_type": "image/png"}, "is of no known kind: send a DICOM, PNG"),
         (png(8, 8), {"media_type": "image/jpeg"}, "sent as image/jpeg but is image/png"),
-        (png(8, 8), {"media_type": "video/mp4"}, "media type video/mp4"),
+        (png(8, 8), {"media_type": "video/mp4"}, "sent as video/mp4 but is image/png"),
+        (png(8, 8), {"media_type": "image/x-xcf"}, "media type image/x-xcf"),
         (png(8, 8)[:-40], {}, "truncated or damaged"),
         (encode(Image.new("RGB", (64, 64)), "JPEG")[:200], {}, "truncated or damaged"),
         (header_only_png(40_000, 40_000), {}, "more than 64,000,000 pixels"),
         (header_only_png(10_000, 10_000), {}, "10,000 x 10,000 pixels"),
         (png(8, 8), {"selection": FrameSelection(indices=(3,))}, "one frame"),
     ],
-    ids=["empty", "text", "text-as-png", "wrong-type", "unknown-type", "cut-png", "cut-jpeg", "huge", "large", "frame"],
+    ids=[
+        "empty",
+        "text",
+        "text-as-png",
+        "wrong-type",
+        "video",
+        "unknown-type",
+        "cut-png",
+        "cut-jpeg",
+        "huge",
+        "large",
+        "frame",
+    ],
 )
 def test_bad_pictures_get_one_clear_sentence(data: bytes, fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(InvalidInput, match=sentence) as refused:
@@ -109,6 +122,19 @@ def test_patches_are_the_authors() -> None:
             np.testing.assert_allclose(patchify(pixels(path.read_bytes()), settings).values, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("width", "height"), [(3, 40), (40, 27), (1, 1)])
+@pytest.mark.parametrize("kind", ["PNG", "DICOM"])
+def test_a_picture_of_a_few_pixels_is_refused(width: int, height: int, kind: str) -> None:
+    shades = np.zeros((height, width, 3), np.uint8)
+    image = ImageInput(encode(Image.fromarray(shades)) if kind == "PNG" else saved(ultrasound(shades)))
+    resolution = PreprocessSettings().resolution
+    sentence = f"^image 1 has {width} x {height} pixels: send one of at least 28 x 28.$"
+    with pytest.raises(InvalidInput, match=sentence):
+        measure_image(image, resolution)
+    with pytest.raises(InvalidInput, match=sentence):
+        decode_image(image, finish=partial(fit, settings=resolution, name=image.name))
+
+
 def test_settings_survive_the_bundle() -> None:
     settings = PreprocessSettings(min_pixels=100, image_mean=(0.1, 0.2, 0.3))
     assert PreprocessSettings.from_config(settings.as_config()) == settings
@@ -121,6 +147,10 @@ def test_resizing_is_the_published_processors(height: int, width: int) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as published
 
     settings = PreprocessSettings()
+    if min(height, width) < 28:
+        with pytest.raises(InvalidInput, match="send one of at least 28 x 28"):
+            smart_resize(height, width, settings)
+        return
     try:
         expected = published(height, width, 28, settings.min_pixels, settings.max_pixels)
     except ValueError:
@@ -133,10 +163,10 @@ def test_resizing_is_the_published_processors(height: int, width: int) -> None:
 
 
 def turned(kind: str, after_the_pixels: bool = False, orientation: int = 6) -> bytes:
-    """A picture of 20 x 10 pixels that says that it is to be turned."""
+    """A picture of 60 x 40 pixels that says that it is to be turned."""
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
-    Image.new("RGB", (20, 10), "red").save(buffer, kind, exif=exif)
+    Image.new("RGB", (60, 40), "red").save(buffer, kind, exif=exif)
     data = buffer.getvalue()
     if after_the_pixels:
         at = data.index(b"eXIf") - 4

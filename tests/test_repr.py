@@ -53,6 +53,7 @@ HARMLESS = {
     "StillFrames": {"_name"},
     "TensorRTCache": {"buffers"},  # addresses
     "VideoFrames": {"_name", "_codec"},
+    "VideoHeader": {"codec", "notes"},
     "_DecoderRun": {"_placed"},  # regions, which show no contents
     "_Entry": {"client"},
     "_Said": {"text"},  # TensorRT's errors
@@ -61,6 +62,7 @@ HARMLESS = {
     "_Receiving": WHO,
     "_Study": WHO,
     "_Turn": {"client", "failure"},
+    "_Video": {"codec", "name"},
 }
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.imaging import pictures, video
 from echovlm_edge.runtime.imaging.dicom import reading as dicom
-from echovlm_edge.runtime.imaging.dicom.reading import choose_frames
+from echovlm_edge.runtime.imaging.dicom.frames import choose_frames
 from echovlm_edge.runtime.imaging.media_types import ACCEPTED, DICOM, KINDS, TAKEN, VIDEOS, sniff
 from echovlm_edge.runtime.imaging.origins import ANYBODY, PROCESS_KEY, Origin, digest
 from echovlm_edge.runtime.imaging.preprocess import smart_resize
+from echovlm_edge.runtime.imaging.sandbox.samples import VIDEO_STREAMS, decodes
 from echovlm_edge.runtime.imaging.video_formats import HEAD_BYTES
 from echovlm_edge.runtime.request import Box, Frame, FrameSelection, ImageInput, Resolution, Source
 
@@ -63,7 +64,7 @@ def measure_image(
             digest("PatientID", header.patient_id, key), digest("StudyInstanceUID", header.study_instance_uid, key)
         )
     elif kind in VIDEOS:
-        found = video.measure(image.open(), image.name, limits.max_pixels)
+        found = _video_header(image, limits)
         _check_part(image, found.count)
         frames = choose_frames(image.name, found.count, image.selection, limits.max_frames)
         sizes = ((found.height, found.width),) * len(frames)
@@ -95,9 +96,20 @@ def decode_image(
     return [_frame(image, finish(pixels), source) for pixels, source in shown]
 
 
+def _video_header(image: ImageInput, limits: ImageLimits) -> video.VideoHeader:
+    try:
+        return video.measure(image.open(), image.name, limits.max_pixels)
+    except InvalidInput:
+        if not any(decodes(stream) for stream in VIDEO_STREAMS):
+            raise NotPossibleHere(
+                f"{image.name} cannot be decoded by this server: it has no decoder for video that works."
+            ) from None
+        raise
+
+
 def _video_frames(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixels], Pixels]) -> list[Frame]:
     """A damaged video ends where the damage begins, unless frames behind it were asked for by their numbers."""
-    found = video.measure(image.open(), image.name, limits.max_pixels)
+    found = _video_header(image, limits)
 
     def frames(there: int, notes: tuple[str, ...]) -> list[Frame]:
         indices = choose_frames(image.name, there, image.selection, limits.max_frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from echovlm_edge.runtime.imaging.dicom.header import looks_like_dicom
 from echovlm_edge.runtime.imaging.video_formats import container_format
 
 DICOM = "application/dicom"
@@ -47,4 +48,4 @@ def sniff(head: bytes) -> str:
         return WEBP
     if head[:2] == b"BM" and head[6:10] == bytes(4):  # two reserved fields
         return BMP
-    return container_format(head)
+    return container_format(head) or (DICOM if looks_like_dicom(head) else "")  # one without its preamble

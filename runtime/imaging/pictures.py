@@ -29,7 +29,7 @@ from PIL import (
 
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
 from echovlm_edge.runtime.imaging import gif_blocks, png_chunks
-from echovlm_edge.runtime.imaging.dicom.reading import choose_frames
+from echovlm_edge.runtime.imaging.dicom.frames import choose_frames
 from echovlm_edge.runtime.imaging.media_types import GIF, PICTURES, PNG, TIFF, WEBP
 from echovlm_edge.runtime.imaging.sandbox.samples import decodes
 from echovlm_edge.runtime.request import Box, ImageInput, Source, Window

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INDEXED = ("mov", "matroska", "avi")  # those that state when every frame is shown
 MAX_PIXELS = 64_000_000  # of one frame
+DECODER_SLACK = 4  # decoders refuse a frame of so many times the most pixels, without saying its size
 MAX_FRAMES = 100_000  # of a file: hours of cine; an index of more is not read
 
 
@@ -206,7 +207,7 @@ def _opened(video: _Video) -> Iterator[tuple[InputContainer, VideoStream]]:
             '(pip install "echovlm-edge[video]").'
         ) from None
     video.file.seek(0)
-    limit = {"max_pixels": str(video.max_pixels)}
+    limit = {"max_pixels": str(DECODER_SLACK * video.max_pixels)}
     # A file cannot have others opened, nor other demuxers and decoders than these.
     allowed = {"protocol_whitelist": "none", "format_whitelist": kind, "codec_whitelist": ",".join(CODECS)}
     container_options = {**allowed, "max_streams": "16"}
@@ -232,11 +233,12 @@ def _refuse(*_: object) -> None:
 def _checked(video: _Video, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if stream is None:
-        raise InvalidInput(f"{video.name} is a video file without video: send one with pictures.")
+        raise InvalidInput(f"{video.name} is damaged, or a video file without video: send one with pictures.")
     context = cast("VideoStream", stream).codec_context
-    if context is None or context.name not in CODECS:
-        encoding = context.name.upper() if context else "of an unknown encoding"
-        raise NotPossibleHere(f"{video.name} is video that this server does not decode ({encoding}).")
+    if context is None:
+        raise InvalidInput(f"{video.name} is damaged, or video of an unknown encoding: send it as H.264.")
+    if context.name not in CODECS:
+        raise NotPossibleHere(f"{video.name} is video that this server does not decode ({context.name.upper()}).")
     _check_size(video, context.height, context.width)
     context.thread_count, context.thread_type = 1, "NONE"
     return cast("VideoStream", stream)
@@ -275,24 +277,44 @@ def _seekable(container: InputContainer, stream: VideoStream, packets: Sequence[
 
 def _shown(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """The whole frames from where the container is, in the order they are shown; damage ends them, unless it comes first."""
-    from av.error import FFmpegError
-
     size = None
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except MemoryError:
-            raise
-        except FFmpegError:
-            if size is None:
-                continue  # a recording that begins between key frames
-            return
+    for frames, damaged in _decoded(container, stream):
         for frame in frames:
             if size is None and not frame.is_corrupt:
                 size = (frame.height, frame.width)
             if size is None:
                 continue
             if frame.is_corrupt or (frame.height, frame.width) != size:
+                return
+            yield frame
+        if damaged and size is not None:  # else it is a recording that begins between key frames
+            yield from (frame for frame in _flushed(stream) if (frame.height, frame.width) == size)
+            return
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list[VideoFrame], bool]]:
+    """The frames that each packet leads to, and whether the packet is damaged."""
+    from av.error import FFmpegError
+
+    for packet in container.demux(stream):
+        if packet.is_corrupt:  # it was cut off
+            yield [], True
+            continue
+        try:
+            yield packet.decode(), False
+        except MemoryError:
+            raise
+        except FFmpegError:
+            yield [], True
+
+
+def _flushed(stream: VideoStream) -> Iterator[VideoFrame]:
+    """The frames that wait in the decoder for others that are shown before them."""
+    from av.error import FFmpegError
+
+    with suppress(FFmpegError):
+        for frame in stream.codec_context.decode(None):
+            if frame.is_corrupt:
                 return
             yield frame
 

@@ -7,17 +7,18 @@ import io
 import zlib
 from base64 import b64decode
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
-from pydicom import Dataset, dcmread, dcmwrite
+from pydicom import Dataset, dcmwrite
 from pydicom.charset import python_encoding
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
-from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import (
     HEVCM10P51,
     HEVCMP51,
@@ -50,6 +51,7 @@ from pydicom.uid import (
 
 from echovlm_edge.runtime.imaging import video
 from echovlm_edge.runtime.imaging.media_types import PICTURES, TIFF
+from echovlm_edge.runtime.request import ImageInput
 
 RAMP = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4  # what all but three of them show
 
@@ -140,6 +142,8 @@ ENCODINGS: tuple[str, ...] = (
     *_WITH_VIDEO,
 )
 
+_ASKED: ContextVar[frozenset[str]] = ContextVar("asked", default=frozenset())  # those that `decodes` is busy with
+
 
 @cache
 def sample(encoding: str) -> bytes:
@@ -174,34 +178,31 @@ def sample(encoding: str) -> bytes:
         dcmwrite(file, dataset, enforce_file_format=True)
     else:  # unknown to pydicom, which writes the parts of such a file
         file.write(bytes(128) + b"DICM")
-        write_file_meta_info(file, meta)
+        head = DicomBytesIO()
+        write_file_meta_info(head, meta)
+        file.write(head.getvalue())
         dcmwrite(file, dataset, implicit_vr=False, little_endian=True)
     return file.getvalue()
 
 
 def decodes(encoding: str) -> bool:
     """Whether this process can decode an encoding: where it cannot, a file of it that fails need not be damaged."""
-    if encoding not in ENCODINGS:
-        try:
-            return bool(get_decoder(UID(encoding)).is_available)
-        except NotImplementedError:
-            return False
+    if encoding not in ENCODINGS or encoding in _ASKED.get():
+        return False
+    asked = _ASKED.set(_ASKED.get() | {encoding})
     try:
         if encoding in PICTURES:
             Image.open(io.BytesIO(sample(encoding)), formats=(PICTURES[encoding],)).load()
-        elif encoding in VIDEO_STREAMS or encoding in _VIDEO_FRAMES:
-            stream = VIDEO_STREAMS.get(encoding) or _VIDEO_FRAMES[UID(encoding)]
-            list(video.decode(io.BytesIO(stream), encoding, [0]))
-        elif encoding in _JPEG_XL_FRAMES:
-            from pillow_jxl import JpegXLImagePlugin  # adds itself to Pillow
+        elif encoding in VIDEO_STREAMS:
+            list(video.decode(io.BytesIO(sample(encoding)), encoding, [0]))
+        else:
+            from echovlm_edge.runtime.imaging.dicom import reading  # which asks this of what it cannot decode
 
-            JpegXLImagePlugin.DECODE_THREADS = 0  # in the calling thread: the confinement allows no others
-            Image.open(io.BytesIO(_JPEG_XL), formats=("JXL",)).load()
-        elif encoding not in _DEFLATED_FRAMES:  # zlib is always there
-            for _ in iter_pixels(dcmread(io.BytesIO(sample(encoding)))):
-                pass
+            reading.decode(ImageInput(sample(encoding)), RAMP.size, 1)
     except Exception:  # as many kinds as there are ways not to be loaded
         return False
+    finally:
+        _ASKED.reset(asked)
     return True
 
 
@@ -212,8 +213,4 @@ def load_decoders() -> None:
             with suppress(LookupError):  # some are pydicom's own
                 codecs.lookup(name)
     for encoding in ENCODINGS:
-        if not decodes(encoding) or encoding not in _COMPRESSED:
-            continue
-        for plugin in get_decoder(UID(encoding)).available_plugins:
-            with suppress(Exception):  # not each of them can do what one of them can
-                list(iter_pixels(dcmread(io.BytesIO(sample(encoding))), decoding_plugin=plugin))
+        decodes(encoding)
