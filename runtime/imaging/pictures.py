@@ -41,6 +41,20 @@ MOST_FRAMES = 10_000  # of a file: to show one, all before it may have to be rea
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, YCBCR_SUBSAMPLING = 254, 258, 262, 530
 NO_PAGE = 0b101  # of NEW_SUBFILE_TYPE: a smaller copy of another page, or its mask
 WHITE_IS_ZERO = 0  # of PHOTOMETRIC
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    *PREMULTIPLIED,
+)  # that Pillow converts by itself
 USED_BITS = (8, 10, 12, 14, 16)
 
 Pixels = NDArray[np.uint8]
@@ -217,7 +231,7 @@ def _chosen(image: ImageInput, count: int, max_frames: int) -> list[int]:
 def _go_to(name: str, picture: Image.Image, page: int, max_pixels: int) -> None:
     if page != picture.tell():
         picture.seek(page)
-        check_size(name, picture.width, picture.height, max_pixels)
+    check_size(name, picture.width, picture.height, max_pixels)
 
 
 def _is_deep(picture: Image.Image) -> bool:
@@ -244,8 +258,8 @@ def _levels(name: str, picture: Image.Image, pages: Sequence[int], max_pixels: i
             continue
         sixteen = False
         finite = values[np.isfinite(values)] if picture.mode == "F" else values
-        lows.append(float(finite.min(initial=np.inf)) if finite.size else 0.0)
-        highs.append(float(finite.max(initial=-np.inf)) if finite.size else 0.0)
+        lows.append(float(finite.min()) if finite.size else 0.0)
+        highs.append(float(finite.max()) if finite.size else 0.0)
     if not lows:
         return None
     low, high = min(lows), max(highs)
@@ -290,13 +304,10 @@ def _deep_to_rgb(picture: Image.Image, levels: _Levels) -> Image.Image:
 def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
     if _is_tiff(picture) and picture.mode == "YCbCr" and picture.tag_v2.get(YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
         raise InvalidInput(f"{name} has subsampled colours without compression, which are not read: save it as RGB.")
-    premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)
-    if premultiplied:
-        picture = picture.convert(premultiplied)
-    try:
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            visible = picture.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", visible.size, "black"), visible).convert("RGB")
-        return picture.convert("RGB")
-    except ValueError:
-        raise InvalidInput(f"{name} has colours of a kind that is not read ({picture.mode}): save it as RGB.") from None
+    if picture.mode not in MODES:
+        raise InvalidInput(f"{name} has colours of a kind that is not read ({picture.mode}): save it as RGB.")
+    picture = picture.convert(PREMULTIPLIED[picture.mode]) if picture.mode in PREMULTIPLIED else picture
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        visible = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", visible.size, "black"), visible).convert("RGB")
+    return picture.convert("RGB")
