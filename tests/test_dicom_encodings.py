@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom import dcmread
@@ -281,7 +282,7 @@ NO_IMAGE = "without an image|lacks the DICOM attribute"
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(dcmread.__globals__["__file__"]).parent.glob("data/test_files/*.dcm")), ids=lambda p: p.name
+    "path", sorted(Path(pydicom.__file__).parent.glob("data/test_files/*.dcm")), ids=lambda p: p.name
 )
 def test_every_file_in_pydicom_is_shown_or_refused_by_name(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = path.read_bytes()

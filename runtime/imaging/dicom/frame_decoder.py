@@ -155,9 +155,8 @@ def _stored_bits(cells: NDArray[Any], pixels: PixelFormat) -> NDArray[Any]:
         native = native.view(np.dtype(f"i{native.dtype.itemsize}"))
     if pixels.stored == pixels.allocated:
         return native
-    return (
-        native << spare >> (pixels.allocated - pixels.stored)
-    )  # to the left they fall off, to the right the sign is kept
+    raised = native << spare  # what is above falls off
+    return raised >> (pixels.allocated - pixels.stored)  # what is below does, and the sign is kept
 
 
 def _labelled(values: NDArray[Any], pixels: PixelFormat) -> Samples:
