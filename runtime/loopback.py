@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
+DEFAULT_ADDRESS = "127.0.0.1:50051"  # where a server listens unless it is told otherwise
+
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _SCHEME = re.compile(r"(dns:(///)?|ipv4:|ipv6:)")
 _HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>[^\[\]]*)\]|(?P<host>[^:\[\]]*))(:[0-9]{1,5})?")

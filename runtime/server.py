@@ -25,6 +25,7 @@ from echovlm_edge.runtime.grpc_calls import ReportCalls, TransportLimits
 from echovlm_edge.runtime.health import Health
 from echovlm_edge.runtime.listening import Listener, join
 from echovlm_edge.runtime.logs import log_call
+from echovlm_edge.runtime.loopback import DEFAULT_ADDRESS
 from echovlm_edge.runtime.messages import CallLimits
 from echovlm_edge.runtime.receiving import Receiver
 from echovlm_edge.runtime.service import NAME, Engine, ReportService
@@ -33,7 +34,6 @@ from echovlm_edge.runtime.serving import ServedEngine
 from echovlm_edge.runtime.studies import Studies, StudyLimits
 from echovlm_edge.runtime.whole_file import write_whole
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 SPARE_THREADS = 8  # for calls that need no place while all places are taken
 SWEEP_SECONDS = 30.0  # between two sweeps for studies that are over
 CERTIFICATE_SECONDS = 1.0  # between two readings of the certificates
