@@ -7,6 +7,7 @@ the same pictures, and the same refusals, as the whole one.
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
@@ -73,8 +74,8 @@ def cut_cine(image: SentImage) -> ImageInput | None:
 def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
     from pydicom import dcmread
 
+    from echovlm_edge.runtime.imaging.dicom.frames import choose_frames, read_cine
     from echovlm_edge.runtime.imaging.dicom.pixel_data import locate
-    from echovlm_edge.runtime.imaging.dicom.reading import choose_frames
 
     if not _has_still_frames(file):
         return None
@@ -87,7 +88,8 @@ def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
         return None
     if pixels.stated == 1 or pixels.count != pixels.stated or header.get("BitsAllocated", 0) == 1:
         return None
-    chosen = choose_frames(image.name, pixels.count, image.selection, pixels.count)
+    cine = read_cine(header, pixels.count, pixels.stated)
+    chosen = choose_frames(image.name, cine, image.selection, sys.maxsize)  # the server says how many it takes
     if len(chosen) >= pixels.count or not _reduced(header, chosen, pixels.count):
         return None
     _put_frames(header, pixels, chosen, vr)
@@ -128,8 +130,8 @@ def _reduced(header: Dataset, chosen: Sequence[int], count: int) -> bool:
     from pydicom.dataelem import RawDataElement
 
     for tag in list(header.keys()):
-        element = header.get_item(tag)
-        left_out = isinstance(element, RawDataElement) and element.value is None and element.length > LONGEST_ELEMENT
+        element = header.get_item(tag, keep_deferred=True)
+        left_out = isinstance(element, RawDataElement) and element.length > LONGEST_ELEMENT
         if left_out and tag == 0x52009230:
             return False
         if left_out or tag.is_private or tag.group & 0xFF00 in (0x5000, 0x6000):  # curves and overlays

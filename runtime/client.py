@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,16 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.attempts import ONCE, Attempts, Deadline, Retries
 from echovlm_edge.runtime.errors import InvalidInput, NotFound, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.image_path import SentImage, unreadable
 from echovlm_edge.runtime.loopback import is_loopback_target
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, Priority, Sampling
-from echovlm_edge.runtime.statuses import RETRY_AFTER
+from echovlm_edge.runtime.sending import Sending, message, no_uploads, number_within, parts, plan, read_all
 from echovlm_edge.runtime.tasks import Language, Region, Task
+
+FORGET_SECONDS = 2.0  # an upload that could not be forgotten expires
+Progress = Callable[[int, int], None]  # bytes sent, of how many
 
 _MENDABLE = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
@@ -36,7 +40,7 @@ class ReportRequest:
 
     Attributes:
         task: report, diagnosis or question.
-        images: encoded files.
+        images: encoded files, in memory or on disk.
         prompt: replaces the task's default; for a question it is the question.
         language: of the default prompt.
         region: named in the default prompt where it is known.
@@ -48,7 +52,7 @@ class ReportRequest:
     """
 
     task: Task = Task.REPORT
-    images: Sequence[ImageInput] = ()
+    images: Sequence[SentImage] = ()
     prompt: str = field(default="", repr=False)
     language: Language = Language.EN
     region: Region | None = None
@@ -91,24 +95,6 @@ class Credentials:
         return cls(server_ca, certificate, key, token)
 
 
-@dataclass(frozen=True)
-class Retries:
-    """When a call is made again: only where nothing of it can have happened, or where it changes nothing.
-
-    A call that found no room (RESOURCE_EXHAUSTED with the server's delay) is made again after that delay. One that found
-    no server (UNAVAILABLE) is made again after a pause that doubles, from 0.1 s, with up to as much again at random, so
-    that carts do not come back all at once; a stream only before its first message, and never a call that changes a study,
-    which may have been made although no answer came. A timeout covers all attempts and the pauses between them.
-
-    Attributes:
-        attempts: calls in all; 1 for no retry.
-        longest_pause: a server that asks for more seconds than this is not waited for.
-    """
-
-    attempts: int = 1
-    longest_pause: float = 30.0
-
-
 class ReportClient:
     """A connection to a report server; use it as a context manager.
 
@@ -116,7 +102,7 @@ class ReportClient:
         NotPossibleHere: a file of the credentials cannot be read, or a token would be sent in plain text to another machine.
     """
 
-    def __init__(self, address: str, credentials: Credentials = Credentials(), retries: Retries = Retries()) -> None:
+    def __init__(self, address: str, credentials: Credentials = Credentials(), retries: Retries = ONCE) -> None:
         """Connect lazily to HOST:PORT."""
         self._address, self._retries = address, retries
         self._metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
@@ -134,6 +120,7 @@ class ReportClient:
                 )
             self._channel = grpc.insecure_channel(address, options)
         self._stub = report_pb2_grpc.ReportServiceStub(self._channel)
+        self._limits: pb.Limits | None = None  # the server's, once they mattered
 
     def __enter__(self) -> ReportClient:
         """The client itself."""
@@ -158,98 +145,164 @@ class ReportClient:
 
     def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
         """What the server has loaded."""
-        info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout, changes=False)
-        return info
+        return self._model_info(Deadline(timeout))
 
-    def generate(self, request: ReportRequest, timeout: float | None = None) -> Iterator[pb.GenerateEvent]:
+    def generate(
+        self, request: ReportRequest, timeout: float | None = None, progress: Progress | None = None
+    ) -> Iterator[pb.GenerateEvent]:
         """Stream one generation's events; closing the iterator cancels the call.
 
+        Where the images are large, cines are cut to the frames asked for, and what does not fit in a request is uploaded
+        first; `progress` is called with the bytes of it that are sent, from another thread.
+
         Raises:
-            InvalidInput: a number that the message cannot hold, or the server refused the request.
-            NotPossibleHere: the server cannot be reached, is busy, or did not finish within `timeout` seconds.
+            InvalidInput: a file cannot be read, a number that the message cannot hold, or the server refused the request.
+            NotPossibleHere: the server cannot be reached, is busy, takes no file so large, or did not finish within
+                `timeout` seconds.
         """
+        deadline = Deadline(timeout)
         begin = self._begin(request)
-        attempts = _Attempts(self._retries, timeout)
-        while True:
-            call = begin(timeout=attempts.seconds_left(), metadata=self._metadata)
-            begun = False
-            try:
-                for event in call:
-                    begun = True
-                    yield event
-                return
-            except grpc.RpcError as error:
-                if begun or not attempts.pause_after(error, or_unavailable=True):
-                    raise self._explained(error, request.images) from None
-            finally:
-                call.cancel()
+        words = begin.args[0]
+        with self._sent(request.images, words.images.append, words.ByteSize(), deadline, progress):
+            attempts = Attempts(self._retries, deadline)
+            while True:
+                call = begin(timeout=deadline.seconds_left(), metadata=self._metadata)
+                begun = False
+                try:
+                    for event in call:
+                        begun = True
+                        yield event
+                    return
+                except grpc.RpcError as error:
+                    if begun or not attempts.pause_after(error, or_unavailable=True):
+                        raise self._explained(error, request.images) from None
+                finally:
+                    call.cancel()
 
     def begin_study(self, timeout: float | None = None) -> str:
         """Open a study, whose images are read before they are asked about; returns its id."""
-        study = self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), timeout)
-        return str(study.id)
+        return str(self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), Deadline(timeout)).id)
 
     def add_image(
-        self, study: str, image: ImageInput, timeout: float | None = None, *, allow_mixed_studies: bool = False
+        self,
+        study: str,
+        image: SentImage,
+        timeout: float | None = None,
+        *,
+        allow_mixed_studies: bool = False,
+        progress: Progress | None = None,
     ) -> int:
         """Add an image at a study's end; returns the number that `withdraw_image` knows it by.
 
-        `allow_mixed_studies` takes one whose StudyInstanceUID differs from those before it.
+        `allow_mixed_studies` takes one whose StudyInstanceUID differs from those before it. A large one is sent as
+        `generate` sends it.
 
         Raises:
             InvalidInput: it cannot be read, the context does not hold it, or it is another patient's or study's.
-            NotPossibleHere: the server is busy, or the study's memory is full.
+            NotPossibleHere: the server is busy, the study's memory is full, or it takes no file so large.
             NotFound: the study was ended, or not used for too long.
         """
-        message = pb.AddImageRequest(study=study, image=_image(image), allow_mixed_studies=allow_mixed_studies)
-        return int(self._ask(self._stub.AddImage, message, timeout, [image]).number)
+        deadline = Deadline(timeout)
+        asked = pb.AddImageRequest(study=study, allow_mixed_studies=allow_mixed_studies)
+        with self._sent([image], asked.image.CopyFrom, asked.ByteSize(), deadline, progress):
+            return int(self._ask(self._stub.AddImage, asked, deadline, [image]).number)
 
     def withdraw_image(self, study: str, number: int, timeout: float | None = None) -> None:
         """Take an image out of a study, as though it had never been added."""
-        self._ask(self._stub.WithdrawImage, pb.WithdrawImageRequest(study=study, number=number), timeout)
+        self._ask(self._stub.WithdrawImage, pb.WithdrawImageRequest(study=study, number=number), Deadline(timeout))
 
     def end_study(self, study: str, timeout: float | None = None) -> None:
         """Forget a study."""
-        self._ask(self._stub.EndStudy, pb.EndStudyRequest(study=study), timeout)
+        self._ask(self._stub.EndStudy, pb.EndStudyRequest(study=study), Deadline(timeout))
+
+    def _model_info(self, deadline: Deadline) -> pb.ModelInfo:
+        info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline, changes=False)
+        self._limits = info.limits
+        return info
 
     def _ask(
         self,
         method: Any,
-        message: Any,
-        timeout: float | None,
-        images: Sequence[ImageInput] = (),
+        asked: Any,
+        deadline: Deadline,
+        images: Sequence[SentImage] = (),
         *,
         changes: bool = True,
     ) -> Any:
-        attempts = _Attempts(self._retries, timeout)
+        attempts = Attempts(self._retries, deadline)
         while True:
             try:
-                return method(message, timeout=attempts.seconds_left(), metadata=self._metadata)
+                return method(asked, timeout=deadline.seconds_left(), metadata=self._metadata)
             except grpc.RpcError as error:
                 if not attempts.pause_after(error, or_unavailable=not changes):
                     raise self._explained(error, images) from None
 
-    def _begin(self, request: ReportRequest) -> Callable[..., Any]:
-        images = [_image(image) for image in request.images]
+    @contextmanager
+    def _sent(
+        self,
+        images: Sequence[SentImage],
+        put: Callable[[pb.Image], None],
+        words: int,
+        deadline: Deadline,
+        progress: Progress | None,
+    ) -> Iterator[None]:
+        """Put images one by one into a request that has so many bytes without them; forget afterwards what was uploaded."""
+        sendings = plan(images, words, lambda: self._limits or self._model_info(deadline).limits)
+        done, total = 0, sum(sending.size for sending in sendings if sending.uploaded)
+        uploads: list[str] = []
+        try:
+            for sending in sendings:
+                if sending.uploaded:
+                    uploads.append(self._upload(sending, deadline, partial(_ahead, progress, done, total)))
+                    put(message(sending.image, upload=uploads[-1]))
+                    done += sending.size
+                else:
+                    put(message(sending.image, read_all(sending.image)))
+            yield
+        finally:
+            for upload in uploads:
+                self._forget(upload)
+
+    def _upload(self, sending: Sending, deadline: Deadline, sent: Callable[[int], None]) -> str:
+        attempts = Attempts(self._retries, deadline)
+        while True:
+            reading = _Reading(sending, sent)
+            try:
+                uploaded = self._stub.Upload(
+                    reading.requests(), timeout=deadline.seconds_left(), metadata=self._metadata
+                )
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    raise no_uploads(sending) from None
+                if not attempts.pause_after(error, or_unavailable=True):
+                    raise self._explained(error) from None
+                continue
+            if uploaded.bytes == sending.size:
+                return str(uploaded.id)
+            self._forget(uploaded.id)
+            raise reading.failure or InvalidInput(
+                f"{sending.image.name} changed while it was sent: send it once it is written."
+            )
+
+    def _forget(self, upload: str) -> None:
+        with suppress(grpc.RpcError):
+            self._stub.ForgetUpload(pb.ForgetUploadRequest(id=upload), timeout=FORGET_SECONDS, metadata=self._metadata)
+
+    def _begin(self, request: ReportRequest) -> partial[Any]:
+        """The call of a request whose images are still to come."""
         options = _options(request)
         match request.task:
             case Task.REPORT:
-                message = pb.GenerateReportRequest(
-                    images=images, prompt=request.prompt, options=options, study=request.study
-                )
-                return partial(self._stub.GenerateReport, message)
+                report = pb.GenerateReportRequest(prompt=request.prompt, options=options, study=request.study)
+                return partial(self._stub.GenerateReport, report)
             case Task.DIAGNOSIS:
-                diagnosis = pb.DiagnoseRequest(
-                    images=images, prompt=request.prompt, options=options, study=request.study
-                )
+                diagnosis = pb.DiagnoseRequest(prompt=request.prompt, options=options, study=request.study)
                 return partial(self._stub.Diagnose, diagnosis)
             case Task.QUESTION:
-                question = pb.AnswerQuestionRequest(
-                    images=images, question=request.prompt, options=options, study=request.study
-                )
+                question = pb.AnswerQuestionRequest(question=request.prompt, options=options, study=request.study)
                 return partial(self._stub.AnswerQuestion, question)
 
-    def _explained(self, error: grpc.RpcError, images: Sequence[ImageInput] = ()) -> UserError:
+    def _explained(self, error: grpc.RpcError, images: Sequence[SentImage] = ()) -> UserError:
         code, details = error.code(), error.details() or ""
         names = {f"image {number}": image.name for number, image in enumerate(images, 1)}
         # The server knows an image by its place, the user by its name.
@@ -272,36 +325,27 @@ class ReportClient:
         return NotPossibleHere(f"The server answered {code.name}: {details}")
 
 
-class _Attempts:
-    """Counts one call's attempts, within one deadline."""
+class _Reading:
+    """A file on its way to the server; gRPC takes its parts in a thread of its own, where nothing may be raised."""
 
-    def __init__(self, retries: Retries, timeout: float | None) -> None:
-        self._retries, self._made = retries, 1
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+    def __init__(self, sending: Sending, sent: Callable[[int], None]) -> None:
+        self._sending, self._sent = sending, sent
+        self.failure: InvalidInput | None = None
 
-    def seconds_left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+    def requests(self) -> Iterator[pb.UploadRequest]:
+        sent = 0
+        try:
+            for part in parts(self._sending.image):
+                yield pb.UploadRequest(data=part)
+                sent += len(part)
+                self._sent(sent)
+        except InvalidInput as error:
+            self.failure = error
 
-    def pause_after(self, error: grpc.RpcError, *, or_unavailable: bool) -> bool:
-        """Wait until the call is to be made again; False, at once, where it is not."""
-        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            trailing = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
-            asked = trailing.get(RETRY_AFTER, "")
-            if not asked.isdigit():  # too large, or told not to come back
-                return False
-            pause = int(asked) / 1000
-        elif error.code() is grpc.StatusCode.UNAVAILABLE and or_unavailable:
-            pause = 0.1 * 2 ** (self._made - 1) * random.uniform(1, 2)
-        else:
-            return False
-        left = self.seconds_left()
-        if self._made >= self._retries.attempts or pause > self._retries.longest_pause:
-            return False
-        if left is not None and pause >= left:
-            return False
-        self._made += 1
-        time.sleep(pause)
-        return True
+
+def _ahead(progress: Progress | None, before: int, total: int, sent: int) -> None:
+    if progress:
+        progress(before + sent, total)
 
 
 def _channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
@@ -313,7 +357,7 @@ def _channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
 
 
 def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:
-    """A file as it is sent.
+    """A file in memory; `ImagePath` is one that is read when it is sent.
 
     Raises:
         InvalidInput: it cannot be read.
@@ -321,29 +365,7 @@ def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> 
     try:
         return ImageInput(path.read_bytes(), "", path.name, selection, crop_to_regions)
     except OSError as error:
-        raise InvalidInput(
-            f"The image {path} cannot be read ({error.strerror}): give a DICOM, PNG or JPEG file."
-        ) from None
-
-
-def _image(image: ImageInput) -> pb.Image:
-    selection = image.selection
-    frames = None
-    if selection.indices:
-        frames = pb.FrameSelection(
-            indices=pb.FrameIndices(index=[_number("frame", index) for index in selection.indices])
-        )
-    elif selection.evenly_spaced:
-        frames = pb.FrameSelection(evenly_spaced=_number("frames_spaced", selection.evenly_spaced))
-    return pb.Image(
-        data=image.data, media_type=image.media_type, frames=frames, keep_whole_frame=not image.crop_to_regions
-    )
-
-
-def _number(name: str, value: int, bits: int = 32) -> int:
-    if not 0 <= value < 1 << bits:
-        raise InvalidInput(f"{name} must be between 0 and {2**bits - 1}, got {value}.")
-    return value
+        raise unreadable(path, error) from None
 
 
 def _options(request: ReportRequest) -> pb.GenerationOptions:
@@ -352,12 +374,12 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
         language=f"LANGUAGE_{request.language.name}",
         region=f"ANATOMICAL_REGION_{request.region.name if request.region else 'UNSPECIFIED'}",
         sampling=pb.Sampling(
-            max_new_tokens=_number("max_new_tokens", sampling.max_new_tokens),
+            max_new_tokens=number_within("max_new_tokens", sampling.max_new_tokens),
             temperature=sampling.temperature,
-            top_k=_number("top_k", sampling.top_k),
+            top_k=number_within("top_k", sampling.top_k),
             top_p=sampling.top_p,
             repetition_penalty=sampling.repetition_penalty,
-            seed=_number("seed", sampling.seed, 64),
+            seed=number_within("seed", sampling.seed, 64),
             ignore_stop=sampling.ignore_stop,
         ),
         include_token_ids=request.include_token_ids,

@@ -8,13 +8,14 @@ from pathlib import Path
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import ReportRequest
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.source_images import source_images
 
 
 def asked_documents(
     sr: Path | None, fhir: Path | None, request: ReportRequest
 ) -> list[tuple[Path, Callable[[pb.Result], bytes]]]:
-    """Each file with what makes its bytes of a result. The libraries are imported only where they are asked for.
+    """Each file with what makes its bytes of a result. Libraries are imported only where they are needed.
+
+    Frames are those that the result says were shown, else those asked for.
 
     Raises:
         InvalidInput: the images cannot be referred to, or both have one path.
@@ -28,13 +29,15 @@ def asked_documents(
     for path in (sr, fhir):
         if path and not path.parent.is_dir():
             raise NotPossibleHere(f"The folder {path.parent} is not there: create it first.")
+    from echovlm_edge.runtime.source_images import as_shown, source_images
+
     sources = source_images(request.images)
     if sr:
         from echovlm_edge.runtime.structured_report import structured_report
 
         if not sources:
             raise InvalidInput("A DICOM SR belongs to a study: send at least one DICOM image.")
-        asked.append((sr, lambda result: structured_report(result, sources, request.language)))
+        asked.append((sr, lambda result: structured_report(result, as_shown(sources, result), request.language)))
     if fhir:
         from echovlm_edge.runtime.diagnostic_report import diagnostic_report
 

@@ -86,7 +86,10 @@ def _files(folder: Path) -> list[Path]:
 def _natural(path: Path) -> list[tuple[list[tuple[int, int, str]], str]]:
     """Sorts folder by folder, with the numbers in names by their value: image 2 before image 10."""
     return [
-        ([(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"(\d+)", name)], name)
+        (
+            [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"(\d+)", name)],
+            name,
+        )
         for name in path.parts
     ]
 
@@ -123,7 +126,9 @@ def _place(path: Path) -> tuple[Any, ...] | None:
         header = _header(path, _ORDER)
     except ImportError:
         return ()
-    except Exception:  # the parser raises whatever damaged bytes lead it to; the server says what is wrong with the file
+    except (
+        Exception
+    ):  # the parser raises whatever damaged bytes lead it to; the server says what is wrong with the file
         return (True,)
     if "Rows" not in header:
         return None

@@ -63,6 +63,4 @@ def size_of(image: SentImage) -> int:
 
 def unreadable(path: Path, error: OSError) -> InvalidInput:
     """The sentence about a file that cannot be read."""
-    return InvalidInput(
-        f"The image {path} cannot be read ({error.strerror}): give an image file, or a folder of them."
-    )
+    return InvalidInput(f"The image {path} cannot be read ({error.strerror}): give an image file, or a folder of them.")

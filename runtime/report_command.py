@@ -5,21 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime import picture_list
 from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, Retries, read_image
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.documents import asked_documents
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.image_folder import find_images
+from echovlm_edge.runtime.image_kinds import KINDS
+from echovlm_edge.runtime.image_path import ImagePath, SentImage
+from echovlm_edge.runtime.loopback import DEFAULT_ADDRESS
 from echovlm_edge.runtime.request import FrameSelection, Sampling
-from echovlm_edge.runtime.server import DEFAULT_ADDRESS
 from echovlm_edge.runtime.tasks import Language, Region, Task
 from echovlm_edge.runtime.whole_file import write_whole
 
@@ -49,7 +56,8 @@ def _report(options: argparse.Namespace) -> int:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
         with progress.status("sending") as status:
             write = _ignore if options.json else _write(status.stop)
-            for event in client.generate(request, options.timeout):
+            sending = partial(_say_sent, status)
+            for event in client.generate(request, options.timeout, sending):
                 match event.WhichOneof("event"):
                     case "stage_started":
                         status.update(_words(event.stage_started))
@@ -61,16 +69,18 @@ def _report(options: argparse.Namespace) -> int:
         raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
     for path, write_document in documents:
         write_whole(path, write_document(result))
+    names = [image.name for image in request.images]
     if options.json:
-        print(json.dumps(as_json(result), ensure_ascii=False))
+        print(json.dumps(as_json(result, names), ensure_ascii=False))
     else:
         print(flush=True)
+        picture_list.print_pictures(result.pictures, names, progress)
         _summarise(result, progress)
     return 0
 
 
-def as_json(result: pb.Result) -> dict[str, Any]:
-    """The result as `--json` prints it."""
+def as_json(result: pb.Result, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The result as `--json` prints it; `names` are those of the call's images, in order."""
     return {
         "text": result.text,
         "findings": result.sections.findings,
@@ -88,6 +98,7 @@ def as_json(result: pb.Result) -> dict[str, Any]:
         "notice": result.notice,
         "model": result.model,
         "bundle_id": result.bundle_id,
+        "pictures": picture_list.as_json(result.pictures, names),
     }
 
 
@@ -117,7 +128,7 @@ def _request(options: argparse.Namespace) -> ReportRequest:
     task = Task(options.task) if options.task else Task.REPORT if options.image else Task.QUESTION
     return ReportRequest(
         task=task,
-        images=[read_image(path, selection, not options.no_crop) for path in options.image],
+        images=_images(options.image, selection, not options.no_crop),
         prompt=options.prompt,
         language=Language(options.language),
         region=Region(options.region) if options.region else None,
@@ -134,6 +145,28 @@ def _request(options: argparse.Namespace) -> ReportRequest:
     )
 
 
+def _images(given: Sequence[Path], selection: FrameSelection, crop_to_regions: bool) -> list[SentImage]:
+    """Files as they are given, and in the place of a folder or DICOMDIR what it holds."""
+    paths: list[Path] = []
+    skipped = 0
+    for path in given:
+        found = find_images(path)
+        paths += found.paths
+        skipped += found.skipped
+    if skipped:
+        print(
+            f"{skipped} {'file that is no image was' if skipped == 1 else 'files that are no images were'} skipped.",
+            file=sys.stderr,
+        )
+    alone = Counter(path.name for path in paths)
+    return [
+        ImagePath(path, "", path.name if alone[path.name] == 1 else str(path), selection, crop_to_regions)
+        if path.is_file()
+        else read_image(path, selection, crop_to_regions)  # a pipe, which can be read once; or nothing at all
+        for path in paths
+    ]
+
+
 def _frames(listed: str) -> tuple[int, ...]:
     try:
         return tuple(int(index) for index in listed.split(",") if index)
@@ -148,6 +181,10 @@ def _write(before: Callable[[], None]) -> Callable[[str], None]:
         sys.stdout.flush()
 
     return write
+
+
+def _say_sent(status: Status, sent: int, total: int) -> None:
+    status.update(f"sending {sent >> 20} of {-(-total // (1 << 20))} MB")
 
 
 def _ignore(_: str) -> None: ...
@@ -171,8 +208,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         action="extend",
         default=[],
-        metavar="FILE",
-        help="DICOM, PNG or JPEG files, in order",
+        metavar="PATH",
+        help=f"{KINDS} files, in order; a folder or a DICOMDIR stands for its images",
     )
     add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
     add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from uuid import NAMESPACE_URL, uuid5
 
@@ -145,5 +146,5 @@ def _distinct(sources: Sequence[SourceImage]) -> list[SourceImage]:
     for source in sources:
         before = merged.get(source.header.SOPInstanceUID)
         frames = {*source.frames, *(before.frames if before else ())}
-        merged[source.header.SOPInstanceUID] = SourceImage(source.header, tuple(sorted(frames)))
+        merged[source.header.SOPInstanceUID] = replace(source, frames=tuple(sorted(frames)))
     return list(merged.values())

@@ -19,15 +19,15 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import (
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
+    MPEG2MPML,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    MPEG2MPML,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
-    UID,
 )
 
 from echovlm_edge.runtime.cine_cutting import cut_cine
@@ -56,7 +56,9 @@ def cine(pixels: NDArray[Any], syntax: UID = ExplicitVRLittleEndian, **attribute
     return dataset
 
 
-def coded(pixels: NDArray[Any], syntax: UID, extended: bool = False, pieces: int = 1, **attributes: object) -> FileDataset:
+def coded(
+    pixels: NDArray[Any], syntax: UID, extended: bool = False, pieces: int = 1, **attributes: object
+) -> FileDataset:
     """The same with each frame as a codestream, in so many fragments."""
     if syntax == RLELossless:
         plain = cine(pixels, **attributes)
@@ -68,7 +70,9 @@ def coded(pixels: NDArray[Any], syntax: UID, extended: bool = False, pieces: int
     if kind == "JPEG" and pixels.ndim == 4:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
     if extended:
-        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended(
+            frames
+        )
     else:
         dataset.PixelData = encapsulate(frames, fragments_per_frame=pieces)
     dataset["PixelData"].VR = "OB"
@@ -146,6 +150,36 @@ def test_what_the_header_says_of_frames_is_of_those_that_are_sent() -> None:
     assert not [keyword for keyword in gone if keyword in read]
     assert (read.WindowCenter, read.PatientID, read.StudyInstanceUID) == (100, "P1", "1.2.3")
     assert not any(element.tag.is_private for element in read) and len(cut.data) < 10_000
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("tag", [0x00991001, 0x60003000, 0x00420011])
+def test_what_is_long_and_no_picture_is_neither_read_nor_sent(
+    tag: int, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echovlm_edge.runtime.cine_cutting.LONGEST_ELEMENT", 5000)
+    dataset = cine(noise(6))
+    dataset.add_new(tag, "OB", bytes(6000))
+    (tmp_path / "cine.dcm").write_bytes(saved(dataset))
+    cut = cut_cine(ImagePath(tmp_path / "cine.dcm") if on_disk else as_image(dataset))
+    assert cut and isinstance(cut.data, bytes) and len(cut.data) < 2500
+    assert shown(read_whole(cut))[0][0] == shown(as_image(dataset))[0][0]
+
+
+def test_functional_groups_that_are_too_long_to_read_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = cine(noise(6), PerFrameFunctionalGroupsSequence=[Dataset() for _ in range(6)])
+    assert cut_cine(as_image(dataset))
+    monkeypatch.setattr("echovlm_edge.runtime.cine_cutting.LONGEST_ELEMENT", 40)
+    assert cut_cine(as_image(dataset)) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [({"RepresentativeFrameNumber": 2}, 1), ({"StartTrim": 1, "StopTrim": 3}, 1), ({"StartTrim": 9}, 4), ({}, 4)],
+)
+def test_the_frame_is_the_one_that_the_file_recommends(header: dict[str, int], chosen: int) -> None:
+    cut = cut_cine(as_image(cine(noise(8), **header)))
+    assert cut and cut.original == OriginalFrames((chosen,), 8)
 
 
 def test_an_extended_offset_table_does_not_outlive_its_file() -> None:

@@ -78,9 +78,9 @@ def test_what_is_asked_arrives(client: ReportClient, engine: DecodingEngine) -> 
     assert asked.images == (ImageInput(PICTURE, "image/png", "image 1", FrameSelection(), crop_to_regions=False),)
 
 
-def test_a_request_that_is_too_large_says_what_to_do(client: ReportClient) -> None:
+def test_words_that_are_too_large_say_what_to_do(client: ReportClient) -> None:
     with pytest.raises(NotPossibleHere, match=r"too large for the server .* --max-message-mb"):
-        list(client.generate(ReportRequest(images=[ImageInput(bytes(2 << 20))])))
+        list(client.generate(ReportRequest(images=[ImageInput(PICTURE)], prompt="?" * (2 << 20))))
 
 
 def test_readiness_of_a_server_that_is_not_there() -> None:

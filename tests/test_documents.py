@@ -23,11 +23,12 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime import structured_report as sr
 from echovlm_edge.runtime.diagnostic_report import diagnostic_report
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.image_path import ImagePath
 from echovlm_edge.runtime.messages import NOTICE
 from echovlm_edge.runtime.report_command import main as report
 from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.source_images import source_images
+from echovlm_edge.runtime.source_images import as_shown, source_images
 from echovlm_edge.runtime.tasks import Language
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png, ultrasound
@@ -84,6 +85,32 @@ def test_the_sr_refers_to_its_images_and_says_that_it_is_a_draft() -> None:
     assert texts["Finding"] == RESULT.sections.findings and texts["Impression"] == RESULT.sections.impression
     assert texts["Comment"] == "Draft, not reviewed by a clinician. Written by echovlm-demo, bundle b-123."
     assert find_content_items(tree, name=codes.DCM.LanguageOfContentItemAndDescendants)[0].value.value == "zh"
+
+
+def test_the_frames_referred_to_are_those_that_the_model_was_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(dicom(frames=9).data)
+    images = [ImageInput(png(8, 8)), ImagePath(path, selection=FrameSelection((), 3)), dicom(), ImagePath(path)]
+    sources = source_images(images)
+    assert [source.frames for source in sources] == [(1, 5, 9), (), (5,)], "as asked, until the server says"
+    result = pb.Result(
+        pictures=[
+            pb.Picture(study_image=2, frame=8, frame_count=9),
+            pb.Picture(image=1, frame=0, frame_count=1),
+            *(pb.Picture(image=2, frame=frame, frame_count=9) for frame in (4, 0, 2)),
+            pb.Picture(image=3, frame=0, frame_count=1),
+            pb.Picture(image=4, frame=2, frame_count=9, notes=["5 of 9 frames are there."]),
+        ]
+    )
+    assert [source.frames for source in as_shown(sources, result)] == [(1, 3, 5), (), (3,)]
+
+
+def test_only_the_header_of_a_large_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(dicom().data)
+    with path.open("ab") as file:
+        file.truncate(8 << 30)  # a file with a hole: of a size that no memory holds
+    assert source_images([ImagePath(path)])[0].header.PatientID == "P1"
 
 
 def test_a_text_without_headings_stands_whole_in_the_sr_and_the_impression_alone_keeps_the_images() -> None:

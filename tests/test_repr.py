@@ -41,6 +41,7 @@ HARMLESS = {
     "Frame": {"name"},  # that, and the next, is what error messages say
     "GreyScale": {"function", "notes"},
     "ImageInput": {"name", "media_type"},
+    "ImagePath": {"name", "media_type"},
     "Method": {"name"},
     "Palette": {"notes"},
     "Picture": {"notes"},
