@@ -130,7 +130,7 @@ def _reduced(header: Dataset, chosen: Sequence[int], count: int) -> bool:
     from pydicom.dataelem import RawDataElement
 
     for tag in list(header.keys()):
-        element = header.get_item(tag, keep_deferred=True)
+        element: object = header.get_item(tag, keep_deferred=True)
         left_out = isinstance(element, RawDataElement) and element.length > LONGEST_ELEMENT
         if left_out and tag == 0x52009230:
             return False
@@ -151,10 +151,10 @@ def _reduced(header: Dataset, chosen: Sequence[int], count: int) -> bool:
 def _put_frames(header: Dataset, pixels: PixelData, chosen: Sequence[int], vr: str) -> None:
     from pydicom.encaps import encapsulate
 
-    frames = [pixels.read(index) for index in chosen]
+    frames = (pixels.read(index) for index in chosen)
     if pixels.encapsulated:
-        header.add_new(PIXEL_DATA, "OB", encapsulate(frames))
+        header.add_new(PIXEL_DATA, "OB", encapsulate(list(frames)))
         header[PIXEL_DATA].is_undefined_length = True
     else:
-        joined = b"".join(frames)
-        header.add_new(PIXEL_DATA, vr, joined + bytes(len(joined) % 2))
+        # A buffer, which pydicom copies piece by piece: bytes would be held three times.
+        header.add_new(PIXEL_DATA, vr, io.BytesIO(b"".join(frames)))
