@@ -89,7 +89,7 @@ def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
     if pixels.stated == 1 or pixels.count != pixels.stated or header.get("BitsAllocated", 0) == 1:
         return None
     cine = read_cine(header, pixels.count, pixels.stated)
-    chosen = choose_frames(image.name, cine, image.selection, sys.maxsize)  # the server says how many it takes
+    chosen = choose_frames(image.name, pixels.count, image.selection, sys.maxsize, cine)  # the server has a limit
     if len(chosen) >= pixels.count or not _reduced(header, chosen, pixels.count):
         return None
     _put_frames(header, pixels, chosen, vr)

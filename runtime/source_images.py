@@ -102,5 +102,5 @@ def _source(image: SentImage, place: int) -> SourceImage:
         raise InvalidInput(f"{image.name} lacks the DICOM attribute {missing[0]}: a document cannot refer to it.")
     if frames == 1:
         return SourceImage(header, (), place)
-    chosen = choose_frames(image.name, cine, image.selection, sys.maxsize)  # the server says how many it takes
+    chosen = choose_frames(image.name, frames, image.selection, sys.maxsize, cine)  # the server has a limit
     return SourceImage(header, tuple(index + 1 for index in chosen), place)
