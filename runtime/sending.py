@@ -82,7 +82,7 @@ def _by_upload(sending: Sending, limits: pb.Limits) -> Sending:
     if sending.size > limits.max_upload_bytes:
         raise NotPossibleHere(
             f"{sending.image.name} has {_up(sending.size)} MB, and the server takes files of up to "
-            f"{limits.max_upload_bytes >> 20} MB: {_smaller(sending)}, or start the server with a larger --max-upload-mb."
+            f"{limits.max_upload_bytes >> 20} MB: {_smaller(sending)}."
         )
     return Sending(sending.image, sending.size, uploaded=True)
 
@@ -91,14 +91,14 @@ def no_uploads(sending: Sending) -> NotPossibleHere:
     """The sentence for a server without Upload."""
     return NotPossibleHere(
         f"{sending.image.name} has {_up(sending.size)} MB, more than fits in a request to this server, and it takes no "
-        f"uploads: {_smaller(sending)}, or start the server with a larger --max-message-mb."
+        f"uploads: {_smaller(sending)}, or start the server with --upload-mb or a larger --max-message-mb."
     )
 
 
 def _smaller(sending: Sending) -> str:
     with sending.image.open() as file:
         if not is_dicom(file.read(HEAD_BYTES)):
-            return "send fewer or smaller images"
+            return "send a smaller file, or fewer of them"
     try:
         import pydicom  # noqa: F401
     except ImportError:

@@ -203,6 +203,11 @@ int run(const std::vector<std::string>& words) {
   const CancelOnSignal cancelling(client, interrupts);
   const v1::Result result = options.study ? ask_as_study(client, options) : ask(client, options, "");
   std::cout << "\n\n" << result.notice() << "\n";
+  for (const v1::Picture& picture : result.pictures()) {
+    const bool of_call = picture.file_case() == v1::Picture::kImage;
+    for (const std::string& note : picture.notes())
+      std::cerr << "image " << (of_call ? picture.image() : picture.study_image()) << ", frame " << picture.frame() << ": " << note << "\n";
+  }
   std::cerr << result.usage().generated_tokens() << " tokens in " << result.timings().total_seconds() << " s, " << result.model()
             << ", bundle " << result.bundle_id() << "\n";
   return 0;
