@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image_kinds import HEAD_BYTES, is_dicom
 from echovlm_edge.runtime.image_path import SentImage
+from echovlm_edge.runtime.imaging.media_types import DICOM, sniff
+from echovlm_edge.runtime.imaging.video_formats import HEAD_BYTES
 from echovlm_edge.runtime.request import ImageInput, OriginalFrames
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def cut_cine(image: SentImage) -> ImageInput | None:
         return None
     with image.open() as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what pydicom finds odd: the server judges
-        if not is_dicom(file.read(HEAD_BYTES)):
+        if sniff(file.read(HEAD_BYTES)) != DICOM:
             return None
         try:
             return _cut(file, image)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image_kinds import DICOM, HEAD_BYTES, KINDS, is_dicom, kind_of
 from echovlm_edge.runtime.image_path import unreadable
+from echovlm_edge.runtime.imaging.media_types import DICOM, TAKEN, sniff
+from echovlm_edge.runtime.imaging.video_formats import HEAD_BYTES
 
 DICOMDIR = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage
 # Without pixels, so that gigabytes are ordered in a moment. Rows: reports and presentation states have none.
@@ -58,7 +59,7 @@ def find_images(path: Path) -> FoundImages:
     """
     if path.is_dir():
         return _not_empty(f"The folder {path}", _ordered(_files(path)))
-    if path.is_file() and is_dicom(_head(path)) and _is_directory(path):
+    if path.is_file() and sniff(_head(path)) == DICOM and _is_directory(path):
         return _not_empty(f"The DICOMDIR {path}", _listed(path))
     return FoundImages((path,), 0)
 
@@ -66,7 +67,7 @@ def find_images(path: Path) -> FoundImages:
 def _not_empty(what: str, found: FoundImages) -> FoundImages:
     if not found.paths:
         others = f" ({found.skipped} other {'file' if found.skipped == 1 else 'files'})" if found.skipped else ""
-        raise InvalidInput(f"{what} holds no image{others}: give {KINDS} files.")
+        raise InvalidInput(f"{what} holds no image{others}: give one that holds {TAKEN}.")
     return found
 
 
@@ -99,7 +100,7 @@ def _ordered(files: Iterable[Path]) -> FoundImages:
     dicom: list[tuple[tuple[Any, ...], Path]] = []
     pictures, skipped = [], 0
     for path in files:
-        kind = kind_of(_head(path))
+        kind = sniff(_head(path))
         if kind == DICOM and not _is_directory(path):
             place = _place(path)
             dicom += [(place, path)] if place is not None else []

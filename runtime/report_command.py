@@ -23,8 +23,8 @@ from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.documents import asked_documents
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.image_folder import find_images
-from echovlm_edge.runtime.image_kinds import KINDS
 from echovlm_edge.runtime.image_path import ImagePath, SentImage
+from echovlm_edge.runtime.imaging.media_types import TAKEN
 from echovlm_edge.runtime.loopback import DEFAULT_ADDRESS
 from echovlm_edge.runtime.request import FrameSelection, Sampling
 from echovlm_edge.runtime.tasks import Language, Region, Task
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="PATH",
-        help=f"{KINDS} files, in order; a folder or a DICOMDIR stands for its images",
+        help=f"images in order, each {TAKEN}; a folder or a DICOMDIR stands for its images",
     )
     add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
     add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")

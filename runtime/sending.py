@@ -10,8 +10,9 @@ from pathlib import Path
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.cine_cutting import cut_cine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image_kinds import HEAD_BYTES, is_dicom
 from echovlm_edge.runtime.image_path import SentImage, size_of, unreadable
+from echovlm_edge.runtime.imaging.media_types import DICOM, sniff
+from echovlm_edge.runtime.imaging.video_formats import HEAD_BYTES
 from echovlm_edge.runtime.request import ImageInput
 
 # So much, and so many images, any server takes: they are sent as they are, without a question first. Stills are of this size;
@@ -97,7 +98,7 @@ def no_uploads(sending: Sending) -> NotPossibleHere:
 
 def _smaller(sending: Sending) -> str:
     with sending.image.open() as file:
-        if not is_dicom(file.read(HEAD_BYTES)):
+        if sniff(file.read(HEAD_BYTES)) != DICOM:
             return "send a smaller file, or fewer of them"
     try:
         import pydicom  # noqa: F401

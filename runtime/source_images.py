@@ -15,10 +15,11 @@ from pydicom.dataset import Dataset
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.image_kinds import DICOM, HEAD_BYTES, is_dicom
 from echovlm_edge.runtime.image_path import SentImage
 from echovlm_edge.runtime.imaging.dicom.frames import choose_frames, read_cine
 from echovlm_edge.runtime.imaging.dicom.pixel_data import stated_frames
+from echovlm_edge.runtime.imaging.media_types import DICOM, sniff
+from echovlm_edge.runtime.imaging.video_formats import HEAD_BYTES
 
 LONGEST_ELEMENT = 1 << 20  # bytes; no identifier is longer, and what is stays unread
 REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -82,7 +83,7 @@ def _is_dicom(image: SentImage) -> bool:
     if image.media_type == DICOM:
         return True
     with image.open() as file:
-        return is_dicom(file.read(HEAD_BYTES))
+        return sniff(file.read(HEAD_BYTES)) == DICOM
 
 
 def _source(image: SentImage, place: int) -> SourceImage:

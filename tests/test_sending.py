@@ -147,7 +147,9 @@ def test_a_file_that_changes_meanwhile_is_not_reported_about(
 def test_a_server_without_uploads_is_one_sentence(service: tuple[Recording, str]) -> None:
     recording, address = service
     video = ImageInput(random_bytes(5 * MB + 1), name="a.avi")
-    sentence = r"^a\.avi has 6 MB, more than fits in a request .* takes no uploads: send a smaller file, .* --upload-mb .*\.$"
+    sentence = (
+        r"^a\.avi has 6 MB, more than fits in a request .* takes no uploads: send a smaller file, .* --upload-mb .*\.$"
+    )
     recording.refusals = [grpc.StatusCode.UNIMPLEMENTED]
     with pytest.raises(NotPossibleHere, match=sentence):
         send(address, video)
@@ -162,9 +164,7 @@ def test_too_large_for_an_upload_names_both_sizes(
 ) -> None:
     recording, address = service
     recording.limits.max_upload_bytes = 5 * MB
-    with pytest.raises(
-        NotPossibleHere, match=r"^a\.avi has 7 MB, .* up to 5 MB: send a smaller file"
-    ):
+    with pytest.raises(NotPossibleHere, match=r"^a\.avi has 7 MB, .* up to 5 MB: send a smaller file"):
         send(address, ImageInput(random_bytes(6 * MB + 1), name="a.avi"))
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(NotPossibleHere, match=r"^a\.dcm has 7 MB, .*: install pydicom here"):

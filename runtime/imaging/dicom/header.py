@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from typing import BinaryIO
 
@@ -14,40 +13,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from echovlm_edge.runtime.errors import InvalidInput
 
-HEAD_BYTES = 144  # what `looks_like_dicom` needs
 MOST_INFLATED = 256 << 20  # bytes of a deflated data set: as large as a file may be
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-# The first elements of a data set that begins with group 0008: its length, Length to End, Specific Character Set,
-# Language Code, Image Type, dates of the instance, SOP Class and SOP Instance.
-FIRST_ELEMENTS = (0x0000, 0x0001, 0x0005, 0x0006, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018)
-SHORT_VALUES = (b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"SH", b"TM", b"UI", b"UL")
-LONGEST_FIRST_VALUE = 1024
-
-
-def looks_like_dicom(head: bytes) -> bool:
-    """Tell a DICOM file by its first HEAD_BYTES.
-
-    That is a preamble (PS3.10 7.1); or file meta information without one; or a data set alone that begins with group 0008,
-    in little endian, as older devices and archives write it.
-    """
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 8:
-        return False
-    group, element = struct.unpack("<HH", head[:4])
-    explicit = head[4:6] in SHORT_VALUES
-    if group == 0x0002:
-        return element in (0x0000, 0x0001, 0x0002, 0x0010) and (explicit or head[4:6] == b"OB")
-    if group != 0x0008 or element not in FIRST_ELEMENTS:
-        return False
-    length = struct.unpack("<H", head[6:8])[0] if explicit else struct.unpack("<L", head[4:8])[0]
-    if length % 2 or length > LONGEST_FIRST_VALUE:
-        return False
-    following = head[8 + length : 12 + length]
-    if len(following) < 4:  # the second element is out of sight
-        return explicit
-    next_group, next_element = struct.unpack("<HH", following)
-    return next_group == 0x0008 and next_element > element
 
 
 def read_header(file: BinaryIO, name: str) -> tuple[BinaryIO, Dataset]:
