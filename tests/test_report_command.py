@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,3 +162,11 @@ def test_json_has_every_count(
 ) -> None:
     assert report_command.main(["--server", recording[1], "--image", str(files[0]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["usage"] == USAGE
+
+
+def test_progress_is_said_in_megabytes() -> None:
+    said: list[str] = []
+    status = SimpleNamespace(update=said.append)
+    for sent, total in ((120 << 20, (400 << 20) - 5), (1, 1), (1 << 20, 1 << 20)):
+        report_command._say_sent(status, sent, total)  # type: ignore[arg-type]
+    assert said == ["sending 120 of 400 MB", "sending 0 of 1 MB", "sending 1 of 1 MB"]
