@@ -82,7 +82,6 @@ def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
         return None
     file.seek(0)
     header = dcmread(file, stop_before_pixels=True, force=True, defer_size=LONGEST_ELEMENT)
-    vr = _stored_vr(file)
     try:
         pixels = locate(file, header, image.name)
     except InvalidInput:
@@ -93,7 +92,7 @@ def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
     chosen = choose_frames(image.name, pixels.count, image.selection, sys.maxsize, cine)  # the server has a limit
     if len(chosen) >= pixels.count or not _reduced(header, chosen, pixels.count):
         return None
-    _put_frames(header, pixels, chosen, vr)
+    _put_frames(header, pixels, chosen)
     header.preamble = bytes(128)
     written = io.BytesIO()
     header.save_as(written)
@@ -116,14 +115,6 @@ def _has_still_frames(file: BinaryIO) -> bool:
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = str(meta.get("TransferSyntaxUID", "")).strip(" \0")
     return syntax in STILL_FRAMES or (syntax.startswith(JPEG_FAMILY) and not syntax.startswith(VIDEO))
-
-
-def _stored_vr(file: BinaryIO) -> str:
-    """OB or OW, as the pixel data that follows says; OW where it says neither, as in implicit VR."""
-    at = file.tell()
-    vr = file.read(6)[4:]
-    file.seek(at)
-    return vr.decode() if vr in (b"OB", b"OW") else "OW"
 
 
 def _reduced(header: Dataset, chosen: Sequence[int], count: int) -> bool:
@@ -149,7 +140,7 @@ def _reduced(header: Dataset, chosen: Sequence[int], count: int) -> bool:
     return True
 
 
-def _put_frames(header: Dataset, pixels: PixelData, chosen: Sequence[int], vr: str) -> None:
+def _put_frames(header: Dataset, pixels: PixelData, chosen: Sequence[int]) -> None:
     from pydicom.encaps import encapsulate
 
     frames = (pixels.read(index) for index in chosen)
@@ -157,5 +148,7 @@ def _put_frames(header: Dataset, pixels: PixelData, chosen: Sequence[int], vr: s
         header.add_new(PIXEL_DATA, "OB", encapsulate(list(frames)))
         header[PIXEL_DATA].is_undefined_length = True
     else:
-        # A buffer, which pydicom copies piece by piece: bytes would be held three times.
+        # Bytes in their own order, which OW would swap in big endian (PS3.5 7.3). A buffer, which pydicom copies piece by
+        # piece: bytes would be held three times.
+        vr = "OB" if header.BitsAllocated <= 8 else "OW"
         header.add_new(PIXEL_DATA, vr, io.BytesIO(b"".join(frames)))

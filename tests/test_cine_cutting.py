@@ -30,11 +30,11 @@ from pydicom.uid import (
 )
 
 from echovlm_edge.runtime.cine_cutting import cut_cine
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.image_path import ImagePath
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames
-from tests.dicom_files import encode, region, saved, ultrasound
+from tests.dicom_files import encode, region, saved, shipped, ultrasound
 
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
 CODED = (JPEGBaseline8Bit, JPEG2000Lossless, RLELossless)
@@ -96,6 +96,13 @@ def assert_cut(image: ImageInput) -> ImageInput:
     return cut
 
 
+def shown_or_refused(image: ImageInput) -> object:
+    try:
+        return shown(image)
+    except (InvalidInput, NotPossibleHere) as error:
+        return str(error)
+
+
 def with_window(center: float) -> Dataset:
     """One frame's functional groups: a window of its own."""
     group, window = Dataset(), Dataset()
@@ -127,7 +134,43 @@ def test_the_same_pictures_and_numbers_cut_or_whole(data: st.DataObject) -> None
         dataset = coded(pixels, syntax, data.draw(st.booleans(), "extended"), pieces, **attributes)
     else:
         dataset = cine(pixels, syntax, **attributes)
+        if data.draw(st.booleans(), "in words"):  # in big endian, bytes change places
+            dataset["PixelData"].VR = "OW"
     assert_cut(as_image(dataset, FrameSelection(tuple(indices), spaced)))
+
+
+HEADERS = [
+    saved(dataset)
+    for dataset in (
+        cine(noise(6), WindowCenter=100, WindowWidth=50, SequenceOfUltrasoundRegions=[region(0, 0, 29, 29)]),
+        cine(noise(6), ImplicitVRLittleEndian, PerFrameFunctionalGroupsSequence=[with_window(50)] * 6),
+        cine(noise(6), ExplicitVRBigEndian),
+        coded(noise(6), JPEGBaseline8Bit),
+        coded(noise(6), JPEG2000Lossless, extended=True),
+    )
+]
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(
+    st.sampled_from(HEADERS),
+    st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=3),
+    st.sampled_from([MIDDLE, FrameSelection((3, 1)), FrameSelection((), 2)]),
+)
+def test_damage_is_shown_or_refused_alike(
+    file: bytes, damage: list[tuple[int, int]], selection: FrameSelection
+) -> None:
+    damaged = bytearray(file)
+    for place, value in damage:
+        damaged[place] = value
+    image = ImageInput(bytes(damaged), name="cine.dcm", selection=selection)
+    try:
+        cut = cut_cine(image)
+    except InvalidInput as error:
+        assert str(error).startswith("cine.dcm has no frame")
+        return
+    if cut:
+        assert shown_or_refused(cut) == shown_or_refused(image)
 
 
 def test_a_dark_frame_keeps_its_own_range() -> None:
@@ -258,6 +301,14 @@ class Counting(io.FileIO):
         found = super().read(-1 if size is None else size) or b""
         Counting.read_bytes += len(found)
         return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["examples_ybr_color.dcm", "rtdose_rle.dcm", "rtdose_expb.dcm", "SC_rgb_rle_16bit_2frame.dcm"],
+)
+def test_files_of_other_makers(name: str) -> None:
+    assert_cut(ImageInput(shipped(name), name="cine.dcm", selection=FrameSelection((1,))))
 
 
 @pytest.mark.parametrize("make", [cine, lambda pixels: coded(pixels, JPEGBaseline8Bit)], ids=["native", "coded"])
