@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,9 @@ def _columns(pictures: Sequence[pb.Picture]) -> dict[str, Callable[[pb.Picture],
 def _file(picture: pb.Picture, names: Sequence[str]) -> str:
     if picture.WhichOneof("file") == "study_image":
         return f"image {picture.study_image} of the study"
-    return names[picture.image - 1] if 0 < picture.image <= len(names) else f"image {picture.image}"
+    if not 0 < picture.image <= len(names):
+        return f"image {picture.image}"
+    return os.fsencode(names[picture.image - 1]).decode("utf-8", "replace")  # a file's name may be any bytes
 
 
 def _fields(message: Any) -> dict[str, Any]:

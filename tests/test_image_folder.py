@@ -131,6 +131,7 @@ def test_a_dicomdir_gives_its_images_in_its_order(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found.paths] == ["S1/B", "S1/A", "C"] and found.skipped == 1
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 @pytest.mark.parametrize(
     ("listed", "sentence"),
     [

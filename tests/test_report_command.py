@@ -114,6 +114,16 @@ def test_what_the_model_was_shown_is_printed_within_80_columns(
     assert said.count("frames are there") == 1, "a note is said once a file"
 
 
+def test_a_name_that_is_no_text_is_printed_all_the_same(
+    recording: tuple[Recording, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    path.write_bytes(png(8, 8))
+    recording[0].result.pictures.append(PICTURES[1])
+    assert report_command.main(["--server", recording[1], "--image", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"][0]["file"] == "\ufffd.png"
+
+
 def test_a_column_that_says_nothing_is_left_out(
     recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

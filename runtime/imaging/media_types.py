@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echovlm_edge.runtime.imaging.dicom.header import looks_like_dicom
+from echovlm_edge.runtime.imaging.dicom.first_bytes import looks_like_dicom
 from echovlm_edge.runtime.imaging.video_formats import container_format
 
 DICOM = "application/dicom"
