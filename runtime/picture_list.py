@@ -45,11 +45,10 @@ def print_pictures(pictures: Sequence[pb.Picture], names: Sequence[str], console
         table.add_column(name, justify="right", no_wrap=True)
     shown = None
     for picture in pictures:
-        file = _file(picture, names)
-        # A cine's name stands on its first row alone.
-        first = "" if file == shown else file
-        table.add_row(_plain(first), *(value(picture) for value in columns.values()))
-        shown = file
+        image = picture.image, picture.study_image
+        name = "" if image == shown else _file(picture, names)  # a cine's stands in its first row alone
+        table.add_row(_plain(name), *(value(picture) for value in columns.values()))
+        shown = image
     console.print()
     console.print(table)
     for note in _notes(pictures, names):
