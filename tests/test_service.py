@@ -282,7 +282,7 @@ def test_an_ipv6_address_can_be_given_to_a_client(engine: SlowEngine) -> None:
 def test_a_message_over_the_limit_is_refused(engine: SlowEngine) -> None:
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", limits=CallLimits(1 << 20)))
     with ReportClient(server.address) as client, pytest.raises(NotPossibleHere, match="larger than max"):
-        list(client.generate(ReportRequest(images=[ImageInput(bytes(2 << 20))])))
+        list(client.generate(ReportRequest(images=[ImageInput(b"image")], prompt="?" * (2 << 20))))
     server.stop()
 
 
@@ -314,7 +314,7 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
         assert report_command.main([*ask, *too_many]) == 2
         assert "the context holds" in capsys.readouterr().err
         assert report_command.main(["--server", address, "--image", __file__]) == 2
-        assert f"{Path(__file__).name} is neither DICOM nor PNG nor JPEG" in capsys.readouterr().err
+        assert f"{Path(__file__).name} is of no known kind" in capsys.readouterr().err
         assert report_command.main(["--server", address, "--image", "/nowhere.dcm"]) == 2
         assert "/nowhere.dcm cannot be read" in capsys.readouterr().err
         server.stop()
