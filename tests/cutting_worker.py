@@ -9,6 +9,7 @@ The last three bytes of a file are its picture's only pixel. What stands before 
 
 import json
 import os
+import socket
 import struct
 
 ASKED, ANSWERED, LENGTH = struct.Struct(">QBQQ"), struct.Struct(">QiQ"), struct.Struct(">I")
@@ -34,16 +35,22 @@ def main() -> None:
     ready = packed({"holds": [], "lacks": [], "undecodable": []})
     os.write(1, ANSWERED.pack(0, 0, len(ready)) + ready)
     rest = b""
+    requests = socket.socket(fileno=0)
     cut = int(os.environ.get("CUT_REQUEST", "0"))
     while True:
         if cut:
             read(cut)
             os._exit(0)
-        number, kind, size, _ = ASKED.unpack(read(ASKED.size))
+        head, files, _, _ = socket.recv_fds(requests, ASKED.size, 1)
+        if not head:
+            os._exit(0)
+        number, kind, size, _ = ASKED.unpack(head + read(ASKED.size - len(head)))
         if kind == UNWANTED:
             continue
-        file = read(size)
-        what, _, more = file[LENGTH.size + LENGTH.unpack(file[: LENGTH.size])[0] :].partition(b":")
+        read(size)
+        file = os.pread(files[0], 1 << 20, 0)
+        os.close(files[0])
+        what, _, more = file.partition(b":")
         body = packed({"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], None, []]]]}, file[-3:])
         answer = rest + ANSWERED.pack(number + (what == b"number"), 0, len(body)) + body
         rest = b""

@@ -32,9 +32,10 @@ from tests.dicom_files import shipped
 
 # Prints what a process may do that is confined like a decoding process (`worker`) or like the process of a file (`file`).
 PROBE = """
-import ctypes, json, os, signal, socket, sys
+import ctypes, fcntl, json, os, signal, socket, sys
 from pathlib import Path
 from echovlm_edge.runtime.imaging.media_types import PICTURES
+from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
 from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING, PR_SET_NO_NEW_PRIVS, STARTING, confine, confine_to_one_file
 
@@ -46,6 +47,8 @@ if user:
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 reading, writing = os.pipe()
+file = MemoryFile.of([b"file"])
+requests, _ = socket.socketpair()
 worker = os.fork()
 
 def attempts():
@@ -55,6 +58,11 @@ def attempts():
     yield "connect", lambda: socket.socket().connect(("127.0.0.1", port))
     yield "kill the server", lambda: os.kill(server, 0)
     yield "see the server's memory", lambda: os.open(f"/proc/{server}/mem", os.O_RDONLY)
+    yield "change a file that it was given", lambda: os.write(file.descriptor, b"more")
+    yield "shorten it", lambda: os.ftruncate(file.descriptor, 1)
+    yield "unseal it", lambda: fcntl.fcntl(file.descriptor, fcntl.F_ADD_SEALS, 0)
+    yield "control a descriptor", lambda: fcntl.fcntl(file.descriptor, fcntl.F_SETFL, os.O_NONBLOCK)
+    yield "receive files", lambda: requests.recvmsg(1, 1, socket.MSG_DONTWAIT)
     yield "fork", fork
 
 def fork():
@@ -125,12 +133,16 @@ def probed(kind: str, secret: Path, user: int = 0) -> dict[str, dict[str, str]]:
 def test_the_process_of_a_file_can_do_nothing_but_answer(secret: Path, user: int) -> None:
     found = probed("file", secret, user)
     assert "seccomp" in found["holds"], "this kernel has no seccomp"
+    assert found["may"].pop("change a file that it was given") in ("PermissionError", "OSError"), (
+        "sealed, or limited to 0"
+    )
     assert set(found["may"].values()) == {"PermissionError"}, found["may"]
 
 
 @pytest.mark.parametrize("user", [0, pytest.param(NOT_ROOT, marks=needs_root)])
 def test_what_starts_them_can_do_that_alone(secret: Path, user: int) -> None:
     may = probed("worker", secret, user)["may"]
+    assert may.pop("receive files") == "BlockingIOError", "nothing has been sent"
     allowed = {name for name, came in may.items() if came == "yes"}
     assert allowed <= ({"fork", "kill the server"} if landlock.version() < 6 and user else {"fork"}), may
 
@@ -250,12 +262,12 @@ def test_system_calls_have_the_kernels_numbers(column: int) -> None:
 @pytest.mark.parametrize("moment", ["before it is confined", "while it writes"])
 def test_the_process_of_a_file_ends_with_the_one_that_started_it(moment: str) -> None:
     program = f"""
-import os, signal
+import os, signal, socket
 from echovlm_edge.runtime.imaging.sandbox.confinement import confine_to_one_file
 from echovlm_edge.runtime.imaging.sandbox.worker import Worker
 
 starter = os.getpid()
-requests, held_open = os.pipe()
+requests, held_open = socket.socketpair()
 
 def starter_ends():
     os.kill(starter, signal.SIGKILL)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from PIL import Image
 
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
+from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames
 from tests.decoding import RESOLUTION, asker, bomb, has_ended, read
 from tests.dicom_files import png, shipped
 from tests.waiting import wait_for
@@ -61,6 +63,36 @@ def test_it_gives_what_decoding_here_gives(sandbox: DecodeSandbox, image: ImageI
         (frame.name, frame.resolution, frame.origin) for frame in expected
     ]
     assert all(np.array_equal(ours.pixels, theirs.pixels) for ours, theirs in zip(frames, expected, strict=True))
+
+
+def test_a_file_in_memory_is_read_like_its_bytes(sandbox: DecodeSandbox) -> None:
+    for image in (ImageInput(png(90, 61)), CINE):
+        assert isinstance(image.data, bytes)
+        file = MemoryFile.of([image.data])
+        frames = read(sandbox, replace(image, data=file))
+        assert [frame.pixels.tobytes() for frame in frames] == outcome(sandbox, image)
+        assert file.open().read() == image.data, "it was closed, or read away"
+
+
+def test_files_leave_no_descriptors(sandbox: DecodeSandbox) -> None:
+    def opened() -> list[int]:
+        return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (os.getpid(), *sandbox.pids())]
+
+    wait_for(lambda: len(sandbox.pids()) == 2)
+    for _ in range(2):  # once in each of them
+        read(sandbox, ImageInput(png(64, 64)))
+    before = opened()
+    for data in (png(64, 64), b"text", b"") * 4:
+        outcome(sandbox, ImageInput(data))
+        outcome(sandbox, ImageInput(MemoryFile.of([data])))
+    assert sorted(opened()) == sorted(before)
+
+
+def test_a_shortened_cine_has_the_originals_numbers(sandbox: DecodeSandbox) -> None:
+    """`measure` believes as many frames as the file was shortened to."""
+    shortened = replace(CINE, selection=FrameSelection((0, 1, 2)), original=OriginalFrames((7, 20, 90), 120))
+    assert len(sandbox.measure(shortened, RESOLUTION).sizes) == 3
+    assert [frame.name for frame in read(sandbox, shortened)] == [f"cine, frame {number}" for number in (7, 20, 90)]
 
 
 def outcome(decoder: DecodeSandbox | LocalDecoder, image: ImageInput) -> object:

@@ -18,7 +18,7 @@ from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.sandbox import process as decode_process
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, ASKED, LENGTH
+from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, ASKED, LENGTH, described
 from echovlm_edge.runtime.request import ImageInput, Resolution
 from tests.decoding import asker
 
@@ -59,13 +59,13 @@ def test_cut_at_every_byte_of_the_answer(sandbox: DecodeSandbox) -> None:
 
 
 def test_cut_at_every_byte_of_the_request(sandbox: DecodeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    header = {"name": "image 1", "media_type": "", "indices": (), "evenly_spaced": 0, "crop_to_regions": True}
-    request = ASKED.size + sum(map(len, decode_process.packed({**header, "resolution": PIXEL.resolution}, b"cut:EVI")))
+    header = described(ImageInput(b""), PIXEL.resolution)
+    request = ASKED.size + sum(map(len, decode_process.packed(header)))
     whole = dict(decode_process.ENVIRONMENT)
     for at in range(1, request + 1):
         monkeypatch.setattr(decode_process, "ENVIRONMENT", {**whole, "CUT_REQUEST": str(at)})
         process = decode_process.DecodeProcess(1 << 30, 1, sandbox._images)
-        asked = decode_process.Request(2, {**header, "resolution": PIXEL.resolution}, b"cut:EVI", 1000, 5.0, bool)
+        asked = decode_process.Request(2, header, b"cut:EVI", 1000, 5.0, bool)
         with pytest.raises(decode_process.Lost):
             process.ask(asked)
         assert not process.usable(), "it can be used again"

@@ -22,17 +22,29 @@ CAPABILITY_VERSION_3 = 0x20080522
 OPEN_FILES = 64
 OOM_SCORE = 800  # of -1000 to 1000: where the kernel runs out of memory, this goes before the server
 
-# All that decoding a file that is in memory takes.
+# All that decoding a file that is in memory takes; `fcntl`, to map it.
 DECODING = (
-    *("brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "exit", "exit_group", "fstat", "futex"),
+    *(
+        "brk",
+        "clock_getres",
+        "clock_gettime",
+        "clock_nanosleep",
+        "close",
+        "exit",
+        "exit_group",
+        "fcntl",
+        "fstat",
+        "futex",
+    ),
     *("getcpu", "getpid", "getppid", "getrandom", "getrusage", "gettid", "gettimeofday", "lseek", "madvise"),
     *("membarrier", "mmap", "mprotect", "mremap", "munmap", "nanosleep", "prlimit64", "read", "readv"),
     *("restart_syscall", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield"),
     *("set_robust_list", "sigaltstack", "sysinfo", "time", "times", "uname", "write", "writev"),
 )
-# And what starting a process for each file takes.
+# And what receiving files and starting a process for each takes.
 STARTING = (
-    *("clone", "fork", "kill", "pipe", "pipe2", "poll", "ppoll", "prctl", "pselect6", "select", "wait4", "waitid"),
+    *("clone", "fork", "kill", "pipe", "pipe2", "poll", "ppoll", "prctl", "pselect6", "recvmsg", "select", "wait4"),
+    *("waitid",),
 )
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
+from echovlm_edge.runtime.imaging.memory_file import MemoryFile, MemoryFileWriter
 from echovlm_edge.runtime.imaging.sandbox.confinement import Confinement
 from echovlm_edge.runtime.imaging.sandbox.worker import (
     ANSWERED,
@@ -80,7 +82,7 @@ class Request:
     Attributes:
         kind: MEASURE or DECODE of `worker`.
         header: what goes with the file, as JSON.
-        data: the file.
+        data: the file; one that is in memory already is not copied.
         most_bytes: of the answer; more is not taken.
         seconds: until the answer.
         stopped: whether nobody wants it any more.
@@ -88,7 +90,7 @@ class Request:
 
     kind: int
     header: dict[str, Any] = field(repr=False)
-    data: bytes = field(repr=False)
+    data: bytes | MemoryFile = field(repr=False)
     most_bytes: int
     seconds: float
     stopped: Callable[[], bool]
@@ -109,18 +111,28 @@ class DecodeProcess:
             OSError: no process can be started.
             Lost: it ends at once.
         """
-        self._process = subprocess.Popen(
-            [*WORKER, str(memory_bytes), str(user), json.dumps(asdict(images))],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
-            cwd="/",
+        self._requests, theirs = socket.socketpair()
+        self._requests.setblocking(False)
+        self._spare: MemoryFileWriter | None = (
+            None  # for the next file, which may come when there is no free descriptor
         )
-        assert self._process.stdin and self._process.stdout
-        self._requests, self._answers = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._requests, False)
+        try:
+            self._process = subprocess.Popen(
+                [*WORKER, str(memory_bytes), str(user), json.dumps(asdict(images))],
+                bufsize=0,
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=ENVIRONMENT,
+                cwd="/",
+            )
+        except BaseException:
+            self._requests.close()
+            raise
+        finally:
+            theirs.close()
+        assert self._process.stdout
+        self._answers = self._process.stdout.fileno()
         self._clean = False  # nothing is on its way in either pipe
         try:
             said, _ = unpacked(
@@ -128,6 +140,7 @@ class DecodeProcess:
             )
             self.confinement = Confinement(tuple(said["holds"]), tuple((name, why) for name, why in said["lacks"]))
             self.undecodable = tuple(said["undecodable"])
+            self._spare = MemoryFileWriter()
             self._clean = True
         finally:
             if not self._clean:
@@ -146,37 +159,58 @@ class DecodeProcess:
         """The answer to a request. Whatever is raised meanwhile, here or in the caller's thread, ends the process, unless it has answered.
 
         Raises:
+            OSError: there is no memory, or no descriptor, for the file. The process can be used again.
             Lost, Crashed, NoMemory, TooSlow, Unwanted: see there.
         """
-        number = secrets.randbits(64)
-        body = packed(request.header, request.data)
-        head = ASKED.pack(number, request.kind, sum(map(len, body)), request.most_bytes)
-        deadline = time.monotonic() + request.seconds
-        self._clean = False
+        file = request.data if isinstance(request.data, MemoryFile) else self._written(request.data)
         try:
-            for part in (head, *body):
-                self._send(part, deadline, request.stopped)
-            return memoryview(self._answer(number, request.most_bytes, deadline, request.stopped))
+            return self._asked(request, file)
         finally:
-            if not self._clean:
-                self.end()
+            if file is not request.data:
+                file.close()
+                with suppress(OSError):
+                    self._spare = MemoryFileWriter()
 
     def end(self) -> None:
-        """End it: by a signal where that is allowed, and by closing its pipes."""
+        """End it: by a signal where that is allowed, and by closing both ways to it."""
         self._clean = False
-        for close in (self._process.stdin, self._process.stdout):
-            if close:
+        if self._spare:
+            self._spare.close()
+        for way in (self._requests, self._process.stdout):
+            if way:
                 with suppress(OSError):
-                    close.close()
+                    way.close()
         with suppress(OSError):
             self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE_SECONDS)
 
-    def _send(self, part: bytes, deadline: float, stopped: Callable[[], bool]) -> None:
+    def _written(self, data: bytes) -> MemoryFile:
+        writer, self._spare = self._spare or MemoryFileWriter(), None
+        try:
+            writer.write(data)
+            return writer.finish()
+        finally:
+            writer.close()
+
+    def _asked(self, request: Request, file: MemoryFile) -> memoryview:
+        number = secrets.randbits(64)
+        body = b"".join(packed(request.header))
+        head = ASKED.pack(number, request.kind, len(body), request.most_bytes)
+        deadline = time.monotonic() + request.seconds
+        self._clean = False
+        try:
+            self._send(head + body, deadline, request.stopped, (file.descriptor,))
+            return memoryview(self._answer(number, request.most_bytes, deadline, request.stopped))
+        finally:
+            if not self._clean:
+                self.end()
+
+    def _send(self, message: bytes, deadline: float, stopped: Callable[[], bool], files: tuple[int, ...] = ()) -> None:
+        """Send a message, with descriptors of files on its first byte."""
         poll = select.poll()
         poll.register(self._requests, select.POLLOUT)
-        view, at = memoryview(part), 0
+        view, at = memoryview(message), 0
         while at < len(view):
             if not poll.poll(POLL_MS):
                 if stopped():
@@ -185,7 +219,7 @@ class DecodeProcess:
                     raise Unresponsive
                 continue
             try:
-                at += os.write(self._requests, view[at : at + PIECE_BYTES])
+                at += socket.send_fds(self._requests, [view[at:]], () if at else files)
             except BlockingIOError:
                 continue
             except OSError:

@@ -30,7 +30,7 @@ from echovlm_edge.runtime.imaging.sandbox.process import (
     Unwanted,
 )
 from echovlm_edge.runtime.imaging.sandbox.sources import believed, one_line
-from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, unpacked
+from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, described, unpacked
 from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
 HEADER_BYTES = 1 << 16  # of an answer, besides its pixels
@@ -109,7 +109,8 @@ class DecodeSandbox:
         said, _ = self._ask(MEASURE, image, resolution, HEADER_BYTES, asker, {"key": PROCESS_KEY.hex()})
         with _nothing_believed(image):
             sizes = tuple((_side(height, resolution), _side(width, resolution)) for height, width in said["sizes"])
-            asked_for = len(image.selection.indices) or image.selection.evenly_spaced or 1
+            shortened = len(image.original.numbers) if image.original else 0
+            asked_for = shortened or len(image.selection.indices) or image.selection.evenly_spaced or 1
             if not 1 <= len(sizes) <= min(asked_for, self._images.max_frames):
                 raise ValueError("so many frames were not asked for")
             if any(height * width > most_pixels(resolution) for height, width in sizes):
@@ -144,20 +145,11 @@ class DecodeSandbox:
         self, kind: int, image: ImageInput, resolution: Resolution, most_bytes: int, asker: Asker, more: dict[str, Any]
     ) -> tuple[Any, memoryview]:
         """What a process says of a file, and the pixels with it. A process that is lost is nobody's fault: another one is asked."""
-        if len(image.data) > self._images.max_bytes:  # before it is copied to the process
+        if len(image.data) > self._images.max_bytes:  # before anything of it is looked at
             raise InvalidInput(
                 f"{image.name} has {len(image.data):,} bytes, more than {self._images.max_bytes:,}: send a smaller file."
             )
-        header = {
-            "name": image.name,
-            "media_type": image.media_type,
-            "indices": image.selection.indices,
-            "evenly_spaced": image.selection.evenly_spaced,
-            "crop_to_regions": image.crop_to_regions,
-            "original": image.original and (image.original.numbers, image.original.count),
-            "resolution": resolution,
-            **more,
-        }
+        header = {**described(image, resolution), **more}
         request = Request(kind, header, image.data, most_bytes, self._limits.seconds, asker.stopped)
         try:
             try:
@@ -166,6 +158,11 @@ class DecodeSandbox:
                 raise
             except Lost:
                 answer = self._answer(request, asker)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise Unavailable(
+                f"{image.name} cannot be given to a process that decodes it ({reason}): ask again."
+            ) from None
         except Lost:
             raise Unavailable(f"The process that decoded {image.name} was lost: ask again.") from None
         except Unwanted:

@@ -21,6 +21,7 @@ NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "close": (3, 57),
     "exit": (60, 93),
     "exit_group": (231, 94),
+    "fcntl": (72, 25),
     "fork": (57, None),
     "fstat": (5, 80),
     "futex": (202, 98),
@@ -49,6 +50,7 @@ NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "pselect6": (270, 72),
     "read": (0, 63),
     "readv": (19, 65),
+    "recvmsg": (47, 212),
     "restart_syscall": (219, 128),
     "rseq": (334, 293),
     "rt_sigaction": (13, 134),
@@ -92,6 +94,7 @@ LOAD_WORD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, JUMP_IF_ANY_BIT, RETURN = 0x20, 0x15
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data; arguments of 8 bytes, the low half first
 PROT_EXEC = 4
+F_DUPFD_CLOEXEC, F_GET_SEALS = 1030, 1034  # linux/fcntl.h
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
@@ -99,7 +102,8 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, co
 def install(allowed: tuple[str, ...]) -> None:
     """Allow these calls alone from now on, in this thread and in what it starts. It cannot be undone, only be tightened.
 
-    `prlimit64` is allowed for this process alone; memory cannot be made executable.
+    `prlimit64` is allowed for this process alone; memory cannot be made executable; `fcntl` duplicates a descriptor or says how a
+    file is sealed.
 
     Raises:
         OSError: the kernel has no seccomp, or no table for this architecture is here.
@@ -142,6 +146,9 @@ def _checks(name: str) -> list[Instruction]:
     refuse = RETURN, 0, 0, ERRNO | errno.EPERM
     if name == "prlimit64":  # the first argument: a process, 0 for this one
         return [(LOAD_WORD, 0, 0, ARGUMENTS_AT), (JUMP_IF_EQUAL, 1, 0, 0), refuse]
+    if name == "fcntl":  # the second argument: what to do
+        allowed = (JUMP_IF_EQUAL, 2, 0, F_DUPFD_CLOEXEC), (JUMP_IF_EQUAL, 1, 0, F_GET_SEALS)
+        return [(LOAD_WORD, 0, 0, ARGUMENTS_AT + 8), *allowed, refuse]
     if name in ("mmap", "mprotect"):  # the third argument: protection
         return [(LOAD_WORD, 0, 0, ARGUMENTS_AT + 2 * 8), (JUMP_IF_ANY_BIT, 0, 1, PROT_EXEC), refuse]
     return []

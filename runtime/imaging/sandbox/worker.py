@@ -1,9 +1,10 @@
 """The process that image files are decoded in. It loads every decoder, gives up what it could do harm with, and then starts a
 process for each file, which gives up still more and is never used for another one: what a hostile file does to it ends with it.
 
-It never parses what it passes on. A message to it is `ASKED` and a body: a file with what is wanted of it, or nothing
-where the file of that number is no longer wanted. It answers with `ANSWERED` and what the file's process wrote: a length of
-four bytes, JSON, and pixels. The number is the request's, so that no answer is taken for another's.
+It never parses what it passes on. A message to it is `ASKED` and a body that says what is wanted of a file; the file's descriptor
+comes with the first byte. Where the file of that number is no longer wanted, there is neither. It answers with `ANSWERED` and what
+the file's process wrote. Both bodies are a length of four bytes and JSON; behind an answer's come pixels. The number is the
+request's, so that no answer is taken for another's.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import os
 import resource
 import select
 import signal
+import socket
 import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,11 @@ from typing import Any
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
+from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.preprocess import fit
+from echovlm_edge.runtime.imaging.sandbox import sources
 from echovlm_edge.runtime.imaging.sandbox.confinement import confine, confine_to_one_file
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, load_decoders, sample
-from echovlm_edge.runtime.imaging.sandbox.sources import described
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 
 ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
@@ -59,6 +63,19 @@ def unpacked(body: memoryview) -> tuple[Any, memoryview]:
     return json.loads(bytes(body[LENGTH.size : end])), body[end:]
 
 
+def described(image: ImageInput, resolution: Resolution) -> dict[str, Any]:
+    """What goes with a file, as JSON."""
+    return {
+        "name": image.name,
+        "media_type": image.media_type,
+        "indices": image.selection.indices,
+        "evenly_spaced": image.selection.evenly_spaced,
+        "crop_to_regions": image.crop_to_regions,
+        "original": image.original and (image.original.numbers, image.original.count),
+        "resolution": resolution,
+    }
+
+
 def main() -> None:
     """`python -m echovlm_edge.runtime.imaging.sandbox.worker MEMORY_BYTES USER LIMITS`, started by `process`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd signals the whole group
@@ -66,7 +83,7 @@ def main() -> None:
     give_way()  # who waits for a refusal goes before who waits for a picture
     memory_bytes, user, limits = int(sys.argv[1]), int(sys.argv[2]), ImageLimits(**json.loads(sys.argv[3]))
     # What libraries print belongs neither into the answers nor into the server's log.
-    requests, answers, nowhere = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
+    requests, answers, nowhere = socket.socket(fileno=os.dup(0)), os.dup(1), os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -85,23 +102,43 @@ def main() -> None:
     worker.serve(limits)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A message's head.
+
+    Attributes:
+        number: the request's.
+        kind: what is asked.
+        size: bytes of the body.
+        most: bytes that may be answered.
+        files: descriptors that came with it.
+    """
+
+    number: int
+    kind: int
+    size: int
+    most: int
+    files: tuple[int, ...]
+
+
 class Worker:
     """Starts a process for each file that comes through `requests`, and passes on what it writes."""
 
-    def __init__(self, requests: int, answers: int, confined: Callable[[], None]) -> None:
-        """Both are file descriptors; `confined` is called in the process of a file before it sees the file."""
+    def __init__(self, requests: socket.socket, answers: int, confined: Callable[[], None]) -> None:
+        """`requests` is a Unix socket, `answers` a descriptor; `confined` is called in the process of a file before it sees the file."""
         self._requests, self._answers, self._confined = requests, answers, confined
 
     def serve(self, limits: ImageLimits) -> None:
         """Until the server is gone: then there is nothing more to read."""
         while (asked := self._next()) is not None:
-            number, kind, size, most = asked
-            if kind == UNWANTED:  # the answer had been sent already
+            if asked.kind == UNWANTED:  # the answer had been sent already
                 continue
-            body = self._read(size)
-            ended, written = self._in_own_process(number, partial(answer_of, kind, body, limits), most)
-            del body
-            self.answer(number, ended, written)
+            body = self._read(asked.size)
+            (file,) = asked.files
+            work = partial(answer_of, asked.kind, body, file, limits)
+            ended, written = self._in_own_process(asked.number, work, asked.most)
+            os.close(file)
+            self.answer(asked.number, ended, written)
 
     def answer(self, number: int, ended: int, written: bytes | bytearray) -> None:
         """Send an answer."""
@@ -117,19 +154,20 @@ class Worker:
         found: list[str] = json.loads(written)
         return found
 
-    def _next(self) -> tuple[int, int, int, int] | None:
-        head = self._read(ASKED.size, may_end=True)
-        return ASKED.unpack(head) if head else None
+    def _next(self) -> Asked | None:
+        head, files, _, _ = socket.recv_fds(self._requests, ASKED.size, 1)
+        if not head:
+            return None
+        number, kind, size, most = ASKED.unpack(head + self._read(ASKED.size - len(head)))
+        return Asked(number, kind, size, most, tuple(files))
 
-    def _read(self, count: int, may_end: bool = False) -> bytearray:
+    def _read(self, count: int) -> bytearray:
         """So many bytes. The server's end is this process's too."""
         found = bytearray(count)
         view, at = memoryview(found), 0
         while at < count:
-            got = os.readv(self._requests, [view[at:]])
+            got = os.readv(self._requests.fileno(), [view[at:]])
             if got == 0:
-                if may_end and at == 0:
-                    return bytearray()
                 os._exit(0)
             at += got
         return found
@@ -149,7 +187,7 @@ class Worker:
     def _child(self, work: Callable[[], list[bytes]], reading: int, writing: int) -> None:
         ended = FAILED
         try:
-            os.close(self._requests)
+            self._requests.close()
             os.close(self._answers)
             os.close(reading)  # or a write would wait for this process itself where the other one is gone
             self._confined()
@@ -168,7 +206,7 @@ class Worker:
         poll.register(reading, select.POLLIN)
         while True:
             events = dict(poll.poll(None if open_ else EXIT_POLL_MS))
-            if self._requests in events and self._taken_back(number):
+            if self._requests.fileno() in events and self._taken_back(number):
                 ended = _stopped(child) or -signal.SIGKILL
                 os.kill(child, signal.SIGKILL)
             if reading in events:
@@ -189,15 +227,16 @@ class Worker:
         asked = self._next()
         if asked is None:
             os._exit(0)
-        return asked[0] == number and asked[1] == UNWANTED
+        return (asked.number, asked.kind) == (number, UNWANTED)
 
 
-def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
-    """What is answered about one file: sizes and digests of whose it is, or fitted pixels, or a refusal."""
-    asked, data = unpacked(memoryview(body))
+def answer_of(kind: int, body: bytearray, file: int, limits: ImageLimits) -> list[bytes]:
+    """What is answered about one file, by its descriptor: sizes and digests of whose it is, or fitted pixels, or a refusal."""
+    asked, _ = unpacked(memoryview(body))
     selection = FrameSelection(tuple(asked["indices"]), asked["evenly_spaced"])
-    original = OriginalFrames(*asked["original"]) if asked["original"] else None
-    image = ImageInput(bytes(data), asked["media_type"], asked["name"], selection, asked["crop_to_regions"], original)
+    original = OriginalFrames(tuple(asked["original"][0]), asked["original"][1]) if asked["original"] else None
+    about = asked["media_type"], asked["name"], selection, asked["crop_to_regions"], original
+    image = ImageInput(MemoryFile(file), *about)
     resolution = Resolution(*asked["resolution"])
     try:
         if kind == MEASURE:
@@ -206,7 +245,8 @@ def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
             return packed({"sizes": measured.sizes, **origin})
         frames = decode_image(image, limits, partial(fit, settings=resolution, name=image.name))
         frame_headers = [
-            [*frame.pixels.shape[:2], frame.name, described(frame.source) if frame.source else None] for frame in frames
+            [*frame.pixels.shape[:2], frame.name, sources.described(frame.source) if frame.source else None]
+            for frame in frames
         ]
         return packed({"frames": frame_headers}, *(frame.pixels.tobytes() for frame in frames))
     except InvalidInput as error:
@@ -217,19 +257,13 @@ def answer_of(kind: int, body: bytearray, limits: ImageLimits) -> list[bytes]:
 
 def _rehearse(limits: ImageLimits) -> None:
     """Answer about a file of every encoding, so that whatever is loaded late is loaded now."""
-    wanted = {
-        "indices": [],
-        "evenly_spaced": 0,
-        "media_type": "",
-        "name": "",
-        "crop_to_regions": True,
-        "original": None,
-    }
+    wanted = described(ImageInput(b"", name=""), Resolution(28, 784, 784))
+    request = bytearray(b"".join(packed({**wanted, "key": "00"})))
     for encoding in ENCODINGS:
-        request = packed({**wanted, "resolution": Resolution(28, 784, 784), "key": "00"}, sample(encoding))
+        file = MemoryFile.of([sample(encoding)])
         for kind in (MEASURE, DECODE):
             with suppress(Exception):  # `undecodable` says which
-                answer_of(kind, bytearray(b"".join(request)), limits)
+                answer_of(kind, request, os.dup(file.descriptor), limits)
 
 
 def _stopped(child: int) -> int:
