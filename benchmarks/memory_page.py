@@ -44,6 +44,7 @@ LOAD: dict[str, Any] = {
     "prefix_mb": 64,
     "image_mb": 16,
     "study_mb": 1,
+    "upload_mb": 0,
     "parked_mb": 0,
     "decode_processes": 1,
 }

@@ -37,6 +37,10 @@ class NotFound(UserError):
     """What the request names is not there, or not this client's. gRPC NOT_FOUND."""
 
 
+class NotOffered(UserError):
+    """This server does not do what the call asks for, whatever it holds. gRPC UNIMPLEMENTED."""
+
+
 class Unauthenticated(UserError):
     """Nobody known calls; `tried` is how they said who they are: token, certificate or none. gRPC UNAUTHENTICATED."""
 

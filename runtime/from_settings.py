@@ -22,6 +22,7 @@ from echovlm_edge.runtime.server import ServerOptions, parse_address
 from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
 from echovlm_edge.runtime.studies import StudyLimits
 from echovlm_edge.runtime.tls import TlsFiles
+from echovlm_edge.runtime.uploads import UploadLimits
 
 if TYPE_CHECKING:
     from echovlm_edge.runtime.traces import Traces
@@ -126,7 +127,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
 
 
 def server_options(chosen: ServeSettings) -> ServerOptions:
-    """Where and how it listens, and the limits of calls and studies.
+    """Where and how it listens, and the limits of calls, studies and uploads.
 
     Raises:
         InvalidInput: only some of the certificates.
@@ -140,5 +141,6 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         chosen.request_mb << 20,
         CallLimits(chosen.max_message_mb << 20),
         StudyLimits(chosen.max_studies, chosen.study_mb << 20, expires_after_seconds=60 * chosen.study_minutes),
+        UploadLimits(chosen.upload_mb << 20, expires_after_seconds=60 * chosen.upload_minutes),
         tls_files(chosen),
     )

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import grpc
+from google.protobuf.message import Message
 
+from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.access import Access, log_refusal, traceparent
 from echovlm_edge.runtime.call_record import REQUEST_ID, CallRecord, Observer
 from echovlm_edge.runtime.clients import ANYBODY, Client
 from echovlm_edge.runtime.errors import Busy, InvalidInput, Unauthenticated
 from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
+from echovlm_edge.runtime.receiving_files import FileReceiver, FileReceivingLimits
 from echovlm_edge.runtime.service import NAME, Method, ReportService
 from echovlm_edge.runtime.statuses import CallStatus, Context, Handler, abort, streaming_handler
 from echovlm_edge.runtime.threaded_answer import ThreadedAnswer
@@ -36,6 +40,7 @@ class TransportLimits:
         calls: in flight of all clients, from the metadata to the last byte delivered.
         calls_per_client: of one client.
         receiving: of messages on their way.
+        receiving_files: of uploads on their way.
         delivery_seconds: for a client to take one message of an answer.
         health_seconds: for a health check's request, before it is answered without.
     """
@@ -46,6 +51,7 @@ class TransportLimits:
     calls: int = 2048
     calls_per_client: int = 128
     receiving: ReceivingLimits = field(default_factory=ReceivingLimits)
+    receiving_files: FileReceivingLimits = field(default_factory=FileReceivingLimits)
     delivery_seconds: float = 30.0
     health_seconds: float = 0.25
 
@@ -66,6 +72,7 @@ class ReportCalls(grpc.GenericRpcHandler):
         self._service, self._access, self._threads = service, access, threads
         self._observers, self._limits = observers, limits
         self._receiver = receiver
+        self._files = FileReceiver(limits.receiving_files, receiver, threads)
         self._in_flight: Counter[str] = Counter()
 
     def service(self, details: grpc.HandlerCallDetails) -> Handler | None:
@@ -116,11 +123,34 @@ class ReportCalls(grpc.GenericRpcHandler):
 
     async def _answer(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
         """Carry out a call; returns its status where it failed in its thread."""
+        if method.in_parts:
+            return await self._take_file(method, call, who, context)
         if method.needs_place:
             self._service.admission.check(call.client)
         request = _Request(await self._receiver.receive(lambda: _message(context), who))
+        return await self._answer_from_thread(lambda: request.answers(method, call), call, context)
+
+    async def _take_file(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
+        """Carry out an upload. A file that its sender is not told the id of is forgotten."""
+        with self._files.place(who):
+            file = self._service.uploads.begin(call.client)
+            told = False
+            try:
+                await self._files.receive(
+                    lambda: _part(context), file, lambda data: cast(pb.UploadRequest, method.parse(data)).data
+                )
+                status = await self._answer_from_thread(lambda: _packed(method.answer(file, call)), call, context)
+                told = status is None
+                return status
+            finally:
+                if not told:
+                    file.abandon()
+
+    async def _answer_from_thread(
+        self, make: Callable[[], Iterator[bytes]], call: CallRecord, context: Context
+    ) -> CallStatus | None:
         answer = ThreadedAnswer[bytes]()
-        self._threads.submit(answer.write, lambda: request.answers(method, call), call)
+        self._threads.submit(answer.write, make, call)
         try:
             while isinstance(message := await answer.next(), bytes):
                 await self._deliver(message, context)
@@ -149,7 +179,7 @@ class _Request:
         del data
         messages = method.answer(request, call)
         del request
-        return (message.SerializeToString() for message in messages)
+        return _packed(messages)
 
 
 def identified(access: Access, method: str, context: Context) -> Client:
@@ -171,7 +201,16 @@ def told_apart(client: Client, context: Context) -> str:
 
 
 async def _message(context: Context) -> bytes:
-    data = await context.read()
-    if not isinstance(data, bytes):
+    if (data := await _part(context)) is None:
         raise InvalidInput("The call has no message: send one.")
     return data
+
+
+async def _part(context: Context) -> bytes | None:
+    """Read the call's next message; None where there is no further one."""
+    data = await context.read()
+    return data if isinstance(data, bytes) else None
+
+
+def _packed(messages: Iterator[Message]) -> Iterator[bytes]:
+    return (message.SerializeToString() for message in messages)

@@ -16,6 +16,7 @@ CHEAP = {
     "parked_mb": (0, 64),
     "image_mb": (0, 16),
     "study_mb": (64, 64),
+    "upload_mb": (0, 64),
     "decode_mb": (1024, 256),
     "request_mb": (64, 64),
     "max_message_mb": (8, 1),

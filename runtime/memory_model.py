@@ -17,6 +17,7 @@ from echovlm_edge.runtime.backends import PREFILL_CHUNK
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, TOKENIZER, Manifest, TensorSpec
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.receiving import ReceivingLimits
+from echovlm_edge.runtime.receiving_files import FileReceivingLimits
 
 if TYPE_CHECKING:
     from echovlm_edge.runtime.serve_settings import ServeSettings
@@ -31,7 +32,8 @@ TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the pub
 WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
 DECODER_AT_REST = 64 * MB  # Python, numpy, Pillow, pydicom and its decoders: 38 MB are its own
 MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
-PARSING = 3  # further copies of a message that is being parsed: as bytes, as a message, and its files on their way to a decoder
+PARTS_AT_ONCE = FileReceivingLimits().total  # of uploads; each may be as large as a message
+PARSING = 2  # further copies of a message that is being parsed: as bytes and as a message
 READ_AHEAD = 4  # studies whose pictures are read in the background
 UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memory
 
@@ -278,11 +280,17 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     inside = "--slots, --queue, --max-sequence"
     # The context bounds how many pictures a call holds, and frames come at the model's resolution.
     yield Item("pictures of open studies", settings.study_mb * MB, "--study-mb", When.USED)
+    yield Item("uploaded files", settings.upload_mb * MB, "--upload-mb", When.USED)
     yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
     yield Item("their embeddings", (places + READ_AHEAD) * embeddings, inside, When.USED)
     yield Item("prompts being read", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
     yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
+    parts = PARTS_AT_ONCE * message if settings.upload_mb else 0
+    yield Item("parts of uploads being received", parts, "--upload-mb, --max-message-mb", When.PEAK)
+    # An upload lies in memory as decoders read it; a file of a message is copied for them.
+    copies = settings.decode_processes * message
+    yield Item("files being decoded", copies, "--decode-processes, --max-message-mb", When.PEAK)
 
 
 def _decoding(settings: ServeSettings) -> Iterator[Item]:

@@ -10,6 +10,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.engine import EngineInfo
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
+from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.report import split_sections
 from echovlm_edge.runtime.request import (
     Event,
@@ -17,6 +18,7 @@ from echovlm_edge.runtime.request import (
     FinishReason,
     FrameSelection,
     ImageInput,
+    OriginalFrames,
     Picture,
     Priority,
     Sampling,
@@ -83,7 +85,10 @@ class CallLimits:
             )
         if len(images) > self.images:
             raise InvalidInput(f"The call has {len(images)} images, more than {self.images}: send fewer.")
-        asked = [image.frames.evenly_spaced or len(image.frames.indices.index) or 1 for image in images]
+        asked = [
+            len(image.original.index) or image.frames.evenly_spaced or len(image.frames.indices.index) or 1
+            for image in images
+        ]
         if sum(asked) > self.frames:
             raise InvalidInput(f"The call asks for {sum(asked):,} frames, more than {self.frames}: ask for fewer.")
 
@@ -117,10 +122,34 @@ def sampling(options: pb.GenerationOptions) -> Sampling:
     return Sampling(**given)
 
 
-def image_input(image: pb.Image, number: int) -> ImageInput:
-    """A call's image of that place, counted from 1."""
-    selection = FrameSelection(tuple(image.frames.indices.index), image.frames.evenly_spaced)
-    return ImageInput(image.data, image.media_type, f"image {number}", selection, not image.keep_whole_frame)
+def image_input(image: pb.Image, number: int, uploaded: MemoryFile | None = None) -> ImageInput:
+    """A call's image of that place, counted from 1; `uploaded` is the file that it names.
+
+    Raises:
+        InvalidInput: it has a file of its own besides, or says nonsense of where its frames come from.
+    """
+    name = f"image {number}"
+    if image.data and image.upload:
+        raise InvalidInput(f"{name} has both data and an upload: send one of them.")
+    original = _original(image, name)
+    # A file that was shortened has the frames that are asked for, and no others.
+    indices = range(len(original.numbers)) if original else image.frames.indices.index
+    selection = FrameSelection(tuple(indices), 0 if original else image.frames.evenly_spaced)
+    data = image.data if uploaded is None else uploaded
+    return ImageInput(data, image.media_type, name, selection, not image.keep_whole_frame, original)
+
+
+def _original(image: pb.Image, name: str) -> OriginalFrames | None:
+    if not image.HasField("original"):
+        return None
+    numbers, count = tuple(image.original.index), image.original.count
+    if not numbers:
+        raise InvalidInput(f"{name} names no frames of its original: say one for each frame that it has.")
+    if len(numbers) > (most := ImageLimits().max_frames):
+        raise InvalidInput(f"{name} has {len(numbers):,} frames of its original, at most {most} are read from a file.")
+    if (largest := max(numbers)) >= count:
+        raise InvalidInput(f"{name} says that frame {largest:,} is of an original that has {count:,}, counted from 0.")
+    return OriginalFrames(numbers, count)
 
 
 def event_message(event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.GenerateEvent:
@@ -177,8 +206,8 @@ def picture(shown: Picture) -> pb.Picture:
     )
 
 
-def model_info(info: EngineInfo, limits: CallLimits) -> pb.ModelInfo:
-    """What GetModelInfo says."""
+def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> pb.ModelInfo:
+    """What GetModelInfo says; `max_upload_bytes` is 0 where no uploads are taken."""
     return pb.ModelInfo(
         model=info.model,
         checkpoint_sha256=info.checkpoint_sha256,
@@ -193,6 +222,7 @@ def model_info(info: EngineInfo, limits: CallLimits) -> pb.ModelInfo:
             max_message_bytes=limits.message_bytes,
             max_images=limits.images,
             max_prompt_characters=limits.prompt_characters,
+            max_upload_bytes=max_upload_bytes,
         ),
         languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
         regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],

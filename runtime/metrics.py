@@ -15,10 +15,15 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Metrics:
-    """Told of every call; asks the engine and the studies when it is scraped."""
+    """Told of every call; asks the engine, the studies and the uploads when it is scraped."""
 
-    def __init__(self, stats: Callable[[], EngineStats], studies: Callable[[], tuple[int, int]]) -> None:
-        """`studies` gives how many are open and the bytes of their pictures."""
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats],
+        studies: Callable[[], tuple[int, int]],
+        uploads: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        """`studies` gives how many are open and the bytes of their pictures; `uploads`, how many files there are and their bytes."""
         self.registry = CollectorRegistry()
         registry = self.registry
         self._calls = Counter(
@@ -49,7 +54,7 @@ class Metrics:
             buckets=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
             registry=registry,
         )
-        self._stats, self._studies = stats, studies
+        self._stats, self._studies, self._uploads = stats, studies, uploads
         self.registry.register(self)
 
     def observe(self, call: CallRecord) -> None:
@@ -66,10 +71,11 @@ class Metrics:
                 self._tokens_per_second.observe(len(done.token_ids) / decode)
 
     def collect(self) -> Iterator[Metric]:
-        """What the engine and the studies say now."""
+        """What the engine, the studies and the uploads say now."""
         stats = self._stats()
         scheduler = stats.scheduler
         studies, study_bytes = self._studies()
+        uploads, upload_bytes = self._uploads()
         for name, text, value in (
             ("slots", "Sequences that can run on the decoder at once.", scheduler.slots),
             ("slots_busy", "Sequences that run on it.", scheduler.busy),
@@ -78,6 +84,8 @@ class Metrics:
             ("parked_bytes", "Memory of their keys and values.", scheduler.parked_bytes),
             ("studies", "Open studies.", studies),
             ("study_bytes", "Memory of their pictures.", study_bytes),
+            ("uploads", "Uploaded files, those that are still coming included.", uploads),
+            ("upload_bytes", "Their memory.", upload_bytes),
         ):
             yield GaugeMetricFamily(f"echovlm_{name}", text, value)
         tokens = CounterMetricFamily("echovlm_tokens", "Prompt tokens read or reused, tokens written.", labels=["kind"])

@@ -65,20 +65,38 @@ class Receiver:
         """
         one = _Receiving(client, asyncio.get_running_loop().create_future())
         reading = asyncio.ensure_future(self._read_in_turn(read, one))
+        if await self._comes(reading, self._limits.seconds, one.given_up):
+            return reading.result()
+        if one.given_up.done():
+            raise Busy("Too many messages are on their way, and this one took longest: send it again.", 1.0)
+        raise InvalidInput(f"The call's message did not come within {self._limits.seconds:g} s: send it with the call.")
+
+    async def receive_part(self, read: Read[Message], seconds: float) -> Message:
+        """Wait for a part of a file. It takes no turn and no room of messages: how many files are on their way has its own bounds.
+
+        Raises:
+            InvalidInput: it did not come in time.
+            Unavailable: the server is shutting down.
+        """
+        reading = asyncio.ensure_future(read())
+        if await self._comes(reading, seconds):
+            return reading.result()
+        raise InvalidInput("The upload is too slow, or has stopped: send it again.")
+
+    async def _comes(self, reading: asyncio.Future[Message], seconds: float, *given_up: asyncio.Future[None]) -> bool:
+        """Whether a message comes within the time, and before something else ends the wait; if not, it is no longer read."""
         closed = asyncio.ensure_future(self._closed.wait())
-        waited_for = {reading, closed, one.given_up}
         try:
-            await asyncio.wait(waited_for, timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            waited_for: set[asyncio.Future[Any]] = {reading, closed, *given_up}
+            await asyncio.wait(waited_for, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
-                return reading.result()
+                return True
         finally:
             reading.cancel()
             closed.cancel()
         if self._closed.is_set():
             raise Unavailable(SHUTTING_DOWN)
-        if one.given_up.done():
-            raise Busy("Too many messages are on their way, and this one took longest: send it again.", 1.0)
-        raise InvalidInput(f"The call's message did not come within {self._limits.seconds:g} s: send it with the call.")
+        return False
 
     def close(self) -> None:
         """Give up all that are on their way, and those that come."""

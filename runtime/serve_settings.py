@@ -52,6 +52,8 @@ class ServeSettings(BaseModel):
     max_studies: int = _option(64, "studies open at once", "N", LOAD, ge=0)
     study_mb: int = _option(1024, "memory for their pictures", "N", LOAD, ge=0)
     study_minutes: float = _option(30.0, "a study unused for so long is over", "M", LOAD, gt=0)
+    upload_mb: int = _option(1024, "memory for uploaded files; 0 takes none", "N", LOAD, ge=0)
+    upload_minutes: float = _option(5.0, "an uploaded file unused for so long is forgotten", "M", LOAD, gt=0)
     hang_seconds: float = _option(300.0, "one step so long is a hang", "S", LOAD, gt=0)
     decode_processes: int = _option(2, "that decode image files", "N", LOAD, ge=1, le=64)
     decode_mb: int = _option(3072, "memory of each", "N", LOAD, ge=512)

@@ -32,10 +32,11 @@ from echovlm_edge.runtime.service import NAME, Engine, ReportService
 from echovlm_edge.runtime.service_reflection import Reflection
 from echovlm_edge.runtime.serving import ServedEngine
 from echovlm_edge.runtime.studies import Studies, StudyLimits
+from echovlm_edge.runtime.uploads import UploadLimits, Uploads
 from echovlm_edge.runtime.whole_file import write_whole
 
 SPARE_THREADS = 8  # for calls that need no place while all places are taken
-SWEEP_SECONDS = 30.0  # between two sweeps for studies that are over
+SWEEP_SECONDS = 30.0  # between two sweeps for studies and uploads that are over
 CERTIFICATE_SECONDS = 1.0  # between two readings of the certificates
 RETRY_SECONDS = 30.0  # until new certificates are tried again that no server could start with
 SPARE_DESCRIPTORS = 256  # that connections leave to the rest of the process
@@ -68,6 +69,7 @@ class ServerOptions:
         request_bytes: of the messages of all calls inside.
         limits: of one call.
         studies: of all studies.
+        uploads: of all uploaded files.
         tls: certificates; None serves in plain text.
         transport: limits of connections and calls beside the places for work.
     """
@@ -80,6 +82,7 @@ class ServerOptions:
     request_bytes: int = 512 << 20
     limits: CallLimits = field(default_factory=CallLimits)
     studies: StudyLimits = field(default_factory=StudyLimits)
+    uploads: UploadLimits = field(default_factory=UploadLimits)
     tls: tls.TlsFiles | None = None
     transport: TransportLimits = field(default_factory=TransportLimits)
 
@@ -105,16 +108,16 @@ class ReportServer:
         places = options.slots + options.queue
         self._threads = ThreadPoolExecutor(places + SPARE_THREADS, thread_name_prefix="call")
         self.admission = Admission(places, options.slots, options.request_bytes)
-        self.studies = Studies(options.studies, engine.prepare)
+        self.studies, self.uploads = Studies(options.studies, engine.prepare), Uploads(options.uploads)
         self._grace = options.grace_seconds
         self._stopped = threading.Event()
-        service = ReportService(engine, self.studies, self.admission, options.limits)
+        service = ReportService(engine, self.studies, self.uploads, self.admission, options.limits)
         certificates = tls.CertificateFiles(options.tls) if options.tls else None
         credentials = certificates.current.credentials() if certificates else None
         run_on_loop(self._start(service, access, (log_call, *observers), options, host, port, credentials))
         if isinstance(engine, ServedEngine):
             engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all
-        threading.Thread(target=self._sweep, name="studies", daemon=True).start()
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
         if certificates:
             threading.Thread(target=self._follow, args=(certificates,), name="certificates", daemon=True).start()
         self.port = self._listener.port
@@ -132,6 +135,7 @@ class ReportServer:
         self._stopped.set()
         self.admission.drain()
         self.studies.close()
+        self.uploads.close()
         run_on_loop(self._stop())
         self._threads.shutdown(wait=False)
 
@@ -174,6 +178,7 @@ class ReportServer:
     def _sweep(self) -> None:
         while not self._stopped.wait(SWEEP_SECONDS):
             self.studies.forget_old()
+            self.uploads.forget_old()
 
     def _follow(self, certificates: tls.CertificateFiles) -> None:
         """Serve with what the certificates' files hold, until the end."""

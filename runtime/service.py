@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,10 +26,13 @@ from echovlm_edge.runtime.request import (
     GenerationRequest,
     ImageInput,
     Priority,
+    Stage,
+    StageStarted,
     pictures,
 )
 from echovlm_edge.runtime.studies import Studies
 from echovlm_edge.runtime.tasks import Task, prompt_for
+from echovlm_edge.runtime.uploads import IncomingFile, Uploads
 
 NAME = pb.DESCRIPTOR.services_by_name["ReportService"].full_name
 
@@ -71,12 +75,14 @@ class Method:
         request: the type of its message.
         answer: yields the messages of the answer, one where the method does not stream; blocks, and raises UserErrors.
         needs_place: whether it needs a place of `Admission`.
+        in_parts: whether its request is a stream of messages, parts of a file; `answer` gets that as an `IncomingFile`.
     """
 
     name: str
     request: type[Message]
     answer: Callable[[Any, CallRecord], Iterator[Message]]
     needs_place: bool = False
+    in_parts: bool = False
 
     def parse(self, data: bytes) -> Message:
         """Parse the request's message.
@@ -97,11 +103,13 @@ class ReportService:
         self,
         engine: Engine,
         studies: Studies,
+        uploads: Uploads,
         admission: Admission,
         limits: messages.CallLimits,
     ) -> None:
         """`engine` reads images and writes; `admission` bounds both."""
-        self._engine, self._studies, self.admission, self._limits = engine, studies, admission, limits
+        self._engine, self._studies, self.uploads = engine, studies, uploads
+        self.admission, self._limits = admission, limits
         self.methods = {
             method.name: method
             for method in (
@@ -112,6 +120,8 @@ class ReportService:
                 Method("AddImage", pb.AddImageRequest, self._add_image, needs_place=True),
                 Method("WithdrawImage", pb.WithdrawImageRequest, self._withdraw_image),
                 Method("EndStudy", pb.EndStudyRequest, self._end_study),
+                Method("Upload", pb.UploadRequest, self._upload, in_parts=True),
+                Method("ForgetUpload", pb.ForgetUploadRequest, self._forget_upload),
                 Method("GetModelInfo", pb.GetModelInfoRequest, self._model_info),
             )
         }
@@ -135,12 +145,13 @@ class ReportService:
             study, mixed = request.study, request.allow_mixed_studies
             before = self._studies.pictures(call.client, study)
             asker = Asker(call.client.name, stopped=call.gone.is_set)
-            image = messages.image_input(request.image, 1)
-            del request  # the image is a copy
-            try:
-                frames = self._engine.read_image(image, before, asker, mixed)
-            except Stopped:  # the client is gone, and nobody waits for an answer
-                return
+            with ExitStack() as in_use:
+                image = self._image(request.image, 1, call.client, in_use)
+                del request  # the image is a copy
+                try:
+                    frames = self._engine.read_image(image, before, asker, mixed)
+                except Stopped:  # the client is gone, and nobody waits for an answer
+                    return
             added = self._studies.add(call.client, study, frames, self._engine.prompt_tokens, mixed)
             tokens = self._engine.prompt_tokens(added.frames)
         shown = map(messages.picture, pictures(added.frames[-added.own :]))
@@ -154,17 +165,28 @@ class ReportService:
         self._studies.end(call.client, request.study)
         yield pb.EndStudyResponse()
 
+    def _upload(self, file: IncomingFile, call: CallRecord) -> Iterator[pb.Uploaded]:
+        name, seconds = file.finish(), self.uploads.limits.expires_after_seconds
+        yield pb.Uploaded(id=name, bytes=file.size, expires_after_seconds=seconds)
+
+    def _forget_upload(self, request: pb.ForgetUploadRequest, call: CallRecord) -> Iterator[pb.ForgetUploadResponse]:
+        self.uploads.forget(call.client, request.id)
+        yield pb.ForgetUploadResponse()
+
     def _model_info(self, request: pb.GetModelInfoRequest, call: CallRecord) -> Iterator[pb.ModelInfo]:
-        yield messages.model_info(self._engine.info, self._limits)
+        yield messages.model_info(self._engine.info, self._limits, self.uploads.most_bytes(call.client))
 
     def _generate(self, task: Task, text: str, asked: GenerateRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         priority = messages.priority(asked.options)
-        with self.admission.place(call.client, asked.ByteSize(), batch=priority is Priority.BATCH):
+        batch = priority is Priority.BATCH
+        with self.admission.place(call.client, asked.ByteSize(), batch), ExitStack() as in_use:
             self._limits.check(text, asked.images)
-            request = replace(self._request(task, text, asked, call.client), came=call.started)
+            request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
             with_token_ids = asked.options.include_token_ids
             del asked  # the request has copies of its images, and all else of it
             for event in self._engine.generate(request, call.gone.is_set):
+                if event != StageStarted(Stage.DECODE_IMAGES):  # the first event after it: all files are read
+                    in_use.close()
                 if isinstance(event, Finished):
                     call.finished = event
                     if event.finish_reason is FinishReason.CANCELLED:
@@ -172,7 +194,9 @@ class ReportService:
                 seconds = time.perf_counter() - call.started
                 yield messages.event_message(event, self._engine.info, with_token_ids, seconds)
 
-    def _request(self, task: Task, text: str, asked: GenerateRequest, client: Client) -> GenerationRequest:
+    def _request(
+        self, task: Task, text: str, asked: GenerateRequest, client: Client, in_use: ExitStack
+    ) -> GenerationRequest:
         options = asked.options
         frames = self._studies.frames(client, asked.study) if asked.study else ()
         if asked.study and task is not Task.QUESTION and not (frames or asked.images):
@@ -180,7 +204,7 @@ class ReportService:
         count = len(frames) + len(asked.images)
         return GenerationRequest(
             prompt_for(task, text, count, messages.language(options), messages.region(options)),
-            tuple(map(messages.image_input, asked.images, range(1, len(asked.images) + 1))),
+            tuple(self._image(image, number, client, in_use) for number, image in enumerate(asked.images, 1)),
             messages.sampling(options),
             frames,
             messages.priority(options),
@@ -188,3 +212,8 @@ class ReportService:
             client.scope,
             allow_mixed_studies=options.allow_mixed_studies,
         )
+
+    def _image(self, image: pb.Image, number: int, client: Client, in_use: ExitStack) -> ImageInput:
+        """An image of a call; the upload that it names is in use until `in_use` is closed."""
+        uploaded = in_use.enter_context(self.uploads.use(client, image.upload)) if image.upload else None
+        return messages.image_input(image, number, uploaded)

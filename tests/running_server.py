@@ -45,7 +45,7 @@ def running(
         bundle = open_engine
         open_engine = lambda: ReportEngine.open(bundle, threads=2, options=engine_options)  # noqa: E731
     engine = ServedEngine(open_engine, watchdog)
-    metrics = Metrics(engine.stats, lambda: server.studies.counts())
+    metrics = Metrics(engine.stats, lambda: server.studies.counts(), lambda: server.uploads.counts())
     server = ReportServer(engine, replace(options, listen="127.0.0.1:0"), access=access, observers=[metrics.observe])
     try:
         with grpc.insecure_channel(server.address) as channel:

@@ -94,7 +94,9 @@ def test_a_graphics_card_holds_the_weights_and_one_cache() -> None:
 
 def test_a_sentence_says_what_is_missing_and_what_to_lower() -> None:
     machine = MachineMemory(24 * GB, None, 14 * GB)
-    plain = ServeSettings(bundle=Path("bundle"), queue=0, prefix_mb=0, parked_mb=0, study_mb=64, decode_mb=1024)
+    plain = ServeSettings(
+        bundle=Path("bundle"), queue=0, prefix_mb=0, parked_mb=0, study_mb=64, upload_mb=0, decode_mb=1024
+    )
     assert str(judge(PUBLISHED, plain, machine)) == (
         "The server needs 15.9 GB and this machine has 14.0 GB free: lower --max-sequence to 3072 or --slots to 4."
     )
@@ -225,6 +227,7 @@ SMALL = {
     "prefix_mb": 16,
     "image_mb": 16,
     "study_mb": 16,
+    "upload_mb": 16,
     "parked_mb": 16,
     "request_mb": 8,
     "decode_processes": 1,

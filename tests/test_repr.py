@@ -59,6 +59,7 @@ HARMLESS = {
     "_Entry": {"client"},
     "_Said": {"text"},  # TensorRT's errors
     "_File": {"notes"},
+    "_Held": WHO,
     "_Job": {"scope"},
     "_Receiving": WHO,
     "_Study": WHO,

@@ -18,13 +18,17 @@ from echovlm_edge.runtime.call_record import REQUEST_ID, CallRecord
 from echovlm_edge.runtime.clients import Client
 from echovlm_edge.runtime.department.call_context import CallContext
 from echovlm_edge.runtime.department.routing import SEPARATOR
-from echovlm_edge.runtime.errors import Unauthenticated
+from echovlm_edge.runtime.errors import Unauthenticated, UserError
 from echovlm_edge.runtime.serve_settings import ServeSettings
 from echovlm_edge.runtime.server import SPARE_THREADS
 from echovlm_edge.runtime.service import ReportService
 from echovlm_edge.runtime.statuses import CallStatus, status_of
 from echovlm_edge.runtime.studies import Studies
 from echovlm_edge.runtime.threaded_answer import ThreadedAnswer
+from echovlm_edge.runtime.uploads import UploadLimits, Uploads
+
+# A file would have to be where the study is that it is added to, and nothing of an upload says which that will be.
+NO_UPLOADS = UploadLimits(max_bytes=0)
 
 
 class ReportReplica:
@@ -54,6 +58,7 @@ class ReportReplica:
         self._service = ReportService(
             self._engine,
             self._studies,
+            Uploads(NO_UPLOADS),
             Admission(places, options.slots, options.request_bytes),
             options.limits,
         )
@@ -88,6 +93,20 @@ class ReportReplica:
     async def EndStudy(self, request: pb.EndStudyRequest, grpc_context: Any) -> pb.EndStudyResponse:
         """See report.proto."""
         return await self._answer("EndStudy", request, grpc_context)
+
+    async def Upload(self, parts: Any, grpc_context: Any) -> pb.Uploaded:
+        """See report.proto: a department takes none, whoever calls."""
+        context = CallContext(grpc_context)
+        client = self._known("Upload", context)
+        try:
+            self._service.uploads.begin(client)
+        except UserError as error:
+            context.refuse(status_of(error))
+        raise AssertionError("an upload was taken")
+
+    async def ForgetUpload(self, request: pb.ForgetUploadRequest, grpc_context: Any) -> pb.ForgetUploadResponse:
+        """See report.proto."""
+        return await self._answer("ForgetUpload", request, grpc_context)
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, grpc_context: Any) -> pb.ModelInfo:
         """See report.proto."""

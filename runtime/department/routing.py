@@ -34,5 +34,5 @@ def study_of(pending: PendingRequest) -> str:
     """The study that a call names, or an empty text."""
     (message,) = pending.args
     if isinstance(message, bytes):  # as the proxy has packed it for the replica
-        message = pickle.loads(message).user_request_proto
+        message = getattr(pickle.loads(message), "user_request_proto", None)  # none of a stream of messages
     return str(getattr(message, "study", ""))

@@ -24,7 +24,7 @@ from echovlm_edge.runtime.request import Box, Frame, FrameSelection, ImageInput,
 class ImageLimits:
     """What is decoded at all; anything larger is refused from its header."""
 
-    max_bytes: int = 256 << 20
+    max_bytes: int = 1 << 30
     max_pixels: int = 64_000_000  # of one frame
     max_frames: int = 64  # of one request's file
 
