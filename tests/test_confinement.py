@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -26,9 +27,10 @@ from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
 from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING, STARTING
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, VIDEO_STREAMS, decodes, sample
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from tests.decoding import read
-from tests.dicom_files import shipped
+from tests.dicom_files import png, shipped
+from tests.video_files import KINDS, encoded, moving
 
 # Prints what a process may do that is confined like a decoding process (`worker`) or like the process of a file (`file`).
 PROBE = """
@@ -209,6 +211,39 @@ def test_real_files_are_decoded_inside(sandbox: DecodeSandbox, name: str) -> Non
     image = ImageInput(shipped(name))
     (there,), (here,) = read(sandbox, image), read(LocalDecoder(), image)
     assert np.array_equal(there.pixels, here.pixels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_videos_are_decoded_inside(sandbox: DecodeSandbox, kind: str) -> None:
+    image = ImageInput(encoded(kind, moving(15)), selection=FrameSelection(evenly_spaced=4))
+    there, here = read(sandbox, image), read(LocalDecoder(), image)
+    assert len(there) == 4
+    assert all(np.array_equal(ours.pixels, theirs.pixels) for ours, theirs in zip(there, here, strict=True))
+
+
+TIFFS = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma", "group4")
+
+
+@pytest.mark.parametrize("compression", TIFFS)
+def test_pages_of_every_compression_are_decoded_inside(sandbox: DecodeSandbox, compression: str) -> None:
+    """Their decoders are parts of one library; none of them is loaded late."""
+    picture = Image.open(io.BytesIO(png(60, 50))).convert("1" if compression == "group4" else "RGB")
+    file = io.BytesIO()
+    picture.save(file, "TIFF", save_all=True, append_images=[picture], compression=compression)
+    image = ImageInput(file.getvalue())
+    (there,), (here,) = read(sandbox, image), read(LocalDecoder(), image)
+    assert np.array_equal(there.pixels, here.pixels)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animations_are_decoded_inside(sandbox: DecodeSandbox, kind: str) -> None:
+    frames = [Image.open(io.BytesIO(png(60, 50, seed))).convert("RGBA") for seed in range(5)]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    image = ImageInput(file.getvalue(), selection=FrameSelection(evenly_spaced=3))
+    there, here = read(sandbox, image), read(LocalDecoder(), image)
+    assert len(there) == 3
+    assert all(np.array_equal(ours.pixels, theirs.pixels) for ours, theirs in zip(there, here, strict=True))
 
 
 @pytest.mark.parametrize("encoding", [*PICTURES, *VIDEO_STREAMS, RLELossless, *frame_decoder.CODESTREAMS])

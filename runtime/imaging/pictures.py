@@ -5,6 +5,7 @@ Pictures are turned as their camera says, what is transparent is shown on black,
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,10 @@ MODES = (
     *PREMULTIPLIED,
 )  # that Pillow converts by itself
 USED_BITS = (8, 10, 12, 14, 16)
+
+# Pillow logs what it finds in a TIFF's tags; logs stay free of it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+logging.getLogger("PIL").propagate = False
 
 Pixels = NDArray[np.uint8]
 TURNS = {  # by the EXIF orientation

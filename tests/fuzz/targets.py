@@ -16,11 +16,14 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, sample
+from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
 from tests.decoding import RESOLUTION
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import encode, png, saved, shipped, ultrasound
+from tests.tiff_files import RGB, Page, tiff
+from tests.video_files import KINDS, encoded, moving
 
 LIMITS = ImageLimits(max_pixels=1 << 20)
 METHOD = "/echovlm.v1.ReportService/GenerateReport"
@@ -53,12 +56,15 @@ def decode(data: bytes) -> None:
     try:
         measured = measure_image(ImageInput(data), RESOLUTION, LIMITS)
         frames = decode_image(ImageInput(data), LIMITS)
+        several = decode_image(ImageInput(data, selection=FrameSelection(evenly_spaced=3)), LIMITS)
     except (InvalidInput, NotPossibleHere) as refused:
         sentence = str(refused)
         assert sentence and "\n" not in sentence, repr(sentence)
         return
+    except MemoryError:  # FFmpeg's answer to an absurd length as well; the sandbox refuses the file
+        return
     assert len(frames) == len(measured.sizes)
-    for frame in frames:
+    for frame in (*frames, *several):
         assert frame.pixels.dtype == np.uint8 and frame.pixels.ndim == 3 and frame.pixels.shape[2] == 3
         assert frame.pixels.shape[0] * frame.pixels.shape[1] <= LIMITS.max_pixels
 
@@ -100,12 +106,43 @@ def png_with_checksums(data: bytes) -> bytes:
     return bytes(mended)
 
 
+MODES = {
+    "PNG": ("RGB", "L", "1", "P", "RGBA", "LA", "I;16"),
+    "JPEG": ("RGB", "L", "CMYK"),
+    "BMP": ("RGB", "L", "1", "P", "RGBA"),
+    "TIFF": ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("L", "1", "P"),
+}
+ANIMATED = ("PNG", "TIFF", "WEBP", "GIF")
+
+
 def picture_seeds(kind: str) -> list[bytes]:
-    """Small pictures of every mode that matters."""
-    noise = Image.open(io.BytesIO(png(24, 17)))
-    modes = ("RGB", "L", "1", "P", "RGBA", "LA", "I;16") if kind == "PNG" else ("RGB", "L", "CMYK")
-    pictures = [noise.convert("L").convert(mode) if mode == "I;16" else noise.convert(mode) for mode in modes]
-    return [encode(picture, kind) for picture in pictures]
+    """Small pictures of every mode that matters, animations of three of them, and a TIFF of every compression."""
+    noise = Image.open(io.BytesIO(png(33, 29)))
+    pictures = [
+        noise.convert("L").convert(mode) if mode in ("I;16", "I", "F") else noise.convert(mode) for mode in MODES[kind]
+    ]
+    seeds = [encode(picture, kind) for picture in pictures]
+    options: list[dict[str, object]] = [{"save_all": True, "append_images": [pictures[1], pictures[0]]}] * (
+        kind in ANIMATED
+    )
+    if kind == "TIFF":
+        options += [{"compression": name} for name in ("tiff_lzw", "packbits", "tiff_adobe_deflate", "jpeg")]
+        seeds += [tiff(Page(np.asarray(noise), RGB, planar, (16, 16)), order=order) for planar, order in TILED]
+    for more in options:
+        file = io.BytesIO()
+        pictures[0].save(file, kind, **more)  # type: ignore[arg-type]
+        seeds.append(file.getvalue())
+    return seeds
+
+
+TILED = ((False, "<"), (True, ">"))
+
+
+def video_seeds() -> list[bytes]:
+    """A few frames in every container and codec."""
+    return [encoded(kind, moving(5)) for kind in KINDS]
 
 
 def dicom_seeds() -> list[bytes]:
@@ -117,8 +154,9 @@ def dicom_seeds() -> list[bytes]:
         ultrasound(colour, NumberOfFrames=3),
         ultrasound(colour, syntax=DeflatedExplicitVRLittleEndian, NumberOfFrames=3),
     ]
+    compressed = [sample(encoding) for encoding in ENCODINGS if encoding.startswith("1.")]
     small = [shipped(name) for name in ("JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm", "MR_small_RLE.dcm")]
-    return [saved(dataset) for dataset in made] + [file for file in small if len(file) < 1 << 16]
+    return [saved(dataset) for dataset in made] + compressed + [file for file in small if len(file) < 1 << 16]
 
 
 def request_seeds() -> list[bytes]:
@@ -144,6 +182,11 @@ def request_seeds() -> list[bytes]:
 TARGETS = {
     "png": Target(decode, lambda: picture_seeds("PNG"), png_with_checksums),
     "jpeg": Target(decode, lambda: picture_seeds("JPEG")),
+    "bmp": Target(decode, lambda: picture_seeds("BMP")),
+    "tiff": Target(decode, lambda: picture_seeds("TIFF")),
+    "webp": Target(decode, lambda: picture_seeds("WEBP")),
+    "gif": Target(decode, lambda: picture_seeds("GIF")),
+    "video": Target(decode, video_seeds),
     "dicom": Target(decode, dicom_seeds),
     "request": Target(Request(), request_seeds),
 }
