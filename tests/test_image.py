@@ -19,7 +19,7 @@ from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
 from echovlm_edge.runtime.imaging.image_file import decode_image, measure_image
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut, fit, most_pixels, patchify, smart_resize
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, Resolution
+from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 from tests import golden
 from tests.dicom_files import encode, png, region, saved, shipped, ultrasound
 
@@ -196,6 +196,29 @@ def test_what_is_measured_is_what_is_decoded(kind: str, whole: bool) -> None:
     measured = measure_image(image, resolution)
     frames = decode_image(image, finish=partial(fit, settings=resolution))
     assert measured.sizes == tuple(frame.pixels.shape[:2] for frame in frames)
+
+
+def test_a_shortened_dicom_cine_keeps_the_numbers_of_the_original() -> None:
+    """All of its frames are read, in the file's order, whatever the header says of a representative one."""
+    shades = np.arange(3, dtype=np.uint8)[:, None, None] * np.full((1, 40, 50), 90, np.uint8)
+    data = saved(ultrasound(shades, "MONOCHROME2", NumberOfFrames=3, RepresentativeFrameNumber=2))
+    image = ImageInput(data, original=OriginalFrames((4, 70, 8), 71))
+    frames = decode_image(image)
+    assert [(frame.name, int(frame.pixels[0, 0, 0])) for frame in frames] == [
+        ("image 1, frame 4", 0),
+        ("image 1, frame 70", 90),
+        ("image 1, frame 8", 180),
+    ]
+    assert [(frame.source.index, frame.source.count) for frame in frames if frame.source] == [
+        (4, 71),
+        (70, 71),
+        (8, 71),
+    ]
+    assert len(measure_image(image, PreprocessSettings().resolution).sizes) == 3
+    with pytest.raises(InvalidInput, match=r"^image 1 was shortened to 2 frames, and has 3"):
+        decode_image(ImageInput(data, original=OriginalFrames((4, 70), 71)))
+    with pytest.raises(InvalidInput, match="original frame numbers outside its 71 original frames"):
+        measure_image(ImageInput(data, original=OriginalFrames((4, 70, 71), 71)), PreprocessSettings().resolution)
 
 
 def test_pixels_that_are_not_as_measured_are_refused() -> None:

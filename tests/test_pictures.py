@@ -233,7 +233,10 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return (10 * number + 5, 200 - 7 * number, 40)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+ANIMATIONS = ("GIF", "WEBP", "PNG", "TIFF")
+
+
+@pytest.mark.parametrize("kind", ANIMATIONS)
 def test_an_animation_is_a_cine(kind: str) -> None:
     data = animation(kind, 9)
     (middle,) = read(data)
@@ -263,7 +266,7 @@ def test_a_shortened_animation_keeps_the_numbers_of_the_original() -> None:
     assert [frame.source.index for frame in decode_image(image) if frame.source] == [7, 50, 99]
     wrong = ImageInput(animation("GIF", 3), original=OriginalFrames((7, 50), 100))
     for ask in (partial(measure_image, wrong, RESOLUTION), partial(decode_image, wrong)):
-        with pytest.raises(InvalidInput, match="has 3 frames but 2 original frame numbers"):
+        with pytest.raises(InvalidInput, match="was shortened to 2 frames, and has 3"):
             ask()
 
 
@@ -318,6 +321,16 @@ def test_one_that_was_cut_off_gives_the_frames_that_it_has(kind: str) -> None:
         counts.append(len(frames))
         assert all(np.array_equal(ours.pixels, theirs.pixels) for ours, theirs in zip(frames, original, strict=False))
     assert 1 <= counts[0] < counts[1] < 9
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_measuring_decodes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    first, *others = (in_mode(scene(90, 61, seed), FORMATS[kind][0][-1]) for seed in range(4))
+    first.save(buffer, kind, **({"save_all": True, "append_images": others} if kind in ANIMATIONS else {}))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
+    expected = fit(np.zeros((61, 90, 3), np.uint8), RESOLUTION).shape[:2]
+    assert measure_image(ImageInput(buffer.getvalue()), RESOLUTION).sizes == (expected,)
 
 
 def endless_gif(count: int) -> bytes:

@@ -18,6 +18,7 @@ Pixels = NDArray[np.uint8]
 KINDS: dict[str, tuple[str, str, str, str, dict[str, str]]] = {
     "mp4 h264": ("video/mp4", "libx264", "yuv420p", "mp4", {"g": "6", "bf": "2"}),
     "mp4 hevc": ("video/mp4", "libx265", "yuv420p", "mp4", {"x265-params": "log-level=none:keyint=6"}),
+    "mp4 hevc 10 bits grey": ("video/mp4", "libx265", "yuv420p10le", "mp4", {"x265-params": "log-level=none:keyint=6"}),
     "mp4 mpeg4": ("video/mp4", "mpeg4", "yuv420p", "mp4", {"g": "6"}),
     "quicktime mjpeg": ("video/quicktime", "mjpeg", "yuvj420p", "mov", {}),
     "avi mjpeg": ("video/x-msvideo", "mjpeg", "yuvj420p", "avi", {}),

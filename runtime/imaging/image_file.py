@@ -154,8 +154,9 @@ def _with_all_of_a_part(image: ImageInput) -> ImageInput:
 
 def _check_part(image: ImageInput, count: int) -> None:
     if image.original and len(image.original.numbers) != count:
+        named = len(image.original.numbers)
         raise InvalidInput(
-            f"{image.name} has {count} frames but {len(image.original.numbers)} original frame numbers: send one for each."
+            f"{image.name} was shortened to {named} frames, and has {count}: send those that were chosen."
         )
 
 

@@ -103,7 +103,8 @@ def measure(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> P
         frames = _chosen(image, len(pages), max_frames)
         sizes = []
         for frame in frames:
-            _go_to(image.name, picture, pages[frame], max_pixels)
+            if kind == TIFF:  # all frames of an animation have one size, and to go to one decodes those before
+                _go_to(image.name, picture, pages[frame], max_pixels)
             sizes.append(_shown_size(picture, turn))
         return PictureHeader(len(pages), tuple(frames), tuple(sizes))
 
