@@ -27,7 +27,7 @@ from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames
 from tests.decoding import RESOLUTION, asker, bomb, has_ended, read
-from tests.dicom_files import png, shipped
+from tests.dicom_files import png, saved, shipped, ultrasound
 from tests.waiting import wait_for
 
 
@@ -90,7 +90,8 @@ def test_files_leave_no_descriptors(sandbox: DecodeSandbox) -> None:
 
 def test_a_shortened_cine_has_the_originals_numbers(sandbox: DecodeSandbox) -> None:
     """`measure` believes as many frames as the file was shortened to."""
-    shortened = replace(CINE, selection=FrameSelection((0, 1, 2)), original=OriginalFrames((7, 20, 90), 120))
+    three = saved(ultrasound(np.zeros((3, 40, 50, 3), np.uint8), NumberOfFrames=3))
+    shortened = replace(CINE, data=three, original=OriginalFrames((7, 20, 90), 120))
     assert len(sandbox.measure(shortened, RESOLUTION).sizes) == 3
     assert [frame.name for frame in read(sandbox, shortened)] == [f"cine, frame {number}" for number in (7, 20, 90)]
 

@@ -167,8 +167,7 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
                 return
             if keys[before - 1] != begun:
                 begun = keys[before - 1]
-                container.seek(begun, stream=stream)
-                frames = _shown(container, stream)
+                frames = _shown_from(begun, container, stream)
                 frame = next(frames, None)
                 if frame is None or not frame.key_frame:  # the container names a key frame that is none
                     return
@@ -177,6 +176,16 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
             if frame is None or frame.pts != times[index]:
                 return
             yield index, _to_rgb(video, frame, aspect)
+
+
+def _shown_from(time: int, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    from av.error import FFmpegError
+
+    try:
+        container.seek(time, stream=stream)
+    except FFmpegError:  # not in this file
+        return
+    yield from _shown(container, stream)
 
 
 def _in_sequence(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
