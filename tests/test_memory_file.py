@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 from collections.abc import Callable
@@ -14,11 +13,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.imaging.memory_file import MemoryFile, MemoryFileWriter
 from echovlm_edge.runtime.request import ImageInput
-
-
-def descriptors() -> int:
-    gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
+from tests.open_descriptors import descriptors
 
 
 @given(st.lists(st.binary(max_size=100)))
