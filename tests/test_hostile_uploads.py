@@ -205,7 +205,7 @@ def test_empty_parts_for_ever_are_ended_at_the_first(serve: Serve) -> None:
 
 
 def test_what_is_no_part_is_refused(serve: Serve) -> None:
-    served = serve()
+    served = serve(files=FileReceivingLimits(per_client=3))
     with RawConnection(served.server.address) as odd:
         streams = [odd.call(UPLOAD, b"\xff\xff no protobuf"), odd.call(UPLOAD, PART, b"\xff"), odd.call(UPLOAD)]
         assert set(grpc_status(odd.events_until_end(streams)).values()) == {"3"}
