@@ -105,7 +105,7 @@ def outside_clock(address: str, runs: int) -> list[Check]:
             picture = frame(next(numbers), W1.width, W1.height)
             sampling = pb.Sampling(max_new_tokens=W1.new_tokens, temperature=0.0, ignore_stop=True)
             request = pb.GenerateReportRequest(
-                images=[pb.Image(data=picture.data)],
+                images=[pb.Image(data=picture.open().read())],
                 prompt=PROMPT,
                 options=pb.GenerationOptions(sampling=sampling),
             )
