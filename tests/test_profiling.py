@@ -9,7 +9,7 @@ import pytest
 
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.profiling import command, schema
+from echovlm_edge.runtime.profiling import command, measure_command, schema
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.measuring import InProcess, Measurer
 from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
@@ -81,7 +81,9 @@ def test_operators_are_joined_to_layers(measured: dict[str, Path]) -> None:
     blocks = [operator for operator in operators if operator.kind == "DualPathMoE"]
     assert {operator.layer for operator in blocks} == {name for name in layers if name.endswith("DualPathMoE")}
     (first,) = [block for block in blocks if (block.layer, block.phase) == ("layer 0, DualPathMoE", "decode")]
-    assert first.calls == (command.OPERATOR_TOKENS - 1) * command.OPERATOR_REQUESTS and first.seconds > 0
+    assert (
+        first.calls == (measure_command.OPERATOR_TOKENS - 1) * measure_command.OPERATOR_REQUESTS and first.seconds > 0
+    )
     attention = {operator.layer for operator in operators if "Attention" in operator.kind}
     assert attention and all(layer.endswith("attention") for layer in attention)
 

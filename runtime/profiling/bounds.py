@@ -1,23 +1,29 @@
-"""Bounds that integrators assert: `ttft_p95<800ms`, `W7.end_to_end_median<=90s`, `tokens_per_second>4`."""
+"""Bounds that integrators assert: of one profile, `ttft_p95<800ms`, `W7.end_to_end_median<=90s`, `tokens_per_second>4`;
+of two, `decode_change<5%`.
+"""
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.profiling.compare import FigureChange, described
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.summary import STAGES
+from echovlm_edge.runtime.profiling.stages import ORDER, TOTALS
 
-_BOUND = re.compile(r"\s*(?:([\w-]+)\.)?(\w+)\s*(<=|>=|<|>)\s*([0-9.]+)\s*([A-Za-z%]*)\s*")
+_BOUND = re.compile(r"\s*(?:([\w-]+)\.)?(\w+)\s*(<=|>=|<|>)\s*(-?[0-9.]+)\s*([A-Za-z%]*)\s*")
 _RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "GB": 1e9, "MB": 1e6, "J": 1.0, "W": 1.0, "%": 1e-2, "": 1.0}
-_TIMES = ("ttft", "tpot", "gaps", "end_to_end", *STAGES)
+_SHORT = {"ttft": "first_token", "tpot": "per_token", "gaps": "between_tokens"}  # the field's abbreviations
+_IN_PROFILE = {name: short for short, name in _SHORT.items()}
+_TIMES = (*_SHORT, *TOTALS, *ORDER)
 _TIME_UNITS = ("s", "ms", "us")
 EXAMPLE = "'ttft_p95<800ms'"
+CHANGE, EVERY = "change", "every figure"
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,57 @@ class Bound:
         if self.figure.startswith("share_"):
             return figures.stages[name].share if (name := self.figure.removeprefix("share_")) in figures.stages else 0.0
         stage = figures.stages.get(name)
-        distribution: Distribution | None = stage.seconds if stage else getattr(figures, name, None)
+        distribution: Distribution | None = (
+            stage.seconds if stage else getattr(figures, _IN_PROFILE.get(name, name), None)
+        )
         if distribution is None:
             raise InvalidInput(f"{self.text} cannot be judged: {figures.name} has no {name}.")
         return float(getattr(distribution, percentile))
 
 
-def parse(text: str) -> Bound:
+@dataclass(frozen=True)
+class ChangeBound:
+    """What the change of a figure from one profile to another must keep to, or of every figure; the limit is a share."""
+
+    text: str
+    workload: str | None
+    figure: str
+    relation: str
+    limit: float
+
+    def of(self, found: Mapping[str, Sequence[FigureChange]]) -> dict[str, list[FigureChange]]:
+        """The changes that it is about, by workload.
+
+        Raises:
+            InvalidInput: the comparison lacks the workload or the figure.
+        """
+        if self.workload not in (None, *found):
+            compared = ", ".join(found)
+            raise InvalidInput(f"The bound {self.text} is for a workload that was not compared: there are {compared}.")
+        chosen = {}
+        for workload in [self.workload] if self.workload else found:
+            chosen[workload] = [each for each in found[workload] if self.figure in (each.name, EVERY)]
+            if not chosen[workload]:
+                raise InvalidInput(
+                    f"{self.text} cannot be judged: the comparison of {workload} has no {self.figure}, or too little of it."
+                )
+        return chosen
+
+    def holds(self, figure: FigureChange) -> bool | None:
+        """Whether it does for certain; None where the interval lies on both sides of the limit."""
+        ends = [_RELATIONS[self.relation](end, self.limit) for end in (figure.change.low, figure.change.high)]
+        return ends[0] if ends[0] == ends[1] else None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Sentences on the bounds that do not hold for certain."""
+
+    broken: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def parse(text: str) -> Bound | ChangeBound:
     """A bound as it is written.
 
     Raises:
@@ -85,25 +135,56 @@ def parse(text: str) -> Bound:
     if not match:
         raise InvalidInput(f"{text} is no bound: write for example {EXAMPLE}.")
     workload, figure, relation, number, unit = match.groups()
-    name, _, percentile = figure.rpartition("_")
-    time = name in _TIMES and percentile in (*PERCENTILES, "mean")
+    name, _, statistic = figure.rpartition("_")
+    change = statistic == CHANGE and name in ("", *_TIMES)
+    time = name in _TIMES and statistic in (*PERCENTILES, "mean")
     other = figure in ("tokens_per_second", "energy", "power") or figure.startswith(("memory_", "share_"))
-    if not (time or other):
+    if not (change or time or other):
         raise InvalidInput(
-            f"{text} names no figure: it is one of {', '.join(_TIMES)} with _median, _mean, _p90, _p95, _p99 or _max, or "
-            "tokens_per_second, energy, power, memory_resident, share_STAGE."
+            f"{text} names no figure: it is one of {', '.join(_TIMES)} with _median, _mean, _p90, _p95, _p99, _max or _change, "
+            "or tokens_per_second, energy, power, memory_resident, share_STAGE, change."
         )
-    if unit not in _UNITS or time != (unit in _TIME_UNITS):
+    if unit not in _UNITS or time != (unit in _TIME_UNITS) or (change and unit != "%"):
         raise InvalidInput(
-            f"{text} has the wrong unit: times take s, ms or us, memory GB or MB; for example {EXAMPLE}."
+            f"{text} has the wrong unit: times take s, ms or us, memory GB or MB, changes %; for example {EXAMPLE}."
         )
     try:
         limit = float(number) * _UNITS[unit]
     except ValueError:
         raise InvalidInput(f"{text} has no number: write for example {EXAMPLE}.") from None
+    if change:
+        return ChangeBound(text, workload, _SHORT.get(name, name) or EVERY, relation, limit)
     return Bound(text, workload, figure, relation, limit, unit)
 
 
+def of_one_profile(bounds: Sequence[Bound | ChangeBound]) -> list[Bound]:
+    """Those that one profile can be judged by.
+
+    Raises:
+        InvalidInput: one is about a change.
+    """
+    for bound in bounds:
+        if isinstance(bound, ChangeBound):
+            raise InvalidInput(f"{bound.text} compares two profiles: give it to echovlm-profile compare.")
+    return [bound for bound in bounds if isinstance(bound, Bound)]
+
+
 def broken(profile: Profile, bounds: Sequence[Bound]) -> list[str]:
-    """A sentence for each bound and workload that breaks it."""
+    """A sentence for each bound and workload that breaks it, by the figures as they were measured."""
     return [sentence for bound in bounds for sentence in bound.broken_by(profile)]
+
+
+def judged(found: Mapping[str, Sequence[FigureChange]], bounds: Sequence[ChangeBound]) -> Judged:
+    """Bounds on changes, each judged by the whole interval: one that cannot be told is neither kept nor broken."""
+    sentences: dict[bool | None, list[str]] = {False: [], None: []}
+    for bound in bounds:
+        for workload, figures in bound.of(found).items():
+            for verdict, told in sentences.items():
+                if chosen := [described(figure) for figure in figures if bound.holds(figure) is verdict]:
+                    named = ", ".join(chosen)
+                    told.append(
+                        f"{workload}: {bound.text} cannot be told of {named}: measure more runs."
+                        if verdict is None
+                        else f"{workload} breaks {bound.text}: {named}."
+                    )
+    return Judged(tuple(sentences[False]), tuple(sentences[None]))

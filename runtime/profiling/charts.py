@@ -10,7 +10,7 @@ from typing import Any
 
 from echovlm_edge.runtime.profiling.compare import FigureChange
 from echovlm_edge.runtime.profiling.schema import Ceilings, WorkloadFigures
-from echovlm_edge.runtime.profiling.summary import STAGES
+from echovlm_edge.runtime.profiling.stages import ORDER, words
 
 Spec = dict[str, Any]
 
@@ -58,7 +58,7 @@ def charts(figures: WorkloadFigures, ceilings: Ceilings | None) -> dict[str, Spe
 def stages(figures: WorkloadFigures) -> Spec:
     """A bar for each stage's median, a tick at its 95th percentile."""
     rows = [
-        {"stage": _words(name), "median": stage.seconds.median * 1e3, "p95": stage.seconds.p95 * 1e3}
+        {"stage": words(name), "median": stage.seconds.median * 1e3, "p95": stage.seconds.p95 * 1e3}
         for name, stage in figures.stages.items()
     ]
     spec = _spec("Median milliseconds of each stage, and its 95th percentile.", rows, 24 * len(rows))
@@ -78,10 +78,10 @@ def stages(figures: WorkloadFigures) -> Spec:
 def waterfall(figures: WorkloadFigures) -> Spec:
     """When each stage worked in the run with the median time."""
     rows = [
-        {"stage": _words(span.stage), "start": span.start * 1e3, "end": (span.start + span.seconds) * 1e3}
+        {"stage": words(span.stage), "start": span.start * 1e3, "end": (span.start + span.seconds) * 1e3}
         for span in sorted(figures.timeline, key=lambda span: -span.seconds)[:TIMELINE_MARKS]
     ]
-    order = [_words(name) for name in STAGES]
+    order = [words(name) for name in ORDER]
     used = [name for name in order if any(row["stage"] == name for row in rows)]
     spec = _spec("When each stage worked, in the run with the median time.", rows, 24 * len(used))
     spec["mark"] = {"type": "bar", "minBandSize": 1}
@@ -124,7 +124,7 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
     """Each stage under what this machine reads and multiplies at most, both axes logarithmic."""
     points = [
         {
-            "stage": _words(point.stage),
+            "stage": words(point.stage),
             "intensity": point.operations / point.read_bytes,
             "gops": point.gops,
             "reached": point.gops / min(ceilings.int8_gops, ceilings.read_gbps * point.operations / point.read_bytes),
@@ -165,7 +165,7 @@ def comparison(found: Sequence[FigureChange]) -> Spec:
     """The change of each figure with its interval; what changed for certain is coloured."""
     rows = [
         {
-            "figure": _words(figure.name),
+            "figure": words(figure.name),
             "change": figure.change.ratio,
             "low": figure.change.low,
             "high": figure.change.high,
@@ -234,7 +234,3 @@ def _x(name: str, title: str) -> Spec:
 
 def _tip(name: str, title: str | None = None, form: str | None = None) -> Spec:
     return {"field": name, "title": title or name} | ({"format": form} if form else {})
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""Two profiles, figure by figure: what got slower or faster for certain, and which stage it was."""
+"""Two profiles, figure by figure: what got slower, got faster or stayed the same for certain, and what cannot be told."""
 
 from __future__ import annotations
 
@@ -9,29 +9,78 @@ from typing import Literal
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling.distributions import Change, changes
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.summary import STAGES, UNACCOUNTED, stage_seconds
+from echovlm_edge.runtime.profiling.stages import ORDER, STAGES, UNACCOUNTED, words
 
 LEAST_RUNS = 5  # of each: fewer have no spread to speak of
 LEAST_SHARE = 0.005  # of the time: a smaller stage's change changes nothing
 TOLERANCE = 0.02  # two processes differ by so much with nothing changed: where memory lies, how warm the chip is
+# More than twice the tolerance, and what ten runs that scatter by 2 % or twenty by 3 % can show: a margin of 2 % would take 60.
+SAME = 0.05
 
-Verdict = Literal["slower", "faster", "the same"]
+Verdict = Literal["slower", "faster", "the same", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What counts as a change and what as none, as shares.
+
+    Attributes:
+        tolerance: a change that is beyond it for certain is one.
+        same: a figure that changed by no more than this for certain is the same.
+
+    Raises:
+        InvalidInput: `same` is below `tolerance`.
+    """
+
+    tolerance: float = TOLERANCE
+    same: float = SAME
+
+    def __post_init__(self) -> None:
+        """Refuse margins by which a figure could be slower and the same at once."""
+        if not 0 <= self.tolerance <= self.same:
+            raise InvalidInput(
+                f"The margin of {percent(self.same)} is below the tolerance of {percent(self.tolerance)}: a figure could be "
+                "slower and the same at once."
+            )
+
+
+DEFAULT = Margins()
 
 
 @dataclass(frozen=True)
 class FigureChange:
-    """A figure's change, in seconds, and whether it changed for certain."""
+    """A figure's change, in seconds, and what is certain of it.
+
+    Attributes:
+        name: a stage's or a total's: see `stages.words`.
+        change: with its interval.
+        verdict: see `verdict`.
+        smallest: the smallest slowdown, as a share, that these runs find in 8 tries of 10.
+    """
 
     name: str
     change: Change
     verdict: Verdict
+    smallest: float
 
 
-def compare(before: Profile, after: Profile, tolerance: float = TOLERANCE) -> dict[str, tuple[FigureChange, ...]]:
-    """Every figure of the workloads that both have, by workload; stages in their order, then first token and the like.
+def verdict(change: Change, margins: Margins) -> Verdict:
+    """What is certain of a change, by where its whole interval lies.
 
-    A figure is slower where its whole interval (`statistics.changes`: simultaneous, over all figures of all workloads) lies above
-    `tolerance`, faster where it lies below minus `tolerance`.
+    It is the same only where the interval lies within the margin on both sides: a test of equivalence (Schuirmann 1987, two
+    one-sided tests), which runs that are few or uneven do not pass. No sign of a change is not the same as no change.
+    """
+    if change.low > margins.tolerance:
+        return "slower"
+    if change.high < -margins.tolerance:
+        return "faster"
+    return "the same" if -margins.same <= change.low and change.high <= margins.same else "cannot tell"
+
+
+def compare(before: Profile, after: Profile, margins: Margins = DEFAULT) -> dict[str, tuple[FigureChange, ...]]:
+    """Every figure of the workloads that both have, by workload; stages in the order of time, then the totals.
+
+    Intervals (`distributions.changes`) hold for all figures of all workloads at once.
 
     Raises:
         InvalidInput: no workload in common, or too few runs.
@@ -56,9 +105,28 @@ def compare(before: Profile, after: Profile, tolerance: float = TOLERANCE) -> di
         level = 1 - 0.05 / len(pairs)
         changed = changes({name: runs[0][name] for name in names}, {name: runs[1][name] for name in names}, level)
         found[first.name] = tuple(
-            FigureChange(name, change, _verdict(change, tolerance)) for name, change in changed.items()
+            FigureChange(name, change, verdict(change, margins), change.smallest(margins.tolerance))
+            for name, change in changed.items()
         )
     return found
+
+
+def summary(figures: Sequence[FigureChange], margins: Margins = DEFAULT) -> str:
+    """One sentence on a workload: `2 figures got slower, 1 got faster, 3 are the same within 5%, 4 cannot be told apart: …`."""
+    said = {
+        "slower": "got slower",
+        "faster": "got faster",
+        "the same": f"are the same within {percent(margins.same)}",
+        "cannot tell": "cannot be told apart",
+    }
+    counts = {kind: number for kind in said if (number := sum(figure.verdict == kind for figure in figures))}
+    parts = []
+    for kind, number in counts.items():
+        count = f"{number} figure{'s' * (number > 1)}" if not parts else str(number)
+        if number == len(figures):
+            count = f"All {number} figures" if number > 1 else "The one figure"
+        parts.append(f"{count} {said[kind] if number > 1 else said[kind].replace('are ', 'is ')}")
+    return ", ".join(parts) + (": measure more runs." if "cannot tell" in counts else ".")
 
 
 def slower(found: Mapping[str, Sequence[FigureChange]]) -> list[str]:
@@ -71,20 +139,34 @@ def slower(found: Mapping[str, Sequence[FigureChange]]) -> list[str]:
         stages = sorted(
             (f for f in worse if f.name in STAGES), key=lambda figure: figure.change.before - figure.change.after
         )
-        named = ", ".join(
-            f"{figure.name.replace('_', ' ')} {figure.change.ratio:+.1%}"
-            f" ({figure.change.low:+.1%} to {figure.change.high:+.1%})"
-            for figure in [*stages, *(f for f in worse if f.name not in STAGES)]
-        )
+        named = ", ".join(described(figure) for figure in [*stages, *(f for f in worse if f.name not in STAGES)])
         sentences.append(f"{workload} is slower: {named}.")
     return sentences
+
+
+def described(figure: FigureChange) -> str:
+    """A change in words: vision +9.8% (+6.1% to +13.6%)."""
+    change = figure.change
+    return f"{words(figure.name)} {signed(change.ratio)} ({signed(change.low)} to {signed(change.high)})"
+
+
+def signed(share: float) -> str:
+    """A change as people read it, in at most 6 characters: +9.8%, -20.6%, +140%; above tenfold +>999%."""
+    if share >= 9.995:
+        return "+>999%"
+    return f"{share:+.1%}" if abs(share) < 0.9995 else f"{share:+.0%}"
+
+
+def percent(share: float) -> str:
+    """A share without a sign and without needless decimals."""
+    return f"{share * 100:.3g}%"
 
 
 def _samples(figures: WorkloadFigures) -> dict[str, list[float]]:
     """Positive seconds by figure, a value for each run."""
     found = {
-        name: [stage_seconds(run, name) for run in figures.runs]
-        for name in STAGES
+        name: [run.stage_seconds(name) for run in figures.runs]
+        for name in ORDER
         if name in figures.stages and name != UNACCOUNTED
     }
     found["first_token"] = [run.first_token or 0.0 for run in figures.runs]
@@ -108,9 +190,3 @@ def _kind(figures: WorkloadFigures) -> tuple[object, ...]:
         figures.clients,
         figures.seen,
     )
-
-
-def _verdict(change: Change, tolerance: float) -> Verdict:
-    if change.low > tolerance:
-        return "slower"
-    return "faster" if change.high < -tolerance else "the same"

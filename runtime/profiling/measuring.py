@@ -13,9 +13,11 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import ReportClient, ReportRequest
 from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.messages import STAGES
 from echovlm_edge.runtime.profiling.energy import Meter, energy_of
 from echovlm_edge.runtime.profiling.memory import PeakMemory
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Energy, Interval, Run
+from echovlm_edge.runtime.profiling.stages import NETWORK
 from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
 from echovlm_edge.runtime.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
 from echovlm_edge.runtime.tasks import Task
@@ -113,9 +115,8 @@ class Remote:
         if result is None:
             raise NotPossibleHere(f"The server at {self.where} ended the stream without a result: see its log.")
         timings, usage = result.timings, result.usage
-        stages = {pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in timings.stages}
-        stages = {_OF_SERVER.get(name, name): taken for name, taken in stages.items()}
-        stages["network"] = max(seconds - timings.total_seconds, 0.0)
+        stages = {_FROM_WIRE[stage.stage].value: stage.seconds for stage in timings.stages if stage.stage in _FROM_WIRE}
+        stages[NETWORK] = max(seconds - timings.total_seconds, 0.0)
         return Measured(
             Run(
                 seconds,
@@ -130,7 +131,7 @@ class Remote:
         )
 
 
-_OF_SERVER = {"decoding_images": Stage.DECODE_IMAGES.value, "preprocessing": Stage.PREPROCESS.value}
+_FROM_WIRE = {wire: stage for stage, wire in STAGES.items()}  # a newer server's further stages count as unaccounted
 
 
 @dataclass(frozen=True)

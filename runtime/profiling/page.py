@@ -10,13 +10,13 @@ from jinja2 import Environment, PackageLoader
 
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.profiling import charts
-from echovlm_edge.runtime.profiling.compare import FigureChange, compare
+from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
 
 LARGEST_TABLE = 2000  # operators
 
 
-def html_page(profiles: Mapping[str, Profile]) -> str:
+def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> str:
     """The page of profiles by label; each but the first is compared with the first.
 
     Raises:
@@ -26,7 +26,7 @@ def html_page(profiles: Mapping[str, Profile]) -> str:
     library = _library()
     first = next(iter(profiles.values()))
     told = {
-        label: _profile(profile, None if profile is first else compare(first, profile))
+        label: _profile(profile, None if profile is first else compare(first, profile, margins))
         for label, profile in profiles.items()
     }
     environment = Environment(

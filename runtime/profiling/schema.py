@@ -12,10 +12,12 @@ from pydantic.dataclasses import dataclass
 
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling.distributions import Distribution
+from echovlm_edge.runtime.profiling.stages import UNACCOUNTED, words
 
 VERSION = 2  # 1 was a single request's, without runs
 
 _STRICT = ConfigDict(extra="forbid")
+_STAGE_OF_PART = {"vision_encoder": "vision", "projector": "projector"}  # the decoder's has two, which are its phases
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -93,6 +95,12 @@ class Run:
     def accounted(self) -> float:
         """The share of the time that the stages account for."""
         return sum(self.stages.values()) / self.seconds
+
+    def stage_seconds(self, name: str) -> float:
+        """Of a stage, or of what no stage accounts for."""
+        if name == UNACCOUNTED:
+            return max(self.seconds - sum(self.stages.values()), 0.0)
+        return self.stages.get(name, 0.0)
 
     @property
     def per_token(self) -> float | None:
@@ -198,6 +206,11 @@ class Operator:
     kind: str
     calls: int
     seconds: float
+
+    @property
+    def stage(self) -> str:
+        """The stage that it works in, in words; `decoder` where the phase is not known."""
+        return words(_STAGE_OF_PART[self.part]) if self.part in _STAGE_OF_PART else self.phase or self.part
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -9,25 +9,8 @@ from echovlm_edge.runtime.profiling.costs import Cost, StageCosts
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
 from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
+from echovlm_edge.runtime.profiling.stages import ORDER
 from echovlm_edge.runtime.request import Span, Stage
-
-UNACCOUNTED = "unaccounted"
-# The order in which a request goes through them.
-STAGES = (
-    "network",
-    "queue",
-    "decode_images",
-    "preprocess",
-    "vision",
-    "projector",
-    "prompt",
-    "prefill",
-    "decode",
-    "detokenize",
-    "deliver",
-    "wait",
-    UNACCOUNTED,
-)
 
 
 def summarise(measurement: Measurement, costs: StageCosts | None) -> WorkloadFigures:
@@ -36,8 +19,8 @@ def summarise(measurement: Measurement, costs: StageCosts | None) -> WorkloadFig
     total = sum(run.seconds for run in runs)
     stages = {
         name: StageFigures(Distribution.of(seconds), sum(seconds) / total)
-        for name in STAGES
-        if any(seconds := [stage_seconds(run, name) for run in runs])
+        for name in ORDER
+        if any(seconds := [run.stage_seconds(name) for run in runs])
     }
     gaps = [gap for run in runs for gap in run.gaps]
     first = [run.first_token for run in runs if run.first_token is not None]
@@ -63,13 +46,6 @@ def summarise(measurement: Measurement, costs: StageCosts | None) -> WorkloadFig
         roofline=_roofline(runs, stages, workload.frames, costs) if costs and workload.clients == 1 else (),
         timeline=_timeline(typical(measurement)),
     )
-
-
-def stage_seconds(run: Run, name: str) -> float:
-    """Of a stage, or of what no stage accounts for."""
-    if name == UNACCOUNTED:
-        return max(run.seconds - sum(run.stages.values()), 0.0)
-    return run.stages.get(name, 0.0)
 
 
 def typical(measurement: Measurement) -> Measured:

@@ -1,0 +1,59 @@
+"""The stages of a request in the order of time, with the one name and the one meaning that tables, page and docs give them.
+
+The names are `request.Stage`'s, which profiles, bounds, metrics and traces use as they are; a profile knows two more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from echovlm_edge.runtime.request import Stage
+
+NETWORK, UNACCOUNTED = "network", "unaccounted"
+
+
+@dataclass(frozen=True)
+class StageName:
+    """How people read it.
+
+    Attributes:
+        words: in tables and on the page.
+        meaning: a sentence.
+    """
+
+    words: str
+    meaning: str
+
+
+STAGES = {
+    NETWORK: StageName("network", "Of a server only: sending, receiving, gRPC."),
+    Stage.DECODE_IMAGES.value: StageName("decode images", "Image files to frames of pixels."),
+    Stage.PREPROCESS.value: StageName("preprocess", "Frames to patches: resizing, normalising."),
+    Stage.VISION.value: StageName("vision", "The vision encoder: patches to features."),
+    Stage.PROJECTOR.value: StageName("projector", "Features to image tokens of the decoder's width."),
+    Stage.PROMPT.value: StageName("prompt", "Words to tokens and positions; looking up what is cached."),
+    Stage.QUEUE.value: StageName("queue", "The prompt is ready, and all slots of the decoder are taken."),
+    Stage.PREFILL.value: StageName("prefill", "The decoder reads the prompt."),
+    Stage.DECODE.value: StageName(
+        "decode", "The decoder writes, one token after another; choosing each token included."
+    ),
+    Stage.DETOKENIZE.value: StageName("detokenize", "Tokens to text."),
+    Stage.DELIVER.value: StageName("deliver", "The caller has the text or the request; of a server, the connection."),
+    Stage.WAIT.value: StageName(
+        "wait", "Between pieces of work, at any time: other requests' turns, switching threads."
+    ),
+    UNACCOUNTED: StageName("unaccounted", "What the clock outside of the engine saw and no stage explains."),
+}
+ORDER = tuple(STAGES)
+# What is told of a whole request: name, and words.
+TOTALS = {
+    "first_token": "first token",
+    "per_token": "per token",
+    "between_tokens": "between tokens",
+    "end_to_end": "end to end",
+}
+
+
+def words(name: str) -> str:
+    """A stage's or a total's name as people read it."""
+    return TOTALS[name] if name in TOTALS else STAGES[name].words
