@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from echovlm_edge.runtime.profiling.compare import FigureChange
+from echovlm_edge.runtime.profiling.compare import FigureChange, Margins
 from echovlm_edge.runtime.profiling.schema import Ceilings, WorkloadFigures
 from echovlm_edge.runtime.profiling.stages import ORDER, words
 
 Spec = dict[str, Any]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # its name; nothing is fetched
-ACCENT, SECOND, WARNING, INK, MUTED, LINE = (
-    f"var(--{name})" for name in ("accent", "second", "warning", "ink", "muted", "line")
+ACCENT, WARNING, GOOD, INK, MUTED, LINE, BAND = (
+    f"var(--{name})" for name in ("accent", "warning", "good", "ink", "muted", "line", "band")
 )
+STAGE_COLOURS: Spec = {
+    "field": "name",
+    "type": "nominal",
+    "scale": {"domain": list(ORDER), "range": [f"var(--stage-{name})" for name in ORDER]},
+    "legend": None,  # the page names them
+}
 CONFIG: Spec = {
     "background": None,
     "font": "system-ui, sans-serif",
@@ -33,13 +39,19 @@ CONFIG: Spec = {
         "titleFontSize": 12,
         "labelLimit": 260,
     },
-    "legend": {"labelColor": MUTED, "titleColor": MUTED, "labelFontSize": 12, "orient": "top"},
     "bar": {"color": ACCENT, "opacity": 1},
     "point": {"color": ACCENT, "filled": True, "size": 60, "opacity": 1},
     "text": {"color": INK, "fontSize": 12},
     "rule": {"color": MUTED},
 }
 TIMELINE_MARKS = 1500
+# Colour and shape of each verdict: nobody needs the colours to tell them apart.
+VERDICTS = {
+    "slower": (WARNING, "triangle-right"),
+    "faster": (ACCENT, "triangle-left"),
+    "the same": (GOOD, "circle"),
+    "cannot tell": (MUTED, "diamond"),
+}
 
 
 def charts(figures: WorkloadFigures, ceilings: Ceilings | None) -> dict[str, Spec]:
@@ -58,19 +70,15 @@ def charts(figures: WorkloadFigures, ceilings: Ceilings | None) -> dict[str, Spe
 def stages(figures: WorkloadFigures) -> Spec:
     """A bar for each stage's median, a tick at its 95th percentile."""
     rows = [
-        {"stage": words(name), "median": stage.seconds.median * 1e3, "p95": stage.seconds.p95 * 1e3}
+        {"stage": words(name), "name": name, "median": stage.seconds.median * 1e3, "p95": stage.seconds.p95 * 1e3}
         for name, stage in figures.stages.items()
     ]
-    spec = _spec("Median milliseconds of each stage, and its 95th percentile.", rows, 24 * len(rows))
-    place = {"field": "stage", "type": "nominal", "sort": None, "title": None}
+    spec = _spec("Median milliseconds of each stage, and its 95th percentile.", rows, 32 * len(rows))
     tooltip = [_tip("stage"), _tip("median", "median, ms", ",.2f"), _tip("p95", "95th percentile, ms", ",.2f")]
-    spec["encoding"] = {"y": place, "tooltip": tooltip}
+    spec["encoding"] = {"y": _place("stage"), "tooltip": tooltip}
     spec["layer"] = [
-        {"mark": "bar", "encoding": {"x": _x("median", "milliseconds")}},
-        {
-            "mark": {"type": "tick", "color": SECOND, "thickness": 2},
-            "encoding": {"x": _x("p95", "milliseconds")},
-        },
+        {"mark": "bar", "encoding": {"x": _x("median", "milliseconds"), "color": STAGE_COLOURS}},
+        {"mark": {"type": "tick", "color": INK, "thickness": 2}, "encoding": {"x": _x("p95", "milliseconds")}},
     ]
     return spec
 
@@ -78,17 +86,22 @@ def stages(figures: WorkloadFigures) -> Spec:
 def waterfall(figures: WorkloadFigures) -> Spec:
     """When each stage worked in the run with the median time."""
     rows = [
-        {"stage": words(span.stage), "start": span.start * 1e3, "end": (span.start + span.seconds) * 1e3}
+        {
+            "stage": words(span.stage),
+            "name": span.stage,
+            "start": span.start * 1e3,
+            "end": (span.start + span.seconds) * 1e3,
+        }
         for span in sorted(figures.timeline, key=lambda span: -span.seconds)[:TIMELINE_MARKS]
     ]
-    order = [words(name) for name in ORDER]
-    used = [name for name in order if any(row["stage"] == name for row in rows)]
+    used = [words(name) for name in ORDER if any(row["name"] == name for row in rows)]
     spec = _spec("When each stage worked, in the run with the median time.", rows, 24 * len(used))
     spec["mark"] = {"type": "bar", "minBandSize": 1}
     spec["encoding"] = {
-        "y": {"field": "stage", "type": "nominal", "sort": used, "title": None},
+        "y": _place("stage", used),
         "x": _x("start", "milliseconds since the request"),
         "x2": {"field": "end"},
+        "color": STAGE_COLOURS,
         "tooltip": [_tip("stage"), _tip("start", "from, ms", ",.2f"), _tip("end", "to, ms", ",.2f")],
     }
     return spec
@@ -125,6 +138,7 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
     points = [
         {
             "stage": words(point.stage),
+            "name": point.stage,
             "intensity": point.operations / point.read_bytes,
             "gops": point.gops,
             "reached": point.gops / min(ceilings.int8_gops, ceilings.read_gbps * point.operations / point.read_bytes),
@@ -155,14 +169,17 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
             "mark": {"type": "line", "color": MUTED, "strokeDash": [4, 3]},
             "encoding": {"x": x, "y": y},
         },
-        {"mark": "point", "encoding": {"x": x, "y": y, "tooltip": tooltip}},
-        {"mark": {"type": "text", "dy": -12}, "encoding": {"x": x, "y": y, "text": {"field": "stage"}}},
+        # Named by the page's key: labels beside points that lie close together would cover each other.
+        {
+            "mark": {"type": "point", "size": 110},
+            "encoding": {"x": x, "y": y, "color": STAGE_COLOURS, "tooltip": tooltip},
+        },
     ]
     return spec
 
 
-def comparison(found: Sequence[FigureChange]) -> Spec:
-    """The change of each figure with its interval; what changed for certain is coloured."""
+def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
+    """The change of each figure with its interval, over the margin within which a figure is the same."""
     rows = [
         {
             "figure": words(figure.name),
@@ -173,19 +190,15 @@ def comparison(found: Sequence[FigureChange]) -> Spec:
         }
         for figure in found
     ]
-    spec = _spec("Change of each figure with its 95 % interval; right of zero is slower.", rows, 26 * len(rows))
-    place = {"field": "figure", "type": "nominal", "sort": None, "title": None}
-    colour = {
-        "field": "verdict",
-        "type": "nominal",
-        "scale": {"domain": ["slower", "the same", "faster"], "range": [WARNING, MUTED, ACCENT]},
-        "title": None,
-    }
+    spec = _spec("Change of each figure with its 95% interval; right of zero is slower.", rows, 26 * len(rows))
+    verdict: Spec = {"field": "verdict", "type": "nominal", "legend": None}  # the page names them
+    colour = verdict | {"scale": {"domain": list(VERDICTS), "range": [colour for colour, _ in VERDICTS.values()]}}
+    shape = verdict | {"scale": {"domain": list(VERDICTS), "range": [shape for _, shape in VERDICTS.values()]}}
     # An interval that ends beyond a doubling tells no more by its length, and would hide the others.
-    scale = {
-        "domain": [max(min(0.0, *(r.change.low for r in found)), -1), min(max(0.0, *(r.change.high for r in found)), 1)]
-    }
-    x = {"type": "quantitative", "scale": scale | {"clamp": True, "nice": True}}
+    low = max(min(-margins.same, *(figure.change.low for figure in found)), -1)
+    high = min(max(margins.same, *(figure.change.high for figure in found)), 1)
+    x = {"type": "quantitative", "scale": {"domain": [low, high], "clamp": True, "nice": True}}
+    axis = {"title": "change", "axis": {"format": "+.0%"}}
     tooltip = [
         _tip("figure"),
         _tip("change", "change", "+.1%"),
@@ -193,23 +206,44 @@ def comparison(found: Sequence[FigureChange]) -> Spec:
         _tip("high", "to", "+.1%"),
         _tip("verdict"),
     ]
-    spec["encoding"] = {"y": place, "color": colour, "tooltip": tooltip}
     spec["layer"] = [
         {
-            "mark": {"type": "rule", "strokeWidth": 3},
-            "encoding": {
-                "x": x | {"field": "low", "title": "change", "axis": {"format": "+.0%"}},
-                "x2": {"field": "high"},
-            },
+            "data": {"values": [{"low": -margins.same, "high": margins.same}]},
+            "mark": {"type": "rect", "color": BAND},
+            "encoding": {"x": x | {"field": "low"} | axis, "x2": {"field": "high"}},
         },
-        {"mark": {"type": "point", "size": 80}, "encoding": {"x": x | {"field": "change"}}},
         {
             "data": {"values": [{"zero": 0}]},
             "mark": {"type": "rule", "strokeDash": [3, 3]},
-            "encoding": {"x": x | {"field": "zero"}, "y": None, "color": None, "tooltip": None},
+            "encoding": {"x": x | {"field": "zero"} | axis},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 3},
+            "encoding": {
+                "y": _place("figure"),
+                "x": x | {"field": "low"} | axis,
+                "x2": {"field": "high"},
+                "color": colour,
+                "tooltip": tooltip,
+            },
+        },
+        {
+            "mark": {"type": "point", "size": 90},
+            "encoding": {
+                "y": _place("figure"),
+                "x": x | {"field": "change"} | axis,
+                "color": colour,
+                "shape": shape,
+                "tooltip": tooltip,
+            },
         },
     ]
     return spec
+
+
+def _place(field: str, order: Sequence[str] | None = None) -> Spec:
+    """A line for each name, in that order or the one of the rows."""
+    return {"field": field, "type": "nominal", "sort": list(order) if order else None, "title": None}
 
 
 def _spec(description: str, rows: list[dict[str, Any]], height: int) -> Spec:

@@ -124,6 +124,8 @@ def summary(figures: Sequence[FigureChange], margins: Margins = DEFAULT) -> str:
     for kind, number in counts.items():
         count = f"{number} figure{'s' * (number > 1)}" if not parts else str(number)
         if number == len(figures):
+            if kind == "cannot tell":
+                return f"None of the {number} figures can be told apart: measure more runs."
             count = f"All {number} figures" if number > 1 else "The one figure"
         parts.append(f"{count} {said[kind] if number > 1 else said[kind].replace('are ', 'is ')}")
     return ", ".join(parts) + (": measure more runs." if "cannot tell" in counts else ".")
@@ -151,9 +153,9 @@ def described(figure: FigureChange) -> str:
 
 
 def signed(share: float) -> str:
-    """A change as people read it, in at most 6 characters: +9.8%, -20.6%, +140%; above tenfold +>999%."""
+    """A change as people read it, in at most 6 characters: +9.8%, -20.6%, +140%; above tenfold >+999%."""
     if share >= 9.995:
-        return "+>999%"
+        return ">+999%"
     return f"{share:+.1%}" if abs(share) < 0.9995 else f"{share:+.0%}"
 
 

@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     for workload, figures in found.items():
         for part in table.comparison(workload, figures, margins):
             console.print(part)
+    console.print(table.how_to_read(margins), highlight=False)
     if options.html:
         write_page(options.html, [options.before, options.after], [before, after], margins)
     of_after = broken(after, [bound for bound in bounds if isinstance(bound, Bound)])

@@ -10,8 +10,11 @@ from jinja2 import Environment, PackageLoader
 
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.profiling import charts
-from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare
-from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
+from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare, percent, signed, summary
+from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
+from echovlm_edge.runtime.profiling.schema import Ceilings, Profile, WorkloadFigures
+from echovlm_edge.runtime.profiling.stages import ORDER, words
+from echovlm_edge.runtime.profiling.table import how_to_read, milliseconds
 
 LARGEST_TABLE = 2000  # operators
 
@@ -25,8 +28,9 @@ def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> st
     """
     library = _library()
     first = next(iter(profiles.values()))
+    name = next(iter(profiles))
     told = {
-        label: _profile(profile, None if profile is first else compare(first, profile, margins))
+        label: _profile(profile, None if profile is first else compare(first, profile, margins), name, margins)
         for label, profile in profiles.items()
     }
     environment = Environment(
@@ -36,7 +40,7 @@ def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> st
         title=f"{first.bundle.model}: profile",
         # Inside of a script element nothing may look like its end.
         library=library.replace("</script", "<\\/script"),
-        data=json.dumps({"first": next(iter(profiles)), "profiles": told}, ensure_ascii=False).replace("<", "\\u003c"),
+        data=json.dumps({"first": name, "profiles": told}, ensure_ascii=False).replace("<", "\\u003c"),
     )
 
 
@@ -51,55 +55,42 @@ def _library() -> str:
     return str(vl_convert.javascript_bundle())  # type: ignore[call-arg] # its types leave the default out
 
 
-def _profile(profile: Profile, compared: Mapping[str, tuple[FigureChange, ...]] | None) -> dict[str, Any]:
-    machine, bundle, conditions = profile.machine, profile.bundle, profile.conditions
-    facts = {
-        "model": f"{bundle.model}, {bundle.precision} for {bundle.target} ({bundle.bundle_id[:12]})",
-        "machine": ", ".join(filter(None, (machine.device, machine.cpu, f"{machine.cores} cores", machine.gpu))),
-        "memory": f"{machine.memory_gb:g} GB",
-        "system": machine.system,
-        "kernels": machine.kernels or "none built",
-        "measured": f"{profile.created}, {conditions.where}, {conditions.runs} runs after {conditions.warmups} warm-up",
-    }
+def _profile(
+    profile: Profile, compared: Mapping[str, tuple[FigureChange, ...]] | None, first: str, margins: Margins
+) -> dict[str, Any]:
     total = sum(operator.seconds for operator in profile.operators) or 1.0
     slowest = sorted(profile.operators, key=lambda operator: -operator.seconds)[:LARGEST_TABLE]
     return {
-        "facts": facts,
-        "workloads": {
-            figures.name: {
-                "tiles": _tiles(figures),
-                "charts": charts.charts(figures, profile.ceilings),
-                "stages": [
-                    [name.replace("_", " "), *_milliseconds(stage.seconds), f"{stage.share:.1%}"]
-                    for name, stage in figures.stages.items()
-                ],
-            }
-            for figures in profile.workloads
-        },
+        "facts": _facts(profile),
+        "workloads": {figures.name: _workload(figures, profile) for figures in profile.workloads},
+        # Numbers, which the page sorts by and then writes with their decimals.
         "operators": [
             [
-                operator.part,
-                operator.phase,
+                operator.stage,
                 operator.layer,
                 operator.kind,
                 operator.name,
                 operator.calls,
-                f"{operator.seconds / operator.calls * 1e3:.3f}",
-                f"{operator.seconds / total:.2%}",
+                operator.seconds / operator.calls * 1e3,
+                operator.seconds / total * 100,
             ]
             for operator in slowest
         ],
         "comparison": {
             workload: {
-                "chart": charts.comparison(found),
+                "summary": f"{workload}, compared with {first}: {summary(found, margins)}",
+                "how": how_to_read(margins),
+                "margin": percent(margins.same),
+                "chart": charts.comparison(found, margins),
                 "rows": [
                     [
-                        figure.name.replace("_", " "),
-                        f"{figure.change.before * 1e3:,.2f}",
-                        f"{figure.change.after * 1e3:,.2f}",
-                        f"{figure.change.ratio:+.1%}",
-                        f"{figure.change.low:+.1%} to {figure.change.high:+.1%}",
+                        words(figure.name),
                         figure.verdict,
+                        milliseconds(figure.change.before),
+                        milliseconds(figure.change.after),
+                        signed(figure.change.ratio),
+                        f"{signed(figure.change.low)} to {signed(figure.change.high)}",
+                        signed(figure.smallest),
                     ]
                     for figure in found
                 ],
@@ -109,37 +100,115 @@ def _profile(profile: Profile, compared: Mapping[str, tuple[FigureChange, ...]] 
     }
 
 
-def _milliseconds(distribution: Any) -> list[str]:
-    return [f"{getattr(distribution, name) * 1e3:,.2f}" for name in ("median", "p90", "p95", "p99", "max")]
+def _facts(profile: Profile) -> dict[str, str]:
+    machine, bundle, conditions = profile.machine, profile.bundle, profile.conditions
+    facts = {
+        "model": f"{bundle.model}, {bundle.precision} for {bundle.target} ({bundle.bundle_id[:12]})",
+        "machine": ", ".join(filter(None, (machine.device, machine.cpu, f"{machine.cores} cores", machine.gpu))),
+        "memory": f"{machine.memory_gb:g} GB",
+        "system": machine.system,
+        "kernels": machine.kernels or "none built",
+        "measured": f"{profile.created}, {conditions.where}, {conditions.runs} runs after {conditions.warmups} warm-up",
+    }
+    unknown = next((figures.energy.unknown for figures in profile.workloads if figures.energy.unknown), None)
+    return facts | ({"energy unknown": unknown} if unknown else {})
 
 
-def _tiles(figures: WorkloadFigures) -> list[tuple[str, str, str]]:
-    """Name, figure, and what is to be known beside it."""
-    tiles = []
-    if figures.ttft:
-        tiles.append(("First token", _time(figures.ttft.median), f"95 % within {_time(figures.ttft.p95)}"))
-    tiles.append(("Whole report", _time(figures.end_to_end.median), f"95 % within {_time(figures.end_to_end.p95)}"))
-    if figures.tpot:
-        tiles.append(
-            ("Each token", _time(figures.tpot.median), f"{figures.tokens_per_second:.1f} tokens a second in all")
-        )
-    largest = max(figures.stages.items(), key=lambda stage: stage[1].share)
-    tiles.append(("Eats the time", largest[0].replace("_", " "), f"{largest[1].share:.0%} of it"))
-    if figures.memory:
-        own = figures.memory.get("own", 0) / 1e9
-        tiles.append(("Memory at most", f"{figures.memory['resident'] / 1e9:.2f} GB", f"of which {own:.2f} GB its own"))
-    energy = figures.energy
-    tiles.append(
-        ("Energy a request", f"{sum(energy.joules.values()):.1f} J", energy.source or "")
-        if energy.joules
-        else ("Energy a request", "unknown", "this machine does not tell")
+def _workload(figures: WorkloadFigures, profile: Profile) -> dict[str, Any]:
+    return {
+        "summary": _sentence(figures),
+        "tiles": _tiles(figures),
+        "run": _run(figures),
+        "charts": charts.charts(figures, profile.ceilings),
+        "roofline": _roofline(figures, profile.ceilings),
+        "stages": [
+            [words(name), *_milliseconds(stage.seconds), f"{stage.share:.1%}"] for name, stage in figures.stages.items()
+        ],
+    }
+
+
+def _sentence(figures: WorkloadFigures) -> str:
+    name, largest = max(figures.stages.items(), key=lambda stage: stage[1].share)
+    first = f", its first token {_time(figures.ttft.median)}" if figures.ttft else ""
+    return (
+        f"{figures.name}: a request takes {_time(figures.end_to_end.median)}{first}; {words(name)} takes {largest.share:.0%} of "
+        "the time."
     )
-    least = min(run.accounted for run in figures.runs)
-    tiles.append(("Accounted for", f"{least:.1%}", "or more of every run, by the stages"))
-    return tiles
+
+
+def _milliseconds(distribution: Distribution) -> list[str]:
+    return [milliseconds(getattr(distribution, name)) for name in PERCENTILES]
+
+
+def _tiles(figures: WorkloadFigures) -> list[tuple[str, str | None, str]]:
+    """Name, figure (None: unknown), and what is to be known beside it or why it is unknown."""
+    name, largest = max(figures.stages.items(), key=lambda stage: stage[1].share)
+    memory, energy = figures.memory, figures.energy
+    return [
+        _time_tile("First token", figures.ttft, "p95", "no token was written"),
+        _time_tile(
+            "Per token", figures.tpot, f"{figures.tokens_per_second:,.1f} tokens/s; p95", "too few tokens to tell"
+        ),
+        _time_tile("End to end", figures.end_to_end, "p95", ""),
+        ("Largest stage", words(name), f"{largest.share:.0%} of the time"),
+        ("Peak memory", _bytes(memory["resident"]), f"{_bytes(memory.get('own', 0))} its own")
+        if memory
+        else ("Peak memory", None, "a server's cannot be seen from its client"),
+        ("Energy a request", f"{sum(energy.joules.values()):,.1f} J", energy.source or "")
+        if energy.joules
+        else ("Energy a request", None, "this machine does not tell"),
+    ]
+
+
+def _time_tile(name: str, found: Distribution | None, note: str, unknown: str) -> tuple[str, str | None, str]:
+    return (name, _time(found.median), f"{note} {_time(found.p95)}") if found else (name, None, unknown)
+
+
+def _run(figures: WorkloadFigures) -> dict[str, Any]:
+    """The run with the median time as one bar: stages in the order of time, each with the tokens that it worked on."""
+    run = sorted(figures.runs, key=lambda run: run.seconds)[len(figures.runs) // 2]
+    tokens = {
+        "vision": f"{run.image_tokens:,} image tokens",
+        "prefill": f"{run.prompt_tokens - run.reused_tokens:,} tokens read",
+        "decode": f"{run.generated_tokens:,} tokens written",
+    }
+    return {
+        "total": _time(run.seconds),
+        "quarters": [_time(run.seconds * quarter / 4) if quarter else "0" for quarter in range(5)],
+        "tokens": f"{run.prompt_tokens:,} prompt tokens ({run.image_tokens:,} of images, {run.reused_tokens:,} cached), then "
+        f"{run.generated_tokens:,} written",
+        "segments": [
+            {
+                "stage": name,
+                "words": words(name),
+                "share": run.stage_seconds(name) / run.seconds,
+                "figure": f"{milliseconds(run.stage_seconds(name))} ms, {run.stage_seconds(name) / run.seconds:.1%}",
+                "tokens": tokens.get(name, ""),
+            }
+            for name in ORDER
+            if run.stage_seconds(name) > 0
+        ],
+    }
+
+
+def _roofline(figures: WorkloadFigures, ceilings: Ceilings | None) -> list[tuple[str, str, str]]:
+    """Stage, its name as people read it, what it reaches."""
+    if not ceilings:
+        return []
+    return [
+        (
+            point.stage,
+            words(point.stage),
+            f"{point.gbps / ceilings.read_gbps:.0%} of its bandwidth, {point.gops / ceilings.int8_gops:.0%} of its arithmetic",
+        )
+        for point in figures.roofline
+    ]
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
 def _time(seconds: float) -> str:
-    if seconds < 0.01:
-        return f"{seconds * 1e3:.2f} ms"
-    return f"{seconds * 1e3:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
+    """With its unit, to three digits or more."""
+    return f"{seconds:,.1f} s" if seconds >= 10 else f"{milliseconds(seconds)} ms"

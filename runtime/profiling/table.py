@@ -38,7 +38,7 @@ def tables(profile: Profile) -> Iterator[RenderableType]:
 
 
 def comparison(workload: str, found: Sequence[FigureChange], margins: Margins) -> Iterator[RenderableType]:
-    """What changed in a workload: a sentence that sums up, the verdict for each figure, how to read it."""
+    """What changed in a workload: a sentence that sums up, the verdict for each figure."""
     yield Text(f"{workload}: {summary(found, margins)}", style="bold")
     table = _table(("figure",), ("before, ms", "after, ms", "change", "95% interval", "sees from"), ("verdict",))
     for figure in found:
@@ -53,8 +53,7 @@ def comparison(workload: str, found: Sequence[FigureChange], margins: Margins) -
             figure.verdict,
             style=STYLES.get(figure.verdict),
         )
-    yield table
-    yield Padding(Text(how_to_read(margins)), (0, 0, 1, 2))
+    yield Padding(table, (0, 0, 1, 0))
 
 
 def how_to_read(margins: Margins) -> str:
