@@ -39,6 +39,7 @@ CONFIG: Spec = {
         "titleFontSize": 12,
         "labelLimit": 260,
     },
+    "axisX": {"labelSeparation": 8},
     "bar": {"color": ACCENT, "opacity": 1},
     "point": {"color": ACCENT, "filled": True, "size": 60, "opacity": 1},
     "text": {"color": INK, "fontSize": 12},
@@ -198,7 +199,7 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
     low = max(min(-margins.same, *(figure.change.low for figure in found)), -1)
     high = min(max(margins.same, *(figure.change.high for figure in found)), 1)
     x = {"type": "quantitative", "scale": {"domain": [low, high], "clamp": True, "nice": True}}
-    axis = {"title": "change", "axis": {"format": "+.0%"}}
+    axis = {"title": "change", "axis": {"format": "+.0%", "tickCount": 6}}  # few enough for a phone, zero among them
     tooltip = [
         _tip("figure"),
         _tip("change", "change", "+.1%"),
