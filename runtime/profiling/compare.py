@@ -120,7 +120,7 @@ def summary(figures: Sequence[FigureChange], margins: Margins = DEFAULT) -> str:
         "cannot tell": "cannot be told apart",
     }
     counts = {kind: number for kind in said if (number := sum(figure.verdict == kind for figure in figures))}
-    parts = []
+    parts: list[str] = []
     for kind, number in counts.items():
         count = f"{number} figure{'s' * (number > 1)}" if not parts else str(number)
         if number == len(figures):

@@ -39,7 +39,8 @@ class StageCosts:
         manifest = bundle.manifest
         if not {"intermediate_size", "vision_config", "num_experts"} <= set(manifest.source.config):
             return None
-        sizes = {part.name: sum(file.bytes for file in part.files) for part in manifest.parts}
+        # An ONNX graph lies before its weights; an engine has them in itself.
+        sizes = {part.name: sum(file.bytes for file in part.files[1:] or part.files) for part in manifest.parts}
         return cls(
             manifest.source.config,
             sizes["vision_encoder"],
