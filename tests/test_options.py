@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.doctor import command as doctor
-from echovlm_edge.runtime.profiling import command as profile
+from echovlm_edge.runtime.profiling import measure_command as profile
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "demo", "deploy", "export", "plugins", "runtime")
@@ -63,7 +63,7 @@ def test_several_values_add_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_bound_is_checked() -> None:
-    parser = profile._parser()
+    parser = profile.measure_parser()
     options = parser.parse_args(["--assert", "x<1", "--runs", "3", "--assert", "y<2", "z<3"])
     assert options.bounds == ["x<1", "y<2", "z<3"]
     assert parser.parse_args([]).bounds == [], "one command line is left in the next"

@@ -15,14 +15,14 @@ def main(arguments: list[str] | None = None) -> int:
     if given[:1] == [COMPARE]:
         from echovlm_edge.runtime.profiling import compare_command
 
-        compared = compare_command.parser().parse_args(given[1:])
+        compared = compare_command.compare_parser().parse_args(given[1:])
         return run_command(lambda: compare_command.run(compared))
     if given[:1] == [PAGE]:
         from echovlm_edge.runtime.profiling import page_command
 
-        drawn = page_command.parser().parse_args(given[1:])
+        drawn = page_command.page_parser().parse_args(given[1:])
         return run_command(lambda: page_command.run(drawn))
     from echovlm_edge.runtime.profiling import measure_command
 
-    measured = measure_command.parser().parse_args(given)
+    measured = measure_command.measure_parser().parse_args(given)
     return run_command(lambda: measure_command.run(measured))

@@ -46,7 +46,7 @@ def _margins(options: argparse.Namespace) -> Margins:
     return Margins(tolerance, max(SAME, tolerance) if options.margin is None else options.margin / 100)
 
 
-def parser() -> argparse.ArgumentParser:
+def compare_parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile compare",

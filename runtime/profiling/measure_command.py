@@ -187,7 +187,7 @@ def _workloads(options: argparse.Namespace) -> tuple[Workload, ...]:
     return grid(frames, sizes, values["prompt_tokens"], values["new_tokens"], values["clients"])
 
 
-def parser() -> argparse.ArgumentParser:
+def measure_parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile",

@@ -25,7 +25,7 @@ def write_page(file: Path, paths: Sequence[Path], profiles: Sequence[Profile], m
     write_whole(file, html_page(dict(zip(labels, profiles, strict=True)), margins).encode())
 
 
-def parser() -> argparse.ArgumentParser:
+def page_parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile page", description="Make a page of profiles; each is compared with the first."
