@@ -10,31 +10,33 @@ import argparse
 import hashlib
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from echovlm_edge.export import parity, tracing
-from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
+from echovlm_edge.export import parity
+from echovlm_edge.export.build_options import BuildOptions
+from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder, check_output
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.device_bundle import check_plugin, leave_to_device, with_engines
+from echovlm_edge.export.checkpoint_hash import hashing
+from echovlm_edge.export.device_bundle import leave_to_device, with_engines
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
 from echovlm_edge.export.graph_check import checkable
 from echovlm_edge.export.kv_calibration import give_cache_scales
-from echovlm_edge.export.lower import StoredWeight, lower
-from echovlm_edge.export.model import weights
 from echovlm_edge.export.part import write_part
 from echovlm_edge.export.plan import Machine, footprint, print_plan
+from echovlm_edge.export.planned_bundle import PlannedBundle, bundle_shape, open_checkpoint, plan
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS, GroupedBlocks, PrecisionPolicy
+from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.export.show import print_summary, versions
-from echovlm_edge.export.targets import TARGETS, Target, target
-from echovlm_edge.export.weight_file import WeightFile, lay_out, write_weights
+from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.targets import TARGETS
+from echovlm_edge.export.tracing import traced_parts
+from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import (
     CHAT_TEMPLATE,
@@ -42,10 +44,7 @@ from echovlm_edge.runtime.bundle import (
     TOKEN_EMBEDDING,
     TOKENIZER,
     Bundle,
-    EmbeddingSpec,
-    Limits,
     Manifest,
-    ModelSpec,
     Parity,
     Part,
     Source,
@@ -53,79 +52,30 @@ from echovlm_edge.runtime.bundle import (
 )
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.memory_model import BundleShape, Widths, cache_token_bytes
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.serve_settings import ServeSettings
 
-DEFAULT_MAX_SEQUENCE = 4096
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build: the command's options."""
-
-    checkpoint: Path
-    output: Path
-    target: str = "cpu"
-    precision: str = "int4"
-    block_size: int = 128
-    max_sequence: int | None = None
-    max_batch: int = 1
-    samples: tuple[Path, ...] = ()
-    kv_cache: str | None = None
-    device_plugin: Path | None = None
-
-    @property
-    def cache_type(self) -> str:
-        """Of the KV cache: the one asked for, or the target's own."""
-        return self.kv_cache or target(self.target).cache_types[0]
-
-
-@dataclass(frozen=True)
-class LoweredPart:
-    """A part whose graph is ready and whose weights have their places: they are still to be written."""
-
-    name: str
-    precision: str
-    model: ir.Model
-    stored: dict[str, StoredWeight]
-    file: WeightFile
-
-
-@dataclass(frozen=True)
-class PlannedBundle:
-    """All that decides a bundle, before a byte of it is written."""
-
-    checkpoint: Checkpoint
-    settings: PreprocessSettings
-    parts: list[LoweredPart]
-    embedding: WeightFile
-
-    @property
-    def files(self) -> list[WeightFile]:
-        """The files of weights."""
-        return [*(part.file for part in self.parts), self.embedding]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Their bytes."""
-        return {file.name: file.size for file in self.files}
-
 
 def build(options: BuildOptions, console: Console) -> Manifest:
-    """Build a bundle at `options.output`, whole or not at all; a build that was killed is gone on with.
+    """Build a bundle at `options.output`, whole or not at all; a build that was killed is resumed.
 
     Raises:
-        NotPossibleHere: the checkpoint cannot be used, the disk is full, or an fp32 stage is out of parity.
+        NotPossibleHere: an option or the checkpoint cannot be used, `output` is taken, the disk is full, or an fp32 stage is out of
+            parity.
     """
-    chosen = target(options.target)
+    options.check()
+    check_output(options.output, options.replace)
+    chosen = options.chosen_target
     tensorrt = open_tensorrt(chosen.tensorrt) if chosen.tensorrt and chosen.builds_here() else None
-    with Progress(console) as progress:
-        planned = plan(options, progress)
-        needed = sum(file.bytes for file in planned.files)
-        with bundle_folder(options.output, needed * (2 if tensorrt else 1), _identity(options, planned)) as folder:
+    with Progress(console) as progress, hashing(open_checkpoint(options, progress)) as (checkpoint, sha256):
+        with progress.stage("Tracing"):
+            planned = plan(options, checkpoint, traced_parts)
+        needed, identity = sum(file.bytes for file in planned.files), _identity(options, planned)
+        with bundle_folder(
+            options.output, needed * (2 if tensorrt else 1), identity, replace=options.replace
+        ) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
-                write_weights(folder.path, planned.files, planned.checkpoint, folder.journal, advance)
+                write_weights(folder.path, planned.files, checkpoint, folder.journal, advance)
             if options.cache_type == "int8":
                 with progress.stage("Measuring the KV cache"):
                     calibrate_cache(planned, options)
@@ -134,9 +84,9 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                     write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file)
                     for part in planned.parts
                 ]
-                folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
-                folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
-                manifest = _manifest(options, planned, parts, folder)
+                folder.write_text(TOKENIZER, checkpoint.tokenizer_json())
+                folder.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
+                manifest = _manifest(options, planned, parts, folder, sha256.result())
             with progress.stage("Comparing with PyTorch"):
                 manifest = _with_parity(manifest, folder, planned, options)
             if tensorrt:
@@ -150,51 +100,9 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     return manifest
 
 
-def plan(options: BuildOptions, progress: Progress) -> PlannedBundle:
-    """Read, trace, lower and lay out: everything but the writing.
-
-    Raises:
-        NotPossibleHere: the checkpoint or an option cannot be used.
-    """
-    policy = PrecisionPolicy.of(options.precision, options.block_size, options.cache_type)
-    chosen = target(options.target)
-    chosen.check(options.precision, options.cache_type)
-    if options.device_plugin:
-        check_plugin(options.device_plugin)
-    with progress.stage("Reading the checkpoint"):
-        checkpoint = Checkpoint(options.checkpoint)
-        settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
-    with progress.stage("Tracing"):
-        parts = lower_parts(checkpoint, policy, chosen)
-    storage = policy.embedding(checkpoint.config.decoder.hidden_size)
-    embedding = lay_out(TOKEN_EMBEDDING, [(weights.TOKEN_EMBEDDING, storage)], checkpoint)
-    return PlannedBundle(checkpoint, settings, parts, embedding)
-
-
-def lower_parts(checkpoint: Checkpoint, policy: PrecisionPolicy, chosen: Target) -> list[LoweredPart]:
-    """Trace the three parts without their weights and lower them to the target."""
-    config = checkpoint.config
-    parts = weights.parts_without_values(config)
-    traced = {
-        "vision_encoder": (
-            tracing.trace_vision_encoder(config, parts.vision_encoder),
-            weights.vision_encoder_weights(config),
-        ),
-        "projector": (tracing.trace_projector(config, parts.projector), weights.projector_weights(config)),
-        "decoder": (tracing.trace_decoder(config, parts.decoder), weights.decoder_weights(config)),
-    }
-    lowered = []
-    for name, (model, sources) in traced.items():
-        stored = lower(model, name, sources, lambda weight: weight.shape(checkpoint), policy, chosen.rules)
-        file = lay_out(f"{name}.data", [(weight.weight, weight.storage) for weight in stored.values()], checkpoint)
-        lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored, file))
-    return lowered
-
-
 def calibrate_cache(planned: PlannedBundle, options: BuildOptions) -> None:
     """Give the decoder's int8 caches their scales, from the PyTorch model on the samples."""
-    checkpoint = planned.checkpoint
-    spec = _model_spec(checkpoint)
+    checkpoint, spec = planned.checkpoint, planned.model_spec()
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
     prompts = PromptBuilder(tokenizer, checkpoint.chat_template(), spec.image_token_id, spec.merge_size)
     (decoder,) = (part for part in planned.parts if part.name == "decoder")
@@ -223,7 +131,7 @@ def measure_parity(
 
 def _with_parity(manifest: Manifest, folder: BundleFolder, planned: PlannedBundle, options: BuildOptions) -> Manifest:
     """The manifest with the parity of what it describes; of the graphs, by ONNX Runtime on this CPU, where they are for a GPU."""
-    if target(options.target).runs_on_cpu:
+    if options.chosen_target.runs_on_cpu:
         folder.write_manifest(manifest)
         return replace(
             manifest, parity=measure_parity(Bundle(folder.path), planned.checkpoint, planned.settings, options)
@@ -240,7 +148,7 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
     checkpoint = planned.checkpoint
     shards = {info.shard: (checkpoint.path / info.shard).stat() for info in checkpoint.tensors.values()}
     decisive = {
-        "checkpoint": checkpoint.sha256(),
+        "checkpoint": checkpoint.layout_sha256(),
         "shards": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in shards.items()),
         "options": [options.target, options.precision, options.block_size, options.cache_type],
         "pieces": [(piece.name, piece.bytes) for file in planned.files for piece in file.pieces],
@@ -249,84 +157,34 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def _manifest(options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder) -> Manifest:
-    checkpoint = planned.checkpoint
-    limits = _limits(options, checkpoint)
+def _manifest(
+    options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder, sha256: str
+) -> Manifest:
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
     return Manifest(
         format=FORMAT,
         bundle_id=bundle_id((*files, *(file for part in parts for file in part.files))),
-        source=Source(checkpoint.name, checkpoint.sha256(), checkpoint.read_json("config.json")),
+        source=Source(planned.name, sha256, planned.checkpoint.read_json("config.json")),
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
-        embedding=_embedding_spec(planned.embedding),
-        model=_model_spec(checkpoint),
+        embedding=planned.embedding_spec(),
+        model=planned.model_spec(),
         preprocess=planned.settings.as_config(),
-        limits=limits,
+        limits=planned.limits,
         parts=tuple(parts),
         files=files,
         toolchain=versions(),
-        operator_library=target(options.target).operator_library,
-        footprint=footprint(bundle_shape(options, planned), limits),
-    )
-
-
-def _model_spec(checkpoint: Checkpoint) -> ModelSpec:
-    decoder, vision = checkpoint.config.decoder, checkpoint.config.vision
-    return ModelSpec(
-        hidden_size=decoder.hidden_size,
-        num_layers=decoder.num_hidden_layers,
-        num_kv_heads=decoder.num_key_value_heads,
-        head_dim=decoder.head_dim,
-        vocab_size=decoder.vocab_size,
-        mrope_section=decoder.mrope_section,
-        rope_theta=decoder.rope_theta,
-        vision_head_dim=vision.head_dim,
-        merge_size=vision.spatial_merge_size,
-        image_token_id=checkpoint.config.image_token_id,
-        stop_token_ids=checkpoint.stop_token_ids(),
-    )
-
-
-def _embedding_spec(file: WeightFile) -> EmbeddingSpec:
-    storage = file.pieces[0].storage
-    if isinstance(storage, GroupedBlocks):
-        return EmbeddingSpec("int8", storage.precision.block_size)
-    (tensor,) = storage.tensors((1, 1))
-    return EmbeddingSpec(tensor.dtype.numpy().name)
-
-
-def _limits(options: BuildOptions, checkpoint: Checkpoint) -> Limits:
-    longest = min(DEFAULT_MAX_SEQUENCE, checkpoint.config.decoder.max_position_embeddings)
-    return Limits(options.max_sequence or longest, options.max_batch)
-
-
-def bundle_shape(options: BuildOptions, planned: PlannedBundle) -> BundleShape:
-    """What decides a server's memory, as `BundleShape.of` will read it in the finished bundle."""
-    checkpoint = planned.checkpoint
-    spec = _model_spec(checkpoint)
-    return BundleShape(
-        target=options.target,
-        precision=options.precision,
-        native=target(options.target).operator_library is not None,
-        weights=sum(part.file.size for part in planned.parts),
-        embedding=planned.embedding.size,
-        tokenizer=len(checkpoint.tokenizer_json().encode()),
-        cache_token=cache_token_bytes(
-            spec.num_layers, spec.num_kv_heads, spec.head_dim, CACHE_TYPES[options.cache_type].bitwidth // 8
-        ),
-        cache_context=None,
-        max_sequence=_limits(options, checkpoint).max_sequence,
-        widths=Widths.of(checkpoint.read_json("config.json"), planned.settings),
+        operator_library=options.chosen_target.operator_library,
+        footprint=footprint(bundle_shape(options, planned), planned.limits),
     )
 
 
 def show_plan(options: BuildOptions, console: Console) -> None:
-    """Print what the bundle will take and whether it fits this machine; write nothing."""
+    """Print what the bundle will take and whether it fits this machine; trace nothing, write nothing."""
     with Progress(console) as progress:
-        planned = plan(options, progress)
-    title = f"{options.output}: {planned.checkpoint.name}, target {options.target}, {options.precision}"
+        planned = plan(options, open_checkpoint(options, progress), sketched_parts)
+    title = f"{planned.name}: {options.precision} for {options.target}, in {options.output}"
     settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
     print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine)
 
@@ -337,10 +195,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="folder in the published layout")
     add("--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
+    add("--replace", action="store_true", help="put the new bundle in the place of one that is at --output already")
+    add(
+        "--name",
+        metavar="NAME",
+        help="of the model, in the service's answers and in reports (default: the checkpoint's folder, or the one around it where "
+        "that is called checkpoint)",
+    )
     add("--target", choices=TARGETS, default="cpu", help=f"where it will run ({targets})")
     add("--precision", choices=PRECISIONS, default="int4", help="of the decoder's weights (default int4)")
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
-    add("--max-sequence", type=int, metavar="N", help="context in tokens (default: the model's, at most 4096)")
+    add(
+        "--max-sequence",
+        type=int,
+        metavar="N",
+        help="context in tokens, at most the model's (default: that, up to 4096)",
+    )
     add("--max-batch", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
     add(
         "--kv-cache",
@@ -381,12 +251,14 @@ def run(arguments: argparse.Namespace) -> int:
             samples=tuple(arguments.sample),
             kv_cache=arguments.kv_cache,
             device_plugin=arguments.device_plugin,
+            name=arguments.name,
+            replace=arguments.replace,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))
             return 0
         manifest = build(options, Console(stderr=True))
-        print_summary(manifest, options.output, target(options.target).warning)
+        print_summary(manifest, options.output, options.chosen_target.warning)
         return 0
 
     return run_command(command)

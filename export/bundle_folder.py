@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,24 +46,58 @@ class BundleFolder:
         write_manifest(self.path, manifest)
 
 
+def check_output(output: Path, replace: bool) -> None:
+    """Refuse a place that a new bundle cannot have.
+
+    Args:
+        output: where the bundle shall be.
+        replace: whether it may take the place of a bundle that is there.
+
+    Raises:
+        NotPossibleHere: there is a bundle and `replace` is false, or something else, or what should be a folder around it is none.
+    """
+    output = output.absolute()
+    if (output / MANIFEST).is_file():
+        if not replace:
+            raise NotPossibleHere(
+                f"There is a bundle at {output} already{_described(output)}: give --replace to replace it, or another --output."
+            )
+    elif os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
+        raise NotPossibleHere(f"{output} exists and is no bundle: give another --output, or remove it yourself.")
+    around = next(folder for folder in output.parents if os.path.lexists(folder))
+    if not around.is_dir():
+        raise NotPossibleHere(
+            f"{around} is no folder, so that nothing can be written to {output}: give another --output."
+        )
+
+
+def _described(output: Path) -> str:
+    """What a bundle is, as far as its bundle.json says."""
+    try:
+        told = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        return f" ({told['source']['name']}, {told['precision']} for {told['target']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 @contextlib.contextmanager
-def bundle_folder(output: Path, needed: int, identity: str) -> Iterator[BundleFolder]:
+def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) -> Iterator[BundleFolder]:
     """A folder beside `output`, which takes its place in one step when the block ends well and vanishes when it fails.
 
     It stays when the process is killed or interrupted: the next build of the same identity goes on with it.
 
     Args:
-        output: where the bundle shall be; an older bundle there is replaced, anything else is left alone.
+        output: where the bundle shall be.
         needed: bytes that will be written.
         identity: of all that decides what is written.
+        replace: whether a bundle that is there is replaced; anything else is left alone.
 
     Raises:
-        NotPossibleHere: `output` is something else than a bundle, cannot be written, another build is writing it, or the
-            disk is full.
+        NotPossibleHere: `output` is not free (`check_output`), cannot be written, another build is writing it, or the disk is
+            full.
     """
     output = output.absolute()
-    if output.exists() and not (output / MANIFEST).is_file() and not (output.is_dir() and not any(output.iterdir())):
-        raise NotPossibleHere(f"{output} exists and is no bundle: give another --output, or remove it yourself.")
+    check_output(output, replace)
     partial = output.with_name(f".{output.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -46,11 +46,6 @@ class Checkpoint:
         self.tensors = dict(self._headers())
         self._check_tensors()
 
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.path.resolve().name
-
     def read_json(self, name: str) -> dict[str, Any]:
         """Parse one of the folder's JSON files, which must be there."""
         file = self.path / name
@@ -78,8 +73,12 @@ class Checkpoint:
                 f"Tensor {name} cannot be read from {shard} ({error}): copy the shard anew."
             ) from None
 
-    def sha256(self) -> str:
-        """Identifies the checkpoint: the hash of its config and of every tensor's name, place, dtype and shape."""
+    def files(self) -> list[str]:
+        """What decides the model: config.json and the shards, in the order of their names."""
+        return ["config.json", *sorted({info.shard for info in self.tensors.values()})]
+
+    def layout_sha256(self) -> str:
+        """The hash of its config and of every tensor's name, place, dtype and shape: what is known before a weight is read."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.shard} {info.dtype} {info.shape}\n".encode())

@@ -92,7 +92,7 @@ def finish(path: Path, module: str, console: Console) -> Manifest:
     settings = PreprocessSettings.from_config(manifest.preprocess)
     options = EngineOptions.of(manifest.limits, settings.max_pixels, settings.patch_size)
     needed = sum(file.bytes for part in manifest.parts for file in part.files)
-    with bundle_folder(path, needed, manifest.bundle_id) as folder, Progress(console) as progress:
+    with bundle_folder(path, needed, manifest.bundle_id, replace=True) as folder, Progress(console) as progress:
         for file in manifest.all_files():
             if file.name != SCRIPT:
                 os.link(

@@ -20,11 +20,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.projector import Projector
 from echovlm_edge.export.model.vision_encoder import VisionEncoder
 
 OPSET = 24
+
+
+def traced_parts(config: EchoVLMConfig) -> dict[str, ir.Model]:
+    """Each part by its name, traced without its weights."""
+    parts = weights.parts_without_values(config)
+    return {
+        "vision_encoder": trace_vision_encoder(config, parts.vision_encoder),
+        "projector": trace_projector(config, parts.projector),
+        "decoder": trace_decoder(config, parts.decoder),
+    }
 
 
 def trace_vision_encoder(config: EchoVLMConfig, part: VisionEncoder) -> ir.Model:

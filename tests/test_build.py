@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -16,10 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from echovlm_edge.export import build_engines
+from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.checkpoint import INDEX, Checkpoint, expected_tensors
+from echovlm_edge.export.checkpoint_hash import hashing
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.engines import onnxruntime
 from echovlm_edge.runtime.bundle import MANIFEST, Bundle
+from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
 from tests import golden
 from tests.waiting import wait_for
@@ -96,7 +100,7 @@ def test_a_bad_checkpoint_is_refused_by_name(
     change(checkpoint)
     assert run_build(checkpoint, tmp_path / "bundle") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and pytest.importorskip("re").search(sentence, error), error
+    assert error.startswith("error: ") and re.search(sentence, error), error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"], "something half-written stayed"
 
 
@@ -179,11 +183,131 @@ def test_an_engine_out_of_parity_fails_the_build(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rebuild_replaces_the_bundle_and_is_the_same(golden_bundle: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing and hashing fail the test: what is refused must be refused before them."""
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("work was done before the refusal")
+
+    monkeypatch.setattr(build_engines, "traced_parts", too_late)
+    monkeypatch.setattr(build_engines, "hashing", too_late)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_existing_bundle_is_refused_before_any_work(
+    golden_bundle: Path,
+    tmp_path: Path,
+    precision: str,
+    damaged: bool,
+    nothing_slow: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = Path(shutil.copytree(golden_bundle, tmp_path / "bundle"))
+    if damaged:
+        (output / MANIFEST).write_text("{")
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    assert run_build(golden.CHECKPOINT, output, "--precision", precision) == 2
+    said = capsys.readouterr().err
+    assert "--replace" in said and str(output) in said and ("golden, fp32 for cpu" in said) is not damaged
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_is_no_bundle_is_refused_before_any_work(
+    tmp_path: Path, nothing_slow: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("do not delete")
+    (tmp_path / "file").write_text("do not delete")
+    for output, sentence in {
+        tmp_path / "thesis": "is no bundle",
+        tmp_path / "file": "is no bundle",
+        tmp_path / "file" / "bundle": "file is no folder",
+    }.items():
+        assert run_build(golden.CHECKPOINT, output, "--replace") == 2
+        assert sentence in capsys.readouterr().err
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == (tmp_path / "file").read_text() == "do not delete"
+
+
+def test_a_rebuild_that_was_asked_for_replaces_the_bundle_and_is_the_same(golden_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
+    output.mkdir()  # an empty folder is free
     for _ in range(2):
-        assert run_build(golden.CHECKPOINT, output) == 0
-    assert Bundle(output).manifest.bundle_id == Bundle(golden_bundle).manifest.bundle_id
+        assert run_build(golden.CHECKPOINT, output, "--replace") == 0
+    first, again = Bundle(golden_bundle).manifest, Bundle(output).manifest
+    assert again.bundle_id == first.bundle_id and again.source == first.source
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--max-sequence", "99999"),
+            r"--max-sequence 99999 .* between 1 and 32768, its config.json's max_position_embeddings",
+        ),
+        (("--max-sequence", "0"), "--max-sequence 0 "),
+        (("--max-sequence", "-5"), "--max-sequence -5 "),
+        (("--max-batch", "0"), "--max-batch 0 .* at least 1"),
+        (("--name", ""), "'' cannot stand in a report"),
+        (("--name", "two\nlines"), "cannot stand in a report"),
+        (("--name", "a\\b"), "without a backslash"),
+        (("--name", "x" * 65), "of 1 to 64"),
+    ],
+)
+@pytest.mark.parametrize("planned", [False, True])
+def test_options_that_no_bundle_can_have_are_refused_before_any_work(
+    options: tuple[str, ...],
+    sentence: str,
+    planned: bool,
+    tmp_path: Path,
+    nothing_slow: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_build(golden.CHECKPOINT, tmp_path / "bundle", *options, *(["--plan"] if planned else [])) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(sentence, error), error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("EchoVLM", "EchoVLM"),
+        ("demo/checkpoint", "demo"),
+        ("run/checkpoint-500", "checkpoint-500"),
+        ("models--chaoyinshe--EchoVLM/snapshots/0123456789abcdef", "EchoVLM"),
+        ("snapshots/monday", "monday"),
+    ],
+)
+def test_a_model_is_called_what_its_folder_says(folder: str, name: str, tmp_path: Path) -> None:
+    assert BuildOptions(tmp_path / folder, tmp_path).model_name() == name
+    assert BuildOptions(tmp_path / folder, tmp_path, name="Echo 2").model_name() == "Echo 2"
+
+
+def test_the_name_and_the_hash_are_those_of_the_service(checkpoint: Path, tmp_path: Path) -> None:
+    """The hash is what coreutils compute over config and weights: one changed weight changes it, a resumed build does not."""
+    shown = []
+    for change in (lambda _: None, edit_shard(lambda tensors: tensors[ROUTER].add_(1))):
+        change(checkpoint)
+        assert run_build(checkpoint, tmp_path / "bundle", "--name", "Echo 2", "--replace") == 0
+        source = Bundle(tmp_path / "bundle").manifest.source
+        command = "sha256sum config.json model*.safetensors | sha256sum"
+        listed = subprocess.run(command, shell=True, cwd=checkpoint, capture_output=True, text=True, check=True)
+        assert source.name == "Echo 2" and f"{source.sha256}  -\n" == listed.stdout
+        engine = ReportEngine.open(tmp_path / "bundle")
+        assert (engine.info.model, engine.info.checkpoint_sha256) == ("Echo 2", source.sha256)
+        engine.close()
+        shown.append(source.sha256)
+    assert shown[0] != shown[1]
+
+
+def test_a_shard_that_cannot_be_read_is_named(checkpoint: Path) -> None:
+    opened = Checkpoint(checkpoint)
+    (checkpoint / "model-00003-of-00007.safetensors").unlink()
+    with hashing(opened) as (_, sha256), pytest.raises(NotPossibleHere, match=r"model-00003-of-00007.* cannot be read"):
+        sha256.result()
 
 
 def test_run_as_a_file_and_through_optimum(tmp_path: Path) -> None:
@@ -192,12 +316,12 @@ def test_run_as_a_file_and_through_optimum(tmp_path: Path) -> None:
     for command in ([sys.executable, script], [optimum, "export", "echovlm"]):
         done = subprocess.run([*map(str, command), "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "--checkpoint" in done.stdout
+        assert all(option in done.stdout for option in ("--checkpoint", "--replace", "--name"))
 
 
 def test_bundle_json_tells_what_an_integrator_asks(golden_bundle: Path) -> None:
     told = json.loads((golden_bundle / MANIFEST).read_text())
-    assert told["source"]["sha256"] == Checkpoint(golden.CHECKPOINT).sha256()
+    assert told["source"]["name"] == "golden"
     assert {"torch", "onnx", "onnxruntime", "echovlm-edge"} <= set(told["toolchain"])
     decoder = next(part for part in told["parts"] if part["name"] == "decoder")
     inputs = {tensor["name"]: tensor["shape"] for tensor in decoder["inputs"]}

@@ -14,7 +14,7 @@ from echovlm_edge.runtime.bundle import MANIFEST
 
 
 def write(output: Path, text: str) -> None:
-    with bundle_folder(output, 0, text) as folder:
+    with bundle_folder(output, 0, text, replace=True) as folder:
         folder.write_text(MANIFEST, text)
 
 

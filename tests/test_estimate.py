@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from echovlm_edge.export import estimate
-from echovlm_edge.export.build_engines import lower_parts
 from echovlm_edge.export.checkpoint import expected_tensors
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.devices import CPU, ORIN, Device
+from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.roofline import W1, W7, Cost, Q, Roofline
+from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.export.targets import TARGETS, target
 
 PUBLISHED = Path(__file__).parent / "published" / "config.json"
@@ -37,7 +38,7 @@ def test_weights_are_those_that_a_build_stores(name: str, precision: str) -> Non
     shapes = {tensor: SimpleNamespace(shape=shape) for tensor, shape in expected_tensors(config).items()}
     checkpoint = SimpleNamespace(config=config, tensors=shapes)
     reckoned = roofline(name, precision, config).weight_bytes()
-    lowered = lower_parts(checkpoint, PrecisionPolicy.of(precision, 128), target(name))  # type: ignore[arg-type]
+    lowered = lower_parts(checkpoint, PrecisionPolicy.of(precision, 128), target(name), sketched_parts)  # type: ignore[arg-type]
     for part in lowered:
         assert reckoned[part.name.replace("_", " ")] == pytest.approx(part.file.bytes, rel=0.02), part.name
 

@@ -145,23 +145,27 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bundle(
 
 def test_another_build_does_not_go_on_with_it(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    with pytest.raises(KeyboardInterrupt), bundle_folder(output, 10, "one") as folder, folder.journal as journal:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        bundle_folder(output, 10, "one", replace=False) as folder,
+        folder.journal as journal,
+    ):
         (folder.path / "weights").write_bytes(b"old")
         journal.record("weights@0", "0")
         raise KeyboardInterrupt
     assert Journal(tmp_path / ".bundle.partial", "one").known == {"weights@0": "0"}
-    with pytest.raises(ZeroDivisionError), bundle_folder(output, 10, "two") as folder:
+    with pytest.raises(ZeroDivisionError), bundle_folder(output, 10, "two", replace=False) as folder:
         assert list(folder.path.iterdir()) == [] and not folder.journal.goes_on
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == [], "a build that failed left something"
 
 
 def test_two_builds_of_one_bundle_do_not_meet(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), bundle_folder(tmp_path / "bundle", 10, "one") as folder:
+    with pytest.raises(KeyboardInterrupt), bundle_folder(tmp_path / "bundle", 10, "one", replace=False) as folder:
         (folder.path / "weights").write_bytes(b"mine")
         with (
             pytest.raises(NotPossibleHere, match="Another build is writing"),
-            bundle_folder(tmp_path / "bundle", 10, "one"),
+            bundle_folder(tmp_path / "bundle", 10, "one", replace=False),
         ):
             pass
         assert (folder.path / "weights").read_bytes() == b"mine"

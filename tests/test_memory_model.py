@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
 from benchmarks import memory_page
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.export.build_engines import BuildOptions, bundle_shape, plan
-from echovlm_edge.export.progress import Progress
+from echovlm_edge.export.build_options import BuildOptions
+from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.planned_bundle import bundle_shape, plan
+from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.runtime import from_settings, serve_command
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle import Bundle
@@ -51,8 +52,7 @@ def bytes_of(shape: BundleShape, settings: ServeSettings, what: str) -> int:
 )
 def test_the_plan_counts_what_the_bundle_will_take(options: dict[str, Any], build_bundle: BuildBundle) -> None:
     asked = BuildOptions(golden.CHECKPOINT, Path("nowhere"), precision="fp32", **options)
-    with Progress(Console(quiet=True)) as progress:
-        planned = bundle_shape(asked, plan(asked, progress))
+    planned = bundle_shape(asked, plan(asked, Checkpoint(asked.checkpoint), sketched_parts))
     assert planned == BundleShape.of(Bundle(build_bundle(**options)).manifest)
 
 

@@ -19,7 +19,6 @@ import torch
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export import build_engines, device_bundle
-from echovlm_edge.export.build_engines import lower_parts
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.engines import tensorrt_module
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, build_engine
@@ -29,8 +28,10 @@ from echovlm_edge.export.engines.timing_cache import TimingCache
 from echovlm_edge.export.graph_check import checkable_part
 from echovlm_edge.export.journal import Journal
 from echovlm_edge.export.part import write_part
+from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.targets import target
+from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe.library import library_path, plugin_path
 from echovlm_edge.runtime.bundle import MANIFEST, Bundle, Limits, Part, describe_file
@@ -108,7 +109,7 @@ def test_a_layer_of_published_width_is_no_larger_than_its_weights(tmp_path: Path
     checkpoint = Checkpoint(make_checkpoint(tmp_path / "checkpoint", config, dtype=torch.bfloat16))
     chosen = target("rtx")
     policy = PrecisionPolicy.of("int4", 128, chosen.cache_types[0])
-    lowered = lower_parts(checkpoint, policy, chosen)[-1]
+    lowered = lower_parts(checkpoint, policy, chosen, traced_parts)[-1]
     write_weights(tmp_path, [lowered.file], checkpoint, Journal(tmp_path, "layer"), lambda _: None)
     part = write_part(tmp_path, "decoder", "int4", lowered.model, lowered.stored, lowered.file)
     shutil.rmtree(tmp_path / "checkpoint")

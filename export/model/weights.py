@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,15 @@ def decoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
     return weights
 
 
+def part_weights(config: EchoVLMConfig) -> dict[str, dict[str, Weight]]:
+    """The parameters of each part, by the part's name."""
+    return {
+        "vision_encoder": vision_encoder_weights(config),
+        "projector": projector_weights(config),
+        "decoder": decoder_weights(config),
+    }
+
+
 TOKEN_EMBEDDING = Weight(("model.embed_tokens.weight",))
 
 
@@ -117,6 +126,10 @@ class Parts:
     vision_encoder: VisionEncoder
     projector: Projector
     decoder: Decoder
+
+    def by_name(self) -> dict[str, nn.Module]:
+        """Each by the name that it has in a bundle."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def parts_without_values(config: EchoVLMConfig) -> Parts:

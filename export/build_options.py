@@ -1,0 +1,118 @@
+"""What a build is asked for, and what is refused before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.quantize import PrecisionPolicy
+from echovlm_edge.export.targets import Target, target
+from echovlm_edge.runtime.bundle import Limits
+from echovlm_edge.runtime.errors import NotPossibleHere
+
+DEFAULT_MAX_SEQUENCE = 4096
+LONGEST_NAME = 64  # characters of a DICOM Long String, which carries the name in a structured report (PS3.5 6.2)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build: the command's options."""
+
+    checkpoint: Path
+    output: Path
+    target: str = "cpu"
+    precision: str = "int4"
+    block_size: int = 128
+    max_sequence: int | None = None
+    max_batch: int = 1
+    samples: tuple[Path, ...] = ()
+    kv_cache: str | None = None
+    device_plugin: Path | None = None
+    name: str | None = None
+    replace: bool = False
+
+    @property
+    def cache_type(self) -> str:
+        """Of the KV cache: the one asked for, or the target's own."""
+        return self.kv_cache or target(self.target).cache_types[0]
+
+    def check(self) -> None:
+        """Refuse what needs no checkpoint to be refused.
+
+        Raises:
+            NotPossibleHere: an option, or two together, that no bundle can have.
+        """
+        _, _, _ = self.policy, self.chosen_target, self.model_name()
+
+    @property
+    def policy(self) -> PrecisionPolicy:
+        """The precision of each layer.
+
+        Raises:
+            NotPossibleHere: an unknown precision or block size.
+        """
+        return PrecisionPolicy.of(self.precision, self.block_size, self.cache_type)
+
+    @property
+    def chosen_target(self) -> Target:
+        """The target, as this install can build it.
+
+        Raises:
+            NotPossibleHere: there is none of that name, or it cannot do the precision or the cache's type.
+        """
+        chosen = target(self.target)
+        chosen.check(self.precision, self.cache_type)
+        return chosen
+
+    def limits(self, config: EchoVLMConfig) -> Limits:
+        """The bundle's context and batch for a model of this shape.
+
+        Raises:
+            NotPossibleHere: a context that the model has no positions for, or no context or batch at all.
+        """
+        positions = config.decoder.max_position_embeddings
+        context = min(DEFAULT_MAX_SEQUENCE, positions) if self.max_sequence is None else self.max_sequence
+        check_context(context, positions)
+        if self.max_batch < 1:
+            raise NotPossibleHere(f"--max-batch {self.max_batch} decodes nothing: give at least 1.")
+        return Limits(context, self.max_batch)
+
+    def model_name(self) -> str:
+        """What the model is called: `--name`, or what the checkpoint's folder says.
+
+        Raises:
+            NotPossibleHere: a name that a report cannot carry.
+        """
+        name = folder_name(self.checkpoint) if self.name is None else self.name
+        if not name.strip() or len(name) > LONGEST_NAME or "\\" in name or not name.isprintable():
+            raise NotPossibleHere(
+                f"The model's name {name!r} cannot stand in a report: give a --name of 1 to {LONGEST_NAME} printable "
+                "characters without a backslash."
+            )
+        return name
+
+
+def folder_name(checkpoint: Path) -> str:
+    """The name that a checkpoint's folder gives its model.
+
+    It is the folder's own, except where that is the same for every model: a folder called `checkpoint` is named by the one
+    around it, a snapshot in Hugging Face's cache (`models--owner--name/snapshots/<commit>`) by its repository.
+    """
+    folder = checkpoint.resolve()
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.parent.name if folder.name == "checkpoint" and folder.parent.name else folder.name
+
+
+def check_context(tokens: int, positions: int) -> None:
+    """Refuse a context that a model cannot have.
+
+    Raises:
+        NotPossibleHere: `tokens` are none, or more than the model's `positions`.
+    """
+    if not 1 <= tokens <= positions:
+        raise NotPossibleHere(
+            f"--max-sequence {tokens} is no context that this model can have: give between 1 and {positions}, its config.json's "
+            "max_position_embeddings."
+        )
