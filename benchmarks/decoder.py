@@ -2,7 +2,7 @@
 
 python -m benchmarks.decoder [--json F]
 
-llama.cpp takes part where it is installed: pip install -e '.[llama]' (compiled on the spot, some minutes).
+llama.cpp takes part where the extra `llama` is installed (compiled on the spot, some minutes).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.processors import usable_processors
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def measure(bundle: Bundle, folder: Path, threads: int, turns: int, console: Con
 
 def _llama(folder: Path, threads: int, console: Console) -> LlamaCpp | None:
     if not importlib.util.find_spec("llama_cpp"):
-        console.print("llama.cpp is not installed and takes no part: pip install -e '.[llama]'.")
+        console.print(f"llama.cpp is not installed and takes no part: {install_hint('llama')}.", markup=False)
         return None
     from benchmarks.llama import LlamaCpp, write_model
 

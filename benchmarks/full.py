@@ -105,7 +105,7 @@ def resumed_build_is_the_same(checkpoint: Path, output: Path, precision: str, ex
 
 
 def _build_command(checkpoint: Path, output: Path, precision: str) -> list[str]:
-    options = ("--checkpoint", checkpoint, "--output", output, "--precision", precision)
+    options = ("--checkpoint", checkpoint, "--output", output, "--precision", precision, "--replace")
     return [script("echovlm-build"), *map(str, options)]
 
 
@@ -176,7 +176,7 @@ def greedy_tokens_agree(folder: Path) -> dict[str, Any]:
     source, output = folder / f"checkpoint-{GREEDY_LAYERS}", folder / "bundle-fp32"
     if not (source / "config.json").is_file():
         make_checkpoint(source, published_config(GREEDY_LAYERS), dtype=torch.bfloat16, tokenizer=None)
-    build(BuildOptions(source, output, precision="fp32"), Console(stderr=True))
+    build(BuildOptions(source, output, precision="fp32", replace=True), Console(stderr=True))
     bundle, checkpoint = Bundle(output), Checkpoint(source)
     settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
     reference = TorchBackend(checkpoint, streamed=True)

@@ -102,7 +102,7 @@ def main() -> int:
     bundles = {}
     for precision in options.precision or ["int4", "int8"]:
         output = options.folder / f"bundle-{options.width}x{options.layers}-{precision}"
-        build(BuildOptions(checkpoint, output, precision=precision), console)
+        build(BuildOptions(checkpoint, output, precision=precision, replace=True), console)
         bundles[precision] = Bundle(output)
     first = next(iter(bundles.values()))
     cases = {"PyTorch eager float32": Case(first, TorchBackend(Checkpoint(checkpoint)))}

@@ -39,7 +39,7 @@ def main() -> int:
 
 def demo() -> int:
     """The journey, command by command."""
-    run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE)
+    run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE, "--replace")
     with tempfile.TemporaryDirectory() as folder:
         image, port_file = Path(folder, f"study-{SEED:06}.dcm"), Path(folder, "port")
         run("python", "-m", "demo.simulate", "--seed", SEED, "--output", folder)

@@ -12,6 +12,7 @@ import sys
 
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.from_settings import refuse_open_doors, server_options
 from echovlm_edge.runtime.serve_settings import ServeSettings, read_settings, with_absolute_paths
 from echovlm_edge.runtime.signals import Signals
@@ -21,7 +22,7 @@ try:
 
     from echovlm_edge.runtime.department import application
 except ModuleNotFoundError as missing:
-    sys.exit(f"error: {missing.name} is not installed here: pip install 'echovlm-edge[ray]', on every node.")
+    sys.exit(f"error: {missing.name} is not installed here: {install_hint('ray')}, on every node.")
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -50,7 +50,7 @@ from echovlm_edge.runtime.bundle import (
     Source,
     bundle_id,
 )
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.command import add_version, run_command
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.serve_settings import ServeSettings
@@ -258,7 +258,7 @@ def run(arguments: argparse.Namespace) -> int:
             show_plan(options, Console(stderr=True))
             return 0
         manifest = build(options, Console(stderr=True))
-        print_summary(manifest, options.output, options.chosen_target.warning)
+        print_summary(manifest, options.output, options.chosen_target.warning, Console())
         return 0
 
     return run_command(command)
@@ -269,6 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="echovlm-build", description="Build a bundle of engines from an EchoVLM checkpoint."
     )
+    add_version(parser)
     add_options(parser)
     return run(parser.parse_args(arguments))
 

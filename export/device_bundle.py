@@ -36,7 +36,7 @@ AARCH64 = 183  # EM_AARCH64, an ELF header's e_machine (System V ABI)
 _SCRIPT = """\
 #!/bin/sh
 # Builds the TensorRT engines of this bundle on a {device}, in the place of its graphs.
-# Needs TensorRT ({versions}) with its Python package, and: pip install 'echovlm-edge[tensorrt]'
+# Needs TensorRT ({versions}) with its Python package, and this package: pip install '.[tensorrt]' in its source folder.
 set -eu
 exec "${{PYTHON:-python3}}" -m echovlm_edge.export.device_bundle "$(dirname "$0")" "$@"
 """

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from echovlm_edge.runtime.memory_model import (
     total,
 )
 from echovlm_edge.runtime.serve_settings import ServeSettings
+from echovlm_edge.runtime.tables import figure, name, new_table, print_table, readable_bytes, word
 
 FILES_BESIDE = 16 << 20  # tokenizer, chat template and graphs
 
@@ -63,36 +63,34 @@ def print_plan(
     """The tables of `--plan`: files on disk, and the memory of a server with these options."""
     console = Console()
     disk = sum(files.values()) + FILES_BESIDE
-    table = Table(box=box.SIMPLE, title=title)
-    table.add_column("on disk", no_wrap=True)
-    table.add_column("GB", justify="right")
-    for name, size in files.items():
-        table.add_row(name, f"{size / 1e9:.2f}")
-    table.add_row("together, with tokenizer and graphs", f"{disk / 1e9:.2f}", style="bold")
-    table.add_row("free on this machine", f"{machine.disk_free / 1e9:.2f}")
-    console.print(table)
-    console.print(_memory_table(shape, settings, machine.memory))
+    table = new_table(title, name("on disk"), figure("size"))
+    for file, size in files.items():
+        table.add_row(file, readable_bytes(size))
+    table.add_row("together, with tokenizer and graphs", readable_bytes(disk), style="bold")
+    table.add_row("free on this machine", readable_bytes(machine.disk_free))
+    print_table(console, table)
+    print_table(console, _memory_table(shape, settings, machine.memory))
     verdict = judge(shape, settings, machine.memory)
     console.print(str(verdict), style=None if verdict.fit is Fit.FITS else "yellow", highlight=False, soft_wrap=True)
     if disk > machine.disk_free:
-        missing = f"It needs {disk / 1e9:.1f} GB of disk, this machine has {machine.disk_free / 1e9:.1f}."
-        console.print(missing, style="yellow", highlight=False)
+        missing = f"It needs {readable_bytes(disk)} of disk, this machine has {readable_bytes(machine.disk_free)}."
+        console.print(missing, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _memory_table(shape: BundleShape, settings: ServeSettings, memory: MachineMemory) -> Table:
-    table = Table(
-        box=box.SIMPLE, title=f"A server of it, --max-sequence {shape.max_sequence}, other options by default"
+    table = new_table(
+        f"A server of it, --max-sequence {shape.max_sequence}, other options by default",
+        name("in memory, at most"),
+        figure("size"),
+        word("taken"),
+        name("bounded by"),
     )
-    table.add_column("in memory, at most", no_wrap=True)
-    table.add_column("GB", justify="right", no_wrap=True)
-    table.add_column("taken", no_wrap=True)
-    table.add_column("bounded by")
     items = account(shape, settings)
     for item in sorted(items, key=lambda item: list(When).index(item.when)):
         where = "" if item.where is Where.HOST else f" ({item.where.value})"
-        table.add_row(item.what + where, f"{item.bytes / 1e9:.2f}", item.when.value, item.bound)
-    used, worst = (total(items, Where.HOST, When.START, When.USED, *more) / 1e9 for more in ((), (When.PEAK,)))
-    table.add_row("together, full", f"{used:.2f}", style="bold")
-    table.add_row("together, at the peaks", f"{worst:.2f}", style="bold")
-    table.add_row("free on this machine", f"{memory.available / 1e9:.2f}")
+        table.add_row(item.what + where, readable_bytes(item.bytes), item.when.value, item.bound)
+    used, worst = (total(items, Where.HOST, When.START, When.USED, *more) for more in ((), (When.PEAK,)))
+    table.add_row("together, full", readable_bytes(used), style="bold")
+    table.add_row("together, at the peaks", readable_bytes(worst), style="bold")
+    table.add_row("free on this machine", readable_bytes(memory.available))
     return table

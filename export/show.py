@@ -1,21 +1,31 @@
-"""What a build says at its end: the toolchain and the summary table."""
+"""What a build says at its end: its files, how near each stage is to PyTorch and what to think of that, and how to serve it."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from echovlm_edge.export.verdict import Verdict, format_of, judge
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, Manifest, Parity
 from echovlm_edge.runtime.memory_model import BundleShape, When, Where, account, total
 from echovlm_edge.runtime.serve_settings import ServeSettings
+from echovlm_edge.runtime.tables import figure, name, new_table, print_table, readable_bytes, word
 
 _TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
+STAGES = {
+    "vision_encoder": "vision encoder",
+    "projector": "projector",
+    "token_embedding": "token embedding",
+    "prefill": "decoder, reading",
+    "decode": "decoder, writing",
+}
+STYLES = {Verdict.GOOD: "green", Verdict.LOOK: "yellow", Verdict.BAD: "red"}
 
 
 def versions() -> dict[str, str]:
@@ -23,57 +33,106 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{tool: version(tool) for tool in _TOOLS}}
 
 
-def print_summary(manifest: Manifest, output: Path, warning: str) -> None:
-    """The table at the end of a build: part, file, size, precision, parity with the PyTorch model."""
-    table = Table(
-        box=box.SIMPLE, title=f"{output}: {manifest.source.name}, target {manifest.target}, {manifest.precision}"
-    )
-    for column in ("part", "MB", "weights", "error", "relative", "top-1", "KL"):
-        table.add_column(column, justify="left" if column in ("part", "weights") else "right", no_wrap=True)
-    for part in manifest.parts:
-        stages = ("prefill", "decode") if part.name == "decoder" else (part.name,)
-        size = sum(file.bytes for file in part.files) / 1e6
-        for stage in stages:
-            row = _parity_cells([entry for entry in manifest.parity if entry.stage == stage])
-            if stage == stages[0]:
-                table.add_row(part.files[0].name, f"{size:,.1f}", part.precision, *row)
-            else:
-                table.add_row(f"  its {stage} steps", "", "", *row)
-    for file in manifest.files:
-        embedding = file.name == TOKEN_EMBEDDING
-        row = _parity_cells([entry for entry in manifest.parity if embedding and entry.stage == "token_embedding"])
-        precision = manifest.embedding.dtype if embedding else ""
-        table.add_row(file.name, f"{file.bytes / 1e6:,.1f}", precision, *row)
-    items = account(BundleShape.of(manifest), ServeSettings(bundle=output))
-    start, used = (total(items, Where.HOST, *times) / 1e9 for times in ((When.START,), (When.START, When.USED)))
-    card = total(items, Where.GPU, When.START, When.USED) / 1e9
-    table.caption = f"echovlm-serve takes {start:.2f} GB of memory at start, up to {used:.2f} as it is used"
-    table.caption += f", and {card:.2f} GB of the GPU's" if card else ""
-    console = Console()
-    console.print(table)
-    for note in filter(None, (warning, *_notes(manifest, output))):
+def print_summary(manifest: Manifest, output: Path, warning: str, console: Console) -> None:
+    """The end of a build: files, comparison with PyTorch, notes, memory, and the command that serves the bundle."""
+    print_table(console, _files(manifest))
+    if manifest.parity:
+        print_table(console, _comparison(manifest))
+        for line in _explanation(manifest):
+            _say(console, line)
+    for note in filter(None, (warning, *_notes(manifest))):
         console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+    _say(console, "")
+    for line in _ending(manifest, output):
+        _say(console, line)
 
 
-def _notes(manifest: Manifest, output: Path) -> Iterator[str]:
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _files(manifest: Manifest) -> Table:
+    title = f"{manifest.source.name}: {manifest.precision} for {manifest.target}"
+    table = new_table(title, name("file"), figure("size"), word("weights"))
+    for part in manifest.parts:
+        size = sum(file.bytes for file in part.files)
+        table.add_row(part.files[0].name, readable_bytes(size), part.precision)
+    for file in manifest.files:
+        precision = manifest.embedding.dtype if file.name == TOKEN_EMBEDDING else ""
+        table.add_row(file.name, readable_bytes(file.bytes), precision)
+    return table
+
+
+def _comparison(manifest: Manifest) -> Table:
+    table = new_table(
+        "Compared with the PyTorch model",
+        name("stage"),
+        figure("relative\nerror"),
+        figure("largest\nerror"),
+        figure("same\ntoken"),
+        figure("KL,\nnats"),
+        word("verdict"),
+    )
+    for stage, called in STAGES.items():
+        if samples := [entry for entry in manifest.parity if entry.stage == stage]:
+            verdict = _verdict(manifest, samples)
+            table.add_row(called, *_figures(samples), f"[{STYLES[verdict]}]{verdict.value}[/]")
+    return table
+
+
+def _verdict(manifest: Manifest, samples: Sequence[Parity]) -> Verdict:
+    found = [judge(sample, format_of(manifest, sample.stage)) for sample in samples]
+    return max(found, key=list(Verdict).index)
+
+
+def _figures(samples: Sequence[Parity]) -> list[str]:
+    """The worst of a stage's samples."""
+    agreements = [sample.top1_agreement for sample in samples if sample.top1_agreement is not None]
+    divergences = [sample.kl_divergence for sample in samples if sample.kl_divergence is not None]
+    return [
+        f"{_short(100 * max(sample.relative_error for sample in samples))} %",
+        _short(max(sample.max_abs_error for sample in samples)),
+        f"{100 * min(agreements):.1f} %" if agreements else "",
+        _short(max(divergences)) if divergences else "",
+    ]
+
+
+def _short(value: float) -> str:
+    """Two digits, and no exponent where a reader expects none: 15, 0.28, 1.5e-06."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _explanation(manifest: Manifest) -> Iterator[str]:
+    """What the comparison's figures are, and what its verdicts ask for."""
+    samples = list(dict.fromkeys(entry.sample for entry in manifest.parity))
+    yield f"The worst of {len(samples)} images: {', '.join(samples)}."
+    yield "relative error: the length of the difference over the length of PyTorch's values."
+    yield "largest error: of any one value. same token: how often both would write the same next token."
+    yield "KL: how far their probabilities of the next token are apart; 0 is not at all."
+    yield "good: what the weights' format costs. look: more than that; compare reports before you rely on it."
+    if any(_verdict(manifest, [entry]) is Verdict.BAD for entry in manifest.parity):
+        yield "bad: far more than the format costs. Do not serve it: build with a finer --precision, and with --sample files of yours."
+
+
+def _notes(manifest: Manifest) -> Iterator[str]:
     """What the table does not say of a bundle for a GPU."""
     if manifest.parity_of == "graphs":
         yield "the errors are of the graphs, run by ONNX Runtime on this CPU; what runs on the GPU has not been compared."
     elif not manifest.parity:
         yield "nothing was compared with PyTorch, since this install has no operator library, for want of a C++ compiler."
+
+
+def _ending(manifest: Manifest, output: Path) -> Iterator[str]:
+    """Where the bundle is, what it takes, and the command that comes next."""
+    size = readable_bytes(sum(file.bytes for file in manifest.all_files()))
     if manifest.finish_with:
-        yield f"the engines are still to be built: copy {output} to the device and run {manifest.finish_with} there."
-
-
-def _parity_cells(stages: list[Parity]) -> list[str]:
-    """The worst of a stage's samples."""
-    if not stages:
-        return ["", "", "", ""]
-    agreements = [stage.top1_agreement for stage in stages if stage.top1_agreement is not None]
-    divergences = [stage.kl_divergence for stage in stages if stage.kl_divergence is not None]
-    return [
-        f"{max(stage.max_abs_error for stage in stages):.1e}",
-        f"{max(stage.relative_error for stage in stages):.1e}",
-        f"{min(agreements):.1%}" if agreements else "",
-        f"{max(divergences):.1e}" if divergences else "",
-    ]
+        yield f"The bundle is {output} ({size}); its engines are still to be built. Copy it to the device and run there:"
+        yield f"  sh {shlex.quote(str(output / manifest.finish_with))}"
+        return
+    items = account(BundleShape.of(manifest), ServeSettings(bundle=output))
+    start, used = (total(items, Where.HOST, *times) for times in ((When.START,), (When.START, When.USED)))
+    card = total(items, Where.GPU, When.START, When.USED)
+    memory = f"{readable_bytes(start)} of memory at start, up to {readable_bytes(used)} as it is used"
+    memory += f", and {readable_bytes(card)} of the GPU's" if card else ""
+    yield f"The bundle is {output} ({size}). Serving it takes {memory}:"
+    yield f"  echovlm-serve --bundle {shlex.quote(str(output))}"

@@ -101,7 +101,7 @@ _NOT_NATIVE = replace(
     warning=(
         "this install has no operator library, for want of a C++ compiler, so DualPathMoE is spelled out in ONNX Runtime's "
         "own operators. The published model will take about twice the time for a token and for reading a prompt. Install a "
-        "C++ compiler and echovlm-edge anew, then build again."
+        "C++ compiler and echovlm-edge again, then build again."
     ),
 )
 _PORTABLE = Target(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from echovlm_edge.runtime.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}  # an option's values add up, however often it is given
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Declare `--version`, which prints the command's name and the package's version and ends with exit code 0."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('echovlm-edge')}")
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.source_images import SourceImage
 from echovlm_edge.runtime.tasks import Language
 
 try:
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport  # R4's DiagnosticReport is unchanged in R4B
 except ImportError:
-    raise NotPossibleHere('A FHIR report needs fhir.resources: pip install "echovlm-edge[clinical]".') from None
+    raise NotPossibleHere(f"A FHIR report needs fhir.resources: {install_hint('clinical')}.") from None
 
 # Ours: where a resource names what wrote it, since R4 lets no device be a report's performer.
 MODEL, BUNDLE, REVIEW = "urn:echovlm-edge:model", "urn:echovlm-edge:bundle", "urn:echovlm-edge:review"

@@ -19,7 +19,7 @@ from rich.table import Table
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime import picture_list
 from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest, Retries, read_image
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.command import add_version, run_command
 from echovlm_edge.runtime.documents import asked_documents
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.image_folder import find_images
@@ -200,6 +200,7 @@ def _words(stage: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="echovlm-report", description="Ask a report server about ultrasound images.")
+    add_version(parser)
     add, default = parser.add_argument, Sampling()
     add("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
     add(

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from echovlm_edge.runtime.command import add_version
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.server import DEFAULT_ADDRESS
 
@@ -189,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a bundle over gRPC. Every option can also stand in the environment (ECHOVLM_SLOTS=4) and in a TOML file.",
         argument_default=argparse.SUPPRESS,
     )
+    add_version(parser)
     parser.add_argument("--config", type=Path, default=None, metavar="F", help="TOML file of options")
     parser.add_argument(
         "--print-config", action="store_true", default=False, help="print such a file with what is in force, and end"

@@ -10,6 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.source_images import PATIENT_AND_STUDY, SourceImage
 from echovlm_edge.runtime.tasks import Language
 
@@ -27,7 +28,7 @@ try:
     )
     from highdicom.sr.utils import collect_evidence
 except ImportError:
-    raise NotPossibleHere('A DICOM SR needs highdicom: pip install "echovlm-edge[clinical]".') from None
+    raise NotPossibleHere(f"A DICOM SR needs highdicom: {install_hint('clinical')}.") from None
 from pydicom.uid import UID, BasicTextSRStorage, ExplicitVRLittleEndian, generate_uid
 
 MAKER = "EchoVLM Edge"

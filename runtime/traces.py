@@ -12,6 +12,7 @@ from itertools import groupby
 from echovlm_edge.runtime.call_record import CallRecord
 from echovlm_edge.runtime.clock import pieces
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.request import Finished, Stage
 
 try:
@@ -22,9 +23,7 @@ try:
     from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as missing:
-    raise NotPossibleHere(
-        f"Traces need {missing.name}, which is not installed: pip install 'echovlm-edge[traces]'."
-    ) from None
+    raise NotPossibleHere(f"Traces need {missing.name}, which is not installed: {install_hint('traces')}.") from None
 
 SERVICE = "echovlm-serve"
 EXPORT_MILLISECONDS = 1000  # between batches

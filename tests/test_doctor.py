@@ -83,7 +83,7 @@ def test_a_machine_of_files(tmp_path: Path) -> None:
         ({"power_mode": "MODE_15W", "power_modes": {0: "MAXN", 2: "MODE_15W"}}, "sudo nvpmodel -m 0"),
         ({"jetpack": "L4T 36.4.3"}, "swap file on NVMe"),
         ({"gpus": (replace(RTX, power_limit=70.0),), "tensorrt": {"tensorrt": "10.15"}}, "nvidia-smi -pl 130"),
-        ({"gpus": (RTX,)}, "echovlm-edge[rtx]"),
+        ({"gpus": (RTX,)}, "[rtx]"),
     ],
 )
 def test_what_is_misconfigured_and_its_mend(change: dict[str, object], says: str) -> None:
@@ -131,6 +131,8 @@ def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
     (other / MANIFEST).write_text(json.dumps(manifest | {"target": "jetson-orin"}))
     elsewhere = fits(other, FINE)
     assert elsewhere.level is Level.WRONG and "--target cpu" in elsewhere.mend
+    assert elsewhere.mend == "Build it with --target cpu."
+    assert fits(other, replace(FINE, gpus=(RTX,))).mend == "Build it with --target rtx or cpu."
     next(other.glob("*.data")).unlink()
     assert fits(other, FINE).level is Level.WRONG
 
@@ -143,6 +145,24 @@ def test_the_command(golden_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     assert command.main(["--bundle", str(tmp_path / "bundles")]) == command.main(["--bundle", str(golden_bundle)])
     assert "bundles/one" in "".join(capsys.readouterr().out.split())
     assert command.main(["--bundle", str(tmp_path / "none")]) == 1
+
+
+def test_a_flipped_byte_is_seen_when_hashes_are_asked_for(
+    golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without, it says that they were not compared."""
+    monkeypatch.setattr(command, "facts", lambda: FINE)
+    bundle = Path(shutil.copytree(golden_bundle, tmp_path / "bundle"))
+    assert command.main(["--bundle", str(bundle), "--verify"]) == 0
+    assert "--verify" not in capsys.readouterr().out
+    raw = (bundle / "decoder.data").read_bytes()
+    (bundle / "decoder.data").write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    assert command.main(["--bundle", str(bundle)]) == 0
+    assert "hashes were not: --verify" in " ".join(capsys.readouterr().out.split())
+    assert command.main(["--bundle", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] is False
+    assert command.main(["--bundle", str(bundle), "--verify"]) == 1
+    assert "decoder.datahaschanged" in "".join(capsys.readouterr().out.split())
 
 
 def test_the_command_judges_what_will_be_served(

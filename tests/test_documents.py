@@ -23,6 +23,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime import structured_report as sr
 from echovlm_edge.runtime.diagnostic_report import diagnostic_report
 from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.image_path import ImagePath
 from echovlm_edge.runtime.messages import NOTICE
 from echovlm_edge.runtime.report_command import main as report
@@ -188,5 +189,5 @@ def test_without_the_library_it_says_what_to_install(
     (tmp_path / "a.dcm").write_bytes(dicom().data)
     option = "--sr" if library == "highdicom" else "--fhir"
     assert report(["--server", address, "--image", str(tmp_path / "a.dcm"), option, str(tmp_path / "r")]) == 2
-    assert 'pip install "echovlm-edge[clinical]"' in capsys.readouterr().err
+    assert install_hint("clinical") in capsys.readouterr().err
     assert not (tmp_path / "r").exists()

@@ -321,7 +321,7 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
     assert "image decoding is confined by:" in server.said
     assert server.log and all(" call request_id=" in line for line in server.log), server.said
     assert "cine.dcm" not in server.said and "long" not in server.said, "the log says what was asked"
-    assert server.output == f"Serving checkpoint (fp32, cpu) on {address}\n"
+    assert server.output == f"Serving golden (fp32, cpu) on {address}\n"
 
 
 def test_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe.library import library_path, plugin_path
 from echovlm_edge.runtime.bundle import MANIFEST, Bundle, Limits, Part, describe_file
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from tests import golden
 
 BuildBundle = Callable[..., Path]
@@ -133,9 +134,9 @@ def missing(monkeypatch: pytest.MonkeyPatch, *, module: bool, plugin: bool) -> N
 @pytest.mark.parametrize(
     ("module", "plugin", "sentences"),
     [
-        (True, False, ["tensorrt_rtx", "pip install 'echovlm-edge[rtx]'"]),
+        (True, False, ["tensorrt_rtx", install_hint("rtx")]),
         (False, True, ["libechovlm_plugins.so", "C++ compiler and TensorRT's headers"]),
-        (True, True, ["tensorrt_rtx", "pip install 'echovlm-edge[rtx]'", "C++ compiler and TensorRT's headers"]),
+        (True, True, ["tensorrt_rtx", install_hint("rtx"), "C++ compiler and TensorRT's headers"]),
     ],
 )
 def test_what_is_missing_is_named_with_how_to_install_it(

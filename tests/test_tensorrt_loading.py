@@ -123,13 +123,11 @@ def test_no_driver(folder: Path, machine: Machine) -> None:
 
 def test_no_cuda_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(
-        NotPossibleHere, match=r"cuda-python, which is not installed: pip install 'echovlm-edge\[tensorrt\]'"
-    ):
+    with pytest.raises(NotPossibleHere, match=r"cuda-python, which is not installed: pip install .*\[tensorrt\]"):
         ReportEngine.open(folder)
 
 
-@pytest.mark.parametrize(("name", "mend"), [("tensorrt_rtx", r"echovlm-edge\[rtx\]"), ("tensorrt", "JetPack")])
+@pytest.mark.parametrize(("name", "mend"), [("tensorrt_rtx", r"pip install .*\[rtx\]"), ("tensorrt", "JetPack")])
 def test_no_tensorrt(folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str, mend: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     bundle = changed(Bundle(folder), toolchain={name: "10.3.0"})

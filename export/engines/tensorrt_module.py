@@ -12,12 +12,13 @@ from typing import Any
 
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 
 INSTALL = {
-    "tensorrt_rtx": "install TensorRT-RTX with pip install 'echovlm-edge[rtx]'",
+    "tensorrt_rtx": f"install TensorRT-RTX with {install_hint('rtx')}",
     "tensorrt": "install TensorRT's Python package (JetPack and DGX OS have it as python3-libnvinfer)",
 }
-INSTALL_PLUGIN = "install a C++ compiler and TensorRT's headers (pip install --no-deps kernel-lens, or TENSORRT_ROOT) and echovlm-edge anew"
+INSTALL_PLUGIN = "install a C++ compiler and TensorRT's headers (pip install --no-deps kernel-lens, or TENSORRT_ROOT), then echovlm-edge"
 
 
 @dataclass(frozen=True)

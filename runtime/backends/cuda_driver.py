@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends.device import Graph
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.system_files import memory_info
 
 
@@ -189,6 +190,6 @@ def _driver() -> Any:
     except ImportError:
         raise NotPossibleHere(
             "TensorRT bundles are served through the Python package cuda-python, which is not installed: "
-            "pip install 'echovlm-edge[tensorrt]'."
+            f"{install_hint('tensorrt')}."
         ) from None
     return driver

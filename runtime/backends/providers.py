@@ -12,6 +12,7 @@ import onnxruntime as ort
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -65,7 +66,7 @@ def _installed(provider: Provider) -> Provider:
     first = provider.chain[0][0]
     if first not in ort.get_available_providers():
         raise NotPossibleHere(
-            f"The installed ONNX Runtime has no {first}: pip uninstall onnxruntime, then pip install 'echovlm-edge[gpu]'."
+            f"The installed ONNX Runtime has no {first}: pip uninstall onnxruntime, then {install_hint('gpu')}."
         )
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA's and cuDNN's libraries where pip put them

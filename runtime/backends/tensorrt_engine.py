@@ -14,9 +14,10 @@ from echovlm_edge.runtime.backends.device import Binding, Context, PartEngine, S
 from echovlm_edge.runtime.backends.memory import check_memory, check_working_memory
 from echovlm_edge.runtime.bundle import Bundle, Part
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 
 MODULES = {
-    "tensorrt_rtx": "pip install 'echovlm-edge[rtx]'",
+    "tensorrt_rtx": install_hint("rtx"),
     "tensorrt": "it comes with JetPack, or pip install tensorrt",
 }
 UNSUPPORTED = "does not support this compute capability"  # in TensorRT-RTX's words, of an H200 for example

@@ -10,6 +10,7 @@ from pathlib import Path
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.doctor.facts import Facts
 from echovlm_edge.runtime.errors import UserError
+from echovlm_edge.runtime.extras import install_hint, reinstall_hint
 from echovlm_edge.runtime.machine_memory import MachineMemory
 from echovlm_edge.runtime.memory_fit import Fit, Verdict, judge
 from echovlm_edge.runtime.memory_model import BundleShape
@@ -50,7 +51,7 @@ def _cpu(facts: Facts) -> list[Finding]:
             Finding(
                 Level.SLOW,
                 "The CPU operators were not built.",
-                "Install a C++ compiler and echovlm-edge anew: pip install --force-reinstall echovlm-edge.",
+                f"Install a C++ compiler, then: {reinstall_hint()}.",
             )
         )
     needed = KERNEL_FEATURES.get(facts.architecture, ())
@@ -147,7 +148,7 @@ def _gpu(facts: Facts) -> list[Finding]:
             Finding(
                 Level.SLOW,
                 f"{facts.gpus[0].name} is not used: neither TensorRT nor ONNX Runtime for GPUs is installed.",
-                "pip install 'echovlm-edge[rtx]', or pip uninstall onnxruntime and pip install 'echovlm-edge[gpu]'.",
+                f"{install_hint('rtx')}; or pip uninstall onnxruntime and {install_hint('gpu')}.",
             )
         )
     return found
@@ -176,13 +177,17 @@ def _capability(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(".") if number.isdecimal())
 
 
-def fits(path: Path, facts: Facts, settings: ServeSettings | None = None) -> Finding:
+def fits(path: Path, facts: Facts, settings: ServeSettings | None = None, verify: bool = False) -> Finding:
     """Whether the bundle at `path` can be served here: its files are whole, its target is this machine's, its memory is there.
 
-    `settings` are the server's; without them its defaults.
+    Args:
+        path: the bundle.
+        facts: the machine.
+        settings: the server's; without them its defaults.
+        verify: hash every file, which reads the whole bundle; otherwise only sizes are compared.
     """
     try:
-        bundle = Bundle(path, finished=False)
+        bundle = Bundle(path, verify=verify, finished=False)
     except UserError as error:
         return Finding(Level.WRONG, str(error))
     manifest = bundle.manifest
@@ -194,7 +199,9 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None) -> Fin
     wanted = target_for(facts)
     if manifest.target not in ("cpu", "portable", wanted):
         return Finding(
-            Level.WRONG, f"{name} is for another machine.", f"Build it with --target {wanted}, or with --target cpu."
+            Level.WRONG,
+            f"{name} is for another machine.",
+            f"Build it with --target {' or '.join(dict.fromkeys((wanted, 'cpu')))}.",
         )
     memory = MachineMemory(facts.memory, facts.container_limit, facts.available)
     verdict = judge(
@@ -209,7 +216,7 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None) -> Fin
         return Finding(
             Level.WRONG,
             f"{name} needs the CPU operators, which were not built here.",
-            "Install a C++ compiler and echovlm-edge anew, or build the bundle with --target portable.",
+            f"Install a C++ compiler, then: {reinstall_hint()}; or build the bundle with --target portable.",
         )
     if verdict.fit is Fit.CROWDED:
         return _memory_finding(Level.SLOW, name, verdict)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from echovlm_edge.runtime.bundle import MANIFEST
-from echovlm_edge.runtime.command import SEVERAL, run_command
+from echovlm_edge.runtime.command import SEVERAL, add_version, run_command
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
 from echovlm_edge.runtime.memory_fit import LOWERABLE
@@ -21,6 +22,7 @@ from echovlm_edge.runtime.serve_settings import ServeSettings, add_option, setti
 
 STYLES = {Level.WRONG: "red", Level.SLOW: "yellow", Level.FINE: "green"}
 WRONG = 1
+NOT_VERIFIED = "The sizes of their files were compared, the hashes were not: --verify does that."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,13 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _examine(options: argparse.Namespace) -> int:
     told = facts()
     found = findings(told)
-    bundles = [fits(settings.bundle, told, settings) for settings in _settings(options)]
+    bundles = [fits(settings.bundle, told, settings, options.verify) for settings in _settings(options)]
     if options.json:
         everything = {
             "machine": asdict(told),
             "target": target_for(told),
             "findings": [_plain(finding) for finding in found],
             "bundles": [_plain(finding) for finding in bundles],
+            "verified": options.verify,
         }
         print(json.dumps(everything, indent=1))
     else:
@@ -46,6 +49,8 @@ def _examine(options: argparse.Namespace) -> int:
         console.print(_machine(told))
         _say(console, "Configuration", found or [Finding(Level.FINE, "Nothing that could be seen is misconfigured.")])
         _say(console, "Bundles", bundles)
+        if bundles and not options.verify:
+            console.print(NOT_VERIFIED, style="dim", highlight=False)
     return WRONG if any(finding.level is Level.WRONG for finding in [*found, *bundles]) else 0
 
 
@@ -104,11 +109,12 @@ def _say(console: Console, title: str, found: Sequence[Finding]) -> None:
     if not found:
         return
     console.print(f"[bold]{title}[/bold]")
+    lines = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 1, 0, 2))
     for finding in found:
-        console.print(f"  [{STYLES[finding.level]}]{finding.level.value:5}[/] ", end="")
-        console.print(finding.what, markup=False, highlight=False)
+        lines.add_row(Text(finding.level.value, STYLES[finding.level]), Text(finding.what))
         if finding.mend:
-            console.print(f"        {finding.mend}", style="dim", markup=False, highlight=False)
+            lines.add_row("", Text(finding.mend, "dim"))
+    console.print(lines)
 
 
 def _plain(finding: Finding) -> dict[str, str]:
@@ -119,10 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="echovlm-doctor", description="Say what this machine is, which bundles fit it, and what is misconfigured."
     )
+    add_version(parser)
     parser.add_argument("--bundle", type=Path, **SEVERAL, default=[], metavar="DIR", help="bundles, or folders of them")
     parser.add_argument(
         "--config", type=Path, metavar="F", help="the server's TOML file: its options are judged, and its bundle"
     )
+    parser.add_argument("--verify", action="store_true", help="hash every file of the bundles, which reads them whole")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("options of the server that decide its memory")
     for name in LOWERABLE:

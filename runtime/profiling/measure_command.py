@@ -19,7 +19,7 @@ from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.client import Credentials, ReportClient, read_image
-from echovlm_edge.runtime.command import SEVERAL
+from echovlm_edge.runtime.command import SEVERAL, add_version
 from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.errors import InvalidInput
 from echovlm_edge.runtime.profiling import table
@@ -196,6 +196,7 @@ def measure_parser() -> argparse.ArgumentParser:
         "page PROFILE.json... --html F. Exit codes: 0 every assertion holds; 1 one is broken; 2 a wrong option or file, or an "
         "assertion about what was not measured.",
     )
+    add_version(made)
     add = made.add_argument
     add("--bundle", type=Path, metavar="DIR", help="folder that echovlm-build made: measured in this process")
     add("--server", metavar="HOST:PORT", help="measure this server instead, from here")

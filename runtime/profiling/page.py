@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.profiling import charts
 from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare, percent, signed, summary
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
@@ -49,7 +50,7 @@ def _library() -> str:
         import vl_convert
     except ImportError:
         raise NotPossibleHere(
-            "The page needs a plotting library that is not installed: pip install 'echovlm-edge[page]', or write --json here "
+            f"The page needs a plotting library that is not installed: {install_hint('page')}, or write --json here "
             "and make the page elsewhere, with echovlm-profile page."
         ) from None
     return str(vl_convert.javascript_bundle())  # type: ignore[call-arg] # its types leave the default out
