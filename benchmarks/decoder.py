@@ -18,7 +18,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.dual_path_moe import HIDDEN, PREFILL, DecoderRow, measure_decoder
 from benchmarks.limits import Limits, Machine
@@ -28,6 +27,7 @@ from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.extras import install_hint
 from echovlm_edge.runtime.processors import usable_processors
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table
 
 if TYPE_CHECKING:
     from benchmarks.llama import LlamaCpp
@@ -94,18 +94,20 @@ def _llama(folder: Path, threads: int, console: Console) -> LlamaCpp | None:
     return LlamaCpp(path, threads)
 
 
-def print_table(machine: Machine, speeds: list[Speed], console: Console) -> None:
+def print_speeds(machine: Machine, speeds: list[Speed], console: Console) -> None:
     """Tokens a second by phase."""
-    table = Table(
-        title=f"{LAYERS} layers of width {HIDDEN}, int4, prefill of {PREFILL}, {machine.cpu}, {machine.threads} threads: "
-        f"reads {machine.read_gbps:.1f} GB/s, int8 peak {machine.int8_gops:.0f} GOP/s"
+    table = new_table(
+        f"{LAYERS} layers of width {HIDDEN}, int4, prefill of {PREFILL}, {machine.cpu}, {machine.threads} threads: "
+        f"reads {machine.read_gbps:.1f} GB/s, int8 peak {machine.int8_gops:.0f} GOP/s",
+        names("phase"),
+        names("by"),
+        figures("tokens/s"),
+        figures("outside\nDualPathMoE"),
     )
-    for name in ("phase", "", "tokens/s", "outside DualPathMoE"):
-        table.add_column(name, justify="right" if name else "left")
     for speed in speeds:
         outside = "" if speed.share_outside_moe is None else f"{speed.share_outside_moe:.1%}"
         table.add_row(speed.phase, speed.impl, f"{speed.tokens_per_second:,.1f}", outside)
-    console.print(table)
+    print_table(console, table)
 
 
 def main() -> int:
@@ -119,7 +121,7 @@ def main() -> int:
     console = Console(stderr=True)
     bundle = made_bundle(options.folder, console)
     machine, speeds = measure(bundle, options.folder, options.threads, options.turns, console)
-    print_table(machine, speeds, Console())
+    print_speeds(machine, speeds, Console())
     if options.json:
         report = {"machine": asdict(machine), "decoder": [asdict(speed) for speed in speeds]}
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")

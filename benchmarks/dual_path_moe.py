@@ -24,7 +24,6 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
-from rich.table import Table
 from torch.nn import functional
 
 from benchmarks.limits import Limits, Machine, installed_library
@@ -33,6 +32,7 @@ from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.command import SEVERAL
 from echovlm_edge.runtime.processors import usable_processors
+from echovlm_edge.runtime.tables import figures, new_table, print_table
 
 HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
@@ -368,27 +368,25 @@ def _bound(
     yield lambda: session.run_with_iobinding(binding)
 
 
-def print_table(machine: Machine, rows: list[Row], decoder: list[DecoderRow], console: Console) -> None:
-    """Milliseconds with the ratio to ours, then how near ours is to the machine's limits."""
+def print_rows(machine: Machine, rows: list[Row], decoder: list[DecoderRow], console: Console) -> None:
+    """Milliseconds, below them the ratio to ours, then how near ours is to the machine's limits."""
     title = (
         f"DualPathMoE, int4 block {BLOCK}, {machine.cpu}, {machine.threads} threads: "
         f"reads {machine.read_gbps:.1f} GB/s, int8 peak {machine.int8_gops:.0f} GOP/s"
     )
-    table = Table(title=title)
-    for name in ("tokens", "ours, ms", "ORT", "fp32", "bf16", "GB/s", "GOP/s"):
-        table.add_column(name, justify="right")
+    table = new_table(title, *map(figures, ("tokens", "ours,\nms", "ORT", "fp32", "bf16", "GB/s", "GOP/s")))
     for tokens in sorted({row.tokens for row in rows}):
         by_impl = {row.impl: row for row in rows if row.tokens == tokens}
         mine = by_impl[OURS]
         others = (
-            f"{by_impl[impl].ms:,.2f} ({by_impl[impl].ms / mine.ms:.2f}x)" for impl in (RUNTIME, TORCH_FP32, TORCH_BF16)
+            f"{by_impl[impl].ms:,.2f}\n{by_impl[impl].ms / mine.ms:.2f}x" for impl in (RUNTIME, TORCH_FP32, TORCH_BF16)
         )
         limits = (
-            f"{mine.gbps:.1f} ({mine.gbps / machine.read_gbps:.0%})",
-            f"{mine.gops:.0f} ({mine.gops / machine.int8_gops:.0%})",
+            f"{mine.gbps:.1f}\n{mine.gbps / machine.read_gbps:.0%}",
+            f"{mine.gops:.0f}\n{mine.gops / machine.int8_gops:.0%}",
         )
         table.add_row(f"{tokens}", f"{mine.ms:,.2f}", *others, *limits)
-    console.print(table)
+    print_table(console, table)
     for row in decoder:
         console.print(
             f"{row.phase}: {row.tokens_per_second:.1f} tokens/s, {row.share_outside_moe:.1%} outside DualPathMoE"
@@ -441,7 +439,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         machine, rows = measure(layers, options.threads, tuple(options.tokens or TOKENS), options.runs, Path(folder))
     decoder = measure_decoder(Bundle(options.decoder), options.threads) if options.decoder else []
-    print_table(machine, rows, decoder, Console())
+    print_rows(machine, rows, decoder, Console())
     if options.json:
         report = {
             "machine": asdict(machine),

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.limits import Limits, Machine
 from benchmarks.make_checkpoint import make_checkpoint, published_config
@@ -39,6 +37,7 @@ from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.workloads import W1, W7, frame
 from echovlm_edge.runtime.prompt import PromptBuilder
 from echovlm_edge.runtime.request import Sampling
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table, words
 
 WORKLOADS = {workload.name: workload for workload in (W1, W7)}  # the prompt is the report's own
 BEFORE_THE_TEXT = ("decoding_images", "preprocessing", "vision", "projector", "prefill")
@@ -289,27 +288,25 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{report['layers']} layers, {report['precision']}, {machine['cpu']}, {machine['threads']} threads: reads "
         f"{machine['read_gbps']:.1f} GB/s, int8 peak {machine['int8_gops']:.0f} GOP/s"
     )
-    table = Table(box=box.SIMPLE, title=title)
-    table.add_column("figure")
-    table.add_column("", justify="right")
-    for name, value in report.items():
+    table = new_table(title, names("figure"), figures(""))
+    for key, value in report.items():
         if isinstance(value, bool | int | str):
-            table.add_row(name.replace("_", " "), str(value))
+            table.add_row(key.replace("_", " "), str(value))
         elif isinstance(value, float):
-            table.add_row(name.replace("_", " "), f"{value:,.2f}")
-    for name, seconds in report["ttft_seconds_by_workload"].items():
-        table.add_row(f"ttft seconds, {name}", f"{seconds:,.2f}")
+            table.add_row(key.replace("_", " "), f"{value:,.2f}")
+    for workload, seconds in report["ttft_seconds_by_workload"].items():
+        table.add_row(f"ttft seconds, {workload}", f"{seconds:,.2f}")
     if "greedy" in report:
         table.add_row(f"{report['greedy']['tokens']} greedy tokens equal PyTorch's", str(report["greedy"]["equal"]))
-    console.print(table)
-    stages = Table(box=box.SIMPLE, title="up to the first token")
-    for column in ("workload", "stage", "seconds", "share of int8 peak"):
-        stages.add_column(column, justify="left" if column in ("workload", "stage") else "right")
-    for name, costs in report["stages"].items():
+    print_table(console, table)
+    stages = new_table(
+        "up to the first token", words("workload"), names("stage"), figures("seconds"), figures("share of\nint8 peak")
+    )
+    for workload, costs in report["stages"].items():
         for stage, cost in costs.items():
             share = cost["share_of_int8_peak"]
-            stages.add_row(name, stage, f"{cost['seconds']:,.2f}", "" if share is None else f"{share:.0%}")
-    console.print(stages)
+            stages.add_row(workload, stage, f"{cost['seconds']:,.2f}", "" if share is None else f"{share:.0%}")
+    print_table(console, stages)
 
 
 if __name__ == "__main__":

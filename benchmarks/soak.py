@@ -44,6 +44,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.tables import names, new_table, print_table, words
 
 CLIENTS, HOSTILE, SLOTS, QUEUE = 16, 2, 8, 4  # two of the sixteen are hostile
 TOKENS = {"cart": "the-cart's-token", "hostile": "a-stolen-token"}
@@ -400,11 +401,12 @@ def _pause(served: Served) -> None:
 
 
 def _table(found: Soak) -> Table:
-    table = Table(
-        title=f"{found.bundle}, {CLIENTS} clients, {HOSTILE} of them hostile, {found.minutes:g} minutes, {found.machine}"
+    table = new_table(
+        f"{found.bundle}, {CLIENTS} clients, {HOSTILE} of them hostile, {found.minutes:g} minutes, {found.machine}",
+        names("what"),
+        names("figure"),
+        words("holds"),
     )
-    for column in ("what", "figure", "holds"):
-        table.add_column(column)
     for what, (figure, holds) in found.checks().items():
         table.add_row(what, figure, "yes" if holds else "[red]no[/red]")
     table.caption = ", ".join(f"{count} {name}" for name, count in sorted(found.calls.items()))
@@ -436,7 +438,7 @@ def main() -> int:
                 served.stop()
         held = {what: holds for what, (_, holds) in found.checks().items()}
         options.json.write_text(json.dumps({**asdict(found), "holds": held}, indent=1), encoding="utf-8")
-        console.print(_table(found))
+        print_table(console, _table(found))
         return 0 if all(held.values()) else 1
 
     return run_command(command)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
@@ -33,6 +32,7 @@ from echovlm_edge.runtime.imaging.preprocess import fit
 from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.request import Finished, Frame, GenerationRequest, Sampling, Stage
 from echovlm_edge.runtime.sample import sample_image
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table
 
 FRAME = (640, 480)
 NEW_TOKENS, CONTEXT = 32, 1024
@@ -113,7 +113,7 @@ def main() -> int:
         for name, case in cases.items():
             runs[name].append(_times(case.run()))
     medians = {name: _medians(times) for name, times in runs.items()}
-    _print(medians, prompt_tokens, threads, f"width {options.width}, {options.layers} layers")
+    _print(medians, prompt_tokens, threads, f"width {options.width}, {options.layers} layers", Console())
     errors = {
         name: {stage.stage: stage.relative_error for stage in bundle.manifest.parity}
         for name, bundle in bundles.items()
@@ -131,11 +131,9 @@ def main() -> int:
     return 0
 
 
-def _print(medians: dict[str, StageTimes], prompt_tokens: int, threads: int, title: str) -> None:
-    table = Table(title=f"{title}, one {FRAME[0]}x{FRAME[1]} frame, {prompt_tokens} prompt tokens, {threads} threads")
-    table.add_column("stage")
-    for name in medians:
-        table.add_column(name, justify="right")
+def _print(medians: dict[str, StageTimes], prompt_tokens: int, threads: int, title: str, console: Console) -> None:
+    title = f"{title}, one {FRAME[0]}x{FRAME[1]} frame, {prompt_tokens} prompt tokens, {threads} threads"
+    table = new_table(title, names("stage"), *(figures(case.replace(" ", "\n")) for case in medians))
     reference = next(iter(medians.values()))
     for stage in ("vision", "projector", "prefill", "decode"):
         cells = []
@@ -145,7 +143,7 @@ def _print(medians: dict[str, StageTimes], prompt_tokens: int, threads: int, tit
             cells.append(f"{seconds * 1e3:,.1f} ms" + ("" if times is reference else f"  ({ratio:.2f}x)"))
         table.add_row(f"{stage}, a token" if stage == "decode" else stage, *cells)
     table.add_row("decode, tokens/s", *(f"{1 / times.decode:.1f}" for times in medians.values()))
-    Console().print(table)
+    print_table(console, table)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,6 +32,7 @@ from echovlm_edge.runtime.engine import ReportEngine
 from echovlm_edge.runtime.errors import NotPossibleHere
 from echovlm_edge.runtime.request import ImageInput, Sampling
 from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table
 from echovlm_edge.runtime.tasks import Language
 
 SIZE_TOLERANCE = 0.2  # of the true size
@@ -160,13 +160,15 @@ def evaluate(bundle: Path, seed: int, count: int, blind: bool, console: Console)
 
 
 def _table(title: str, scores: dict[str, Scores]) -> Table:
-    table = Table(box=box.SIMPLE, title=title)
-    for column in ("", "region", "kind", "side", "size ±20 %", "error mm", "BLEU-1", "ROUGE-1", "ROUGE-L"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, one in scores.items():
+    headings = ("region", "kind", "side", "size\n±20 %", "error,\nmm", "BLEU\n-1", "ROUGE\n-1", "ROUGE\n-L")
+    table = new_table(title, names("language"), *map(figures, headings))
+    for language, one in scores.items():
         shares = (f"{share:.1%}" for share in (one.region, one.kind, one.side, one.size))
         table.add_row(
-            name, *shares, f"{one.size_error_mm:.2f}", *(f"{text:.1f}" for text in (one.bleu1, one.rouge1, one.rougeL))
+            language,
+            *shares,
+            f"{one.size_error_mm:.2f}",
+            *(f"{text:.1f}" for text in (one.bleu1, one.rouge1, one.rougeL)),
         )
     return table
 
@@ -190,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
         results = {}
         for bundle in options.bundle:
             results[str(bundle)] = evaluate(bundle, options.seed, options.count, options.blind, console)
-            Console().print(_table(f"{bundle}, {options.count} studies from seed {options.seed}", results[str(bundle)]))
+            title = f"{bundle}, {options.count} studies from seed {options.seed}"
+            print_table(Console(), _table(title, results[str(bundle)]))
         if options.json:
             written = {
                 bundle: {name: asdict(one) for name, one in scores.items()} for bundle, scores in results.items()

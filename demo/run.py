@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from demo.corpus import facts, parse_report
 from demo.simulate import simulate
 from echovlm_edge.runtime.command import run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.tables import names, new_table, print_table
 from echovlm_edge.runtime.tasks import Language
 
 CHECKPOINT = Path("demo/checkpoint")
@@ -57,23 +57,22 @@ def demo() -> int:
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait()
-    Console().print(side_by_side(reports))
+    print_table(Console(), side_by_side(reports))
     print("The model knows only simulated images and has no medical value.")
     return 0
 
 
 def side_by_side(reports: dict[Language, dict[str, Any]]) -> Table:
     """The study's truth beside what each report says."""
-    table = Table(box=box.SIMPLE, title="truth and report")
-    for column in ("", "truth", *(f"report, {language.value}" for language in reports)):
-        table.add_column(column)
+    headings = ("fact", "truth", *(f"report, {language.value}" for language in reports))
+    table = new_table("truth and report", *map(names, headings))
     truth = facts(simulate(SEED).truth)
     said = [parse_report(report["text"], language) for language, report in reports.items()]
-    for name in ("region", "kind", "side", "size_mm"):
-        values = [getattr(one, name) for one in (truth, *said)]
+    for fact in ("region", "kind", "side", "size_mm"):
+        values = [getattr(one, fact) for one in (truth, *said)]
         words = ["none" if value is None else str(getattr(value, "value", value)) for value in values]
         marks = [word if word == words[0] else f"[red]{word}[/red]" for word in words]
-        table.add_row(name.replace("_", ", "), *marks)
+        table.add_row(fact.replace("_", ", "), *marks)
     return table
 
 

@@ -186,7 +186,7 @@ def show_plan(options: BuildOptions, console: Console) -> None:
         planned = plan(options, open_checkpoint(options, progress), sketched_parts)
     title = f"{planned.name}: {options.precision} for {options.target}, in {options.output}"
     settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
-    print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine)
+    print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine, Console())
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,27 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from echovlm_edge.export.build_options import DEFAULT_MAX_SEQUENCE, check_context
 from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.export.devices import Device
+from echovlm_edge.export.devices import Device, Reached
 from echovlm_edge.export.quantize import PRECISIONS, PrecisionPolicy
-from echovlm_edge.export.roofline import (
-    ARITHMETIC_SHARE,
-    BANDWIDTH_SHARE,
-    WORKING_GB,
-    WORKLOADS,
-    Cost,
-    Roofline,
-    Workload,
-)
+from echovlm_edge.export.roofline import WORKING_GB, WORKLOADS, Cost, Roofline, Workload
 from echovlm_edge.export.targets import TARGETS, target
 from echovlm_edge.runtime.bundle import Bundle
 from echovlm_edge.runtime.command import SEVERAL, run_command
 from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table, words
 
+COMPARED = 4096  # the context whose memory is compared
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 ESTIMATE = "ESTIMATE, not measured"
 
@@ -69,6 +62,7 @@ class Estimate:
     outcomes: tuple[Outcome, ...]
     memory_gb: dict[int, float]
     usable_gb: float
+    reached: Reached
 
     @property
     def fits(self) -> bool:
@@ -87,15 +81,24 @@ def estimate(roofline: Roofline, precision: str) -> Estimate:
         raise NotPossibleHere(f"The target {roofline.target.name} is for any machine: estimate one of {_reckoned()}.")
     stages, outcomes = [], []
     for workload in WORKLOADS:
-        costs = dict(_costs(roofline, workload))
-        stages += [_stage(workload, name, cost, device) for name, cost in costs.items()]
-        seconds = {name: cost.expected_seconds(device) for name, cost in costs.items()}
+        found = [_stage(workload, name, cost, device) for name, cost in _costs(roofline, workload)]
+        stages += found
+        seconds = {stage.stage: stage.expected_seconds for stage in found}
         first = sum(value for name, value in seconds.items() if name != "decode")
         speed = (workload.new_tokens - 1) / seconds["decode"]
         outcomes.append(Outcome(workload.name, first, speed, first + seconds["decode"]))
-    memory = {tokens: roofline.memory_gb(tokens) for tokens in CONTEXTS}
+    longest = roofline.config.decoder.max_position_embeddings
+    memory = {tokens: roofline.memory_gb(tokens) for tokens in CONTEXTS if tokens <= longest}
+    memory = memory or {longest: roofline.memory_gb(longest)}
     return Estimate(
-        roofline.target.name, device.name, precision, tuple(stages), tuple(outcomes), memory, device.usable_gb
+        roofline.target.name,
+        device.name,
+        precision,
+        tuple(stages),
+        tuple(outcomes),
+        memory,
+        device.usable_gb,
+        device.reached,
     )
 
 
@@ -115,7 +118,7 @@ def _stage(workload: Workload, name: str, cost: Cost, device: Device) -> Stage:
         cost.operations / 1e12,
         cost.bound(device),
         cost.seconds(device),
-        cost.expected_seconds(device),
+        cost.expected_seconds(device, device.reached.images if name == "images" else device.reached.decoder),
     )
 
 
@@ -126,48 +129,59 @@ def _reckoned() -> str:
 def show(found: Estimate, console: Console) -> None:
     """Print the tables of one estimate."""
     title = f"{ESTIMATE}: {found.precision} on {found.device} (target {found.target})"
-    stages = Table(box=box.SIMPLE, title=title, title_justify="left")
-    for column in ("workload", "stage", "GB read", "T operations", "bound by", "at the bound, s", "expected, s"):
-        stages.add_column(column, justify="left" if column in ("workload", "stage", "bound by") else "right")
+    stages = new_table(
+        title,
+        names("workload"),
+        names("stage"),
+        figures("GB\nread"),
+        figures("T oper-\nations"),
+        words("bound by"),
+        figures("at the\nbound, s"),
+        figures("expected,\ns"),
+    )
     for stage in found.stages:
-        figures = (f"{stage.read_gb:,.1f}", f"{stage.tera_operations:,.2f}", stage.bound)
+        cells = (f"{stage.read_gb:,.1f}", f"{stage.tera_operations:,.2f}", stage.bound)
         stages.add_row(
-            stage.workload, stage.stage, *figures, f"{stage.roofline_seconds:,.3f}", f"{stage.expected_seconds:,.3f}"
+            stage.workload, stage.stage, *cells, f"{stage.roofline_seconds:,.3f}", f"{stage.expected_seconds:,.3f}"
         )
-    outcomes = Table(box=box.SIMPLE)
-    for column in ("workload", "first token, s", "tokens/s", "whole answer, s"):
-        outcomes.add_column(column, justify="left" if column == "workload" else "right")
+    outcomes = new_table(
+        "", names("workload"), figures("first token,\ns"), figures("tokens/s"), figures("whole answer,\ns")
+    )
     for outcome in found.outcomes:
         first, speed = f"{outcome.first_token_seconds:,.2f}", f"{outcome.tokens_per_second:,.1f}"
         outcomes.add_row(outcome.workload, first, speed, f"{outcome.whole_seconds:,.1f}")
-    memory = Table(box=box.SIMPLE)
-    memory.add_column("context, tokens")
-    memory.add_column(f"memory, GB (of {found.usable_gb:.1f})", justify="right")
+    memory = new_table("", figures("context,\ntokens"), figures(f"memory, GB\n(of {found.usable_gb:.1f})"), words(""))
     for tokens, size in found.memory_gb.items():
-        memory.add_row(f"{tokens:,}", f"{size:,.1f}" + ("" if size <= found.usable_gb else "  does not fit"))
+        memory.add_row(f"{tokens:,}", f"{size:,.1f}", "" if size <= found.usable_gb else "does not fit")
     for table in (stages, outcomes, memory):
-        console.print(table)
-    console.print(
-        f"{ESTIMATE}. Expected: {BANDWIDTH_SHARE:.0%} of the bandwidth, {ARITHMETIC_SHARE:.0%} of the arithmetic (assumed). "
-        f"Memory includes {WORKING_GB} GB for the device's context and activations (assumed).",
-        soft_wrap=True,
-        highlight=False,
+        print_table(console, table)
+    console.print(_foot(found.reached), soft_wrap=True, highlight=False)
+
+
+def _foot(reached: Reached) -> str:
+    said = "measured on such a machine" if reached.measured else "assumed"
+    return (
+        f"{ESTIMATE}. Expected: {reached.bandwidth:.0%} of the bandwidth, {reached.images:.0%} of the arithmetic for images, "
+        f"{reached.decoder:.0%} for prompts ({said}). Memory includes {WORKING_GB} GB for the device's context and activations "
+        "(assumed)."
     )
 
 
 def compare(found: list[Estimate], console: Console) -> None:
     """Print one row a target."""
-    table = Table(box=box.SIMPLE, title=f"{ESTIMATE}: first token, s / tokens a second", title_justify="left")
-    table.add_column("target")
-    table.add_column("device")
-    for workload in WORKLOADS:
-        table.add_column(workload.name, justify="right")
-    table.add_column("GB at 4,096", justify="right")
+    table = new_table(
+        f"{ESTIMATE}: first token, s / tokens a second",
+        names("target"),
+        *(figures(workload.name) for workload in WORKLOADS),
+        figures("GB at\n4,096"),
+        figures("of"),
+    )
     for each in found:
-        figures = [f"{outcome.first_token_seconds:.2f} / {outcome.tokens_per_second:.1f}" for outcome in each.outcomes]
-        cells = figures if each.fits else ["does not fit"] + [""] * (len(figures) - 1)
-        table.add_row(each.target, each.device, *cells, f"{each.memory_gb[4096]:.1f} of {each.usable_gb:.1f}")
-    console.print(table)
+        cells = [f"{outcome.first_token_seconds:.2f} / {outcome.tokens_per_second:.1f}" for outcome in each.outcomes]
+        cells = cells if each.fits else ["does not fit"] + [""] * (len(cells) - 1)
+        size = each.memory_gb.get(COMPARED, max(each.memory_gb.values()))
+        table.add_row(each.target, *cells, f"{size:.1f}", f"{each.usable_gb:.1f}")
+    print_table(console, table)
 
 
 def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
@@ -176,16 +190,17 @@ def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
         if not manifest.source.config:
             raise NotPossibleHere(f"The bundle {options.bundle} does not say its model's shape: build it anew.")
         config, precision, block = manifest.source.config, manifest.precision, manifest.block_size
-        sequence = options.max_sequence or manifest.limits.max_sequence
+        sequence = manifest.limits.max_sequence if options.max_sequence is None else options.max_sequence
         where = f"{options.bundle}'s config"
     else:
         config, where = _read_config(options.config), str(options.config)
-        precision, block, sequence = options.precision, 128, options.max_sequence or 4096
-    chosen = target(name)
+        precision, block, sequence = options.precision, 128, options.max_sequence
+    chosen, shape = target(name), EchoVLMConfig.from_json(config, where)
     chosen.check(precision, chosen.cache_types[0])
-    return Roofline(
-        EchoVLMConfig.from_json(config, where), chosen, PrecisionPolicy.of(precision, block), sequence
-    ), precision
+    longest = shape.decoder.max_position_embeddings
+    sequence = min(DEFAULT_MAX_SEQUENCE, longest) if sequence is None else sequence
+    check_context(sequence, longest)
+    return Roofline(shape, chosen, PrecisionPolicy.of(precision, block), sequence), precision
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from echovlm_edge.runtime.memory_model import (
     total,
 )
 from echovlm_edge.runtime.serve_settings import ServeSettings
-from echovlm_edge.runtime.tables import figure, name, new_table, print_table, readable_bytes, word
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table, readable_bytes, words
 
 FILES_BESIDE = 16 << 20  # tokenizer, chat template and graphs
 
@@ -58,12 +58,16 @@ def footprint(shape: BundleShape, limits: Limits) -> Footprint:
 
 
 def print_plan(
-    title: str, files: Mapping[str, int], shape: BundleShape, settings: ServeSettings, machine: Machine
+    title: str,
+    files: Mapping[str, int],
+    shape: BundleShape,
+    settings: ServeSettings,
+    machine: Machine,
+    console: Console,
 ) -> None:
     """The tables of `--plan`: files on disk, and the memory of a server with these options."""
-    console = Console()
     disk = sum(files.values()) + FILES_BESIDE
-    table = new_table(title, name("on disk"), figure("size"))
+    table = new_table(title, names("on disk"), figures("size"))
     for file, size in files.items():
         table.add_row(file, readable_bytes(size))
     table.add_row("together, with tokenizer and graphs", readable_bytes(disk), style="bold")
@@ -80,10 +84,10 @@ def print_plan(
 def _memory_table(shape: BundleShape, settings: ServeSettings, memory: MachineMemory) -> Table:
     table = new_table(
         f"A server of it, --max-sequence {shape.max_sequence}, other options by default",
-        name("in memory, at most"),
-        figure("size"),
-        word("taken"),
-        name("bounded by"),
+        names("in memory, at most"),
+        figures("size"),
+        words("taken"),
+        names("bounded by"),
     )
     items = account(shape, settings)
     for item in sorted(items, key=lambda item: list(When).index(item.when)):

@@ -18,9 +18,6 @@ from echovlm_edge.export.targets import Target
 from echovlm_edge.runtime.backends import PREFILL_CHUNK
 from echovlm_edge.runtime.memory_model import cache_token_bytes
 
-# What part of a bound is reached is an assumption: on two CPU cores one token is measured at 85 % of the bandwidth and many at a
-# third of the arithmetic; no GPU has been measured.
-BANDWIDTH_SHARE, ARITHMETIC_SHARE = 0.75, 0.4
 WORKING_GB = 0.6  # the device's context, kernels and activations: an allowance
 
 
@@ -64,13 +61,10 @@ class Cost:
         """The roofline's bound."""
         return max(self.read_bytes / (device.bandwidth_gbs * 1e9), self.operations / (device.tensor_tflops * 1e12))
 
-    def expected_seconds(self, device: Device) -> float:
-        """The same at the assumed shares of bandwidth and arithmetic."""
-        memory, arithmetic = (
-            device.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE,
-            device.tensor_tflops * 1e12 * ARITHMETIC_SHARE,
-        )
-        return max(self.read_bytes / memory, self.operations / arithmetic)
+    def expected_seconds(self, device: Device, arithmetic_share: float) -> float:
+        """The same at what the device reaches of its bandwidth, and at this share of its arithmetic."""
+        memory = device.bandwidth_gbs * 1e9 * device.reached.bandwidth
+        return max(self.read_bytes / memory, self.operations / (device.tensor_tflops * 1e12 * arithmetic_share))
 
     def bound(self, device: Device) -> str:
         """Which of the two it is."""

@@ -15,7 +15,7 @@ from echovlm_edge.export.verdict import Verdict, format_of, judge
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, Manifest, Parity
 from echovlm_edge.runtime.memory_model import BundleShape, When, Where, account, total
 from echovlm_edge.runtime.serve_settings import ServeSettings
-from echovlm_edge.runtime.tables import figure, name, new_table, print_table, readable_bytes, word
+from echovlm_edge.runtime.tables import figures, names, new_table, print_table, readable_bytes, words
 
 _TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 STAGES = {
@@ -53,7 +53,7 @@ def _say(console: Console, line: str) -> None:
 
 def _files(manifest: Manifest) -> Table:
     title = f"{manifest.source.name}: {manifest.precision} for {manifest.target}"
-    table = new_table(title, name("file"), figure("size"), word("weights"))
+    table = new_table(title, names("file"), figures("size"), words("weights"))
     for part in manifest.parts:
         size = sum(file.bytes for file in part.files)
         table.add_row(part.files[0].name, readable_bytes(size), part.precision)
@@ -66,12 +66,12 @@ def _files(manifest: Manifest) -> Table:
 def _comparison(manifest: Manifest) -> Table:
     table = new_table(
         "Compared with the PyTorch model",
-        name("stage"),
-        figure("relative\nerror"),
-        figure("largest\nerror"),
-        figure("same\ntoken"),
-        figure("KL,\nnats"),
-        word("verdict"),
+        names("stage"),
+        figures("relative\nerror"),
+        figures("largest\nerror"),
+        figures("same\ntoken"),
+        figures("KL,\nnats"),
+        words("verdict"),
     )
     for stage, called in STAGES.items():
         if samples := [entry for entry in manifest.parity if entry.stage == stage]:

@@ -10,17 +10,17 @@ from rich.table import Column, Table
 NARROWEST_NAME = 12  # characters to which a column of names may fold
 
 
-def name(heading: str) -> Column:
+def names(heading: str) -> Column:
     """A column of names, which folds where the terminal is narrow."""
     return Column(heading, overflow="fold")
 
 
-def figure(heading: str) -> Column:
+def figures(heading: str) -> Column:
     """A column of figures, right-justified; a long heading has line breaks."""
     return Column(heading, justify="right", no_wrap=True)
 
 
-def word(heading: str) -> Column:
+def words(heading: str) -> Column:
     """A column of short words that stay whole."""
     return Column(heading, no_wrap=True)
 

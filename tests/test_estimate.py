@@ -68,7 +68,28 @@ def test_the_bound_is_the_slower_of_memory_and_arithmetic() -> None:
     device = Device("a device", None, 8, False, bandwidth_gbs=100, tensor_tflops=10, source="made up")
     assert Cost(100e9, 1e12).seconds(device) == pytest.approx(1.0) and Cost(100e9, 1e12).bound(device) == "memory"
     assert Cost(10e9, 30e12).seconds(device) == pytest.approx(3.0) and Cost(10e9, 30e12).bound(device) == "arithmetic"
-    assert Cost(10e9, 30e12).expected_seconds(device) > 3.0
+    assert Cost(10e9, 30e12).expected_seconds(device, 0.5) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(("workload", "first", "speed"), [("W1", 10, 6.1), ("W7", 53, None)])
+def test_a_cpu_is_estimated_as_it_was_measured(workload: str, first: float, speed: float | None) -> None:
+    """The published size, int4, two cores, benchmarks/full.py; one share for each kind of stage leaves some 15 %."""
+    (found,) = (
+        outcome for outcome in estimate.estimate(roofline("cpu"), "int4").outcomes if outcome.workload == workload
+    )
+    assert found.first_token_seconds == pytest.approx(first, rel=0.15)
+    if speed:
+        assert found.tokens_per_second == pytest.approx(speed, rel=0.05)
+
+
+def test_no_context_beyond_the_models_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = Path(__file__).parents[1] / "demo" / "checkpoint" / "config.json"
+    assert estimate.main(["--config", str(demo), "--target", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "2,048" in said and "4,096" not in said
+    for tokens in ("99999", "0"):
+        assert estimate.main(["--config", str(demo), "--target", "cpu", "--max-sequence", tokens]) == 2
+        assert "between 1 and 2048" in capsys.readouterr().err
 
 
 def test_workloads_are_the_products() -> None:

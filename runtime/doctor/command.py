@@ -74,9 +74,8 @@ def _bundles(given: Sequence[Path]) -> Iterator[Path]:
 
 
 def _machine(told: Facts) -> Table:
-    table = Table(box=box.SIMPLE, show_header=False, title="This machine")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = Table(Column(no_wrap=True, style="bold"), Column(overflow="fold"), box=box.SIMPLE, show_header=False)
+    table.title = "This machine"
     for name, value in _rows(told):
         if value:
             table.add_row(name, value)
