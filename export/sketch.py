@@ -36,7 +36,7 @@ def _nodes(path: str, module: nn.Module, own: list[ir.Value]) -> list[ir.Node]:
         return [ir.node("Linear", [x, *own], domain=DOMAIN, num_outputs=1)]
     if isinstance(module, DualPathMoE):
         x = _float(f"{path}/x", ("tokens", module.router.shape[1]))
-        attributes = {
+        attributes: dict[str, int | list[int]] = {
             "group_widths": list(module.group_widths),
             "top_k": module.top_k,
             "norm_topk_prob": int(module.norm_topk_prob),

@@ -147,7 +147,14 @@ class Footprint:
 
 @dataclass(frozen=True, config=_STRICT)
 class Source:
-    """The checkpoint a bundle was built from; `config` is its config.json."""
+    """The checkpoint that a bundle was built from.
+
+    Attributes:
+        name: of the model, in the service's answers and in reports.
+        sha256: of its config.json and weights, as `sha256sum config.json model*.safetensors | sha256sum` prints it; in
+            older bundles, of its config and its tensors' shapes only.
+        config: its config.json.
+    """
 
     name: str
     sha256: str
