@@ -151,6 +151,23 @@ def test_a_study_of_a_replica_that_is_gone_is_not_found(department: Department) 
     assert code is grpc.StatusCode.NOT_FOUND
 
 
+def test_a_department_takes_no_uploads_and_says_so(department: Department) -> None:
+    stub = department.stub
+    info = stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=TOKEN, timeout=20)
+    assert info.limits.max_upload_bytes == 0
+    with pytest.raises(grpc.RpcError, match="takes no uploads: send the file, or those of its frames") as refused:
+        stub.Upload(iter([pb.UploadRequest(data=b"data")]), metadata=TOKEN, timeout=20)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    uploaded = pb.GenerateReportRequest(images=[pb.Image(upload="guessed")])
+    for call in (
+        lambda: list(stub.GenerateReport(uploaded, metadata=TOKEN, timeout=20)),
+        lambda: stub.ForgetUpload(pb.ForgetUploadRequest(id="guessed"), metadata=TOKEN, timeout=20),
+    ):
+        assert status(call) is grpc.StatusCode.NOT_FOUND
+    data = iter([pb.UploadRequest(data=b"data")])
+    assert status(lambda: stub.Upload(data, timeout=20)) is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_nobody_unknown_gets_in(department: Department) -> None:
     info = pb.GetModelInfoRequest()
     wrong = (("authorization", "Bearer nonsense"),)
