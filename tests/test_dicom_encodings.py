@@ -115,7 +115,7 @@ def test_encapsulated_uncompressed_frames() -> None:
 
 @pytest.mark.parametrize("photometric", ["RGB", "MONOCHROME2"])
 def test_jpeg_xl(photometric: str) -> None:
-    pytest.importorskip("pillow_jxl", reason='pip install "echovlm-edge[jpegxl]"')
+    pytest.importorskip("pillow_jxl", reason="pip install pillow-jxl-plugin")
     picture, file = COLOUR if photometric == "RGB" else GREY, io.BytesIO()
     Image.fromarray(picture).save(file, "JXL", lossless=True)
     pixels = one(with_frames([file.getvalue()], JPEG_XL, photometric))
@@ -126,7 +126,7 @@ def test_jpeg_xl(photometric: str) -> None:
 
 def test_jpeg_xl_without_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
-    with pytest.raises(NotPossibleHere, match=r'JPEG XL.*pip install "echovlm-edge\[jpegxl\]"'):
+    with pytest.raises(NotPossibleHere, match=r"JPEG XL.*pip install pillow-jxl-plugin"):
         one(with_frames([b"\xff\x0a"], JPEG_XL))
 
 
@@ -244,7 +244,7 @@ VIDEOS: dict[str, tuple[UID, tuple[str, ...], str]] = {
 @pytest.mark.parametrize("codec", VIDEOS)
 @pytest.mark.parametrize("stated", [15, None])
 def test_videos(codec: str, stated: int | None, tmp_path: Path) -> None:
-    pytest.importorskip("av", reason='pip install "echovlm-edge[video]"')
+    pytest.importorskip("av", reason="pip install av")
     syntax, options, kind = VIDEOS[codec]
     stream = ffmpeg(*PATTERN, *options, into=tmp_path / f"cine.{kind}")
     decoded = ffmpeg("-i", str(tmp_path / f"cine.{kind}"), "-f", "rawvideo", "-pix_fmt", "rgb24", into=tmp_path / "raw")
@@ -272,7 +272,7 @@ def test_a_video_that_is_none_is_named_by_its_encoding(syntax: UID, name: str, s
 
 def test_videos_without_their_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(NotPossibleHere, match=r'MPEG-4 AVC/H.264.*H.264 video.*pip install "echovlm-edge\[video\]"'):
+    with pytest.raises(NotPossibleHere, match=r"MPEG-4 AVC/H.264.*H.264 video.*pip install av"):
         one(with_frames([b"\0\0\0\x18ftypisom" + bytes(200)], MPEG4HP41, "YBR_PARTIAL_420", (120, 160)))
 
 

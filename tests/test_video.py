@@ -220,9 +220,7 @@ def test_without_the_decoder_the_video_is_named(files: dict[str, bytes], monkeyp
         "avi raw": "AVI",
     }
     for kind, named in expected.items():
-        sentence = (
-            rf'^image 1 is {named} video: install the decoder on the server \(pip install "echovlm-edge\[video\]"\)\.$'
-        )
+        sentence = rf"^image 1 is {named} video: install the decoder on the server \(pip install av\)\.$"
         with pytest.raises(NotPossibleHere, match=sentence):
             measure_image(ImageInput(files[kind]), RESOLUTION)
     with pytest.raises(NotPossibleHere, match=r"is H\.264 video"):

@@ -212,8 +212,7 @@ def _opened(video: _Video) -> Iterator[tuple[InputContainer, VideoStream]]:
         import av
     except ImportError:
         raise NotPossibleHere(
-            f"{video.name} is {video.codec or FORMATS[kind]} video: install the decoder on the server "
-            '(pip install "echovlm-edge[video]").'
+            f"{video.name} is {video.codec or FORMATS[kind]} video: install the decoder on the server (pip install av)."
         ) from None
     video.file.seek(0)
     limit = {"max_pixels": str(DECODER_SLACK * video.max_pixels)}

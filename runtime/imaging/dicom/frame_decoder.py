@@ -269,7 +269,7 @@ def _jpeg_xl(name: str, data: bytes, pixels: PixelFormat) -> Samples:
         from pillow_jxl import JpegXLImagePlugin  # Pillow knows the format once it is imported
     except ImportError:
         raise NotPossibleHere(
-            f'{name} is a JPEG XL picture, which this server cannot decode: pip install "echovlm-edge[jpegxl]".'
+            f"{name} is a JPEG XL picture, which this server cannot decode: pip install pillow-jxl-plugin there."
         ) from None
     JpegXLImagePlugin.DECODE_THREADS = 0  # in the calling thread
     with Image.open(io.BytesIO(data), formats=("JXL",)) as picture:
