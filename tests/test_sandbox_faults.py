@@ -18,7 +18,7 @@ from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.sandbox import process as decode_process
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, ASKED, LENGTH, described
+from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, ASKED, LENGTH, asked_about
 from echovlm_edge.runtime.request import ImageInput, Resolution
 from tests.decoding import asker
 
@@ -59,7 +59,7 @@ def test_cut_at_every_byte_of_the_answer(sandbox: DecodeSandbox) -> None:
 
 
 def test_cut_at_every_byte_of_the_request(sandbox: DecodeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    header = described(ImageInput(b""), PIXEL.resolution)
+    header = asked_about(ImageInput(b""), PIXEL.resolution)
     request = ASKED.size + sum(map(len, decode_process.packed(header)))
     whole = dict(decode_process.ENVIRONMENT)
     for at in range(1, request + 1):

@@ -30,7 +30,7 @@ from echovlm_edge.runtime.imaging.sandbox.process import (
     Unwanted,
 )
 from echovlm_edge.runtime.imaging.sandbox.sources import believed, one_line
-from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, described, unpacked
+from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, asked_about, unpacked
 from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
 
 HEADER_BYTES = 1 << 16  # of an answer, besides its pixels
@@ -149,7 +149,7 @@ class DecodeSandbox:
             raise InvalidInput(
                 f"{image.name} has {len(image.data):,} bytes, more than {self._images.max_bytes:,}: send a smaller file."
             )
-        header = {**described(image, resolution), **more}
+        header = {**asked_about(image, resolution), **more}
         request = Request(kind, header, image.data, most_bytes, self._limits.seconds, asker.stopped)
         try:
             try:

@@ -30,9 +30,9 @@ from echovlm_edge.runtime.give_way import give_way
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.preprocess import fit
-from echovlm_edge.runtime.imaging.sandbox import sources
 from echovlm_edge.runtime.imaging.sandbox.confinement import confine, confine_to_one_file
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, load_decoders, sample
+from echovlm_edge.runtime.imaging.sandbox.sources import described
 from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 
 ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
@@ -63,7 +63,7 @@ def unpacked(body: memoryview) -> tuple[Any, memoryview]:
     return json.loads(bytes(body[LENGTH.size : end])), body[end:]
 
 
-def described(image: ImageInput, resolution: Resolution) -> dict[str, Any]:
+def asked_about(image: ImageInput, resolution: Resolution) -> dict[str, Any]:
     """What goes with a file, as JSON."""
     return {
         "name": image.name,
@@ -245,8 +245,7 @@ def answer_of(kind: int, body: bytearray, file: int, limits: ImageLimits) -> lis
             return packed({"sizes": measured.sizes, **origin})
         frames = decode_image(image, limits, partial(fit, settings=resolution, name=image.name))
         frame_headers = [
-            [*frame.pixels.shape[:2], frame.name, sources.described(frame.source) if frame.source else None]
-            for frame in frames
+            [*frame.pixels.shape[:2], frame.name, described(frame.source) if frame.source else None] for frame in frames
         ]
         return packed({"frames": frame_headers}, *(frame.pixels.tobytes() for frame in frames))
     except InvalidInput as error:
@@ -257,7 +256,7 @@ def answer_of(kind: int, body: bytearray, file: int, limits: ImageLimits) -> lis
 
 def _rehearse(limits: ImageLimits) -> None:
     """Answer about a file of every encoding, so that whatever is loaded late is loaded now."""
-    wanted = described(ImageInput(b"", name=""), Resolution(28, 784, 784))
+    wanted = asked_about(ImageInput(b"", name=""), Resolution(28, 784, 784))
     request = bytearray(b"".join(packed({**wanted, "key": "00"})))
     for encoding in ENCODINGS:
         file = MemoryFile.of([sample(encoding)])
