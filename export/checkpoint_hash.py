@@ -15,9 +15,8 @@ from pathlib import Path
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.runtime.errors import NotPossibleHere
 
-BUFFER = (
-    32 << 20
-)  # so large that a thread that traces, and holds Python's lock for milliseconds, hardly delays this one
+# Stays in a processor's cache, and is large enough that waiting for Python's lock, which tracing holds, does not rule the time.
+BUFFER = 4 << 20
 
 
 @contextlib.contextmanager

@@ -227,7 +227,7 @@ def test_a_plan_says_what_is_missing(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     assert build_engines.main(["--checkpoint", str(small), "--output", str(tmp_path / "bundle"), "--plan"]) == 0
-    assert "GB of disk, this machine has 0.0." in capsys.readouterr().out
+    assert "MB of disk, this machine has 1.0 kB." in capsys.readouterr().out
 
 
 def test_the_token_embedding_keeps_its_values(small: Path, build_bundle: BuildBundle, golden_bundle: Path) -> None:
