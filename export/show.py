@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from echovlm_edge.export import parity
 from echovlm_edge.export.verdict import Verdict, format_of, judge
 from echovlm_edge.runtime.bundle import TOKEN_EMBEDDING, Manifest, Parity
 from echovlm_edge.runtime.memory_model import BundleShape, When, Where, account, total
@@ -25,6 +26,7 @@ STAGES = {
     "prefill": "decoder, reading",
     "decode": "decoder, writing",
 }
+NAMED_SAMPLES = 3
 STYLES = {Verdict.GOOD: "green", Verdict.LOOK: "yellow", Verdict.BAD: "red"}
 
 
@@ -105,7 +107,8 @@ def _short(value: float) -> str:
 def _explanation(manifest: Manifest) -> Iterator[str]:
     """What the comparison's figures are, and what its verdicts ask for."""
     samples = list(dict.fromkeys(entry.sample for entry in manifest.parity))
-    yield f"The worst of {len(samples)} images: {', '.join(samples)}."
+    named = f": {'; '.join(samples)}" if len(samples) <= NAMED_SAMPLES else ""
+    yield f"The worst of {len(samples)} images{named}. The decoder reads a prompt and writes {parity.DECODED_TOKENS} tokens for each."
     yield "relative error: the length of the difference over the length of PyTorch's values."
     yield "largest error: of any one value. same token: how often both would write the same next token."
     yield "KL: how far their probabilities of the next token are apart; 0 is not at all."
