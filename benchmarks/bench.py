@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from echovlm_edge.runtime.command import SEVERAL
+from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.profiling.machine import this_machine
 
 SCHEMA, VERSION = "echovlm-bench", 1

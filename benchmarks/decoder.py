@@ -24,10 +24,10 @@ from benchmarks.limits import Limits, Machine
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.extras import install_hint
-from echovlm_edge.runtime.processors import usable_processors
-from echovlm_edge.runtime.tables import figures, names, new_table, print_table
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 if TYPE_CHECKING:
     from benchmarks.llama import LlamaCpp

@@ -29,10 +29,10 @@ from torch.nn import functional
 from benchmarks.limits import Limits, Machine, installed_library
 from echovlm_edge.plugins.dual_path_moe.reference import Floats
 from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.command import SEVERAL
-from echovlm_edge.runtime.processors import usable_processors
-from echovlm_edge.runtime.tables import figures, new_table, print_table
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.command import SEVERAL
+from echovlm_edge.runtime.contracts.tables import figures, new_table, print_table
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2

@@ -29,15 +29,15 @@ from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.request import Sampling
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.workloads import W1, W7, frame
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.request import Sampling
-from echovlm_edge.runtime.tables import figures, names, new_table, print_table, words
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 WORKLOADS = {workload.name: workload for workload in (W1, W7)}  # the prompt is the report's own
 BEFORE_THE_TEXT = ("decoding_images", "preprocessing", "vision", "projector", "prefill")

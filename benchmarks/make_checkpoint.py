@@ -25,7 +25,7 @@ import torch
 from benchmarks.qwen_tokenizer import write_tokenizer
 from echovlm_edge.export.checkpoint import INDEX, expected_tensors
 from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
-from echovlm_edge.runtime.processors import usable_processors
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),

@@ -20,9 +20,9 @@ import grpc
 from benchmarks.served import serving
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.client import ReportClient
-from echovlm_edge.runtime.clock import Clock, Untimed
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.engine.clock import Clock, Untimed
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling.distributions import changes
 from echovlm_edge.runtime.profiling.energy import open_meter
 from echovlm_edge.runtime.profiling.measuring import InProcess, Remote

@@ -42,9 +42,9 @@ from benchmarks.hostile import DEAF, HALF_OPEN, held_connections
 from benchmarks.hostile import started as hostile_client
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.tables import names, new_table, print_table, words
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.tables import names, new_table, print_table, words
 
 CLIENTS, HOSTILE, SLOTS, QUEUE = 16, 2, 8, 4  # two of the sixteen are hostile
 TOKENS = {"cart": "the-cart's-token", "hostile": "a-stolen-token"}
@@ -106,7 +106,13 @@ class Served:
 
     def __init__(self, bundle: Path, folder: Path) -> None:
         port_file = folder / "port"
-        command = [sys.executable, "-m", "echovlm_edge.runtime.serve_command", "--bundle", str(bundle)]
+        command = [
+            sys.executable,
+            "-m",
+            "echovlm_edge.runtime.serving.supervision.serve_command",
+            "--bundle",
+            str(bundle),
+        ]
         command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--log", "json", "--grace", "5"]
         command += ["--slots", str(SLOTS), "--queue", str(QUEUE)]
         clients = folder / "clients.toml"

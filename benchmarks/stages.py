@@ -24,15 +24,15 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.command import SEVERAL
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.command import SEVERAL
+from echovlm_edge.runtime.contracts.request import Finished, Frame, GenerationRequest, Sampling, Stage
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import fit
-from echovlm_edge.runtime.processors import usable_processors
-from echovlm_edge.runtime.request import Finished, Frame, GenerationRequest, Sampling, Stage
-from echovlm_edge.runtime.sample import sample_image
-from echovlm_edge.runtime.tables import figures, names, new_table, print_table
+from echovlm_edge.runtime.imaging.sample import sample_image
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 FRAME = (640, 480)
 NEW_TOKENS, CONTEXT = 32, 1024

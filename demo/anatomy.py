@@ -10,7 +10,7 @@ import numpy as np
 
 from demo.tissue import STONE_ATTENUATION, Tissue
 from demo.truth import Side, Truth
-from echovlm_edge.runtime.tasks import Region
+from echovlm_edge.runtime.contracts.tasks import Region
 
 
 @dataclass(frozen=True)

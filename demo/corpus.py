@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 
 from demo.truth import CATALOGUE, Side, Truth
-from echovlm_edge.runtime.report import split_sections
-from echovlm_edge.runtime.tasks import Language, Region
+from echovlm_edge.runtime.contracts.sections import split_sections
+from echovlm_edge.runtime.contracts.tasks import Language, Region
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from demo.corpus import Facts
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import Study, simulate
 from demo.studies import TRAINING_SEEDS
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.command import SEVERAL, run_command
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.request import ImageInput, Sampling
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tables import figures, names, new_table, print_table
-from echovlm_edge.runtime.tasks import Language
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.request import ImageInput, Sampling
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
+from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 
 SIZE_TOLERANCE = 0.2  # of the true size
 GREY = 110

@@ -20,11 +20,11 @@ from demo.simulate import simulate
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task, prompt_for
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
-from echovlm_edge.runtime.tasks import Language, Region, Task, prompt_for
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 
 
 def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np.float64]]:

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from demo.corpus import facts, parse_report
 from demo.simulate import simulate
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.tables import names, new_table, print_table
-from echovlm_edge.runtime.tasks import Language
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.tables import names, new_table, print_table
+from echovlm_edge.runtime.contracts.tasks import Language
 
 CHECKPOINT = Path("demo/checkpoint")
 BUNDLE = Path("bundles/demo")

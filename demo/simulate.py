@@ -23,9 +23,9 @@ from demo.anatomy import paint
 from demo.dicom_writer import dicom_bytes
 from demo.tissue import Tissue
 from demo.truth import CATALOGUE, Finding, Side, Truth
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.tasks import Region
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.tasks import Region
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from demo import corpus
 from demo.checkpoint_files import SIDE, preprocessor_json
 from demo.simulate import draw_truth, simulate
 from demo.truth import CATALOGUE, Side, Truth
+from echovlm_edge.runtime.contracts.tasks import Language, Task, prompt_for
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.tasks import Language, Task, prompt_for
 
 TRAINING_SEEDS = 10_000_000  # the first training study's; studies below are held out
 CHUNK = 500

@@ -51,10 +51,10 @@ from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.model.projector import Projector
 from echovlm_edge.export.model.vision_encoder import VisionEncoder
 from echovlm_edge.export.model.weights import Parts
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.processors import usable_processors
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 GRID = (1, math.isqrt(PATCHES), math.isqrt(PATCHES))
 IMAGE_TOKENS = PATCHES // 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from echovlm_edge.runtime.tasks import Region
+from echovlm_edge.runtime.contracts.tasks import Region
 
 
 class Side(enum.Enum):

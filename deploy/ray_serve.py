@@ -10,17 +10,17 @@ import argparse
 import logging
 import sys
 
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
-from echovlm_edge.runtime.from_settings import refuse_open_doors, server_options
-from echovlm_edge.runtime.serve_settings import ServeSettings, read_settings, with_absolute_paths
-from echovlm_edge.runtime.signals import Signals
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.serving.supervision.from_settings import refuse_open_doors, server_options
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, read_settings, with_absolute_paths
+from echovlm_edge.runtime.serving.supervision.signals import Signals
 
 try:
     import ray
 
-    from echovlm_edge.runtime.department import application
+    from echovlm_edge.runtime.ray_serve import application
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed here: {install_hint('ray')}, on every node.")
 

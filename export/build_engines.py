@@ -38,7 +38,7 @@ from echovlm_edge.export.targets import TARGETS
 from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import (
+from echovlm_edge.runtime.bundle.manifest import (
     CHAT_TEMPLATE,
     FORMAT,
     TOKEN_EMBEDDING,
@@ -50,10 +50,10 @@ from echovlm_edge.runtime.bundle import (
     Source,
     bundle_id,
 )
-from echovlm_edge.runtime.command import add_version, run_command
+from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.serve_settings import ServeSettings
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
 
 def build(options: BuildOptions, console: Console) -> Manifest:

@@ -8,8 +8,8 @@ from pathlib import Path
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.targets import Target, target
-from echovlm_edge.runtime.bundle import Limits
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import Limits
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 DEFAULT_MAX_SEQUENCE = 4096
 LONGEST_NAME = 64  # characters of a DICOM Long String, which carries the name in a structured report (PS3.5 6.2)

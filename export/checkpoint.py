@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

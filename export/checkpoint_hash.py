@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 # Stays in a processor's cache, and is large enough that waiting for Python's lock, which tracing holds, does not rule the time.
 BUFFER = 4 << 20

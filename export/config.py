@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 ARCHITECTURE = "Qwen2VLMOEForConditionalGeneration"
 

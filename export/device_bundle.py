@@ -21,9 +21,9 @@ from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import INSTALL, TensorRT, open_tensorrt
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.runtime.bundle import Bundle, Manifest, Part, bundle_id
-from echovlm_edge.runtime.command import run_command
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Part, bundle_id
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 if TYPE_CHECKING:

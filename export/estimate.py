@@ -18,10 +18,10 @@ from echovlm_edge.export.devices import Device, Reached
 from echovlm_edge.export.quantize import PRECISIONS, PrecisionPolicy
 from echovlm_edge.export.roofline import WORKING_GB, WORKLOADS, Cost, Roofline, Workload
 from echovlm_edge.export.targets import TARGETS, target
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.command import SEVERAL, run_command
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.tables import figures, names, new_table, print_table, words
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 
 COMPARED = 4096  # the context whose memory is compared
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echovlm_edge.export.estimate import ESTIMATE, Estimate
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
 def plot(found: Sequence[Estimate], output: Path) -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from echovlm_edge.export.bundle_folder import BundleFolder
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
-from echovlm_edge.runtime.bundle import Bundle, Manifest, Part, describe_file
+from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Part, describe_file
 
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
 # Operators with float32 activations alone on a CPU, and how many inputs are activations; DualPathMoE's weights stay as they are.

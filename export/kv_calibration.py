@@ -13,8 +13,8 @@ import onnx_ir as ir
 from echovlm_edge.export.parity import Sample, read_prompt
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends import Floats
-from echovlm_edge.runtime.bundle import ModelSpec
-from echovlm_edge.runtime.prompt import PromptBuilder
+from echovlm_edge.runtime.bundle.manifest import ModelSpec
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 
 LEVELS = 127
 HEADROOM = 1.5  # over what the samples show: other images have other extremes, and what is over saturates

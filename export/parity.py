@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
 from echovlm_edge.runtime.backends import PREFILL_CHUNK, Backend, Cache, Floats
-from echovlm_edge.runtime.bundle import ModelSpec, Parity
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import ModelSpec, Parity
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.request import ImageInput
+from echovlm_edge.runtime.engine.model import prompt_embeddings
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import Patches, PreprocessSettings, patchify
-from echovlm_edge.runtime.model import prompt_embeddings
-from echovlm_edge.runtime.prompt import Prompt, PromptBuilder
-from echovlm_edge.runtime.request import ImageInput
-from echovlm_edge.runtime.rotary import Angles, MultimodalRotary, vision_angles
-from echovlm_edge.runtime.sample import SAMPLE, sample_image
+from echovlm_edge.runtime.imaging.sample import SAMPLE, sample_image
+from echovlm_edge.runtime.prompting.prompt import Prompt, PromptBuilder
+from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles
 
 TOLERANCE = 1e-3  # of an fp32 bundle: the largest error, in units of the largest reference value or of 1
 DECODED_TOKENS = 8

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from echovlm_edge.export.lower import StoredWeight
 from echovlm_edge.export.weight_file import WeightFile
-from echovlm_edge.runtime.bundle import Part, TensorSpec, describe_file
+from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec, describe_file
 
 
 def write_part(

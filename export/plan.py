@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from echovlm_edge.runtime.bundle import Footprint, Limits
-from echovlm_edge.runtime.machine_memory import MachineMemory, machine_memory
-from echovlm_edge.runtime.memory_fit import Fit, judge
-from echovlm_edge.runtime.memory_model import (
+from echovlm_edge.runtime.bundle.manifest import Footprint, Limits
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
+from echovlm_edge.runtime.resources.machine_memory import MachineMemory, machine_memory
+from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
+from echovlm_edge.runtime.serving.supervision.memory_model import (
     LIBRARIES,
     TOKENIZER_TIMES,
     BundleShape,
@@ -23,8 +24,7 @@ from echovlm_edge.runtime.memory_model import (
     activation_bytes,
     total,
 )
-from echovlm_edge.runtime.serve_settings import ServeSettings
-from echovlm_edge.runtime.tables import figures, names, new_table, print_table, readable_bytes, words
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
 FILES_BESIDE = 16 << 20  # tokenizer, chat template and graphs
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.reference import quantize_blocks
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 BLOCK_SIZES = (128, 64, 32, 16)

@@ -13,7 +13,7 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.streamed import load_streamed
 from echovlm_edge.runtime.backends import Cache, Floats
-from echovlm_edge.runtime.rotary import Angles
+from echovlm_edge.runtime.prompting.rotary import Angles
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from echovlm_edge.export.engines.tensorrt_module import compute_capability
 from echovlm_edge.export.lower import Rule
 from echovlm_edge.export.quantize import PRECISIONS
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, PLUGIN_LIBRARY, library_path
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 GPU_PRECISIONS = ("int4", "fp16")  # that the GPU kernels of DualPathMoE read
 GPU_CACHES = ("float16",)

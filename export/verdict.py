@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from echovlm_edge.runtime.bundle import Manifest, Parity
+from echovlm_edge.runtime.bundle.manifest import Manifest, Parity
 
 FORMATS = ("fp32", "fp16", "int8", "int4")  # finest first
 _OF_CACHE = {"float": "fp32", "float32": "fp32", "float16": "fp16", "int8": "int8"}

@@ -20,8 +20,8 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.journal import Journal
 from echovlm_edge.export.model.weights import Weight
 from echovlm_edge.export.quantize import Storage
-from echovlm_edge.runtime.bundle import WEIGHT_ALIGNMENT
-from echovlm_edge.runtime.processors import usable_processors
+from echovlm_edge.runtime.bundle.manifest import WEIGHT_ALIGNMENT
+from echovlm_edge.runtime.resources.processors import usable_processors
 
 PIECE_VALUES = 1 << 23  # encoded at a time by each thread: 32 MB of float32 and some temporaries
 

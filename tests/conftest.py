@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from tests import golden
 from tests.watched_engine import MakeEngine, WatchedBackend
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import psutil
 
+from echovlm_edge.runtime.contracts.request import Frame, ImageInput
 from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.request import Frame, ImageInput
 
 RESOLUTION = PreprocessSettings().resolution
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from echovlm_edge.runtime.engine import EngineInfo
+from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput
+from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput
 
 
 class DecodingEngine:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import simulate
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.request import ImageInput, Sampling
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tasks import Language
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.request import ImageInput, Sampling
+from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 
 CHECKPOINT = Path(__file__).parents[1] / "demo" / "checkpoint"
 SEEDS = (27, 28, 29)

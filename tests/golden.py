@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Backend, Logits
-from echovlm_edge.runtime.bundle import ModelSpec
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.bundle.manifest import ModelSpec
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 
 FOLDER = Path(__file__).parent / "golden"
 CHECKPOINT = FOLDER / "checkpoint"

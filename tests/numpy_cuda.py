@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from tests.numpy_device import NumpyDevice, NumpyStream, at_host, numpy_type
 
 CHUNK = 64  # the longest prompt chunk that the engines are built for

@@ -10,7 +10,7 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.statuses import RETRY_AFTER
+from echovlm_edge.runtime.contracts.statuses import RETRY_AFTER
 
 USAGE = {field.name: 11 * field.number for field in pb.Usage.DESCRIPTOR.fields}  # no two alike, none 0
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import grpc
 
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.access import Access
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.metrics import Metrics
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.observability.metrics import Metrics
+from echovlm_edge.runtime.serving.access.identification import Access
+from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import psutil
 SECONDS = 60  # for what must happen: a test that fails takes so long, one that passes does not wait
 STARTS = re.compile(r"\b(memory: The server needs|image decoding is confined by:) ")
 COMMAND = """
-from echovlm_edge.runtime.serve_command import main
+from echovlm_edge.runtime.serving.supervision.serve_command import main
 raise SystemExit(main())
 """
 

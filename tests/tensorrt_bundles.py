@@ -11,7 +11,7 @@ import onnx
 
 from echovlm_edge.export.engines.tensorrt_graph import add_best
 from echovlm_edge.runtime.backends.tensorrt import BEST, TensorRTBackend
-from echovlm_edge.runtime.bundle import MANIFEST, Bundle, describe_file
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, describe_file
 from tests.numpy_device import NumpyDevice, OnnxEngine
 
 

@@ -22,9 +22,9 @@ from echovlm_edge.export.checkpoint import INDEX, Checkpoint, expected_tensors
 from echovlm_edge.export.checkpoint_hash import hashing
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.engines import onnxruntime
-from echovlm_edge.runtime.bundle import MANIFEST, Bundle
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests import golden
 from tests.waiting import wait_for
 

@@ -18,12 +18,12 @@ from echovlm_edge.export.targets import target
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.request import Frame, GenerationRequest, ImageInput, Sampling
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, fit
-from echovlm_edge.runtime.request import Frame, GenerationRequest, ImageInput, Sampling
-from echovlm_edge.runtime.rotary import MultimodalRotary
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from tests import golden
 from tests.dicom_files import png
 from tests.watched_engine import finish
@@ -95,7 +95,7 @@ def test_chunked_prefill_equals_one_pass(golden_bundle: Path, monkeypatch: pytes
     engine = ReportEngine.open(golden_bundle)
     request = GenerationRequest("Describe it. " * 20, (ImageInput(png(96, 64)),), Sampling(max_new_tokens=8))
     whole = list(engine.generate(request))[-1]
-    monkeypatch.setattr("echovlm_edge.runtime.policy.CHUNK", 16)
+    monkeypatch.setattr("echovlm_edge.runtime.engine.policy.CHUNK", 16)
     assert list(engine.generate(request))[-1].token_ids == whole.token_ids  # type: ignore[union-attr]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from echovlm_edge.export import bundle_folder as module
 from echovlm_edge.export.bundle_folder import bundle_folder
-from echovlm_edge.runtime.bundle import MANIFEST
+from echovlm_edge.runtime.bundle.manifest import MANIFEST
 
 
 def write(output: Path, text: str) -> None:

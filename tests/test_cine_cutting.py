@@ -29,11 +29,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echovlm_edge.runtime.cine_cutting import cut_cine
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image_path import ImagePath
+from echovlm_edge.runtime.client.cine_cutting import cut_cine
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.image_path import ImagePath
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, OriginalFrames
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames
 from tests.dicom_files import encode, region, saved, shipped, ultrasound
 
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
@@ -203,7 +203,7 @@ def test_what_the_header_says_of_frames_is_of_those_that_are_sent() -> None:
 def test_what_is_long_and_no_picture_is_neither_read_nor_sent(
     tag: int, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.cine_cutting.LONGEST_ELEMENT", 5000)
+    monkeypatch.setattr("echovlm_edge.runtime.client.cine_cutting.LONGEST_ELEMENT", 5000)
     dataset = cine(noise(6))
     dataset.add_new(tag, "OB", bytes(6000))
     (tmp_path / "cine.dcm").write_bytes(saved(dataset))
@@ -215,7 +215,7 @@ def test_what_is_long_and_no_picture_is_neither_read_nor_sent(
 def test_functional_groups_that_are_too_long_to_read_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = cine(noise(6), PerFrameFunctionalGroupsSequence=[Dataset() for _ in range(6)])
     assert cut_cine(as_image(dataset))
-    monkeypatch.setattr("echovlm_edge.runtime.cine_cutting.LONGEST_ELEMENT", 40)
+    monkeypatch.setattr("echovlm_edge.runtime.client.cine_cutting.LONGEST_ELEMENT", 40)
     assert cut_cine(as_image(dataset)) is None
 
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.messages import CallLimits
-from echovlm_edge.runtime.request import (
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.request import (
     FrameSelection,
     ImageInput,
     Sampling,
 )
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tasks import Task
+from echovlm_edge.runtime.contracts.tasks import Task
+from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.clock import PRECEDENCE, Clock, pieces, wall_time
-from echovlm_edge.runtime.request import Span, Stage
+from echovlm_edge.runtime.contracts.request import Span, Stage
+from echovlm_edge.runtime.engine.clock import PRECEDENCE, Clock, pieces, wall_time
 
 SPANS = st.lists(st.builds(Span, st.sampled_from(Stage), st.floats(-1, 10), st.floats(0, 5)), max_size=30)
 

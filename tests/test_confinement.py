@@ -18,16 +18,16 @@ import pytest
 from PIL import Image
 from pydicom.uid import RLELossless
 
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.formats.media_types import PICTURES
 from echovlm_edge.runtime.imaging import video
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
 from echovlm_edge.runtime.imaging.dicom import frame_decoder
-from echovlm_edge.runtime.imaging.media_types import PICTURES
 from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
 from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING, STARTING
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, VIDEO_STREAMS, decodes, sample
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from tests.decoding import read
 from tests.dicom_files import png, shipped
 from tests.video_files import KINDS, encoded, moving
@@ -36,8 +36,8 @@ from tests.video_files import KINDS, encoded, moving
 PROBE = """
 import ctypes, fcntl, json, os, signal, socket, sys
 from pathlib import Path
-from echovlm_edge.runtime.imaging.media_types import PICTURES
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile
+from echovlm_edge.runtime.formats.media_types import PICTURES
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.sandbox import landlock, seccomp
 from echovlm_edge.runtime.imaging.sandbox.confinement import DECODING, PR_SET_NO_NEW_PRIVS, STARTING, confine, confine_to_one_file
 

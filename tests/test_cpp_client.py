@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.clients import ClientsFile
-from echovlm_edge.runtime.errors import Busy
-from echovlm_edge.runtime.request import Event, GenerationRequest, ImageInput, Sampling, TextDelta
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tls import TlsFiles
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import Busy
+from echovlm_edge.runtime.contracts.request import Event, GenerationRequest, ImageInput, Sampling, TextDelta
+from echovlm_edge.runtime.serving.access.clients import ClientsFile
+from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden
 from tests.authority import Authority
 from tests.clients_file import clients_file

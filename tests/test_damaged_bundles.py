@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, MANIFEST, TOKEN_EMBEDDING, TOKENIZER, Bundle
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.prompt import PromptBuilder
-from echovlm_edge.runtime.request import GenerationRequest, Sampling
+from echovlm_edge.runtime.bundle.manifest import CHAT_TEMPLATE, MANIFEST, TOKEN_EMBEDDING, TOKENIZER, Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.request import GenerationRequest, Sampling
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 
 TEXTS = (MANIFEST, TOKENIZER, CHAT_TEMPLATE)
 GRAPHS = ("decoder.onnx", "projector.onnx", "vision_encoder.onnx")

@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, OriginalFrames
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames
 from tests.decoding import RESOLUTION, asker, bomb, has_ended, read
 from tests.dicom_files import png, saved, shipped, ultrasound
 from tests.waiting import wait_for
@@ -367,8 +367,8 @@ def test_no_descriptors_is_not_the_images_fault() -> None:
 import os, resource
 from contextlib import suppress
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.errors import Unavailable
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.contracts.errors import Unavailable
+from echovlm_edge.runtime.contracts.request import ImageInput
 from tests.decoding import read
 from tests.dicom_files import png
 from tests.waiting import wait_for

@@ -21,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.department.routing import study_of
-from echovlm_edge.runtime.serve_settings import as_environment, read_settings
+from echovlm_edge.runtime.ray_serve.routing import study_of
+from echovlm_edge.runtime.serving.supervision.serve_settings import as_environment, read_settings
 from tests import golden
 from tests.authority import Authority
 from tests.clients_file import clients_file

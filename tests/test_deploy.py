@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.clients import ClientsFile
-from echovlm_edge.runtime.serve_command import main as serve
-from echovlm_edge.runtime.serve_settings import as_toml, read_settings
+from echovlm_edge.runtime.serving.access.clients import ClientsFile
+from echovlm_edge.runtime.serving.supervision.serve_command import main as serve
+from echovlm_edge.runtime.serving.supervision.serve_settings import as_toml, read_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNIT = DEPLOY / "echovlm-serve.service"

@@ -17,13 +17,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.formats.dicom_frames import choose_frames
+from echovlm_edge.runtime.formats.dicom_pixel_format import PixelFormat
 from echovlm_edge.runtime.imaging.dicom import still_frames
 from echovlm_edge.runtime.imaging.dicom.frame_decoder import Samples
-from echovlm_edge.runtime.imaging.dicom.frames import choose_frames
-from echovlm_edge.runtime.imaging.dicom.pixel_format import PixelFormat
 from echovlm_edge.runtime.imaging.image_file import Frame, ImageLimits, decode_image
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
 from tests.dicom_files import saved, shipped, ultrasound
 
 HEIGHT, WIDTH = 28, 36

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, Source, Window
 from echovlm_edge.runtime.imaging.dicom.grey import UNUSABLE_WINDOW
 from echovlm_edge.runtime.imaging.dicom.reading import decode
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, Source, Window
 from tests.dicom_files import saved, ultrasound
 
 LIMITS = 64_000_000, 64

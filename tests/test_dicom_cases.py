@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echovlm_edge.runtime.errors import UserError
+from echovlm_edge.runtime.contracts.errors import UserError
+from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.imaging.dicom.reading import decode, read_header
-from echovlm_edge.runtime.request import ImageInput
 
 FOLDER = Path(__file__).parent / "cases" / "dicom"
 CASES = json.loads((FOLDER / "cases.json").read_text())

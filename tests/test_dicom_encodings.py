@@ -29,10 +29,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, Source
 from echovlm_edge.runtime.imaging.dicom import header as dicom_header
 from echovlm_edge.runtime.imaging.dicom.reading import decode, read_header
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, Source
 from tests.dicom_files import saved, shipped, ultrasound
 
 LIMITS = 64_000_000, 64

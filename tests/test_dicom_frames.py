@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import FileDataset
 
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.imaging.dicom.first_bytes import looks_like_dicom
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Box, FrameSelection, ImageInput, OriginalFrames, Source
+from echovlm_edge.runtime.formats.dicom_first_bytes import looks_like_dicom
 from echovlm_edge.runtime.imaging.dicom.reading import decode, read_header
-from echovlm_edge.runtime.request import Box, FrameSelection, ImageInput, OriginalFrames, Source
 from tests.dicom_files import region, saved, shipped, ultrasound
 
 LIMITS = 64_000_000, 64

@@ -38,8 +38,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from echovlm_edge.runtime.contracts.request import ImageInput, Source
 from echovlm_edge.runtime.imaging.dicom.reading import decode
-from echovlm_edge.runtime.request import ImageInput, Source
 from tests.dicom_files import saved, ultrasound
 
 LIMITS = 64_000_000, 64

@@ -24,8 +24,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.imaging.dicom.pixel_data import PixelData, locate
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.formats.dicom_pixel_data import PixelData, locate
 from tests.dicom_files import saved, ultrasound
 
 ROWS, COLUMNS = 5, 7  # an odd number of bytes in a frame

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.bundle import MANIFEST
+from echovlm_edge.runtime.bundle.manifest import MANIFEST
 from echovlm_edge.runtime.doctor import command
 from echovlm_edge.runtime.doctor.checks import Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, Gpu, facts, gpu_of, jetpack, power_modes
-from echovlm_edge.runtime.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
 GB = 10**9
 FINE = Facts(

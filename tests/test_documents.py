@@ -20,17 +20,17 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, BasicTextSRStorage, generate_uid
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime import structured_report as sr
-from echovlm_edge.runtime.diagnostic_report import diagnostic_report
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.extras import install_hint
-from echovlm_edge.runtime.image_path import ImagePath
-from echovlm_edge.runtime.messages import NOTICE
-from echovlm_edge.runtime.report_command import main as report
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.source_images import as_shown, source_images
-from echovlm_edge.runtime.tasks import Language
+from echovlm_edge.runtime.client.report_command import main as report
+from echovlm_edge.runtime.clinical import structured_report as sr
+from echovlm_edge.runtime.clinical.diagnostic_report import diagnostic_report
+from echovlm_edge.runtime.clinical.source_images import as_shown, source_images
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.contracts.image_path import ImagePath
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.serving.messages import NOTICE
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png, ultrasound
 

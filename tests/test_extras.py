@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime import extras
-from echovlm_edge.runtime.extras import install_hint, reinstall_hint
+from echovlm_edge.runtime.contracts import extras
+from echovlm_edge.runtime.contracts.extras import install_hint, reinstall_hint
 
 ROOT = Path(__file__).parents[1]
 METADATA = """Metadata-Version: 2.1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from echovlm_edge.runtime.fair_queue import FairQueue
+from echovlm_edge.runtime.resources.fair_queue import FairQueue
 
 CLIENTS = ("a", "b", "c")
 

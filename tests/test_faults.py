@@ -20,12 +20,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.client import ReportClient
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.errors import Unavailable
-from echovlm_edge.runtime.request import GenerationRequest
-from echovlm_edge.runtime.server import ServerOptions
-from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.contracts.errors import Unavailable
+from echovlm_edge.runtime.contracts.request import GenerationRequest
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.serving.transport.server import ServerOptions
 from tests.dicom_files import png
 from tests.questions import question, result
 from tests.running_server import Running, running
@@ -243,7 +243,10 @@ def test_a_huge_message_is_refused_in_bounded_memory(golden_bundle: Path, tmp_pa
 
 
 def test_a_full_disk_at_the_port_file_is_one_sentence(golden_bundle: Path) -> None:
-    command = ["-c", "from echovlm_edge.runtime.serve_command import main; raise SystemExit(main())"]
+    command = [
+        "-c",
+        "from echovlm_edge.runtime.serving.supervision.serve_command import main; raise SystemExit(main())",
+    ]
     asked = ["--bundle", str(golden_bundle), "--listen", "127.0.0.1:0", "--port-file", "/proc/no/port"]
     done = subprocess.run([sys.executable, *command, *asked], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and "port file /proc/no/port cannot be written" in done.stderr

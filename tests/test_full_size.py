@@ -32,9 +32,9 @@ from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlo
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
 from echovlm_edge.export.weight_file import lay_out, write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 from tests import golden
 
 BuildBundle = Callable[..., Path]

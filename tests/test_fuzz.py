@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import read
 from tests.fuzz.__main__ import CORPUS
 from tests.fuzz.targets import LIMITS, TARGETS

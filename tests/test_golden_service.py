@@ -10,14 +10,14 @@ import pytest
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.client import ReportClient, ReportRequest, read_image
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest, read_image
+from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
+from echovlm_edge.runtime.contracts.tasks import Task
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import patchify
-from echovlm_edge.runtime.request import FrameSelection, Sampling
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tasks import Task
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden
 
 

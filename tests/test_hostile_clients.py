@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 from benchmarks.raw_http2 import RawConnection, grpc_status
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.admission import Admission
-from echovlm_edge.runtime.clients import ANYBODY, Arrival, Client, ClientsFile, Everybody
-from echovlm_edge.runtime.engine import EngineInfo
-from echovlm_edge.runtime.errors import Busy, InvalidInput, Unavailable
-from echovlm_edge.runtime.grpc_calls import TransportLimits
-from echovlm_edge.runtime.receiving import Receiver, ReceivingLimits
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, GenerationRequest, TextDelta
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.wire_shape import check_shape
+from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unavailable
+from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, GenerationRequest, TextDelta
+from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.serving.access.admission import Admission
+from echovlm_edge.runtime.serving.access.clients import ANYBODY, Arrival, Client, ClientsFile, Everybody
+from echovlm_edge.runtime.serving.transport.grpc_calls import TransportLimits
+from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.transport.wire_shape import check_shape
 from tests.client_process import memory_during
 from tests.clients_file import clients_file
 from tests.decoding_engine import DecodingEngine

@@ -15,15 +15,15 @@ import pytest
 from benchmarks.raw_http2 import RawConnection, grpc_status
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.clients import ClientsFile
-from echovlm_edge.runtime.grpc_calls import TransportLimits
+from echovlm_edge.runtime.contracts.request import Event, Frame, GenerationRequest, ImageInput
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.receiving import ReceivingLimits
-from echovlm_edge.runtime.receiving_files import FileReceivingLimits
-from echovlm_edge.runtime.request import Event, Frame, GenerationRequest, ImageInput
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.uploads import UploadLimits
+from echovlm_edge.runtime.serving.access.clients import ClientsFile
+from echovlm_edge.runtime.serving.transport.grpc_calls import TransportLimits
+from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
+from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.uploads import UploadLimits
 from tests.clients_file import clients_file
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png

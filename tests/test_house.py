@@ -54,12 +54,14 @@ import sys
 for name in ("torch", "transformers", "onnx", "safetensors", "optimum"):
     sys.modules[name] = None
 from pathlib import Path
-from echovlm_edge.runtime import client, report_command, server
+from echovlm_edge.runtime.client import report_client as client
+from echovlm_edge.runtime.client import report_command
+from echovlm_edge.runtime.serving.transport import server
 from echovlm_edge.runtime.doctor import command as doctor
 from echovlm_edge.runtime.profiling import command as profile
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.request import GenerationRequest, Sampling
-from echovlm_edge.runtime.sample import sample_image
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.contracts.request import GenerationRequest, Sampling
+from echovlm_edge.runtime.imaging.sample import sample_image
 *_, last = ReportEngine.open(Path(sys.argv[1])).generate(GenerationRequest("Why?", (sample_image(),), Sampling(4)))
 print(len(last.token_ids))
 """

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
 from echovlm_edge.runtime.imaging.image_file import decode_image, measure_image
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut, fit, most_pixels, patchify, smart_resize
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 from tests import golden
 from tests.dicom_files import encode, png, region, saved, shipped, ultrasound
 

@@ -13,12 +13,8 @@ import psutil
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput, NotFound
-from echovlm_edge.runtime.imaging.decoder import Asker, LocalDecoder
-from echovlm_edge.runtime.imaging.image_file import Measured
-from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import (
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound
+from echovlm_edge.runtime.contracts.request import (
     Finished,
     FinishReason,
     Frame,
@@ -27,6 +23,10 @@ from echovlm_edge.runtime.request import (
     Resolution,
     Sampling,
 )
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.imaging.decoder import Asker, LocalDecoder
+from echovlm_edge.runtime.imaging.image_file import Measured
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from tests.decoding import bomb
 from tests.dicom_files import png
 from tests.running_server import running

@@ -14,8 +14,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, generate_uid
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image_folder import DICOMDIR, find_images
+from echovlm_edge.runtime.client.image_folder import DICOMDIR, find_images
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from tests.dicom_files import encode, png, saved, ultrasound
 
 STUDY = {"StudyInstanceUID": "1.2.3", "StudyDate": "20260101", "SeriesInstanceUID": "1.2.3.4", "PatientID": "P1"}

@@ -6,8 +6,8 @@ import io
 import logging
 import threading
 
-from echovlm_edge.runtime import log_writer, logs
-from echovlm_edge.runtime.log_writer import LogWriter
+from echovlm_edge.runtime.observability import log_writer, logs
+from echovlm_edge.runtime.observability.log_writer import LogWriter
 
 
 class HangingReader(io.StringIO):
@@ -23,7 +23,7 @@ class HangingReader(io.StringIO):
         return super().write(text)
 
 
-def record(text: str, name: str = "echovlm_edge.runtime.server") -> logging.LogRecord:
+def record(text: str, name: str = "echovlm_edge.runtime.serving.transport.server") -> logging.LogRecord:
     return logging.LogRecord(name, logging.INFO, "", 0, text, (), None)
 
 

@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from echovlm_edge.runtime.client import Credentials, ReportClient
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.from_settings import refuse_open_doors
-from echovlm_edge.runtime.serve_settings import ServeSettings
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.client.report_client import Credentials, ReportClient
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.serving.supervision.from_settings import refuse_open_doors
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.decoding_engine import DecodingEngine
 from tests.loopback_addresses import ELSEWHERE, HERE
 

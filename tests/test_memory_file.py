@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile, MemoryFileWriter
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile, MemoryFileWriter
+from echovlm_edge.runtime.contracts.request import ImageInput
 from tests.open_descriptors import descriptors
 
 

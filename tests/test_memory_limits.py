@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.rotary import vision_angles
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.prompting.rotary import vision_angles
 
 bundle = Bundle(Path(sys.argv[1]))
 spec = bundle.manifest.model

@@ -17,9 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.metrics import Metrics
-from echovlm_edge.runtime.metrics_server import MAX_CONNECTIONS, MetricsServer
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.observability.metrics import Metrics
+from echovlm_edge.runtime.observability.metrics_server import MAX_CONNECTIONS, MetricsServer
 from tests.dicom_files import png
 from tests.running_server import Running, running
 from tests.server_process import server_process
@@ -166,7 +166,7 @@ def test_a_scrape_before_the_server_is_answered_once_it_serves(golden_bundle: Pa
         metrics = free.getsockname()[1]
     patch = f"""
 import socket
-from echovlm_edge.runtime import serve_command
+from echovlm_edge.runtime.serving.supervision import serve_command
 make = serve_command.ReportServer
 def slow(*given, **named):
     global client

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.contracts.request import ImageInput
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.decoder import LocalDecoder
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.request import ImageInput
 from tests.decoding import RESOLUTION
 from tests.dicom_files import png, saved, ultrasound
 from tests.running_server import Running, running

@@ -11,8 +11,8 @@ import pytest
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.providers import CPU, CUDA, TENSORRT, provider_for
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
 @pytest.fixture

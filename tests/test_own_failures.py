@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.backends.onnxruntime import OrtCache
-from echovlm_edge.runtime.engine import EngineOptions
-from echovlm_edge.runtime.errors import Busy, Unavailable, UserError, fresh
-from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.contracts.errors import Busy, Unavailable, UserError, fresh
+from echovlm_edge.runtime.contracts.request import (
+    FinishReason,
+    Frame,
+    GenerationRequest,
+    ImageInput,
+    Priority,
+    Sampling,
+)
+from echovlm_edge.runtime.engine.report_engine import EngineOptions
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
 from tests.waiting import wait_for

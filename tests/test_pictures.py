@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
+from echovlm_edge.runtime.contracts.request import Frame, FrameSelection, ImageInput, OriginalFrames, Window
 from echovlm_edge.runtime.imaging import pictures
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.preprocess import fit
-from echovlm_edge.runtime.request import Frame, FrameSelection, ImageInput, OriginalFrames, Window
 from tests import tiff_files
 from tests.decoding import RESOLUTION
 from tests.tiff_files import Page, tiff

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.policy import (
+from echovlm_edge.runtime.contracts.request import Priority
+from echovlm_edge.runtime.engine.policy import (
     BACKGROUND_EVERY,
     CHUNK,
     CHUNK_BESIDE_OTHERS,
@@ -17,8 +18,7 @@ from echovlm_edge.runtime.policy import (
     moves,
     next_to_prefill,
 )
-from echovlm_edge.runtime.request import Priority
-from echovlm_edge.runtime.reuse import BLOCK
+from echovlm_edge.runtime.engine.reuse import BLOCK
 
 INTERACTIVE, BATCH, BACKGROUND = Priority
 

@@ -12,10 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.errors import Unavailable
-from echovlm_edge.runtime.request import FinishReason, Frame, GenerationRequest, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.errors import Unavailable
+from echovlm_edge.runtime.contracts.request import (
+    FinishReason,
+    Frame,
+    GenerationRequest,
+    ImageInput,
+    Priority,
+    Sampling,
+)
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from tests.dicom_files import png
 from tests.waiting import wait_for
 from tests.watched_engine import Call, MakeEngine, WatchedBackend, finish

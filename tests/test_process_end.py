@@ -19,8 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime import logs
-from echovlm_edge.runtime.bundle import CHAT_TEMPLATE, TOKENIZER
+from echovlm_edge.runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER
+from echovlm_edge.runtime.observability import logs
 from tests.dicom_files import png
 from tests.server_process import server_process
 
@@ -49,7 +49,7 @@ HUNG_LOAD = (
     HANG
     + """
 import sys
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 load, loads = ReportEngine.open, []
 def open_(*given, **named):
     loads.append(given)
@@ -143,7 +143,7 @@ def test_a_reload_that_comes_while_one_runs_is_made_after_it(golden_bundle: Path
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     patch = f"""
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 load, loads = ReportEngine.open, []
 def open_(*given, **named):
     loads.append(given)
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_one_sentence_at_the_start_and_at_a_reload(name: str, 
 def test_what_nobody_catches_is_one_line_without_its_text(golden_bundle: Path, tmp_path: Path) -> None:
     patch = """
 import threading
-from echovlm_edge.runtime import serve_command
+from echovlm_edge.runtime.serving.supervision import serve_command
 class Finalized:
     def __del__(self):
         raise ValueError("Jane Doe, 1950")

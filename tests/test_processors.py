@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.backends import onnxruntime
-from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.doctor.facts import facts
-from echovlm_edge.runtime.processors import processor_quota, usable_processors
 from echovlm_edge.runtime.profiling.machine import this_machine
+from echovlm_edge.runtime.resources.processors import processor_quota, usable_processors
 
 V2 = "30 23 0:26 {group} {point} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "33 31 0:30 {group} {point} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"

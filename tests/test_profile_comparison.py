@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.backends.operator_times import NodeTime
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.profiling import command, schema
 from echovlm_edge.runtime.profiling.bounds import broken, parse
 from echovlm_edge.runtime.profiling.compare import Margins, compare, slower

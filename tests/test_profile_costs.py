@@ -10,7 +10,7 @@ from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.roofline import Roofline
 from echovlm_edge.export.targets import target
-from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.profiling.costs import StageCosts
 
 # A bundle's files hold norms and biases too, which the estimate leaves out: much of a tiny model, next to nothing of a real one.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.profiling import page as page_module
 from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import RooflinePoint

@@ -6,12 +6,12 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from echovlm_edge.runtime.clock import PRECEDENCE
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.messages import STAGES as ON_THE_WIRE
+from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
+from echovlm_edge.runtime.engine.clock import PRECEDENCE
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.bounds import parse
 from echovlm_edge.runtime.profiling.stages import NETWORK, ORDER, STAGES, UNACCOUNTED, words
-from echovlm_edge.runtime.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
+from echovlm_edge.runtime.serving.messages import STAGES as ON_THE_WIRE
 from tests.dicom_files import png
 
 ROOT = Path(__file__).parents[1]

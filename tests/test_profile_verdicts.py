@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.profiling import command, schema
 from echovlm_edge.runtime.profiling.bounds import judged, parse
 from echovlm_edge.runtime.profiling.compare import Margins, compare, summary, verdict

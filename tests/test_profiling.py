@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling import command, measure_command, schema
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.measuring import InProcess, Measurer
 from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.dicom_files import png
 
 STAGES = {"decode_images", "preprocess", "vision", "projector", "prompt", "prefill", "decode", "detokenize", "wait"}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.runtime.detokenize import TokenText
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.model import prompt_embeddings
-from echovlm_edge.runtime.prompt import PromptBuilder, rope_positions
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.engine.model import prompt_embeddings
+from echovlm_edge.runtime.prompting.detokenize import TokenText
+from echovlm_edge.runtime.prompting.prompt import PromptBuilder, rope_positions
 from tests import golden
 
 CHECKPOINT = Checkpoint(golden.CHECKPOINT)

@@ -7,7 +7,7 @@ import pytest
 
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 from tests import golden
 
 # Float32 sums in another order; the authors' values are around 1.

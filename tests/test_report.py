@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.report import Sections, split_sections
+from echovlm_edge.runtime.contracts.sections import Sections, split_sections
 
 BOTH = Sections("A cyst of 12 mm.", "Simple cyst.")
 

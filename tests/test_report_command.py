@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime import report_command
-from echovlm_edge.runtime.client import ReportClient
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.client import report_command
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.contracts.request import ImageInput
 from tests.dicom_files import png
 from tests.recording_service import USAGE, Recording, recording_service
 

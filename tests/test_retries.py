@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from echovlm_edge.runtime.client import ReportClient, ReportRequest, Retries
-from echovlm_edge.runtime.errors import Busy, NotPossibleHere, Unavailable, UserError
-from echovlm_edge.runtime.request import Event, GenerationRequest, ImageInput, TextDelta
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest, Retries
+from echovlm_edge.runtime.contracts.errors import Busy, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.contracts.request import Event, GenerationRequest, ImageInput, TextDelta
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png
 

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.fair_memory import FairMemory
-from echovlm_edge.runtime.prompt import Prompt
-from echovlm_edge.runtime.request import Frame
-from echovlm_edge.runtime.reuse import BLOCK, ImageStore, PrefixStore, block_names
+from echovlm_edge.runtime.contracts.request import Frame
+from echovlm_edge.runtime.engine.reuse import BLOCK, ImageStore, PrefixStore, block_names
+from echovlm_edge.runtime.prompting.prompt import Prompt
+from echovlm_edge.runtime.resources.fair_memory import FairMemory
 
 
 def prompt(tokens: Sequence[int], image: slice = slice(0, 0)) -> Prompt:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from echovlm_edge.runtime.errors import InvalidInput, Stopped, Unavailable
+from echovlm_edge.runtime.contracts.errors import InvalidInput, Stopped, Unavailable
+from echovlm_edge.runtime.contracts.request import ImageInput, Resolution
 from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.sandbox import process as decode_process
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, ASKED, LENGTH, asked_about
-from echovlm_edge.runtime.request import ImageInput, Resolution
 from tests.decoding import asker
 
 PIXEL = Measured(Resolution(1, 1, 1), ((1, 1),))
@@ -151,7 +151,7 @@ import numpy as np
 from PIL import Image
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.imaging.sandbox.worker import ANSWERED, packed
-from echovlm_edge.runtime.request import ImageInput
+from echovlm_edge.runtime.contracts.request import ImageInput
 from tests.decoding import RESOLUTION, read
 from tests.dicom_files import encode, png
 

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.runtime.backends import SlotCache
-from echovlm_edge.runtime.engine import EngineOptions
-from echovlm_edge.runtime.errors import Unavailable
-from echovlm_edge.runtime.generation import DELIVERY_SECONDS, Joined, Outbox, Prefilled, Progress, Queued, Written
-from echovlm_edge.runtime.request import (
+from echovlm_edge.runtime.contracts.errors import Unavailable
+from echovlm_edge.runtime.contracts.request import (
     FinishReason,
     GenerationRequest,
     ImageInput,
@@ -25,6 +23,16 @@ from echovlm_edge.runtime.request import (
     Stage,
     StageStarted,
 )
+from echovlm_edge.runtime.engine.generation import (
+    DELIVERY_SECONDS,
+    Joined,
+    Outbox,
+    Prefilled,
+    Progress,
+    Queued,
+    Written,
+)
+from echovlm_edge.runtime.engine.report_engine import EngineOptions
 from tests.conftest import BuildBundle
 from tests.dicom_files import png
 from tests.waiting import wait_for

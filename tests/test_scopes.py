@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.clients import Client, ClientsFile
+from echovlm_edge.runtime.serving.access.clients import Client, ClientsFile
 from tests.clients_file import clients_file
 from tests.dicom_files import png
 from tests.running_server import running

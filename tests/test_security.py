@@ -30,17 +30,18 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime import logs, report_command
-from echovlm_edge.runtime.client import Credentials, ReportClient, ReportRequest
-from echovlm_edge.runtime.clients import ClientsFile
-from echovlm_edge.runtime.engine import EngineInfo
-from echovlm_edge.runtime.errors import NotPossibleHere, Unauthenticated
-from echovlm_edge.runtime.messages import CallLimits
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest
-from echovlm_edge.runtime.serve_command import main as serve
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tasks import Task
-from echovlm_edge.runtime.tls import TlsFiles
+from echovlm_edge.runtime.client import report_command
+from echovlm_edge.runtime.client.report_client import Credentials, ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, Unauthenticated
+from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest
+from echovlm_edge.runtime.contracts.tasks import Task
+from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.observability import logs
+from echovlm_edge.runtime.serving.access.clients import ClientsFile
+from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.supervision.serve_command import main as serve
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.authority import Authority
 from tests.client_process import memory_during
 from tests.clients_file import clients_file
@@ -270,7 +271,7 @@ def der(certificate: Path) -> bytes:
 
 @pytest.fixture
 def followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.server.CERTIFICATE_SECONDS", 0.02)
+    monkeypatch.setattr("echovlm_edge.runtime.serving.transport.server.CERTIFICATE_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("followed_at_once")
@@ -334,7 +335,7 @@ def test_certificates_change_under_a_flood_of_handshakes(
     for _ in range(2):
         authority.issue("server", "localhost")
         pairs.append((certificate.read_bytes(), key.read_bytes()))
-    patch = "from echovlm_edge.runtime import server\nserver.CERTIFICATE_SECONDS = 0.005\n"
+    patch = "from echovlm_edge.runtime.serving.transport import server\nserver.CERTIFICATE_SECONDS = 0.005\n"
     options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
     over = threading.Event()
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import ReportClient, ReportRequest, Retries
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.image_path import ImagePath, SentImage
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest, Retries
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.image_path import ImagePath, SentImage
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from tests.dicom_files import png, saved, ultrasound
 from tests.recording_service import Recording, recording_service
 
@@ -138,7 +138,7 @@ def test_a_file_that_changes_meanwhile_is_not_reported_about(
     recording, address = service
     path = tmp_path / "a.avi"
     path.write_bytes(random_bytes(5 * MB))
-    monkeypatch.setattr("echovlm_edge.runtime.sending.size_of", lambda image: 6 * MB)
+    monkeypatch.setattr("echovlm_edge.runtime.client.sending.size_of", lambda image: 6 * MB)
     with pytest.raises(InvalidInput, match=r"a\.avi changed while it was sent"):
         send(address, ImagePath(path))
     assert recording.calls[-1] == "forget upload 0" and "GenerateReport" not in recording.calls
@@ -198,13 +198,14 @@ def test_a_client_needs_neither_the_engine_nor_what_decodes(tmp_path: Path) -> N
 import sys
 for name in ("onnxruntime", "PIL", "tokenizers", "pydantic", "jinja2", "pylibjpeg"):
     sys.modules[name] = None
-from echovlm_edge.runtime import client, report_command
+from echovlm_edge.runtime.client import report_client as client
+from echovlm_edge.runtime.client import report_command
 assert "pydicom" not in sys.modules, "whoever sends pictures needs no pydicom"
 from pathlib import Path
-from echovlm_edge.runtime.cine_cutting import cut_cine
-from echovlm_edge.runtime.image_path import ImagePath
+from echovlm_edge.runtime.client.cine_cutting import cut_cine
+from echovlm_edge.runtime.contracts.image_path import ImagePath
 print(cut_cine(ImagePath(Path(sys.argv[1]))).original.count)
-assert not [name for name in sys.modules if name.startswith("echovlm_edge.runtime.engine")]
+assert not [name for name in sys.modules if name.startswith("echovlm_edge.runtime.engine.report_engine")]
 """
     (tmp_path / "a.dcm").write_bytes(cine())
     asked = [sys.executable, "-c", program, str(tmp_path / "a.dcm")]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Event, FrameSelection, GenerationRequest, ImageInput
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.messages import CallLimits
-from echovlm_edge.runtime.request import Event, FrameSelection, GenerationRequest, ImageInput
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import saved, ultrasound
 
@@ -53,7 +53,7 @@ def test_the_same_frames_arrive_cut_or_uploaded(
     image = ImageInput(CINE, name="image 1", selection=selection)
     as_it_is = [(frame.pixels.tobytes(), frame.name) for frame in decode_image(image)]
     if not pydicom:
-        monkeypatch.setattr("echovlm_edge.runtime.sending.cut_cine", lambda image: None)
+        monkeypatch.setattr("echovlm_edge.runtime.client.sending.cut_cine", lambda image: None)
     events = list(client.generate(ReportRequest(images=[image])))
     assert events[-1].result.text == "Done"
     assert engine.shown == as_it_is
@@ -65,7 +65,7 @@ def test_an_upload_is_gone_after_the_call(
     served: tuple[Showing, ReportServer, ReportClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, server, client = served
-    monkeypatch.setattr("echovlm_edge.runtime.sending.cut_cine", lambda image: None)
+    monkeypatch.setattr("echovlm_edge.runtime.client.sending.cut_cine", lambda image: None)
     with pytest.raises(InvalidInput, match=r"^a\.dcm has no frame 77"):
         list(client.generate(ReportRequest(images=[ImageInput(CINE, name="a.dcm", selection=FrameSelection((77,)))])))
     assert server.uploads.counts() == (0, 0)

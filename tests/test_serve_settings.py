@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.serve_settings import ServeSettings, as_toml, read_settings
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, as_toml, read_settings
 
 
 @pytest.fixture

@@ -18,13 +18,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime import report_command
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.imaging.decoder import Asker
-from echovlm_edge.runtime.messages import CallLimits
-from echovlm_edge.runtime.request import (
+from echovlm_edge.runtime.client import report_command
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.request import (
     Event,
     Finished,
     FinishReason,
@@ -36,9 +33,12 @@ from echovlm_edge.runtime.request import (
     StageStarted,
     TextDelta,
 )
-from echovlm_edge.runtime.serve_command import main as serve
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.tasks import Language, Region, Task
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+from echovlm_edge.runtime.engine.report_engine import EngineInfo, ReportEngine
+from echovlm_edge.runtime.imaging.decoder import Asker
+from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.supervision.serve_command import main as serve
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.dicom_files import png, shipped
 from tests.server_process import server_process
 

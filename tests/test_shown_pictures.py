@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.request import Box, FrameSelection, ImageInput, Sampling, Source, Window
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox
 from echovlm_edge.runtime.imaging.sandbox.sources import MOST_NOTES, believed, described
-from echovlm_edge.runtime.request import Box, FrameSelection, ImageInput, Sampling, Source, Window
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.dicom_files import png, region, saved, ultrasound
 
 CINE = saved(

@@ -20,9 +20,9 @@ from demo.dicom_writer import dicom_bytes
 from demo.simulate import draw_finding, draw_truth, simulate
 from demo.simulate import picture as draw_picture
 from demo.truth import CATALOGUE
+from echovlm_edge.runtime.contracts.request import ImageInput
+from echovlm_edge.runtime.contracts.tasks import Language, Region
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.request import ImageInput
-from echovlm_edge.runtime.tasks import Language, Region
 
 
 def picture(image: np.ndarray) -> np.ndarray:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.clients import Client
-from echovlm_edge.runtime.engine import EngineOptions
-from echovlm_edge.runtime.errors import InvalidInput, NotFound, Unavailable
-from echovlm_edge.runtime.request import Frame, ImageInput, Priority, Sampling
-from echovlm_edge.runtime.server import ServerOptions
-from echovlm_edge.runtime.studies import Studies, StudyLimits
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Unavailable
+from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.engine.report_engine import EngineOptions
+from echovlm_edge.runtime.serving.access.clients import Client
+from echovlm_edge.runtime.serving.studies import Studies, StudyLimits
+from echovlm_edge.runtime.serving.transport.server import ServerOptions
 from tests.dicom_files import png, shipped
 from tests.questions import result
 from tests.running_server import Running, running

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.engine import EngineInfo, ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere, Unavailable
-from echovlm_edge.runtime.request import Event, Finished, FinishReason, Frame, GenerationRequest
-from echovlm_edge.runtime.serving import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, Unavailable
+from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest
+from echovlm_edge.runtime.engine.report_engine import EngineInfo, ReportEngine
+from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
 from tests.waiting import wait_for
 
 ASKED = GenerationRequest("Why?")

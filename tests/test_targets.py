@@ -10,8 +10,8 @@ from echovlm_edge.export import build_engines, targets
 from echovlm_edge.export.engines.tensorrt_module import compute_capability
 from echovlm_edge.export.targets import TARGETS, target
 from echovlm_edge.plugins.dual_path_moe.cuda import resources
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from tests import golden
 
 ROOT = Path(__file__).parents[1]

@@ -14,15 +14,15 @@ import pytest
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend, TensorRTCache
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.client import ReportClient
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere, UnusableNumbers
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UnusableNumbers
+from echovlm_edge.runtime.contracts.request import Sampling
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.sampling import Sampler
 from echovlm_edge.runtime.profiling.operators import joined
-from echovlm_edge.runtime.request import Sampling
-from echovlm_edge.runtime.rotary import Angles, MultimodalRotary, vision_angles
-from echovlm_edge.runtime.sampling import Sampler
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden
 from tests.numpy_device import NumpyDevice
 from tests.tensorrt_bundles import backend_of, tensorrt_like

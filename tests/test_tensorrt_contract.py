@@ -12,9 +12,9 @@ from echovlm_edge.export.build_engines import BuildOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.rotary import MultimodalRotary
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from tests.demo_reports import CHECKPOINT, reports
 from tests.numpy_device import NumpyDevice
 from tests.tensorrt_bundles import backend_of

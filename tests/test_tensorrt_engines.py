@@ -34,9 +34,9 @@ from echovlm_edge.export.targets import target
 from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe.library import library_path, plugin_path
-from echovlm_edge.runtime.bundle import MANIFEST, Bundle, Limits, Part, describe_file
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Limits, Part, describe_file
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
 from tests import golden
 
 BuildBundle = Callable[..., Path]

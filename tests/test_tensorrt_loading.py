@@ -19,14 +19,14 @@ from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
-from echovlm_edge.runtime.bundle import Bundle, FileSpec
-from echovlm_edge.runtime.client import ReportClient
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.memory_model import BundleShape, device_items
-from echovlm_edge.runtime.rotary import Angles
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.system_files import memory_info
+from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.resources.system_files import memory_info
+from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, device_items
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden, numpy_cuda
 from tests.numpy_cuda import CHUNK, NumpyDriver, NumpyTensorRT
 from tests.numpy_device import NumpyDevice
@@ -71,7 +71,7 @@ def changed(bundle: Bundle, **changes: Any) -> Bundle:
 
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.policy.CHUNK", CHUNK)
+    monkeypatch.setattr("echovlm_edge.runtime.engine.policy.CHUNK", CHUNK)
 
 
 @pytest.mark.usefixtures("short_chunks")

@@ -30,7 +30,7 @@ from echovlm_edge.export.engines.tensorrt_module import TensorRT, open_tensorrt
 from echovlm_edge.plugins.dual_path_moe.cuda import planner
 from echovlm_edge.plugins.dual_path_moe.cuda.archive import Record, write_archive
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from tests.gpu.c_launch import c_launch
 
 ROOT = Path(__file__).parents[1]

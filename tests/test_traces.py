@@ -17,9 +17,9 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.traces import Traces
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.observability.traces import Traces
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -16,13 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.clients import ANYBODY, Client
-from echovlm_edge.runtime.errors import Busy, InvalidInput, NotFound, NotOffered, Unavailable, UserError
-from echovlm_edge.runtime.messages import CallLimits, image_input
-from echovlm_edge.runtime.metrics import Metrics
-from echovlm_edge.runtime.request import FrameSelection, OriginalFrames
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
-from echovlm_edge.runtime.uploads import IncomingFile, UploadLimits, Uploads
+from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, NotFound, NotOffered, Unavailable, UserError
+from echovlm_edge.runtime.contracts.request import FrameSelection, OriginalFrames
+from echovlm_edge.runtime.observability.metrics import Metrics
+from echovlm_edge.runtime.serving.access.clients import ANYBODY, Client
+from echovlm_edge.runtime.serving.messages import CallLimits, image_input
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.uploads import IncomingFile, UploadLimits, Uploads
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import png, shipped
 from tests.open_descriptors import descriptors, memory_files

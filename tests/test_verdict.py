@@ -12,7 +12,7 @@ from rich.console import Console
 
 from echovlm_edge.export import show, verdict
 from echovlm_edge.export.verdict import FORMATS, KL_DIVERGENCE, RELATIVE_ERROR, Verdict, format_of, judge
-from echovlm_edge.runtime.bundle import Bundle, Manifest, Parity
+from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Parity
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, OriginalFrames
 from echovlm_edge.runtime.imaging import video
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.preprocess import fit
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames
 from tests.decoding import RESOLUTION
 from tests.video_files import KINDS, LOSSLESS, Pixels, by_ffmpeg, encoded, moving
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.backends.onnxruntime import PARTS, OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.give_way import COMPUTING
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.resources.thread_priority import COMPUTING
 
 PROCESSORS = os.sched_getaffinity(0)
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats, SlotCache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.request import Finished, GenerationRequest, TextDelta
-from echovlm_edge.runtime.rotary import Angles
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, TextDelta
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.prompting.rotary import Angles
 
 
 class WatchedBackend(OnnxRuntimeBackend):

@@ -17,8 +17,8 @@ from echovlm_edge.export.engines.tensorrt_graph import write_graph
 from echovlm_edge.export.engines.tensorrt_module import TensorRT
 from echovlm_edge.export.engines.timing_cache import TimingCache
 from echovlm_edge.runtime.backends import PREFILL_CHUNK
-from echovlm_edge.runtime.bundle import Limits, Part, TensorSpec, describe_file
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.bundle.manifest import Limits, Part, TensorSpec, describe_file
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 ENGINE = ".engine"
 MERGED = 4  # patches of one visual token

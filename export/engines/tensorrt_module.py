@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
 
 INSTALL = {
     "tensorrt_rtx": f"install TensorRT-RTX with {install_hint('rtx')}",

@@ -15,7 +15,7 @@ from echovlm_edge.export import standard
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, Precision
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 PLUGIN: Attributes = {

@@ -8,7 +8,7 @@ from typing import Any, Protocol, SupportsInt, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.rotary import Angles
+from echovlm_edge.runtime.prompting.rotary import Angles
 
 Floats = NDArray[np.float32]
 PREFILL_CHUNK = 512  # the most tokens that one call of the decoder takes

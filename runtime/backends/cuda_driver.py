@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends.device import Graph
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
-from echovlm_edge.runtime.system_files import memory_info
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.resources.system_files import memory_info
 
 
 class DeviceFailed(RuntimeError):

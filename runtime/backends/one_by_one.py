@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Backend, Cache, Floats, Logits, SlotCache
-from echovlm_edge.runtime.rotary import Angles
+from echovlm_edge.runtime.prompting.rotary import Angles
 
 
 class SingleSlot:

@@ -19,12 +19,12 @@ from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
 from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
-from echovlm_edge.runtime.bundle import FIX, PARTS, Bundle, Part
-from echovlm_edge.runtime.embedding import TokenEmbedding
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.give_way import give_way
-from echovlm_edge.runtime.processors import usable_processors
-from echovlm_edge.runtime.rotary import Angles
+from echovlm_edge.runtime.bundle.manifest import FIX, PARTS, Bundle, Part
+from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.resources.processors import usable_processors
+from echovlm_edge.runtime.resources.thread_priority import give_way
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
 SPIN_MICROSECONDS = 10  # as fast as without a limit, and whoever is waited for finds a processor

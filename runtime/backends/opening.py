@@ -9,7 +9,7 @@ from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.providers import ON_CPU, provider_for
-from echovlm_edge.runtime.bundle import Bundle
+from echovlm_edge.runtime.bundle.manifest import Bundle
 
 ENGINE = ".engine"
 

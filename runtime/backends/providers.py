@@ -10,9 +10,9 @@ from typing import Any
 import onnxruntime as ort
 
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

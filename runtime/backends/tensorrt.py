@@ -30,10 +30,10 @@ from echovlm_edge.runtime.backends.device import (
     numpy_dtype,
 )
 from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
-from echovlm_edge.runtime.bundle import Bundle, Part
-from echovlm_edge.runtime.embedding import TokenEmbedding
-from echovlm_edge.runtime.errors import UnusableNumbers
-from echovlm_edge.runtime.rotary import Angles
+from echovlm_edge.runtime.bundle.manifest import Bundle, Part
+from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
+from echovlm_edge.runtime.contracts.errors import UnusableNumbers
+from echovlm_edge.runtime.prompting.rotary import Angles
 
 BEST = "best"  # the output that holds each row's largest logit's index
 

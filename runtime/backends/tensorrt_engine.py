@@ -12,9 +12,9 @@ from typing import Any
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream, DeviceFailed
 from echovlm_edge.runtime.backends.device import Binding, Context, PartEngine, Shape
 from echovlm_edge.runtime.backends.memory import check_memory, check_working_memory
-from echovlm_edge.runtime.bundle import Bundle, Part
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
+from echovlm_edge.runtime.bundle.manifest import Bundle, Part
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
 
 MODULES = {
     "tensorrt_rtx": install_hint("rtx"),

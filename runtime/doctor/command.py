@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from echovlm_edge.runtime.bundle import MANIFEST
-from echovlm_edge.runtime.command import SEVERAL, add_version, run_command
+from echovlm_edge.runtime.bundle.manifest import MANIFEST
+from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
-from echovlm_edge.runtime.memory_fit import LOWERABLE
-from echovlm_edge.runtime.serve_settings import ServeSettings, add_option, settings_of
+from echovlm_edge.runtime.serving.supervision.memory_fit import LOWERABLE
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, add_option, settings_of
 
 STYLES = {Level.WRONG: "red", Level.SLOW: "yellow", Level.FINE: "green"}
 WRONG = 1

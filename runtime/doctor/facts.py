@@ -10,10 +10,10 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from echovlm_edge.runtime.machine_memory import machine_memory
-from echovlm_edge.runtime.processors import processor_quota
 from echovlm_edge.runtime.profiling import machine
-from echovlm_edge.runtime.system_files import first_line, memory_info, text
+from echovlm_edge.runtime.resources.machine_memory import machine_memory
+from echovlm_edge.runtime.resources.processors import processor_quota
+from echovlm_edge.runtime.resources.system_files import first_line, memory_info, text
 
 # What the operators' kernels ask for, by the names of /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512_vnni", "avx512bw", "amx_int8", "asimddp", "i8mm")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Priority, Resolution
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, Measured, decode_image, measure_image
 from echovlm_edge.runtime.imaging.preprocess import fit
-from echovlm_edge.runtime.request import Frame, ImageInput, Priority, Resolution
 
 
 @dataclass(frozen=True)

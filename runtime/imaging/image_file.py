@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.origins import ANYBODY, PROCESS_KEY, Origin, digest
+from echovlm_edge.runtime.contracts.request import Box, Frame, FrameSelection, ImageInput, Resolution, Source
+from echovlm_edge.runtime.formats.dicom_frames import choose_frames
+from echovlm_edge.runtime.formats.media_types import ACCEPTED, DICOM, KINDS, TAKEN, VIDEOS, sniff
+from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 from echovlm_edge.runtime.imaging import pictures, video
 from echovlm_edge.runtime.imaging.dicom import reading as dicom
-from echovlm_edge.runtime.imaging.dicom.frames import choose_frames
-from echovlm_edge.runtime.imaging.media_types import ACCEPTED, DICOM, KINDS, TAKEN, VIDEOS, sniff
-from echovlm_edge.runtime.imaging.origins import ANYBODY, PROCESS_KEY, Origin, digest
 from echovlm_edge.runtime.imaging.preprocess import smart_resize
 from echovlm_edge.runtime.imaging.sandbox.samples import VIDEO_STREAMS, decodes
-from echovlm_edge.runtime.imaging.video_formats import HEAD_BYTES
-from echovlm_edge.runtime.request import Box, Frame, FrameSelection, ImageInput, Resolution, Source
 
 
 @dataclass(frozen=True)

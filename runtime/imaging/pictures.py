@@ -28,12 +28,12 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.request import Box, ImageInput, Source, Window
+from echovlm_edge.runtime.formats.dicom_frames import choose_frames
+from echovlm_edge.runtime.formats.media_types import GIF, PICTURES, PNG, TIFF, WEBP
 from echovlm_edge.runtime.imaging import gif_blocks, png_chunks
-from echovlm_edge.runtime.imaging.dicom.frames import choose_frames
-from echovlm_edge.runtime.imaging.media_types import GIF, PICTURES, PNG, TIFF, WEBP
 from echovlm_edge.runtime.imaging.sandbox.samples import decodes
-from echovlm_edge.runtime.request import Box, ImageInput, Source, Window
 
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 ANIMATED = (PNG, TIFF, WEBP, GIF)  # what else has several (a JPEG's previews) is no cine

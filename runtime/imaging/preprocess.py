@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.request import Resolution
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Resolution
 
 MAX_ASPECT_RATIO = 200
 

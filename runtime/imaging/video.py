@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.imaging.video_formats import CODECS, FORMATS, HEAD_BYTES, container_format
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.formats.video_formats import CODECS, FORMATS, HEAD_BYTES, container_format
 from echovlm_edge.runtime.imaging.video_frames import (
     Pixels,
     aspect_notes,

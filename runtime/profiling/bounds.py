@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.profiling.compare import FigureChange, described
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from echovlm_edge.runtime.command import run_command
+from echovlm_edge.runtime.contracts.command import run_command
 
 COMPARE, PAGE = "compare", "page"
 

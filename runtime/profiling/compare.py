@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.profiling.distributions import Change, changes
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
 from echovlm_edge.runtime.profiling.stages import ORDER, STAGES, UNACCOUNTED, words

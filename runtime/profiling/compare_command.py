@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echovlm_edge.runtime.command import SEVERAL
+from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.bounds import Bound, ChangeBound, broken, judged, parse
 from echovlm_edge.runtime.profiling.compare import SAME, TOLERANCE, Margins, compare, slower

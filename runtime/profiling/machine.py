@@ -8,9 +8,9 @@ from pathlib import Path
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
-from echovlm_edge.runtime.processors import usable_processors
 from echovlm_edge.runtime.profiling.schema import Machine
-from echovlm_edge.runtime.system_files import first_line, memory_info, text
+from echovlm_edge.runtime.resources.processors import usable_processors
+from echovlm_edge.runtime.resources.system_files import first_line, memory_info, text
 
 PACKAGES = ("echovlm-edge", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 

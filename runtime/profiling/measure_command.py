@@ -17,11 +17,12 @@ from rich.progress import Progress
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.client import Credentials, ReportClient, read_image
-from echovlm_edge.runtime.command import SEVERAL, add_version
-from echovlm_edge.runtime.engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.report_client import Credentials, ReportClient, read_image
+from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.bounds import EXAMPLE, broken, of_one_profile, parse
 from echovlm_edge.runtime.profiling.ceilings import measured_ceilings
@@ -45,8 +46,7 @@ from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump
 from echovlm_edge.runtime.profiling.summary import summarise
 from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, size
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
-from echovlm_edge.runtime.whole_file import write_whole
+from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 CONNECT_SECONDS = 10.0
 OPERATOR_TOKENS = 8  # of the requests that operators are told of

@@ -10,17 +10,17 @@ from itertools import count, pairwise
 from typing import Protocol
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import ReportClient, ReportRequest
-from echovlm_edge.runtime.engine import ReportEngine
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.messages import STAGES
+from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
+from echovlm_edge.runtime.contracts.tasks import Task
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.energy import Meter, energy_of
 from echovlm_edge.runtime.profiling.memory import PeakMemory
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Energy, Interval, Run
 from echovlm_edge.runtime.profiling.stages import NETWORK
 from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
-from echovlm_edge.runtime.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
-from echovlm_edge.runtime.tasks import Task
+from echovlm_edge.runtime.serving.messages import STAGES
 
 TEMPLATE_PROBE = 64  # pixels of the frame that the text's length is found with
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-HOLDS, BROKEN, CANNOT_TELL = 0, 1, 3  # 2 is a user's error: see `runtime.command`
+HOLDS, BROKEN, CANNOT_TELL = 0, 1, 3  # 2 is a user's error: see `runtime.contracts.command`
 
 
 def ended(broken: Sequence[str], unknown: Sequence[str] = ()) -> int:

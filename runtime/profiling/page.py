@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from echovlm_edge.runtime.errors import NotPossibleHere
-from echovlm_edge.runtime.extras import install_hint
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.profiling import charts
 from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare, percent, signed, summary
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution

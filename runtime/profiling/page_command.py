@@ -9,7 +9,7 @@ from pathlib import Path
 from echovlm_edge.runtime.profiling.compare import DEFAULT, Margins
 from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import Profile, read
-from echovlm_edge.runtime.whole_file import write_whole
+from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 
 def run(options: argparse.Namespace) -> int:

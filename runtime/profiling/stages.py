@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echovlm_edge.runtime.request import Stage
+from echovlm_edge.runtime.contracts.request import Stage
 
 NETWORK, UNACCOUNTED = "network", "unaccounted"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from statistics import median
 
-from echovlm_edge.runtime.clock import pieces
+from echovlm_edge.runtime.contracts.request import Span, Stage
+from echovlm_edge.runtime.engine.clock import pieces
 from echovlm_edge.runtime.profiling.costs import Cost, StageCosts
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
 from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
 from echovlm_edge.runtime.profiling.stages import ORDER
-from echovlm_edge.runtime.request import Span, Stage
 
 
 def summarise(measurement: Measurement, costs: StageCosts | None) -> WorkloadFigures:

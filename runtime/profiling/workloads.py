@@ -11,10 +11,10 @@ from itertools import product
 import numpy as np
 from PIL import Image
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.request import ImageInput
-from echovlm_edge.runtime.sample import sample_image
+from echovlm_edge.runtime.imaging.sample import sample_image
 
 FILLER = (
     "What do you see in the images and what does it suggest ?"  # its words, over and over, make a prompt of any length

@@ -14,11 +14,11 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, sample
-from echovlm_edge.runtime.request import FrameSelection, ImageInput
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.decoding import RESOLUTION
 from tests.decoding_engine import DecodingEngine
 from tests.dicom_files import encode, png, saved, shipped, ultrasound

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 HERE = Path(__file__).parent
 NOTES = pytest.StashKey[list[str]]()

@@ -11,7 +11,7 @@ import pytest
 
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.device import Arena
-from echovlm_edge.runtime.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
 def test_an_arena_goes_there_and_back(gpu: CudaDevice) -> None:

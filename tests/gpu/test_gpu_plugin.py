@@ -17,7 +17,7 @@ from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream
 from echovlm_edge.runtime.backends.device import Arena, Context
 from echovlm_edge.runtime.backends.tensorrt_engine import UNSUPPORTED, TensorRTEngine, _Said
-from echovlm_edge.runtime.bundle import Part, TensorSpec
+from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec
 from tests.gpu.test_gpu_kernels import TOLERANCE, Operator, inputs, relative_error
 
 INPUTS = ("router", "shared_gate", "coefficient", "coefficient_bias", "gate", "up", "down")

@@ -19,14 +19,14 @@ from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.providers import CUDA
-from echovlm_edge.runtime.bundle import Bundle
-from echovlm_edge.runtime.client import ReportClient
-from echovlm_edge.runtime.engine import ReportEngine
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
-from echovlm_edge.runtime.rotary import MultimodalRotary, vision_angles
-from echovlm_edge.runtime.sample import sample_image
-from echovlm_edge.runtime.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.imaging.sample import sample_image
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden
 from tests.demo_reports import CHECKPOINT, reports
 from tests.numpy_device import NumpyDevice

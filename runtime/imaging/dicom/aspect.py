@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from echovlm_edge.runtime.imaging.dicom.attributes import numbers
+from echovlm_edge.runtime.formats.dicom_attributes import numbers
 
 WIDEST = 5.0  # no device has pixels longer than this
 

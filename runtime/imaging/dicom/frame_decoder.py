@@ -31,7 +31,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.formats.dicom_pixel_data import NATIVE
+from echovlm_edge.runtime.formats.dicom_pixel_format import PALETTE, PixelFormat, shown
 from echovlm_edge.runtime.imaging.dicom.codestream import (
     Codestream,
     read_codestream,
@@ -39,8 +41,6 @@ from echovlm_edge.runtime.imaging.dicom.codestream import (
     with_end,
     with_whole_spectrum,
 )
-from echovlm_edge.runtime.imaging.dicom.pixel_data import NATIVE
-from echovlm_edge.runtime.imaging.dicom.pixel_format import PALETTE, PixelFormat, shown
 from echovlm_edge.runtime.imaging.sandbox.samples import decodes
 
 ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from echovlm_edge.runtime.imaging.dicom.attributes import items, number, numbers, table, text, value, whole
-from echovlm_edge.runtime.imaging.dicom.pixel_format import PixelFormat
-from echovlm_edge.runtime.request import Window
+from echovlm_edge.runtime.contracts.request import Window
+from echovlm_edge.runtime.formats.dicom_attributes import items, number, numbers, table, text, value, whole
+from echovlm_edge.runtime.formats.dicom_pixel_format import PixelFormat
 
 Floats = NDArray[np.float64]
 

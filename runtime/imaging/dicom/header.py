@@ -11,7 +11,7 @@ from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 
 MOST_INFLATED = 256 << 20  # bytes of a deflated data set: as large as a file may be
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from echovlm_edge.runtime.errors import InvalidInput
-from echovlm_edge.runtime.imaging.dicom.attributes import numbers, table
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.formats.dicom_attributes import numbers, table
 
 COLOURS = ("Red", "Green", "Blue")
 DISCRETE, LINEAR, INDIRECT = 0, 1, 2

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from echovlm_edge.runtime.errors import InvalidInput, UserError
+from echovlm_edge.runtime.contracts.errors import InvalidInput, UserError
+from echovlm_edge.runtime.contracts.request import Box, ImageInput, Source
+from echovlm_edge.runtime.formats.dicom_attributes import value
+from echovlm_edge.runtime.formats.dicom_frames import choose_frames, interruption, read_cine
+from echovlm_edge.runtime.formats.dicom_pixel_data import locate, transfer_syntax
 from echovlm_edge.runtime.imaging.dicom import header as dicom_header
 from echovlm_edge.runtime.imaging.dicom.aspect import resized, square_size
-from echovlm_edge.runtime.imaging.dicom.attributes import value
-from echovlm_edge.runtime.imaging.dicom.frames import choose_frames, interruption, read_cine
-from echovlm_edge.runtime.imaging.dicom.pixel_data import locate, transfer_syntax
 from echovlm_edge.runtime.imaging.dicom.regions import shown_box
 from echovlm_edge.runtime.imaging.dicom.still_frames import StillFrames, open_stills
 from echovlm_edge.runtime.imaging.dicom.video_cine import VideoFrames, codec_of, open_video
-from echovlm_edge.runtime.request import Box, ImageInput, Source
 
 SQUARED = "Its pixels are not square: it was stretched to square ones."
 

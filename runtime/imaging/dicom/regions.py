@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from echovlm_edge.runtime.imaging.dicom.attributes import items, whole
-from echovlm_edge.runtime.request import Box
+from echovlm_edge.runtime.contracts.request import Box
+from echovlm_edge.runtime.formats.dicom_attributes import items, whole
 
 TISSUE, TWO_DIMENSIONAL = 1, 1  # RegionDataType and RegionSpatialFormat, PS3.3 C.8.5.5.1
 NARROWEST = 28  # pixels: a merged patch of the model; no B-mode picture is smaller

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Window
+from echovlm_edge.runtime.formats.dicom_pixel_data import PixelData
+from echovlm_edge.runtime.formats.dicom_pixel_format import PALETTE, PixelFormat, read_pixel_format
 from echovlm_edge.runtime.imaging.dicom.colour import to_rgb
 from echovlm_edge.runtime.imaging.dicom.frame_decoder import GREY, YCBCR, Samples, decode_frame, syntax_name
 from echovlm_edge.runtime.imaging.dicom.grey import (
@@ -21,9 +24,6 @@ from echovlm_edge.runtime.imaging.dicom.grey import (
     value_range,
 )
 from echovlm_edge.runtime.imaging.dicom.palette import read_palette
-from echovlm_edge.runtime.imaging.dicom.pixel_data import PixelData
-from echovlm_edge.runtime.imaging.dicom.pixel_format import PALETTE, PixelFormat, read_pixel_format
-from echovlm_edge.runtime.request import Window
 
 
 @dataclass(frozen=True)

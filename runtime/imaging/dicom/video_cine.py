@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from pydicom.uid import UID, MPEGTransferSyntaxes
 
-from echovlm_edge.runtime.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.formats.dicom_pixel_data import PixelData
 from echovlm_edge.runtime.imaging import video
 from echovlm_edge.runtime.imaging.dicom.frame_decoder import syntax_name
-from echovlm_edge.runtime.imaging.dicom.pixel_data import PixelData
 from echovlm_edge.runtime.imaging.dicom.still_frames import Picture
 
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile, MemoryFileWriter
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile, MemoryFileWriter
 from echovlm_edge.runtime.imaging.sandbox.confinement import Confinement
 from echovlm_edge.runtime.imaging.sandbox.worker import (
     ANSWERED,

@@ -49,9 +49,9 @@ from pydicom.uid import (
     UltrasoundImageStorage,
 )
 
+from echovlm_edge.runtime.contracts.request import ImageInput
+from echovlm_edge.runtime.formats.media_types import PICTURES, TIFF
 from echovlm_edge.runtime.imaging import video
-from echovlm_edge.runtime.imaging.media_types import PICTURES, TIFF
-from echovlm_edge.runtime.request import ImageInput
 
 RAMP = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4  # what all but three of them show
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
-from echovlm_edge.runtime.fair_queue import FairQueue
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, Stopped, Unavailable
+from echovlm_edge.runtime.contracts.origins import DIGEST_BYTES, PROCESS_KEY, Origin
+from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Resolution
 from echovlm_edge.runtime.imaging.decoder import NOBODY, Asker, as_measured
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, Measured
-from echovlm_edge.runtime.imaging.origins import DIGEST_BYTES, PROCESS_KEY, Origin
 from echovlm_edge.runtime.imaging.preprocess import most_pixels
 from echovlm_edge.runtime.imaging.sandbox.process import (
     Crashed,
@@ -31,7 +31,7 @@ from echovlm_edge.runtime.imaging.sandbox.process import (
 )
 from echovlm_edge.runtime.imaging.sandbox.sources import believed, one_line
 from echovlm_edge.runtime.imaging.sandbox.worker import DECODE, MEASURE, asked_about, unpacked
-from echovlm_edge.runtime.request import Frame, ImageInput, Resolution
+from echovlm_edge.runtime.resources.fair_queue import FairQueue
 
 HEADER_BYTES = 1 << 16  # of an answer, besides its pixels
 SENTENCE_CHARACTERS = 1000

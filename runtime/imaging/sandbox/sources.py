@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from echovlm_edge.runtime.request import Box, Source, Window
+from echovlm_edge.runtime.contracts.request import Box, Source, Window
 
 MOST_NOTES, NOTE_CHARACTERS = 16, 300
 

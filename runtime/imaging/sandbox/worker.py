@@ -25,15 +25,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from echovlm_edge.runtime.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.give_way import give_way
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, OriginalFrames, Resolution
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
-from echovlm_edge.runtime.imaging.memory_file import MemoryFile
 from echovlm_edge.runtime.imaging.preprocess import fit
 from echovlm_edge.runtime.imaging.sandbox.confinement import confine, confine_to_one_file
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, load_decoders, sample
 from echovlm_edge.runtime.imaging.sandbox.sources import described
-from echovlm_edge.runtime.request import FrameSelection, ImageInput, OriginalFrames, Resolution
+from echovlm_edge.runtime.resources.thread_priority import give_way
 
 ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
 ANSWERED = struct.Struct(">QiQ")  # the request's number, how the file's process ended, bytes of what it wrote

@@ -1,0 +1,306 @@
+"""The bundle: one folder with a model's engines and bundle.json, the contract between export and runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKEN_EMBEDDING = "token_embedding.bin"
+WEIGHT_ALIGNMENT = 4096  # a page: each tensor in a file of weights can be memory-mapped by itself
+PARTS = ("vision_encoder", "projector", "decoder")
+FIX = "copy it or build the bundle again"
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError("it leads out of the bundle")
+    return name
+
+
+Size = Annotated[int, Field(gt=0, lt=1 << 40)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelSpec:
+    """What the runtime has to know of the model's shape."""
+
+    hidden_size: Size
+    num_layers: Size
+    num_kv_heads: Size
+    head_dim: Size
+    vocab_size: Size
+    mrope_section: tuple[Count, Count, Count]
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    vision_head_dim: Size
+    merge_size: Size
+    image_token_id: Count
+    stop_token_ids: tuple[Count, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class FileSpec:
+    """One file of the bundle; `name` is relative to its folder."""
+
+    name: Annotated[str, AfterValidator(_inside)]
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TensorSpec:
+    """An input or output of a part; a dimension is a number, or a name where it varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Part:
+    """One engine: `files[0]` is what is loaded, the others are its weights.
+
+    `operators` counts the nodes of its graph, `layers` what TensorRT's parser made of them, by TensorRT's layer types; `profiles`
+    names a TensorRT engine's optimization profiles in their order.
+    """
+
+    name: str
+    precision: str
+    files: Annotated[tuple[FileSpec, ...], Field(min_length=1)]
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    operators: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Limits:
+    """What the bundle was built for."""
+
+    max_sequence: Size
+    max_batch: Size
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Parity:
+    """How one stage of the bundle's engines compares with the PyTorch model on one sample.
+
+    `peak` is the largest reference value, so that errors can be judged; `top1_agreement` (share of positions) and
+    `kl_divergence` (nats, mean over positions) are of logits only.
+    """
+
+    stage: str
+    sample: str
+    peak: float
+    max_abs_error: float
+    mean_abs_error: float
+    relative_error: float
+    top1_agreement: float | None = None
+    kl_divergence: float | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EmbeddingSpec:
+    """How the token embedding is stored: `block_size` values share a scale where `dtype` is int8, else it is 0."""
+
+    dtype: str
+    block_size: Count = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Footprint:
+    """What a bundle takes, in bytes.
+
+    Attributes:
+        disk: all of its files.
+        weights: mapped into memory while it runs, shared by all processes on one machine.
+        kv_cache: of one sequence of `max_sequence` tokens.
+        kv_cache_batch: of `max_batch` such sequences.
+        working: a process's own memory at its largest beside these: libraries, tokenizer, activations (an estimate).
+            What a server takes in all depends on its options: see `memory_model`.
+    """
+
+    disk: int
+    weights: int
+    kv_cache: int
+    kv_cache_batch: int
+    working: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Source:
+    """The checkpoint that a bundle was built from.
+
+    Attributes:
+        name: of the model, in the service's answers and in reports.
+        sha256: of its config.json and weights, as `sha256sum config.json model*.safetensors | sha256sum` prints it; in
+            older bundles, of its config and its tensors' shapes only.
+        config: its config.json.
+    """
+
+    name: str
+    sha256: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Manifest:
+    """bundle.json.
+
+    `parity` was measured on the `engines`, or where they cannot run, on their `graphs` with ONNX Runtime on a CPU. `finish_with`
+    names the script that builds the engines on the device, where they are still to be built.
+    """
+
+    format: int
+    bundle_id: str
+    source: Source
+    target: str
+    precision: str
+    block_size: int
+    embedding: EmbeddingSpec
+    model: ModelSpec
+    preprocess: dict[str, Any]
+    limits: Limits
+    parts: tuple[Part, ...]
+    files: tuple[FileSpec, ...]
+    toolchain: dict[str, str]
+    parity: tuple[Parity, ...] = ()
+    parity_of: Literal["engines", "graphs"] = "engines"
+    operator_library: str | None = None
+    footprint: Footprint | None = None
+    finish_with: str | None = None
+
+    def part(self, name: str) -> Part:
+        """The part of that name."""
+        return next(part for part in self.parts if part.name == name)
+
+    def all_files(self) -> tuple[FileSpec, ...]:
+        """Every file of the bundle but bundle.json."""
+        return (*self.files, *(file for part in self.parts for file in part.files))
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+class Bundle:
+    """A bundle on disk whose files are all there and of the sizes that bundle.json states.
+
+    Raises:
+        NotPossibleHere: no bundle there, a bundle of a newer format, or a damaged file; the sentence names it.
+    """
+
+    def __init__(self, path: Path, verify: bool = False, finished: bool = True) -> None:
+        """Open the folder `path`; `verify` hashes every file too (reads the whole bundle).
+
+        `finished` false opens one whose engines are still to be built on the device.
+        """
+        self.path = path
+        self.manifest = _read_manifest(path)
+        if finished and self.manifest.finish_with:
+            raise NotPossibleHere(
+                f"The engines of the bundle {path} are still to be built: run {path / self.manifest.finish_with} on a "
+                f"{self.manifest.target}."
+            )
+        for file in self.manifest.all_files():
+            _check_file(path / file.name, file, verify)
+
+    def text(self, name: str) -> str:
+        """One of the bundle's text files."""
+        with reading(self.path / name):
+            return (self.path / name).read_text(encoding="utf-8")
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn whatever fails while a bundle's file is read into one sentence that names the file and the fix.
+
+    Raises:
+        NotPossibleHere: it failed.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise NotPossibleHere(
+            f"The bundle's file {file} cannot be read ({error.strerror or type(error).__name__}): {FIX}."
+        ) from error
+    except Exception as error:
+        raise NotPossibleHere(f"The bundle's file {file} is damaged ({type(error).__name__}): {FIX}.") from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write bundle.json into the folder `path`."""
+    path.joinpath(MANIFEST).write_bytes(_MANIFEST.dump_json(manifest, indent=1))
+
+
+def describe_file(folder: Path, name: str) -> FileSpec:
+    """Size and hash of a file as it lies on disk."""
+    with (folder / name).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileSpec(name, (folder / name).stat().st_size, digest)
+
+
+def bundle_id(files: tuple[FileSpec, ...]) -> str:
+    """Names a bundle by its contents: 16 hex digits over its files' names and hashes."""
+    listing = "".join(f"{file.name} {file.sha256}\n" for file in sorted(files, key=lambda file: file.name))
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotPossibleHere(f"There is no bundle at {path}: build one with echovlm-build.") from None
+    except OSError as error:
+        raise NotPossibleHere(f"The bundle's file {file} cannot be read ({error.strerror}): {FIX}.") from None
+    try:
+        found = json.loads(raw)["format"]
+        if found != FORMAT:
+            age = "newer" if found > FORMAT else "older"
+            fix = "update echovlm-edge" if found > FORMAT else "build it again with echovlm-build"
+            raise NotPossibleHere(
+                f"The bundle {path} has format {found}, {age} than {FORMAT}, which this version reads: {fix}."
+            )
+        manifest = _MANIFEST.validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise NotPossibleHere(f"The bundle's file {file} is damaged at {where} ({first['msg']}): {FIX}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise NotPossibleHere(f"The bundle's file {file} is damaged: it is no bundle description; {FIX}.") from None
+    names = [part.name for part in manifest.parts]
+    for name in PARTS:
+        if names.count(name) != 1:
+            raise NotPossibleHere(f"The bundle's file {file} is damaged: it must describe one {name}; {FIX}.")
+    return manifest
+
+
+def _check_file(path: Path, expected: FileSpec, verify: bool) -> None:
+    with reading(path):
+        if not path.is_file():
+            raise NotPossibleHere(f"The bundle's file {path} is missing: {FIX}.")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise NotPossibleHere(f"The bundle's file {path} has {size} bytes instead of {expected.bytes}: {FIX}.")
+        if verify and describe_file(path.parent, path.name).sha256 != expected.sha256:
+            raise NotPossibleHere(f"The bundle's file {path} has changed since it was built (its hash differs): {FIX}.")

@@ -1,0 +1,73 @@
+"""When a client makes a call again, and how long it has for all of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+import grpc
+
+from echovlm_edge.runtime.contracts.statuses import RETRY_AFTER
+
+
+@dataclass(frozen=True)
+class Retries:
+    """When a call is made again: only where nothing of it can have happened, or where it changes nothing.
+
+    A call that found no room (RESOURCE_EXHAUSTED with the server's delay) is made again after that delay. One that found
+    no server (UNAVAILABLE) is made again after a pause that doubles, from 0.1 s, with up to as much again at random, so
+    that carts do not come back all at once; a stream only before its first message, and never a call that changes a study,
+    which may have been made although no answer came. A timeout covers all attempts and the pauses between them.
+
+    Attributes:
+        attempts: calls in all; 1 for no retry.
+        longest_pause: a server that asks for more seconds than this is not waited for.
+    """
+
+    attempts: int = 1
+    longest_pause: float = 30.0
+
+
+ONCE = Retries()
+
+
+class Deadline:
+    """By when something is to be done: everything that belongs to it counts."""
+
+    def __init__(self, timeout: float | None) -> None:
+        """Begin; None for no end."""
+        self._at = None if timeout is None else time.monotonic() + timeout
+
+    def seconds_left(self) -> float | None:
+        """Never negative; None for no end."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+
+class Attempts:
+    """Counts one call's attempts."""
+
+    def __init__(self, retries: Retries, deadline: Deadline) -> None:
+        """Begin with the first."""
+        self._retries, self._deadline, self._made = retries, deadline, 1
+
+    def pause_after(self, error: grpc.RpcError, *, or_unavailable: bool) -> bool:
+        """Wait until the call is to be made again; False, at once, where it is not."""
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            trailing = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
+            asked = trailing.get(RETRY_AFTER, "")
+            if not asked.isdigit():  # too large, or told not to come back
+                return False
+            pause = int(asked) / 1000
+        elif error.code() is grpc.StatusCode.UNAVAILABLE and or_unavailable:
+            pause = 0.1 * 2 ** (self._made - 1) * random.uniform(1, 2)
+        else:
+            return False
+        left = self._deadline.seconds_left()
+        if self._made >= self._retries.attempts or pause > self._retries.longest_pause:
+            return False
+        if left is not None and pause >= left:
+            return False
+        self._made += 1
+        time.sleep(pause)
+        return True

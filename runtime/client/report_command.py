@@ -1,0 +1,254 @@
+"""`echovlm-report`: asks a server about image files and streams the text; --json prints one object, --sr and --fhir write files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import picture_list
+from echovlm_edge.runtime.client.image_folder import find_images
+from echovlm_edge.runtime.client.report_client import Credentials, ReportClient, ReportRequest, Retries, read_image
+from echovlm_edge.runtime.clinical.documents import asked_documents
+from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
+from echovlm_edge.runtime.contracts.command import add_version, run_command
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.image_path import ImagePath, SentImage
+from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+from echovlm_edge.runtime.formats.media_types import TAKEN
+from echovlm_edge.runtime.resources.atomic_file import write_whole
+
+CONNECT_SECONDS = 10.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.timeout is not None and options.timeout <= 0:
+        raise InvalidInput(f"--timeout must be above 0 seconds, got {options.timeout}.")
+    if options.retries < 0:
+        raise InvalidInput(f"--retries must be 0 or more, got {options.retries}.")
+    request = _request(options)
+    documents = asked_documents(options.sr, options.fhir, request)  # what stands against them is said before the wait
+    result: pb.Result | None = None
+    progress = Console(stderr=True)
+    with ReportClient(
+        options.server,
+        Credentials.read(options.token_file, options.tls_ca, options.tls_certificate, options.tls_key),
+        Retries(options.retries + 1),
+    ) as client:
+        client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
+        with progress.status("sending") as status:
+            write = _ignore if options.json else _write(status.stop)
+            sending = partial(_say_sent, status)
+            for event in client.generate(request, options.timeout, sending):
+                match event.WhichOneof("event"):
+                    case "stage_started":
+                        status.update(_words(event.stage_started))
+                    case "text":
+                        write(event.text)
+                    case "result":
+                        result = event.result
+    if result is None:
+        raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
+    for path, write_document in documents:
+        write_whole(path, write_document(result))
+    names = [image.name for image in request.images]
+    if options.json:
+        print(json.dumps(as_json(result, names), ensure_ascii=False))
+    else:
+        print(flush=True)
+        picture_list.print_pictures(result.pictures, names, progress)
+        _summarise(result, progress)
+    return 0
+
+
+def as_json(result: pb.Result, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The result as `--json` prints it; `names` are those of the call's images, in order."""
+    return {
+        "text": result.text,
+        "findings": result.sections.findings,
+        "impression": result.sections.impression,
+        "token_ids": list(result.token_ids),
+        "finish_reason": _name(pb.FinishReason.Name(result.finish_reason), "FINISH_REASON_"),
+        "usage": {field.name: getattr(result.usage, field.name) for field in pb.Usage.DESCRIPTOR.fields},
+        "timings": {
+            "stages": {_name(pb.Stage.Name(stage.stage), "STAGE_"): stage.seconds for stage in result.timings.stages},
+            "first_token_seconds": result.timings.first_token_seconds
+            if result.timings.HasField("first_token_seconds")
+            else None,
+            "total_seconds": result.timings.total_seconds,
+        },
+        "notice": result.notice,
+        "model": result.model,
+        "bundle_id": result.bundle_id,
+        "pictures": picture_list.as_json(result.pictures, names),
+    }
+
+
+def _summarise(result: pb.Result, console: Console) -> None:
+    answer = as_json(result)
+    stages: dict[str, float] = answer["timings"]["stages"]
+    table = Table(box=box.SIMPLE)
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, seconds in stages.items():
+        table.add_row(stage.replace("_", " "), f"{seconds:.3f}")
+    table.add_row("first token", f"{result.timings.first_token_seconds:.3f}")
+    table.add_row("total", f"{result.timings.total_seconds:.3f}")
+    usage = answer["usage"]
+    rate = usage["generated_tokens"] / stages["decode"] if stages.get("decode") else 0.0
+    console.print(table)
+    console.print(
+        f"{usage['prompt_tokens']} prompt tokens ({usage['image_tokens']} of images, {usage['reused_tokens']} reused), "
+        f"{usage['generated_tokens']} generated "
+        f"at {rate:.1f} tokens/s, ended by {answer['finish_reason']}."
+    )
+    console.print(f"{result.notice} Written by {result.model}, bundle {result.bundle_id}.")
+
+
+def _request(options: argparse.Namespace) -> ReportRequest:
+    selection = FrameSelection(_frames(",".join(options.frames)), options.frames_spaced)
+    task = Task(options.task) if options.task else Task.REPORT if options.image else Task.QUESTION
+    return ReportRequest(
+        task=task,
+        images=_images(options.image, selection, not options.no_crop),
+        prompt=options.prompt,
+        language=Language(options.language),
+        region=Region(options.region) if options.region else None,
+        sampling=Sampling(
+            options.max_new_tokens,
+            options.temperature,
+            options.top_k,
+            options.top_p,
+            options.repetition_penalty,
+            options.seed,
+        ),
+        include_token_ids=options.json,
+        allow_mixed_studies=options.allow_mixed_studies,
+    )
+
+
+def _images(given: Sequence[Path], selection: FrameSelection, crop_to_regions: bool) -> list[SentImage]:
+    """Files as they are given, and in the place of a folder or DICOMDIR what it holds."""
+    paths: list[Path] = []
+    skipped = 0
+    for path in given:
+        found = find_images(path)
+        paths += found.paths
+        skipped += found.skipped
+    if skipped:
+        print(
+            f"{skipped} {'file that is no image was' if skipped == 1 else 'files that are no images were'} skipped.",
+            file=sys.stderr,
+        )
+    alone = Counter(path.name for path in paths)
+    return [
+        ImagePath(path, "", path.name if alone[path.name] == 1 else str(path), selection, crop_to_regions)
+        if path.is_file()
+        else read_image(path, selection, crop_to_regions)  # a pipe, which can be read once; or nothing at all
+        for path in paths
+    ]
+
+
+def _frames(listed: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(index) for index in listed.split(",") if index)
+    except ValueError:
+        raise InvalidInput(f"--frames {listed} is no list of numbers: write for example --frames 0,5,9.") from None
+
+
+def _write(before: Callable[[], None]) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        before()
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    return write
+
+
+def _say_sent(status: Status, sent: int, total: int) -> None:
+    status.update(f"sending {sent >> 20} of {-(-total // (1 << 20))} MB")
+
+
+def _ignore(_: str) -> None: ...
+
+
+def _name(full: str, prefix: str) -> str:
+    return full.removeprefix(prefix).lower()
+
+
+def _words(stage: int) -> str:
+    return _name(pb.Stage.Name(stage), "STAGE_").replace("_", " ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="echovlm-report", description="Ask a report server about ultrasound images.")
+    add_version(parser)
+    add, default = parser.add_argument, Sampling()
+    add("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
+    add(
+        "--image",
+        type=Path,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help=f"images in order, each {TAKEN}; a folder or a DICOMDIR stands for its images",
+    )
+    add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
+    add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")
+    add("--language", choices=[language.value for language in Language], default=Language.EN.value)
+    add("--region", choices=[region.value for region in Region], help="where the images were taken, if it is known")
+    add(
+        "--frames",
+        action="append",
+        default=[],
+        metavar="0,5,9",
+        help="frames of a cine, counted from 0 (default: its middle one)",
+    )
+    add("--frames-spaced", type=int, default=0, metavar="N", help="so many evenly spaced frames of a cine")
+    add(
+        "--allow-mixed-studies",
+        action="store_true",
+        help="take images of several studies of one patient (of two patients they are always refused)",
+    )
+    add("--no-crop", action="store_true", help="keep what lies outside a DICOM file's B-mode regions")
+    add("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="N")
+    add("--temperature", type=float, default=default.temperature, metavar="T", help="0 is greedy, the default")
+    add("--top-k", type=int, default=default.top_k, metavar="N")
+    add("--top-p", type=float, default=default.top_p, metavar="P")
+    add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
+    add("--seed", type=int, default=default.seed, metavar="N")
+    add("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    add(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask again so often where the server has no room (default 0)",
+    )
+    add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM); encrypts the connection")
+    add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
+    add("--tls-key", type=Path, metavar="F", help="its key")
+    add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
+    add("--sr", type=Path, metavar="F", help="write the result there as a DICOM Basic Text SR about the DICOM images")
+    add("--fhir", type=Path, metavar="F", help="write the result there as a FHIR R4 DiagnosticReport")
+    add("--json", action="store_true", help="print one JSON object, token ids included, and nothing else")
+    return parser

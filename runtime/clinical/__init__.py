@@ -1,0 +1,1 @@
+"""Results as DICOM SR and FHIR."""

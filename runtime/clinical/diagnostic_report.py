@@ -1,0 +1,85 @@
+"""A result as a FHIR R4 DiagnosticReport; needs the extra `clinical` (fhir.resources)."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.clinical.source_images import SourceImage
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.contracts.tasks import Language
+
+try:
+    from fhir.resources.R4B.diagnosticreport import DiagnosticReport  # R4's DiagnosticReport is unchanged in R4B
+except ImportError:
+    raise NotPossibleHere(f"A FHIR report needs fhir.resources: {install_hint('clinical')}.") from None
+
+# Ours: where a resource names what wrote it, since R4 lets no device be a report's performer.
+MODEL, BUNDLE, REVIEW = "urn:echovlm-edge:model", "urn:echovlm-edge:bundle", "urn:echovlm-edge:review"
+
+
+def diagnostic_report(result: pb.Result, sources: Sequence[SourceImage], language: Language) -> bytes:
+    """JSON: status preliminary, notice, model and bundle id in its tags and in its text, studies by their DICOM UIDs.
+
+    The conclusion is the impression, or the whole text where it has none; `presentedForm` is all of it as plain text.
+    """
+    author = f"Written by {result.model}, bundle {result.bundle_id}."
+    shown = f"{result.notice} {author}\n\n{result.text}"
+    report: dict[str, Any] = {
+        "resourceType": "DiagnosticReport",
+        "meta": {
+            "tag": [
+                {"system": REVIEW, "code": "not-reviewed", "display": result.notice},
+                {"system": MODEL, "code": result.model},
+                {"system": BUNDLE, "code": result.bundle_id},
+            ]
+        },
+        "language": language.value,
+        "text": {"status": "generated", "div": _narrative(result, author)},
+        "status": "preliminary",
+        "category": [
+            {
+                "coding": [
+                    {
+                        "system": "http://terminology.hl7.org/CodeSystem/v2-0074",
+                        "code": "RUS",
+                        "display": "Radiology Ultrasound",
+                    }
+                ]
+            }
+        ],
+        "code": {"coding": [{"system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study"}]},
+        "issued": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "conclusion": f"{result.notice} {result.sections.impression or result.text}".strip(),
+        "presentedForm": [
+            {
+                "contentType": "text/plain; charset=utf-8",
+                "language": language.value,
+                "data": base64.b64encode(shown.encode()).decode(),
+                "title": result.notice,
+            }
+        ],
+    }
+    if sources and (patient := str(sources[0].header.PatientID)):
+        report["subject"] = {"type": "Patient", "identifier": {"value": patient}}
+    if sources:
+        studies = dict.fromkeys(str(source.header.StudyInstanceUID) for source in sources)
+        report["imagingStudy"] = [
+            {"type": "ImagingStudy", "identifier": {"system": "urn:dicom:uid", "value": f"urn:oid:{study}"}}
+            for study in studies
+        ]
+    checked: DiagnosticReport = DiagnosticReport.model_validate(report)
+    return checked.model_dump_json(exclude_none=True, indent=2).encode() + b"\n"
+
+
+def _narrative(result: pb.Result, author: str) -> str:
+    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in result.text.splitlines() if line.strip())
+    return (
+        f'<div xmlns="http://www.w3.org/1999/xhtml"><p><b>{html.escape(result.notice)}</b> {html.escape(author)}</p>'
+        f"{paragraphs}</div>"
+    )

@@ -1,0 +1,45 @@
+"""Which documents a caller asked for besides the text, checked before the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client.report_client import ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+
+
+def asked_documents(
+    sr: Path | None, fhir: Path | None, request: ReportRequest
+) -> list[tuple[Path, Callable[[pb.Result], bytes]]]:
+    """Each file with what makes its bytes of a result. Libraries are imported only where they are needed.
+
+    Frames are those that the result says were shown, else those asked for.
+
+    Raises:
+        InvalidInput: the images cannot be referred to, or both have one path.
+        NotPossibleHere: a library or a folder is not there.
+    """
+    asked: list[tuple[Path, Callable[[pb.Result], bytes]]] = []
+    if not (sr or fhir):
+        return asked
+    if sr == fhir:
+        raise InvalidInput(f"--sr and --fhir are both {sr}: give two files.")
+    for path in (sr, fhir):
+        if path and not path.parent.is_dir():
+            raise NotPossibleHere(f"The folder {path.parent} is not there: create it first.")
+    from echovlm_edge.runtime.clinical.source_images import as_shown, source_images
+
+    sources = source_images(request.images)
+    if sr:
+        from echovlm_edge.runtime.clinical.structured_report import structured_report
+
+        if not sources:
+            raise InvalidInput("A DICOM SR belongs to a study: send at least one DICOM image.")
+        asked.append((sr, lambda result: structured_report(result, as_shown(sources, result), request.language)))
+    if fhir:
+        from echovlm_edge.runtime.clinical.diagnostic_report import diagnostic_report
+
+        asked.append((fhir, lambda result: diagnostic_report(result, sources, request.language)))
+    return asked

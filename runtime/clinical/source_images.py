@@ -1,0 +1,107 @@
+"""What a document says of the images that a text was written about: identifiers read by the client from the files it sends.
+
+They are read here and not by the server, so that who the patient is never enters the server's memory beyond the files' bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.formats.dicom_frames import choose_frames, read_cine
+from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
+from echovlm_edge.runtime.formats.media_types import DICOM, sniff
+from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
+
+LONGEST_ELEMENT = 1 << 20  # bytes; no identifier is longer, and what is stays unread
+REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+# Type 2 of the Patient and General Study modules: copied where they are, else empty.
+PATIENT_AND_STUDY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One DICOM image.
+
+    Attributes:
+        header: its identifiers.
+        frames: which of its frames were read, counted from 1; empty for a single one.
+        place: among all images of the call, counted from 1.
+    """
+
+    header: Dataset = field(repr=False)
+    frames: tuple[int, ...]
+    place: int
+
+
+def source_images(images: Sequence[SentImage]) -> list[SourceImage]:
+    """The DICOM files among the images, with the frames that were asked for; their pixels are not read.
+
+    Raises:
+        InvalidInput: one cannot be read, lacks an identifier, or is another patient's than the first.
+    """
+    sources = [_source(image, place) for place, image in enumerate(images, 1) if _is_dicom(image)]
+    for source in sources:
+        if source.header.PatientID != sources[0].header.PatientID:
+            name = images[source.place - 1].name
+            raise InvalidInput(f"{name} is of another patient than the first image: ask about one at a time.")
+    return sources
+
+
+def as_shown(sources: Sequence[SourceImage], result: pb.Result) -> list[SourceImage]:
+    """The same with the frames that the model was shown, where the result says them: of an interrupted cine, say, others."""
+    shown: dict[int, set[int]] = {}
+    for picture in result.pictures:
+        frames = shown.setdefault(picture.image, set())  # 0 for a study's
+        if picture.frame_count > 1:
+            frames.add(picture.frame + 1)
+    return [
+        replace(source, frames=tuple(sorted(shown[source.place]))) if source.place in shown else source
+        for source in sources
+    ]
+
+
+def _is_dicom(image: SentImage) -> bool:
+    if image.media_type == DICOM:
+        return True
+    with image.open() as file:
+        return sniff(file.read(HEAD_BYTES)) == DICOM
+
+
+def _source(image: SentImage, place: int) -> SourceImage:
+    try:
+        with image.open() as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = pydicom.dcmread(file, stop_before_pixels=True, force=True, defer_size=LONGEST_ELEMENT)
+        header = Dataset()
+        for keyword in REFERENCES + PATIENT_AND_STUDY:
+            setattr(header, keyword, whole.get(keyword, None) or "")
+        frames = stated_frames(whole)
+        cine = read_cine(whole, frames, frames)
+    except Exception:  # the parser raises whatever the damaged bytes lead it to; its text may quote the patient
+        raise InvalidInput(f"{image.name} cannot be read as DICOM: it is truncated or damaged.") from None
+    missing = [keyword for keyword in REFERENCES if not header.get(keyword)]
+    if missing:
+        raise InvalidInput(f"{image.name} lacks the DICOM attribute {missing[0]}: a document cannot refer to it.")
+    if frames == 1:
+        return SourceImage(header, (), place)
+    chosen = choose_frames(image.name, frames, image.selection, sys.maxsize, cine)  # the server has a limit
+    return SourceImage(header, tuple(index + 1 for index in chosen), place)

@@ -1,0 +1,1 @@
+"""Requests, events, tasks, sections, errors: values that every room speaks in."""

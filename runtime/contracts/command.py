@@ -1,0 +1,31 @@
+"""What every command does at its edge: a user's error becomes one sentence and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from echovlm_edge.runtime.contracts.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}  # an option's values add up, however often it is given
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Declare `--version`, which prints the command's name and the package's version and ends with exit code 0."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('echovlm-edge')}")
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command's body; returns its exit code."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,1 @@
+"""One loaded bundle that answers many requests at once."""

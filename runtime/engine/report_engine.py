@@ -1,0 +1,441 @@
+"""The engine: one loaded bundle that answers many requests at once, from image bytes to streamed text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from echovlm_edge.runtime.backends import Backend, BatchBackend
+from echovlm_edge.runtime.backends.one_by_one import OneByOne
+from echovlm_edge.runtime.backends.opening import open_backend
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, reading
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Stopped, Unavailable, fresh
+from echovlm_edge.runtime.contracts.origins import Origin, refuse_mixed
+from echovlm_edge.runtime.contracts.request import (
+    Event,
+    Finished,
+    FinishReason,
+    Frame,
+    GenerationRequest,
+    ImageInput,
+    Picture,
+    Priority,
+    Stage,
+    StageStarted,
+    TextDelta,
+    pictures,
+)
+from echovlm_edge.runtime.engine.clock import Clock, Untimed
+from echovlm_edge.runtime.engine.encoder import Embedded, Encoder
+from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
+from echovlm_edge.runtime.engine.reuse import ImageStore, PrefixStore, StoreStats, block_names
+from echovlm_edge.runtime.engine.scheduler import Scheduler, SchedulerStats
+from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
+from echovlm_edge.runtime.imaging.image_file import Measured
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
+from echovlm_edge.runtime.prompting.detokenize import TokenText
+from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
+
+POLL_SECONDS = 0.05  # between two polls of whether the caller is still there
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much runs at once, and how much is remembered.
+
+    Attributes:
+        slots: sequences on the decoder at once.
+        prefix_bytes: memory for the cached keys and values of prompts; 0 for none.
+        image_bytes: memory for the cached embeddings of images; 0 for none.
+        parked_bytes: memory for batch generations that gave their slots to interactive ones: see `Parking`.
+    """
+
+    slots: int = 8
+    prefix_bytes: int = 1 << 30
+    image_bytes: int = 256 << 20
+    parked_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """How an engine is doing: for metrics."""
+
+    scheduler: SchedulerStats
+    prefixes: StoreStats
+    images: StoreStats
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What is loaded: for GetModelInfo and logs."""
+
+    model: str
+    checkpoint_sha256: str
+    bundle_id: str
+    bundle_format: int
+    target: str
+    precision: str
+    max_sequence: int
+    max_pixels: int  # of one frame after resizing; larger frames are scaled down
+
+
+class ReportEngine:
+    """A loaded model. Calls may come from many threads; they share the decoder."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        max_sequence: int | None = None,
+        options: EngineOptions = EngineOptions(),
+        image_decoder: ImageDecoder = IN_PROCESS,
+    ) -> None:
+        """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory; `image_decoder` reads image files."""
+        manifest = bundle.manifest
+        spec = manifest.model
+        batch = backend if isinstance(backend, BatchBackend) else OneByOne(backend)
+        rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
+        self.model = Model(batch, rotary, spec.vocab_size, frozenset(spec.stop_token_ids))
+        self.settings = PreprocessSettings.from_config(manifest.preprocess)
+        self.prompts = PromptBuilder.from_bundle(bundle)
+        self._token_text = TokenText(self.prompts.tokenizer)
+        self._image_decoder = image_decoder
+        self.new_clock: Callable[[], Clock] = Clock
+        self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
+        slots = batch.new_slots(
+            options.slots, min(max_sequence or manifest.limits.max_sequence, manifest.limits.max_sequence)
+        )
+        self._encoder = Encoder(batch, self.settings, spec.vision_head_dim, self._images)
+        self._scheduler = Scheduler(self.model, batch, slots, self._prefixes, options.parked_bytes)
+        self.info = EngineInfo(
+            model=manifest.source.name,
+            checkpoint_sha256=manifest.source.sha256,
+            bundle_id=manifest.bundle_id,
+            bundle_format=manifest.format,
+            target=manifest.target,
+            precision=manifest.precision,
+            max_sequence=slots[0].max_sequence,
+            max_pixels=self.settings.max_pixels,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        threads: int | None = None,
+        max_sequence: int | None = None,
+        verify: bool = False,
+        options: EngineOptions = EngineOptions(),
+        image_decoder: ImageDecoder = IN_PROCESS,
+    ) -> ReportEngine:
+        """Load the bundle at `path`; `threads` defaults to `usable_processors`.
+
+        Raises:
+            NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
+        """
+        bundle = Bundle(path, verify)
+        with reading(path / MANIFEST):  # files that are intact but do not fit it are its fault
+            backend = open_backend(bundle, threads, max_sequence)
+            return cls(bundle, backend, max_sequence, options, image_decoder)
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Answer one request as a stream of events that ends with `Finished`.
+
+        `stopped()` is asked before every image, prefill chunk and token; then the stream ends with CANCELLED.
+
+        Raises:
+            InvalidInput: an unreadable image, images that do not belong together, or a prompt longer than the context.
+            NotPossibleHere: an image that this machine cannot decode.
+            NotFound: frames that were read for another bundle.
+            Unavailable: the engine was closed, or decoding is not possible now.
+        """
+        clock = self.new_clock()
+        if request.came is not None:
+            clock.came(request.came)
+        return _timed_delivery(self._events(request, stopped, clock), clock)
+
+    def _events(
+        self, request: GenerationRequest, stopped: Callable[[], bool], clock: Clock
+    ) -> Generator[Event, None, None]:
+        prompt: Prompt | None = None
+        try:
+            frames, asker = list(request.frames), Asker(request.client, request.priority, stopped)
+            if request.images:
+                yield StageStarted(Stage.DECODE_IMAGES)
+            measured = [self._measure(image, asker, clock) for image in request.images]
+            if measured:
+                refuse_mixed(_origins(frames, request.images, measured), request.allow_mixed_studies)
+            prompt = self._prompt(request.prompt, [*self._grids(frames), *self._measured_grids(measured)])
+            clock.lap(Stage.PROMPT)
+            for place, (image, sizes) in enumerate(zip(request.images, measured, strict=True), 1):
+                frames += [replace(frame, image=place) for frame in self._decode(image, sizes, asker, clock)]
+            asked = self._ask_for_embeddings(frames, request, stopped, clock)
+            if any(isinstance(image, Future) for image in asked):
+                yield StageStarted(Stage.VISION)
+            images = _embedded(asked, stopped, clock)
+        except Stopped:
+            yield _cancelled(clock, prompt)
+            return
+        generation = self._generation(prompt, images, request, stopped)
+        clock.lap(Stage.PROMPT)
+        self._scheduler.submit(generation)
+        yield from self._follow(generation, clock, pictures(frames))
+
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
+        """Encode frames and prefill them below the priority of all requests, so that one about them finds that done.
+
+        Returns when it is done or `stopped()` says that it is no longer wanted; raises what `generate` raises.
+        """
+        request = GenerationRequest("", priority=Priority.BACKGROUND, client=client, scope=scope)
+        clock = Untimed()
+        try:
+            prompt = self._prompt("", self._grids(frames))
+            images = _embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
+            generation = self._generation(prompt, images, request, stopped, prefill_only=True)
+            self._scheduler.submit(generation)
+            ended = False
+            while not ended:
+                for progress in _next(generation, clock):
+                    if isinstance(progress, Exception):
+                        raise fresh(progress)
+                    ended = isinstance(progress, Left)
+        except Stopped:
+            return
+
+    def prompt_tokens(self, frames: Sequence[Frame], text: str = "") -> int:
+        """Count the tokens of a prompt about these frames.
+
+        Raises:
+            InvalidInput: more than the context holds.
+        """
+        return len(self._prompt(text, self._grids(frames)).token_ids)
+
+    def read_image(
+        self,
+        image: ImageInput,
+        before: Sequence[Frame] = (),
+        asker: Asker = NOBODY,
+        allow_mixed_studies: bool = False,
+    ) -> list[Frame]:
+        """Read the frames of an image file that comes after others, as `GenerationRequest.frames` takes them.
+
+        Raises:
+            InvalidInput: it is unreadable, does not belong with those before it, or is more than the context holds with them.
+            NotPossibleHere: this machine cannot decode it.
+            NotFound: those before it were read for another bundle.
+            Unavailable: decoding is not possible now.
+            Stopped: it is no longer wanted.
+        """
+        measured = self._measure(image, asker, Untimed())
+        refuse_mixed(_origins(before, [image], [measured]), allow_mixed_studies)
+        self._prompt("", [*self._grids(before), *self._measured_grids([measured])])
+        return self._decode(image, measured, asker, Untimed())
+
+    def close(self, reason: Unavailable | None = None) -> None:
+        """End all calls with `reason` and the threads after their turn."""
+        self._scheduler.close(reason)
+        self._encoder.close(reason)
+
+    def seconds_in_turn(self) -> float:
+        """How long the longest piece of work that runs now has been running."""
+        return max(self._scheduler.seconds_in_turn(), self._encoder.seconds_in_turn())
+
+    def stats(self) -> EngineStats:
+        """How it is doing."""
+        return EngineStats(self._scheduler.stats(), self._prefixes.stats(), self._images.stats())
+
+    def _measure(self, image: ImageInput, asker: Asker, clock: Clock) -> Measured:
+        if asker.stopped():
+            raise Stopped
+        measured = self._image_decoder.measure(image, self.settings.resolution, asker)
+        clock.lap(Stage.DECODE_IMAGES)
+        return measured
+
+    def _decode(self, image: ImageInput, measured: Measured, asker: Asker, clock: Clock) -> list[Frame]:
+        if asker.stopped():
+            raise Stopped
+        frames = self._image_decoder.decode(image, measured, asker)
+        clock.lap(Stage.DECODE_IMAGES)
+        return frames
+
+    def _prompt(self, text: str, grids: Sequence[Grid]) -> Prompt:
+        prompt = self.prompts.build(text, grids)
+        length, limit = len(prompt.token_ids), self.info.max_sequence
+        if length >= limit:
+            raise InvalidInput(
+                f"The prompt takes {length} tokens ({len(prompt.image_rows)} of them for images), the context holds "
+                f"{limit}: send fewer or smaller images or a shorter text, or build the bundle with --max-sequence."
+            )
+        return prompt
+
+    def _grids(self, frames: Sequence[Frame]) -> list[Grid]:
+        if any(frame.resolution != self.settings.resolution for frame in frames):
+            raise NotFound(
+                "The study's images were read for another bundle than the one that the server has now: begin a new study."
+            )
+        return [patch_grid(frame.pixels.shape[0], frame.pixels.shape[1], self.settings) for frame in frames]
+
+    def _measured_grids(self, measured: Sequence[Measured]) -> list[Grid]:
+        return [patch_grid(height, width, self.settings) for image in measured for height, width in image.sizes]
+
+    def _ask_for_embeddings(
+        self,
+        frames: Sequence[Frame],
+        request: GenerationRequest,
+        stopped: Callable[[], bool],
+        clock: Clock,
+    ) -> list[Embedded | Future[Embedded]]:
+        asked = [
+            self._encoder.embed(frame, request.client, request.scope, request.priority, stopped) for frame in frames
+        ]
+        clock.lap(Stage.PROMPT)
+        return asked
+
+    def _generation(
+        self,
+        prompt: Prompt,
+        images: Sequence[Embedded],
+        request: GenerationRequest,
+        stopped: Callable[[], bool],
+        prefill_only: bool = False,
+    ) -> Generation:
+        sizes = [(image.identity, len(image.embeddings)) for image in images]
+        return Generation(
+            prompt,
+            partial(prompt_embeddings, self.model.backend, prompt, [image.embeddings for image in images]),
+            block_names(prompt, sizes, request.scope),
+            None if prefill_only else request.sampling,
+            stopped,
+            request.priority,
+            request.client,
+            request.scope,
+        )
+
+    def _follow(self, generation: Generation, clock: Clock, shown: tuple[Picture, ...]) -> Iterator[Event]:
+        """What the scheduler says of a generation, as events."""
+        stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
+        finish, first_token, reused = FinishReason.CANCELLED, None, 0
+        waiting_since: float | None = None
+        ended = False
+        while not ended:
+            written = list[Written]()
+            for progress in _next(generation, clock):
+                match progress:
+                    case Exception():
+                        raise fresh(progress)
+                    case Left():
+                        ended = True
+                    case Queued():
+                        waiting_since = time.perf_counter()
+                        yield StageStarted(Stage.QUEUE)
+                    case Joined():
+                        reused = progress.reused
+                        if waiting_since is not None:
+                            clock.add(Stage.QUEUE, waiting_since, time.perf_counter() - waiting_since)
+                        yield StageStarted(Stage.PREFILL)
+                    case Prefilled():
+                        clock.add(Stage.PREFILL, progress.started, progress.seconds)
+                    case Written():
+                        written.append(progress)
+            for token in written:
+                clock.add(Stage.DECODE, token.started, token.seconds)
+                finish = token.finish or finish
+                ended = ended or token.finish is not None
+            if written:
+                first_token = first_token or clock.elapsed()
+                tokens += [token.token_id for token in written]
+                delta = "".join(stream.push(token.token_id) for token in written)
+                clock.lap(Stage.DETOKENIZE)
+                if delta:
+                    text.append(delta)
+                    yield TextDelta(delta)
+        if rest := stream.finish():
+            text.append(rest)
+            clock.lap(Stage.DETOKENIZE)
+            yield TextDelta(rest)
+        ended_with = _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
+        yield replace(ended_with, pictures=shown)
+
+
+def _origins(
+    frames: Sequence[Frame], images: Sequence[ImageInput], measured: Sequence[Measured]
+) -> list[tuple[str, Origin]]:
+    """List the origins of a study's frames and a call's images, each with its name."""
+    read = [(frame.name, frame.origin) for frame in frames]
+    return read + [(image.name, sizes.origin) for image, sizes in zip(images, measured, strict=True)]
+
+
+def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:
+    """The same events; how long the caller keeps each is a span."""
+    for event in events:
+        yield event
+        clock.lap(Stage.DELIVER)
+
+
+def _next(generation: Generation, clock: Clock) -> list[Progress]:
+    """Wait for what happens to a generation next.
+
+    A stopped one leaves at once, as the scheduler may be busy for a while before it releases it.
+    """
+    while not (happened := generation.outbox.take(POLL_SECONDS)):
+        if generation.stopped():
+            happened = [Left()]
+            break
+    clock.lap(Stage.WAIT)
+    return happened
+
+
+def _embedded(
+    asked: Sequence[Embedded | Future[Embedded]], stopped: Callable[[], bool], clock: Clock
+) -> list[Embedded]:
+    """Wait for images' embeddings, and note what it took to make them."""
+    return [image if isinstance(image, Embedded) else _result(image, stopped, clock) for image in asked]
+
+
+def _result(future: Future[Embedded], stopped: Callable[[], bool], clock: Clock) -> Embedded:
+    image = _waited_for(future, stopped)
+    clock.lap(Stage.WAIT)
+    began = image.started
+    for stage, end in image.ends.items():
+        clock.add(stage, began, end - began)
+        began = end
+    return image
+
+
+def _waited_for(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
+    while True:
+        try:
+            error = future.exception(timeout=POLL_SECONDS)
+        except NotYet:
+            if stopped():
+                raise Stopped from None
+            continue
+        if isinstance(error, Exception):
+            raise fresh(error)  # others wait for the same image
+        return future.result()
+
+
+def _cancelled(clock: Clock, prompt: Prompt | None = None) -> Finished:
+    return _finished("", (), FinishReason.CANCELLED, prompt, clock, None, 0)
+
+
+def _finished(
+    text: str,
+    tokens: tuple[int, ...],
+    finish: FinishReason,
+    prompt: Prompt | None,
+    clock: Clock,
+    first_token: float | None,
+    reused: int,
+) -> Finished:
+    clock.lap(Stage.DETOKENIZE)
+    lengths = (len(prompt.token_ids), len(prompt.image_rows)) if prompt else (0, 0)
+    return Finished(text, tokens, finish, *lengths, clock.seconds(), first_token, tuple(clock.spans), reused)

@@ -1,0 +1,133 @@
+"""Logits to the next token: greedy, or temperature, top-k, top-p and repetition penalty from a seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.runtime.backends import Logits
+from echovlm_edge.runtime.contracts.errors import UnusableNumbers
+from echovlm_edge.runtime.contracts.request import Sampling
+
+WEIGHT_BITS = 35  # of the likeliest token's weight
+LARGEST_VOCABULARY = 1 << 18  # sums of so many weights are below 2^53 and so exact in float64, in any order
+BUCKETS = 4096  # for `_nucleus`; any number gives the same tokens
+
+
+class Sampler:
+    """Chooses tokens for one generation; the same seed and logits give the same tokens.
+
+    A draw is defined in whole numbers, so that it does not depend on how it is computed; this must never change:
+
+    1. A token that was seen has its logit divided by the penalty, a negative one multiplied (float32).
+    2. A token's weight is exp((logit - largest logit) / temperature) * 2^35 in float64, rounded to a whole number.
+    3. Tokens are ranked by logit, the highest first, equal ones by id, the lowest first. `top_k` keeps the first k. Of these,
+       `top_p` keeps the fewest first ones whose weights add up to at least `top_p` of all their weights.
+    4. r is the next 64 bits of PCG64(seed) times the sum of the kept weights, divided by 2^64, rounded down. The token is the
+       first kept one, in order of ids, at which the running sum of weights is above r.
+    """
+
+    def __init__(self, options: Sampling, prompt_ids: NDArray[np.int64], vocab_size: int) -> None:
+        """`prompt_ids` int64 [n] count as seen for the repetition penalty."""
+        assert vocab_size <= LARGEST_VOCABULARY
+        self._options = options
+        self._random = np.random.PCG64(options.seed)
+        self._seen = np.zeros(vocab_size, dtype=bool)
+        self._seen[prompt_ids] = True
+
+    def choose(self, logits: Logits) -> int:
+        """The next token for logits float32 [vocab_size]; plain greedy choice leaves them where they are.
+
+        Raises:
+            UnusableNumbers: there is NaN or positive infinity among them, or nothing but negative infinity.
+        """
+        options = self._options
+        if options.repetition_penalty != 1:
+            logits = self._penalised(np.asarray(logits))
+        token = best(logits) if options.temperature == 0 else self._draw(np.asarray(logits))
+        self._seen[token] = True
+        return token
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Keskar et al. 2019 (CTRL), section 4.1: a seen token's logit is divided by the penalty, a negative one multiplied.
+        penalty, seen = np.float32(self._options.repetition_penalty), np.flatnonzero(self._seen)
+        penalised, values = logits.copy(), logits[seen]
+        penalised[seen] = np.where(values > 0, values / penalty, values * penalty)
+        return penalised
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        tokens, weights = candidates(logits, self._options)
+        sums = np.cumsum(weights)
+        drawn = self._random.random_raw() * int(sums[-1]) >> 64
+        return int(tokens[np.searchsorted(sums, drawn, side="right")])
+
+
+def best(logits: Logits) -> int:
+    """The likeliest token of logits float32 [vocab_size], the first of equal ones.
+
+    Raises:
+        UnusableNumbers: see `Sampler.choose`. NaN is numpy's largest, so that it is enough to check the chosen value.
+    """
+    token = int(logits.argmax())
+    if isinstance(logits, np.ndarray) and not math.isfinite(logits[token]):
+        raise UnusableNumbers
+    return token
+
+
+def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens that may be drawn, int64 [n] in order of ids, and their weights, whole numbers in float64 [n].
+
+    See `Sampler`. `top_p` is that of Holtzman et al. 2019, section 3.1; at least one token stays.
+
+    Raises:
+        UnusableNumbers: see `Sampler.choose`.
+    """
+    largest = logits[best(logits)]
+    tokens = _likeliest(logits, options.top_k) if 0 < options.top_k < len(logits) else None
+    chosen = logits if tokens is None else logits[tokens]
+    # In place: new memory takes longer than the arithmetic.
+    nats = chosen.astype(np.float64)  # above the likeliest: 0 or less
+    nats -= largest
+    with np.errstate(over="ignore"):  # infinitely far is far enough
+        nats /= options.temperature
+    weights = np.exp(nats)
+    weights *= 1 << WEIGHT_BITS
+    np.rint(weights, out=weights)
+    if options.top_p < 1:
+        kept = _nucleus(chosen, nats, weights, options.top_p)
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
+    return np.arange(len(weights)) if tokens is None else tokens, weights
+
+
+def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The `count` highest ranked tokens, in order of ids."""
+    least = np.partition(logits, len(logits) - count)[len(logits) - count]
+    tokens = np.flatnonzero(logits >= least)
+    if (surplus := len(tokens) - count) > 0:
+        tied = np.flatnonzero(logits[tokens] == least)
+        tokens = np.delete(tokens, tied[-surplus:])
+    return tokens
+
+
+def _nucleus(
+    logits: NDArray[np.float32], nats: NDArray[np.float64], weights: NDArray[np.float64], top_p: float
+) -> NDArray[np.int64]:
+    """Indices, ascending, of the fewest highest ranked whose weights add up to `top_p` of all.
+
+    They are counted into buckets by logit. Only those in the bucket in which the sum is reached have to be sorted. `nats` is
+    overwritten.
+    """
+    needed = top_p * weights.sum()
+    per_nat = BUCKETS / (math.log(2) * (WEIGHT_BITS + 2))  # what is further below the likeliest weighs nothing
+    nats *= -per_nat
+    bucket = np.minimum(nats, BUCKETS - 1, out=nats).astype(np.intp)
+    reached = np.cumsum(np.bincount(bucket, weights, BUCKETS))
+    last = int(np.searchsorted(reached, needed))
+    inside = bucket < last
+    tied = np.flatnonzero(bucket == last)
+    tied = tied[np.argsort(-logits[tied], kind="stable")]
+    before = (reached[last - 1] if last else 0.0) + np.cumsum(weights[tied]) - weights[tied]
+    inside[tied[before < needed]] = True
+    return np.flatnonzero(inside)

@@ -1,0 +1,372 @@
+"""Many generations on one decoder: they join and leave between tokens, and every running one gains a token a step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from traceback import format_tb
+
+import numpy as np
+
+from echovlm_edge.runtime.backends import BatchBackend, Logits, SlotCache
+from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
+from echovlm_edge.runtime.contracts.request import FinishReason, Priority
+from echovlm_edge.runtime.engine import policy
+from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.engine.model import Model
+from echovlm_edge.runtime.engine.parking import Parking
+from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
+from echovlm_edge.runtime.engine.sampling import Sampler, best
+from echovlm_edge.runtime.engine.sequence_state import SequenceState
+from echovlm_edge.runtime.engine.slots import SlotTable
+from echovlm_edge.runtime.resources.fair_queue import FairQueue
+from echovlm_edge.runtime.resources.thread_priority import give_way
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SchedulerStats:
+    """Slots, waiting and parked generations and what is kept of these, and tokens since the start."""
+
+    slots: int
+    busy: int
+    waiting: int
+    parked: int
+    parked_bytes: int
+    prefilled_tokens: int
+    reused_tokens: int
+    written_tokens: int
+    steps: int
+
+
+class Scheduler:
+    """Owns the decoder: one thread runs it, whatever others submit.
+
+    In each turn it releases stopped sequences, admits waiting ones, prefills one chunk, and runs one decode step for all that
+    are prefilled. What goes wrong with one sequence ends that one. The lock is held for moments only: keys and values are
+    copied without it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        backend: BatchBackend,
+        slots: Sequence[SlotCache],
+        prefixes: PrefixStore,
+        parked_bytes: int,
+    ) -> None:
+        """`slots` are all of `new_slots`' caches; `parked_bytes` is the budget of `Parking`."""
+        self._model, self._backend, self._prefixes = model, backend, prefixes
+        self._table = SlotTable(slots)
+        token_bytes = slots[0].read(0, 1).nbytes
+        self._parking = Parking(parked_bytes, token_bytes, self._table.max_sequence)
+        self._alive: dict[SequenceState, None] = {}  # submitted and not ended
+        self._running: list[SequenceState] = []  # those in slots
+        self._waiting: FairQueue[SequenceState] = FairQueue()  # new ones and parked ones
+        self._wake = threading.Condition()
+        self._closed: str | None = None  # why
+        self._turn_started: float | None = None
+        self._prefilled = self._reused = self._written = self._steps = 0
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Let a generation wait for a slot.
+
+        Raises:
+            Unavailable: the scheduler is closed.
+        """
+        sequence = SequenceState(generation)
+        with self._wake:
+            if self._closed:
+                raise Unavailable(self._closed)
+            if not (self._table.free and self._parking.admits(sequence)):
+                generation.outbox.put(Queued())
+            self._alive[sequence] = None
+            self._waiting.push(sequence, generation.client, generation.priority)
+            self._wake.notify()
+
+    def close(self, reason: Unavailable | None = None) -> None:
+        """End every generation with `reason`, and the thread after its turn; does not wait for a turn that hangs."""
+        with self._wake:
+            self._closed = self._closed or str(reason or SHUT_DOWN)
+            ended, self._alive, self._waiting = list(self._alive), {}, FairQueue()
+            for sequence in ended:
+                self._parking.leave(sequence)
+            self._wake.notify()
+        for sequence in ended:
+            sequence.generation.outbox.put(Unavailable(self._closed))
+
+    def seconds_in_turn(self) -> float:
+        """How long the turn that runs now has been running; 0 where nothing is to be done."""
+        started = self._turn_started
+        return time.monotonic() - started if started is not None else 0.0
+
+    def stats(self) -> SchedulerStats:
+        """How it is doing."""
+        with self._wake:
+            return SchedulerStats(
+                len(self._table),
+                len(self._running),
+                len(self._waiting) - len(self._parking),
+                len(self._parking),
+                self._parking.bytes,
+                self._prefilled,
+                self._reused,
+                self._written,
+                self._steps,
+            )
+
+    def _run(self) -> None:
+        give_way()
+        while self._wait_for_work():
+            try:
+                self._let_go()
+                self._let_in()
+                self._prefill_chunk()
+                self._write_tokens()
+            except Exception as error:  # whatever it was, those that run cannot go on and the next ones can
+                where = "".join(format_tb(error.__traceback__))
+                _log.error("a turn of the decoder failed with %s:\n%s", type(error).__name__, where)
+                for sequence in list(self._running):
+                    self._end(sequence, fresh(error))
+
+    def _wait_for_work(self) -> bool:
+        """Returns once there is something to do; whether there is, and not the end."""
+        with self._wake:
+            self._turn_started = None
+            while not (self._closed or self._alive):
+                self._wake.wait()
+            self._turn_started = time.monotonic()
+            return not self._closed
+
+    @contextmanager
+    def _alone(self, sequence: SequenceState) -> Iterator[None]:
+        """An exception ends this sequence and no other."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UnusableNumbers):
+                _log.error("a generation ended: its logits are no numbers")
+            self._end(sequence, error)
+
+    def _let_go(self) -> None:
+        with self._wake:
+            alive = list(self._alive)
+        for sequence in alive:
+            with self._alone(sequence):
+                if sequence.generation.stopped():
+                    if sequence.background and sequence.slot >= 0:
+                        self._keep(sequence, sequence.filled, self._table[sequence.slot])
+                    self._end(sequence, Left())
+
+    def _let_in(self) -> None:
+        while True:
+            with self._wake:
+                following = self._waiting.first(self._parking.admits)
+                full = not self._table.free
+            if following is None or (full and not self._make_room(following.priority)):
+                return
+            with self._wake:
+                sequence = self._waiting.pop(self._parking.admits)
+                if sequence is not None:
+                    self._parking.resume(sequence)
+            if sequence is not None:
+                with self._alone(sequence):
+                    self._join(sequence)
+
+    def _make_room(self, priority: Priority) -> bool:
+        """Take a slot from a sequence that `priority` goes before; whether there was one."""
+        return any(map(self._set_aside, policy.givers(self._running, priority, self._parking.has_room)))
+
+    def _set_aside(self, sequence: SequenceState) -> bool:
+        """Let a sequence wait again, with what it has: batch as it is, background as a prefix that is kept if there is room."""
+        if sequence.background:
+            self._keep(sequence, sequence.filled, self._table[sequence.slot])
+            sequence.filled = 0
+        else:
+            try:
+                sequence.parked = self._table[sequence.slot].read(0, sequence.filled)
+            except MemoryError:
+                _log.warning("no memory to park a batch generation: it keeps its slot")
+                sequence.stays = True
+                return False
+        sequence.unread = sequence.unread[:0].copy()
+        self._leave_slot(sequence)
+        with self._wake:
+            if sequence in self._alive:
+                if sequence.parked is not None:
+                    self._parking.park(sequence)
+                self._waiting.push(sequence, sequence.generation.client, sequence.priority, again=True)
+        return True
+
+    def _join(self, sequence: SequenceState) -> None:
+        """Give a sequence a slot, and into it what was parked of it or is known of its prompt."""
+        generation, parked, reused = sequence.generation, sequence.parked, 0
+        known = parked
+        if parked is None:
+            known = self._prefixes.longest(generation.blocks[: generation.target // BLOCK])
+            if known is not None:
+                limit = generation.target if generation.sampling is None else generation.target - 1
+                reused = sequence.filled = min(known.shape[2], limit) // BLOCK * BLOCK
+        with self._wake:
+            sequence.slot = self._table.take()
+            self._running.append(sequence)
+            self._parking.enter(sequence)
+        if known is not None:
+            self._table[sequence.slot].write(0, known[:, :, : sequence.filled])
+        if sequence.sampler is None:
+            sequence.unread = generation.embed(sequence.filled)
+        if parked is not None:
+            sequence.parked = None
+            return
+        sequence.joined = time.perf_counter()
+        with self._wake:
+            self._reused += reused
+        generation.outbox.put(Joined(reused))
+
+    def _prefill_chunk(self) -> None:
+        sequence = policy.next_to_prefill(self._running, self._steps)
+        if sequence is None:
+            return
+        with self._alone(sequence):
+            logits = self._prefill(sequence) if sequence.filled < sequence.generation.target else None
+            if sequence.filled == sequence.generation.target:
+                self._prefilled_all(sequence, logits)
+
+    def _prefill(self, sequence: SequenceState) -> Logits:
+        generation, filled = sequence.generation, sequence.filled
+        stop = policy.chunk_end(sequence, self._running)
+        count = stop - filled
+        angles = self._model.rotary.angles(generation.prompt.positions[:, filled:stop])
+        logits: Logits = self._backend.decode(
+            sequence.unread[:count], angles, filled, np.array([count - 1]), self._table[sequence.slot]
+        )[0]
+        with self._wake:
+            self._waiting.charge(generation.client, count)
+            self._prefilled += count
+        best(logits)  # raises where they are no numbers, before anything of it is kept
+        sequence.unread = sequence.unread[count:]
+        sequence.filled = stop
+        return logits
+
+    def _prefilled_all(self, sequence: SequenceState, logits: Logits | None) -> None:
+        generation = sequence.generation
+        generation.outbox.put(Prefilled(sequence.joined, time.perf_counter() - sequence.joined))
+        if generation.sampling is None:
+            self._keep(sequence, sequence.filled, self._table[sequence.slot])
+            self._end(sequence, Left())
+            return
+        assert logits is not None, "at least one token of a prompt is always run"
+        started = time.perf_counter()
+        sequence.unread = sequence.unread.copy()  # it is empty, and the copy frees the array that it was a view of
+        sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
+        sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
+        sequence.position = generation.prompt.next_position
+        cache = self._table[sequence.slot]
+        self._choose(sequence, logits, started)  # which may have been all, and then the slot is free, but as it was
+        if generation.lasting:
+            self._keep(sequence, generation.lasting, cache)
+
+    def _write_tokens(self) -> None:
+        writing = [sequence for sequence in self._running if sequence.decoding]
+        if not writing:
+            return
+        started = time.perf_counter()
+        try:
+            self._pack(writing)
+            logits = self._step(writing)
+        except Exception as error:
+            if len(writing) == 1:
+                self._end(writing[0], error)
+                return
+            # One of them may have been too much: each alone, and only who fails fails.
+            for sequence in writing:
+                with self._alone(sequence):
+                    self._advance(sequence, self._step([sequence])[0], started)
+            return
+        self._steps += 1
+        for row, sequence in enumerate(writing):
+            with self._alone(sequence):
+                self._advance(sequence, logits[row], started)
+
+    def _step(self, writing: Sequence[SequenceState]) -> Logits:
+        embeddings = self._backend.embed(np.array([sequence.token for sequence in writing]))
+        positions = np.tile(np.array([sequence.position for sequence in writing]), (3, 1))
+        past = np.array([sequence.filled for sequence in writing])
+        slots = self._table.range(writing[0].slot, len(writing))
+        return self._backend.step(embeddings, self._model.rotary.angles(positions), past, slots)
+
+    def _advance(self, sequence: SequenceState, logits: Logits, started: float) -> None:
+        sequence.filled += 1
+        sequence.position += 1
+        self._choose(sequence, logits, started)
+
+    def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> None:
+        assert sequence.sampler is not None
+        sequence.token = sequence.sampler.choose(logits)
+        sequence.left -= 1
+        with self._wake:
+            self._waiting.charge(sequence.generation.client, 1)
+            self._written += 1
+        finish = FinishReason.LENGTH if sequence.left == 0 else None
+        sampling = sequence.generation.sampling
+        if sequence.token in self._model.stop_token_ids and not (sampling and sampling.ignore_stop):
+            finish = FinishReason.STOP
+        sequence.generation.outbox.put(Written(sequence.token, started, time.perf_counter() - started, finish))
+        if finish:
+            self._leave(sequence)
+
+    def _pack(self, writing: list[SequenceState]) -> None:
+        """Bring those that write into the first slots, in the order of `writing`."""
+        where = {sequence.slot: sequence for sequence in self._running}
+        for source, target in policy.moves(sequence.slot for sequence in writing):
+            mover, other = where[source], where.get(target)
+            self._table.move(source, target, mover.filled, other.filled if other else 0)
+            mover.slot = target
+            if other:
+                other.slot = source
+        writing.sort(key=lambda sequence: sequence.slot)
+
+    def _keep(self, sequence: SequenceState, tokens: int, cache: SlotCache) -> None:
+        """Keep the first tokens' keys and values, as far as they are whole blocks, for prompts that begin alike."""
+        names = sequence.generation.blocks[: tokens // BLOCK]
+        if self._prefixes.covers(names):
+            return
+        try:
+            self._prefixes.put(sequence.generation.scope, names, cache.read(0, len(names) * BLOCK))
+        except MemoryError:
+            _log.warning("no memory to keep a prompt's prefix")
+
+    def _leave_slot(self, sequence: SequenceState) -> None:
+        with self._wake:
+            if sequence.slot >= 0:
+                self._running.remove(sequence)
+                self._table.give_back(sequence.slot)
+                sequence.slot = -1
+
+    def _leave(self, sequence: SequenceState) -> bool:
+        """Forget a sequence that ended, wherever it is; whether it was still known."""
+        self._leave_slot(sequence)
+        sequence.parked = None
+        with self._wake:
+            self._parking.leave(sequence)
+            self._waiting.remove(sequence, sequence.generation.client, sequence.priority)
+            known = sequence in self._alive
+            self._alive.pop(sequence, None)
+            return known
+
+    def _end(self, sequence: SequenceState, how: Progress) -> None:
+        if isinstance(how, Exception) and sequence.slot >= 0:
+            # What it wrote may be NaN, which the next sequence's attention would weigh by zero, and get NaN.
+            try:
+                self._table[sequence.slot].clear(min(sequence.filled + policy.CHUNK, self._table.max_sequence))
+            except Exception as error:  # of a device that fails at everything
+                _log.error("a slot could not be cleared: %s", type(error).__name__)
+        if self._leave(sequence):
+            sequence.generation.outbox.put(how)

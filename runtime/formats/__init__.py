@@ -1,0 +1,1 @@
+"""What kind a file is and where its frames are; nothing is decoded."""

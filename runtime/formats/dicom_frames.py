@@ -1,0 +1,84 @@
+"""Which frames of a cine are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import FrameSelection
+from echovlm_edge.runtime.formats.dicom_attributes import whole
+
+
+@dataclass(frozen=True)
+class Cine:
+    """What a cine says about its frames, counted from 0.
+
+    Attributes:
+        stated: how many it says there are.
+        default: the one that is read where none is asked for.
+        first, last: evenly spaced frames are spread from here to there.
+    """
+
+    stated: int
+    default: int
+    first: int
+    last: int
+
+
+def read_cine(dataset: Dataset, count: int, stated: int) -> Cine:
+    """A cine by its header: RepresentativeFrameNumber (PS3.3 C.7.6.6), StartTrim and StopTrim (C.7.6.5), counted from 1 there.
+
+    Values that cannot be meant are ignored. Without them the default is the middle between the trims, or of all that is there.
+
+    Args:
+        dataset: the header.
+        count: frames that are there, at least 1.
+        stated: frames that the header says there are.
+    """
+    start, stop = whole(dataset, "StartTrim") or 1, whole(dataset, "StopTrim") or stated
+    if not 1 <= start <= stop <= stated or start > count:
+        start, stop = 1, count
+    first, last = start - 1, min(stop, count) - 1
+    representative = whole(dataset, "RepresentativeFrameNumber") or 0
+    default = representative - 1 if 1 <= representative <= count else first + (last - first + 1) // 2
+    return Cine(stated, default, first, last)
+
+
+def choose_frames(
+    name: str, count: int, selection: FrameSelection, max_frames: int, cine: Cine | None = None
+) -> list[int]:
+    """The 0-based frames that a selection means in a file.
+
+    Args:
+        name: what error messages call the file.
+        count: whole frames that are there.
+        selection: what is asked for.
+        max_frames: the most that are read.
+        cine: what the file says about them (`read_cine`); without it the default is the middle one, and all are spread over.
+
+    Raises:
+        InvalidInput: an index outside the file, or more frames than `max_frames`.
+    """
+    cine = cine or Cine(count, count // 2, 0, count - 1)
+    if selection.indices:
+        for index in selection.indices:
+            if not 0 <= index < count:
+                there = f"{count}" if count == cine.stated else f"{count} of the {cine.stated:,} that it states"
+                raise InvalidInput(f"{name} has no frame {index}: it has {there}, counted from 0.")
+        chosen = list(selection.indices)
+    elif selection.evenly_spaced > 1 and cine.last > cine.first:
+        span = cine.last - cine.first
+        wanted = min(selection.evenly_spaced, span + 1)
+        chosen = [cine.first + round(step * span / (wanted - 1)) for step in range(wanted)]
+    else:
+        chosen = [cine.default]
+    if len(chosen) > max_frames:
+        raise InvalidInput(f"{name}: {len(chosen)} frames were asked for, at most {max_frames} are read from a file.")
+    return chosen
+
+
+def interruption(count: int, stated: int) -> str:
+    """What to say of a cine that has fewer frames than it states; empty where it has all."""
+    return "" if count == stated else f"{count} of {stated:,} frames are there."

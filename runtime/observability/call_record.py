@@ -1,0 +1,82 @@
+"""One call from its arrival to its status: its id, who called, how it ended, and who observes it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from traceback import format_tb
+
+import grpc
+
+from echovlm_edge.runtime.contracts.errors import Busy, UserError
+from echovlm_edge.runtime.contracts.request import Finished
+from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
+from echovlm_edge.runtime.serving.access.clients import Client
+
+REQUEST_ID = "x-request-id"
+NO_MEMORY_RETRY_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class CallRecord:
+    """What is known of a call while it runs, whichever transport carries it.
+
+    Attributes:
+        id: in the log and in the call's initial metadata; made here, so that no client can put anything into the log.
+        started: when it came, by time.perf_counter.
+        gone: set by the transport once nobody waits for the answer: cancelled, disconnected, or past the deadline.
+        outcome: `ok`, `cancelled`, or a status code's name in lower case.
+        finished: a generation's result, where there is one.
+        traceparent: the client's trace that the call belongs to (W3C Trace Context), or empty.
+    """
+
+    def __init__(self, method: str, client: Client, observers: Sequence[Observer], traceparent: str = "") -> None:
+        """A call of `method` by `client` begins."""
+        self.method, self.client, self.traceparent = method, client, traceparent
+        self.id = secrets.token_hex(8)
+        self.started = time.perf_counter()
+        self.gone = threading.Event()
+        self.outcome = "ok"
+        self.finished: Finished | None = None
+        self.seconds = 0.0
+        self._observers = observers
+
+    def fail(self, error: Exception) -> CallStatus:
+        """Record how the call fails; returns the status that its client gets."""
+        status = self._status(error)
+        self.outcome = "cancelled" if self.gone.is_set() else status.code.name.lower()
+        return status
+
+    def end(self) -> None:
+        """Notify the observers; a call ends once."""
+        self.seconds = time.perf_counter() - self.started
+        if self.gone.is_set():
+            self.outcome = "cancelled"
+        for observe in self._observers:
+            try:
+                observe(self)
+            except Exception as error:
+                _log.error("an observer of calls failed with %s", type(error).__name__)
+
+    def _status(self, error: Exception) -> CallStatus:
+        if isinstance(error, UserError):
+            return status_of(error)
+        # Where it failed, without the error's own text, which could quote the request.
+        _log.error(
+            "a %s failed with %s:\n%s",
+            self.method,
+            type(error).__name__,
+            "".join(format_tb(error.__traceback__)),
+            extra={"request_id": self.id},
+        )
+        if isinstance(error, MemoryError):
+            sentence = "The server has no memory for this request now: ask again later."
+            return status_of(Busy(sentence, NO_MEMORY_RETRY_SECONDS))
+        return CallStatus(grpc.StatusCode.INTERNAL, "The server failed on this request; its log says where.")
+
+
+Observer = Callable[[CallRecord], None]

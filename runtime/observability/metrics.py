@@ -1,0 +1,107 @@
+"""Prometheus metrics: calls by outcome, queue and stage times, tokens, slots, memory, hits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from echovlm_edge.runtime.engine.report_engine import EngineStats
+from echovlm_edge.runtime.engine.reuse import StoreStats
+from echovlm_edge.runtime.observability.call_record import CallRecord
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Told of every call; asks the engine, the studies and the uploads when it is scraped."""
+
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats],
+        studies: Callable[[], tuple[int, int]],
+        uploads: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        """`studies` gives how many are open and the bytes of their pictures; `uploads`, how many files there are and their bytes."""
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self._calls = Counter(
+            "echovlm_calls",
+            "Calls that ended, by method, outcome and client.",
+            ["method", "outcome", "client"],
+            registry=registry,
+        )
+        self._call_seconds = Histogram(
+            "echovlm_call_seconds", "From a call's arrival to its end.", ["method"], buckets=SECONDS, registry=registry
+        )
+        self._first_token = Histogram(
+            "echovlm_first_token_seconds",
+            "From a call's arrival to its first token.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "echovlm_stage_seconds",
+            "One call's time in a stage; queue is one.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._tokens_per_second = Histogram(
+            "echovlm_decode_tokens_per_second",
+            "One call's tokens a second while it was written.",
+            buckets=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+            registry=registry,
+        )
+        self._stats, self._studies, self._uploads = stats, studies, uploads
+        self.registry.register(self)
+
+    def observe(self, call: CallRecord) -> None:
+        """Count a call that ended."""
+        self._calls.labels(call.method, call.outcome, call.client.name).inc()
+        self._call_seconds.labels(call.method).observe(call.seconds)
+        if done := call.finished:
+            for stage, seconds in done.seconds.items():
+                self._stages.labels(stage.value).observe(seconds)
+            if done.first_token_seconds is not None:
+                self._first_token.observe(done.first_token_seconds)
+            decode = sum(span.seconds for span in done.spans if span.stage.value == "decode")
+            if len(done.token_ids) > 1 and decode > 0:
+                self._tokens_per_second.observe(len(done.token_ids) / decode)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the engine, the studies and the uploads say now."""
+        stats = self._stats()
+        scheduler = stats.scheduler
+        studies, study_bytes = self._studies()
+        uploads, upload_bytes = self._uploads()
+        for name, text, value in (
+            ("slots", "Sequences that can run on the decoder at once.", scheduler.slots),
+            ("slots_busy", "Sequences that run on it.", scheduler.busy),
+            ("waiting", "Sequences that wait for a slot.", scheduler.waiting),
+            ("parked", "Batch sequences that gave their slot to an interactive one.", scheduler.parked),
+            ("parked_bytes", "Memory of their keys and values.", scheduler.parked_bytes),
+            ("studies", "Open studies.", studies),
+            ("study_bytes", "Memory of their pictures.", study_bytes),
+            ("uploads", "Uploaded files, those that are still coming included.", uploads),
+            ("upload_bytes", "Their memory.", upload_bytes),
+        ):
+            yield GaugeMetricFamily(f"echovlm_{name}", text, value)
+        tokens = CounterMetricFamily("echovlm_tokens", "Prompt tokens read or reused, tokens written.", labels=["kind"])
+        for kind, count in (
+            ("prefilled", scheduler.prefilled_tokens),
+            ("reused", scheduler.reused_tokens),
+            ("written", scheduler.written_tokens),
+        ):
+            tokens.add_metric([kind], count)
+        yield tokens
+        yield CounterMetricFamily("echovlm_decode_steps", "Decoder steps, each of all that write.", scheduler.steps)
+        yield from _store("prefix", "Keys and values of prompts seen before", stats.prefixes)
+        yield from _store("image", "Embeddings of images seen before", stats.images)
+
+
+def _store(name: str, what: str, stats: StoreStats) -> Iterator[Metric]:
+    yield CounterMetricFamily(f"echovlm_{name}_hits", f"{what}: found.", stats.hits)
+    yield CounterMetricFamily(f"echovlm_{name}_misses", f"{what}: not found.", stats.misses)
+    yield GaugeMetricFamily(f"echovlm_{name}_bytes", f"{what}: memory.", stats.bytes)

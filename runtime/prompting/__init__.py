@@ -1,0 +1,1 @@
+"""Words and images to tokens and positions, and tokens back to text."""

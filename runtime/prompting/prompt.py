@@ -1,0 +1,174 @@
+"""A user's turn to tokens and positions: chat template, image placeholders, M-RoPE positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from echovlm_edge.runtime.bundle.manifest import CHAT_TEMPLATE, FIX, TOKENIZER, Bundle, reading
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+
+PROBE = "What is seen?"
+Grid = tuple[int, int, int]  # one image's patches: time, height, width
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        token_ids: int64 [n]; every merged patch has one image token.
+        positions: int64 [3, n], M-RoPE's temporal, height and width position of each token.
+        image_rows: int64 [m], which tokens are image tokens, in the images' order.
+        next_position: the position of the first generated token, on all three axes.
+    """
+
+    token_ids: NDArray[np.int64] = field(repr=False)
+    positions: NDArray[np.int64]
+    image_rows: NDArray[np.int64]
+    next_position: int
+
+
+class PromptBuilder:
+    """Renders a checkpoint's own chat template in a sandbox and tokenizes it.
+
+    Raises:
+        NotPossibleHere: the template cannot be used, or the tokenizer has no image token of the id given.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str, image_token_id: int, merge_size: int) -> None:
+        """`merge_size`: patches merged along each axis into one token."""
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        try:
+            self._template = environment.from_string(template)
+        except Exception as error:  # Jinja's own, and Python's where its compiler gives up
+            raise NotPossibleHere(f"The chat template cannot be compiled ({type(error).__name__}): {FIX}.") from None
+        image_token = tokenizer.id_to_token(image_token_id)
+        if image_token is None:
+            raise NotPossibleHere(
+                f"The tokenizer has no token {image_token_id}, which the config calls the image token."
+            )
+        self.tokenizer, self._image_token, self._image_token_id = tokenizer, image_token, image_token_id
+        self._merge_size = merge_size
+        # A study's report begins as its preparation did. Nothing of the user's text is in it.
+        self._up_to_last_image = lru_cache(maxsize=16)(self._build_up_to_last_image)
+        self._check_template()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
+        """The bundle's own template and tokenizer.
+
+        Raises:
+            NotPossibleHere: one of the files is damaged; the sentence names it.
+        """
+        model, tokenizer_file, template_file = (
+            bundle.manifest.model,
+            bundle.path / TOKENIZER,
+            bundle.path / CHAT_TEMPLATE,
+        )
+        with reading(tokenizer_file):
+            tokenizer = Tokenizer.from_str(bundle.text(TOKENIZER))
+            tokens = tokenizer.get_vocab().values()
+        if max(tokens, default=-1) >= model.vocab_size or tokenizer.id_to_token(model.image_token_id) is None:
+            raise NotPossibleHere(f"The bundle's file {tokenizer_file} is not its model's: {FIX}.")
+        template = bundle.text(CHAT_TEMPLATE)
+        try:
+            return cls(tokenizer, template, model.image_token_id, model.merge_size)
+        except NotPossibleHere as error:
+            raise NotPossibleHere(f"In {template_file}: {error}") from None
+
+    def build(self, text: str, grids: Sequence[Grid]) -> Prompt:
+        """One user turn: the images, then `text`.
+
+        Raises:
+            InvalidInput: the text holds a special token, which could forge the conversation's structure.
+        """
+        self._refuse_special_tokens(text)
+        *pieces, last = self.render(text, len(grids)).split(self._image_token)
+        beginning = self._up_to_last_image(tuple(pieces), tuple(grids))
+        tokens = np.array(self._tokens(last), dtype=np.int64)
+        position = beginning.next_position
+        return Prompt(
+            np.concatenate((beginning.token_ids, tokens)),
+            np.concatenate((beginning.positions, _counted(position, len(tokens))), axis=1),
+            beginning.image_rows,
+            position + len(tokens),
+        )
+
+    def _build_up_to_last_image(self, pieces: tuple[str, ...], grids: tuple[Grid, ...]) -> Prompt:
+        """Each image with the text before it."""
+        tokens = {piece: self._tokens(piece) for piece in set(pieces)}  # between images they are all the same
+        token_ids = list[int]()
+        for piece, grid in zip(pieces, grids, strict=True):
+            token_ids += tokens[piece] + [self._image_token_id] * merged_patches(grid, self._merge_size)
+        ids = np.array(token_ids, dtype=np.int64)
+        texts = [len(tokens[piece]) for piece in pieces]
+        positions, next_position = rope_positions([*texts, 0], grids, self._merge_size)
+        return Prompt(ids, positions, np.flatnonzero(ids == self._image_token_id), next_position)
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def render(self, text: str, images: int) -> str:
+        """The chat template's text, with one placeholder per image."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content if images else text}]
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True)
+        except Exception as error:  # a template's mistakes are of any kind; their text could quote the user's
+            raise NotPossibleHere(f"The chat template cannot be rendered ({type(error).__name__}): {FIX}.") from None
+
+    def _check_template(self) -> None:
+        """A user's text must be in what it renders, and every image have its place before it."""
+        for images in range(3):
+            *pieces, last = self.render(PROBE, images).split(self._image_token)
+            if len(pieces) != images or PROBE not in last:
+                raise NotPossibleHere(f"The chat template does not render text and images: {FIX}.")
+
+    def _refuse_special_tokens(self, text: str) -> None:
+        for token in self.tokenizer.get_added_tokens_decoder().values():
+            if token.special and token.content in text:
+                raise InvalidInput(f"The prompt holds the reserved token {token.content}: leave it out.")
+
+
+def merged_patches(grid: Grid, merge_size: int) -> int:
+    """How many tokens an image of this grid takes."""
+    time, height, width = grid
+    return time * (height // merge_size) * (width // merge_size)
+
+
+def rope_positions(texts: Sequence[int], grids: Sequence[Grid], merge_size: int) -> tuple[NDArray[np.int64], int]:
+    """M-RoPE positions: text counts on along all axes, an image spans a grid, text goes on from its largest position.
+
+    Args:
+        texts: how many tokens of text there are before, between and after the images.
+        grids: the images' patches, in order.
+        merge_size: patches merged along each axis into one token.
+
+    Returns:
+        Positions int64 [3, n], and the next free one (Wang et al. 2024, Qwen2-VL, section 2.1).
+    """
+    runs, position = [_counted(0, texts[0])], texts[0]
+    for grid, text in zip(grids, texts[1:], strict=True):
+        image, span = _spanned(grid, merge_size)
+        runs += [image + position, _counted(position + span, text)]
+        position += span + text
+    return np.concatenate(runs, axis=1), position
+
+
+def _counted(first: int, length: int) -> NDArray[np.int64]:
+    return np.arange(first, first + length)[None].repeat(3, axis=0)
+
+
+@lru_cache(maxsize=16)  # a study's pictures are mostly of one size
+def _spanned(grid: Grid, merge_size: int) -> tuple[NDArray[np.int64], int]:
+    """An image's positions int64 [3, m] counted from 0, and how many it spans."""
+    merged = (grid[0], grid[1] // merge_size, grid[2] // merge_size)
+    return np.indices(merged, np.int64).reshape(3, -1), max(merged)

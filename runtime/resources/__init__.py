@@ -1,0 +1,1 @@
+"""The machine's processors, memory and files, and how clients share them."""

@@ -1,0 +1,108 @@
+"""How many calls are inside at once, in all and by client, and what their requests hold; others are told when to ask again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, Unavailable
+from echovlm_edge.runtime.serving.access.clients import Client
+
+FIRST_GUESS_SECONDS = 5.0  # of a call, before any has ended
+SMOOTHING = 0.2  # weight of the newest call in the running mean
+
+
+class Admission:
+    """Counts calls in and out. One that waits for a slot holds a place, so the queue is bounded by the places.
+
+    A client without `max_calls` gets its `Client.share` of the places.
+    """
+
+    def __init__(self, places: int, slots: int, request_bytes: int) -> None:
+        """`places`: calls inside at once; `slots`: how many of them run together; `request_bytes`: of all their messages."""
+        self._places, self._slots = places, slots
+        self._batch, self._batch_places = 0, max(1, places // 2)
+        self._held, self._request_bytes = 0, request_bytes
+        self._inside: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._mean_seconds = FIRST_GUESS_SECONDS
+        self._draining = False
+
+    @property
+    def inside(self) -> int:
+        """How many calls are inside."""
+        with self._lock:
+            return self._inside.total()
+
+    def drain(self) -> None:
+        """From now on nobody comes in."""
+        self._draining = True
+
+    def check(self, client: Client) -> None:
+        """Refuse a call, before its message is read, that would find no place now.
+
+        Raises:
+            Busy: all places are taken, or all of this client's own.
+            Unavailable: the server is shutting down.
+        """
+        with self._lock:
+            self._refuse_without_room(client)
+
+    @contextmanager
+    def place(self, client: Client, request_bytes: int, batch: bool = False) -> Iterator[None]:
+        """Take a place for one call, for as long as it works; batch calls get at most half of all places.
+
+        Raises:
+            Busy: all places are taken, or all of this client's own, or all that batch calls may have; or there is no memory for
+                a request of so many bytes beside those of the calls inside.
+            Unavailable: the server is shutting down.
+        """
+        self._enter(client, request_bytes, batch)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside[client.name] -= 1
+                self._inside += Counter()  # forgets clients that are gone
+                self._batch -= batch
+                self._held -= request_bytes
+                self._mean_seconds += SMOOTHING * (time.monotonic() - started - self._mean_seconds)
+
+    def _enter(self, client: Client, request_bytes: int, batch: bool) -> None:
+        with self._lock:
+            self._refuse_without_room(client)
+            if batch and self._batch >= self._batch_places:
+                raise Busy(
+                    f"{self._batch} batch calls are inside, as many as there may be: ask again when one has ended.",
+                    self._wait(self._batch),
+                )
+            if self._held and self._held + request_bytes > self._request_bytes:
+                raise Busy(
+                    f"The calls inside hold {self._held / 1e6:.0f} MB of requests, with yours it would be more than there may "
+                    "be: ask again when one has ended.",
+                    self._wait(self._inside.total()),
+                )
+            self._inside[client.name] += 1
+            self._batch += batch
+            self._held += request_bytes
+
+    def _refuse_without_room(self, client: Client) -> None:
+        if self._draining:
+            raise Unavailable(SHUTTING_DOWN)
+        inside = self._inside.total()
+        if inside >= self._places:
+            raise Busy(f"The server is busy with {inside} calls: ask again when one has ended.", self._wait(inside))
+        most = client.max_calls or client.share(self._places)
+        if self._inside[client.name] >= most:
+            raise Busy(
+                f"{most} calls of yours are running, as many as you may have: ask again when one has ended.",
+                self._wait(most),
+            )
+
+    def _wait(self, inside: int) -> float:
+        """Seconds until a place comes free, were all calls as long as the last ones."""
+        return max(0.1, self._mean_seconds / max(1, min(inside, self._slots)))

@@ -1,0 +1,119 @@
+"""Certificates: the server's own, those of the clients it trusts, read again when the files change."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files: the server's certificate chain and key, and who signs its clients' certificates (None: none are asked for)."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def all(self) -> list[Path]:
+        """Every file."""
+        return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """What the files hold; it was checked with OpenSSL."""
+
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    client_ca: bytes | None = field(repr=False)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials that stay what they are."""
+        pair = (self.key, self.certificate)
+        return grpc.ssl_server_credentials([pair], self.client_ca, self.client_ca is not None)
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """For credentials that change."""
+        return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
+
+
+class CertificateFiles:
+    """Certificates, and what becomes of them as their files change. Not for two threads at once."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Read the files.
+
+        Raises:
+            NotPossibleHere: a file cannot be read, or they do not belong together.
+        """
+        self._files = files
+        self.current = _checked(files, self._read())
+        self._problem = ""
+
+    def renewed(self) -> Certificates | None:
+        """Read the files again: what they hold where it is new and can be used; what cannot is logged once."""
+        try:
+            found = self._read()
+            if found == self.current:
+                self._problem = ""
+                return None
+            self.current = _checked(self._files, found)
+        except NotPossibleHere as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                _log.error("the certificates have changed and cannot be used, the old ones stay: %s", error)
+            return None
+        self._problem = ""
+        return self.current
+
+    def _read(self) -> Certificates:
+        files = self._files
+        return Certificates(
+            _read(files.certificate), _read(files.key), _read(files.client_ca) if files.client_ca else None
+        )
+
+
+def _checked(files: TlsFiles, found: Certificates) -> Certificates:
+    """The same, tried out: these very bytes, as the files may change meanwhile.
+
+    Raises:
+        NotPossibleHere: they cannot be used.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with _in_memory(found.certificate) as certificate, _in_memory(found.key) as key:
+            context.load_cert_chain(certificate, key, password="")  # else it asks the terminal for an encrypted key's
+        if found.client_ca is not None:
+            with _in_memory(found.client_ca) as client_ca:
+                context.load_verify_locations(client_ca)
+    except (ssl.SSLError, OSError):
+        names = ", ".join(map(str, files.all()))
+        raise NotPossibleHere(f"{names} are not a PEM certificate and the key that belongs to it.") from None
+    return found
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """A file that only this process has, as `ssl` takes only paths."""
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotPossibleHere(f"{path} cannot be read ({error.strerror}).") from None

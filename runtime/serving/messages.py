@@ -1,0 +1,230 @@
+"""Messages of report.proto to the runtime's values and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.memory_file import MemoryFile
+from echovlm_edge.runtime.contracts.request import (
+    Event,
+    Finished,
+    FinishReason,
+    FrameSelection,
+    ImageInput,
+    OriginalFrames,
+    Picture,
+    Priority,
+    Sampling,
+    Stage,
+    StageStarted,
+    TextDelta,
+)
+from echovlm_edge.runtime.contracts.sections import split_sections
+from echovlm_edge.runtime.contracts.tasks import Language, Region
+from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.imaging.image_file import ImageLimits
+
+NOTICE = "Draft, not reviewed by a clinician."
+
+STAGES = {
+    Stage.QUEUE: pb.STAGE_QUEUE,
+    Stage.DECODE_IMAGES: pb.STAGE_DECODING_IMAGES,
+    Stage.PREPROCESS: pb.STAGE_PREPROCESSING,
+    Stage.VISION: pb.STAGE_VISION,
+    Stage.PROJECTOR: pb.STAGE_PROJECTOR,
+    Stage.PREFILL: pb.STAGE_PREFILL,
+    Stage.DECODE: pb.STAGE_DECODE,
+    Stage.DETOKENIZE: pb.STAGE_DETOKENIZE,
+    Stage.PROMPT: pb.STAGE_PROMPT,
+    Stage.DELIVER: pb.STAGE_DELIVER,
+    Stage.WAIT: pb.STAGE_WAIT,
+}
+FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+LANGUAGES = {pb.LANGUAGE_UNSPECIFIED: Language.EN, pb.LANGUAGE_EN: Language.EN, pb.LANGUAGE_ZH: Language.ZH}
+REGIONS = {pb.AnatomicalRegion.Value(f"ANATOMICAL_REGION_{region.name}"): region for region in Region}
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_BATCH: Priority.BATCH,
+}
+
+
+@dataclass(frozen=True)
+class CallLimits:
+    """What one call may hold; looked at before anything of it is decoded.
+
+    Attributes:
+        message_bytes: the server refuses larger ones before they are in memory.
+        images: files.
+        frames: pictures asked for, of all files together.
+        prompt_characters: of a prompt or question.
+    """
+
+    message_bytes: int = 64 << 20
+    images: int = 64
+    frames: int = 128
+    prompt_characters: int = 20_000
+
+    def check(self, text: str, images: Sequence[pb.Image]) -> None:
+        """Refuse a call that holds more.
+
+        Raises:
+            InvalidInput: it does; the sentence names the limit.
+        """
+        if len(text) > self.prompt_characters:
+            raise InvalidInput(
+                f"The prompt has {len(text):,} characters, more than {self.prompt_characters:,}: send a shorter one."
+            )
+        if len(images) > self.images:
+            raise InvalidInput(f"The call has {len(images)} images, more than {self.images}: send fewer.")
+        asked = [
+            len(image.original.index) or image.frames.evenly_spaced or len(image.frames.indices.index) or 1
+            for image in images
+        ]
+        if sum(asked) > self.frames:
+            raise InvalidInput(f"The call asks for {sum(asked):,} frames, more than {self.frames}: ask for fewer.")
+
+
+def language(options: pb.GenerationOptions) -> Language:
+    """Of the default prompt."""
+    if options.language not in LANGUAGES:
+        raise InvalidInput(f"There is no language {options.language}: choose LANGUAGE_EN or LANGUAGE_ZH.")
+    return LANGUAGES[options.language]
+
+
+def region(options: pb.GenerationOptions) -> Region | None:
+    """Of the default prompt."""
+    if options.region == pb.ANATOMICAL_REGION_UNSPECIFIED:
+        return None
+    if options.region not in REGIONS:
+        raise InvalidInput(f"There is no anatomical region {options.region}: choose one that GetModelInfo lists.")
+    return REGIONS[options.region]
+
+
+def priority(options: pb.GenerationOptions) -> Priority:
+    """Who goes first."""
+    if options.priority not in PRIORITIES:
+        raise InvalidInput(f"There is no priority {options.priority}: choose PRIORITY_INTERACTIVE or PRIORITY_BATCH.")
+    return PRIORITIES[options.priority]
+
+
+def sampling(options: pb.GenerationOptions) -> Sampling:
+    """What is given; the rest by default."""
+    given = {field.name: value for field, value in options.sampling.ListFields()}
+    return Sampling(**given)
+
+
+def image_input(image: pb.Image, number: int, uploaded: MemoryFile | None = None) -> ImageInput:
+    """A call's image of that place, counted from 1; `uploaded` is the file that it names.
+
+    Raises:
+        InvalidInput: it has a file of its own besides, or says nonsense of where its frames come from.
+    """
+    name = f"image {number}"
+    if image.data and image.upload:
+        raise InvalidInput(f"{name} has both data and an upload: send one of them.")
+    original = _original(image, name)
+    # A file that was shortened has the frames that are asked for, and no others.
+    indices = range(len(original.numbers)) if original else image.frames.indices.index
+    selection = FrameSelection(tuple(indices), 0 if original else image.frames.evenly_spaced)
+    data = image.data if uploaded is None else uploaded
+    return ImageInput(data, image.media_type, name, selection, not image.keep_whole_frame, original)
+
+
+def _original(image: pb.Image, name: str) -> OriginalFrames | None:
+    if not image.HasField("original"):
+        return None
+    numbers, count = tuple(image.original.index), image.original.count
+    if not numbers:
+        raise InvalidInput(f"{name} names no frames of its original: say one for each frame that it has.")
+    if len(numbers) > (most := ImageLimits().max_frames):
+        raise InvalidInput(f"{name} has {len(numbers):,} frames of its original, at most {most} are read from a file.")
+    if (largest := max(numbers)) >= count:
+        raise InvalidInput(f"{name} says that frame {largest:,} is of an original that has {count:,}, counted from 0.")
+    return OriginalFrames(numbers, count)
+
+
+def event_message(event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.GenerateEvent:
+    """One event of a stream; `total_seconds` since the call came."""
+    match event:
+        case StageStarted(stage):
+            return pb.GenerateEvent(stage_started=STAGES[stage])
+        case TextDelta(text):
+            return pb.GenerateEvent(text=text)
+        case Finished():
+            return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds))
+
+
+def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.Result:
+    sections = split_sections(event.text)
+    return pb.Result(
+        text=event.text,
+        sections=pb.Sections(findings=sections.findings, impression=sections.impression),
+        finish_reason=FINISH_REASONS[event.finish_reason],
+        usage=pb.Usage(
+            prompt_tokens=event.prompt_tokens,
+            image_tokens=event.image_tokens,
+            generated_tokens=len(event.token_ids),
+            reused_tokens=event.reused_tokens,
+        ),
+        timings=pb.Timings(
+            stages=[pb.StageTime(stage=STAGES[stage], seconds=seconds) for stage, seconds in event.seconds.items()],
+            first_token_seconds=event.first_token_seconds,
+            total_seconds=total_seconds,
+        ),
+        token_ids=event.token_ids if include_token_ids else (),
+        notice=NOTICE,
+        model=event.model or info.model,
+        bundle_id=event.bundle_id or info.bundle_id,
+        pictures=map(picture, event.pictures),
+    )
+
+
+def picture(shown: Picture) -> pb.Picture:
+    """What the model was shown of a file."""
+    source = shown.source
+    return pb.Picture(
+        **{"study_image" if shown.of_study else "image": shown.image},
+        frame=source.index,
+        frame_count=source.count,
+        width=source.width,
+        height=source.height,
+        box=pb.Box(**source.box._asdict()),
+        window=pb.Window(**source.window._asdict()) if source.window else None,
+        model_width=shown.width,
+        model_height=shown.height,
+        tokens=shown.tokens,
+        notes=source.notes,
+    )
+
+
+def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> pb.ModelInfo:
+    """What GetModelInfo says; `max_upload_bytes` is 0 where no uploads are taken."""
+    return pb.ModelInfo(
+        model=info.model,
+        checkpoint_sha256=info.checkpoint_sha256,
+        bundle_id=info.bundle_id,
+        bundle_format=info.bundle_format,
+        target=info.target,
+        precision=info.precision,
+        limits=pb.Limits(
+            max_sequence=info.max_sequence,
+            max_model_pixels=info.max_pixels,
+            max_image_pixels=ImageLimits().max_pixels,
+            max_message_bytes=limits.message_bytes,
+            max_images=limits.images,
+            max_prompt_characters=limits.prompt_characters,
+            max_upload_bytes=max_upload_bytes,
+        ),
+        languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
+        regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],
+        version=version("echovlm-edge"),
+    )

@@ -1,0 +1,219 @@
+"""The report service's methods: calls to the engine and to studies, independent of the transport."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError, Message
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.contracts.errors import InvalidInput, Stopped
+from echovlm_edge.runtime.contracts.request import (
+    Event,
+    Finished,
+    FinishReason,
+    Frame,
+    GenerationRequest,
+    ImageInput,
+    Priority,
+    Stage,
+    StageStarted,
+    pictures,
+)
+from echovlm_edge.runtime.contracts.tasks import Task, prompt_for
+from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.imaging.decoder import Asker
+from echovlm_edge.runtime.observability.call_record import CallRecord
+from echovlm_edge.runtime.serving import messages
+from echovlm_edge.runtime.serving.access.admission import Admission
+from echovlm_edge.runtime.serving.access.clients import Client
+from echovlm_edge.runtime.serving.studies import Studies
+from echovlm_edge.runtime.serving.uploads import IncomingFile, Uploads
+
+NAME = pb.DESCRIPTOR.services_by_name["ReportService"].full_name
+
+GenerateRequest = pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest
+
+
+class Engine(Protocol):
+    """What the service needs of an engine; `ReportEngine` is the real one."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is loaded."""
+        ...
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Answer one request; ends with `Finished`."""
+        ...
+
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
+        """Read a study's pictures before they are asked about."""
+        ...
+
+    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
+        """How many tokens a prompt about these frames takes; InvalidInput where the context does not hold them."""
+        ...
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        """Read the frames of an image that a study gets after those `before`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the service.
+
+    Attributes:
+        name: as report.proto has it.
+        request: the type of its message.
+        answer: yields the messages of the answer, one where the method does not stream; blocks, and raises UserErrors.
+        needs_place: whether it needs a place of `Admission`.
+        in_parts: whether its request is a stream of messages, parts of a file; `answer` gets that as an `IncomingFile`.
+    """
+
+    name: str
+    request: type[Message]
+    answer: Callable[[Any, CallRecord], Iterator[Message]]
+    needs_place: bool = False
+    in_parts: bool = False
+
+    def parse(self, data: bytes) -> Message:
+        """Parse the request's message.
+
+        Raises:
+            InvalidInput: the bytes are no such message.
+        """
+        try:
+            return self.request.FromString(data)
+        except DecodeError:
+            raise InvalidInput(f"The message is no {self.request.DESCRIPTOR.full_name}: send one.") from None
+
+
+class ReportService:
+    """Serves one engine. Its methods block: a transport runs them in threads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        studies: Studies,
+        uploads: Uploads,
+        admission: Admission,
+        limits: messages.CallLimits,
+    ) -> None:
+        """`engine` reads images and writes; `admission` bounds both."""
+        self._engine, self._studies, self.uploads = engine, studies, uploads
+        self.admission, self._limits = admission, limits
+        self.methods = {
+            method.name: method
+            for method in (
+                Method("GenerateReport", pb.GenerateReportRequest, self._report, needs_place=True),
+                Method("Diagnose", pb.DiagnoseRequest, self._diagnose, needs_place=True),
+                Method("AnswerQuestion", pb.AnswerQuestionRequest, self._answer_question, needs_place=True),
+                Method("BeginStudy", pb.BeginStudyRequest, self._begin_study),
+                Method("AddImage", pb.AddImageRequest, self._add_image, needs_place=True),
+                Method("WithdrawImage", pb.WithdrawImageRequest, self._withdraw_image),
+                Method("EndStudy", pb.EndStudyRequest, self._end_study),
+                Method("Upload", pb.UploadRequest, self._upload, in_parts=True),
+                Method("ForgetUpload", pb.ForgetUploadRequest, self._forget_upload),
+                Method("GetModelInfo", pb.GetModelInfoRequest, self._model_info),
+            )
+        }
+
+    def _report(self, request: pb.GenerateReportRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        return self._generate(Task.REPORT, request.prompt, request, call)
+
+    def _diagnose(self, request: pb.DiagnoseRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        return self._generate(Task.DIAGNOSIS, request.prompt, request, call)
+
+    def _answer_question(self, request: pb.AnswerQuestionRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        return self._generate(Task.QUESTION, request.question, request, call)
+
+    def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
+        seconds = self._studies.limits.expires_after_seconds
+        yield pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
+
+    def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
+        with self.admission.place(call.client, request.ByteSize()):
+            self._limits.check("", [request.image])
+            study, mixed = request.study, request.allow_mixed_studies
+            before = self._studies.pictures(call.client, study)
+            asker = Asker(call.client.name, stopped=call.gone.is_set)
+            with ExitStack() as in_use:
+                image = self._image(request.image, 1, call.client, in_use)
+                del request  # the image is a copy
+                try:
+                    frames = self._engine.read_image(image, before, asker, mixed)
+                except Stopped:  # the client is gone, and nobody waits for an answer
+                    return
+            added = self._studies.add(call.client, study, frames, self._engine.prompt_tokens, mixed)
+            tokens = self._engine.prompt_tokens(added.frames)
+        shown = map(messages.picture, pictures(added.frames[-added.own :]))
+        yield pb.AddedImage(number=added.number, frames=added.own, study_tokens=tokens, pictures=shown)
+
+    def _withdraw_image(self, request: pb.WithdrawImageRequest, call: CallRecord) -> Iterator[pb.WithdrawImageResponse]:
+        self._studies.withdraw(call.client, request.study, request.number)
+        yield pb.WithdrawImageResponse()
+
+    def _end_study(self, request: pb.EndStudyRequest, call: CallRecord) -> Iterator[pb.EndStudyResponse]:
+        self._studies.end(call.client, request.study)
+        yield pb.EndStudyResponse()
+
+    def _upload(self, file: IncomingFile, call: CallRecord) -> Iterator[pb.Uploaded]:
+        name, seconds = file.finish(), self.uploads.limits.expires_after_seconds
+        yield pb.Uploaded(id=name, bytes=file.size, expires_after_seconds=seconds)
+
+    def _forget_upload(self, request: pb.ForgetUploadRequest, call: CallRecord) -> Iterator[pb.ForgetUploadResponse]:
+        self.uploads.forget(call.client, request.id)
+        yield pb.ForgetUploadResponse()
+
+    def _model_info(self, request: pb.GetModelInfoRequest, call: CallRecord) -> Iterator[pb.ModelInfo]:
+        yield messages.model_info(self._engine.info, self._limits, self.uploads.most_bytes(call.client))
+
+    def _generate(self, task: Task, text: str, asked: GenerateRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+        priority = messages.priority(asked.options)
+        batch = priority is Priority.BATCH
+        with self.admission.place(call.client, asked.ByteSize(), batch), ExitStack() as in_use:
+            self._limits.check(text, asked.images)
+            request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
+            with_token_ids = asked.options.include_token_ids
+            del asked  # the request has copies of its images, and all else of it
+            for event in self._engine.generate(request, call.gone.is_set):
+                if event != StageStarted(Stage.DECODE_IMAGES):  # the first event after it: all files are read
+                    in_use.close()
+                if isinstance(event, Finished):
+                    call.finished = event
+                    if event.finish_reason is FinishReason.CANCELLED:
+                        call.outcome = "cancelled"
+                seconds = time.perf_counter() - call.started
+                yield messages.event_message(event, self._engine.info, with_token_ids, seconds)
+
+    def _request(
+        self, task: Task, text: str, asked: GenerateRequest, client: Client, in_use: ExitStack
+    ) -> GenerationRequest:
+        options = asked.options
+        frames = self._studies.frames(client, asked.study) if asked.study else ()
+        if asked.study and task is not Task.QUESTION and not (frames or asked.images):
+            raise InvalidInput("The study has no image yet: add one first.")
+        count = len(frames) + len(asked.images)
+        return GenerationRequest(
+            prompt_for(task, text, count, messages.language(options), messages.region(options)),
+            tuple(self._image(image, number, client, in_use) for number, image in enumerate(asked.images, 1)),
+            messages.sampling(options),
+            frames,
+            messages.priority(options),
+            client.name,
+            client.scope,
+            allow_mixed_studies=options.allow_mixed_studies,
+        )
+
+    def _image(self, image: pb.Image, number: int, client: Client, in_use: ExitStack) -> ImageInput:
+        """An image of a call; the upload that it names is in use until `in_use` is closed."""
+        uploaded = in_use.enter_context(self.uploads.use(client, image.upload)) if image.upload else None
+        return messages.image_input(image, number, uploaded)

@@ -1,0 +1,239 @@
+"""Studies: images that come one by one and are read before they are asked about; few, small, and forgotten in time."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, InvalidInput, NotFound, Unavailable, UserError
+from echovlm_edge.runtime.contracts.origins import refuse_mixed
+from echovlm_edge.runtime.contracts.request import Frame
+from echovlm_edge.runtime.serving.access.clients import Client
+
+Prepare = Callable[[Sequence[Frame], str, str, Callable[[], bool]], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudyLimits:
+    """How many studies there are at once, how much their pictures take, and when one that is not used is forgotten."""
+
+    max_studies: int = 64
+    max_bytes: int = 1 << 30
+    max_frames: int = 64  # of one study
+    expires_after_seconds: float = 1800.0
+
+
+@dataclass(eq=False)
+class _Study:
+    client: str
+    scope: str
+    used: float
+    images: dict[int, tuple[Frame, ...]] = field(default_factory=dict)
+    numbers: int = 0
+    superseded: threading.Event = field(default_factory=threading.Event)  # ends the preparation that runs
+
+    def frames(self) -> tuple[Frame, ...]:
+        return tuple(frame for frames in self.images.values() for frame in frames)
+
+    def bytes(self) -> int:
+        return sum(frame.pixels.nbytes for frame in self.frames())
+
+
+@dataclass(frozen=True)
+class Added:
+    """An image that was added: its number, and the study's pictures, of which the last `own` are its own."""
+
+    number: int
+    frames: tuple[Frame, ...]
+    own: int
+
+
+class Studies:
+    """The open studies of all clients. It holds pictures only: what the engine knows of them is the engine's own."""
+
+    def __init__(
+        self, limits: StudyLimits, prepare: Prepare, clock: Callable[[], float] = time.monotonic, *, home: str = ""
+    ) -> None:
+        """`prepare` reads a study's pictures in the background: see `ReportEngine.prepare`; ids begin with `home`."""
+        self.limits = limits
+        self._prepare, self._clock, self._home = prepare, clock, home
+        self._open: dict[str, _Study] = {}
+        self._lock = threading.Lock()
+        self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
+        self._closed = False
+
+    def begin(self, client: Client) -> str:
+        """Open a study; returns its id.
+
+        Raises:
+            Busy: there are as many as there may be.
+            Unavailable: the server is shutting down.
+        """
+        with self._lock:
+            self._refuse_when_closed()
+            self._forget_old()
+            own = sum(study.client == client.name for study in self._open.values())
+            if len(self._open) >= self.limits.max_studies:
+                raise Busy(f"{len(self._open)} studies are open, as many as there may be: ask again later.", 10.0)
+            most = client.share(self.limits.max_studies) if client.max_studies is None else client.max_studies
+            if own >= most:
+                raise Busy(f"{own} studies of yours are open, as many as you may have: end one first.", 10.0)
+            name = self._home + secrets.token_urlsafe(18)
+            self._open[name] = _Study(client.name, client.scope, self._clock())
+            return name
+
+    def add(
+        self,
+        client: Client,
+        name: str,
+        frames: Sequence[Frame],
+        check: Callable[[Sequence[Frame]], object],
+        allow_mixed_studies: bool = False,
+    ) -> Added:
+        """Add an image's frames at the study's end, and have them read in the background.
+
+        Args:
+            client: whose study it is.
+            name: the study's id.
+            frames: the image's pictures.
+            check: refuses a study of so many pictures, for example one that the context does not hold.
+            allow_mixed_studies: the image may be of another study of the same patient.
+
+        Raises:
+            NotFound: no such study.
+            InvalidInput: too many pictures, or another patient's.
+            Busy: no memory for it now.
+            Unavailable: the server is shutting down.
+        """
+        with self._lock:
+            self._refuse_when_closed()
+            study = self._find(client, name)
+            together = (*study.frames(), *frames)
+            if len(together) > self.limits.max_frames:
+                raise InvalidInput(
+                    f"The study would have {len(together)} pictures, it may have {self.limits.max_frames}: "
+                    "withdraw one first."
+                )
+            # Again, as others may have been added while this one was decoded.
+            refuse_mixed([(frame.name, frame.origin) for frame in together], allow_mixed_studies)
+            check(together)
+            size = sum(frame.pixels.nbytes for frame in frames)
+            held = {other: other.bytes() for other in self._open.values()}
+            own = sum(taken for other, taken in held.items() if other.client == client.name)
+            if sum(held.values()) + size > self.limits.max_bytes:
+                raise Busy("The memory for studies is full: end studies that are done, or ask again later.", 10.0)
+            if own + size > client.share(self.limits.max_bytes):
+                raise Busy("Your studies have all the memory that they may have: end those that are done.", 10.0)
+            study.numbers += 1
+            known_as = f"image number {study.numbers} of the study"
+            study.images[study.numbers] = tuple(
+                replace(frame, name=known_as, image=study.numbers, of_study=True) for frame in frames
+            )
+            self._prepare_again(study)
+            return Added(study.numbers, study.frames(), len(frames))
+
+    def pictures(self, client: Client, name: str) -> tuple[Frame, ...]:
+        """The images it has so far, while background reading continues.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            return self._find(client, name).frames()
+
+    def withdraw(self, client: Client, name: str, number: int) -> None:
+        """Take an image out.
+
+        Raises:
+            NotFound: no such study, or no such image in it.
+        """
+        with self._lock:
+            study = self._find(client, name)
+            if study.images.pop(number, None) is None:
+                raise NotFound(f"The study has no image {number}: it was withdrawn, or never added.")
+            self._prepare_again(study)
+
+    def frames(self, client: Client, name: str) -> tuple[Frame, ...]:
+        """Its pictures, to be asked about now: reading them in the background gives way to the request.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            study = self._find(client, name)
+            study.superseded.set()
+            return study.frames()
+
+    def end(self, client: Client, name: str) -> None:
+        """Forget it.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            self._find(client, name).superseded.set()
+            del self._open[name]
+
+    def forget_old(self) -> None:
+        """Forget those that have not been used for too long."""
+        with self._lock:
+            self._forget_old()
+
+    def prepare_all(self) -> None:
+        """Have all of them read again: by an engine that has not seen them."""
+        with self._lock:
+            for study in self._open.values():
+                self._prepare_again(study)
+
+    def counts(self) -> tuple[int, int]:
+        """How many are open, and the bytes of their pictures."""
+        with self._lock:
+            return len(self._open), sum(study.bytes() for study in self._open.values())
+
+    def close(self) -> None:
+        """End what runs in the background, and take nothing new: running calls can still ask about what is there."""
+        with self._lock:
+            self._closed = True
+            for study in self._open.values():
+                study.superseded.set()
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise Unavailable(SHUTTING_DOWN)
+
+    def _find(self, client: Client, name: str) -> _Study:
+        self._forget_old()
+        study = self._open.get(name)
+        if study is None or study.client != client.name:
+            raise NotFound("There is no such study: it was ended, or not used for too long; begin a new one.")
+        study.used = self._clock()
+        return study
+
+    def _forget_old(self) -> None:
+        oldest = self._clock() - self.limits.expires_after_seconds
+        for name in [name for name, study in self._open.items() if study.used < oldest]:
+            self._open.pop(name).superseded.set()
+
+    def _prepare_again(self, study: _Study) -> None:
+        study.superseded.set()
+        study.superseded = superseded = threading.Event()
+        if not self._closed and (frames := study.frames()):
+            self._background.submit(self._prepare_quietly, study, frames, superseded)
+
+    def _prepare_quietly(self, study: _Study, frames: Sequence[Frame], superseded: threading.Event) -> None:
+        if superseded.is_set():
+            return
+        try:
+            self._prepare(frames, study.client, study.scope, superseded.is_set)
+        except UserError:
+            pass  # whoever asks about the study is told
+        except Exception as error:
+            _log.error("a study could not be read ahead: %s", type(error).__name__)

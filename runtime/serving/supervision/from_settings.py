@@ -1,0 +1,146 @@
+"""What the server's options ask for: certificates, who may call, decoding processes, the engine, limits."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.addresses import is_loopback_host
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
+from echovlm_edge.runtime.resources.machine_memory import machine_memory
+from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody
+from echovlm_edge.runtime.serving.access.identification import Access
+from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.studies import StudyLimits
+from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
+from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape
+from echovlm_edge.runtime.serving.supervision.process_end import exit_now
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.serving.transport.server import ServerOptions, parse_address
+from echovlm_edge.runtime.serving.uploads import UploadLimits
+
+if TYPE_CHECKING:
+    from echovlm_edge.runtime.observability.traces import Traces
+
+_log = logging.getLogger(__name__)
+
+GAVE_UP = 70  # exit code where engines hang again and again: sysexits' EX_SOFTWARE
+
+
+def tls_files(chosen: ServeSettings) -> TlsFiles | None:
+    """The certificates, where they were given.
+
+    Raises:
+        InvalidInput: only some of them.
+    """
+    if chosen.tls_certificate and chosen.tls_key:
+        return TlsFiles(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)
+    if chosen.tls_certificate or chosen.tls_key or chosen.tls_client_ca:
+        raise InvalidInput("TLS needs both --tls-certificate and --tls-key.")
+    return None
+
+
+def refuse_open_doors(chosen: ServeSettings) -> None:
+    """Others can reach the address: then it is served with TLS and to known clients only, unless it was said twice.
+
+    Raises:
+        InvalidInput: it is open, and was not.
+    """
+    host, _ = parse_address(chosen.listen)
+    known = chosen.clients or chosen.tls_client_ca
+    if is_loopback_host(host) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
+        return
+    lacks = "without TLS" if not chosen.tls_certificate else "to whoever asks"
+    raise InvalidInput(
+        f"{chosen.listen} can be reached by others, and would be served {lacks}: give --tls-certificate, --tls-key and "
+        "--clients or --tls-client-ca, or say --insecure twice."
+    )
+
+
+def access(chosen: ServeSettings) -> Access:
+    """Who may call.
+
+    Raises:
+        NotPossibleHere: the clients file cannot be used.
+    """
+    return ClientsFile(chosen.clients) if chosen.clients else Everybody()
+
+
+def decode_sandbox(chosen: ServeSettings) -> DecodeSandbox:
+    """The processes that decode image files; whoever asks closes them."""
+    memory_bytes, seconds = chosen.decode_mb << 20, chosen.decode_seconds
+    return DecodeSandbox(SandboxLimits(chosen.decode_processes, memory_bytes, seconds, chosen.decode_user))
+
+
+def traces(chosen: ServeSettings) -> Traces | None:
+    """What sends every call's trace, where a collector was named; whoever asks closes it."""
+    if not chosen.traces:
+        return None
+    from echovlm_edge.runtime.observability.traces import Traces  # an extra: most do without it
+
+    return Traces(chosen.traces)
+
+
+def check_memory(chosen: ServeSettings) -> None:
+    """Log what the server takes of memory, with a warning where not all of it is there.
+
+    Raises:
+        NotPossibleHere: no bundle, or the machine is too small even for the weights and what is taken at start.
+    """
+    shape = BundleShape.of(Bundle(chosen.bundle).manifest)
+    verdict = judge(shape, chosen, machine_memory())
+    if verdict.fit is Fit.NEVER:
+        raise NotPossibleHere(str(verdict))
+    _log.log(logging.INFO if verdict.fit is Fit.FITS else logging.WARNING, "memory: %s", verdict)
+
+
+def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: int) -> ServedEngine:
+    """The bundle's engine; the process ends with GAVE_UP where it hangs more often than `replacements`.
+
+    Raises:
+        NotPossibleHere: the bundle cannot be served, or nothing can be decoded.
+    """
+    check_memory(chosen)
+
+    def open_engine() -> ReportEngine:
+        return ReportEngine.open(
+            chosen.bundle,
+            threads=chosen.threads,
+            max_sequence=chosen.max_sequence,
+            verify=chosen.verify,
+            options=EngineOptions(chosen.slots, chosen.prefix_mb << 20, chosen.image_mb << 20, chosen.parked_mb << 20),
+            image_decoder=decode,
+        )
+
+    engine = ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: exit_now(GAVE_UP))
+    try:
+        decode.ready()  # it has started beside the bundle
+    except NotPossibleHere:
+        engine.close()
+        raise
+    return engine
+
+
+def server_options(chosen: ServeSettings) -> ServerOptions:
+    """Where and how it listens, and the limits of calls, studies and uploads.
+
+    Raises:
+        InvalidInput: only some of the certificates.
+    """
+    return ServerOptions(
+        chosen.listen,
+        chosen.port_file,
+        chosen.grace,
+        chosen.slots,
+        chosen.queue,
+        chosen.request_mb << 20,
+        CallLimits(chosen.max_message_mb << 20),
+        StudyLimits(chosen.max_studies, chosen.study_mb << 20, expires_after_seconds=60 * chosen.study_minutes),
+        UploadLimits(chosen.upload_mb << 20, expires_after_seconds=60 * chosen.upload_minutes),
+        tls_files(chosen),
+    )

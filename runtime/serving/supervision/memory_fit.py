@@ -1,0 +1,161 @@
+"""Whether a server's memory fits a machine, in one sentence; where it does not, which option to lower and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from echovlm_edge.runtime.resources.machine_memory import MachineMemory
+from echovlm_edge.runtime.serving.supervision.memory_model import (
+    BundleShape,
+    When,
+    Where,
+    account,
+    sequence_length,
+    total,
+)
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+
+# How far each option can be lowered, and in which steps: first what costs time at most, then what fewer can use at once.
+CHEAP = {
+    "prefix_mb": (0, 64),
+    "parked_mb": (0, 64),
+    "image_mb": (0, 16),
+    "study_mb": (64, 64),
+    "upload_mb": (0, 64),
+    "decode_mb": (1024, 256),
+    "request_mb": (64, 64),
+    "max_message_mb": (8, 1),
+}
+DEAR = {"queue": (0, 1), "decode_processes": (1, 1), "slots": (1, 1), "max_sequence": (1024, 256)}
+LOWERABLE = CHEAP | DEAR
+SUGGESTED = 2  # single options in a sentence
+
+Size = Callable[[ServeSettings], int]
+
+
+class Fit(Enum):
+    """How a server fits, the worst first."""
+
+    NEVER = "never"  # not even the weights and what is taken at start
+    SHORT = "short"  # not once all slots and stores are full
+    CROWDED = "crowded"  # not when everything is at its peak
+    FITS = "fits"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a server fits, in a sentence; `fix` says what to lower, and is empty where it fits."""
+
+    fit: Fit
+    sentence: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """Both as one sentence."""
+        return f"{self.sentence}: {self.fix}." if self.fix else f"{self.sentence}."
+
+
+def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gpu: int | None = None) -> Verdict:
+    """Whether a server with these options fits; `gpu` is a graphics card's own memory, None where it is unknown."""
+    items = account(shape, settings)
+    if gpu and total(items, Where.GPU, When.START, When.USED) > gpu:
+        return _verdict(Fit.SHORT, shape, settings, Where.GPU, gpu, (When.START, When.USED))
+    if not memory.most:
+        return Verdict(Fit.FITS, "This system does not say how much memory it has")
+    for fit, room, times in (
+        (Fit.NEVER, memory.most, (When.START,)),
+        (Fit.SHORT, memory.available, (When.START, When.USED)),
+        (Fit.CROWDED, memory.available, (When.START, When.USED, When.PEAK)),
+    ):
+        if total(items, Where.HOST, *times) > room:
+            return _verdict(fit, shape, settings, Where.HOST, room, times)
+    used, worst = (total(items, Where.HOST, When.START, When.USED, *more) for more in ((), (When.PEAK,)))
+    return Verdict(
+        Fit.FITS,
+        f"The server needs {_gb(used)}, {_gb(worst)} at its worst, and this machine has {_gb(memory.available)} free",
+    )
+
+
+def _verdict(
+    fit: Fit, shape: BundleShape, settings: ServeSettings, where: Where, room: int, times: tuple[When, ...]
+) -> Verdict:
+    def size(changed: ServeSettings) -> int:
+        return total(account(shape, changed), where, *times)
+
+    needed = _gb(size(settings))
+    needs = {
+        Fit.NEVER: f"The server needs {needed} before its first call",
+        Fit.SHORT: f"The server needs {needed}",
+        Fit.CROWDED: f"At its worst the server takes {needed}",
+    }[fit]
+    owner = "this machine has" if where is Where.HOST else "the GPU has"
+    free = "" if fit is Fit.NEVER or where is Where.GPU else " free"
+    return Verdict(fit, f"{needs} and {owner} {_gb(room)}{free}", _fix(_Lowering(shape, settings, size, room)))
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    """What may be lowered so that `size` comes down to `room`."""
+
+    shape: BundleShape
+    settings: ServeSettings
+    size: Size
+    room: int
+
+    def one(self, name: str) -> dict[str, int]:
+        """The largest value of one option that is enough; empty where none is."""
+        for value in self._values(name):
+            if self.size(self.settings.model_copy(update={name: value})) <= self.room:
+                return {name: value}
+        return {}
+
+    def kept(self, lowered: Mapping[str, int]) -> float:
+        """The share of its value that a lowered option keeps."""
+        return min(value / self._value(name) for name, value in lowered.items())
+
+    def several(self) -> dict[str, int]:
+        """Options lowered one after the other, all but the last as far as they go; empty where all of them are not enough."""
+        changes: dict[str, int] = {}
+        for name in (*sorted(CHEAP, key=self._saved, reverse=True), *DEAR):
+            rest = replace(self, settings=self.settings.model_copy(update=changes))
+            if last := rest.one(name):
+                return changes | last
+            if rest._saved(name) > 0:
+                changes[name] = min(rest._values(name))
+        return {}
+
+    def _saved(self, name: str) -> int:
+        """Bytes, where an option is lowered as far as it goes."""
+        lowest = min(self._values(name), default=self._value(name))
+        return self.size(self.settings) - self.size(self.settings.model_copy(update={name: lowest}))
+
+    def _values(self, name: str) -> range:
+        """Lower values of an option, the largest first."""
+        lowest, step = LOWERABLE[name]
+        return range((self._value(name) - 1) // step * step, lowest - 1, -step)
+
+    def _value(self, name: str) -> int:
+        if name == "max_sequence":
+            return sequence_length(self.shape, self.settings)
+        return int(getattr(self.settings, name))
+
+
+def _fix(lowering: _Lowering) -> str:
+    """Single options where one is enough, those that keep the most of their value; else several."""
+    alone = sorted(filter(None, map(lowering.one, LOWERABLE)), key=lowering.kept, reverse=True)
+    if alone:
+        return "lower " + " or ".join(_said(lowered) for lowered in alone[:SUGGESTED])
+    if several := lowering.several():
+        return f"lower {_said(several)}"
+    return "no option lowers it so far; build the bundle with fewer bits, or take a machine with more memory"
+
+
+def _said(lowered: Mapping[str, int]) -> str:
+    *most, last = (f"--{name.replace('_', '-')} to {value}" for name, value in lowered.items())
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,300 @@
+"""What a server of a bundle takes of memory, item by item: one account for plan, doctor, server and the operations page.
+
+An upper bound from the bundle's shape and the server's options. Constants were measured on bundles of width 1024 (see
+`python -m benchmarks.memory_page --measure`); what was not measured says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from echovlm_edge.runtime.backends import PREFILL_CHUNK
+from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, TOKENIZER, Manifest, TensorSpec
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
+from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
+from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
+
+if TYPE_CHECKING:
+    from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+
+MB = 1 << 20
+# Resident in a server without load 125 MB, half of it files of libraries; 170 MB once calls of every kind have run.
+LIBRARIES = 200 * MB
+GPU_LIBRARIES = 1024 * MB  # CUDA, cuDNN or TensorRT in the host's memory: assumed, not measured
+TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the published model's 8 MB
+# Weights in memory over their files. Mapped they are 1; ONNX Runtime's own operators copy them into a layout of their own, and float16
+# is widened to float32 where the CPU has no operator for it. By whether our operators run, and precision.
+WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
+DECODER_AT_REST = 64 * MB  # Python, numpy, Pillow, pydicom and its decoders: 38 MB are its own
+MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
+PARTS_AT_ONCE = FileReceivingLimits().total  # of uploads; each may be as large as a message
+PARSING = 2  # further copies of a message that is being parsed: as bytes and as a message
+READ_AHEAD = 4  # studies whose pictures are read in the background
+UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memory
+
+
+class When(Enum):
+    """When memory is taken."""
+
+    START = "at start"
+    USED = "as used"
+    PEAK = "at a peak"
+    SWAP = "during SIGHUP"
+
+
+class Where(Enum):
+    """Whose memory it is."""
+
+    HOST = "host"
+    GPU = "GPU"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that takes memory.
+
+    Attributes:
+        what: as tables name it.
+        bytes: at most.
+        bound: the options that bound it, as they are typed; empty where none does.
+        when: it is taken.
+        where: it lies.
+    """
+
+    what: str
+    bytes: int
+    bound: str
+    when: When
+    where: Where = Where.HOST
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Of a model, as its activations need them.
+
+    Attributes:
+        hidden, vocab, heads: of the decoder.
+        groups: inner widths of DualPathMoE, all together.
+        vision, vision_mlp, vision_heads: of the vision encoder.
+        patch_values: numbers in a patch.
+        merged: patches in a visual token.
+        token_pixels: bytes of a visual token's RGB pixels.
+        frame_patches: of the largest frame that the preprocessor lets through.
+    """
+
+    hidden: int
+    vocab: int
+    heads: int
+    groups: int
+    vision: int
+    vision_mlp: int
+    vision_heads: int
+    patch_values: int
+    merged: int
+    token_pixels: int
+    frame_patches: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], preprocess: PreprocessSettings) -> Widths:
+        """From a checkpoint's config.json; a key that is missing has the published model's value."""
+        vision = config.get("vision_config") or {}
+        width, patch = int(vision.get("embed_dim", 1280)), preprocess.patch_size
+        experts = int(config.get("num_experts", 4)) * int(config.get("moe_intermediate_size", 1408))
+        always = int(config.get("intermediate_size", 18944)) + int(config.get("shared_expert_intermediate_size", 5632))
+        return cls(
+            hidden=int(config.get("hidden_size", 3584)),
+            vocab=int(config.get("vocab_size", 152064)),
+            heads=int(config.get("num_attention_heads", 28)),
+            groups=always + experts,
+            vision=width,
+            vision_mlp=int(width * float(vision.get("mlp_ratio", 4))),
+            vision_heads=int(vision.get("num_heads", 16)),
+            patch_values=3 * preprocess.temporal_patch_size * patch**2,
+            merged=preprocess.merge_size**2,
+            token_pixels=3 * preprocess.unit**2,
+            frame_patches=preprocess.max_pixels // patch**2,
+        )
+
+
+@dataclass(frozen=True)
+class BundleShape:
+    """What of a bundle decides a server's memory: known before a byte of it is written.
+
+    Attributes:
+        target, precision: as echovlm-build spells them.
+        native: whether our operators run it.
+        weights: bytes of the parts' files of weights, or of their engines.
+        embedding, tokenizer: bytes of these files.
+        cache_token: bytes of one token's keys and values.
+        cache_context: the cache's length where an engine was built for one only.
+        max_sequence: the bundle's context.
+        widths: the model's.
+    """
+
+    target: str
+    precision: str
+    native: bool
+    weights: int
+    embedding: int
+    tokenizer: int
+    cache_token: int
+    cache_context: int | None
+    max_sequence: int
+    widths: Widths
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> BundleShape:
+        """A bundle's, from its bundle.json."""
+        sizes = {file.name: file.bytes for file in manifest.files}
+        context = _cache_tensor(manifest).shape[2]
+        return cls(
+            target=manifest.target,
+            precision=manifest.precision,
+            native=manifest.operator_library is not None,
+            # An ONNX graph lies before its weights; an engine has them in itself.
+            weights=sum(file.bytes for part in manifest.parts for file in part.files[1:] or part.files),
+            embedding=sizes.get(TOKEN_EMBEDDING, 0),
+            tokenizer=sizes.get(TOKENIZER, 0),
+            cache_token=bundle_cache_token_bytes(manifest),
+            cache_context=context if isinstance(context, int) else None,
+            max_sequence=manifest.limits.max_sequence,
+            widths=Widths.of(manifest.source.config, PreprocessSettings.from_config(manifest.preprocess)),
+        )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its parts run on a GPU."""
+        return self.target not in ("cpu", "portable")
+
+    @property
+    def place(self) -> Where:
+        """Where its parts' weights, caches and activations lie; a GPU that shares the host's memory counts as the host."""
+        return Where.GPU if self.on_gpu and not self.target.startswith(UNIFIED) else Where.HOST
+
+    def cache_bytes(self, max_sequence: int) -> int:
+        """Keys and values of one sequence."""
+        return self.cache_token * (self.cache_context or max_sequence)
+
+
+def cache_token_bytes(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
+    """Keys and values of one token, in all layers."""
+    return 2 * layers * kv_heads * head_dim * item_bytes
+
+
+def bundle_cache_token_bytes(manifest: Manifest) -> int:
+    """The same of a bundle; an int8 cache's scales are constants of its graph."""
+    model, dtype = manifest.model, _cache_tensor(manifest).dtype
+    size = np.dtype("float32" if dtype == "float" else dtype).itemsize
+    return cache_token_bytes(model.num_layers, model.num_kv_heads, model.head_dim, size)
+
+
+def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
+    """What the parts hold at their largest; their arenas never shrink.
+
+    Float32 values a patch of the largest frame: twice its own, seven of the encoder's width, two of its MLP's, and twice its own
+    again while it is cut from the frame; then the projector's. A token of a prefill pass: eight of the decoder's width, DualPathMoE's
+    inner values twice. Standard operators hold all attention scores too, and DualPathMoE's values eight times.
+    """
+    widths = shape.widths
+    patches = min(widths.frame_patches, widths.merged * max_sequence)
+    frame = patches * (4 * widths.patch_values + 7 * widths.vision + 2 * widths.vision_mlp)
+    projector = patches // widths.merged * (2 * widths.merged * widths.vision + widths.hidden)
+    tokens = min(PREFILL_CHUNK, max_sequence)
+    copies = 2 if shape.native else 8
+    prefill = tokens * (8 * widths.hidden + copies * widths.groups) + 6 * widths.vocab
+    if not shape.native:
+        frame += widths.vision_heads * patches**2
+        prefill += 2 * widths.heads * tokens * max_sequence
+    return 4 * (frame + projector + prefill)
+
+
+def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
+    """What a bundle of a GPU takes there before anything runs: a backend of a GPU has one cache, however many slots are asked for."""
+    length = shape.cache_context or max_sequence
+    return (
+        Item("engines", shape.weights, "", When.START, shape.place),
+        Item(
+            f"a KV cache of {length} tokens",
+            shape.cache_bytes(max_sequence),
+            "--max-sequence",
+            When.START,
+            shape.place,
+        ),
+    )
+
+
+def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
+    """All that a server with these options takes."""
+    libraries = Item("libraries", LIBRARIES + (GPU_LIBRARIES if shape.on_gpu else 0), "", When.START)
+    engine = tuple(_engine(shape, settings))
+    second = (
+        Item("a second engine", total(engine, where), "", When.SWAP, where)
+        for where in dict.fromkeys(item.where for item in engine)
+    )
+    return (libraries, *engine, *_calls(shape, settings), *_decoding(settings), *second)
+
+
+def total(items: Iterable[Item], where: Where = Where.HOST, *when: When) -> int:
+    """Bytes of those items; of any time where none is named."""
+    return sum(item.bytes for item in items if item.where is where and (not when or item.when in when))
+
+
+def sequence_length(shape: BundleShape, settings: ServeSettings) -> int:
+    """The context that is served."""
+    return min(settings.max_sequence or shape.max_sequence, shape.max_sequence)
+
+
+def _cache_tensor(manifest: Manifest) -> TensorSpec:
+    return next(tensor for tensor in manifest.part("decoder").inputs if tensor.name == "keys.0")
+
+
+def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
+    """What each engine has of its own: there are two while a bundle is replaced."""
+    length = sequence_length(shape, settings)
+    yield Item("tokenizer", TOKENIZER_TIMES * shape.tokenizer, "", When.START)
+    if shape.on_gpu:
+        yield Item("token embedding", shape.embedding, "", When.START)
+        yield from device_items(shape, length)
+    else:
+        times = WEIGHT_TIMES.get((shape.native, shape.precision), 1.0)
+        yield Item("weights", int(times * shape.weights) + shape.embedding, "", When.START)
+    yield Item("activations", activation_bytes(shape, length), "--max-sequence", When.USED, shape.place)
+    if not shape.on_gpu:  # a GPU's one cache is never copied
+        cache = shape.cache_bytes(length)
+        yield Item("KV caches", settings.slots * cache, "--slots, --max-sequence", When.USED)
+        # Slots change places so that those in use stay together, and what is kept is copied out of one.
+        yield Item("copies of two KV caches", 2 * cache, "--max-sequence", When.USED)
+        yield Item("prompts seen before", settings.prefix_mb * MB, "--prefix-mb", When.USED)
+        yield Item("batch reports that wait", settings.parked_mb * MB, "--parked-mb", When.USED)
+    yield Item("images seen before", settings.image_mb * MB, "--image-mb", When.USED)
+
+
+def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
+    length, widths, places = sequence_length(shape, settings), shape.widths, settings.slots + settings.queue
+    embeddings, message = 4 * length * widths.hidden, settings.max_message_mb * MB
+    inside = "--slots, --queue, --max-sequence"
+    # The context bounds how many pictures a call holds, and frames come at the model's resolution.
+    yield Item("pictures of open studies", settings.study_mb * MB, "--study-mb", When.USED)
+    yield Item("uploaded files", settings.upload_mb * MB, "--upload-mb", When.USED)
+    yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
+    yield Item("their embeddings", (places + READ_AHEAD) * embeddings, inside, When.USED)
+    yield Item("prompts being read", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
+    yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
+    yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
+    parts = PARTS_AT_ONCE * message if settings.upload_mb else 0
+    yield Item("parts of uploads being received", parts, "--upload-mb, --max-message-mb", When.PEAK)
+    # An upload lies in memory as decoders read it; a file of a message is copied for them.
+    copies = settings.decode_processes * message
+    yield Item("files being decoded", copies, "--decode-processes, --max-message-mb", When.PEAK)
+
+
+def _decoding(settings: ServeSettings) -> Iterator[Item]:
+    count, most = settings.decode_processes, settings.decode_mb * MB
+    rest = min(DECODER_AT_REST, most)
+    yield Item("decoding processes", (count + 1) * rest, "--decode-processes", When.START)  # one is spare
+    yield Item("decoding", count * (most - rest), "--decode-processes, --decode-mb", When.PEAK)

@@ -1,0 +1,82 @@
+"""`echovlm-serve`: loads a bundle and serves it until a signal stops it; on SIGHUP it loads the bundle again while it serves."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+from contextlib import ExitStack
+
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.observability import logs
+from echovlm_edge.runtime.observability.metrics import Metrics
+from echovlm_edge.runtime.observability.metrics_server import MetricsServer
+from echovlm_edge.runtime.serving.supervision import from_settings
+from echovlm_edge.runtime.serving.supervision.background import Reloads, in_background
+from echovlm_edge.runtime.serving.supervision.process_end import end_process
+from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, read_settings
+from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.serving.supervision.signals import Signals
+from echovlm_edge.runtime.serving.supervision.systemd import ServiceManager
+from echovlm_edge.runtime.serving.transport.server import ReportServer, parse_address
+
+END_SECONDS = 5.0  # after the grace, until the process ends whatever hangs in it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(lambda: _run(read_settings(arguments)))
+
+
+def _run(chosen: ServeSettings | None) -> int:
+    if chosen is None:
+        return 0
+    logs.start(chosen.log == "json")
+    parse_address(chosen.listen)
+    from_settings.refuse_open_doors(chosen)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # connections take one each
+    options, known = from_settings.server_options(chosen), from_settings.access(chosen)
+    with Signals() as signals, ExitStack() as ending:
+        manager = ServiceManager()
+        decode = from_settings.decode_sandbox(chosen)
+        ending.callback(decode.close)
+        # In a thread: a signal is answered while it loads.
+        loading = in_background(
+            lambda: from_settings.served_engine(chosen, decode, WatchdogOptions.replacements), "load"
+        )
+        if signals.stopped_before(loading):
+            end_process(END_SECONDS, manager.stopping, ending.close)
+        engine = loading.result()
+        ending.callback(engine.close)
+        metrics = Metrics(engine.stats, lambda: server.studies.counts(), lambda: server.uploads.counts())
+        scraped = MetricsServer(*parse_address(chosen.metrics), metrics.registry) if chosen.metrics else None
+        if scraped:
+            ending.callback(scraped.close)
+        observers = [metrics.observe]
+        if traces := from_settings.traces(chosen):
+            ending.callback(traces.close)
+            observers.append(traces.observe)
+        server = ReportServer(engine, options, access=known, observers=observers)
+        if scraped:
+            scraped.start()  # not sooner: it asks the server about its studies
+        info = engine.info
+        print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
+        manager.ready()
+        reloads = Reloads(lambda: _reload(engine, manager))
+        while signals.wait() == signal.SIGHUP:
+            reloads.ask()
+        end_process(chosen.grace + END_SECONDS, manager.stopping, server.stop, ending.close)
+
+
+def _reload(engine: ServedEngine, manager: ServiceManager) -> None:
+    manager.reloading()
+    try:
+        engine.swap()
+    finally:
+        manager.ready()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

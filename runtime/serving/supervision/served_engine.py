@@ -1,0 +1,264 @@
+"""The engine that serves now: replaced by another bundle's without dropping a call, and by a new one where it hangs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Unavailable, UserError
+from echovlm_edge.runtime.contracts.request import Event, Finished, Frame, GenerationRequest, ImageInput
+from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats, ReportEngine
+from echovlm_edge.runtime.imaging.decoder import Asker
+from echovlm_edge.runtime.serving.supervision.background import in_background
+
+POLLS_BETWEEN_LOADS = 10  # while no engine can be loaded
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WatchdogOptions:
+    """When an engine counts as hung, and how often that may happen.
+
+    Attributes:
+        hang_seconds: the longest that one image or one turn of the decoder may take.
+        replacements: hung engines that are replaced in this process; a hung thread cannot be ended, so that after the last
+            one the whole process is given up.
+        poll_seconds: between two polls of the engines.
+        load_seconds: the longest that no engine may serve after a hang: a GPU that hangs mostly hangs for the next engine
+            too, and then the whole process is given up.
+    """
+
+    hang_seconds: float = 300.0
+    replacements: int = 3
+    poll_seconds: float = 1.0
+    load_seconds: float = 900.0
+
+
+class ServedEngine:
+    """Pass calls to the current engine, by an engine's own interface.
+
+    Three threads change which engines there are: the one that swaps, the watchdog, and the one that closes. An engine is open
+    from its load until `_end`, which closes it exactly once: with its last call after a swap, when it hangs, or when all is
+    closed. Between a hang and the next load no engine serves: the current one is then not open, and calls are refused.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], ReportEngine],
+        options: WatchdogOptions = WatchdogOptions(),
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the first engine.
+
+        Args:
+            open_engine: loads the bundle that is to be served; what it raises, this raises.
+            options: of the watchdog.
+            give_up: called once when engines hang more often than they may, or none can be loaded in time.
+        """
+        self._open, self._options, self._give_up = open_engine, options, give_up
+        self._current = open_engine()
+        self._calls: dict[ReportEngine, int] = {self._current: 0}  # the open engines, and how many calls use each
+        self._lock = threading.RLock()  # a generator that nobody kept may end, and lock it, while its thread holds it
+        self._loading = threading.Lock()  # one load at a time: each engine takes as much memory as the first
+        self._notifying, self._notified_serving = threading.Lock(), True
+        self._closed = threading.Event()
+        self._hangs, self._lost, self._next_load = 0, 0.0, 0.0
+        self._replacing: Future[None] | None = None
+        # Called when it stops serving and when it serves again, and when another engine has taken over.
+        self.on_serving: Callable[[bool], None] = lambda serving: None
+        self.on_replaced: Callable[[], None] = lambda: None
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is loaded."""
+        return self._current.info
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """See `ReportEngine.generate`: all of one call goes to one engine."""
+        with self._call() as engine:
+            for event in engine.generate(request, stopped):
+                if isinstance(event, Finished):  # a text names the bundle that wrote it: another may have taken over
+                    event = replace(event, model=engine.info.model, bundle_id=engine.info.bundle_id)
+                yield event
+
+    def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
+        """See `ReportEngine.prepare`."""
+        with self._call() as engine:
+            engine.prepare(frames, client, scope, stopped)
+
+    def prompt_tokens(self, frames: Sequence[Frame]) -> int:
+        """See `ReportEngine.prompt_tokens`."""
+        with self._call() as engine:
+            return engine.prompt_tokens(frames)
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        """See `ReportEngine.read_image`."""
+        with self._call() as engine:
+            return engine.read_image(image, before, asker, allow_mixed_studies)
+
+    def stats(self) -> EngineStats:
+        """See `ReportEngine.stats`."""
+        return self._current.stats()
+
+    def swap(self) -> bool:
+        """Load the bundle again while the current engine serves, then switch to it; the old engine ends with its last call.
+
+        Returns whether it did: a bundle that cannot be loaded is logged, and changes nothing.
+        """
+        with self._loading:
+            if self._closed.is_set():
+                return False
+            try:
+                engine = self._open()
+            except Exception as error:
+                _log.error("the new bundle cannot be served, the old one stays: %s", _reason(error))
+                return False
+            if not self._take_over(engine):
+                return False
+        _log.info("another bundle has taken over", extra={"bundle_id": engine.info.bundle_id})
+        return True
+
+    def check(self) -> None:
+        """End engines that hang, and begin to load another where none serves: what the watchdog does."""
+        for engine in self._hanging():
+            self._end_hung(engine)
+        if self._serves() or self._closed.is_set():
+            return
+        now = time.monotonic()
+        if now - self._lost > self._options.load_seconds:
+            self._end_all(f"no engine could be loaded for {now - self._lost:.0f} s")
+        elif (self._replacing is None or self._replacing.done()) and now >= self._next_load:
+            self._replacing = in_background(self._replace, "load")
+
+    def close(self) -> None:
+        """End everything; a load that still runs is abandoned, and its engine closed."""
+        with self._lock:
+            self._closed.set()
+            engines = list(self._calls)
+        for engine in engines:
+            self._end(engine)
+
+    @contextmanager
+    def _call(self) -> Iterator[ReportEngine]:
+        """The current engine, kept open while it is used."""
+        with self._lock:
+            engine = self._current
+            if engine not in self._calls:
+                raise Unavailable(SHUTTING_DOWN) if self._closed.is_set() else _hung()
+            self._calls[engine] += 1
+        try:
+            yield engine
+        finally:
+            with self._lock:
+                if engine in self._calls:
+                    self._calls[engine] -= 1
+            self._end_unused(engine)
+
+    def _take_over(self, engine: ReportEngine) -> bool:
+        """Serve from `engine`; where all has been closed meanwhile, close it too and return False."""
+        with self._lock:
+            old, closed = self._current, self._closed.is_set()
+            if not closed:
+                self._calls[engine] = 0
+                self._current = engine
+        if closed:
+            engine.close()
+            return False
+        self._end_unused(old)
+        self._notify_serving()
+        _notify(self.on_replaced)
+        return True
+
+    def _end_unused(self, engine: ReportEngine) -> None:
+        with self._lock:
+            unused = engine is not self._current and self._calls.get(engine) == 0
+        if unused:
+            self._end(engine)
+
+    def _end(self, engine: ReportEngine, reason: Unavailable | None = None) -> bool:
+        """Close an engine unless that has been done; returns whether this did it."""
+        with self._lock:
+            if self._calls.pop(engine, None) is None:
+                return False
+        engine.close(reason)
+        return True
+
+    def _serves(self) -> bool:
+        with self._lock:
+            return self._current in self._calls
+
+    def _hanging(self) -> list[ReportEngine]:
+        with self._lock:
+            engines = list(self._calls)
+        return [engine for engine in engines if engine.seconds_in_turn() > self._options.hang_seconds]
+
+    def _end_hung(self, engine: ReportEngine) -> None:
+        seconds = engine.seconds_in_turn()
+        if not self._end(engine, _hung()):
+            return
+        self._hangs += 1
+        _log.error("an engine has hung for %.0f s: its calls end", seconds)
+        if not self._serves():
+            self._lost = time.monotonic()
+        self._notify_serving()
+        if self._hangs > self._options.replacements:
+            self._end_all("engines hang again and again")
+
+    def _end_all(self, why: str) -> None:
+        _log.critical("%s: giving up", why)
+        self.close()
+        self._give_up()
+
+    def _replace(self) -> None:
+        started = time.monotonic()
+        with self._loading:
+            if self._serves() or self._closed.is_set():  # a swap was loading when its predecessor hung
+                return
+            try:
+                replaced = self._take_over(self._open())
+            except Exception as error:
+                _log.error("no engine can be loaded: %s", _reason(error))
+                self._next_load = time.monotonic() + POLLS_BETWEEN_LOADS * self._options.poll_seconds
+                return
+        if replaced:
+            _log.info("another engine serves after %.1f s", time.monotonic() - started)
+
+    def _notify_serving(self) -> None:
+        with self._notifying:  # so that the last notification is of the newest state
+            serves = self._serves()
+            if serves != self._notified_serving and not self._closed.is_set():
+                self._notified_serving = serves
+                _notify(lambda: self.on_serving(serves))
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._options.poll_seconds):
+            try:
+                self.check()
+            except Exception as error:
+                _log.error("the watchdog failed with %s", type(error).__name__)
+
+
+def _notify(listener: Callable[[], None]) -> None:
+    """Call a listener; where it fails, that is logged and the engine continues to serve."""
+    try:
+        listener()
+    except Exception as error:
+        _log.error("a listener of the engine failed with %s", type(error).__name__)
+
+
+def _reason(error: Exception) -> str:
+    """Describe an error for the log: the text of one that is not ours could quote a request."""
+    return str(error) if isinstance(error, UserError) else type(error).__name__
+
+
+# A new one for each call: an exception that several calls raise would keep the frames of all of them.
+def _hung() -> Unavailable:
+    return Unavailable("The engine hung and is being replaced: ask again in a while.")

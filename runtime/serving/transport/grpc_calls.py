@@ -1,0 +1,216 @@
+"""gRPC calls to the report service: who calls is decided from the metadata, then the message is read, then a thread works.
+
+A call costs no thread before its message is there and it was admitted. It gives its place back when the work is done, not when the
+client has read the last of it: what is left is delivered from the event loop, for a limited time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import grpc
+from google.protobuf.message import Message
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unauthenticated
+from echovlm_edge.runtime.contracts.statuses import CallStatus, Context, Handler, abort, streaming_handler
+from echovlm_edge.runtime.observability.call_record import REQUEST_ID, CallRecord, Observer
+from echovlm_edge.runtime.serving.access.clients import ANYBODY, Client
+from echovlm_edge.runtime.serving.access.identification import Access, log_refusal, traceparent
+from echovlm_edge.runtime.serving.service import NAME, Method, ReportService
+from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
+from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver, FileReceivingLimits
+from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
+
+
+@dataclass(frozen=True)
+class TransportLimits:
+    """What connections and calls may hold, besides the places for their work.
+
+    Attributes:
+        connections: open at once; fewer where the process has too few descriptors.
+        handshake_seconds: for a connection's beginning: TLS and HTTP/2's.
+        idle_seconds: of a connection without a call, before it is closed; clients connect again by themselves.
+        calls: in flight of all clients, from the metadata to the last byte delivered.
+        calls_per_client: of one client.
+        receiving: of messages on their way.
+        receiving_files: of uploads on their way.
+        delivery_seconds: for a client to take one message of an answer.
+        health_seconds: for a health check's request, before it is answered without.
+    """
+
+    connections: int = 4096
+    handshake_seconds: float = 10.0
+    idle_seconds: float = 120.0
+    calls: int = 2048
+    calls_per_client: int = 128
+    receiving: ReceivingLimits = field(default_factory=ReceivingLimits)
+    receiving_files: FileReceivingLimits = field(default_factory=FileReceivingLimits)
+    delivery_seconds: float = 30.0
+    health_seconds: float = 0.25
+
+
+class ReportCalls(grpc.GenericRpcHandler):
+    """Carries calls of `grpc.aio` to the service. Lives on one event loop."""
+
+    def __init__(
+        self,
+        service: ReportService,
+        access: Access,
+        threads: Executor,
+        observers: Sequence[Observer],
+        receiver: Receiver,
+        limits: TransportLimits,
+    ) -> None:
+        """`threads` run the service's methods, at least as many as calls are admitted; `observers` are told of every call that ended."""
+        self._service, self._access, self._threads = service, access, threads
+        self._observers, self._limits = observers, limits
+        self._receiver = receiver
+        self._files = FileReceiver(limits.receiving_files, receiver, threads)
+        self._in_flight: Counter[str] = Counter()
+
+    def service(self, details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a method of this service."""
+        service, _, name = details.method.lstrip("/").partition("/")
+        method = self._service.methods.get(name)
+        if service != NAME or method is None:
+            return None
+        return streaming_handler(lambda context: self._call(method, context))
+
+    @property
+    def in_flight(self) -> int:
+        """Calls whose last byte is not delivered yet."""
+        return self._in_flight.total()
+
+    async def _call(self, method: Method, context: Context) -> None:
+        client = identified(self._access, method.name, context)
+        who = told_apart(client, context)
+        with self._counted(who):
+            call = CallRecord(method.name, client, self._observers, traceparent(context))
+            status: CallStatus | None = None
+            try:
+                await context.send_initial_metadata(((REQUEST_ID, call.id),))
+                status = await self._answer(method, call, who, context)
+            except asyncio.CancelledError:
+                call.gone.set()
+                raise
+            except grpc.aio.InternalError:  # nothing can be written: the client is gone, which is told a moment later
+                call.gone.set()
+            except Exception as error:
+                status = call.fail(error)
+            finally:
+                call.end()
+        if status:
+            await abort(context, status)
+
+    @contextmanager
+    def _counted(self, who: str) -> Iterator[None]:
+        if self._in_flight.total() >= self._limits.calls or self._in_flight[who] >= self._limits.calls_per_client:
+            raise Busy("Too many calls are in flight: ask again when one has ended.", 1.0)
+        self._in_flight[who] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[who] -= 1
+            if not self._in_flight[who]:
+                del self._in_flight[who]
+
+    async def _answer(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
+        """Carry out a call; returns its status where it failed in its thread."""
+        if method.in_parts:
+            return await self._take_file(method, call, who, context)
+        if method.needs_place:
+            self._service.admission.check(call.client)
+        request = _Request(await self._receiver.receive(lambda: _message(context), who))
+        return await self._answer_from_thread(lambda: request.answers(method, call), call, context)
+
+    async def _take_file(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
+        """Carry out an upload. A file that its sender is not told the id of is forgotten."""
+        with self._files.place(who):
+            file = self._service.uploads.begin(call.client)
+            told = False
+            try:
+                await self._files.receive(
+                    lambda: _part(context), file, lambda data: cast(pb.UploadRequest, method.parse(data)).data
+                )
+                status = await self._answer_from_thread(lambda: _packed(method.answer(file, call)), call, context)
+                told = status is None
+                return status
+            finally:
+                if not told:
+                    file.abandon()
+
+    async def _answer_from_thread(
+        self, make: Callable[[], Iterator[bytes]], call: CallRecord, context: Context
+    ) -> CallStatus | None:
+        answer = ThreadedAnswer[bytes]()
+        self._threads.submit(answer.write, make, call)
+        try:
+            while isinstance(message := await answer.next(), bytes):
+                await self._deliver(message, context)
+            return message
+        except BaseException:
+            call.gone.set()  # the engine asks before every token
+            raise
+
+    async def _deliver(self, message: bytes, context: Context) -> None:
+        try:
+            await asyncio.wait_for(context.write(message), self._limits.delivery_seconds)
+        except TimeoutError:
+            raise Busy(f"The answer was not read for {self._limits.delivery_seconds:g} s.", 1.0) from None
+
+
+class _Request:
+    """A request's bytes, which are not kept: they may be 64 MB, and are parsed once."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def answers(self, method: Method, call: CallRecord) -> Iterator[bytes]:
+        """Parse the request and answer it."""
+        data, self._data = self._data, b""
+        request = method.parse(data)
+        del data
+        messages = method.answer(request, call)
+        del request
+        return _packed(messages)
+
+
+def identified(access: Access, method: str, context: Context) -> Client:
+    """Who calls; a refusal is logged.
+
+    Raises:
+        Unauthenticated: nobody that is known.
+    """
+    try:
+        return access.identify(context)
+    except Unauthenticated as error:
+        log_refusal(method, context, error)
+        raise
+
+
+def told_apart(client: Client, context: Context) -> str:
+    """Whose limits a call counts for: its client's, or its connection's where clients are not told apart."""
+    return client.name if client is not ANYBODY else context.peer()
+
+
+async def _message(context: Context) -> bytes:
+    if (data := await _part(context)) is None:
+        raise InvalidInput("The call has no message: send one.")
+    return data
+
+
+async def _part(context: Context) -> bytes | None:
+    """Read the call's next message; None where there is no further one."""
+    data = await context.read()
+    return data if isinstance(data, bytes) else None
+
+
+def _packed(messages: Iterator[Message]) -> Iterator[bytes]:
+    return (message.SerializeToString() for message in messages)

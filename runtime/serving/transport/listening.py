@@ -1,0 +1,116 @@
+"""One address and the gRPC servers on it: the newest takes connections, those before it end theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+
+DRAIN_SECONDS = 3600.0  # for the calls of a server that another one has followed
+MAX_DRAINING = 8  # servers; one more cuts the oldest
+POLL_SECONDS = 0.05
+DELIVERY_SECONDS = 1.0  # for the last answers, once no call is at work
+CUT_SECONDS = 1.0  # for what was cut to be over
+
+Options = Sequence[tuple[str, int]]
+
+
+class Listener:
+    """Serves handlers on one address. Lives on one event loop.
+
+    gRPC's own way to change certificates replaces them while another thread makes a handshake with them, which can end the process.
+    So each server keeps the credentials that it started with, and new ones get a server of their own on the same port.
+    """
+
+    def __init__(self, host: str, port: int, handlers: Sequence[grpc.GenericRpcHandler], options: Options) -> None:
+        """Nothing listens yet; port 0 takes a free one."""
+        self._host, self.port = host, port
+        self._handlers, self._options = tuple(handlers), tuple(options)
+        self._draining: dict[grpc.aio.Server, asyncio.Future[None]] = {}  # oldest first
+        self._changing = asyncio.Lock()
+        self._stopping = False
+
+    async def open(self, credentials: grpc.ServerCredentials | None) -> None:
+        """Listen, in plain text without credentials.
+
+        Raises:
+            NotPossibleHere: the address cannot be used.
+        """
+        try:
+            # Without SO_REUSEPORT, which would share the port with another server; and gRPC's own failure does not say why.
+            with socket.create_server((self._host, self.port), family=_family(self._host)):
+                pass
+        except OSError as error:
+            # create_server appends the address, which the sentence has already.
+            raise self._refused((error.strerror or str(error)).partition(" (while")[0]) from None
+        self._server = await self._start(credentials)
+
+    async def renew(self, credentials: grpc.ServerCredentials) -> None:
+        """Meet new connections with other credentials; calls and connections before them may end as they like, within an hour.
+
+        Raises:
+            NotPossibleHere: the credentials cannot be used, and the old ones stay.
+        """
+        async with self._changing:
+            if self._stopping:
+                return
+            before, self._server = self._server, await self._start(credentials)
+            draining = asyncio.ensure_future(before.stop(DRAIN_SECONDS))
+            self._draining[before] = draining
+            draining.add_done_callback(lambda _: self._draining.pop(before, None))
+            if len(self._draining) > MAX_DRAINING:
+                await _cut([next(iter(self._draining))])
+
+    async def stop(self, grace: float, at_work: Callable[[], bool]) -> None:
+        """Close the address; calls may end within the grace, and whatever is silent is cut once none is at work.
+
+        gRPC alone would wait for connections too, and a dead client's takes the whole grace.
+        """
+        async with self._changing:
+            self._stopping = True
+        now = asyncio.get_running_loop().time
+        last = now() + grace
+        servers = [self._server, *self._draining]
+        ending = {asyncio.ensure_future(server.stop(grace)) for server in servers}
+        while ending and at_work() and now() < last:
+            _, ending = await asyncio.wait(ending, timeout=POLL_SECONDS)
+        if ending:
+            _, ending = await asyncio.wait(ending, timeout=max(0.0, min(DELIVERY_SECONDS, last - now())))
+        if ending:
+            await _cut(servers)
+
+    async def _start(self, credentials: grpc.ServerCredentials | None) -> grpc.aio.Server:
+        options = [*self._options, ("grpc.so_reuseport", 0 if credentials is None else 1)]
+        server = grpc.aio.server(handlers=self._handlers, options=options)
+        address = join(self._host, self.port)
+        try:
+            if credentials is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise self._refused("the address cannot be used") from None
+        await server.start()
+        return server
+
+    def _refused(self, reason: str) -> NotPossibleHere:
+        return NotPossibleHere(
+            f"Cannot listen on {join(self._host, self.port)} ({reason}): give another --listen HOST:PORT."
+        )
+
+
+async def _cut(servers: Sequence[grpc.aio.Server]) -> None:
+    await asyncio.wait([asyncio.ensure_future(server.stop(None)) for server in servers], timeout=CUT_SECONDS)
+
+
+def join(host: str, port: int) -> str:
+    """An address as gRPC and people write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

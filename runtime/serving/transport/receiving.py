@@ -1,0 +1,131 @@
+"""Messages that are being received: how many at once, from whom, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, InvalidInput, Unavailable
+
+Message = TypeVar("Message")
+Read = Callable[[], Coroutine[Any, Any, Message]]
+
+
+@dataclass(frozen=True)
+class ReceivingLimits:
+    """How many messages are received at once; each may take up to the largest message's memory.
+
+    Attributes:
+        total: of all clients. One more ends the one that has been on its way longest, of the client that has most.
+        per_client: of one client; more wait their turn, unread.
+        seconds: from a call's arrival until its message must be there.
+    """
+
+    total: int = 16
+    per_client: int = 4
+    seconds: float = 30.0
+
+
+@dataclass(eq=False)
+class _Receiving:
+    client: str
+    given_up: asyncio.Future[None]
+
+
+class Receiver:
+    """Reads calls' messages within the limits. Lives on one event loop.
+
+    An honest message comes with its call, so that what has been on its way longest is the best guess at who sends
+    headers and never a message.
+    """
+
+    def __init__(self, limits: ReceivingLimits = ReceivingLimits()) -> None:
+        """Nothing is being received."""
+        self._limits = limits
+        self._receiving: list[_Receiving] = []  # oldest first
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._waiting: Counter[str] = Counter()  # calls of a client that hold or await one of its turns
+        self._closed = asyncio.Event()
+
+    async def receive(self, read: Read[Message], client: str) -> Message:
+        """Wait for a call's message.
+
+        Args:
+            read: reads it; not called before the client's turn.
+            client: whose call it is.
+
+        Raises:
+            InvalidInput: it did not come in time.
+            Busy: it was given up for newer ones.
+            Unavailable: the server is shutting down.
+        """
+        one = _Receiving(client, asyncio.get_running_loop().create_future())
+        reading = asyncio.ensure_future(self._read_in_turn(read, one))
+        if await self._comes(reading, self._limits.seconds, one.given_up):
+            return reading.result()
+        if one.given_up.done():
+            raise Busy("Too many messages are on their way, and this one took longest: send it again.", 1.0)
+        raise InvalidInput(f"The call's message did not come within {self._limits.seconds:g} s: send it with the call.")
+
+    async def receive_part(self, read: Read[Message], seconds: float) -> Message:
+        """Wait for a part of a file. It takes no turn and no room of messages: how many files are on their way has its own bounds.
+
+        Raises:
+            InvalidInput: it did not come in time.
+            Unavailable: the server is shutting down.
+        """
+        reading = asyncio.ensure_future(read())
+        if await self._comes(reading, seconds):
+            return reading.result()
+        raise InvalidInput("The upload is too slow, or has stopped: send it again.")
+
+    async def _comes(self, reading: asyncio.Future[Message], seconds: float, *given_up: asyncio.Future[None]) -> bool:
+        """Whether a message comes within the time, and before something else ends the wait; if not, it is no longer read."""
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            waited_for: set[asyncio.Future[Any]] = {reading, closed, *given_up}
+            await asyncio.wait(waited_for, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return True
+        finally:
+            reading.cancel()
+            closed.cancel()
+        if self._closed.is_set():
+            raise Unavailable(SHUTTING_DOWN)
+        return False
+
+    def close(self) -> None:
+        """Give up all that are on their way, and those that come."""
+        self._closed.set()
+
+    @contextmanager
+    def _turn_of(self, client: str) -> Iterator[asyncio.Semaphore]:
+        turn = self._turns.setdefault(client, asyncio.Semaphore(self._limits.per_client))
+        self._waiting[client] += 1
+        try:
+            yield turn
+        finally:
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client], self._turns[client]
+
+    async def _read_in_turn(self, read: Read[Message], one: _Receiving) -> Message:
+        with self._turn_of(one.client) as turn:
+            async with turn:
+                self._receiving.append(one)
+                self._make_room()
+                try:
+                    return await read()
+                finally:
+                    self._receiving.remove(one)
+
+    def _make_room(self) -> None:
+        waiting = [one for one in self._receiving if not one.given_up.done()]
+        if len(waiting) <= self._limits.total:
+            return
+        most, _ = Counter(one.client for one in waiting).most_common(1)[0]
+        next(one for one in waiting if one.client == most).given_up.set_result(None)

@@ -1,0 +1,91 @@
+"""Files that are being uploaded: how many at once, from whom, and how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from echovlm_edge.runtime.contracts.errors import Busy
+from echovlm_edge.runtime.serving.transport.receiving import Read, Receiver
+from echovlm_edge.runtime.serving.uploads import IncomingFile
+
+RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class FileReceivingLimits:
+    """How many files are received at once; a part of each may take the largest message's memory.
+
+    Attributes:
+        total: of all clients.
+        per_client: of one client.
+        seconds: for a part to come.
+        slowest: bytes a second of a whole file, after those first seconds.
+    """
+
+    total: int = 8
+    per_client: int = 2
+    seconds: float = 30.0
+    slowest: int = 64 << 10
+
+
+class FileReceiver:
+    """Reads the parts of uploads within the limits. Lives on one event loop."""
+
+    def __init__(self, limits: FileReceivingLimits, receiver: Receiver, threads: Executor) -> None:
+        """`threads` write what comes."""
+        self._limits, self._receiver, self._threads = limits, receiver, threads
+        self._receiving: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """Take a place for one upload of a client.
+
+        Raises:
+            Busy: all are taken, or all of this client's own.
+        """
+        if self._receiving.total() >= self._limits.total:
+            raise Busy("As many files are being uploaded as there may be: ask again when one has come.", RETRY_SECONDS)
+        if self._receiving[client] >= self._limits.per_client:
+            raise Busy(
+                f"{self._limits.per_client} files of yours are being uploaded, as many as there may be: ask again when one has "
+                "come.",
+                RETRY_SECONDS,
+            )
+        self._receiving[client] += 1
+        try:
+            yield
+        finally:
+            self._receiving[client] -= 1
+            self._receiving += Counter()  # forgets clients that are gone
+
+    async def receive(self, read: Read[bytes | None], file: IncomingFile, bytes_of: Callable[[bytes], bytes]) -> None:
+        """Receive a file to its end.
+
+        Args:
+            read: reads the next part; None after the last.
+            file: what it is added to.
+            bytes_of: what a part adds.
+
+        Raises:
+            InvalidInput: a part does not come in time, or is none; the file is larger than it may be.
+            Busy: there is no room for all of it.
+            Unavailable: the server is shutting down.
+        """
+
+        def add(part: bytes) -> None:
+            file.add(bytes_of(part))
+
+        loop, started = asyncio.get_running_loop(), time.monotonic()
+        while (part := await self._receiver.receive_part(read, self._patience(started, file.size))) is not None:
+            await loop.run_in_executor(self._threads, add, part)
+
+    def _patience(self, started: float, size: int) -> float:
+        """Seconds until the next part must have come."""
+        allowed = self._limits.seconds + size / self._limits.slowest
+        return max(0.0, min(self._limits.seconds, started + allowed - time.monotonic()))
