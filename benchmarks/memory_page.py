@@ -23,13 +23,14 @@ from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.roofline import Roofline
 from echovlm_edge.export.targets import target
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Item, When, Where, Widths, total
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.workloads import frame
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, Item, When, Where, Widths, account, total
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.server_memory import account
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "operations.md"

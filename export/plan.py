@@ -10,21 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, activation_bytes, total
 from echovlm_edge.runtime.bundle.manifest import Footprint, Limits
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory, machine_memory
 from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
-from echovlm_edge.runtime.serving.supervision.memory_model import (
-    LIBRARIES,
-    TOKENIZER_TIMES,
-    BundleShape,
-    When,
-    Where,
-    account,
-    activation_bytes,
-    total,
-)
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.server_memory import LIBRARIES, TOKENIZER_TIMES, account
 
 FILES_BESIDE = 16 << 20  # tokenizer, chat template and graphs
 

@@ -17,9 +17,9 @@ from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import CACHE_TYPES, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.targets import Target
 from echovlm_edge.export.weight_file import WeightFile, lay_out
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Widths, cache_token_bytes
 from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, EmbeddingSpec, Limits, ModelSpec
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, Widths, cache_token_bytes
 
 MakeGraphs = Callable[
     [EchoVLMConfig], dict[str, ir.Model]

@@ -16,7 +16,7 @@ from echovlm_edge.export.engines.tensorrt_rules import KERNEL_BLOCKS
 from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.export.targets import Target
 from echovlm_edge.runtime.backends import PREFILL_CHUNK
-from echovlm_edge.runtime.serving.supervision.memory_model import cache_token_bytes
+from echovlm_edge.runtime.backends.bundle_memory import cache_token_bytes
 
 WORKING_GB = 0.6  # the device's context, kernels and activations: an allowance
 

@@ -13,10 +13,11 @@ from rich.table import Table
 
 from echovlm_edge.export import parity
 from echovlm_edge.export.verdict import Verdict, format_of, judge
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, Manifest, Parity
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, When, Where, account, total
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.server_memory import account
 
 _TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 STAGES = {

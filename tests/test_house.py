@@ -83,3 +83,72 @@ def test_no_file_shadows_the_standard_library() -> None:
     for folder in (*FORBIDDEN, "benchmarks", "demo", "tests"):
         for file in (ROOT / folder).rglob("*.py"):
             assert file.stem not in sys.stdlib_module_names - {"__main__"}, f"{file} has the name of a standard module"
+
+
+# From the ground up: a room imports from those before it alone.
+ROOMS = (
+    *("contracts", "resources", "formats", "bundle", "imaging", "prompting", "backends", "engine", "observability"),
+    *("clinical", "client", "serving", "ray_serve", "profiling", "doctor"),
+)
+RUNTIME = "echovlm_edge.runtime"
+
+
+def module_imports(file: Path, modules: set[str]) -> set[str]:
+    """The runtime's own modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(RUNTIME):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else node.module for name in inside}
+    return found
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """What each module of the runtime imports of it."""
+    files = {}
+    for file in (ROOT / "runtime").rglob("*.py"):
+        parts = file.relative_to(ROOT / "runtime").with_suffix("").parts
+        files[".".join((RUNTIME, *(part for part in parts if part != "__init__")))] = file
+    return {name: module_imports(file, set(files)) for name, file in files.items()}
+
+
+def test_rooms_import_downwards(graph: dict[str, set[str]]) -> None:
+    def room(module: str) -> str:
+        return module.removeprefix(RUNTIME).strip(".").partition(".")[0]
+
+    assert {room(module) for module in graph} == {"", *ROOMS}
+    for module, imports in graph.items():
+        for other in imports:
+            assert room(other) in ROOMS[: ROOMS.index(room(module)) + 1], f"{module} imports {other}, a room above it"
+
+
+def test_no_modules_import_each_other_in_a_circle(graph: dict[str, set[str]]) -> None:
+    left = dict(graph)
+    while ready := [module for module, imports in left.items() if not (imports & left.keys()) - {module}]:
+        for module in ready:
+            del left[module]
+    assert not left, f"these import each other: {sorted(left)}"
+
+
+def test_a_listing_of_the_runtime_reads_at_once() -> None:
+    entries = [entry.name for entry in (ROOT / "runtime").iterdir() if entry.name != "__pycache__"]
+    assert len(entries) <= 16
+    stems = [entry.removesuffix(".py") for entry in entries]
+    alike = [(one, other) for one in stems for other in stems if one != other and other.startswith(one.rstrip("s"))]
+    assert not alike
+
+
+WITHOUT = {
+    "client": ("onnxruntime", "PIL", "pydantic", "jinja2", "tokenizers", f"{RUNTIME}.engine", f"{RUNTIME}.backends"),
+    "client.report_command": ("onnxruntime", "PIL", "pydantic", "jinja2", f"{RUNTIME}.engine", f"{RUNTIME}.serving"),
+    "profiling.compare_command": ("onnxruntime", "grpc", "PIL", f"{RUNTIME}.engine", f"{RUNTIME}.client"),
+}
+
+
+@pytest.mark.parametrize("module", WITHOUT)
+def test_what_is_light_stays_light(module: str) -> None:
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in WITHOUT[module])
+    program = f"import sys\n{blocked}import {RUNTIME}.{'client.report_client' if module == 'client' else module}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

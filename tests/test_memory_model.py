@@ -22,13 +22,14 @@ from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.planned_bundle import bundle_shape, plan
 from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory, machine_memory
 from echovlm_edge.runtime.serving.supervision import from_settings, serve_command
 from echovlm_edge.runtime.serving.supervision.memory_fit import LOWERABLE, Fit, judge
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, When, Where, account, total
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.server_memory import account
 from tests import golden
 from tests.dicom_files import encode
 from tests.server_process import server_process

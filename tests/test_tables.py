@@ -17,11 +17,11 @@ from benchmarks.limits import Machine as Limits
 from demo import evaluate, run
 from echovlm_edge.export import estimate, show
 from echovlm_edge.export.plan import Machine, print_plan
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec, Manifest
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from tests.test_estimate import roofline
 

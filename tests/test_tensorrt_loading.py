@@ -15,6 +15,7 @@ import pytest
 
 from echovlm_edge.plugins.dual_path_moe.library import PLUGIN_LIBRARY
 from echovlm_edge.runtime.backends import cuda_driver, opening, tensorrt_engine
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, device_items
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -25,7 +26,6 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import Angles
 from echovlm_edge.runtime.resources.system_files import memory_info
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, device_items
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests import golden, numpy_cuda
 from tests.numpy_cuda import CHUNK, NumpyDriver, NumpyTensorRT

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, device_items
 from echovlm_edge.runtime.backends.device import Device
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape, device_items
 
 
 def check_memory(bundle: Bundle, device: Device, max_sequence: int) -> None:

@@ -45,7 +45,9 @@ def _report(options: argparse.Namespace) -> int:
     if options.retries < 0:
         raise InvalidInput(f"--retries must be 0 or more, got {options.retries}.")
     request = _request(options)
-    documents = asked_documents(options.sr, options.fhir, request)  # what stands against them is said before the wait
+    documents = asked_documents(
+        options.sr, options.fhir, request.images, request.language
+    )  # what stands against them is said before the wait
     result: pb.Result | None = None
     progress = Console(stderr=True)
     with ReportClient(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client.report_client import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.tasks import Language
 
 
 def asked_documents(
-    sr: Path | None, fhir: Path | None, request: ReportRequest
+    sr: Path | None, fhir: Path | None, images: Sequence[SentImage], language: Language
 ) -> list[tuple[Path, Callable[[pb.Result], bytes]]]:
-    """Each file with what makes its bytes of a result. Libraries are imported only where they are needed.
+    """List each file that was asked for with what makes its bytes of a result; `images` and `language` are the call's.
+
+    Libraries are imported only where they are needed.
 
     Frames are those that the result says were shown, else those asked for.
 
@@ -31,15 +34,15 @@ def asked_documents(
             raise NotPossibleHere(f"The folder {path.parent} is not there: create it first.")
     from echovlm_edge.runtime.clinical.source_images import as_shown, source_images
 
-    sources = source_images(request.images)
+    sources = source_images(images)
     if sr:
         from echovlm_edge.runtime.clinical.structured_report import structured_report
 
         if not sources:
             raise InvalidInput("A DICOM SR belongs to a study: send at least one DICOM image.")
-        asked.append((sr, lambda result: structured_report(result, as_shown(sources, result), request.language)))
+        asked.append((sr, lambda result: structured_report(result, as_shown(sources, result), language)))
     if fhir:
         from echovlm_edge.runtime.clinical.diagnostic_report import diagnostic_report
 
-        asked.append((fhir, lambda result: diagnostic_report(result, sources, request.language)))
+        asked.append((fhir, lambda result: diagnostic_report(result, sources, language)))
     return asked

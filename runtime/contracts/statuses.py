@@ -48,7 +48,8 @@ class CallStatus:
 def status_of(error: UserError) -> CallStatus:
     """The status that a client gets for an error that it or its operator can fix."""
     metadata = ((RETRY_AFTER, str(round(error.retry_seconds * 1000))),) if isinstance(error, Busy) else ()
-    return CallStatus(CODES[type(error)], str(error), metadata)
+    code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    return CallStatus(code, str(error), metadata)
 
 
 async def abort(context: Context, status: CallStatus) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.extras import install_hint, reinstall_hint
 from echovlm_edge.runtime.doctor.facts import Facts
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
 from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, Verdict, judge
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
 SLOW_CLOCK = 0.7  # of its fastest, at which a clock is held back while nothing says why

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,8 @@ from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 from echovlm_edge.runtime.imaging import pictures, video
 from echovlm_edge.runtime.imaging.dicom import reading as dicom
 from echovlm_edge.runtime.imaging.preprocess import smart_resize
-from echovlm_edge.runtime.imaging.sandbox.samples import VIDEO_STREAMS, decodes
+from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, VIDEO_STREAMS, decodes
+from echovlm_edge.runtime.imaging.undecodable import Undecodable
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ def measure_image(
         InvalidInput: see `decode_image`, as far as headers show it; frames of a shape that the model cannot be shown.
         NotPossibleHere: see `decode_image`.
     """
+    with _broken_decoder_named():
+        return _measured(image, resolution, limits, key)
+
+
+def _measured(image: ImageInput, resolution: Resolution, limits: ImageLimits, key: bytes) -> Measured:
     kind, image, origin = _kind(image, limits), _with_all_of_a_part(image), ANYBODY
     if kind == DICOM:
         header = dicom.read_header(image, limits.max_pixels, limits.max_frames)
@@ -86,6 +93,11 @@ def decode_image(
             the frames asked for; the sentence names the image.
         NotPossibleHere: this process has no decoder that works for it.
     """
+    with _broken_decoder_named():
+        return _decoded(image, limits, finish)
+
+
+def _decoded(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixels], Pixels]) -> list[Frame]:
     kind, image = _kind(image, limits), _with_all_of_a_part(image)
     if kind == DICOM:
         decoded = dicom.decode(image, limits.max_pixels, limits.max_frames, finish)
@@ -94,6 +106,19 @@ def decode_image(
         return _video_frames(image, limits, finish)
     shown = pictures.decode(image, kind, limits.max_pixels, limits.max_frames)
     return [_frame(image, finish(pixels), source) for pixels, source in shown]
+
+
+@contextmanager
+def _broken_decoder_named() -> Iterator[None]:
+    """A decoder that refuses even its own sample does not work here, and says nothing about the file."""
+    try:
+        yield
+    except Undecodable as refused:
+        if refused.encoding not in ENCODINGS or decodes(refused.encoding):
+            raise
+        raise NotPossibleHere(
+            f"{refused.name} cannot be decoded by this server: it has no decoder for {refused.called} that works."
+        ) from None
 
 
 def _video_header(image: ImageInput, limits: ImageLimits) -> video.VideoHeader:

@@ -28,12 +28,12 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.errors import InvalidInput, UserError
 from echovlm_edge.runtime.contracts.request import Box, ImageInput, Source, Window
 from echovlm_edge.runtime.formats.dicom_frames import choose_frames
 from echovlm_edge.runtime.formats.media_types import GIF, PICTURES, PNG, TIFF, WEBP
 from echovlm_edge.runtime.imaging import gif_blocks, png_chunks
-from echovlm_edge.runtime.imaging.sandbox.samples import decodes
+from echovlm_edge.runtime.imaging.undecodable import Undecodable
 
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 ANIMATED = (PNG, TIFF, WEBP, GIF)  # what else has several (a JPEG's previews) is no cine
@@ -95,8 +95,7 @@ def measure(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> P
     """Find what `decode` will give, without decoding. `kind` is one of `PICTURES`.
 
     Raises:
-        InvalidInput: see `decode`, as far as headers show it.
-        NotPossibleHere: see `decode`.
+        Undecodable, InvalidInput: see `decode`, as far as headers show it.
     """
     with _opened(image, kind, max_pixels) as (picture, turn):
         pages = _pages(image.name, picture, image.open(), kind)
@@ -116,8 +115,8 @@ def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> It
     floating point by the range of these frames.
 
     Raises:
-        InvalidInput: over a limit, damaged, without the frames asked for, or of a kind that is not read.
-        NotPossibleHere: this process has no decoder that works for it.
+        Undecodable: its decoder refuses it.
+        InvalidInput: it is over a limit, without the frames asked for, or of a kind that is not read.
     """
     with _opened(image, kind, max_pixels) as (picture, turn):
         pages = _pages(image.name, picture, image.open(), kind)
@@ -160,17 +159,11 @@ def _opened(image: ImageInput, kind: str, max_pixels: int) -> Iterator[tuple[Ima
     except Exception as error:  # as many kinds as there are ways to be damaged
         if isinstance(error, OSError) and "out of memory" in str(error):  # a decoder's own word for it
             raise MemoryError from None
-        if not decodes(kind):
-            raise NotPossibleHere(
-                f"{image.name} cannot be decoded by this server: it has no decoder for {kind} that works."
-            ) from None
+        sentence = f"{image.name} is truncated or damaged and cannot be decoded ({type(error).__name__})."
         if kind == TIFF and isinstance(error, UnidentifiedImageError | SyntaxError):
-            raise InvalidInput(
-                f"{image.name} is a TIFF file of a layout that is not read, or damaged: save it as 8-bit grey or RGB."
-            ) from None
-        raise InvalidInput(
-            f"{image.name} is truncated or damaged and cannot be decoded ({type(error).__name__})."
-        ) from None
+            layout = "is a TIFF file of a layout that is not read, or damaged"
+            sentence = f"{image.name} {layout}: save it as 8-bit grey or RGB."
+        raise Undecodable(sentence, image.name, kind, kind) from None
 
 
 def check_size(name: str, width: int, height: int, max_pixels: int) -> None:

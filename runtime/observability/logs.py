@@ -14,7 +14,7 @@ from traceback import extract_tb
 from types import TracebackType
 from typing import Any
 
-from echovlm_edge.runtime.observability.call_record import CallRecord
+from echovlm_edge.runtime.observability.ended_call import EndedCall
 from echovlm_edge.runtime.observability.log_writer import LogWriter
 
 # What a record may carry beside its message; nothing else is written, so that nothing slips in.
@@ -118,12 +118,12 @@ def _place(trace: TracebackType | None) -> str:
     return " < ".join(frames[:FRAMES]) or "no traceback"
 
 
-def log_call(call: CallRecord) -> None:
+def log_call(call: EndedCall) -> None:
     """One line for a call that ended."""
     fields: dict[str, object] = {
         "request_id": call.id,
         "method": call.method,
-        "client": call.client.name,
+        "client": call.client_name,
         "outcome": call.outcome,
         "seconds": round(call.seconds, 4),
     }

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from echovlm_edge.runtime.engine.report_engine import EngineStats
 from echovlm_edge.runtime.engine.reuse import StoreStats
-from echovlm_edge.runtime.observability.call_record import CallRecord
+from echovlm_edge.runtime.observability.ended_call import EndedCall
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -57,9 +57,9 @@ class Metrics:
         self._stats, self._studies, self._uploads = stats, studies, uploads
         self.registry.register(self)
 
-    def observe(self, call: CallRecord) -> None:
+    def observe(self, call: EndedCall) -> None:
         """Count a call that ended."""
-        self._calls.labels(call.method, call.outcome, call.client.name).inc()
+        self._calls.labels(call.method, call.outcome, call.client_name).inc()
         self._call_seconds.labels(call.method).observe(call.seconds)
         if done := call.finished:
             for stage, seconds in done.seconds.items():

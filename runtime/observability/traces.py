@@ -13,7 +13,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.contracts.request import Finished, Stage
 from echovlm_edge.runtime.engine.clock import pieces
-from echovlm_edge.runtime.observability.call_record import CallRecord
+from echovlm_edge.runtime.observability.ended_call import EndedCall
 
 try:
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -42,7 +42,7 @@ class Traces:
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_MILLISECONDS))
         self._tracer = self._provider.get_tracer(SERVICE)
 
-    def observe(self, call: CallRecord) -> None:
+    def observe(self, call: EndedCall) -> None:
         """Trace a call that ended just now."""
         ended = time.time_ns()
         started = ended - round(call.seconds * 1e9)

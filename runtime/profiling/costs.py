@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from echovlm_edge.runtime.backends import PREFILL_CHUNK
+from echovlm_edge.runtime.backends.bundle_memory import bundle_cache_token_bytes
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.serving.supervision.memory_model import bundle_cache_token_bytes
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from echovlm_edge.runtime.contracts.request import (
 from echovlm_edge.runtime.contracts.tasks import Task, prompt_for
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.imaging.decoder import Asker
-from echovlm_edge.runtime.observability.call_record import CallRecord
 from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Client
+from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.studies import Studies
 from echovlm_edge.runtime.serving.uploads import IncomingFile, Uploads
 

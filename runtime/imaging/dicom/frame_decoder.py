@@ -41,7 +41,7 @@ from echovlm_edge.runtime.imaging.dicom.codestream import (
     with_end,
     with_whole_spectrum,
 )
-from echovlm_edge.runtime.imaging.sandbox.samples import decodes
+from echovlm_edge.runtime.imaging.undecodable import Undecodable
 
 ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 DEFLATED_FRAME = UID("1.2.840.10008.1.2.8.1")
@@ -94,8 +94,9 @@ def decode_frame(name: str, data: bytes, pixels: PixelFormat, syntax: UID) -> Sa
     """Decode one frame.
 
     Raises:
-        InvalidInput: it is truncated or damaged, or not of the size that its header says.
-        NotPossibleHere: no decoder for its encoding works here.
+        Undecodable: its decoder refuses it.
+        InvalidInput: it is not of the size that its header says, or of a kind that is not read.
+        NotPossibleHere: there is no decoder for its encoding here.
     """
     try:
         return _decode(name, data, pixels, syntax)
@@ -104,14 +105,11 @@ def decode_frame(name: str, data: bytes, pixels: PixelFormat, syntax: UID) -> Sa
     except Exception as error:  # as many kinds as there are decoders
         if any(shortage in str(error) for shortage in NO_MEMORY):
             raise MemoryError from None
-        if syntax in (*CODESTREAMS, RLELossless) and not decodes(syntax):
-            raise NotPossibleHere(
-                f"{name} cannot be decoded by this server: it has no decoder for {syntax_name(syntax)} that works."
-            ) from None
-        raise InvalidInput(
-            f"{name} cannot be decoded ({syntax_name(syntax)}): its pixel data is truncated or damaged "
-            f"({type(error).__name__})."
-        ) from None
+        called = syntax_name(syntax)
+        damaged = (
+            f"{name} cannot be decoded ({called}): its pixel data is truncated or damaged ({type(error).__name__})."
+        )
+        raise Undecodable(damaged, name, syntax, called) from None
 
 
 def _decode(name: str, data: bytes, pixels: PixelFormat, syntax: UID) -> Samples:

@@ -7,7 +7,6 @@ import io
 import zlib
 from base64 import b64decode
 from contextlib import suppress
-from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 
@@ -52,6 +51,7 @@ from pydicom.uid import (
 from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.formats.media_types import PICTURES, TIFF
 from echovlm_edge.runtime.imaging import video
+from echovlm_edge.runtime.imaging.dicom import reading
 
 RAMP = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4  # what all but three of them show
 
@@ -142,8 +142,6 @@ ENCODINGS: tuple[str, ...] = (
     *_WITH_VIDEO,
 )
 
-_ASKED: ContextVar[frozenset[str]] = ContextVar("asked", default=frozenset())  # those that `decodes` is busy with
-
 
 @cache
 def sample(encoding: str) -> bytes:
@@ -187,22 +185,17 @@ def sample(encoding: str) -> bytes:
 
 def decodes(encoding: str) -> bool:
     """Whether this process can decode an encoding: where it cannot, a file of it that fails need not be damaged."""
-    if encoding not in ENCODINGS or encoding in _ASKED.get():
+    if encoding not in ENCODINGS:
         return False
-    asked = _ASKED.set(_ASKED.get() | {encoding})
     try:
         if encoding in PICTURES:
             Image.open(io.BytesIO(sample(encoding)), formats=(PICTURES[encoding],)).load()
         elif encoding in VIDEO_STREAMS:
             list(video.decode(io.BytesIO(sample(encoding)), encoding, [0]))
         else:
-            from echovlm_edge.runtime.imaging.dicom import reading  # which asks this of what it cannot decode
-
             reading.decode(ImageInput(sample(encoding)), RAMP.size, 1)
     except Exception:  # as many kinds as there are ways not to be loaded
         return False
-    finally:
-        _ASKED.reset(asked)
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.addresses import is_loopback_host
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
@@ -17,7 +18,6 @@ from echovlm_edge.runtime.serving.access.tls import TlsFiles
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.studies import StudyLimits
 from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
-from echovlm_edge.runtime.serving.supervision.memory_model import BundleShape
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions

@@ -6,16 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
-from echovlm_edge.runtime.serving.supervision.memory_model import (
-    BundleShape,
-    When,
-    Where,
-    account,
-    sequence_length,
-    total,
-)
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
+from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length
 
 # How far each option can be lowered, and in which steps: first what costs time at most, then what fewer can use at once.
 CHEAP = {

@@ -20,9 +20,10 @@ from google.protobuf.message import Message
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unauthenticated
 from echovlm_edge.runtime.contracts.statuses import CallStatus, Context, Handler, abort, streaming_handler
-from echovlm_edge.runtime.observability.call_record import REQUEST_ID, CallRecord, Observer
+from echovlm_edge.runtime.observability.ended_call import Observer
 from echovlm_edge.runtime.serving.access.clients import ANYBODY, Client
 from echovlm_edge.runtime.serving.access.identification import Access, log_refusal, traceparent
+from echovlm_edge.runtime.serving.call_record import REQUEST_ID, CallRecord
 from echovlm_edge.runtime.serving.service import NAME, Method, ReportService
 from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver, FileReceivingLimits

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.observability.call_record import Observer
+from echovlm_edge.runtime.observability.ended_call import Observer
 from echovlm_edge.runtime.observability.logs import log_call
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 from echovlm_edge.runtime.serving.access import tls

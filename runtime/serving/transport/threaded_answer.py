@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from echovlm_edge.runtime.contracts.statuses import CallStatus
-from echovlm_edge.runtime.observability.call_record import CallRecord
+from echovlm_edge.runtime.serving.call_record import CallRecord
 
 Message = TypeVar("Message")
 

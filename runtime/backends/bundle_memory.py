@@ -1,40 +1,18 @@
-"""What a server of a bundle takes of memory, item by item: one account for plan, doctor, server and the operations page.
-
-An upper bound from the bundle's shape and the server's options. Constants were measured on bundles of width 1024 (see
-`python -m benchmarks.memory_page --measure`); what was not measured says so.
-"""
+"""What a bundle takes of memory by its shape: weights, caches, activations; known before a byte of it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from echovlm_edge.runtime.backends import PREFILL_CHUNK
 from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, TOKENIZER, Manifest, TensorSpec
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
-from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
 
-if TYPE_CHECKING:
-    from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
-
-MB = 1 << 20
-# Resident in a server without load 125 MB, half of it files of libraries; 170 MB once calls of every kind have run.
-LIBRARIES = 200 * MB
-GPU_LIBRARIES = 1024 * MB  # CUDA, cuDNN or TensorRT in the host's memory: assumed, not measured
-TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the published model's 8 MB
-# Weights in memory over their files. Mapped they are 1; ONNX Runtime's own operators copy them into a layout of their own, and float16
-# is widened to float32 where the CPU has no operator for it. By whether our operators run, and precision.
-WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
-DECODER_AT_REST = 64 * MB  # Python, numpy, Pillow, pydicom and its decoders: 38 MB are its own
-MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
-PARTS_AT_ONCE = FileReceivingLimits().total  # of uploads; each may be as large as a message
-PARSING = 2  # further copies of a message that is being parsed: as bytes and as a message
-READ_AHEAD = 4  # studies whose pictures are read in the background
 UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memory
 
 
@@ -228,73 +206,10 @@ def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
     )
 
 
-def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
-    """All that a server with these options takes."""
-    libraries = Item("libraries", LIBRARIES + (GPU_LIBRARIES if shape.on_gpu else 0), "", When.START)
-    engine = tuple(_engine(shape, settings))
-    second = (
-        Item("a second engine", total(engine, where), "", When.SWAP, where)
-        for where in dict.fromkeys(item.where for item in engine)
-    )
-    return (libraries, *engine, *_calls(shape, settings), *_decoding(settings), *second)
-
-
 def total(items: Iterable[Item], where: Where = Where.HOST, *when: When) -> int:
     """Bytes of those items; of any time where none is named."""
     return sum(item.bytes for item in items if item.where is where and (not when or item.when in when))
 
 
-def sequence_length(shape: BundleShape, settings: ServeSettings) -> int:
-    """The context that is served."""
-    return min(settings.max_sequence or shape.max_sequence, shape.max_sequence)
-
-
 def _cache_tensor(manifest: Manifest) -> TensorSpec:
     return next(tensor for tensor in manifest.part("decoder").inputs if tensor.name == "keys.0")
-
-
-def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
-    """What each engine has of its own: there are two while a bundle is replaced."""
-    length = sequence_length(shape, settings)
-    yield Item("tokenizer", TOKENIZER_TIMES * shape.tokenizer, "", When.START)
-    if shape.on_gpu:
-        yield Item("token embedding", shape.embedding, "", When.START)
-        yield from device_items(shape, length)
-    else:
-        times = WEIGHT_TIMES.get((shape.native, shape.precision), 1.0)
-        yield Item("weights", int(times * shape.weights) + shape.embedding, "", When.START)
-    yield Item("activations", activation_bytes(shape, length), "--max-sequence", When.USED, shape.place)
-    if not shape.on_gpu:  # a GPU's one cache is never copied
-        cache = shape.cache_bytes(length)
-        yield Item("KV caches", settings.slots * cache, "--slots, --max-sequence", When.USED)
-        # Slots change places so that those in use stay together, and what is kept is copied out of one.
-        yield Item("copies of two KV caches", 2 * cache, "--max-sequence", When.USED)
-        yield Item("prompts seen before", settings.prefix_mb * MB, "--prefix-mb", When.USED)
-        yield Item("batch reports that wait", settings.parked_mb * MB, "--parked-mb", When.USED)
-    yield Item("images seen before", settings.image_mb * MB, "--image-mb", When.USED)
-
-
-def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
-    length, widths, places = sequence_length(shape, settings), shape.widths, settings.slots + settings.queue
-    embeddings, message = 4 * length * widths.hidden, settings.max_message_mb * MB
-    inside = "--slots, --queue, --max-sequence"
-    # The context bounds how many pictures a call holds, and frames come at the model's resolution.
-    yield Item("pictures of open studies", settings.study_mb * MB, "--study-mb", When.USED)
-    yield Item("uploaded files", settings.upload_mb * MB, "--upload-mb", When.USED)
-    yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
-    yield Item("their embeddings", (places + READ_AHEAD) * embeddings, inside, When.USED)
-    yield Item("prompts being read", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
-    yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
-    yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
-    parts = PARTS_AT_ONCE * message if settings.upload_mb else 0
-    yield Item("parts of uploads being received", parts, "--upload-mb, --max-message-mb", When.PEAK)
-    # An upload lies in memory as decoders read it; a file of a message is copied for them.
-    copies = settings.decode_processes * message
-    yield Item("files being decoded", copies, "--decode-processes, --max-message-mb", When.PEAK)
-
-
-def _decoding(settings: ServeSettings) -> Iterator[Item]:
-    count, most = settings.decode_processes, settings.decode_mb * MB
-    rest = min(DECODER_AT_REST, most)
-    yield Item("decoding processes", (count + 1) * rest, "--decode-processes", When.START)  # one is spare
-    yield Item("decoding", count * (most - rest), "--decode-processes, --decode-mb", When.PEAK)

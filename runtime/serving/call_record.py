@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from traceback import format_tb
 
 import grpc
@@ -14,6 +14,7 @@ import grpc
 from echovlm_edge.runtime.contracts.errors import Busy, UserError
 from echovlm_edge.runtime.contracts.request import Finished
 from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
+from echovlm_edge.runtime.observability.ended_call import Observer
 from echovlm_edge.runtime.serving.access.clients import Client
 
 REQUEST_ID = "x-request-id"
@@ -44,6 +45,11 @@ class CallRecord:
         self.finished: Finished | None = None
         self.seconds = 0.0
         self._observers = observers
+
+    @property
+    def client_name(self) -> str:
+        """Who calls, as the clients file names it."""
+        return self.client.name
 
     def fail(self, error: Exception) -> CallStatus:
         """Record how the call fails; returns the status that its client gets."""
@@ -77,6 +83,3 @@ class CallRecord:
             sentence = "The server has no memory for this request now: ask again later."
             return status_of(Busy(sentence, NO_MEMORY_RETRY_SECONDS))
         return CallStatus(grpc.StatusCode.INTERNAL, "The server failed on this request; its log says where.")
-
-
-Observer = Callable[[CallRecord], None]

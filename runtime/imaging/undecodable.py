@@ -1,0 +1,20 @@
+"""What a decoder refuses: the file's fault, unless the decoder refuses every file here."""
+
+from __future__ import annotations
+
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+
+
+class Undecodable(InvalidInput):
+    """A decoder refused a file; whoever knows whether that decoder works here says whose fault it is.
+
+    Attributes:
+        name: what sentences call the file.
+        encoding: one of `samples.ENCODINGS`, or another transfer syntax.
+        called: what a sentence calls the encoding.
+    """
+
+    def __init__(self, sentence: str, name: str, encoding: str, called: str) -> None:
+        """`sentence` is that about a damaged file."""
+        super().__init__(sentence)
+        self.name, self.encoding, self.called = name, encoding, called
