@@ -10,8 +10,8 @@ from hypothesis import settings
 
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
-from tests import golden
-from tests.watched_engine import MakeEngine, WatchedBackend
+from tests.support import golden
+from tests.support.watched_engine import MakeEngine, WatchedBackend
 
 settings.register_profile("house", deadline=None)  # a test of speed is a benchmark
 settings.load_profile("house")

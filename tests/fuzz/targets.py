@@ -19,11 +19,11 @@ from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, sample
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
-from tests.decoding import RESOLUTION
-from tests.decoding_engine import DecodingEngine
-from tests.dicom_files import encode, png, saved, shipped, ultrasound
-from tests.tiff_files import RGB, Page, tiff
-from tests.video_files import KINDS, encoded, moving
+from tests.support.decoding import RESOLUTION
+from tests.support.decoding_engine import DecodingEngine
+from tests.support.dicom_files import encode, png, saved, shipped, ultrasound
+from tests.support.tiff_files import RGB, Page, tiff
+from tests.support.video_files import KINDS, encoded, moving
 
 LIMITS = ImageLimits(max_pixels=1 << 20)
 METHOD = "/echovlm.v1.ReportService/GenerateReport"

@@ -27,12 +27,12 @@ from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.imaging.sample import sample_image
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
-from tests import golden
-from tests.demo_reports import CHECKPOINT, reports
-from tests.numpy_device import NumpyDevice
-from tests.tensorrt_bundles import backend_of
-from tests.tensorrt_graphs import build_graphs
-from tests.test_golden_service import generate
+from tests.serving.test_golden_service import generate
+from tests.support import golden
+from tests.support.demo_reports import CHECKPOINT, reports
+from tests.support.numpy_device import NumpyDevice
+from tests.support.tensorrt_bundles import backend_of
+from tests.support.tensorrt_graphs import build_graphs
 
 MAX_SEQUENCE = 1024
 PRECISIONS = ("fp16", "int4")

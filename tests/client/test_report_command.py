@@ -1,0 +1,182 @@
+"""`echovlm-report` and the Python client: every option arrives in the request, every field of the result is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import report_command
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.contracts.request import ImageInput
+from tests.support.dicom_files import png
+from tests.support.recording_service import USAGE, Recording, recording_service
+
+
+@pytest.fixture
+def recording() -> Iterator[tuple[Recording, str]]:
+    with recording_service() as found:
+        yield found
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    for name, size in (("a.png", 8), ("b.png", 16), ("c.png", 32)):
+        (tmp_path / name).write_bytes(png(size, size))
+    return sorted(tmp_path.iterdir())
+
+
+def test_every_image_and_frame_is_sent_however_often_the_option_is_given(
+    recording: tuple[Recording, str], files: list[Path]
+) -> None:
+    servicer, address = recording
+    first, second, third = map(str, files)
+    words = ["--server", address, "--image", first, "--image", second, third, "--frames", "0,5", "--frames", "9"]
+    assert report_command.main(words) == 0
+    assert [image.data for image in servicer.report.images] == [file.read_bytes() for file in files]
+    assert all(list(image.frames.indices.index) == [0, 5, 9] for image in servicer.report.images)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_mixed_studies_are_asked_for(recording: tuple[Recording, str], files: list[Path], allowed: bool) -> None:
+    servicer, address = recording
+    words = ["--server", address, "--image", str(files[0]), *(["--allow-mixed-studies"] if allowed else [])]
+    assert report_command.main(words) == 0
+    assert servicer.report.options.allow_mixed_studies == allowed
+    with ReportClient(address) as client:
+        client.add_image("study", ImageInput(b"image"), allow_mixed_studies=allowed)
+    assert servicer.added.allow_mixed_studies == allowed and servicer.added.study == "study"
+
+
+CINE = {"width": 1024, "height": 768, "model_width": 420, "model_height": 336, "tokens": 180}
+PICTURES = [
+    pb.Picture(study_image=7, frame_count=1, **CINE),
+    pb.Picture(
+        image=1,
+        frame=3,
+        frame_count=30,
+        box=pb.Box(left=100, top=50, right=900, bottom=700),
+        window=pb.Window(center=2048, width=4096),
+        notes=["5 of 30 frames are there."],
+        **CINE,
+    ),
+    pb.Picture(image=1, frame=4, frame_count=30, **CINE),
+    pb.Picture(image=2, frame_count=1, box=pb.Box(right=1024, bottom=768), **CINE),
+]
+
+
+def test_json_lists_what_the_model_was_shown(
+    recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording[0].result.pictures.extend(PICTURES)
+    assert report_command.main(["--server", recording[1], "--image", *map(str, files[:2]), "--json"]) == 0
+    study, third, _, still = json.loads(capsys.readouterr().out)["pictures"]
+    assert third == {
+        "file": "a.png",
+        "frame": 3,
+        "frame_count": 30,
+        "width": 1024,
+        "height": 768,
+        "box": {"left": 100, "top": 50, "right": 900, "bottom": 700},
+        "window": {"center": 2048.0, "width": 4096.0},
+        "model_width": 420,
+        "model_height": 336,
+        "tokens": 180,
+        "notes": ["5 of 30 frames are there."],
+    }
+    assert (study["file"], still["file"], still["window"]) == ("image 7 of the study", "b.png", None)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_the_model_was_shown_is_printed_within_80_columns(
+    recording: tuple[Recording, str],
+    tmp_path: Path,
+    count: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "1.2.840.113619.[red]2.98.1234.1417617600.0.3\x1b[31m.png"
+    (tmp_path / name).write_bytes(png(8, 8))
+    recording[0].result.pictures.extend(PICTURES[1:2] * count)
+    assert report_command.main(["--server", recording[1], "--image", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert said.count("3 of 30  1024x768  100-900, 50-700  0 to 4096  420x336     180") == count
+    assert "[red]" in said and "\x1b[31m.png" not in said
+    assert said.count("frames are there") == 1, "a note is said once a file"
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(
+    recording: tuple[Recording, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    path.write_bytes(png(8, 8))
+    recording[0].result.pictures.append(PICTURES[1])
+    assert report_command.main(["--server", recording[1], "--image", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"][0]["file"] == "\ufffd.png"
+
+
+def test_a_column_that_says_nothing_is_left_out(
+    recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording[0].result.pictures.append(PICTURES[3])
+    assert report_command.main(["--server", recording[1], "--image", *map(str, files[:2])]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"b\.png +1024x768 +420x336 +180\b", said)
+    assert not [word for word in ("frame", "window", "kept") if word in said]
+
+
+def test_a_folder_stands_for_its_images(
+    recording: tuple[Recording, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, data in {"a/1.png": png(8, 8), "a/2.png": png(16, 16), "a/t": b"t", "b/1.png": png(24, 24)}.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    servicer, address = recording
+    servicer.result.pictures.extend(pb.Picture(image=number, frame_count=1) for number in (1, 2, 3))
+    folders = [str(tmp_path / "b"), str(tmp_path / "a")]
+    assert report_command.main(["--server", address, "--image", *folders, "--json"]) == 0
+    assert [image.data for image in servicer.report.images] == [png(24, 24), png(8, 8), png(16, 16)]
+    said = capsys.readouterr()
+    assert said.err == "1 file that is no image was skipped.\n"
+    names = [picture["file"] for picture in json.loads(said.out)["pictures"]]
+    assert names == [str(tmp_path / "b" / "1.png"), str(tmp_path / "a" / "1.png"), "2.png"], "no two look the same"
+
+
+def test_an_empty_folder_is_one_sentence(
+    recording: tuple[Recording, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_command.main(["--server", recording[1], "--image", str(tmp_path)]) == 2
+    assert f"error: The folder {tmp_path} holds no image" in capsys.readouterr().err
+
+
+def test_an_image_may_come_through_a_pipe(recording: tuple[Recording, str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(png(8, 8),))
+    writing.start()
+    assert report_command.main(["--server", recording[1], "--image", str(tmp_path / "pipe")]) == 0
+    writing.join()
+    assert [image.data for image in recording[0].report.images] == [png(8, 8)]
+
+
+def test_json_has_every_count(
+    recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_command.main(["--server", recording[1], "--image", str(files[0]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["usage"] == USAGE
+
+
+def test_progress_is_said_in_megabytes() -> None:
+    said: list[str] = []
+    status = SimpleNamespace(update=said.append)
+    for sent, total in ((120 << 20, (400 << 20) - 5), (1, 1), (1 << 20, 1 << 20)):
+        report_command._say_sent(status, sent, total)  # type: ignore[arg-type]
+    assert said == ["sending 120 of 400 MB", "sending 0 of 1 MB", "sending 1 of 1 MB"]
