@@ -17,8 +17,9 @@ WITHOUT_PATIENTS = (
     "bundle",
     "doctor",
     "profiling",
-    "memory_fit",
-    "memory_model",
+    "serving.supervision.memory_fit",
+    "serving.supervision.server_memory",
+    "backends.bundle_memory",
     "backends.operator_times",
     "backends.providers",
 )
