@@ -15,6 +15,9 @@ MAX_DRAINING = 8  # servers; one more cuts the oldest
 POLL_SECONDS = 0.05
 DELIVERY_SECONDS = 1.0  # for the last answers, once no call is at work
 CUT_SECONDS = 1.0  # for what was cut to be over
+# The grace that gRPC is given. Where its own grace ends while a second `stop` completes, it uses a server that is freed: so it never
+# ends, and what outlasts the grace that is meant is cut from here.
+NEVER = 10 * 365 * 86400.0
 
 Options = Sequence[tuple[str, int]]
 
@@ -30,7 +33,8 @@ class Listener:
         """Nothing listens yet; port 0 takes a free one."""
         self._host, self.port = host, port
         self._handlers, self._options = tuple(handlers), tuple(options)
-        self._draining: dict[grpc.aio.Server, asyncio.Future[None]] = {}  # oldest first
+        self._ending: dict[grpc.aio.Server, asyncio.Future[None]] = {}  # oldest first
+        self._draining = set[asyncio.Future[None]]()  # held, because the loop does not
         self._changing = asyncio.Lock()
         self._stopping = False
 
@@ -59,11 +63,11 @@ class Listener:
             if self._stopping:
                 return
             before, self._server = self._server, await self._start(credentials)
-            draining = asyncio.ensure_future(before.stop(DRAIN_SECONDS))
-            self._draining[before] = draining
-            draining.add_done_callback(lambda _: self._draining.pop(before, None))
-            if len(self._draining) > MAX_DRAINING:
-                await _cut([next(iter(self._draining))])
+            draining = asyncio.ensure_future(self._drain(before))
+            self._draining.add(draining)
+            draining.add_done_callback(self._draining.discard)
+            if len(self._ending) > MAX_DRAINING:
+                await _cut([next(iter(self._ending))])
 
     async def stop(self, grace: float, at_work: Callable[[], bool]) -> None:
         """Close the address; calls may end within the grace, and whatever is silent is cut once none is at work.
@@ -74,14 +78,26 @@ class Listener:
             self._stopping = True
         now = asyncio.get_running_loop().time
         last = now() + grace
-        servers = [self._server, *self._draining]
-        ending = {asyncio.ensure_future(server.stop(grace)) for server in servers}
+        servers = [self._server, *self._ending]
+        ending = {self._end(server) for server in servers}
         while ending and at_work() and now() < last:
             _, ending = await asyncio.wait(ending, timeout=POLL_SECONDS)
         if ending:
             _, ending = await asyncio.wait(ending, timeout=max(0.0, min(DELIVERY_SECONDS, last - now())))
         if ending:
             await _cut(servers)
+
+    def _end(self, server: grpc.aio.Server) -> asyncio.Future[None]:
+        """Take no more connections and calls; done when those that there are have ended, or were cut."""
+        if server not in self._ending:
+            self._ending[server] = ending = asyncio.ensure_future(server.stop(NEVER))
+            ending.add_done_callback(lambda _: self._ending.pop(server, None))
+        return self._ending[server]
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        _, ending = await asyncio.wait([self._end(server)], timeout=DRAIN_SECONDS)
+        if ending:
+            await _cut([server])
 
     async def _start(self, credentials: grpc.ServerCredentials | None) -> grpc.aio.Server:
         options = [*self._options, ("grpc.so_reuseport", 0 if credentials is None else 1)]
