@@ -1,19 +1,11 @@
 #!/bin/sh
 # Installs what only Debian brings to the tests: the C++ client's gRPC, a compiler and an emulator for ARM, a browser for
-<<<<<<< HEAD
 # the pages, systemd's checks of the unit, other decoders of DICOM and JPEG 2000, and what makes videos. Without it those tests skip, and each names its package.
 set -eu
 test -w /var/lib/dpkg || { echo "no Debian or not root: the tests that need its packages skip"; exit 0; }
 needed="cmake g++ pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc
         g++-aarch64-linux-gnu qemu-user chromium systemd
         dcmtk libgdcm-tools libopenjp2-tools ffmpeg"
-=======
-# the pages, systemd's checks of the unit, FFmpeg's program beside our video. Without it those tests skip, and each names its package.
-set -eu
-test -w /var/lib/dpkg || { echo "no Debian or not root: the tests that need its packages skip"; exit 0; }
-needed="cmake g++ pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc
-        g++-aarch64-linux-gnu qemu-user chromium systemd ffmpeg"
->>>>>>> wt-pictures
 missing=$(for package in $needed; do
     dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || echo "$package"
 done)

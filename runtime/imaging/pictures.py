@@ -39,7 +39,7 @@ PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, Tiff
 ANIMATED = (PNG, TIFF, WEBP, GIF)  # what else has several (a JPEG's previews) is no cine
 MOST_FRAMES = 10_000  # of a file: to show one, all before it may have to be read
 # TIFF's tags
-NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, YCBCR_SUBSAMPLING = 254, 258, 262, 530
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, YCBCR_SUBSAMPLING = 254, 258, 262, 320, 530
 NO_PAGE = 0b101  # of NEW_SUBFILE_TYPE: a smaller copy of another page, or its mask
 WHITE_IS_ZERO = 0  # of PHOTOMETRIC
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
@@ -125,7 +125,7 @@ def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> It
         levels = _levels(image.name, picture, chosen, max_pixels) if _is_deep(picture) or kind == TIFF else None
         for frame in frames:
             _go_to(image.name, picture, pages[frame], max_pixels)
-            picture.load()
+            _load(picture)
             deep = _is_deep(picture)
             shown = _deep_to_rgb(picture, levels) if deep and levels else _to_rgb(image.name, picture)
             upright = shown.transpose(turn) if turn is not None else shown
@@ -149,7 +149,8 @@ def _opened(image: ImageInput, kind: str, max_pixels: int) -> Iterator[tuple[Ima
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit here is stricter
-            picture = Image.open(image.open(), formats=(PICTURES[kind],))
+            file = png_chunks.shown(image.open()) if kind == PNG else image.open()
+            picture = Image.open(file, formats=(PICTURES[kind],))
             check_size(image.name, picture.width, picture.height, max_pixels)
             yield picture, None if kind == TIFF else _turn(image, kind, picture)
     except (UserError, MemoryError):
@@ -231,6 +232,13 @@ def _go_to(name: str, picture: Image.Image, page: int, max_pixels: int) -> None:
     if page != picture.tell():
         picture.seek(page)
     check_size(name, picture.width, picture.height, max_pixels)
+
+
+def _load(picture: Image.Image) -> None:
+    picture.load()
+    colour_map = picture.tag_v2.get(COLOUR_MAP) if _is_tiff(picture) and picture.mode == "P" else None
+    if colour_map and max(colour_map) < 256:  # bytes where 16 bits are meant: old writers' way, which libtiff knows too
+        picture.putpalette(np.reshape(colour_map, (3, -1)).T.astype(np.uint8).tobytes())
 
 
 def _is_deep(picture: Image.Image) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
@@ -34,6 +35,11 @@ INDEXED = ("mov", "matroska", "avi")  # those that state when every frame is sho
 MAX_PIXELS = 64_000_000  # of one frame
 DECODER_SLACK = 4  # decoders refuse a frame of so many times the most pixels, without saying its size
 MAX_FRAMES = 100_000  # of a file: hours of cine; an index of more is not read
+# FFmpeg's HEVC decoder fills up a picture whose end is missing, and says nothing. These containers do not say where their last one ends.
+HEVC, WITHOUT_END = "hevc", ("hevc", "mpegts")
+LAST = "last packet"  # goes with its frame through the decoder
+COPY_OPAQUE = 1 << 7  # AV_CODEC_FLAG_COPY_OPAQUE of libavcodec/avcodec.h: what goes with a packet comes with its frame
+LEFT_OUT = "The last frame of an HEVC stream is left out: the stream does not say whether all of it is there."
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,16 @@ class _Video:
     max_pixels: int
     codec: str
     square_pixels: bool
+    stated: int
 
 
 def measure(
-    file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS, codec: str = "", square_pixels: bool = True
+    file: BinaryIO,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    codec: str = "",
+    square_pixels: bool = True,
+    stated: int = 0,
 ) -> VideoHeader:
     """Find how many whole frames a video has and their size: from its packets where they show it, else by decoding.
 
@@ -92,17 +104,18 @@ def measure(
         max_pixels: of a frame.
         codec: what the video is called where no decoder is installed: "H.264".
         square_pixels: make pixels square that are not; without it frames have the size that is stored.
+        stated: frames that there are by whoever wrote the video, where that is known.
 
     Raises:
         InvalidInput: no video that is read, larger than that, or without a whole frame.
         NotPossibleHere: there is no decoder for it.
     """
-    video = _Video(file, name, max_pixels, codec, square_pixels)
+    video = _Video(file, name, max_pixels, codec, square_pixels, stated)
     with _opened(video) as (container, stream):
         packets = _packets(video, container, stream)
         count = len(packets) if _seekable(container, stream, packets) else 0
     with _opened(video) as (container, stream):
-        frames = _shown(container, stream)
+        frames = _shown(container, stream, stated)
         first = next(frames, None)
         if first is None:
             raise InvalidInput(f"{name} is truncated or damaged: none of its frames can be decoded.")
@@ -110,7 +123,9 @@ def measure(
         _check_size(video, *squared_size(first, aspect))
         height, width = shown_size(first, aspect)
         count = count or 1 + sum(1 for _ in frames)
-        return VideoHeader(CODECS[stream.codec_context.name], count, height, width, aspect_notes(aspect))
+        left_out = (LEFT_OUT,) if not stated and _hides_its_end(container, stream) else ()
+        notes = (*aspect_notes(aspect), *left_out)
+        return VideoHeader(CODECS[stream.codec_context.name], count, height, width, notes)
 
 
 def decode(
@@ -120,6 +135,7 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     codec: str = "",
     square_pixels: bool = True,
+    stated: int = 0,
 ) -> Iterator[tuple[int, Pixels]]:
     """Decode frames of a video: each index with RGB uint8 [height, width, 3], in the order of `indices`.
 
@@ -129,7 +145,7 @@ def decode(
         CutShort: one of them is damaged, or behind damage.
         InvalidInput, NotPossibleHere: see `measure`.
     """
-    video = _Video(file, name, max_pixels, codec, square_pixels)
+    video = _Video(file, name, max_pixels, codec, square_pixels, stated)
     last_use = {index: place for place, index in enumerate(indices)}
     frames, found = _wanted(video, sorted(last_use)), dict[int, Pixels]()
     for place, index in enumerate(indices):
@@ -191,7 +207,7 @@ def _shown_from(time: int, container: InputContainer, stream: VideoStream) -> It
 def _in_sequence(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
     with _opened(video) as (container, stream):
         aspect, wanted, whole = _aspect(video, stream), set(indices), 0
-        for frame in _shown(container, stream):
+        for frame in _shown(container, stream, video.stated):
             if whole in wanted:
                 yield whole, _to_rgb(video, frame, aspect)
                 wanted.remove(whole)
@@ -249,6 +265,7 @@ def _checked(video: _Video, container: InputContainer) -> VideoStream:
         raise NotPossibleHere(f"{video.name} is video that this server does not decode ({context.name.upper()}).")
     _check_size(video, context.height, context.width)
     context.thread_count, context.thread_type = 1, "NONE"
+    context.flags |= COPY_OPAQUE
     return cast("VideoStream", stream)
 
 
@@ -283,8 +300,24 @@ def _seekable(container: InputContainer, stream: VideoStream, packets: Sequence[
     return None not in times and len(times) == len(packets)
 
 
-def _shown(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The whole frames from where the container is, in the order they are shown; damage ends them, unless it comes first."""
+def _shown(container: InputContainer, stream: VideoStream, stated: int = 0) -> Iterator[VideoFrame]:
+    """The whole frames from where the container is, in the order they are shown, as far as it is sure that they are whole."""
+    frames = _undamaged(container, stream)
+    for given, frame in enumerate(frames):
+        if frame.opaque == LAST and _hides_its_end(container, stream):
+            rest = [frame, *frames]
+            if given + len(rest) == stated:
+                yield from rest
+            return
+        yield frame
+
+
+def _hides_its_end(container: InputContainer, stream: VideoStream) -> bool:
+    return stream.codec_context.name == HEVC and container.format.name in WITHOUT_END
+
+
+def _undamaged(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """The frames from where the container is, in the order they are shown; damage ends them, unless it comes first."""
     size = None
     for frames, damaged in _decoded(container, stream):
         for frame in frames:
@@ -304,7 +337,10 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[l
     """The frames that each packet leads to, and whether the packet is damaged."""
     from av.error import FFmpegError
 
-    for packet in container.demux(stream):
+    for packet, following in pairwise(
+        chain(container.demux(stream), [None])
+    ):  # the last one is empty: it flushes the decoder
+        packet.opaque = LAST if following is not None and not following.size else None
         if packet.is_corrupt:  # it was cut off
             yield [], True
             continue

@@ -41,6 +41,11 @@ def noisy(count: int, kind: str) -> list[Pixels]:
     return [frame + noise[number] for number, frame in enumerate(frames)]
 
 
+def count_of(kind: str) -> int:
+    """Frames that are given: a raw HEVC stream's last one, and what is shown after it, cannot be known to be whole."""
+    return COUNT - 2 if kind == "hevc stream" else COUNT
+
+
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     return {kind: encoded(kind, moving(COUNT, grey=kind.endswith("grey"))) for kind in KINDS}
@@ -50,9 +55,9 @@ def files() -> dict[str, bytes]:
 def test_it_shows_what_ffmpeg_shows(kind: str, files: dict[str, bytes], tmp_path: Path) -> None:
     frames = whole(files[kind])
     expected = by_ffmpeg(files[kind], tmp_path, 48, 64)
-    assert len(frames) == len(expected) == COUNT
+    assert len(expected) == COUNT and len(frames) == count_of(kind)
     tolerance = 0 if kind in LOSSLESS else LEVELS
-    assert max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(frames, expected, strict=True)) <= tolerance
+    assert max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(frames, expected, strict=False)) <= tolerance
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -65,7 +70,7 @@ def test_a_frame_is_the_same_alone_and_in_any_order(kind: str, files: dict[str, 
     frames, data = whole(files[kind]), files[kind]
 
     @settings(max_examples=15, deadline=None)
-    @given(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=5))
+    @given(st.lists(st.integers(0, count_of(kind) - 1), min_size=1, max_size=5))
     def same(indices: list[int]) -> None:
         found = list(video.decode(io.BytesIO(data), "image 1", indices))
         assert [index for index, _ in found] == indices
@@ -80,8 +85,10 @@ def test_the_middle_frame_is_the_default_and_says_where_it_is_from(kind: str, fi
     for data in (files[kind], MemoryFile.of([files[kind]])):
         image = ImageInput(data, media_type)
         (frame,) = decode_image(image, finish=partial(fit, settings=RESOLUTION))
-        assert frame.name == "image 1, frame 7" and frame.source
-        assert (frame.source.index, frame.source.count) == (7, COUNT)
+        middle = count_of(kind) // 2
+        assert frame.name == f"image 1, frame {middle}" and frame.source
+        assert (frame.source.index, frame.source.count) == (middle, count_of(kind))
+        assert bool(frame.source.notes) == (count_of(kind) < COUNT)
         assert (frame.source.height, frame.source.width, frame.source.box) == (48, 64, (0, 0, 64, 48))
         assert measure_image(image, RESOLUTION).sizes == (frame.pixels.shape[:2],)
 

@@ -203,10 +203,14 @@ def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
         )
     if not header.ended:
         raise InvalidInput(f"{name} has {header.kind} data whose end is missing: send a complete file.")
+    if header.kind == "JPEG" and header.precision not in (8, 12):  # ITU-T T.81, table B.2: there are no others
+        raise InvalidInput(
+            f"{name} has JPEG data of {header.precision} bits, which lossy JPEG cannot have: send it as JPEG 2000 or uncompressed."
+        )
     if header.kind == "JPEG" and header.precision == 8:
         return _with_notes(_lossy_jpeg(data, header, pixels), header, pixels)
     values = _by_library(data, header)
-    if header.kind in ("JPEG-LS", "lossless JPEG") and header.precision == pixels.allocated > pixels.stored:
+    if header.kind != "JPEG" and header.precision == pixels.allocated > pixels.stored:
         values = _stored_bits(values, pixels)  # the cells themselves were encoded
         return _with_notes(_coloured(values, header, pixels, pixels.stored), header, pixels)
     if header.signed and header.samples == 3:

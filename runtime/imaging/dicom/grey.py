@@ -41,7 +41,7 @@ class GreyScale:
     Attributes:
         slope, intercept: stored values to the file's units, unless there is
         modality: a table for it.
-        rescaled: whether the file states either.
+        rescaled: whether either changes a value.
         window: which of those values are shown from black to white, by
         function: LINEAR, LINEAR_EXACT or SIGMOID; or there is
         voi: a table for it; or none of them.
@@ -83,7 +83,7 @@ def read_grey_scale(dataset: Dataset, pixels: PixelFormat, index: int) -> GreySc
         slope=1.0 if slope is None else slope,
         intercept=intercept or 0.0,
         modality=modality,
-        rescaled=bool(modality) or slope is not None or intercept is not None,
+        rescaled=bool(modality) or slope not in (None, 1.0) or intercept not in (None, 0.0),
         window=window,
         function=function,
         voi=voi,
@@ -93,9 +93,9 @@ def read_grey_scale(dataset: Dataset, pixels: PixelFormat, index: int) -> GreySc
     )
 
 
-def shows_stored_bytes(scale: GreyScale, depth: int, signed: bool) -> bool:
-    """Whether stored values are shown as they are: 8 bits, or 1, without window or transformation."""
-    return depth in (1, 8) and not (signed or scale.rescaled or scale.window or scale.voi)
+def shows_stored_bytes(scale: GreyScale, depth: int) -> bool:
+    """Whether stored values are shown in their full range: 8 bits, or 1, without window or transformation."""
+    return depth in (1, 8) and not (scale.rescaled or scale.window or scale.voi)
 
 
 def value_range(values: NDArray[Any], scale: GreyScale) -> tuple[float, float] | None:

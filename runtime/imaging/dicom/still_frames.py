@@ -92,7 +92,7 @@ class StillFrames:
         return decode_frame(self._name, self._pixel_data.read(index), self._format, self._syntax)
 
     def _shows_bytes(self, samples: Samples, scale: GreyScale) -> bool:
-        return shows_stored_bytes(scale, samples.depth, self._format.signed)
+        return shows_stored_bytes(scale, samples.depth)
 
     def _range(self, indices: Sequence[int], first: Samples) -> tuple[float, float]:
         """The lowest and highest value of all frames; each is decoded again rather than kept, for the memory."""
@@ -110,7 +110,8 @@ def _grey_picture(samples: Samples, scale: GreyScale, limits: tuple[float, float
         window = scale.window
     elif limits:
         window = Window((limits[0] + limits[1]) / 2, limits[1] - limits[0])
-    grey = to_grey(samples.values, scale, limits or (0.0, float((1 << samples.depth) - 1)))
+    lowest = -(1 << samples.depth - 1) if samples.values.dtype.kind == "i" else 0
+    grey = to_grey(samples.values, scale, limits or (float(lowest), float(lowest + (1 << samples.depth) - 1)))
     return Picture(np.repeat(grey[..., None], 3, axis=2), window, (*samples.notes, *scale.notes))
 
 

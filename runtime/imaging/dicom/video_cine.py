@@ -51,7 +51,7 @@ class VideoFrames:
         """
         file = io.BytesIO(self._stream)
         for _, pixels in video.decode(
-            file, self._name, indices, self._max_pixels, codec=self._codec, square_pixels=False
+            file, self._name, indices, self._max_pixels, codec=self._codec, square_pixels=False, stated=self.stated
         ):
             yield Picture(pixels)
 
@@ -65,7 +65,9 @@ def open_video(name: str, pixel_data: PixelData, syntax: UID, max_pixels: int) -
     """
     named, codec, stream = f"{name} ({syntax_name(syntax)})", codec_of(syntax), pixel_data.stream()
     try:
-        found = video.measure(io.BytesIO(stream), named, max_pixels, codec=codec, square_pixels=False)
+        found = video.measure(
+            io.BytesIO(stream), named, max_pixels, codec=codec, square_pixels=False, stated=pixel_data.stated
+        )
     except InvalidInput:
         raise InvalidInput(
             f"{name} holds no {syntax_name(syntax)} video of up to {max_pixels:,} pixels that can be read: send a correct file."
