@@ -30,7 +30,8 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
@@ -111,7 +112,7 @@ def _build_command(checkpoint: Path, output: Path, precision: str) -> list[str]:
 def ask(address: str, frames: int, new_tokens: int) -> Answer:
     """One report about as many pictures."""
     images = [frame(number, W1.width, W1.height) for number in range(frames)]
-    with ReportClient(address) as client:
+    with Connection(address) as client:
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=new_tokens)))
     result = last.result
     seconds = {

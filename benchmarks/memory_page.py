@@ -25,7 +25,8 @@ from echovlm_edge.export.roofline import Roofline
 from echovlm_edge.export.targets import target
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Item, When, Where, Widths, total
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.workloads import frame
@@ -124,7 +125,7 @@ def _fill(address: str, number: int, shape: BundleShape) -> None:
     side = isqrt(tokens)
     count = min(64, int(0.9 * shape.max_sequence / side**2))
     images = [frame(1000 * number + index, side * unit, side * unit) for index in range(count)]
-    with ReportClient(address) as client:
+    with Connection(address) as client:
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=8)))
     print(f"  a call of {count} pictures, {last.result.usage.prompt_tokens} tokens")
 

@@ -20,7 +20,7 @@ import grpc
 from benchmarks.served import serving
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling.distributions import changes
@@ -98,7 +98,7 @@ def outside_clock(address: str, runs: int) -> list[Check]:
     """A plain gRPC client's time beside what the profile says, and the server's own account of it beside the profile's."""
     numbers = iter(range(1, 1 << 20))
     own: list[float] = []
-    with grpc.insecure_channel(address) as channel, ReportClient(address) as client:
+    with grpc.insecure_channel(address) as channel, Connection(address) as client:
         stub, target = report_pb2_grpc.ReportServiceStub(channel), Remote(client, address)
 
         def plain() -> float:

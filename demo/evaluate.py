@@ -26,7 +26,8 @@ from demo.corpus import Facts
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import Study, simulate
 from demo.studies import TRAINING_SEEDS
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import ImageInput, Sampling
@@ -85,7 +86,7 @@ class _Words:
         return "".join(character if character.isalnum() else " " for character in spaced).split()
 
 
-def write_reports(client: ReportClient, studies: Sequence[Study], blind: bool, console: Console) -> list[Report]:
+def write_reports(client: Connection, studies: Sequence[Study], blind: bool, console: Console) -> list[Report]:
     """One report a study and language; `blind` shows a grey image instead, of the same size."""
     reports = []
     for study in track(studies, "Evaluating", console=console):
@@ -151,7 +152,7 @@ def evaluate(bundle: Path, seed: int, count: int, blind: bool, console: Console)
         raise NotPossibleHere(f"Seeds from {TRAINING_SEEDS} on were trained on: choose --seed and --count below.")
     server = ReportServer(ReportEngine.open(bundle), ServerOptions("127.0.0.1:0"))
     try:
-        with ReportClient(server.address) as client:
+        with Connection(server.address) as client:
             reports = write_reports(client, [simulate(number) for number in range(seed, seed + count)], blind, console)
     finally:
         server.stop()

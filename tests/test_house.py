@@ -54,7 +54,7 @@ import sys
 for name in ("torch", "transformers", "onnx", "safetensors", "optimum"):
     sys.modules[name] = None
 from pathlib import Path
-from echovlm_edge.runtime.client import report_client as client
+from echovlm_edge.runtime.client.wire import connection as client
 from echovlm_edge.runtime.client import report_command
 from echovlm_edge.runtime.serving.transport import server
 from echovlm_edge.runtime.doctor import command as doctor
@@ -149,6 +149,6 @@ WITHOUT = {
 @pytest.mark.parametrize("module", WITHOUT)
 def test_what_is_light_stays_light(module: str) -> None:
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in WITHOUT[module])
-    program = f"import sys\n{blocked}import {RUNTIME}.{'client.report_client' if module == 'client' else module}"
+    program = f"import sys\n{blocked}import {RUNTIME}.{'client.wire.connection' if module == 'client' else module}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,12 +19,15 @@ from rich.table import Table
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import picture_list
 from echovlm_edge.runtime.client.image_folder import find_images
-from echovlm_edge.runtime.client.report_client import Credentials, ReportClient, ReportRequest, Retries, read_image
+from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.credentials import Credentials
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.clinical.documents import asked_documents
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.contracts.image_path import ImagePath, SentImage
+from echovlm_edge.runtime.contracts.image_path import ImagePath, SentImage, read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
 from echovlm_edge.runtime.formats.media_types import TAKEN
@@ -50,7 +53,7 @@ def _report(options: argparse.Namespace) -> int:
     )  # what stands against them is said before the wait
     result: pb.Result | None = None
     progress = Console(stderr=True)
-    with ReportClient(
+    with Connection(
         options.server,
         Credentials.read(options.token_file, options.tls_ca, options.tls_certificate, options.tls_key),
         Retries(options.retries + 1),

@@ -19,6 +19,7 @@ from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 # of a cine of this size nothing is gained by cutting it.
 PLAINLY_SMALL, PLAINLY_FEW = 1 << 20, 8
 PART_BYTES = 1 << 20  # of an upload
+Progress = Callable[[int, int], None]  # bytes sent, of how many
 FIELD_BYTES = 32  # at most, of tags and lengths around an image's bytes
 
 
@@ -170,6 +171,41 @@ def parts(image: SentImage) -> Iterator[bytes]:
     with image.open() as file, _explained(image):
         while part := file.read(PART_BYTES):
             yield part
+
+
+class Reading:
+    """A file on its way to the server; gRPC takes its parts in a thread of its own, where nothing may be raised.
+
+    Attributes:
+        failure: why it could not be read to its end.
+    """
+
+    def __init__(self, sending: Sending, sent: Callable[[int], None]) -> None:
+        """`sent` is called with the bytes that are gone."""
+        self._sending, self._sent = sending, sent
+        self.failure: InvalidInput | None = None
+
+    def requests(self) -> Iterator[pb.UploadRequest]:
+        """The upload's messages."""
+        sent = 0
+        try:
+            for part in parts(self._sending.image):
+                yield pb.UploadRequest(data=part)
+                sent += len(part)
+                self._sent(sent)
+        except InvalidInput as error:
+            self.failure = error
+
+
+def ahead(progress: Progress | None, before: int, total: int, sent: int) -> None:
+    """Say how far all uploads of a call are: `sent` bytes of one, after `before` bytes of others."""
+    if progress:
+        progress(before + sent, total)
+
+
+def changed(sending: Sending) -> InvalidInput:
+    """The sentence for a file whose size at its end was not that at its beginning."""
+    return InvalidInput(f"{sending.image.name} changed while it was sent: send it once it is written.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every command does at its edge: a user's error becomes one sentence and exit code 2, never a traceback."""
+"""What every command does at its edge: a user's error becomes one sentence and its exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from echovlm_edge.runtime.contracts.errors import UserError
 
-USER_ERROR, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}  # an option's values add up, however often it is given
 
 
@@ -25,7 +25,7 @@ def run_command(command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

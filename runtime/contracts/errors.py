@@ -1,4 +1,7 @@
-"""The errors a user can mend: one sentence that names the thing and the mend, never a traceback."""
+"""The errors that a user can fix: one sentence that names the thing and the fix, never a traceback.
+
+A server raises Busy and Unavailable; its client, whose user cannot see the server, raises ServerBusy and ServerUnavailable.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ Error = TypeVar("Error", bound=Exception)
 
 
 class UserError(Exception):
-    """Something the user can mend. `str(error)` is the one sentence shown; commands exit with code 2."""
+    """Something the user can fix. `str(error)` is the one sentence shown; a command that it ends exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class InvalidInput(UserError):
@@ -44,9 +49,31 @@ class NotOffered(UserError):
 class Unauthenticated(UserError):
     """Nobody known calls; `tried` is how they said who they are: token, certificate or none. gRPC UNAUTHENTICATED."""
 
-    def __init__(self, sentence: str, tried: str) -> None:
+    def __init__(self, sentence: str, tried: str = "") -> None:
         super().__init__(sentence)
         self.tried = tried
+
+
+class ServerBusy(UserError):
+    """The server has no room now. `retry_after` says in how many seconds to ask again; None where the server does not say."""
+
+    exit_code = 3
+
+    def __init__(self, sentence: str, retry_after: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class ServerUnavailable(UserError):
+    """The server cannot be reached, or is shutting down; the sentence says which, and what to change."""
+
+    exit_code = 4
+
+
+class DeadlineExceeded(UserError):
+    """The server did not finish within the call's `timeout`."""
+
+    exit_code = 5
 
 
 class UnusableNumbers(UserError):

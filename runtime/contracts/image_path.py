@@ -61,6 +61,18 @@ def size_of(image: SentImage) -> int:
         return file.seek(0, io.SEEK_END)
 
 
+def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:
+    """A file in memory; `ImagePath` is one that is read when it is sent.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        return ImageInput(path.read_bytes(), "", path.name, selection, crop_to_regions)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def unreadable(path: Path, error: OSError) -> InvalidInput:
     """The sentence about a file that cannot be read."""
     return InvalidInput(f"The image {path} cannot be read ({error.strerror}): give an image file, or a folder of them.")

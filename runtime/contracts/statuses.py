@@ -1,12 +1,16 @@
-"""Errors to gRPC's status codes: the one place that knows which is which."""
+"""Errors to gRPC's status codes and to google.rpc's details, and details back to reasons: the one place that knows which is which."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from echovlm_edge.runtime.contracts.errors import (
     Busy,
@@ -31,6 +35,20 @@ CODES = {
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnusableNumbers: grpc.StatusCode.INTERNAL,
 }
+DETAILS = "grpc-status-details-bin"  # a serialized google.rpc.Status, as gRPC's richer error model has it
+DOMAIN = "echovlm.edge"
+LONGEST_MESSAGE = 1000  # of the copy in the details: all trailing metadata together must stay below gRPC's 8 kB
+# ErrorInfo.reason: part of the service's contract, so that a client never has to read a sentence.
+REASONS: dict[type[UserError], str] = {
+    InvalidInput: "INVALID_INPUT",
+    NotPossibleHere: "NOT_POSSIBLE_HERE",
+    NotFound: "NOT_FOUND",
+    NotOffered: "NOT_OFFERED",
+    Unauthenticated: "UNAUTHENTICATED",
+    Unavailable: "UNAVAILABLE",
+    Busy: "BUSY",
+    UnusableNumbers: "UNUSABLE_NUMBERS",
+}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"  # a call's messages as bytes
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -42,14 +60,43 @@ class CallStatus:
 
     code: grpc.StatusCode
     sentence: str = field(repr=False)
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str | bytes], ...] = field(default=(), repr=False)  # holds the sentence once more
 
 
 def status_of(error: UserError) -> CallStatus:
-    """The status that a client gets for an error that it or its operator can fix."""
-    metadata = ((RETRY_AFTER, str(round(error.retry_seconds * 1000))),) if isinstance(error, Busy) else ()
-    code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
-    return CallStatus(code, str(error), metadata)
+    """The status that a client gets for an error that it or its operator can fix, with ErrorInfo, and RetryInfo for a delay."""
+    kind = next(kind for kind in type(error).__mro__ if kind in CODES)
+    code, retry_seconds = CODES[kind], error.retry_seconds if isinstance(error, Busy) else None
+    status = Status(code=code.value[0], message=str(error)[:LONGEST_MESSAGE])
+    status.details.add().Pack(ErrorInfo(reason=REASONS[kind], domain=DOMAIN))
+    metadata: list[tuple[str, str | bytes]] = []
+    if retry_seconds is not None:
+        milliseconds = round(retry_seconds * 1000)
+        delay = Duration()
+        delay.FromMilliseconds(milliseconds)
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+        metadata.append((RETRY_AFTER, str(milliseconds)))
+    return CallStatus(code, str(error), (*metadata, (DETAILS, status.SerializeToString())))
+
+
+def reason_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The reason that a call's trailing metadata states; empty where it states none of this service's."""
+    packed = dict(metadata).get(DETAILS, b"")
+    try:
+        status = Status.FromString(packed if isinstance(packed, bytes) else b"")
+        for detail in status.details:
+            info = ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return str(info.reason)
+    except DecodeError:  # another program's
+        pass
+    return ""
+
+
+def retry_seconds_of(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:
+    """The delay that a call's trailing metadata states: RETRY_AFTER, which older servers send too; None for never, or not said."""
+    asked = str(dict(metadata).get(RETRY_AFTER, ""))
+    return int(asked) / 1000 if asked.isdecimal() and asked.isascii() else None
 
 
 async def abort(context: Context, status: CallStatus) -> None:

@@ -18,9 +18,11 @@ from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.client.report_client import Credentials, ReportClient, read_image
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.credentials import Credentials
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.image_path import read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling import table
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stack: ExitStack) -> Target:
     if bundle is None:
-        client = stack.enter_context(ReportClient(options.server, Credentials.read(options.token_file, options.tls_ca)))
+        client = stack.enter_context(Connection(options.server, Credentials.read(options.token_file, options.tls_ca)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
     backend = open_backend(bundle, options.threads)

@@ -10,7 +10,8 @@ from itertools import count, pairwise
 from typing import Protocol
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
 from echovlm_edge.runtime.contracts.tasks import Task
@@ -90,7 +91,7 @@ class InProcess:
 class Remote:
     """A server: its own stages, and as `network` what of this client's time it does not know of."""
 
-    client: ReportClient
+    client: Connection
     where: str
 
     def facts(self) -> BundleFacts:

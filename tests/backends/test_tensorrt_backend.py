@@ -15,7 +15,7 @@ from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend, TensorRTCache
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UnusableNumbers
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
@@ -69,7 +69,7 @@ def test_tokens_and_text_through_the_server_are_the_authors(make: Make, case: go
     bundle, backend, device = make(best=best)
     server = ReportServer(ReportEngine(bundle, backend), ServerOptions("127.0.0.1:0"))
     try:
-        with ReportClient(server.address) as client:
+        with Connection(server.address) as client:
             for again in range(2):  # the second generation finds a used cache and a recorded graph
                 streamed, result = generate(client, case)
                 assert list(result.token_ids) == case.arrays["generated_ids"].tolist(), again

@@ -21,7 +21,7 @@ from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import Angles
@@ -81,7 +81,7 @@ def test_a_bundle_is_opened_and_answers_as_the_authors_do(folder: Path, machine:
     assert isinstance(backend, OneByOne) and isinstance(backend.backend, TensorRTBackend)
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))  # whose calls run in threads of their own
     try:
-        with ReportClient(server.address) as client:
+        with Connection(server.address) as client:
             for _ in range(2):
                 streamed, result = generate(client, case)
                 assert list(result.token_ids) == case.arrays["generated_ids"].tolist()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import Busy
 from echovlm_edge.runtime.contracts.request import Event, GenerationRequest, ImageInput, Sampling, TextDelta
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
@@ -83,7 +84,7 @@ def asked(server: Running | ReportServer, *more: object, images: bool = True) ->
 @pytest.mark.parametrize("as_study", [False, True])
 def test_the_text_is_that_of_the_python_client(cart: Cart, server: Running, as_study: bool) -> None:
     images = [ImageInput(path.read_bytes()) for path in IMAGES]
-    with ReportClient(server.server.address) as client:
+    with Connection(server.server.address) as client:
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=TOKENS)))
     done = cart(*asked(server), *(["--study"] if as_study else []))
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ import pytest
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import report_command
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.request import ImageInput
 from tests.support.dicom_files import png
 from tests.support.recording_service import USAGE, Recording, recording_service
@@ -50,7 +50,7 @@ def test_mixed_studies_are_asked_for(recording: tuple[Recording, str], files: li
     words = ["--server", address, "--image", str(files[0]), *(["--allow-mixed-studies"] if allowed else [])]
     assert report_command.main(words) == 0
     assert servicer.report.options.allow_mixed_studies == allowed
-    with ReportClient(address) as client:
+    with Connection(address) as client:
         client.add_image("study", ImageInput(b"image"), allow_mixed_studies=allowed)
     assert servicer.added.allow_mixed_studies == allowed and servicer.added.study == "study"
 

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest, Retries
-from echovlm_edge.runtime.contracts.errors import Busy, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.errors import Busy, NotPossibleHere, ServerUnavailable, Unavailable, UserError
 from echovlm_edge.runtime.contracts.request import Event, GenerationRequest, ImageInput, TextDelta
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support.decoding_engine import DecodingEngine
@@ -35,9 +37,9 @@ class Refusing(DecodingEngine):
 
 
 @contextmanager
-def asking(engine: DecodingEngine, retries: Retries) -> Iterator[ReportClient]:
+def asking(engine: DecodingEngine, retries: Retries) -> Iterator[Connection]:
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1))
-    with ReportClient(server.address, retries=retries) as client:
+    with Connection(server.address, retries=retries) as client:
         yield client
     server.stop()
 
@@ -101,6 +103,6 @@ def test_a_study_is_changed_again_only_where_the_server_says_that_nothing_happen
 
 def test_a_timeout_covers_a_server_that_is_not_there() -> None:
     started = time.monotonic()
-    with ReportClient("127.0.0.1:9", retries=Retries(100)) as client, pytest.raises(NotPossibleHere):
+    with Connection("127.0.0.1:9", retries=Retries(100)) as client, pytest.raises(ServerUnavailable):
         client.model_info(timeout=0.6)
     assert 0.1 < time.monotonic() - started < 2

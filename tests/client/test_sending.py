@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest, Retries
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
 from echovlm_edge.runtime.contracts.image_path import ImagePath, SentImage
 from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
@@ -31,7 +33,7 @@ def service() -> Iterator[tuple[Recording, str]]:
 
 
 def send(address: str, *images: SentImage, retries: int = 1) -> None:
-    with ReportClient(address, retries=Retries(retries)) as client:
+    with Connection(address, retries=Retries(retries)) as client:
         assert [event.result.text for event in client.generate(ReportRequest(images=images))][-1] == "Done"
 
 
@@ -94,7 +96,7 @@ def test_a_request_is_never_larger_than_the_server_takes(service: tuple[Recordin
 
 def test_the_limits_are_asked_for_once(service: tuple[Recording, str]) -> None:
     recording, address = service
-    with ReportClient(address) as client:
+    with Connection(address) as client:
         for _ in range(2):
             list(client.generate(ReportRequest(images=[ImageInput(random_bytes(5 * MB))])))
         client.add_image("study", ImageInput(random_bytes(5 * MB)))
@@ -105,7 +107,7 @@ def test_the_limits_are_asked_for_once(service: tuple[Recording, str]) -> None:
 
 def test_an_upload_is_forgotten_when_the_call_is_given_up(service: tuple[Recording, str]) -> None:
     recording, address = service
-    with ReportClient(address) as client:
+    with Connection(address) as client:
         events = client.generate(ReportRequest(images=[ImageInput(random_bytes(5 * MB))]))
         next(events)
         events.close()  # type: ignore[attr-defined]
@@ -115,7 +117,7 @@ def test_an_upload_is_forgotten_when_the_call_is_given_up(service: tuple[Recordi
 def test_progress_counts_what_is_uploaded(service: tuple[Recording, str]) -> None:
     _, address = service
     told: list[tuple[int, int]] = []
-    with ReportClient(address) as client:
+    with Connection(address) as client:
         images = [ImageInput(random_bytes(5 * MB)), ImageInput(random_bytes(6 * MB))]
         list(client.generate(ReportRequest(images=images), progress=lambda sent, total: told.append((sent, total))))
     assert told == [(sent * MB, 11 * MB) for sent in range(1, 12)]
@@ -128,7 +130,7 @@ def test_a_refused_upload_begins_again_at_its_start(service: tuple[Recording, st
     send(address, ImageInput(random_bytes(5 * MB)), retries=2)
     assert list(recording.uploads.values()) == [random_bytes(5 * MB)]
     recording.refusals = [code]
-    with pytest.raises(NotPossibleHere):
+    with pytest.raises(UserError):
         send(address, ImageInput(random_bytes(5 * MB)))
 
 
@@ -198,7 +200,7 @@ def test_a_client_needs_neither_the_engine_nor_what_decodes(tmp_path: Path) -> N
 import sys
 for name in ("onnxruntime", "PIL", "tokenizers", "pydantic", "jinja2", "pylibjpeg"):
     sys.modules[name] = None
-from echovlm_edge.runtime.client import report_client as client
+from echovlm_edge.runtime.client.wire import connection as client
 from echovlm_edge.runtime.client import report_command
 assert "pydicom" not in sys.modules, "whoever sends pictures needs no pydicom"
 from pathlib import Path

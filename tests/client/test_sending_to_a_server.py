@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.request import Event, FrameSelection, GenerationRequest, ImageInput
 from echovlm_edge.runtime.imaging.image_file import decode_image
@@ -33,10 +34,10 @@ class Showing(DecodingEngine):
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[Showing, ReportServer, ReportClient]]:
+def served() -> Iterator[tuple[Showing, ReportServer, Connection]]:
     engine = Showing()
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.2, limits=CallLimits(2 << 20)))
-    with ReportClient(server.address) as client:
+    with Connection(server.address) as client:
         yield engine, server, client
     server.stop()
 
@@ -44,7 +45,7 @@ def served() -> Iterator[tuple[Showing, ReportServer, ReportClient]]:
 @pytest.mark.parametrize("selection", [FrameSelection(), FrameSelection((30, 2)), FrameSelection((), 3)])
 @pytest.mark.parametrize("pydicom", [True, False])
 def test_the_same_frames_arrive_cut_or_uploaded(
-    served: tuple[Showing, ReportServer, ReportClient],
+    served: tuple[Showing, ReportServer, Connection],
     selection: FrameSelection,
     pydicom: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +63,7 @@ def test_the_same_frames_arrive_cut_or_uploaded(
 
 
 def test_an_upload_is_gone_after_the_call(
-    served: tuple[Showing, ReportServer, ReportClient], monkeypatch: pytest.MonkeyPatch
+    served: tuple[Showing, ReportServer, Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, server, client = served
     monkeypatch.setattr("echovlm_edge.runtime.client.sending.cut_cine", lambda image: None)
@@ -70,5 +71,5 @@ def test_an_upload_is_gone_after_the_call(
         list(client.generate(ReportRequest(images=[ImageInput(CINE, name="a.dcm", selection=FrameSelection((77,)))])))
     assert server.uploads.counts() == (0, 0)
     study = client.begin_study()
-    assert client.add_image(study, ImageInput(CINE, name="a.dcm")) == 1
+    assert client.add_image(study, ImageInput(CINE, name="a.dcm")).number == 1
     assert server.uploads.counts() == (0, 0), "the study has the frames"

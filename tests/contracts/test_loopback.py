@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from echovlm_edge.runtime.client.report_client import Credentials, ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.credentials import Credentials
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.serving.supervision.from_settings import refuse_open_doors
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
@@ -18,14 +19,14 @@ from tests.support.loopback_addresses import ELSEWHERE, HERE
 
 @pytest.mark.parametrize("address", HERE)
 def test_a_token_may_travel_to_this_computer(address: str) -> None:
-    with ReportClient(address, Credentials(token="secret")):
+    with Connection(address, Credentials(token="secret")):
         pass
 
 
 @pytest.mark.parametrize("address", ELSEWHERE)
 def test_a_token_does_not_travel_further(address: str) -> None:
     with pytest.raises(NotPossibleHere, match="in plain text"):
-        ReportClient(address, Credentials(token="secret"))
+        Connection(address, Credentials(token="secret"))
 
 
 @pytest.mark.parametrize("host", ["127.evil.example", "127.1", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]"])
@@ -55,7 +56,7 @@ def test_a_call_to_this_computer_takes_no_proxy(monkeypatch: pytest.MonkeyPatch)
             monkeypatch.delenv(name, raising=False)
         server = ReportServer(DecodingEngine(), ServerOptions("127.0.0.1:0", grace_seconds=0))
         try:
-            with ReportClient(server.address, Credentials(token="secret")) as client:
+            with Connection(server.address, Credentials(token="secret")) as client:
                 assert client.model_info(timeout=10).model == "decoding"
         finally:
             server.stop()

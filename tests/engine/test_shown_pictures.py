@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.request import Box, FrameSelection, ImageInput, Sampling, Source, Window
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox
@@ -31,23 +32,23 @@ CINE = saved(
 
 
 @pytest.fixture(scope="module")
-def client(golden_bundle: Path) -> Iterator[ReportClient]:
+def client(golden_bundle: Path) -> Iterator[Connection]:
     sandbox = DecodeSandbox()
     engine = ReportEngine.open(golden_bundle, image_decoder=sandbox)
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))
-    with ReportClient(server.address) as client:
+    with Connection(server.address) as client:
         yield client
     server.stop()
     engine.close()
     sandbox.close()
 
 
-def result(client: ReportClient, request: ReportRequest) -> pb.Result:
+def result(client: Connection, request: ReportRequest) -> pb.Result:
     *_, last = client.generate(request)
     return last.result
 
 
-def test_every_frame_of_a_call(client: ReportClient) -> None:
+def test_every_frame_of_a_call(client: Connection) -> None:
     images = [ImageInput(png(100, 60)), ImageInput(CINE, selection=FrameSelection((5, 1)))]
     answer = result(client, ReportRequest(images=images, sampling=Sampling(2)))
     assert [(shown.image, shown.frame, shown.frame_count) for shown in answer.pictures] == [
@@ -63,7 +64,7 @@ def test_every_frame_of_a_call(client: ReportClient) -> None:
         assert shown.tokens == shown.model_width * shown.model_height // 28**2
 
 
-def test_a_studys_images_keep_their_numbers(client: ReportClient) -> None:
+def test_a_studys_images_keep_their_numbers(client: Connection) -> None:
     study = client.begin_study()
     client.add_image(study, ImageInput(png(60, 60)))
     added = client._stub.AddImage(

@@ -20,7 +20,7 @@ from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.providers import CUDA
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
@@ -147,7 +147,7 @@ def test_golden_cases_by_onnx_runtimes_providers(
     bundle = Bundle(build_bundle(target="cuda", precision="fp16"))
     server = ReportServer(ReportEngine(bundle, open_backend(bundle, provider=provider)), ServerOptions("127.0.0.1:0"))
     try:
-        with ReportClient(server.address) as client:
+        with Connection(server.address) as client:
             _, result = generate(client, case)
     finally:
         server.stop()

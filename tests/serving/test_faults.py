@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import Unavailable
 from echovlm_edge.runtime.contracts.request import GenerationRequest
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
@@ -177,7 +177,7 @@ def test_bundles_swap_without_a_dropped_call(
 def test_a_corrupt_bundle_is_not_swapped_in(golden_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(golden_bundle, folder)
-    with server_process(folder, tmp_path) as server, ReportClient(server.address) as client:
+    with server_process(folder, tmp_path) as server, Connection(server.address) as client:
         before = client.model_info().bundle_id
         (folder / "decoder.onnx").write_bytes(b"")
         server.reload()

@@ -11,7 +11,9 @@ import pytest
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest, read_image
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.image_path import read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
 from echovlm_edge.runtime.contracts.tasks import Task
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
@@ -27,14 +29,14 @@ def engine(golden_bundle: Path) -> ReportEngine:
 
 
 @pytest.fixture(scope="module")
-def client(engine: ReportEngine) -> Iterator[ReportClient]:
+def client(engine: ReportEngine) -> Iterator[Connection]:
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))
-    with ReportClient(server.address) as client:
+    with Connection(server.address) as client:
         yield client
     server.stop()
 
 
-def generate(client: ReportClient, case: golden.Golden) -> tuple[str, pb.Result]:
+def generate(client: Connection, case: golden.Golden) -> tuple[str, pb.Result]:
     """The streamed text and the final message."""
     images = [read_image(path, FrameSelection(), True) for path in case.images]
     request = ReportRequest(
@@ -48,7 +50,7 @@ def generate(client: ReportClient, case: golden.Golden) -> tuple[str, pb.Result]
     return "".join(event.text for event in events), events[-1].result
 
 
-def test_tokens_and_text_are_the_authors(client: ReportClient, case: golden.Golden) -> None:
+def test_tokens_and_text_are_the_authors(client: Connection, case: golden.Golden) -> None:
     streamed, result = generate(client, case)
     assert list(result.token_ids) == case.arrays["generated_ids"].tolist()
     assert streamed == result.text == case.text

@@ -31,8 +31,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.client import report_command
-from echovlm_edge.runtime.client.report_client import Credentials, ReportClient, ReportRequest
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere, Unauthenticated
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.credentials import Credentials
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, ServerUnavailable, Unauthenticated
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest
 from echovlm_edge.runtime.contracts.tasks import Task
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
@@ -115,7 +117,7 @@ def start(engine: QuickEngine) -> Iterator[Serve]:
         server.stop()
 
 
-def question(client: ReportClient, text: str = "Why?") -> pb.Result:
+def question(client: Connection, text: str = "Why?") -> pb.Result:
     *_, last = client.generate(ReportRequest(Task.QUESTION, prompt=text), timeout=10)
     return last.result
 
@@ -134,7 +136,7 @@ def test_a_token_gets_in_and_nothing_else_does(
     start: Serve, clients: Path, engine: QuickEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start(clients)
-    with ReportClient(server.address, Credentials(token=SECRET)) as client:
+    with Connection(server.address, Credentials(token=SECRET)) as client:
         assert question(client).text == "Done" and engine.asked[-1].client == "cart-7"
     engine.asked.clear()
     with caplog.at_level(logging.INFO):
@@ -163,8 +165,8 @@ def test_reflection_asks_too_and_health_does_not(start: Serve, clients: Path) ->
 
 def test_the_clients_file_is_followed(start: Serve, clients: Path) -> None:
     server = start(clients)
-    with ReportClient(server.address, Credentials(token="new")) as client:
-        with pytest.raises(NotPossibleHere, match="UNAUTHENTICATED"):
+    with Connection(server.address, Credentials(token="new")) as client:
+        with pytest.raises(Unauthenticated, match="token-file"):
             question(client)
         before = clients.read_text()
         clients.write_text(before + f'[cart-8]\ntoken_sha256 = "{sha256(b"new").hexdigest()}"\n')
@@ -172,7 +174,7 @@ def test_the_clients_file_is_followed(start: Serve, clients: Path) -> None:
         clients.write_text("half a li")
         assert question(client).text == "Done", "a broken file locked everybody out"
         clients.write_text(before)
-        with pytest.raises(NotPossibleHere, match="UNAUTHENTICATED"):
+        with pytest.raises(Unauthenticated, match="token-file"):
             question(client)
 
 
@@ -225,10 +227,10 @@ def test_mutual_tls(start: Serve, clients: Path, authority: Authority, tmp_path:
     files = TlsFiles(*authority.issue("server", "localhost"), authority.ca_file)
     server = start(clients, tls=files)
     known = Credentials(authority.ca_file, *authority.issue("known", "workstation.example"))
-    with ReportClient(server.address, known) as client:
+    with Connection(server.address, known) as client:
         assert question(client).text == "Done"
     stranger = Credentials(authority.ca_file, *authority.issue("stranger", "stranger.example"))
-    with ReportClient(server.address, stranger) as client, pytest.raises(NotPossibleHere, match="UNAUTHENTICATED"):
+    with Connection(server.address, stranger) as client, pytest.raises(Unauthenticated, match="token-file"):
         question(client)
     (tmp_path / "other").mkdir()
     other = Authority(tmp_path / "other")
@@ -240,8 +242,8 @@ def test_mutual_tls(start: Serve, clients: Path, authority: Authority, tmp_path:
         replace(known, server_ca=other.ca_file),  # a server that this client does not trust
     ):
         with (
-            ReportClient(server.address, credentials) as client,
-            pytest.raises(NotPossibleHere, match="certificates it asks"),
+            Connection(server.address, credentials) as client,
+            pytest.raises(ServerUnavailable, match="certificate"),
         ):
             question(client)
 
@@ -284,7 +286,7 @@ def test_certificates_are_followed(
     assert greeted_with(server, authority) == first
     release = threading.Event()
     engine.hold = release
-    with ReportClient(server.address, Credentials(authority.ca_file)) as client, ThreadPoolExecutor(1) as threads:
+    with Connection(server.address, Credentials(authority.ca_file)) as client, ThreadPoolExecutor(1) as threads:
         running = threads.submit(question, client)
         wait_for(lambda: engine.asked)
         authority.issue("server", "localhost")
@@ -361,7 +363,7 @@ def test_certificates_change_under_a_flood_of_handshakes(
         finally:
             over.set()
         assert sum(flood.result() for flood in floods) > 200
-        with ReportClient(f"localhost:{server.address.rpartition(':')[2]}", Credentials(authority.ca_file)) as client:
+        with Connection(f"localhost:{server.address.rpartition(':')[2]}", Credentials(authority.ca_file)) as client:
             assert question(client).text
         server.tell(signal.SIGTERM)
         assert server.end() == 0, server.said

@@ -19,7 +19,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.client import report_command
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import (
     Event,
@@ -97,8 +98,8 @@ def server(engine: SlowEngine) -> Iterator[ReportServer]:
 
 
 @pytest.fixture
-def client(server: ReportServer) -> Iterator[ReportClient]:
-    with ReportClient(server.address) as client:
+def client(server: ReportServer) -> Iterator[Connection]:
+    with Connection(server.address) as client:
         yield client
 
 
@@ -108,7 +109,7 @@ def stub(server: ReportServer) -> Iterator[report_pb2_grpc.ReportServiceStub]:
         yield report_pb2_grpc.ReportServiceStub(channel)
 
 
-def test_events_come_in_order_and_the_result_last(client: ReportClient) -> None:
+def test_events_come_in_order_and_the_result_last(client: Connection) -> None:
     events = list(client.generate(ReportRequest(images=[PICTURE], sampling=Sampling(max_new_tokens=3))))
     assert [event.WhichOneof("event") for event in events] == ["stage_started", "text", "text", "text", "result"]
     result = events[-1].result
@@ -118,7 +119,7 @@ def test_events_come_in_order_and_the_result_last(client: ReportClient) -> None:
     assert list(result.token_ids) == [], "token ids only where they were asked for"
 
 
-def test_text_streams_while_the_rest_is_being_written(client: ReportClient) -> None:
+def test_text_streams_while_the_rest_is_being_written(client: Connection) -> None:
     started = time.perf_counter()
     events = client.generate(ReportRequest(images=[PICTURE], sampling=Sampling(max_new_tokens=100)))
     next(event for event in events if event.text)
@@ -167,7 +168,7 @@ def test_errors_by_status(
     assert ("KeyError" in caplog.text) == (code is grpc.StatusCode.INTERNAL)
 
 
-def test_what_a_task_needs(client: ReportClient) -> None:
+def test_what_a_task_needs(client: Connection) -> None:
     with pytest.raises(InvalidInput, match="report needs at least one image"):
         list(client.generate(ReportRequest(Task.REPORT)))
     with pytest.raises(InvalidInput, match="question is empty"):
@@ -181,7 +182,7 @@ def test_what_a_task_needs(client: ReportClient) -> None:
             raise client._explained(error) from None
 
 
-def test_default_prompts_name_language_and_region(client: ReportClient, engine: SlowEngine) -> None:
+def test_default_prompts_name_language_and_region(client: Connection, engine: SlowEngine) -> None:
     one = Sampling(max_new_tokens=1)
     for task in (Task.REPORT, Task.DIAGNOSIS):
         for language, region in ((Language.EN, Region.THYROID), (Language.ZH, Region.BREAST), (Language.ZH, None)):
@@ -199,7 +200,7 @@ def test_an_absent_sampling_option_is_the_default(stub: object, engine: SlowEngi
     assert engine.requests[-1].sampling == Sampling(max_new_tokens=1, seed=9)
 
 
-def test_model_info(client: ReportClient) -> None:
+def test_model_info(client: Connection) -> None:
     info = client.model_info()
     assert (info.model, info.precision, info.limits.max_sequence) == ("slow", "fp32", 100)
     assert len(info.regions) == 7 and len(info.languages) == 2
@@ -247,7 +248,7 @@ def test_an_unknown_language_or_region_is_refused(stub: object, engine: SlowEngi
 
 def test_health_says_not_serving_while_draining(engine: SlowEngine) -> None:
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=2))
-    with ReportClient(server.address) as client, grpc.insecure_channel(server.address) as channel:
+    with Connection(server.address) as client, grpc.insecure_channel(server.address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         events = client.generate(ReportRequest(images=[PICTURE], sampling=Sampling(max_new_tokens=20)))
@@ -274,14 +275,14 @@ def test_an_option_out_of_range_is_one_sentence(option: str, capsys: pytest.Capt
 def test_an_ipv6_address_can_be_given_to_a_client(engine: SlowEngine) -> None:
     server = ReportServer(engine, ServerOptions("[::1]:0"))
     assert server.address == f"[::1]:{server.port}"
-    with ReportClient(server.address) as client:
+    with Connection(server.address) as client:
         assert client.model_info(timeout=5).model == "slow"
     server.stop()
 
 
 def test_a_message_over_the_limit_is_refused(engine: SlowEngine) -> None:
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", limits=CallLimits(1 << 20)))
-    with ReportClient(server.address) as client, pytest.raises(NotPossibleHere, match="larger than max"):
+    with Connection(server.address) as client, pytest.raises(NotPossibleHere, match="larger than max"):
         list(client.generate(ReportRequest(images=[ImageInput(b"image")], prompt="?" * (2 << 20))))
     server.stop()
 
@@ -330,7 +331,7 @@ def test_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_running_call_is_drained_on_sigterm(golden_bundle: Path, tmp_path: Path) -> None:
-    with server_process(golden_bundle, tmp_path) as server, ReportClient(server.address) as client:
+    with server_process(golden_bundle, tmp_path) as server, Connection(server.address) as client:
         request = ReportRequest(Task.QUESTION, prompt="Why?", sampling=Sampling(max_new_tokens=600))
         events = client.generate(request)
         next(event for event in events if event.text)

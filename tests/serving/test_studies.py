@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Unavailable
 from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Priority, Sampling
 from echovlm_edge.runtime.engine.report_engine import EngineOptions
@@ -216,9 +217,9 @@ def test_a_study_outlives_a_swap_of_bundles(
 def test_the_clients_own_methods(served: Running) -> None:
     pictures = [ImageInput(png(90, 70), name="first.png"), ImageInput(png(70, 90), name="second.png")]
     sampling = Sampling(max_new_tokens=12)
-    with ReportClient(served.server.address) as client:
+    with Connection(served.server.address) as client:
         study = client.begin_study()
-        numbers = [client.add_image(study, picture) for picture in pictures]
+        numbers = [client.add_image(study, picture).number for picture in pictures]
         with pytest.raises(InvalidInput, match=r"^third\.png is of no known kind"):
             client.add_image(study, ImageInput(b"text", name="third.png"))
         client.withdraw_image(study, numbers[0])

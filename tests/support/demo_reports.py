@@ -6,7 +6,8 @@ from pathlib import Path
 
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import simulate
-from echovlm_edge.runtime.client.report_client import ReportClient, ReportRequest
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.request import ImageInput, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
@@ -20,13 +21,13 @@ def reports(engine: ReportEngine) -> list[tuple[int, ...]]:
     """The token ids of one report a study and language, greedily."""
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))
     try:
-        with ReportClient(server.address) as client:
+        with Connection(server.address) as client:
             return [_report(client, seed, language) for seed in SEEDS for language in Language]
     finally:
         server.stop()
 
 
-def _report(client: ReportClient, seed: int, language: Language) -> tuple[int, ...]:
+def _report(client: Connection, seed: int, language: Language) -> tuple[int, ...]:
     study = simulate(seed)
     image = ImageInput(dicom_bytes(study.image, study.truth, study.seed))
     request = ReportRequest(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
-from echovlm_edge.runtime.contracts.statuses import RETRY_AFTER
+from echovlm_edge.runtime.client.wire.refusals import trailing
+from echovlm_edge.runtime.contracts.statuses import retry_seconds_of
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,20 @@ class Attempts:
         """Begin with the first."""
         self._retries, self._deadline, self._made = retries, deadline, 1
 
-    def pause_after(self, error: grpc.RpcError, *, or_unavailable: bool) -> bool:
-        """Wait until the call is to be made again; False, at once, where it is not."""
+    def pause_after(self, error: Any, *, or_unavailable: bool) -> float | None:
+        """Seconds until the call is to be made again; None where it is not."""
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            trailing = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
-            asked = trailing.get(RETRY_AFTER, "")
-            if not asked.isdigit():  # too large, or told not to come back
-                return False
-            pause = int(asked) / 1000
+            pause = retry_seconds_of(trailing(error))
+            if pause is None:  # too large, or told not to come back
+                return None
         elif error.code() is grpc.StatusCode.UNAVAILABLE and or_unavailable:
             pause = 0.1 * 2 ** (self._made - 1) * random.uniform(1, 2)
         else:
-            return False
+            return None
         left = self._deadline.seconds_left()
         if self._made >= self._retries.attempts or pause > self._retries.longest_pause:
-            return False
+            return None
         if left is not None and pause >= left:
-            return False
+            return None
         self._made += 1
-        time.sleep(pause)
-        return True
+        return pause

@@ -1,0 +1,1 @@
+"""The connection to a server: calls, who makes them, and what their errors mean."""

@@ -1,0 +1,91 @@
+"""A failed call as an error of this package: by the reason that the server states, else by the status code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from echovlm_edge.runtime.contracts.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    NotOffered,
+    NotPossibleHere,
+    ServerBusy,
+    ServerUnavailable,
+    Unauthenticated,
+    UnusableNumbers,
+    UserError,
+)
+from echovlm_edge.runtime.contracts.statuses import CODES, REASONS, reason_of, retry_seconds_of
+
+_CODE_REASONS = {CODES[kind]: reason for kind, reason in REASONS.items() if kind is not UnusableNumbers}
+_PLAIN: dict[str, type[UserError]] = {
+    "INVALID_INPUT": InvalidInput,
+    "NOT_POSSIBLE_HERE": NotPossibleHere,
+    "NOT_FOUND": NotFound,
+    "NOT_OFFERED": NotOffered,
+}
+
+
+def error_of(error: Any, address: str, names: Sequence[str] = (), *, too_large: bool = False) -> UserError:
+    """What a caller of the client gets for a failed call.
+
+    Args:
+        error: gRPC's, a `grpc.RpcError` with `code`, `details` and `trailing_metadata`.
+        address: of the server.
+        names: of the call's images, in order: the server knows an image by its place, the user by its name.
+        too_large: the request has more bytes than the server takes, which gRPC itself refuses before the server sees it.
+    """
+    metadata = trailing(error)
+    code, said = error.code(), _with_names(error.details() or "", names)
+    stated = reason_of(metadata)
+    reason = stated if stated in REASONS.values() else _CODE_REASONS.get(code, "")
+    if reason in _PLAIN:
+        return _PLAIN[reason](said)
+    match reason:
+        case "UNAUTHENTICATED":
+            return Unauthenticated(f"{said} Give the token's file with --token-file (token_file= in Python).".lstrip())
+        case "UNUSABLE_NUMBERS":
+            return UnusableNumbers()
+        case "UNAVAILABLE" if stated:
+            return ServerUnavailable(said)
+        case "UNAVAILABLE":
+            return no_answer(address)
+        case "BUSY" if too_large and not stated:
+            return NotPossibleHere(
+                f"The request is too large for the server ({said}): send fewer or smaller images, or start the "
+                "server with a larger --max-message-mb."
+            )
+        case "BUSY":
+            return ServerBusy(said, retry_seconds_of(metadata))
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(
+            "The server did not finish within the time given: allow more with --timeout (timeout=)."
+        )
+    return NotPossibleHere(f"The server answered {code.name}: {said}")
+
+
+def no_answer(address: str) -> ServerUnavailable:
+    """The sentence where nothing more is known."""
+    return ServerUnavailable(
+        f"No server answers at {address}: start one with echovlm-serve, and give the certificates it asks for."
+    )
+
+
+def is_stated(error: Any) -> bool:
+    """Whether the report service itself refused the call, rather than gRPC or the network."""
+    return bool(reason_of(trailing(error)))
+
+
+def trailing(error: Any) -> list[tuple[str, str | bytes]]:
+    """A failed call's trailing metadata."""
+    return [(key, value) for key, value in error.trailing_metadata() or ()]
+
+
+def _with_names(sentence: str, names: Sequence[str]) -> str:
+    places = {f"image {number}": name for number, name in enumerate(names, 1)}
+    return re.sub(r"\bimage \d+\b", lambda place: places.get(place[0], place[0]), sentence)

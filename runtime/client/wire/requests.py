@@ -1,0 +1,82 @@
+"""One call as a program asks it, and as the service's messages say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client.sending import number_within
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.request import Priority, Sampling
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """One call: a task about images.
+
+    Attributes:
+        task: report, diagnosis or question.
+        images: encoded files, in memory or on disk.
+        prompt: replaces the task's default; for a question it is the question.
+        language: of the default prompt.
+        region: named in the default prompt where it is known.
+        sampling: greedy by default.
+        include_token_ids: ask for them in the result.
+        study: an open study's id, whose images come before `images`.
+        priority: who goes first where many ask.
+        allow_mixed_studies: take images of several studies of one patient.
+    """
+
+    task: Task = Task.REPORT
+    images: Sequence[SentImage] = ()
+    prompt: str = field(default="", repr=False)
+    language: Language = Language.EN
+    region: Region | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    include_token_ids: bool = False
+    study: str = field(default="", repr=False)
+    priority: Priority = Priority.INTERACTIVE
+    allow_mixed_studies: bool = False
+
+
+def message_of(request: ReportRequest) -> tuple[str, Any]:
+    """The service's method, and its message to which the images are still to be added.
+
+    Raises:
+        InvalidInput: a number that the message cannot hold.
+    """
+    options = _options(request)
+    match request.task:
+        case Task.REPORT:
+            return "GenerateReport", pb.GenerateReportRequest(
+                prompt=request.prompt, options=options, study=request.study
+            )
+        case Task.DIAGNOSIS:
+            return "Diagnose", pb.DiagnoseRequest(prompt=request.prompt, options=options, study=request.study)
+        case Task.QUESTION:
+            return "AnswerQuestion", pb.AnswerQuestionRequest(
+                question=request.prompt, options=options, study=request.study
+            )
+
+
+def _options(request: ReportRequest) -> pb.GenerationOptions:
+    sampling = request.sampling
+    return pb.GenerationOptions(
+        language=f"LANGUAGE_{request.language.name}",
+        region=f"ANATOMICAL_REGION_{request.region.name if request.region else 'UNSPECIFIED'}",
+        sampling=pb.Sampling(
+            max_new_tokens=number_within("max_new_tokens", sampling.max_new_tokens),
+            temperature=sampling.temperature,
+            top_k=number_within("top_k", sampling.top_k),
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=number_within("seed", sampling.seed, 64),
+            ignore_stop=sampling.ignore_stop,
+        ),
+        include_token_ids=request.include_token_ids,
+        priority=pb.PRIORITY_BATCH if request.priority is Priority.BATCH else pb.PRIORITY_INTERACTIVE,
+        allow_mixed_studies=request.allow_mixed_studies,
+    )
