@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from time import sleep
@@ -105,7 +105,7 @@ class Connection:
         timeout: float | None = None,
         progress: Progress | None = None,
         begun: Callable[[str], None] = lambda request_id: None,
-    ) -> Iterator[pb.GenerateEvent]:
+    ) -> Generator[pb.GenerateEvent, None, None]:
         """Stream one generation's events; closing the iterator cancels the call.
 
         Where the images are large, cines are cut to the frames asked for, and what does not fit in a request is uploaded

@@ -1,0 +1,169 @@
+"""`ReportClient` on an event loop: the same verbs, options, results and errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from types import TracebackType
+from typing import Unpack
+
+from echovlm_edge.runtime.client.call_options import CallOptions, ImageOptions, image_of, request_of
+from echovlm_edge.runtime.client.given_images import GivenImage, GivenImages
+from echovlm_edge.runtime.client.report import AddedImage, Report, ReportEvent, added_of, event_of
+from echovlm_edge.runtime.client.report_client import END_SECONDS, NO_RESULT, AnyPath, credentials_of
+from echovlm_edge.runtime.client.wire.async_connection import AsyncConnection
+from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
+from echovlm_edge.runtime.contracts.errors import ServerUnavailable, UserError
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.tasks import Task
+
+
+class AsyncReportClient:
+    """A client of a report server for one event loop; use it with `async with`. Tasks may share it.
+
+    Arguments, images, options and errors are those of `ReportClient`.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token_file: AnyPath | None = None,
+        ca: AnyPath | None = None,
+        certificate: AnyPath | None = None,
+        key: AnyPath | None = None,
+        retries: int = 0,
+    ) -> None:
+        """Connect to HOST:PORT with the first call; see `ReportClient`."""
+        credentials = credentials_of(token_file, ca, certificate, key)
+        self.connection = AsyncConnection(address, credentials, Retries(retries + 1))
+
+    async def __aenter__(self) -> AsyncReportClient:
+        """The client itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.connection.close()
+
+    async def report(self, images: GivenImages, *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write a report; see `ReportClient.report`."""
+        return await _last(self.stream(images, prompt=prompt, **options))
+
+    async def diagnose(self, images: GivenImages, *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write the impression alone."""
+        return await _last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
+
+    async def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
+        """Answer a question, about images where there are any."""
+        return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
+
+    def stream(
+        self,
+        images: GivenImages = (),
+        *,
+        task: Task | str = Task.REPORT,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[ReportEvent, None]:
+        """Yield `StageStarted` and `TextDelta` as they come, and the `Report` last; `aclose` cancels the call."""
+        return _events(self.connection, task, prompt, images, options)
+
+    @asynccontextmanager
+    async def study(self, timeout: float | None = None) -> AsyncIterator[AsyncStudy]:
+        """Open a study, ended on leaving."""
+        study = AsyncStudy(self.connection, await self.connection.begin_study(timeout))
+        try:
+            yield study
+        finally:
+            with suppress(UserError):
+                await self.connection.end_study(study.id, END_SECONDS)
+
+
+class AsyncStudy:
+    """An open study; see `Study`. Images are in the order in which their `add` returned.
+
+    Attributes:
+        id: names it on the server; a secret between the two.
+    """
+
+    def __init__(self, connection: AsyncConnection, id: str) -> None:
+        """`AsyncReportClient.study` opens one."""
+        self.id, self._connection = id, connection
+        self._images: dict[int, SentImage] = {}
+
+    async def add(self, image: GivenImage, **options: Unpack[ImageOptions]) -> AddedImage:
+        """Add an image at the end; see `Study.add`."""
+        sent = await asyncio.to_thread(image_of, image, options)
+        added = await self._connection.add_image(
+            self.id,
+            sent,
+            options.get("timeout"),
+            allow_mixed_studies=options.get("allow_mixed_studies", False),
+            progress=options.get("progress"),
+        )
+        self._images[added.number] = sent
+        return added_of(added, sent)
+
+    async def withdraw(self, number: int, timeout: float | None = None) -> None:
+        """Take an image out, as though it had never been added."""
+        await self._connection.withdraw_image(self.id, number, timeout)
+        self._images.pop(number, None)
+
+    async def report(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write a report about the study's images and then those of the call."""
+        return await _last(self.stream(images, prompt=prompt, **options))
+
+    async def diagnose(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write the impression alone, likewise."""
+        return await _last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
+
+    async def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
+        """Answer a question, likewise."""
+        return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
+
+    def stream(
+        self,
+        images: GivenImages = (),
+        *,
+        task: Task | str = Task.REPORT,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[ReportEvent, None]:
+        """Yield events and the `Report` last, likewise."""
+        return _events(self._connection, task, prompt, images, options, self.id, self._images)
+
+
+async def _events(
+    connection: AsyncConnection,
+    task: Task | str,
+    prompt: str,
+    images: GivenImages,
+    options: CallOptions,
+    study: str = "",
+    study_images: Mapping[int, SentImage] | None = None,
+) -> AsyncGenerator[ReportEvent, None]:
+    request, asked = await asyncio.to_thread(request_of, task, prompt, images, options, study, study_images)
+    ids = [""]
+    messages = connection.generate(request, options.get("timeout"), options.get("progress"), ids.append)
+    async with aclosing(messages):
+        async for message in messages:
+            if event := event_of(message, ids[-1], asked):
+                yield event
+
+
+async def _last(events: AsyncGenerator[ReportEvent, None]) -> Report:
+    report = None
+    async for event in events:
+        report = event if isinstance(event, Report) else report
+    if report is None:
+        raise ServerUnavailable(NO_RESULT)
+    return report

@@ -1,0 +1,124 @@
+"""The options that report, diagnose, ask and stream have in common, and the request that they make."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+from echovlm_edge.runtime.client.given_images import GivenImages, images_to_send
+from echovlm_edge.runtime.client.report import Asked
+from echovlm_edge.runtime.client.sending import Progress
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.request import FrameSelection, Priority, Sampling
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+
+Choice = TypeVar("Choice", bound=enum.Enum)
+
+
+class ImageOptions(TypedDict, total=False):
+    """How image files are read.
+
+    Attributes:
+        frames: of each cine, counted from 0; None for its middle one. `"cine.dcm@0,5"` chooses frames of one file.
+        frames_spaced: so many frames of each cine, evenly spaced.
+        crop_to_regions: keep only the B-mode regions that a DICOM file declares; True.
+        allow_mixed_studies: take images of several studies of one patient; of two patients they are always refused.
+        timeout: seconds for all of the call, uploads and retries too; None for no limit.
+        progress: called with the bytes of large files that are sent, and of how many, from another thread.
+    """
+
+    frames: Sequence[int] | None
+    frames_spaced: int
+    crop_to_regions: bool
+    allow_mixed_studies: bool
+    timeout: float | None
+    progress: Progress | None
+
+
+class CallOptions(ImageOptions, total=False):
+    """ImageOptions, and what is asked about them.
+
+    Attributes:
+        language: `en` or `zh`, of the default prompt and so of the text.
+        region: where the images were taken: breast, thyroid, liver, kidney, gynecology, heart or vessel.
+        sampling: how tokens are chosen, and how many; greedy and 512.
+        priority: who goes first where many ask.
+        include_token_ids: put the generated tokens into the report.
+    """
+
+    language: Language | str
+    region: Region | str | None
+    sampling: Sampling
+    priority: Priority
+    include_token_ids: bool
+
+
+NAMES = frozenset(CallOptions.__annotations__)
+
+
+def request_of(
+    task: Task | str,
+    prompt: str,
+    given: GivenImages,
+    options: CallOptions,
+    study: str = "",
+    study_images: Mapping[int, SentImage] | None = None,
+) -> tuple[ReportRequest, Asked]:
+    """What is sent, and what its result will be about.
+
+    Raises:
+        InvalidInput: a path cannot be read, or an option is none of its choices.
+        TypeError: an option that there is not.
+    """
+    check_names(options, NAMES)
+    images = images_to_send(given, _selection(options), options.get("crop_to_regions", True)).images
+    region = options.get("region")
+    request = ReportRequest(
+        task=_choice(Task, "task", task),
+        images=images,
+        prompt=prompt,
+        language=_choice(Language, "language", options.get("language", Language.EN)),
+        region=None if region is None else _choice(Region, "region", region),
+        sampling=options.get("sampling", Sampling()),
+        include_token_ids=options.get("include_token_ids", False),
+        study=study,
+        priority=options.get("priority", Priority.INTERACTIVE),
+        allow_mixed_studies=options.get("allow_mixed_studies", False),
+    )
+    return request, Asked(images, request.language, dict(study_images or {}))
+
+
+def image_of(given: GivenImages, options: ImageOptions) -> SentImage:
+    """The one image that is added to a study.
+
+    Raises:
+        InvalidInput: it cannot be read, or there are several.
+        TypeError: an option that there is not.
+    """
+    check_names(options, ImageOptions.__annotations__)
+    images = images_to_send(given, _selection(options), options.get("crop_to_regions", True)).images
+    if len(images) != 1:
+        raise InvalidInput(f"A study takes one image at a time, not {len(images)}: add them one by one.")
+    return images[0]
+
+
+def check_names(options: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse a keyword that there is not, as a function that lists its own does."""
+    for name in options:
+        if name not in names:
+            raise TypeError(f"There is no option {name}: the options are {', '.join(sorted(names))}.")
+
+
+def _selection(options: ImageOptions) -> FrameSelection:
+    return FrameSelection(tuple(options.get("frames") or ()), options.get("frames_spaced", 0))
+
+
+def _choice(kind: type[Choice], name: str, value: Choice | str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        choices = ", ".join(str(choice.value) for choice in kind)
+        raise InvalidInput(f"{name} is one of {choices}, not {value}.") from None

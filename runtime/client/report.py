@@ -1,0 +1,269 @@
+"""A finished report as a program reads it, and the events on the way to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.request import Box, Stage, StageStarted, TextDelta, Window
+from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.resources.atomic_file import write_whole
+
+_STAGE_NAMES = {Stage.DECODE_IMAGES: "DECODING_IMAGES", Stage.PREPROCESS: "PREPROCESSING"}  # the others are alike
+_STAGES: Mapping[int, Stage] = {
+    pb.Stage.Value(f"STAGE_{_STAGE_NAMES.get(stage, stage.name)}"): stage for stage in Stage
+}
+
+
+@dataclass(frozen=True)
+class ShownPicture:
+    """One frame as the model was shown it.
+
+    Attributes:
+        image: the call's image that it is of, counted from 1, or in a study `AddedImage.number`.
+        of_study: which of the two.
+        file: the image's name.
+        frame: its place in the original file, counted from 0.
+        frame_count: frames in the original file.
+        width: of a whole frame in the file, in pixels.
+        height: likewise.
+        box: what was kept of it, in pixels; None where the server does not say.
+        window: the grey values shown, in the file's own units; None where values are shown as they are.
+        model_width: of the picture as the model sees it, in pixels.
+        model_height: likewise.
+        tokens: of the context that it takes.
+        notes: what a person should know about it, a sentence each.
+    """
+
+    image: int
+    of_study: bool
+    file: str = field(repr=False)
+    frame: int
+    frame_count: int
+    width: int
+    height: int
+    box: Box | None
+    window: Window | None
+    model_width: int
+    model_height: int
+    tokens: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one call: of the prompt, of its images, written, and of the prompt those whose work was done before."""
+
+    prompt_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    reused_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall time in seconds.
+
+    Attributes:
+        stages: of each stage that ran; they add up to the total.
+        first_token_seconds: from the request's arrival to the first token; None where none came.
+        total_seconds: from the request's arrival to its result.
+    """
+
+    stages: Mapping[Stage, float]
+    first_token_seconds: float | None
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report, diagnosis or answer: a draft for a clinician to review.
+
+    Attributes:
+        text: all of it.
+        findings: its part under that heading; empty where it has none.
+        impression: likewise.
+        pictures: what the model was shown, in order.
+        usage: tokens.
+        timings: seconds.
+        finish_reason: `stop`, the model ended it; `length`, a limit did; `cancelled`.
+        model: the checkpoint that wrote it.
+        bundle_id: the bundle that wrote it.
+        notice: what every display and print of the text must carry.
+        request_id: names the call in the server's log; empty where the server does not say.
+        token_ids: of the text, where they were asked for.
+    """
+
+    text: str = field(repr=False)
+    findings: str = field(repr=False)
+    impression: str = field(repr=False)
+    pictures: tuple[ShownPicture, ...]
+    usage: Usage
+    timings: Timings
+    finish_reason: Literal["stop", "length", "cancelled", "unspecified"]
+    model: str
+    bundle_id: str
+    notice: str
+    request_id: str
+    token_ids: tuple[int, ...] = field(repr=False)
+    _result: pb.Result = field(repr=False, compare=False)
+    _images: tuple[SentImage, ...] = field(repr=False, compare=False)
+    _language: Language = field(repr=False, compare=False)
+
+    def write_sr(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a DICOM Basic Text SR (PS3.3 A.35.1) about the call's DICOM images; needs the extra `clinical`.
+
+        Raises:
+            InvalidInput: there is no DICOM image, or they are of several studies.
+            NotPossibleHere: highdicom or the folder is not there.
+        """
+        self._write(Path(path), None)
+
+    def write_fhir(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a FHIR R4 DiagnosticReport; needs the extra `clinical`.
+
+        Raises:
+            InvalidInput: the DICOM images are of several patients.
+            NotPossibleHere: fhir.resources or the folder is not there.
+        """
+        self._write(None, Path(path))
+
+    def _write(self, sr: Path | None, fhir: Path | None) -> None:
+        from echovlm_edge.runtime.clinical.documents import asked_documents
+
+        for path, document in asked_documents(sr, fhir, self._images, self._language):
+            write_whole(path, document(self._result))
+
+
+ReportEvent: TypeAlias = StageStarted | TextDelta | Report
+
+
+@dataclass(frozen=True)
+class AddedImage:
+    """An image that a study took.
+
+    Attributes:
+        number: names it in `Study.withdraw`: 1 for the study's first image, never used twice.
+        study_tokens: of the context that the study takes with it.
+        pictures: what the model is shown of it.
+    """
+
+    number: int
+    study_tokens: int
+    pictures: tuple[ShownPicture, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a result is about, which the server does not repeat.
+
+    Attributes:
+        images: of the call, in order.
+        language: of the default prompt.
+        study_images: by their numbers, in order.
+    """
+
+    images: tuple[SentImage, ...] = ()
+    language: Language = Language.EN
+    study_images: Mapping[int, SentImage] = field(default_factory=dict)
+
+
+def event_of(event: pb.GenerateEvent, request_id: str, asked: Asked) -> ReportEvent | None:
+    """A message of the stream as an event; None for one that this version does not know."""
+    match event.WhichOneof("event"):
+        case "stage_started":
+            stage = _STAGES.get(event.stage_started)
+            return StageStarted(stage) if stage else None
+        case "text":
+            return TextDelta(event.text)
+        case "result":
+            return report_of(event.result, request_id, asked)
+    return None
+
+
+def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
+    """The stream's last message as a report."""
+    usage, timings = result.usage, result.timings
+    return Report(
+        text=result.text,
+        findings=result.sections.findings,
+        impression=result.sections.impression,
+        pictures=_pictures(result.pictures, asked),
+        usage=Usage(usage.prompt_tokens, usage.image_tokens, usage.generated_tokens, usage.reused_tokens),
+        timings=Timings(
+            {_STAGES[stage.stage]: stage.seconds for stage in timings.stages if stage.stage in _STAGES},
+            timings.first_token_seconds if timings.HasField("first_token_seconds") else None,
+            timings.total_seconds,
+        ),
+        finish_reason=_FINISH_REASONS.get(result.finish_reason, "unspecified"),
+        model=result.model,
+        bundle_id=result.bundle_id,
+        notice=result.notice,
+        request_id=request_id,
+        token_ids=tuple(result.token_ids),
+        _result=_counted_through(result, asked),
+        _images=(*asked.study_images.values(), *asked.images),
+        _language=asked.language,
+    )
+
+
+_FINISH_REASONS: Mapping[int, Literal["stop", "length", "cancelled"]] = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+def _counted_through(result: pb.Result, asked: Asked) -> pb.Result:
+    """The result with a study's images and the call's counted in one row, as documents refer to them."""
+    if not asked.study_images:
+        return result
+    places = {number: place for place, number in enumerate(asked.study_images, 1)}
+    counted = pb.Result()
+    counted.CopyFrom(result)
+    for picture in counted.pictures:
+        of_study = picture.WhichOneof("file") == "study_image"
+        picture.image = places.get(picture.study_image, 0) if of_study else picture.image + len(places)
+    return counted
+
+
+def added_of(added: pb.AddedImage, image: SentImage) -> AddedImage:
+    """The server's answer to an image that was added."""
+    shown = _pictures(added.pictures, Asked(study_images={added.number: image}))
+    return AddedImage(added.number, added.study_tokens, shown)
+
+
+def _pictures(pictures: Sequence[pb.Picture], asked: Asked) -> tuple[ShownPicture, ...]:
+    of_call = dict(enumerate(asked.images, 1))
+    return tuple(
+        _picture(picture, asked.study_images, "image {} of the study")
+        if picture.WhichOneof("file") == "study_image"
+        else _picture(picture, of_call, "image {}")
+        for picture in pictures
+    )
+
+
+def _picture(picture: pb.Picture, images: Mapping[int, SentImage], otherwise: str) -> ShownPicture:
+    of_study = picture.WhichOneof("file") == "study_image"
+    number = picture.study_image if of_study else picture.image
+    box, window = picture.box, picture.window
+    return ShownPicture(
+        image=number,
+        of_study=of_study,
+        file=images[number].name if number in images else otherwise.format(number),
+        frame=picture.frame,
+        frame_count=picture.frame_count,
+        width=picture.width,
+        height=picture.height,
+        box=Box(box.left, box.top, box.right, box.bottom) if picture.HasField("box") else None,
+        window=Window(window.center, window.width) if picture.HasField("window") else None,
+        model_width=picture.model_width,
+        model_height=picture.model_height,
+        tokens=picture.tokens,
+        notes=tuple(picture.notes),
+    )

@@ -1,0 +1,215 @@
+"""The client that most programs want: files in, a report out, one method a task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Unpack
+
+from echovlm_edge.runtime.client.call_options import CallOptions, ImageOptions, image_of, request_of
+from echovlm_edge.runtime.client.given_images import GivenImage, GivenImages
+from echovlm_edge.runtime.client.report import AddedImage, Report, ReportEvent, added_of, event_of
+from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.client.wire.credentials import Credentials
+from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
+from echovlm_edge.runtime.contracts.errors import ServerUnavailable, UserError
+from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.tasks import Task
+
+END_SECONDS = 2.0  # a study that could not be ended expires
+NO_RESULT = "The server ended the stream without a result: see its log."
+AnyPath = str | os.PathLike[str]
+
+
+class ReportClient:
+    """A client of a report server; use it as a context manager. Threads may share it.
+
+    Images are a path, a `Path`, a file's bytes, a folder, `"cine.dcm@0,5"` for frames of one cine, or a list of these.
+
+    Raises:
+        NotPossibleHere: a file of the credentials cannot be used, or a token would be sent in plain text to another machine.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token_file: AnyPath | None = None,
+        ca: AnyPath | None = None,
+        certificate: AnyPath | None = None,
+        key: AnyPath | None = None,
+        retries: int = 0,
+    ) -> None:
+        """Connect to HOST:PORT with the first call.
+
+        Args:
+            address: of the server.
+            token_file: holds the bearer token that says who asks.
+            ca: who signed the server's certificate (PEM); encrypts the connection.
+            certificate: this client's own (PEM), where the server asks for one.
+            key: its key.
+            retries: ask again so often where the server has no room or is not there, where that is safe.
+        """
+        self.connection = Connection(address, credentials_of(token_file, ca, certificate, key), Retries(retries + 1))
+
+    def __enter__(self) -> ReportClient:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def report(self, images: GivenImages, *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write a report, findings and impression, about images; `prompt` replaces the default one.
+
+        Options are those of `CallOptions`.
+
+        Raises:
+            InvalidInput: a file cannot be read, or the server refused the request.
+            NotPossibleHere: the server cannot do it, or takes no file so large.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+        """
+        return last(self.stream(images, prompt=prompt, **options))
+
+    def diagnose(self, images: GivenImages, *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write the impression alone; otherwise as `report`."""
+        return last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
+
+    def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
+        """Answer a question, about images where there are any; raises as `report`."""
+        return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
+
+    def stream(
+        self,
+        images: GivenImages = (),
+        *,
+        task: Task | str = Task.REPORT,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> Iterator[ReportEvent]:
+        """Yield `StageStarted` and `TextDelta` as they come, and the `Report` last; closing the iterator cancels the call.
+
+        `task` is report, diagnosis or question, and `prompt` then the question. Raises as `report`.
+        """
+        return _events(self.connection, task, prompt, images, options)
+
+    @contextmanager
+    def study(self, timeout: float | None = None) -> Iterator[Study]:
+        """Open a study, whose images are sent as they are taken and are read before they are asked about; ended on leaving."""
+        study = Study(self.connection, self.connection.begin_study(timeout))
+        try:
+            yield study
+        finally:
+            with suppress(UserError):
+                self.connection.end_study(study.id, END_SECONDS)
+
+
+class Study:
+    """An open study. Not for two threads at once.
+
+    Attributes:
+        id: names it on the server; a secret between the two.
+    """
+
+    def __init__(self, connection: Connection, id: str) -> None:
+        """`ReportClient.study` opens one."""
+        self.id, self._connection = id, connection
+        self._images: dict[int, SentImage] = {}
+
+    def add(self, image: GivenImage, **options: Unpack[ImageOptions]) -> AddedImage:
+        """Add an image at the end; returns once it is decoded, and the model reads it in the background.
+
+        Raises:
+            InvalidInput: it cannot be read, the context does not hold it, or it is another patient's or study's.
+            NotFound: the study was not used for too long.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+        """
+        sent = image_of(image, options)
+        added = self._connection.add_image(
+            self.id,
+            sent,
+            options.get("timeout"),
+            allow_mixed_studies=options.get("allow_mixed_studies", False),
+            progress=options.get("progress"),
+        )
+        self._images[added.number] = sent
+        return added_of(added, sent)
+
+    def withdraw(self, number: int, timeout: float | None = None) -> None:
+        """Take an image out, as though it had never been added; `number` is `AddedImage.number`."""
+        self._connection.withdraw_image(self.id, number, timeout)
+        self._images.pop(number, None)
+
+    def report(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """As `ReportClient.report`, about the study's images and then those of the call."""
+        return last(self.stream(images, prompt=prompt, **options))
+
+    def diagnose(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """As `ReportClient.diagnose`, likewise."""
+        return last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
+
+    def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
+        """As `ReportClient.ask`, likewise."""
+        return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
+
+    def stream(
+        self,
+        images: GivenImages = (),
+        *,
+        task: Task | str = Task.REPORT,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> Iterator[ReportEvent]:
+        """As `ReportClient.stream`, likewise."""
+        return _events(self._connection, task, prompt, images, options, self.id, self._images)
+
+
+def credentials_of(
+    token_file: AnyPath | None, ca: AnyPath | None, certificate: AnyPath | None, key: AnyPath | None
+) -> Credentials:
+    """Credentials of files that are given as any kind of path."""
+    token_path, *paths = (Path(path) if path else None for path in (token_file, ca, certificate, key))
+    return Credentials.read(token_path, *paths)
+
+
+def _events(
+    connection: Connection,
+    task: Task | str,
+    prompt: str,
+    images: GivenImages,
+    options: CallOptions,
+    study: str = "",
+    study_images: Mapping[int, SentImage] | None = None,
+) -> Iterator[ReportEvent]:
+    request, asked = request_of(task, prompt, images, options, study, study_images)
+    ids = [""]
+    messages = connection.generate(request, options.get("timeout"), options.get("progress"), ids.append)
+    with closing(messages):
+        for message in messages:
+            if event := event_of(message, ids[-1], asked):
+                yield event
+
+
+def last(events: Iterator[ReportEvent]) -> Report:
+    """The report at a stream's end.
+
+    Raises:
+        ServerUnavailable: there is none.
+    """
+    report = None
+    for event in events:  # to the stream's end: whoever leaves before cancels the call
+        report = event if isinstance(event, Report) else report
+    if report is None:
+        raise ServerUnavailable(NO_RESULT)
+    return report

@@ -1,0 +1,255 @@
+"""`ReportClient` and `AsyncReportClient` against a real server: the same verbs, images, results and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge import (
+    AsyncReportClient,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Report,
+    ReportClient,
+    Sampling,
+    ServerBusy,
+    ServerUnavailable,
+    StageStarted,
+    TextDelta,
+    UserError,
+)
+from echovlm_edge.runtime.client.report import Asked, report_of
+from echovlm_edge.runtime.contracts.errors import Busy
+from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, GenerationRequest, ImageInput, Stage
+from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
+from tests.support.decoding_engine import DecodingEngine
+from tests.support.dicom_files import png, saved, ultrasound
+from tests.support.recording_service import recording_service
+
+TEXT = "Findings: A nodule. Impression: Benign."
+Verb = Callable[[Any], Any]
+
+
+class Reporting(DecodingEngine):
+    """Writes a report of two sections, or raises what it was told to."""
+
+    error: UserError | None = None
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        if self.error:
+            raise self.error
+        *_, _ = super().generate(request, stopped)
+        yield StageStarted(Stage.PREFILL)
+        yield TextDelta(TEXT[:9])
+        yield TextDelta(TEXT[9:])
+        seconds = {Stage.DECODE_IMAGES: 0.5, Stage.DECODE: 1.5}
+        yield Finished(TEXT, (1, 2), FinishReason.LENGTH, 30, 20, seconds, 0.75, (), 4)
+
+
+@pytest.fixture
+def engine() -> Reporting:
+    return Reporting()
+
+
+@pytest.fixture
+def address(engine: Reporting) -> Iterator[str]:
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1, limits=CallLimits(4 << 20)))
+    yield server.address
+    server.stop()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(64, 64))
+    return path
+
+
+def synchronously(address: str, verb: Verb) -> Any:
+    with ReportClient(address) as client:
+        return verb(client)
+
+
+def asynchronously(address: str, verb: Verb) -> Any:
+    async def use() -> Any:
+        async with AsyncReportClient(address) as client:
+            return await verb(client)
+
+    return asyncio.run(use())
+
+
+both = pytest.mark.parametrize("use", [synchronously, asynchronously])
+Use = Callable[[str, Verb], Any]
+
+
+@both
+def test_a_report_is_a_value(use: Use, address: str, picture: Path) -> None:
+    report = use(address, lambda client: client.report(picture, include_token_ids=True))
+    assert isinstance(report, Report)
+    assert (report.text, report.findings, report.impression) == (TEXT, "A nodule.", "Benign.")
+    assert (report.finish_reason, report.model, report.bundle_id) == ("length", "decoding", "b")
+    usage = report.usage
+    assert (usage.prompt_tokens, usage.image_tokens, usage.generated_tokens, usage.reused_tokens) == (30, 20, 2, 4)
+    assert report.timings.stages[Stage.DECODE_IMAGES] == 0.5 and report.timings.first_token_seconds == 0.75
+    assert "draft" in report.notice.lower() and report.token_ids == (1, 2)
+    assert len(report.request_id) == 16 and int(report.request_id, 16) >= 0
+    assert "nodule" not in repr(report)
+
+
+@both
+def test_the_three_tasks(use: Use, address: str, picture: Path, engine: Reporting) -> None:
+    use(address, lambda client: client.report([picture], language="zh", region="thyroid", sampling=Sampling(7)))
+    use(address, lambda client: client.diagnose([picture]))
+    use(address, lambda client: client.ask("Is it solid?"))
+    report, diagnosis, question = engine.requests
+    assert "甲状腺" in report.prompt and report.sampling.max_new_tokens == 7
+    assert "impression" in diagnosis.prompt and "findings" not in diagnosis.prompt
+    assert (question.prompt, question.images) == ("Is it solid?", ())
+
+
+@both
+def test_a_stream_ends_with_the_report(use: Use, address: str, picture: Path) -> None:
+    def stream(client: Any) -> Any:
+        if isinstance(client, ReportClient):
+            return list(client.stream(picture))
+
+        async def collect() -> list[object]:
+            return [event async for event in client.stream(picture)]
+
+        return collect()
+
+    *events, last = use(address, stream)
+    assert [event.text for event in events if isinstance(event, TextDelta)] == [TEXT[:9], TEXT[9:]]
+    assert [event.stage for event in events if isinstance(event, StageStarted)] == [Stage.PREFILL]
+    assert isinstance(last, Report) and last.text == TEXT and last.request_id
+
+
+def test_a_study(address: str, picture: Path, engine: Reporting) -> None:
+    with ReportClient(address) as client:
+        with client.study() as study:
+            first, second = study.add(picture), study.add(png(32, 32))
+            assert (first.number, second.number, second.study_tokens) == (1, 2, 20)
+            study.withdraw(second.number)
+            assert study.report().text == TEXT and study.ask("Solid?").text == TEXT
+            assert [len(request.frames) for request in engine.requests] == [1, 1]
+        with pytest.raises(NotFound):
+            study.report()
+
+
+def test_a_study_on_an_event_loop(address: str, picture: Path, engine: Reporting) -> None:
+    async def use() -> None:
+        async with AsyncReportClient(address) as client:
+            async with client.study() as study:
+                first, second = await study.add(picture), await study.add(png(32, 32))
+                assert (first.number, second.number) == (1, 2)
+                await study.withdraw(2)
+                assert (await study.report()).text == TEXT
+                assert [len(request.frames) for request in engine.requests] == [1]
+            with pytest.raises(NotFound):
+                await study.report()
+
+    asyncio.run(use())
+
+
+def test_many_reports_at_once(address: str, picture: Path) -> None:
+    async def use() -> Sequence[Report]:
+        async with AsyncReportClient(address, retries=5) as client:
+            return await asyncio.gather(*(client.report(picture) for _ in range(20)))
+
+    reports = asyncio.run(use())
+    assert [report.text for report in reports] == [TEXT] * 20
+    assert len({report.request_id for report in reports}) == 20
+
+
+@both
+def test_errors_are_values_to_act_on(use: Use, address: str, picture: Path, engine: Reporting) -> None:
+    engine.error = Busy("Full.", 0.25)
+    with pytest.raises(ServerBusy, match=r"Full\.") as busy:
+        use(address, lambda client: client.report(picture))
+    assert busy.value.retry_after == 0.25
+    engine.error = None
+    with pytest.raises(InvalidInput, match=r"^b\.png is of no known kind"):
+        use(address, lambda client: client.report([picture, _file(picture.with_name("b.png"), b"text")]))
+    with pytest.raises(ServerUnavailable, match="No server listens"):
+        use("127.0.0.1:9", lambda client: client.report(picture))
+    with pytest.raises(DeadlineExceeded):
+        use(address, lambda client: client.ask("Why?", timeout=0))
+    with pytest.raises(InvalidInput, match="language is one of en, zh, not fr"):
+        use(address, lambda client: client.report(picture, language="fr"))
+    with pytest.raises(TypeError, match="no option langauge"):
+        use(address, lambda client: client.report(picture, langauge="en"))
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        use(address, lambda client: client.report("no-such-file.png"))
+
+
+def test_a_study_takes_one_image_at_a_time(address: str, tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        _file(tmp_path / name, png(8, 8))
+    with ReportClient(address) as client, client.study() as study:
+        with pytest.raises(InvalidInput, match="one image at a time, not 2"):
+            study.add(tmp_path)
+        with pytest.raises(TypeError, match="no option language"):
+            study.add(tmp_path / "1.png", language="en")  # type: ignore[call-arg]
+
+
+@both
+def test_a_large_file_is_uploaded(use: Use, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (20 << 10)  # 5 MB
+    told: list[tuple[int, int]] = []
+    with recording_service() as (recording, address):
+        video = _file(tmp_path / "a.avi", data)
+        progress = lambda sent, total: told.append((sent, total))  # noqa: E731
+        assert use(address, lambda client: client.report(video, progress=progress)).text == "Done"
+    assert list(recording.uploads.values()) == [data] and "forget upload 0" in recording.calls
+    assert told[-1] == (len(data), len(data))
+
+
+def test_documents_are_written(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("fhir.resources")
+    pytest.importorskip("highdicom")
+    import pydicom
+
+    identity = {"PatientID": "7", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4"}
+    file = _file(tmp_path / "a.dcm", saved(ultrasound(np.zeros((8, 8), np.uint8), "MONOCHROME2", **identity)))
+    with ReportClient(address) as client:
+        report = client.report(file)
+        report.write_fhir(tmp_path / "a.json")
+        report.write_sr(str(tmp_path / "a-sr.dcm"))
+        with client.study() as study:
+            study.add(file)
+            study.report().write_sr(tmp_path / "study-sr.dcm")
+    assert json.loads((tmp_path / "a.json").read_text())["conclusion"].endswith("Benign.")
+    assert {pydicom.dcmread(tmp_path / name).StudyInstanceUID for name in ("a-sr.dcm", "study-sr.dcm")} == {"1.2.3"}
+
+
+def test_pictures_name_their_files_and_documents_count_a_studys_first() -> None:
+    result = pb.Result(
+        pictures=[
+            pb.Picture(study_image=3, frame=4, frame_count=9, box=pb.Box(right=8, bottom=6)),
+            pb.Picture(image=1, frame_count=1, window=pb.Window(center=40, width=80), notes=["Cut."]),
+            pb.Picture(image=2, frame_count=1),
+        ]
+    )
+    images = ImageInput(b"", name="call.dcm"), ImageInput(b"", name="study.dcm")
+    report = report_of(result, "", Asked((images[0],), study_images={1: images[0], 3: images[1]}))
+    study, call, unknown = report.pictures
+    assert (study.file, study.of_study, study.image, study.frame, study.box) == ("study.dcm", True, 3, 4, (0, 0, 8, 6))
+    assert (call.file, call.of_study, call.window, call.notes) == ("call.dcm", False, (40, 80), ("Cut.",))
+    assert (unknown.file, unknown.box, unknown.window) == ("image 2", None, None)
+    assert [picture.image for picture in report._result.pictures] == [2, 3, 4], (
+        "in the row of the study's two and the call's"
+    )
+
+
+def _file(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
