@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import picture_list
-from echovlm_edge.runtime.client.image_folder import find_images
+from echovlm_edge.runtime.client.given_images import images_to_send
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import Credentials
@@ -26,14 +25,21 @@ from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.clinical.documents import asked_documents
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.command import add_version, run_command
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.contracts.image_path import ImagePath, SentImage, read_image
+from echovlm_edge.runtime.contracts.errors import InvalidInput, ServerUnavailable
+from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
 from echovlm_edge.runtime.formats.media_types import TAKEN
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 CONNECT_SECONDS = 10.0
+EXIT_CODES = """exit codes:
+  0  the report was written
+  2  wrong input, or refused by the server
+  3  the server is busy: ask again later
+  4  the server cannot be reached
+  5  the time given by --timeout is over
+  130  interrupted"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,6 +58,7 @@ def _report(options: argparse.Namespace) -> int:
         options.sr, options.fhir, request.images, request.language
     )  # what stands against them is said before the wait
     result: pb.Result | None = None
+    request_ids = [""]
     progress = Console(stderr=True)
     with Connection(
         options.server,
@@ -62,7 +69,7 @@ def _report(options: argparse.Namespace) -> int:
         with progress.status("sending") as status:
             write = _ignore if options.json else _write(status.stop)
             sending = partial(_say_sent, status)
-            for event in client.generate(request, options.timeout, sending):
+            for event in client.generate(request, options.timeout, sending, request_ids.append):
                 match event.WhichOneof("event"):
                     case "stage_started":
                         status.update(_words(event.stage_started))
@@ -71,20 +78,20 @@ def _report(options: argparse.Namespace) -> int:
                     case "result":
                         result = event.result
     if result is None:
-        raise NotPossibleHere(f"The server at {options.server} ended the stream without a result: see its log.")
+        raise ServerUnavailable(f"The server at {options.server} ended the stream without a result: see its log.")
     for path, write_document in documents:
         write_whole(path, write_document(result))
     names = [image.name for image in request.images]
     if options.json:
-        print(json.dumps(as_json(result, names), ensure_ascii=False))
+        print(json.dumps(as_json(result, names, request_ids[-1]), ensure_ascii=False))
     else:
         print(flush=True)
         picture_list.print_pictures(result.pictures, names, progress)
-        _summarise(result, progress)
+        _summarise(result, progress, request_ids[-1])
     return 0
 
 
-def as_json(result: pb.Result, names: Sequence[str] = ()) -> dict[str, Any]:
+def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") -> dict[str, Any]:
     """The result as `--json` prints it; `names` are those of the call's images, in order."""
     return {
         "text": result.text,
@@ -103,11 +110,12 @@ def as_json(result: pb.Result, names: Sequence[str] = ()) -> dict[str, Any]:
         "notice": result.notice,
         "model": result.model,
         "bundle_id": result.bundle_id,
+        "request_id": request_id,
         "pictures": picture_list.as_json(result.pictures, names),
     }
 
 
-def _summarise(result: pb.Result, console: Console) -> None:
+def _summarise(result: pb.Result, console: Console, request_id: str) -> None:
     answer = as_json(result)
     stages: dict[str, float] = answer["timings"]["stages"]
     table = Table(box=box.SIMPLE)
@@ -125,7 +133,9 @@ def _summarise(result: pb.Result, console: Console) -> None:
         f"{usage['generated_tokens']} generated "
         f"at {rate:.1f} tokens/s, ended by {answer['finish_reason']}."
     )
-    console.print(f"{result.notice} Written by {result.model}, bundle {result.bundle_id}.")
+    console.print(
+        f"{result.notice} Written by {result.model}, bundle {result.bundle_id}{f', request {request_id}' if request_id else ''}."
+    )
 
 
 def _request(options: argparse.Namespace) -> ReportRequest:
@@ -150,26 +160,14 @@ def _request(options: argparse.Namespace) -> ReportRequest:
     )
 
 
-def _images(given: Sequence[Path], selection: FrameSelection, crop_to_regions: bool) -> list[SentImage]:
-    """Files as they are given, and in the place of a folder or DICOMDIR what it holds."""
-    paths: list[Path] = []
-    skipped = 0
-    for path in given:
-        found = find_images(path)
-        paths += found.paths
-        skipped += found.skipped
-    if skipped:
+def _images(given: Sequence[str], selection: FrameSelection, crop_to_regions: bool) -> tuple[SentImage, ...]:
+    found = images_to_send(given, selection, crop_to_regions)
+    if found.skipped:
         print(
-            f"{skipped} {'file that is no image was' if skipped == 1 else 'files that are no images were'} skipped.",
+            f"{found.skipped} {'file that is no image was' if found.skipped == 1 else 'files that are no images were'} skipped.",
             file=sys.stderr,
         )
-    alone = Counter(path.name for path in paths)
-    return [
-        ImagePath(path, "", path.name if alone[path.name] == 1 else str(path), selection, crop_to_regions)
-        if path.is_file()
-        else read_image(path, selection, crop_to_regions)  # a pipe, which can be read once; or nothing at all
-        for path in paths
-    ]
+    return found.images
 
 
 def _frames(listed: str) -> tuple[int, ...]:
@@ -204,29 +202,39 @@ def _words(stage: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="echovlm-report", description="Ask a report server about ultrasound images.")
+    parser = argparse.ArgumentParser(
+        prog="echovlm-report",
+        description="Ask a report server about ultrasound images.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_version(parser)
     add, default = parser.add_argument, Sampling()
     add("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
     add(
         "--image",
-        type=Path,
         nargs="*",
         action="extend",
         default=[],
         metavar="PATH",
-        help=f"images in order, each {TAKEN}; a folder or a DICOMDIR stands for its images",
+        help=f"images in order, each {TAKEN}; a folder or a DICOMDIR stands for its images; cine.dcm@0,5 for frames 0 and 5 of one cine",
     )
     add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
     add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")
     add("--language", choices=[language.value for language in Language], default=Language.EN.value)
-    add("--region", choices=[region.value for region in Region], help="where the images were taken, if it is known")
+    regions = [region.value for region in Region]
+    add(
+        "--region",
+        choices=regions,
+        metavar="REGION",
+        help=f"where the images were taken, if it is known: {', '.join(regions)}",
+    )
     add(
         "--frames",
         action="append",
         default=[],
         metavar="0,5,9",
-        help="frames of a cine, counted from 0 (default: its middle one)",
+        help="frames of every cine, counted from 0 (default: its middle one)",
     )
     add("--frames-spaced", type=int, default=0, metavar="N", help="so many evenly spaced frames of a cine")
     add(

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,10 @@ import pytest
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import report_command
 from echovlm_edge.runtime.client.wire.connection import Connection
-from echovlm_edge.runtime.contracts.request import ImageInput
+from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, NotPossibleHere, Unavailable, UserError
+from echovlm_edge.runtime.contracts.request import Event, GenerationRequest, ImageInput
+from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
+from tests.support.decoding_engine import DecodingEngine
 from tests.support.dicom_files import png
 from tests.support.recording_service import USAGE, Recording, recording_service
 
@@ -180,3 +184,72 @@ def test_progress_is_said_in_megabytes() -> None:
     for sent, total in ((120 << 20, (400 << 20) - 5), (1, 1), (1 << 20, 1 << 20)):
         report_command._say_sent(status, sent, total)  # type: ignore[arg-type]
     assert said == ["sending 120 of 400 MB", "sending 0 of 1 MB", "sending 1 of 1 MB"]
+
+
+def test_the_calls_id_is_in_json_and_in_the_summary(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    server = ReportServer(DecodingEngine(), ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    try:
+        words = ["--server", server.address, "--image", str(files[0])]
+        assert report_command.main([*words, "--json"]) == 0
+        assert re.fullmatch("[0-9a-f]{16}", json.loads(capsys.readouterr().out)["request_id"])
+        assert report_command.main(words) == 0
+        assert re.search(r"bundle\s+b,\s+request\s+[0-9a-f]{16}\.", capsys.readouterr().err)
+    finally:
+        server.stop()
+
+
+def test_frames_of_one_file(recording: tuple[Recording, str], files: list[Path]) -> None:
+    servicer, address = recording
+    real = files[0].with_name("d@7.png")
+    real.write_bytes(png(8, 8))
+    words = ["--server", address, "--frames", "9", "--image", f"{files[0]}@0,5", str(files[1]), str(real), f"{real}@3"]
+    assert report_command.main(words) == 0
+    assert [list(image.frames.indices.index) for image in servicer.report.images] == [[0, 5], [9], [9], [3]]
+
+
+class Failing(DecodingEngine):
+    """Raises what it is told to, or never answers."""
+
+    error: UserError | None = None
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        while not self.error:
+            if stopped():
+                return
+            time.sleep(0.01)
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "code"),
+    [
+        (InvalidInput("Wrong."), [], 2),
+        (NotPossibleHere("Never."), [], 2),
+        (Busy("Full.", 60), [], 3),
+        (Unavailable("Shutting down."), [], 4),
+        (None, ["--timeout", "0.5"], 5),
+    ],
+)
+def test_exit_codes(
+    error: UserError | None, words: list[str], code: int, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Failing()
+    engine.error = error
+    server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    try:
+        assert report_command.main(["--server", server.address, "--image", str(files[0]), *words]) == code
+    finally:
+        server.stop()
+    assert f"error: {error or 'The server did not finish'}" in capsys.readouterr().err
+
+
+def test_help_lists_the_exit_codes_within_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        report_command.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(line in said for line in report_command.EXIT_CODES.splitlines())
+    assert max(map(len, said.splitlines())) <= 80
