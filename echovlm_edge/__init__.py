@@ -111,22 +111,24 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRAS = {"build": "export"}  # what an extra has to be installed for
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name of the front door when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        found = getattr(import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("echovlm_edge", "echovlm"):
-            raise
-        from echovlm_edge.runtime.contracts.extras import install_hint
+if not TYPE_CHECKING:  # a type checker sees the names above and no others
 
-        extra = _EXTRAS.get(name)
-        fix = install_hint(extra) if extra else f"pip install {error.name}"
-        raise ImportError(f"{name} needs {error.name}, which is not installed: {fix}.", name=error.name) from None
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> Any:
+        """Import a name of the front door when it is first used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            found = getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in ("echovlm_edge", "echovlm"):
+                raise
+            from echovlm_edge.runtime.contracts.extras import install_hint
+
+            extra = _EXTRAS.get(name)
+            fix = install_hint(extra) if extra else f"pip install {error.name}"
+            raise ImportError(f"{name} needs {error.name}, which is not installed: {fix}.", name=error.name) from None
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

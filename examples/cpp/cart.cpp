@@ -21,7 +21,7 @@ constexpr char kUsage[] =
     "                    [--question TEXT] [--language en|zh] [--max-new-tokens N] [--timeout SECONDS] [--retries N]\n"
     "                    [--allow-mixed-studies]\n"
     "                    [--tls-ca F] [--tls-certificate F --tls-key F] [--token-file F]\n"
-    "exit codes: 0 done, 2 the request is at fault, 3 not let in, 4 no server, 5 busy, 6 out of time, 130 interrupted, 1 other\n";
+    "exit codes: 0 done, 2 wrong input or refused, 3 busy, 4 no server, 5 out of time, 130 interrupted, 1 other\n";
 
 struct Options {
   std::string server = "127.0.0.1:50051", task = "report", question;
@@ -150,16 +150,15 @@ int exit_code(grpc::StatusCode code) {
     case grpc::StatusCode::INVALID_ARGUMENT:
     case grpc::StatusCode::FAILED_PRECONDITION:
     case grpc::StatusCode::NOT_FOUND:
-      return 2;
     case grpc::StatusCode::UNAUTHENTICATED:
     case grpc::StatusCode::PERMISSION_DENIED:
+      return 2;
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
       return 3;
     case grpc::StatusCode::UNAVAILABLE:
       return 4;
-    case grpc::StatusCode::RESOURCE_EXHAUSTED:
-      return 5;
     case grpc::StatusCode::DEADLINE_EXCEEDED:
-      return 6;
+      return 5;
     case grpc::StatusCode::CANCELLED:
       return 130;
     default:

@@ -52,7 +52,7 @@ class ShownPicture:
     model_width: int
     model_height: int
     tokens: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Report:
     finish_reason: Literal["stop", "length", "cancelled", "unspecified"]
     model: str
     bundle_id: str
-    notice: str
+    notice: str = field(repr=False)
     request_id: str
     token_ids: tuple[int, ...] = field(repr=False)
     _result: pb.Result = field(repr=False, compare=False)

@@ -30,7 +30,6 @@ WHO = {"client", "scope"}  # names of the clients file
 HARMLESS = {
     "Angles": {"cos", "sin"},  # of positions
     "Asker": WHO,
-    "CallStatus": {"metadata"},  # when to ask again
     "Client": {"name", "certificate", "group"},
     "Codestream": {"kind", "colour"},  # each one of a few words, as in the next ones
     "Confinement": {"holds", "lacks"},
@@ -38,6 +37,7 @@ HARMLESS = {
     "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
     "Finished": {"model", "bundle_id"},
     "Generation": WHO,
+    "Report": {"model", "bundle_id", "request_id"},
     "GenerationRequest": WHO,
     "Frame": {"name"},  # that, and the next, is what error messages say
     "GreyScale": {"function", "notes"},

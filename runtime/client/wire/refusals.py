@@ -54,7 +54,10 @@ def error_of(error: Any, address: str, names: Sequence[str] = (), *, too_large: 
         case "UNAVAILABLE" if stated:
             return ServerUnavailable(said)
         case "UNAVAILABLE":
-            return no_answer(address)
+            return ServerUnavailable(
+                f"The server at {address} did not take the call ({said}): see that echovlm-serve runs there, and give the "
+                "certificates it asks for."
+            )
         case "BUSY" if too_large and not stated:
             return NotPossibleHere(
                 f"The request is too large for the server ({said}): send fewer or smaller images, or start the "
