@@ -326,8 +326,8 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report_command.main(["--server", "127.0.0.1:9", "--prompt", "Hello?", "--timeout", "1"]) == 2
-    assert "No server answers at 127.0.0.1:9: start one with echovlm-serve." in capsys.readouterr().err
+    assert report_command.main(["--server", "127.0.0.1:9", "--prompt", "Hello?", "--timeout", "1"]) == 4
+    assert "No server listens at 127.0.0.1:9: start one with echovlm-serve," in capsys.readouterr().err
 
 
 def test_a_running_call_is_drained_on_sigterm(golden_bundle: Path, tmp_path: Path) -> None:
