@@ -2,33 +2,55 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FIRST := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/* plugins/dual_path_moe/cpu/arch/* plugins/dual_path_moe/cpu/arch/*/*) \
            $(wildcard plugins/dual_path_moe/tensorrt/*)
 
-# TensorRT's headers come inside kernel-lens. The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
+# The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
 CUDA_KERNELS ?= OFF
 
-.PHONY: setup kernels demo test test-long debian test-native test-gpu fuzz audit lint bench bench-full soak clean
+# Modules are compiled as they are imported, a tenth of them, instead of all at once.
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
+
+.PHONY: setup kernels demo test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak clean
 
 setup: $(STAMP)
 
+# What builds and serves a bundle, and no more.
+$(FIRST): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable ".[demo]"
+	touch $@
+
+# What the tests and benchmarks need too; TensorRT's headers come inside kernel-lens, so the package is built once more.
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kernel-lens
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]" \
-		--config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(CUDA_KERNELS)
-	touch $@
+	$(INSTALL) --no-deps kernel-lens
+	$(INSTALL) --editable ".[serve,dev]" --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(CUDA_KERNELS)
+	touch $(FIRST) $@
 
 # GPU kernels for every generation into TensorRT's plugin.
 kernels: setup
 	$(MAKE) --always-make $(STAMP) CUDA_KERNELS=ON
 
-demo: setup
+# Either step is said before it begins; what is installed already is not installed again.
+say-demo:
+	@test -e $(FIRST) || echo "make demo: installs PyTorch and ONNX Runtime into $(VENV) (@DEMO_DISK@), then builds and serves a bundle; some @DEMO_TIME@ in all on two cores."
+
+say-test:
+	@test -e $(STAMP) || echo "make test: installs what the tests need into $(VENV) (@TEST_DISK@ in all), some @TEST_INSTALL@ on two cores."
+
+demo: say-demo $(FIRST)
 	$(BIN)/python -m demo.run
 
-test: setup $(if $(CI),debian)
+test: say-test setup $(if $(CI),debian)
+	@echo "make test: the whole tests, some twenty minutes on two cores; they write up to @TEST_TEMP@ to /tmp. make test-fast takes two."
 	$(BIN)/python -m pytest
+
+# The inner loop, under two minutes: rooms that need no bundle and no server.
+test-fast: say-test setup
+	$(BIN)/python -m pytest $(FAST)
 
 # The full counts of what `make test` samples, an hour or more; docs/test-long.md has the last results.
 test-long: setup

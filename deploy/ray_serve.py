@@ -10,19 +10,27 @@ import argparse
 import logging
 import sys
 
-from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.command import USER_ERROR, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
-from echovlm_edge.runtime.serving.supervision.from_settings import refuse_open_doors, server_options
-from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, read_settings, with_absolute_paths
-from echovlm_edge.runtime.serving.supervision.signals import Signals
 
 try:
     import ray
 
     from echovlm_edge.runtime.ray_serve import application
+    from echovlm_edge.runtime.serving.supervision.from_settings import refuse_open_doors, server_options
+    from echovlm_edge.runtime.serving.supervision.serve_settings import (
+        ServeSettings,
+        read_settings,
+        with_absolute_paths,
+    )
+    from echovlm_edge.runtime.serving.supervision.signals import Signals
 except ModuleNotFoundError as missing:
-    sys.exit(f"error: {missing.name} is not installed here: {install_hint('ray')}, on every node.")
+    print(
+        f"error: deploy/ray_serve.py needs {missing.name}, which is not installed: {install_hint('ray,serve')}, on every node.",
+        file=sys.stderr,
+    )
+    sys.exit(USER_ERROR)
 
 
 def _replicas(text: str) -> tuple[int, int]:

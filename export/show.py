@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from echovlm_edge.runtime.contracts.tables import figures, names, new_table, pri
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account
 
-_TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
+_TOOLS = ("echovlm-edge", "onnx", "onnx-ir", "onnxscript", "torch")
 STAGES = {
     "vision_encoder": "vision encoder",
     "projector": "projector",
@@ -33,7 +33,19 @@ STYLES = {Verdict.GOOD: "green", Verdict.LOOK: "yellow", Verdict.BAD: "red"}
 
 def versions() -> dict[str, str]:
     """The toolchain, for bundle.json."""
-    return {"python": platform.python_version(), **{tool: version(tool) for tool in _TOOLS}}
+    return {
+        "python": platform.python_version(),
+        **{tool: version(tool) for tool in _TOOLS},
+        "onnxruntime": _onnxruntime(),
+    }
+
+
+def _onnxruntime() -> str:
+    """Its version, whichever of its two packages is installed."""
+    try:
+        return version("onnxruntime")
+    except PackageNotFoundError:
+        return version("onnxruntime-gpu")
 
 
 def print_summary(manifest: Manifest, output: Path, warning: str, console: Console) -> None:

@@ -17,7 +17,7 @@ def install_hint(extra: str) -> str:
     """The command that installs what `extra` needs: `pip install '/home/me/echovlm-edge[clinical]'`.
 
     It names the folder or the wheel that this installation was made from, as pip wrote it down (PEP 610); where that is gone, what
-    the extra asks for.
+    the extra asks for. Several extras are separated by commas: `export,serve`.
     """
     try:
         installed = distribution(PACKAGE)
@@ -53,6 +53,15 @@ def _origin(installed: Distribution) -> tuple[Path | None, bool]:
     return path, bool(told.get("dir_info", {}).get("editable"))
 
 
-def _requirements(installed: Distribution, extra: str) -> list[str]:
-    wanted = re.compile(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""")
-    return [line.partition(";")[0].strip() for line in installed.requires or () if wanted.search(line)]
+def _requirements(installed: Distribution, extras: str) -> list[str]:
+    """What extras ask for; an extra that stands for others, as `echovlm-edge[runtime]`, is resolved."""
+    found: dict[str, None] = {}  # in order, each once
+    for extra in extras.split(","):
+        wanted = re.compile(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""")
+        for line in installed.requires or ():
+            requirement = line.partition(";")[0].strip()
+            if not wanted.search(line):
+                continue
+            own = re.fullmatch(rf"{PACKAGE}\[(.*)\]", requirement)
+            found |= dict.fromkeys(_requirements(installed, own[1].replace(" ", "")) if own else [requirement])
+    return list(found)

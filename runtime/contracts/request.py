@@ -9,14 +9,15 @@ from functools import cached_property
 from hashlib import blake2b
 from io import BytesIO
 from secrets import token_bytes
-from typing import BinaryIO, NamedTuple, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.contracts.origins import ANYBODY, Origin
+
+if TYPE_CHECKING:  # a client has no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 IDENTITY_BYTES = 16
 IDENTITY_KEY = token_bytes(32)  # random in every process, so that nobody can construct two pictures with one identity
@@ -179,6 +180,8 @@ class Frame:
 
         Kept, because a study's pictures are asked for it with every call, and hashing one takes a millisecond.
         """
+        import numpy as np
+
         digest = blake2b(repr(self.pixels.shape).encode(), key=IDENTITY_KEY, digest_size=IDENTITY_BYTES)
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.digest()

@@ -1,0 +1,61 @@
+"""Where the installed commands begin: each imports its program when it is called, and what is not installed is said in one sentence."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
+
+OWN = ("echovlm", "echovlm_edge")
+
+
+def build(arguments: list[str] | None = None) -> int:
+    """`echovlm-build`: turn a checkpoint into a bundle; returns the exit code."""
+    return _run("echovlm-build", "echovlm_edge.export.build_engines", f"export,{_serving()}", arguments)
+
+
+def serve(arguments: list[str] | None = None) -> int:
+    """`echovlm-serve`: serve a bundle; returns the exit code."""
+    return _run("echovlm-serve", "echovlm_edge.runtime.serving.supervision.serve_command", _serving(), arguments)
+
+
+def report(arguments: list[str] | None = None) -> int:
+    """`echovlm-report`: ask a server about images; returns the exit code."""
+    return _run("echovlm-report", "echovlm_edge.runtime.client.report_command", "client", arguments)
+
+
+def profile(arguments: list[str] | None = None) -> int:
+    """`echovlm-profile`: measure, compare and draw; returns the exit code."""
+    return _run("echovlm-profile", "echovlm_edge.runtime.profiling.command", _serving(), arguments)
+
+
+def doctor(arguments: list[str] | None = None) -> int:
+    """`echovlm-doctor`: examine this machine; returns the exit code."""
+    return _run("echovlm-doctor", "echovlm_edge.runtime.doctor.command", _serving(), arguments)
+
+
+def _run(command: str, module: str, extras: str, arguments: list[str] | None) -> int:
+    def program() -> int:
+        try:
+            return int(import_module(module).main(arguments))
+        except ModuleNotFoundError as missing:
+            name = (missing.name or "").partition(".")[0]
+            if not name or name in OWN:
+                raise  # a fault of the package, not of the installation
+            raise NotPossibleHere(
+                f"{command} needs {name}, which is not installed: {install_hint(extras)}."
+            ) from missing
+
+    return run_command(program)
+
+
+def _serving() -> str:
+    """The extra that brings what serves: ONNX Runtime's two packages overwrite each other, so the installed one decides."""
+    try:
+        distribution("onnxruntime-gpu")
+    except PackageNotFoundError:
+        return "serve"
+    return "serve-gpu"
