@@ -87,6 +87,23 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p echovlm_edge -p benchmarks -p demo -p deploy
 
+# The contract's style, and that its clients of the last release (without one: of main) still fit; needs npm.
+BUF := build/buf/node_modules/.bin/buf
+RELEASED = $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify --quiet main || git rev-parse --verify --quiet origin/main || echo HEAD)
+buf: $(BUF)
+	rm -rf build/buf/released && mkdir -p build/buf/released
+	git archive $(RELEASED) proto | tar -x -C build/buf/released
+	$(BUF) lint
+	$(BUF) breaking proto --against build/buf/released/proto
+
+$(BUF):
+	npm install --silent --prefix build/buf @bufbuild/buf@1.75.0
+
+# The source archive, and a wheel from it, into dist/.
+sdist: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt build
+	$(BIN)/python -m build
+
 # Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup
 	$(BIN)/python -m benchmarks.bench --json build/bench.json
