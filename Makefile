@@ -101,8 +101,9 @@ $(BUF):
 
 # The source archive, and a wheel from it, into dist/.
 sdist: setup
-	$(BIN)/pip install --quiet --constraint constraints.txt build
-	$(BIN)/python -m build
+	rm -rf dist
+	$(BIN)/python -c "from scikit_build_core.build import build_sdist; build_sdist('dist')"
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
 
 # Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup
