@@ -44,7 +44,7 @@ def test_nobody_gets_two_onnx_runtimes() -> None:
 
 
 def test_the_first_run_brings_nothing_that_it_does_not_use() -> None:
-    unused = {"ray", "playwright", "triton", "dashscope", "tensorrt-rtx-cu13", "scipy", "matplotlib", "transformers"}
+    unused = {"ray", "playwright", "triton", "dashscope", "tensorrt-rtx-cu13", "matplotlib", "transformers"}
     assert not brought("demo") & (unused | {"optimum", "pytest", "mypy", "av", "highdicom", "kernel-lens"})
 
 
