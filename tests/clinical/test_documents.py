@@ -184,7 +184,7 @@ def test_without_the_library_it_says_what_to_install(
     library: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("structured_report", "diagnostic_report"):
-        monkeypatch.delitem(sys.modules, f"echovlm_edge.runtime.{name}")
+        monkeypatch.delitem(sys.modules, f"echovlm_edge.runtime.clinical.{name}")
     monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / "a.dcm").write_bytes(dicom().data)
     option = "--sr" if library == "highdicom" else "--fhir"
