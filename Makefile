@@ -16,7 +16,7 @@ FAST := tests/test_house.py $(addprefix tests/,clinical contracts installation p
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: setup kernels demo test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak clean
+.PHONY: setup kernels say-demo say-test demo test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak clean
 
 setup: $(STAMP)
 
