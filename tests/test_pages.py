@@ -1,0 +1,246 @@
+"""The pages lead somewhere: links, paths, make targets, commands' options, extras and imports that they name exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "demo", "deploy", "docs", "examples", "export", "plugins", "proto", "runtime", "tests")
+PAGES = sorted(
+    page
+    for pattern in ("*.md", ".github/**/*.md", *(f"{folder}/**/*.md" for folder in FOLDERS))
+    for page in ROOT.glob(pattern)
+)
+README_LINES = 130
+SOURCES = (".py", ".cpp", ".hpp", ".h", ".sh", ".proto", ".cmake", ".md")
+ELSEWHERE = {"build_on_device.sh", "cuda.h"}  # written by a build; CUDA's own
+OF_OTHERS = {"--memory", "--cpuset-cpus", "--toolchain"}  # podman's and docker's; cmake's
+COMMAND = re.compile(r"(?<![\w./-])(echovlm-(?:build|serve|report|profile|doctor))((?: (?!echovlm-)[^|;&#`]*)?)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+over_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(text: str) -> Iterator[str]:
+    """What is fenced, or indented by four spaces: one command a line."""
+    text = text.replace("\\\n", " ")
+    for fenced in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield from fenced.splitlines()
+    for line in prose(text).splitlines():
+        if line.startswith("    ") and line.strip():
+            yield line.strip()
+
+
+def prose(text: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```\n", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(text: str) -> list[str]:
+    """What stands between backticks in a line of prose, or over two."""
+    lines = "\n".join(line for line in prose(text).splitlines() if not line.startswith("    "))
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", lines)]
+
+
+def code(text: str) -> list[str]:
+    """All that a reader may copy."""
+    return [*blocks(text), *spans(text)]
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """Where GitHub lets a link point in a page."""
+    found: list[str] = []
+    for title in re.findall(r"^#+ (.+)$", prose(page.read_text(encoding="utf-8")), re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return frozenset(found)
+
+
+@cache
+def files() -> frozenset[str]:
+    """The repository's files, by their path."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    names = listed.stdout.splitlines() or [
+        str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()
+    ]
+    return frozenset(names)
+
+
+@cache
+def usage(command: str) -> str:
+    """How a command, or one of its subcommands, says it is called."""
+    name, *words = command.split()
+    done = subprocess.run(
+        [Path(sys.executable).with_name(name), *words, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n\n")[0]
+
+
+@cache
+def all_options() -> frozenset[str]:
+    """Every option of this project's commands, benchmarks and tests."""
+    declared = {
+        name
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r'"(--[a-z][a-z0-9-]*)"', path.read_text(encoding="utf-8"))
+    }
+    commands = ("build", "serve", "report", "profile", "profile compare", "profile page", "doctor")
+    cpp = OPTION.findall((ROOT / "examples/cpp/cart.cpp").read_text(encoding="utf-8"))
+    return frozenset(
+        {*declared, *cpp, *(name for each in commands for name in OPTION.findall(usage(f"echovlm-{each}")))}
+    )
+
+
+def targets() -> set[str]:
+    """What make can make."""
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def exists(path: str, page: Path) -> bool:
+    """Whether a path, from the root or from the page's folder, or a bare name is a file or folder of the repository."""
+    path = path.rstrip("/")
+    if "/" not in path and any(name.rpartition("/")[2] == path for name in files()):
+        return True
+    return (ROOT / path).exists() or (page.parent / path).exists()
+
+
+@over_pages
+def test_links_lead_somewhere(page: Path) -> None:
+    text = prose(page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        to = (page.parent / path).resolve() if path else page
+        assert to.exists() and to.is_relative_to(ROOT), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(to), f"{page.name} links to {link}, and that page has only {sorted(anchors(to))}"
+
+
+@over_pages
+def test_paths_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for span in spans(text):
+        if span in ELSEWHERE or not re.fullmatch(r"\.?[\w.-]+(/[\w.-]+)*/?", span):
+            continue
+        first = span.partition("/")[0]
+        if first == "build":
+            continue
+        if span.endswith(SOURCES) or ("/" in span and first in FOLDERS):
+            assert exists(span, page), f"{page.name} names {span}"
+    inside = re.compile(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w/?)(?![\w<…*])")
+    for line in code(text):
+        for path in inside.findall(line):
+            assert exists(path, page), f"{page.name} names {path}"
+
+
+def test_the_folders_of_the_architecture_are_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = {name for line in blocks(text) for name in re.findall(r"(?<![\w/])\w+\.py\b|(?<![\w./])\w+/(?= )", line)}
+    places = {
+        part
+        for name in files()
+        for part in (name.rpartition("/")[2], *(f"{folder}/" for folder in name.split("/")[:-1]))
+    }
+    assert named and named <= places, named - places
+
+
+@over_pages
+def test_make_targets_exist(page: Path) -> None:
+    named = {
+        name
+        for line in code(page.read_text(encoding="utf-8"))
+        for name in re.findall(r"^(?:sudo )?make ([a-z-]+)\b", line)
+    }
+    assert named <= targets(), f"{page.name} names make {sorted(named - targets())}"
+
+
+@over_pages
+def test_modules_that_are_run_exist(page: Path) -> None:
+    for line in code(page.read_text(encoding="utf-8")):
+        for module, rest in re.findall(r"python3? -m ([\w.]+)([^|;&#]*)", line):
+            if module.partition(".")[0] not in (*FOLDERS, "echovlm_edge"):
+                continue
+            path = ROOT / module.replace("echovlm_edge.", "").replace(".", "/")
+            found = next((each for each in (path.with_suffix(".py"), path / "__main__.py") if each.is_file()), None)
+            assert found, f"{page.name} runs {module}"
+            said = found.read_text(encoding="utf-8")
+            assert all(f'"{option}"' in said for option in OPTION.findall(rest)), f"{page.name}: {module}{rest}"
+
+
+@over_pages
+def test_options_exist(page: Path) -> None:
+    for line in code(page.read_text(encoding="utf-8")):
+        for command, rest in COMMAND.findall(line):
+            word = rest.split()[0] if rest.split() else ""
+            which = (
+                f"{command} {word}"
+                if (command, word) in (("echovlm-profile", "compare"), ("echovlm-profile", "page"))
+                else command
+            )
+            for option in OPTION.findall(rest):
+                assert option in (*OPTION.findall(usage(which)), "--help", "--version"), (
+                    f"{page.name}: {which} {option}"
+                )
+        if line.startswith("--"):
+            assert line.split()[0] in all_options() | OF_OTHERS, f"{page.name} names {line}"
+
+
+@over_pages
+def test_extras_exist(page: Path) -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in code(page.read_text(encoding="utf-8")):
+        for extras in re.findall(r"\.\[([\w,-]+)\]", line):
+            assert set(extras.split(",")) <= set(package["optional-dependencies"]), f"{page.name} installs {extras}"
+        assert "echovlm-edge[" not in line, "the package is in no index: pip install '.[…]' in a clone"
+
+
+@over_pages
+def test_python_that_is_shown_imports(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("echovlm"):
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{page.name} imports {name.name} from {node.module}"
+
+
+def test_the_readme_is_two_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, todo = set[Path](), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        for link in re.findall(r"\]\(([^)\s#]+)", prose(page.read_text(encoding="utf-8"))):
+            if not re.match(r"[a-z]+:", link):
+                todo.append((page.parent / link).resolve())
+    lost = {str(page.relative_to(ROOT)) for page in PAGES if page.parent == ROOT / "docs"} - {
+        str(page.relative_to(ROOT)) for page in reached
+    }
+    assert not lost, f"no page leads to {sorted(lost)}"
