@@ -27,6 +27,10 @@ SOURCES = (".py", ".cpp", ".hpp", ".h", ".sh", ".proto", ".cmake", ".md")
 ELSEWHERE = {"build_on_device.sh", "cuda.h"}  # written by a build; CUDA's own
 OF_OTHERS = {"--memory", "--cpuset-cpus", "--toolchain"}  # podman's and docker's; cmake's
 COMMAND = re.compile(r"(?<![\w./-])(echovlm-(?:build|serve|report|profile|doctor))((?: (?!echovlm-)[^|;&#`]*)?)")
+ARCHAIC = re.compile(
+    r"\b(?:anew|mend(?:s|ed|ing)?|gone on with|goes on|in company|g(?:ive|ives|iving|ave) way|seen before|let (?:in|go))\b",
+    re.IGNORECASE,
+)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 over_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -224,6 +228,12 @@ def test_python_that_is_shown_imports(page: Path) -> None:
                 module = importlib.import_module(node.module)
                 for name in node.names:
                     assert hasattr(module, name.name), f"{page.name} imports {name.name} from {node.module}"
+
+
+@over_pages
+def test_pages_use_plain_words(page: Path) -> None:
+    text = re.sub(r"<!-- memory -->.*?<!-- /memory -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not (found := ARCHAIC.findall(" ".join(text.split()))), f"{page.name}: {found}"
 
 
 def test_the_readme_is_two_screens() -> None:
