@@ -144,7 +144,7 @@ def _with_parity(manifest: Manifest, folder: BundleFolder, planned: PlannedBundl
 
 
 def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
-    """Of all that decides the weights' bytes: what a build that goes on must share with the one that was killed."""
+    """Identify everything that decides the weights' bytes: a build resumes a killed one only if this is the same."""
     checkpoint = planned.checkpoint
     shards = {info.shard: (checkpoint.path / info.shard).stat() for info in checkpoint.tensors.values()}
     decisive = {

@@ -1,5 +1,5 @@
-"""A bundle being written: a hidden sibling folder that is renamed into place when it is whole, removed when that fails, or
-gone on with after the build was killed.
+"""A bundle being written: a hidden sibling folder that is renamed into place when it is complete, removed when the build fails,
+and resumed after the build was killed.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def _described(output: Path) -> str:
 
 @contextlib.contextmanager
 def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) -> Iterator[BundleFolder]:
-    """A folder beside `output`, which takes its place in one step when the block ends well and vanishes when it fails.
+    """Make a folder next to `output`, which is renamed to `output` when the block succeeds and removed when it fails.
 
-    It stays when the process is killed or interrupted: the next build of the same identity goes on with it.
+    It stays when the process is killed or interrupted: the next build of the same identity resumes it.
 
     Args:
         output: where the bundle shall be.

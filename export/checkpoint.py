@@ -56,9 +56,9 @@ class Checkpoint:
                 f"The checkpoint {self.path} has no {name}: copy it from the published one."
             ) from None
         except (OSError, ValueError) as error:
-            raise NotPossibleHere(f"{file} cannot be read as JSON ({error}): copy it anew.") from None
+            raise NotPossibleHere(f"{file} cannot be read as JSON ({error}): copy it again.") from None
         if not isinstance(parsed, dict):
-            raise NotPossibleHere(f"{file} is not a JSON object: copy it anew.")
+            raise NotPossibleHere(f"{file} is not a JSON object: copy it again.")
         return parsed
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Checkpoint:
                 return tensor
         except (SafetensorError, OSError) as error:
             raise NotPossibleHere(
-                f"Tensor {name} cannot be read from {shard} ({error}): copy the shard anew."
+                f"Tensor {name} cannot be read from {shard} ({error}): copy the shard again."
             ) from None
 
     def files(self) -> list[str]:
@@ -136,14 +136,14 @@ class Checkpoint:
                         yield name, TensorInfo(tuple(header.get_shape()), header.get_dtype(), shard)
                 except (SafetensorError, OSError) as error:
                     raise NotPossibleHere(
-                        f"The checkpoint's shard {path} is truncated or damaged ({error}): copy it anew."
+                        f"The checkpoint's shard {path} is truncated or damaged ({error}): copy it again."
                     ) from None
 
     def _check_tensors(self) -> None:
         expected = expected_tensors(self.config)
         for name, shape in expected.items():
             if name not in self.tensors:
-                raise NotPossibleHere(f"The checkpoint {self.path} lacks the tensor {name}: copy its shards anew.")
+                raise NotPossibleHere(f"The checkpoint {self.path} lacks the tensor {name}: copy its shards again.")
             if self.tensors[name].shape != shape:
                 raise NotPossibleHere(
                     f"Tensor {name} of {self.path} has shape {list(self.tensors[name].shape)}, "

@@ -188,7 +188,7 @@ def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
     if options.bundle:
         manifest = Bundle(options.bundle, finished=False).manifest
         if not manifest.source.config:
-            raise NotPossibleHere(f"The bundle {options.bundle} does not say its model's shape: build it anew.")
+            raise NotPossibleHere(f"The bundle {options.bundle} does not say its model's shape: rebuild it.")
         config, precision, block = manifest.source.config, manifest.precision, manifest.block_size
         sequence = manifest.limits.max_sequence if options.max_sequence is None else options.max_sequence
         where = f"{options.bundle}'s config"

@@ -1,4 +1,4 @@
-"""The journal of a bundle being written: which pieces of weights are on the disk, so that a killed build goes on."""
+"""The journal of a bundle being written: which pieces of weights are on the disk, so that a killed build can be resumed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ JOURNAL = ".journal"
 
 
 class Journal:
-    """Pieces' names and hashes, a line each, after a first line that identifies the build.
+    """Pieces' names and hashes, one per line, after a first line that identifies the build.
 
-    It is told of a piece when its bytes have been handed to the system. Whoever goes on with the build compares the bytes
-    on the disk with the hash: a power failure may have lost them.
+    A piece is recorded when its bytes have been handed to the operating system. A resumed build compares the bytes on the
+    disk with the hash, because a power failure may have lost them.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        """Read what an earlier build of the same `identity` left in `folder`; anything else there does not count."""
+        """Read what an earlier build of the same `identity` recorded in `folder`; a journal of another build is ignored."""
         self._path, self._identity = folder / JOURNAL, identity
         self.known = self._read()
         self._file: TextIO | None = None
 
     @property
     def goes_on(self) -> bool:
-        """Whether an earlier build is gone on with."""
+        """Whether an earlier build is resumed."""
         return bool(self.known)
 
     def record(self, piece: str, sha256: str) -> None:
@@ -35,7 +35,7 @@ class Journal:
         self._file.flush()
 
     def __enter__(self) -> Journal:
-        """Open for `record`; what is known is written anew, without a line that a kill cut short."""
+        """Open for `record`: rewrite the known pieces, without a line that a kill cut short."""
         self._file = self._path.open("w", encoding="utf-8")
         self._file.write(json.dumps({"identity": self._identity}) + "\n")
         for piece, sha256 in self.known.items():

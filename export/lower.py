@@ -134,7 +134,7 @@ def lower(
         weights: what each parameter is made of.
         shapes: the shape of such a weight.
         policy: the precision of each linear layer.
-        rules: operator name to what makes its outputs anew.
+        rules: operator name to the function that rebuilds its outputs.
 
     Returns:
         The stored weights, in the order of their first use: their values are still to be written.

@@ -117,7 +117,7 @@ def write_weights(
 
     Args:
         folder: the bundle being written.
-        files: made, or gone on with where the journal knows their pieces.
+        files: the weight files; they are created, or resumed where the journal knows their pieces.
         checkpoint: where the weights' values are.
         journal: of the pieces that are written, which a piece on the disk must agree with to be kept.
         advance: told the bytes after every piece.

@@ -22,7 +22,7 @@ from echovlm_edge.runtime.resources.system_files import memory_info
 
 
 class DeviceFailed(RuntimeError):
-    """A CUDA call that cannot be mended by the user: the device is lost to this process."""
+    """A CUDA call failed in a way that the user cannot fix: this process can no longer use the device."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.prompting.rotary import Angles
 from echovlm_edge.runtime.resources.processors import usable_processors
-from echovlm_edge.runtime.resources.thread_priority import give_way
+from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
 SPIN_MICROSECONDS = 10  # as fast as without a limit, and whoever is waited for finds a processor
@@ -113,7 +113,9 @@ class OnnxRuntimeBackend:
         self._device = provider.device
         self._spec = bundle.manifest.model
         self._embedding = TokenEmbedding.of(bundle)
-        with ThreadPoolExecutor(1, initializer=give_way) as opener:  # a session's workers are as nice as who opens it
+        with ThreadPoolExecutor(
+            1, initializer=lower_thread_priority
+        ) as opener:  # a session's workers are as nice as who opens it
             self._vision, self._projector, self._decoder = opener.map(
                 lambda name: _session(bundle, bundle.manifest.part(name), options, provider, self._traces), PARTS
             )
@@ -224,8 +226,8 @@ def _operator_library(bundle: Bundle) -> Path:
     if path is None:
         raise NotPossibleHere(
             f"The bundle {bundle.path} needs the operator library {bundle.manifest.operator_library}, which this install "
-            "was made without for want of a C++ compiler: install one and echovlm-edge anew, or build the bundle with this "
-            "install."
+            "was made without for want of a C++ compiler: install one and reinstall echovlm-edge, or build the bundle with "
+            "this install."
         )
     return path
 

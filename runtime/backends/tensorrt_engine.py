@@ -45,12 +45,12 @@ def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins:
         if plugins is None:
             raise NotPossibleHere(
                 f"The bundle {bundle.path} needs the plugin library {bundle.manifest.operator_library}, which this install was "
-                "made without: install a C++ compiler and TensorRT's headers, and echovlm-edge anew."
+                "made without: install a C++ compiler and TensorRT's headers, and reinstall echovlm-edge."
             )
         registry = module.get_plugin_registry()
         if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(plugins)) is None:
             raise NotPossibleHere(
-                f"TensorRT cannot load the plugin library {plugins} ({said.text}): install echovlm-edge anew."
+                f"TensorRT cannot load the plugin library {plugins} ({said.text}): reinstall echovlm-edge."
             )
     runtime = module.Runtime(logger)
     engines = {
@@ -138,7 +138,7 @@ class TensorRTEngine:
             name = next(name for name in {**stated, **found} if stated.get(name) != found.get(name))
             raise NotPossibleHere(
                 f"{bundle / self.part.files[0].name} is not the engine that bundle.json describes (tensor {name} is "
-                f"{found.get(name, 'missing')} instead of {stated.get(name, 'absent')}): build the bundle anew."
+                f"{found.get(name, 'missing')} instead of {stated.get(name, 'absent')}): rebuild the bundle."
             )
 
     def _execution_context(self, recorded: bool) -> Any:
@@ -239,7 +239,7 @@ def _logger(module: Any, said: _Said) -> Any:
 def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, said: _Said) -> Any:
     path = bundle.path / part.files[0].name
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as serialized:
-        view = memoryview(serialized)  # mapped: the file's pages give way, where a copy of it in memory would not
+        view = memoryview(serialized)  # mapped: the system can drop the file's pages, but not a copy in memory
         try:
             engine = runtime.deserialize_cuda_engine(view)
         finally:
@@ -248,8 +248,8 @@ def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, said: _S
         name = module_of(bundle)
         built, here = bundle.manifest.toolchain[name], module.__version__
         reason = f"it was built by {name} {built}, here is {here}" if built != here else said.text
-        mend = "on this machine or for this GPU" if UNSUPPORTED not in reason else "with --target cuda"
-        raise NotPossibleHere(f"TensorRT cannot load {path} ({reason}): build the bundle anew, {mend}.")
+        fix = "on this machine or for this GPU" if UNSUPPORTED not in reason else "with --target cuda"
+        raise NotPossibleHere(f"TensorRT cannot load {path} ({reason}): rebuild the bundle {fix}.")
     return engine
 
 

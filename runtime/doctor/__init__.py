@@ -1,1 +1,1 @@
-"""What this machine is, which bundles fit it, what is misconfigured, and the mend."""
+"""What this machine is, which bundles fit it, what is misconfigured, and how to fix it."""

@@ -1,4 +1,4 @@
-"""What is misconfigured on a machine, and the mend; which target it wants, and which bundles fit."""
+"""What is misconfigured on a machine and how to fix it; which target suits it, and which bundles fit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the machine, and what to do about it; `mend` is empty where nothing is to be done."""
+    """One thing about the machine, and what to do about it; `fix` is empty where nothing needs to be done."""
 
     level: Level
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 def findings(facts: Facts) -> list[Finding]:

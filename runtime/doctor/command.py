@@ -1,4 +1,4 @@
-"""`echovlm-doctor`: says what this machine is, which bundles fit it, what is misconfigured, and the mend."""
+"""`echovlm-doctor`: says what this machine is, which bundles fit it, what is misconfigured, and how to fix it."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def _say(console: Console, title: str, found: Sequence[Finding]) -> None:
     lines = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 1, 0, 2))
     for finding in found:
         lines.add_row(Text(finding.level.value, STYLES[finding.level]), Text(finding.what))
-        if finding.mend:
-            lines.add_row("", Text(finding.mend, "dim"))
+        if finding.fix:
+            lines.add_row("", Text(finding.fix, "dim"))
     console.print(lines)
 
 
 def _plain(finding: Finding) -> dict[str, str]:
-    return {"level": finding.level.value, "what": finding.what, "mend": finding.mend}
+    return {"level": finding.level.value, "what": finding.what, "mend": finding.fix}
 
 
 def _parser() -> argparse.ArgumentParser:

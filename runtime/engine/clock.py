@@ -1,4 +1,4 @@
-"""Where one request's time goes: spans of work, and each moment of it counted once."""
+"""Where one request's time goes: spans of work, in which each moment is counted once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from echovlm_edge.runtime.contracts.request import Span, Stage
 
-# Where spans of several threads overlap, the moment is the first one's: what the model computes, then what this request's own
-# thread does beside it, then what it waits for.
+# Where spans of several threads overlap, the moment counts for the first of these stages: what the model computes goes before
+# what the request's own thread does meanwhile, and that before what the thread waits for.
 PRECEDENCE = (
     Stage.DECODE_IMAGES,
     Stage.PREPROCESS,
@@ -26,34 +26,37 @@ _RANK = {stage: rank for rank, stage in enumerate(PRECEDENCE)}
 
 
 class Clock:
-    """Keeps the spans of one request: its own thread's, one after another without a gap, and those of others that work for it."""
+    """The spans of one request: its own thread's, one after another without a gap, and those of threads that work for it."""
 
     def __init__(self) -> None:
-        """Starts now."""
+        """Start the clock now."""
         self.spans: list[Span] = []
         self.started = self._lap = time.perf_counter()
 
     def came(self, moment: float) -> None:
-        """The request came earlier, at `moment` by time.perf_counter: since then the connection had it. To be called first."""
+        """Move the start back to when the request arrived, at `moment` by time.perf_counter; the time since counts as delivery.
+
+        Call this before any other method.
+        """
         self.started = self._lap = moment
         self.lap(Stage.DELIVER)
 
     def lap(self, stage: Stage) -> None:
-        """What the request's own thread did since the lap before."""
+        """Add a span of the request's own thread, from the previous lap until now."""
         now = time.perf_counter()
         self.add(stage, self._lap, now - self._lap)
         self._lap = now
 
     def add(self, stage: Stage, started: float, seconds: float) -> None:
-        """A span of any thread, from `started` by time.perf_counter."""
+        """Add a span of any thread, of `seconds` from `started` by time.perf_counter."""
         self.spans.append(Span(stage, started - self.started, seconds))
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.perf_counter() - self.started
 
     def seconds(self) -> dict[Stage, float]:
-        """Wall time by stage, from the start until now. Adding up takes time too: it counts as delivery."""
+        """Return the wall time by stage, in seconds, from the start until now. Adding up takes time too: it counts as delivery."""
         seconds = wall_time(self.spans, self.elapsed())
         self.lap(Stage.DELIVER)
         if self.spans:
@@ -62,14 +65,14 @@ class Clock:
 
 
 class Untimed(Clock):
-    """Keeps nothing."""
+    """A clock that keeps no spans, for work whose times nobody reads."""
 
     def add(self, stage: Stage, started: float, seconds: float) -> None:
-        """Not kept."""
+        """Ignore the span."""
 
 
 def wall_time(spans: Sequence[Span], total: float) -> dict[Stage, float]:
-    """Seconds by stage of `pieces`. Their sum falls short of `total` by what no span covers."""
+    """Add up the seconds of `pieces` by stage. Their sum falls short of `total` by the moments that no span covers."""
     seconds: dict[Stage, float] = {}
     for stage, _, taken in pieces(spans, total):
         seconds[stage] = seconds.get(stage, 0.0) + taken
@@ -77,9 +80,9 @@ def wall_time(spans: Sequence[Span], total: float) -> dict[Stage, float]:
 
 
 def pieces(spans: Sequence[Span], total: float) -> Iterator[tuple[Stage, float, float]]:
-    """The moments from 0 to `total`, each once: stage, start and seconds of pieces in order.
+    """Split the moments from 0 to `total` seconds into pieces, in order: stage, start and seconds of each.
 
-    A piece is of the first stage in `PRECEDENCE` whose spans cover it.
+    A piece belongs to the first stage in `PRECEDENCE` that has a span over it; moments that no span covers are in no piece.
     """
     edges = []
     for span in spans:
@@ -91,7 +94,7 @@ def pieces(spans: Sequence[Span], total: float) -> Iterator[tuple[Stage, float, 
     covering, open_stages = [0] * len(PRECEDENCE), 0
     before = 0.0
     for moment, change, rank in edges:
-        if open_stages and moment > before:  # a bit for each stage; the lowest is the first
+        if open_stages and moment > before:  # one bit per stage; the lowest set bit is the first stage
             yield PRECEDENCE[(open_stages & -open_stages).bit_length() - 1], before, moment - before
         before = moment
         covering[rank] += change

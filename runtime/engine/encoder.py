@@ -1,4 +1,4 @@
-"""Images to embeddings, beside the decoder: one thread takes them in turn, and one seen before costs nothing."""
+"""Images to embeddings, concurrently with the decoder: one thread encodes them in turn, and a cached image costs nothing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from echovlm_edge.runtime.engine.reuse import ImageStore
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.prompting.rotary import vision_angles
 from echovlm_edge.runtime.resources.fair_queue import FairQueue
-from echovlm_edge.runtime.resources.thread_priority import give_way
+from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """One image's embeddings float32 [m, hidden_size], and when each of its stages ended, by time.perf_counter.
+    """One image's embeddings, float32 [m, hidden_size], and when each of its stages ended, by time.perf_counter.
 
-    The first stage began at `started`. There are none where the embeddings were kept from before.
+    The first stage began at `started`. Cached embeddings have no stages.
     """
 
     identity: bytes = field(repr=False)
@@ -37,11 +37,11 @@ class Embedded:
 
 @dataclass(eq=False)
 class _Job:
-    """One image, for all of a scope that asked for it while it waited."""
+    """One image to encode, for all requests of a scope that asked for it while it waited."""
 
     scope: str
     frame: Frame
-    wanted_by: list[Callable[[], bool]]  # each says when it no longer wants it
+    wanted_by: list[Callable[[], bool]]  # each returns True once its request no longer wants the image
     done: Future[Embedded] = field(default_factory=Future)
 
     @property
@@ -53,25 +53,25 @@ class _Job:
 
 
 class Encoder:
-    """Owns the vision encoder and the projector, and the memory of what they have seen."""
+    """Owns the vision encoder, the projector and the cache of their embeddings."""
 
     def __init__(self, backend: Backend, settings: PreprocessSettings, vision_head_dim: int, store: ImageStore) -> None:
-        """Start its thread."""
+        """Start the encoder's thread."""
         self._backend, self._settings, self._head_dim, self._store = backend, settings, vision_head_dim, store
-        self._waiting: FairQueue[tuple[_Job, str]] = FairQueue()  # with the client whose turn it is
+        self._waiting: FairQueue[tuple[_Job, str]] = FairQueue()  # each with the client for whom it was pushed
         self._jobs: dict[tuple[str, bytes], _Job] = {}
         self._wake = threading.Condition()
-        self._closed: str | None = None  # why
+        self._closed: str | None = None  # the reason, once closed
         self._job_started: float | None = None
         threading.Thread(target=self._run, name="encoder", daemon=True).start()
 
     def embed(
         self, frame: Frame, client: str, scope: str, priority: Priority, stopped: Callable[[], bool]
     ) -> Embedded | Future[Embedded]:
-        """An image's embeddings, at once where they are kept from before for this scope.
+        """Return an image's embeddings where they are cached for this scope, or a future of them.
 
-        The future raises `Stopped` where nobody wanted them any more when its turn came, and InvalidInput where the frame's
-        shape cannot be used.
+        The future raises `Stopped` where nobody wanted the image any more when its turn came, and InvalidInput where the
+        frame's shape cannot be used.
 
         Raises:
             Unavailable: the encoder is closed.
@@ -85,14 +85,13 @@ class Encoder:
                 raise Unavailable(self._closed)
             job = self._jobs.setdefault(asked.key, asked)
             job.wanted_by.append(stopped)
-            self._waiting.push(
-                (job, client), client, priority
-            )  # once for each that asks: it comes at the best priority
+            # Pushed once per request, so that the job runs at the best priority of those that asked.
+            self._waiting.push((job, client), client, priority)
             self._wake.notify()
             return job.done
 
     def close(self, reason: Unavailable | None = None) -> None:
-        """Fail what waits and what runs, and end the thread after its image; does not wait for one that hangs."""
+        """Fail all jobs, waiting and running, and end the thread after its current image; does not wait for one that hangs."""
         with self._wake:
             self._closed = self._closed or str(reason or SHUT_DOWN)
             jobs, self._jobs = list(self._jobs.values()), {}
@@ -102,18 +101,18 @@ class Encoder:
             _settle(job.done, Unavailable(self._closed))
 
     def seconds_in_turn(self) -> float:
-        """How long the image in work has been; 0 where there is none."""
+        """Return how long the current image has been running, in seconds; 0 where there is none."""
         started = self._job_started
         return time.monotonic() - started if started is not None else 0.0
 
     def _run(self) -> None:
-        give_way()
+        lower_thread_priority()
         while (work := self._next_work()) is not None:
             self._do(*work)
-            del work  # the image and its callers are not kept while nothing is to be done
+            del work  # so that an idle thread holds no image and no callers
 
     def _next_work(self) -> tuple[_Job, str] | None:
-        """The job whose turn it is and the client that it is counted for, or None once closed."""
+        """Wait for the next job; returns it and the client whose turn it counts as, or None once closed."""
         with self._wake:
             self._job_started = None
             while not (self._closed or self._waiting):
@@ -122,7 +121,7 @@ class Encoder:
             return None if self._closed else self._waiting.pop()
 
     def _do(self, job: _Job, client: str) -> None:
-        if job.done.done():  # by an earlier turn
+        if job.done.done():  # an earlier turn did it
             return
         try:
             outcome: Embedded | Exception = Stopped() if self._unwanted(job) else self._encode(job, client)
@@ -140,7 +139,7 @@ class Encoder:
         _settle(job.done, outcome)
 
     def _unwanted(self, job: _Job) -> bool:
-        """Whether nobody wants it any more; whoever asks from then on begins another job."""
+        """Check whether nobody wants the job any more, and then remove it: a later request starts another job."""
         with self._wake:
             if unwanted := job.unwanted():
                 self._jobs.pop(job.key, None)
@@ -161,7 +160,7 @@ class Encoder:
 
 
 def _settle(done: Future[Embedded], outcome: Embedded | Exception) -> None:
-    if done.done():  # closed meanwhile
+    if done.done():  # the encoder was closed meanwhile
         return
     if isinstance(outcome, Embedded):
         done.set_result(outcome)

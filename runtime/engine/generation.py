@@ -1,4 +1,4 @@
-"""One prompt on its way through the decoder, and what the scheduler says of it on the way."""
+"""One prompt on its way through the decoder, and the progress that the scheduler reports for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority, Sampling
 from echovlm_edge.runtime.prompting.prompt import Prompt
 
-DELIVERY_SECONDS = 0.016  # a screen shows no more often
+DELIVERY_SECONDS = 0.016  # a 60 Hz screen shows text no more often
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Queued:
 
 @dataclass(frozen=True)
 class Joined:
-    """A generation got its slot; `reused` of its prompt's tokens were known already."""
+    """A generation got its slot; `reused` of its prompt's tokens were cached."""
 
     reused: int
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt has been read: from `started`, by time.perf_counter, in `seconds`."""
+    """The prompt has been prefilled: from `started`, by time.perf_counter, in `seconds`."""
 
     started: float
     seconds: float
@@ -36,7 +36,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Written:
-    """One generated token; `finish` is set on the last one. Its step and choice took `seconds` from `started`."""
+    """One generated token; `finish` is set on the last one. Its decode step and sampling took `seconds` from `started`."""
 
     token_id: int = field(repr=False)
     started: float
@@ -53,22 +53,22 @@ Progress = Queued | Joined | Prefilled | Written | Left | Exception
 
 
 class Outbox:
-    """What happens to a generation, put in by the decoder's thread and taken out, all that is there, by the call's.
+    """A generation's progress: the decoder's thread puts it in, and the call's thread takes out all that is there.
 
-    A thread that wakes for every token of a fast model takes the decoder more time than the token. So tokens wake it no sooner
-    than DELIVERY_SECONDS after it last took some; the first one, the last one, and what ends or delays it, at once. That a
-    prompt is being read or was read waits for what comes next, or for the call's thread to look by itself.
+    Waking the call's thread for every token of a fast model costs the decoder more time than the token. So a token wakes it no
+    sooner than DELIVERY_SECONDS after it last took some; the first token, the last one, and whatever ends or delays the
+    generation wake it at once. `Joined` and `Prefilled` do not wake it: they wait for what comes next, or for its next poll.
     """
 
     def __init__(self) -> None:
-        """Empty."""
+        """Start empty."""
         self._changed = threading.Condition()
         self._inside: list[Progress] = []
         self._urgent = False
         self._due = 0.0
 
     def put(self, progress: Progress) -> None:
-        """Add the newest."""
+        """Add the newest progress, and wake the call's thread where it is due."""
         with self._changed:
             self._inside.append(progress)
             match progress:
@@ -82,7 +82,7 @@ class Outbox:
                 self._changed.notify()
 
     def take(self, timeout: float) -> list[Progress]:
-        """All that is there, in order; waits up to `timeout` seconds for something, and then there is nothing."""
+        """Take all that is there, in order; waits up to `timeout` seconds for something, and returns nothing after that."""
         with self._changed:
             self._changed.wait_for(lambda: self._urgent, self._due - time.monotonic())
             self._changed.wait_for(lambda: self._inside, timeout)
@@ -98,15 +98,15 @@ class Generation:
 
     Attributes:
         prompt: tokens and positions.
-        embed: makes the embeddings of the prompt's tokens from one on [n - start, hidden_size], images in their places; called
-            when it joins, with how many tokens are known.
-        blocks: names of the prompt's beginnings: see `reuse.block_names`.
-        sampling: how tokens are chosen; None to prefill up to the last image and keep that for later.
-        stopped: asked before every chunk and token; then the generation leaves.
-        priority: who goes first.
-        client: whose turn it is counted as.
-        scope: who finds what is kept of it.
-        outbox: what happens to it, ended by a `Written` with its `finish` set, by `Left`, or by what went wrong.
+        embed: `embed(start)` makes the embeddings of the prompt's tokens from `start` on, float32 [n - start, hidden_size],
+            with the images' in their places; called when the generation gets its slot, with the number of cached tokens.
+        blocks: names of the prompt's prefixes, see `reuse.block_names`.
+        sampling: how tokens are chosen; None to prefill up to the last image only and cache that.
+        stopped: asked before every chunk and token; once it returns True the generation is released.
+        priority: which generation goes first.
+        client: the client whose turn it counts as.
+        scope: who may reuse what is cached of it.
+        outbox: its progress, which ends with a `Written` whose `finish` is set, with `Left`, or with an exception.
     """
 
     prompt: Prompt
@@ -121,11 +121,11 @@ class Generation:
 
     @property
     def lasting(self) -> int:
-        """How many first tokens another prompt about the same images shares: those up to the last image's end."""
+        """How many leading tokens another prompt about the same images shares: those up to the last image's end."""
         rows = self.prompt.image_rows
         return int(rows[-1]) + 1 if len(rows) else 0
 
     @property
     def target(self) -> int:
-        """How many tokens are to be prefilled."""
+        """How many tokens have to be prefilled."""
         return self.lasting if self.sampling is None else len(self.prompt.token_ids)

@@ -1,4 +1,4 @@
-"""A loaded model: what runs it, and what decoding needs to know of it."""
+"""A loaded model: the backend that runs it, and what decoding needs to know about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 @dataclass(frozen=True)
 class Model:
-    """A backend and what decoding needs to know of its model."""
+    """A backend and what decoding needs to know about its model."""
 
     backend: Backend
     rotary: MultimodalRotary
@@ -23,7 +23,17 @@ class Model:
 
 
 def prompt_embeddings(backend: Backend, prompt: Prompt, images: Sequence[Floats], start: int = 0) -> Floats:
-    """Embeddings [n - start, hidden_size] of a prompt's tokens from `start` on, the images', each [m, hidden_size], in their places."""
+    """Embed a prompt's tokens from `start` on, with the images' embeddings in their places.
+
+    Args:
+        backend: embeds token ids.
+        prompt: n tokens, and at which of them images stand.
+        images: each image's embeddings, float32 [m, hidden_size], in the prompt's order.
+        start: the first token to embed.
+
+    Returns:
+        float32 [n - start, hidden_size].
+    """
     embeddings = backend.embed(prompt.token_ids[start:])
     before = int(np.searchsorted(prompt.image_rows, start))
     if before < len(prompt.image_rows):

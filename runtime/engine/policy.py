@@ -1,6 +1,7 @@
 """Who goes next on the decoder: rules over plain values, which the scheduler carries out.
 
-With `FairQueue` (whose turn it is) and `Parking` (how much batch work may have slots), these are all of its decisions.
+Together with `FairQueue` (whose turn it is) and `Parking` (how much batch work may have slots), these are all of the scheduler's
+decisions.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from echovlm_edge.runtime.engine.reuse import BLOCK
 
 # Tokens prefilled at once: alone, and while others wait for their next token.
 CHUNK, CHUNK_BESIDE_OTHERS = PREFILL_CHUNK, 64
-# While reports are prefilled or decoded, a study's frames get a chunk after so many steps.
+# While other sequences decode, background gets one chunk per this many decode steps.
 BACKGROUND_EVERY = 8
 
 
 class Standing(Protocol):
-    """Where a sequence that has a slot stands."""
+    """What the rules need to know about a sequence that has a slot."""
 
     @property
     def priority(self) -> Priority:
-        """Who goes first."""
+        """Its priority."""
         ...
 
     @property
@@ -38,12 +39,12 @@ class Standing(Protocol):
 
     @property
     def target(self) -> int:
-        """Tokens to be prefilled."""
+        """Tokens that have to be prefilled."""
         ...
 
     @property
     def decoding(self) -> bool:
-        """Whether it is prefilled, and gains a token a step."""
+        """Whether it is prefilled and gains one token per step."""
         ...
 
 
@@ -51,9 +52,9 @@ Member = TypeVar("Member", bound=Standing)
 
 
 def next_to_prefill(running: Sequence[Member], steps: int) -> Member | None:
-    """Choose whose chunk comes next: foreground by priority, then by age; background where nobody else wants the decoder.
+    """Choose the sequence whose chunk is prefilled next: foreground by priority, then by age; background where there is none.
 
-    Beside sequences that decode, background gets its chunk after every BACKGROUND_EVERY of the `steps` made so far.
+    While other sequences decode, background gets a chunk only after every BACKGROUND_EVERY of the decode `steps` made so far.
     """
     prefilling = [member for member in running if not member.decoding]
     foreground = [member for member in prefilling if member.priority is not Priority.BACKGROUND]
@@ -66,7 +67,7 @@ def next_to_prefill(running: Sequence[Member], steps: int) -> Member | None:
 
 
 def chunk_end(member: Standing, running: Iterable[Standing]) -> int:
-    """Count the tokens that are in a sequence's cache after its next chunk.
+    """Return how many tokens are in a sequence's cache after its next chunk.
 
     Chunks end at multiples of BLOCK, or at the target, so that a token's bits do not depend on where chunks begin.
     """
@@ -77,11 +78,11 @@ def chunk_end(member: Standing, running: Iterable[Standing]) -> int:
     return min(member.filled // BLOCK * BLOCK + size, member.target)
 
 
-def givers(running: Iterable[Member], priority: Priority, can_park: Callable[[Member], bool]) -> list[Member]:
-    """List the sequences that a waiting one of `priority` may take a slot from, the first to be asked first.
+def preemptible(running: Iterable[Member], priority: Priority, can_park: Callable[[Member], bool]) -> list[Member]:
+    """List the running sequences that a waiting one of `priority` may preempt, in the order in which to try them.
 
-    Background gives way to all others, and loses nothing that is not kept as a prefix. Batch gives way to interactive work where
-    it can be parked. Of those, the least urgent and youngest goes first.
+    Any other priority preempts background, whose computed part is kept as a prefix. Interactive preempts batch where the batch
+    sequence can be parked. The least urgent sequence comes first, and of equally urgent ones the youngest.
     """
     lower = [
         member
@@ -93,9 +94,9 @@ def givers(running: Iterable[Member], priority: Priority, can_park: Callable[[Me
 
 
 def moves(decoding: Iterable[int]) -> list[tuple[int, int]]:
-    """Plan how sequences in the slots `decoding` come to stand in the first ones: pairs of the slot to leave and the one to take.
+    """Plan how to move the sequences in the slots `decoding` into the first slots: pairs of source and target slot.
 
-    Those that are there already stay; what stands in a slot that is taken changes places with who comes.
+    Sequences that are in the first slots already stay. A sequence that occupies a target slot goes to the source slot.
     """
     taken = set(decoding)
     free = [slot for slot in range(len(taken)) if slot not in taken]

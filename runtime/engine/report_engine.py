@@ -43,18 +43,18 @@ from echovlm_edge.runtime.prompting.detokenize import TokenText
 from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
-POLL_SECONDS = 0.05  # between two polls of whether the caller is still there
+POLL_SECONDS = 0.05  # between two checks whether the caller is still there
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How much runs at once, and how much is remembered.
+    """How much runs at once, and how much is cached.
 
     Attributes:
         slots: sequences on the decoder at once.
         prefix_bytes: memory for the cached keys and values of prompts; 0 for none.
         image_bytes: memory for the cached embeddings of images; 0 for none.
-        parked_bytes: memory for batch generations that gave their slots to interactive ones: see `Parking`.
+        parked_bytes: memory for batch generations that were preempted by interactive ones, see `Parking`.
     """
 
     slots: int = 8
@@ -65,7 +65,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How an engine is doing: for metrics."""
+    """An engine's counters and gauges, for metrics."""
 
     scheduler: SchedulerStats
     prefixes: StoreStats
@@ -74,7 +74,7 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What is loaded: for GetModelInfo and logs."""
+    """Which model and bundle are loaded, for GetModelInfo and logs."""
 
     model: str
     checkpoint_sha256: str
@@ -97,7 +97,15 @@ class ReportEngine:
         options: EngineOptions = EngineOptions(),
         image_decoder: ImageDecoder = IN_PROCESS,
     ) -> None:
-        """`max_sequence` lowers the bundle's own limit, and with it the KV cache's memory; `image_decoder` reads image files."""
+        """Start the encoder's and the decoder's threads.
+
+        Args:
+            bundle: the model's description and tokenizer.
+            backend: runs the bundle's graphs.
+            max_sequence: lowers the bundle's own limit in tokens, and with it the KV cache's memory.
+            options: slots and cache sizes.
+            image_decoder: reads image files.
+        """
         manifest = bundle.manifest
         spec = manifest.model
         batch = backend if isinstance(backend, BatchBackend) else OneByOne(backend)
@@ -142,7 +150,7 @@ class ReportEngine:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
         """
         bundle = Bundle(path, verify)
-        with reading(path / MANIFEST):  # files that are intact but do not fit it are its fault
+        with reading(path / MANIFEST):  # where intact files contradict the manifest, the error names the manifest
             backend = open_backend(bundle, threads, max_sequence)
             return cls(bundle, backend, max_sequence, options, image_decoder)
 
@@ -190,9 +198,9 @@ class ReportEngine:
         yield from self._follow(generation, clock, pictures(frames))
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
-        """Encode frames and prefill them below the priority of all requests, so that one about them finds that done.
+        """Encode and prefill frames in the background, below the priority of all requests, so that a later request reuses it.
 
-        Returns when it is done or `stopped()` says that it is no longer wanted; raises what `generate` raises.
+        Returns when this is done or `stopped()` returns True; raises what `generate` raises.
         """
         request = GenerationRequest("", priority=Priority.BACKGROUND, client=client, scope=scope)
         clock = Untimed()
@@ -214,7 +222,7 @@ class ReportEngine:
         """Count the tokens of a prompt about these frames.
 
         Raises:
-            InvalidInput: more than the context holds.
+            InvalidInput: the context cannot hold that many tokens.
         """
         return len(self._prompt(text, self._grids(frames)).token_ids)
 
@@ -225,14 +233,14 @@ class ReportEngine:
         asker: Asker = NOBODY,
         allow_mixed_studies: bool = False,
     ) -> list[Frame]:
-        """Read the frames of an image file that comes after others, as `GenerationRequest.frames` takes them.
+        """Decode an image file that follows the frames `before`; returns frames for `GenerationRequest.frames`.
 
         Raises:
-            InvalidInput: it is unreadable, does not belong with those before it, or is more than the context holds with them.
-            NotPossibleHere: this machine cannot decode it.
-            NotFound: those before it were read for another bundle.
+            InvalidInput: the file is unreadable, belongs to another study, or does not fit the context with those before it.
+            NotPossibleHere: this machine cannot decode the file.
+            NotFound: the frames `before` were read for another bundle.
             Unavailable: decoding is not possible now.
-            Stopped: it is no longer wanted.
+            Stopped: the file is no longer wanted.
         """
         measured = self._measure(image, asker, Untimed())
         refuse_mixed(_origins(before, [image], [measured]), allow_mixed_studies)
@@ -240,16 +248,16 @@ class ReportEngine:
         return self._decode(image, measured, asker, Untimed())
 
     def close(self, reason: Unavailable | None = None) -> None:
-        """End all calls with `reason` and the threads after their turn."""
+        """End all calls with `reason`, and the threads after their current turn."""
         self._scheduler.close(reason)
         self._encoder.close(reason)
 
     def seconds_in_turn(self) -> float:
-        """How long the longest piece of work that runs now has been running."""
+        """Return how long the longest of the current turns has been running, in seconds."""
         return max(self._scheduler.seconds_in_turn(), self._encoder.seconds_in_turn())
 
     def stats(self) -> EngineStats:
-        """How it is doing."""
+        """Return the counters and gauges of the scheduler and the caches."""
         return EngineStats(self._scheduler.stats(), self._prefixes.stats(), self._images.stats())
 
     def _measure(self, image: ImageInput, asker: Asker, clock: Clock) -> Measured:
@@ -320,7 +328,7 @@ class ReportEngine:
         )
 
     def _follow(self, generation: Generation, clock: Clock, shown: tuple[Picture, ...]) -> Iterator[Event]:
-        """What the scheduler says of a generation, as events."""
+        """Turn the scheduler's progress reports for a generation into events."""
         stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
         finish, first_token, reused = FinishReason.CANCELLED, None, 0
         waiting_since: float | None = None
@@ -374,16 +382,16 @@ def _origins(
 
 
 def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:
-    """The same events; how long the caller keeps each is a span."""
+    """Pass events on, and record as a span how long the caller takes for each."""
     for event in events:
         yield event
         clock.lap(Stage.DELIVER)
 
 
 def _next(generation: Generation, clock: Clock) -> list[Progress]:
-    """Wait for what happens to a generation next.
+    """Wait for a generation's next progress.
 
-    A stopped one leaves at once, as the scheduler may be busy for a while before it releases it.
+    A stopped generation ends here at once, because the scheduler may be busy for a while before it releases it.
     """
     while not (happened := generation.outbox.take(POLL_SECONDS)):
         if generation.stopped():
@@ -396,7 +404,7 @@ def _next(generation: Generation, clock: Clock) -> list[Progress]:
 def _embedded(
     asked: Sequence[Embedded | Future[Embedded]], stopped: Callable[[], bool], clock: Clock
 ) -> list[Embedded]:
-    """Wait for images' embeddings, and note what it took to make them."""
+    """Wait for images' embeddings, and record the spans of the stages that computed them."""
     return [image if isinstance(image, Embedded) else _result(image, stopped, clock) for image in asked]
 
 
@@ -419,7 +427,7 @@ def _waited_for(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedd
                 raise Stopped from None
             continue
         if isinstance(error, Exception):
-            raise fresh(error)  # others wait for the same image
+            raise fresh(error)  # a copy, as other calls wait for the same image
         return future.result()
 
 

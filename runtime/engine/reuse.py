@@ -1,7 +1,7 @@
-"""What was computed before and may be asked again: embeddings of images, keys and values of prompt prefixes; memory bounded.
+"""Caches of bounded memory: embeddings of images, and keys and values of prompt prefixes.
 
-Everything is kept for one scope, that of the client or of the clients that share (`Client.scope`), and is found by that scope only:
-neither the time of a call nor its `reused_tokens` tells that somebody else sent the same image.
+Each entry belongs to one scope, that of a client or of the clients that share a cache (`Client.scope`), and is found by that scope
+only: neither a call's time nor its `reused_tokens` reveals that somebody else sent the same image.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from echovlm_edge.runtime.contracts.request import IDENTITY_BYTES, IDENTITY_KEY
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
 
-# Tokens. Rows of a product come out the same to the bit wherever a chunk of a multiple of this many begins.
+# Tokens per block. Matrix products give a row the same bits in whatever chunk it is, while chunks begin at multiples of this.
 BLOCK = 16
 
 
 def block_names(prompt: Prompt, images: Sequence[tuple[bytes, int]], scope: str) -> tuple[bytes, ...]:
-    """A name for each beginning of a prompt that is whole blocks long, in their order.
+    """Name each prefix of a prompt that is a whole number of blocks long, the shortest first.
 
-    Two prompts have the name at a place in common where all that decides the keys and values up to there is the same: the tokens,
-    and the images' pixels. Another scope has other names. They are keyed hashes of 128 bits, so that none can be foreseen.
+    Two prompts have equal names for a prefix where everything that decides its keys and values is equal: the tokens and the
+    images' pixels. Another scope has other names. Names are keyed hashes of 128 bits, so that nobody can predict one.
 
     Args:
         prompt: the rendered prompt.
-        images: each image's `Frame.identity` and how many tokens it takes, in order. Its grid follows from its pixels.
+        images: each image's `Frame.identity` and how many tokens it takes, in order. The grid follows from the pixels.
         scope: whose prompt it is.
     """
     # [n, 3]: the token's id and 0, 0; at an image's tokens the image token's id, which no text has, and the image's identity.
@@ -51,7 +51,7 @@ def block_names(prompt: Prompt, images: Sequence[tuple[bytes, int]], scope: str)
 
 @dataclass(frozen=True)
 class StoreStats:
-    """How a store is doing, since the start; `bytes` and `entries` are of now."""
+    """A cache's counters since the start; `bytes` and `entries` are current."""
 
     hits: int
     misses: int
@@ -70,7 +70,7 @@ class ImageStore:
         self._hits = self._misses = 0
 
     def get(self, scope: str, identity: bytes) -> Floats | None:
-        """An image's embeddings, where they are kept."""
+        """Return an image's embeddings where they are cached."""
         with self._lock:
             found = self._kept.get((scope, identity))
             if found is None:
@@ -81,7 +81,7 @@ class ImageStore:
             return found
 
     def put(self, scope: str, identity: bytes, embeddings: Floats) -> None:
-        """Keep an image's embeddings, where `FairMemory` has room for them."""
+        """Cache an image's embeddings where `FairMemory` has room for them."""
         key = scope, identity
         with self._lock:
             if key in self._kept or not self._memory.takes(scope, embeddings.nbytes):
@@ -103,22 +103,24 @@ class _Prefix:
 
 
 class PrefixStore:
-    """Keys and values of prompt prefixes, whole blocks of them, found by `block_names`.
+    """Cached keys and values of prompt prefixes, in whole blocks, found by their `block_names`.
 
-    Keys and values at a position depend on nothing after it, so that any beginning of a prefix can be used. What a call costs
-    depends on the length of its own prompt, not on how many prefixes are kept.
+    Keys and values at a position depend on nothing after it, so that any beginning of a cached prefix can be used. The cost of
+    a lookup depends on the length of the prompt, not on how many prefixes are cached.
     """
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes` 0 keeps nothing."""
         self._memory: FairMemory[bytes] = FairMemory(max_bytes)
-        self._prefixes: dict[bytes, _Prefix] = {}  # by the name of all of it
-        self._through: dict[bytes, dict[bytes, None]] = {}  # a beginning's name to those of the prefixes that have it
+        self._prefixes: dict[bytes, _Prefix] = {}  # by the name of the whole prefix
+        self._through: dict[
+            bytes, dict[bytes, None]
+        ] = {}  # a block's name to the names of the prefixes that contain it
         self._lock = threading.Lock()
         self._hits = self._misses = 0
 
     def longest(self, names: Sequence[bytes]) -> NDArray[Any] | None:
-        """The keys and values of as many first blocks as are kept, [tensors, kv_heads, n, head_dim]."""
+        """Return the keys and values of as many leading blocks as are cached, [tensors, kv_heads, n, head_dim]."""
         with self._lock:
             blocks = 0
             while blocks < len(names) and names[blocks] in self._through:
@@ -132,14 +134,14 @@ class PrefixStore:
             return self._prefixes[found].kept[:, :, : blocks * BLOCK]
 
     def covers(self, names: Sequence[bytes]) -> bool:
-        """Whether all of these blocks are kept, so that they need not be put."""
+        """Check whether all of these blocks are cached, so that there is nothing to `put`."""
         with self._lock:
             return not names or names[-1] in self._through
 
     def put(self, scope: str, names: Sequence[bytes], kept: NDArray[Any]) -> None:
-        """Keep `kept`, [tensors, kv_heads, n, head_dim], of the n / BLOCK blocks `names`, where `FairMemory` has room for it.
+        """Cache the keys and values `kept`, [tensors, kv_heads, n, head_dim], of the n / BLOCK blocks `names`.
 
-        Beginnings of it that were kept by themselves are dropped.
+        Nothing happens where `FairMemory` has no room for them. Shorter prefixes that are contained in it are dropped.
         """
         with self._lock:
             if not names or names[-1] in self._through or not self._memory.takes(scope, kept.nbytes):

@@ -1,4 +1,4 @@
-"""Logits to the next token: greedy, or temperature, top-k, top-p and repetition penalty from a seed."""
+"""Choose the next token from logits: greedy, or with temperature, top-k, top-p and repetition penalty from a seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sampler:
     """
 
     def __init__(self, options: Sampling, prompt_ids: NDArray[np.int64], vocab_size: int) -> None:
-        """`prompt_ids` int64 [n] count as seen for the repetition penalty."""
+        """Start from a prompt: its tokens `prompt_ids`, int64 [n], count as seen for the repetition penalty."""
         assert vocab_size <= LARGEST_VOCABULARY
         self._options = options
         self._random = np.random.PCG64(options.seed)
@@ -38,10 +38,10 @@ class Sampler:
         self._seen[prompt_ids] = True
 
     def choose(self, logits: Logits) -> int:
-        """The next token for logits float32 [vocab_size]; plain greedy choice leaves them where they are.
+        """Choose the next token for logits float32 [vocab_size]; plain greedy choice does not copy them from the device.
 
         Raises:
-            UnusableNumbers: there is NaN or positive infinity among them, or nothing but negative infinity.
+            UnusableNumbers: the logits contain NaN or positive infinity, or nothing but negative infinity.
         """
         options = self._options
         if options.repetition_penalty != 1:
@@ -65,7 +65,7 @@ class Sampler:
 
 
 def best(logits: Logits) -> int:
-    """The likeliest token of logits float32 [vocab_size], the first of equal ones.
+    """Return the likeliest token of logits float32 [vocab_size], the first of equal ones.
 
     Raises:
         UnusableNumbers: see `Sampler.choose`. NaN is numpy's largest, so that it is enough to check the chosen value.
@@ -77,9 +77,9 @@ def best(logits: Logits) -> int:
 
 
 def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that may be drawn, int64 [n] in order of ids, and their weights, whole numbers in float64 [n].
+    """Return the tokens that may be drawn, int64 [n] in order of ids, and their weights, whole numbers in float64 [n].
 
-    See `Sampler`. `top_p` is that of Holtzman et al. 2019, section 3.1; at least one token stays.
+    The steps are those of `Sampler`. `top_p` is that of Holtzman et al. 2019, section 3.1; at least one token stays.
 
     Raises:
         UnusableNumbers: see `Sampler.choose`.
@@ -87,10 +87,10 @@ def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[
     largest = logits[best(logits)]
     tokens = _likeliest(logits, options.top_k) if 0 < options.top_k < len(logits) else None
     chosen = logits if tokens is None else logits[tokens]
-    # In place: new memory takes longer than the arithmetic.
-    nats = chosen.astype(np.float64)  # above the likeliest: 0 or less
+    # In place: allocating memory takes longer than the arithmetic.
+    nats = chosen.astype(np.float64)  # logit minus the largest one: 0 or less
     nats -= largest
-    with np.errstate(over="ignore"):  # infinitely far is far enough
+    with np.errstate(over="ignore"):  # an overflow to minus infinity is right: its weight is 0
         nats /= options.temperature
     weights = np.exp(nats)
     weights *= 1 << WEIGHT_BITS
@@ -102,7 +102,7 @@ def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[
 
 
 def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` highest ranked tokens, in order of ids."""
+    """Return the `count` highest ranked tokens, in order of ids."""
     least = np.partition(logits, len(logits) - count)[len(logits) - count]
     tokens = np.flatnonzero(logits >= least)
     if (surplus := len(tokens) - count) > 0:
@@ -114,13 +114,13 @@ def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 def _nucleus(
     logits: NDArray[np.float32], nats: NDArray[np.float64], weights: NDArray[np.float64], top_p: float
 ) -> NDArray[np.int64]:
-    """Indices, ascending, of the fewest highest ranked whose weights add up to `top_p` of all.
+    """Return the indices, ascending, of the fewest highest ranked tokens whose weights add up to `top_p` of all weights.
 
-    They are counted into buckets by logit. Only those in the bucket in which the sum is reached have to be sorted. `nats` is
-    overwritten.
+    The tokens are sorted into buckets by logit. Only those in the bucket in which the sum is reached need a full sort. `nats`
+    is overwritten.
     """
     needed = top_p * weights.sum()
-    per_nat = BUCKETS / (math.log(2) * (WEIGHT_BITS + 2))  # what is further below the likeliest weighs nothing
+    per_nat = BUCKETS / (math.log(2) * (WEIGHT_BITS + 2))  # a token further below the likeliest has weight 0
     nats *= -per_nat
     bucket = np.minimum(nats, BUCKETS - 1, out=nats).astype(np.intp)
     reached = np.cumsum(np.bincount(bucket, weights, BUCKETS))

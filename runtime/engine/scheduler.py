@@ -1,4 +1,4 @@
-"""Many generations on one decoder: they join and leave between tokens, and every running one gains a token a step."""
+"""Continuous batching: generations join and leave the decoder between tokens, and each running one gains a token per step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from echovlm_edge.runtime.engine.sampling import Sampler, best
 from echovlm_edge.runtime.engine.sequence_state import SequenceState
 from echovlm_edge.runtime.engine.slots import SlotTable
 from echovlm_edge.runtime.resources.fair_queue import FairQueue
-from echovlm_edge.runtime.resources.thread_priority import give_way
+from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SchedulerStats:
-    """Slots, waiting and parked generations and what is kept of these, and tokens since the start."""
+    """Slots in use, waiting and parked generations, bytes of the parked ones, and tokens and steps since the start."""
 
     slots: int
     busy: int
@@ -45,11 +45,11 @@ class SchedulerStats:
 
 
 class Scheduler:
-    """Owns the decoder: one thread runs it, whatever others submit.
+    """Owns the decoder and the one thread that runs it.
 
-    In each turn it releases stopped sequences, admits waiting ones, prefills one chunk, and runs one decode step for all that
-    are prefilled. What goes wrong with one sequence ends that one. The lock is held for moments only: keys and values are
-    copied without it.
+    Each turn releases stopped sequences, admits waiting ones, prefills one chunk, and runs one decode step for all sequences
+    that are prefilled. An error in one sequence ends that sequence only. The lock is held for moments only: keys and values
+    are copied without it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Scheduler:
         prefixes: PrefixStore,
         parked_bytes: int,
     ) -> None:
-        """`slots` are all of `new_slots`' caches; `parked_bytes` is the budget of `Parking`."""
+        """Start the decoder's thread; `slots` are all caches of `new_slots`, `parked_bytes` is the budget of `Parking`."""
         self._model, self._backend, self._prefixes = model, backend, prefixes
         self._table = SlotTable(slots)
         token_bytes = slots[0].read(0, 1).nbytes
@@ -69,14 +69,14 @@ class Scheduler:
         self._running: list[SequenceState] = []  # those in slots
         self._waiting: FairQueue[SequenceState] = FairQueue()  # new ones and parked ones
         self._wake = threading.Condition()
-        self._closed: str | None = None  # why
+        self._closed: str | None = None  # the reason, once closed
         self._turn_started: float | None = None
         self._prefilled = self._reused = self._written = self._steps = 0
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
     def submit(self, generation: Generation) -> None:
-        """Let a generation wait for a slot.
+        """Queue a generation for a slot.
 
         Raises:
             Unavailable: the scheduler is closed.
@@ -92,7 +92,7 @@ class Scheduler:
             self._wake.notify()
 
     def close(self, reason: Unavailable | None = None) -> None:
-        """End every generation with `reason`, and the thread after its turn; does not wait for a turn that hangs."""
+        """End every generation with `reason`, and the thread after its current turn; does not wait for a turn that hangs."""
         with self._wake:
             self._closed = self._closed or str(reason or SHUT_DOWN)
             ended, self._alive, self._waiting = list(self._alive), {}, FairQueue()
@@ -103,12 +103,12 @@ class Scheduler:
             sequence.generation.outbox.put(Unavailable(self._closed))
 
     def seconds_in_turn(self) -> float:
-        """How long the turn that runs now has been running; 0 where nothing is to be done."""
+        """Return how long the current turn has been running, in seconds; 0 where the decoder is idle."""
         started = self._turn_started
         return time.monotonic() - started if started is not None else 0.0
 
     def stats(self) -> SchedulerStats:
-        """How it is doing."""
+        """Return the current counters and gauges."""
         with self._wake:
             return SchedulerStats(
                 len(self._table),
@@ -123,21 +123,21 @@ class Scheduler:
             )
 
     def _run(self) -> None:
-        give_way()
+        lower_thread_priority()
         while self._wait_for_work():
             try:
-                self._let_go()
-                self._let_in()
+                self._release_stopped()
+                self._admit()
                 self._prefill_chunk()
                 self._write_tokens()
-            except Exception as error:  # whatever it was, those that run cannot go on and the next ones can
+            except Exception as error:  # the running sequences cannot continue, waiting ones can
                 where = "".join(format_tb(error.__traceback__))
                 _log.error("a turn of the decoder failed with %s:\n%s", type(error).__name__, where)
                 for sequence in list(self._running):
                     self._end(sequence, fresh(error))
 
     def _wait_for_work(self) -> bool:
-        """Returns once there is something to do; whether there is, and not the end."""
+        """Wait until there is something to do; returns False once the scheduler is closed."""
         with self._wake:
             self._turn_started = None
             while not (self._closed or self._alive):
@@ -147,7 +147,7 @@ class Scheduler:
 
     @contextmanager
     def _alone(self, sequence: SequenceState) -> Iterator[None]:
-        """An exception ends this sequence and no other."""
+        """End this sequence, and no other, where the block raises an exception."""
         try:
             yield
         except Exception as error:
@@ -155,7 +155,8 @@ class Scheduler:
                 _log.error("a generation ended: its logits are no numbers")
             self._end(sequence, error)
 
-    def _let_go(self) -> None:
+    def _release_stopped(self) -> None:
+        """End the sequences whose callers no longer want them; what background has computed stays as a prefix."""
         with self._wake:
             alive = list(self._alive)
         for sequence in alive:
@@ -165,7 +166,8 @@ class Scheduler:
                         self._keep(sequence, sequence.filled, self._table[sequence.slot])
                     self._end(sequence, Left())
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
+        """Give slots to waiting sequences, as long as one is free or can be taken from a running sequence."""
         while True:
             with self._wake:
                 following = self._waiting.first(self._parking.admits)
@@ -181,11 +183,14 @@ class Scheduler:
                     self._join(sequence)
 
     def _make_room(self, priority: Priority) -> bool:
-        """Take a slot from a sequence that `priority` goes before; whether there was one."""
-        return any(map(self._set_aside, policy.givers(self._running, priority, self._parking.has_room)))
+        """Preempt one sequence for a waiting one of `priority`; returns whether a slot became free."""
+        return any(map(self._preempt, policy.preemptible(self._running, priority, self._parking.has_room)))
 
-    def _set_aside(self, sequence: SequenceState) -> bool:
-        """Let a sequence wait again, with what it has: batch as it is, background as a prefix that is kept if there is room."""
+    def _preempt(self, sequence: SequenceState) -> bool:
+        """Move a sequence from its slot back to the queue: batch is parked, background's tokens are cached as a prefix.
+
+        Returns False, and leaves the sequence in its slot, where there is no memory to park it.
+        """
         if sequence.background:
             self._keep(sequence, sequence.filled, self._table[sequence.slot])
             sequence.filled = 0
@@ -206,7 +211,7 @@ class Scheduler:
         return True
 
     def _join(self, sequence: SequenceState) -> None:
-        """Give a sequence a slot, and into it what was parked of it or is known of its prompt."""
+        """Give a sequence a slot, and copy into it the parked keys and values or the longest cached prefix of its prompt."""
         generation, parked, reused = sequence.generation, sequence.parked, 0
         known = parked
         if parked is None:
@@ -250,7 +255,7 @@ class Scheduler:
         with self._wake:
             self._waiting.charge(generation.client, count)
             self._prefilled += count
-        best(logits)  # raises where they are no numbers, before anything of it is kept
+        best(logits)  # raises where they are not finite, before anything of the chunk is cached
         sequence.unread = sequence.unread[count:]
         sequence.filled = stop
         return logits
@@ -269,7 +274,7 @@ class Scheduler:
         sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
         sequence.position = generation.prompt.next_position
         cache = self._table[sequence.slot]
-        self._choose(sequence, logits, started)  # which may have been all, and then the slot is free, but as it was
+        self._choose(sequence, logits, started)  # the first token may end it: the slot is free then, but still filled
         if generation.lasting:
             self._keep(sequence, generation.lasting, cache)
 
@@ -285,7 +290,7 @@ class Scheduler:
             if len(writing) == 1:
                 self._end(writing[0], error)
                 return
-            # One of them may have been too much: each alone, and only who fails fails.
+            # One sequence may have caused it: step each alone, so that only that one fails.
             for sequence in writing:
                 with self._alone(sequence):
                     self._advance(sequence, self._step([sequence])[0], started)
@@ -323,7 +328,7 @@ class Scheduler:
             self._leave(sequence)
 
     def _pack(self, writing: list[SequenceState]) -> None:
-        """Bring those that write into the first slots, in the order of `writing`."""
+        """Move the decoding sequences into the first slots, and sort `writing` by slot."""
         where = {sequence.slot: sequence for sequence in self._running}
         for source, target in policy.moves(sequence.slot for sequence in writing):
             mover, other = where[source], where.get(target)
@@ -334,7 +339,7 @@ class Scheduler:
         writing.sort(key=lambda sequence: sequence.slot)
 
     def _keep(self, sequence: SequenceState, tokens: int, cache: SlotCache) -> None:
-        """Keep the first tokens' keys and values, as far as they are whole blocks, for prompts that begin alike."""
+        """Cache the keys and values of the first `tokens` tokens, in whole blocks, for prompts with the same prefix."""
         names = sequence.generation.blocks[: tokens // BLOCK]
         if self._prefixes.covers(names):
             return
@@ -351,7 +356,7 @@ class Scheduler:
                 sequence.slot = -1
 
     def _leave(self, sequence: SequenceState) -> bool:
-        """Forget a sequence that ended, wherever it is; whether it was still known."""
+        """Remove a sequence that ended, wherever it is; returns whether it was still alive."""
         self._leave_slot(sequence)
         sequence.parked = None
         with self._wake:
@@ -363,10 +368,10 @@ class Scheduler:
 
     def _end(self, sequence: SequenceState, how: Progress) -> None:
         if isinstance(how, Exception) and sequence.slot >= 0:
-            # What it wrote may be NaN, which the next sequence's attention would weigh by zero, and get NaN.
+            # Its keys and values may be NaN. The slot's next sequence would weigh them by zero in attention, and get NaN.
             try:
                 self._table[sequence.slot].clear(min(sequence.filled + policy.CHUNK, self._table.max_sequence))
-            except Exception as error:  # of a device that fails at everything
+            except Exception as error:  # a device that fails at everything
                 _log.error("a slot could not be cleared: %s", type(error).__name__)
         if self._leave(sequence):
             sequence.generation.outbox.put(how)

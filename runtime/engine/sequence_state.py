@@ -1,4 +1,4 @@
-"""What the scheduler knows of one generation: whether it waits, is in a slot or is parked, and how far it is."""
+"""The scheduler's state of one generation: whether it waits, has a slot or is parked, and how far it is."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from echovlm_edge.runtime.engine.sampling import Sampler
 
 @dataclass(eq=False)
 class SequenceState:
-    """A generation on its way. Only the decoder's thread changes it.
+    """A generation's state. Only the decoder's thread changes it.
 
     Attributes:
-        generation: what is asked.
-        slot: the cache that it has, while it has one.
+        generation: the prompt and how to continue it.
+        slot: the index of its KV cache; -1 while it has none.
         filled: tokens in the cache, or in `parked`.
-        unread: embeddings of the tokens yet to be prefilled, while it has a slot.
-        parked: its keys and values, while it has none after it had one: see `Parking`.
+        unread: embeddings of the tokens yet to be prefilled, float32 [n, hidden_size], while it has a slot.
+        parked: its keys and values [tensors, kv_heads, filled, head_dim], while it is preempted, see `Parking`.
         joined: when it first got a slot, by time.perf_counter.
-        stays: its keys and values could not be copied, so that it keeps its slot.
-        sampler: once it writes.
-        token: the last one that it wrote.
-        position: the last one's.
-        left: tokens that it may still write.
+        stays: whether its keys and values could not be copied, so that it keeps its slot.
+        sampler: chooses its tokens, once it is prefilled.
+        token: the id of the last token that it wrote.
+        position: that token's M-RoPE position.
+        left: how many tokens it may still write.
     """
 
     generation: Generation
@@ -46,20 +46,20 @@ class SequenceState:
 
     @property
     def priority(self) -> Priority:
-        """Who goes first."""
+        """The generation's priority."""
         return self.generation.priority
 
     @property
     def target(self) -> int:
-        """How many tokens are to be prefilled."""
+        """How many tokens have to be prefilled."""
         return self.generation.target
 
     @property
     def decoding(self) -> bool:
-        """Whether it is prefilled, and gains a token a step."""
+        """Whether it is prefilled and gains one token per step."""
         return self.sampler is not None
 
     @property
     def background(self) -> bool:
-        """Whether nobody has asked yet."""
+        """Whether it prepares a study that no request has asked about yet."""
         return self.priority is Priority.BACKGROUND

@@ -9,10 +9,10 @@ from echovlm_edge.runtime.backends import SlotCache
 
 
 class SlotTable:
-    """A fixed number of caches next to each other; the lowest free one is given first, so that those in use stay together."""
+    """A fixed number of adjacent caches; the lowest free one is taken first, so that those in use stay together."""
 
     def __init__(self, caches: Sequence[SlotCache]) -> None:
-        """All of a backend's slots, at least one."""
+        """Start with all slots free; `caches` are all of a backend's, at least one."""
         self._caches = list(caches)
         self._free = list(range(len(caches)))
 
@@ -24,23 +24,23 @@ class SlotTable:
 
     @property
     def max_sequence(self) -> int:
-        """How many tokens each can hold."""
+        """How many tokens each slot can hold."""
         return self._caches[0].max_sequence
 
     @property
     def free(self) -> int:
-        """How many are not taken."""
+        """How many slots are free."""
         return len(self._free)
 
     def range(self, first: int, count: int) -> Sequence[SlotCache]:
-        """Caches next to each other."""
+        """Return `count` adjacent caches, from slot `first` on."""
         return self._caches[first : first + count]
 
     def take(self) -> int:
-        """The lowest free slot.
+        """Take the lowest free slot; returns its index.
 
         Raises:
-            IndexError: none is free.
+            IndexError: no slot is free.
         """
         return heapq.heappop(self._free)
 
@@ -49,7 +49,10 @@ class SlotTable:
         heapq.heappush(self._free, slot)
 
     def move(self, source: int, target: int, tokens: int, target_tokens: int) -> None:
-        """Move a sequence of `tokens` to a lower slot, whose own sequence of `target_tokens` (0: it is free) takes its place."""
+        """Move a sequence of `tokens` tokens to a lower slot.
+
+        The target's own sequence, of `target_tokens` (0: the slot is free), takes the source's place.
+        """
         displaced = self._caches[target].read(0, target_tokens) if target_tokens else None
         self._caches[target].write(0, self._caches[source].read(0, tokens))
         if displaced is not None:

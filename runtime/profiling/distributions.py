@@ -71,7 +71,7 @@ def changes(
     """How the geometric means of some figures changed from one set of runs to another.
 
     The intervals are simultaneous: with probability `level` all of them hold, however many figures are looked at. That is the
-    max-t bootstrap (Westfall & Young 1993; Efron & Tibshirani 1993, ch. 12): runs are drawn anew as wholes, so that figures that
+    max-t bootstrap (Westfall & Young 1993; Efron & Tibshirani 1993, ch. 12): whole runs are resampled, so that figures that
     move together count as such, and the largest studentized deviation over all figures gives the one factor for their standard
     errors. A run that a pause of the system made slow counts as slow as the slowest ordinary one.
 

@@ -8,7 +8,7 @@ import threading
 COMPUTING = 10  # how nice: nine tenths of a processor go to whoever else wants it
 
 
-def give_way() -> None:
+def lower_thread_priority() -> None:
     """From now on let this thread, and those that it starts, compute when nobody else wants the processor.
 
     A step of the decoder takes all processors for milliseconds. Whoever has only a moment's work beside it, a refusal or the

@@ -127,11 +127,11 @@ def test_no_cuda_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ReportEngine.open(folder)
 
 
-@pytest.mark.parametrize(("name", "mend"), [("tensorrt_rtx", r"pip install .*\[rtx\]"), ("tensorrt", "JetPack")])
-def test_no_tensorrt(folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str, mend: str) -> None:
+@pytest.mark.parametrize(("name", "fix"), [("tensorrt_rtx", r"pip install .*\[rtx\]"), ("tensorrt", "JetPack")])
+def test_no_tensorrt(folder: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str, fix: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     bundle = changed(Bundle(folder), toolchain={name: "10.3.0"})
-    with pytest.raises(NotPossibleHere, match=f"needs the Python module {name}, which is not installed: .*{mend}"):
+    with pytest.raises(NotPossibleHere, match=f"needs the Python module {name}, which is not installed: .*{fix}"):
         opening.open_backend(bundle)
 
 
@@ -199,7 +199,7 @@ def test_memory_that_runs_out_later_is_one_sentence(folder: Path, machine: Machi
 
 def test_an_engine_for_another_gpu_says_tensorrts_own_reason(folder: Path, machine: Machine, tmp_path: Path) -> None:
     bundle = _with_decoder(folder, tmp_path, b"\x00not for this GPU")
-    with pytest.raises(NotPossibleHere, match=r"decoder.engine \(the engine is for compute capability 12.0\): build"):
+    with pytest.raises(NotPossibleHere, match=r"decoder.engine \(the engine is for compute capability 12.0\): rebuild"):
         opening.open_backend(bundle)
 
 
@@ -210,15 +210,13 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know_is_sent_to_another_target(
     words = "The engine cannot run on this GPU. TensorRT-RTX does not support this compute capability, so"
     monkeypatch.setattr(numpy_cuda, "WHY_NOT", words)
     bundle = _with_decoder(folder, tmp_path, b"\x00not for this GPU")
-    with pytest.raises(NotPossibleHere, match=r"build the bundle anew, with --target cuda\.$"):
+    with pytest.raises(NotPossibleHere, match=r"rebuild the bundle with --target cuda\.$"):
         opening.open_backend(bundle)
 
 
 def test_an_engine_of_another_version_names_both(folder: Path, machine: Machine, tmp_path: Path) -> None:
     bundle = changed(_with_decoder(folder, tmp_path, b"\x00newer"), toolchain={"tensorrt_rtx": "1.9.0"})
-    with pytest.raises(
-        NotPossibleHere, match=r"built by tensorrt_rtx 1.9.0, here is 1.7.1.116\): build the bundle anew"
-    ):
+    with pytest.raises(NotPossibleHere, match=r"built by tensorrt_rtx 1.9.0, here is 1.7.1.116\): rebuild the bundle"):
         opening.open_backend(bundle)
 
 

@@ -34,7 +34,7 @@ RTX = Gpu("NVIDIA RTX 4000 Ada", "580.1", 20 * GB, "8.9", 300, 2175, 130.0, 130.
 
 
 def said(told: Facts) -> str:
-    return " ".join(f"{finding.what} {finding.mend}" for finding in findings(told))
+    return " ".join(f"{finding.what} {finding.fix}" for finding in findings(told))
 
 
 def test_a_machine_of_files(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_machine_of_files(tmp_path: Path) -> None:
         ({"gpus": (RTX,)}, "[rtx]"),
     ],
 )
-def test_what_is_misconfigured_and_its_mend(change: dict[str, object], says: str) -> None:
+def test_what_is_misconfigured_and_its_fix(change: dict[str, object], says: str) -> None:
     assert says in said(replace(FINE, **change))  # type: ignore[arg-type]
 
 
@@ -116,9 +116,9 @@ def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
     assert "--target rtx would use the GPU" in fits(golden_bundle, replace(FINE, gpus=(RTX,))).what
     small = fits(golden_bundle, replace(FINE, available=2 * GB))
     assert small.level is Level.WRONG and "and this machine has 2.0 GB free" in small.what
-    assert "--prefix-mb to 0" in small.mend
+    assert "--prefix-mb to 0" in small.fix
     crowded = fits(golden_bundle, replace(FINE, available=12 * GB))
-    assert crowded.level is Level.SLOW and "--decode-mb" in crowded.mend
+    assert crowded.level is Level.SLOW and "--decode-mb" in crowded.fix
     modest = ServeSettings(
         bundle=golden_bundle, prefix_mb=0, parked_mb=0, study_mb=64, max_message_mb=8, decode_mb=1024
     )
@@ -130,9 +130,9 @@ def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
     manifest = json.loads((other / MANIFEST).read_text())
     (other / MANIFEST).write_text(json.dumps(manifest | {"target": "jetson-orin"}))
     elsewhere = fits(other, FINE)
-    assert elsewhere.level is Level.WRONG and "--target cpu" in elsewhere.mend
-    assert elsewhere.mend == "Build it with --target cpu."
-    assert fits(other, replace(FINE, gpus=(RTX,))).mend == "Build it with --target rtx or cpu."
+    assert elsewhere.level is Level.WRONG and "--target cpu" in elsewhere.fix
+    assert elsewhere.fix == "Build it with --target cpu."
+    assert fits(other, replace(FINE, gpus=(RTX,))).fix == "Build it with --target rtx or cpu."
     next(other.glob("*.data")).unlink()
     assert fits(other, FINE).level is Level.WRONG
 

@@ -14,9 +14,9 @@ from echovlm_edge.runtime.engine.policy import (
     CHUNK,
     CHUNK_BESIDE_OTHERS,
     chunk_end,
-    givers,
     moves,
     next_to_prefill,
+    preemptible,
 )
 from echovlm_edge.runtime.engine.reuse import BLOCK
 
@@ -78,7 +78,7 @@ def test_only_less_urgent_work_gives_its_slot(running: list[Place], priority: Pr
     def can_park(place: Place) -> bool:
         return running.index(place) not in full
 
-    asked = givers(running, priority, can_park)
+    asked = preemptible(running, priority, can_park)
     assert all(place.priority > priority for place in asked)
     batch = [place for place in asked if place.priority is BATCH]
     assert not batch or (priority is INTERACTIVE and all(map(can_park, batch)))

@@ -1,4 +1,4 @@
-"""Continuous batching on the real engine: the same text alone and in company, turns, slots that come free, what is reused."""
+"""Continuous batching on the real engine: the same text alone and in a batch, turns, slots that come free, what is reused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def requests(count: int, tokens: int = 40) -> list[GenerationRequest]:
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 @pytest.mark.parametrize("slots", [3, 8])
-def test_the_text_is_the_same_alone_and_in_company(
+def test_the_text_is_the_same_alone_and_in_a_batch(
     make_engine: MakeEngine, build_bundle: BuildBundle, slots: int, precision: str
 ) -> None:
     library = library_path()

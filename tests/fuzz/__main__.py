@@ -69,7 +69,7 @@ def child(name: str, arguments: list[str]) -> None:
 
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         mutated = atheris.Mutate(data, longest)
-        return mutated if random.Random(seed).random() < 0.1 else target.mend(mutated)
+        return mutated if random.Random(seed).random() < 0.1 else target.repair(mutated)
 
     atheris.Setup([sys.argv[0], *arguments, str(seeds)], target.run, custom_mutator=mutate)
     atheris.Fuzz()

@@ -43,12 +43,12 @@ class Target:
     Attributes:
         run: returns, or raises what must not happen.
         seeds: valid inputs to begin with.
-        mend: makes mutated bytes pass what stands before the code of interest (a checksum).
+        repair: makes mutated bytes pass the check that runs before the code of interest (a checksum).
     """
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
-    mend: Callable[[bytes], bytes] = bytes
+    repair: Callable[[bytes], bytes] = bytes
 
 
 def decode(data: bytes) -> None:
@@ -96,14 +96,14 @@ class Request:
 
 def png_with_checksums(data: bytes) -> bytes:
     """The same chunks with the checksums that belong to them."""
-    mended, at = bytearray(data), 8
-    while at + 12 <= len(mended):
-        end = at + 8 + int.from_bytes(mended[at : at + 4], "big")
-        if end + 4 > len(mended):
+    repaired, at = bytearray(data), 8
+    while at + 12 <= len(repaired):
+        end = at + 8 + int.from_bytes(repaired[at : at + 4], "big")
+        if end + 4 > len(repaired):
             break
-        mended[end : end + 4] = zlib.crc32(mended[at + 4 : end]).to_bytes(4, "big")
+        repaired[end : end + 4] = zlib.crc32(repaired[at + 4 : end]).to_bytes(4, "big")
         at = end + 4
-    return bytes(mended)
+    return bytes(repaired)
 
 
 MODES = {

@@ -63,12 +63,12 @@ def test_near_to_valid(name: str) -> None:
         for _ in range(data.draw(st.integers(1, 4))):
             start = data.draw(st.integers(0, len(seed)))
             seed[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
-        target.run(target.mend(bytes(seed)))
+        target.run(target.repair(bytes(seed)))
 
     mutated()
 
 
-def test_checksums_are_mended() -> None:
+def test_checksums_are_repaired() -> None:
     picture = SEEDS["png"][0]
     broken = picture[:-1] + bytes([picture[-1] ^ 1])
-    assert TARGETS["png"].mend(broken) == picture
+    assert TARGETS["png"].repair(broken) == picture

@@ -190,7 +190,7 @@ def test_the_number_of_threads_changes_nothing(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in ("avx2", "avx512_vnni") if kernel in kernels()])
 @pytest.mark.parametrize(("bits", "block"), [(0, 0), (4, 32), (4, 128), (8, 16), (8, 128)])
-def test_a_token_does_not_depend_on_its_company(kernel: str, bits: int, block: int) -> None:
+def test_a_token_does_not_depend_on_its_batch(kernel: str, bits: int, block: int) -> None:
     case = Case(DualPathMoEAttributes((2176, 128, 128, 128), 1, bits=bits, block_size=block), hidden=2176)
     x = case.tokens(40)
     together = case.native(x, kernel)

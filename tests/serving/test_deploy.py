@@ -121,7 +121,7 @@ def test_its_command_line_is_one_that_the_server_takes(tmp_path: Path, capsys: p
 def test_the_configuration_file_has_every_option_as_the_server_explains_it() -> None:
     settings = read_settings(["--config", str(DEPLOY / "serve.toml")])
     assert settings and as_toml(settings) == (DEPLOY / "serve.toml").read_text(), (
-        "write it anew: echovlm-serve --config deploy/serve.toml --print-config"
+        "rewrite it: echovlm-serve --config deploy/serve.toml --print-config"
     )
 
 

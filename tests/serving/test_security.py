@@ -198,7 +198,7 @@ def test_a_wrong_clients_file_is_one_sentence(tmp_path: Path, text: str, sentenc
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_known_certificate_does_not_mend_a_wrong_token(clients: Path) -> None:
+def test_a_known_certificate_does_not_excuse_a_wrong_token(clients: Path) -> None:
     known = ClientsFile(clients)
     assert known.find(None, ["workstation.example"]).name == "workstation"
     with pytest.raises(Unauthenticated):

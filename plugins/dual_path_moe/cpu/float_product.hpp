@@ -59,7 +59,7 @@ inline float half_to_float(std::uint16_t half) {
   return value;
 #else
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16, magnitude = half & 0x7fff;
-  // Shifting the exponent into place leaves it 112 too small: a product mends it, for subnormal halves too.
+  // Shifting the exponent into place leaves it 112 too small: a multiplication corrects it, for subnormal halves too.
   const float scaled = float_of_bits(magnitude << 13) * float_of_bits((127 + 112) << 23);
   const std::uint32_t finite = bits_of_float(scaled);
   return float_of_bits(sign | (magnitude >= 0x7c00 ? finite | 0x7f800000 : finite));

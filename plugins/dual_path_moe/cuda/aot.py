@@ -41,7 +41,7 @@ DEVICES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 2 where a person can mend what is wrong, 1 where a kernel came out wrong."""
+    """Run the command; returns 2 for an error that the user can fix, 1 for a kernel that came out wrong."""
     options = _parser().parse_args(arguments)
     if importlib.util.find_spec("triton") is None:
         return _refuse("Triton is missing: install echovlm-edge[cuda-kernels].", 2)

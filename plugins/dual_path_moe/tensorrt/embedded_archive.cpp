@@ -34,7 +34,7 @@ const Archive& embedded_archive() {
     if (!bytes.data)
       throw std::runtime_error(
           "this library was built without CUDA kernels: install triton (pip install 'echovlm-edge[cuda-kernels]') and "
-          "build it anew.");
+          "rebuild it.");
     return Archive(bytes.data, bytes.size);
   }();
   return archive;

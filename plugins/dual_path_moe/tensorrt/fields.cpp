@@ -51,10 +51,10 @@ void check_version(const PluginFieldCollection& fields, bool stored) {
   for (std::int32_t i = 0; i < fields.nbFields; ++i)
     if (fields.fields[i].name && std::strcmp(fields.fields[i].name, "version") == 0) version = integer(fields.fields[i]);
   if (!version) {
-    if (stored) refuse("the engine stores no version of this plugin: build it anew.");
+    if (stored) refuse("the engine stores no version of this plugin: rebuild it.");
   } else if (*version > kFieldsVersion) {
     refuse("the engine stores version " + std::to_string(*version) + " of this plugin, and this library knows versions up to " +
-           std::to_string(kFieldsVersion) + ": use the library that the engine was built with, or build it anew.");
+           std::to_string(kFieldsVersion) + ": use the library that the engine was built with, or rebuild the engine.");
   } else if (*version < 1) {
     refuse("version " + std::to_string(*version) + " is not a version.");
   }

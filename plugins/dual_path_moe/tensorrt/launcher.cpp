@@ -108,7 +108,7 @@ std::string capability(std::uint32_t sm) { return std::to_string(sm / 10) + "." 
     known += (known.empty() ? "" : ", ") + capability(architecture);
   throw std::runtime_error(std::string("this library has no kernel ") + kernel_name(kernel) +
                            " for these weights on a device of compute capability " + capability(sm) +
-                           " (it was built for " + known + "): build it anew for this device.");
+                           " (it was built for " + known + "): rebuild it for this device.");
 }
 
 // `wanted` where this device has it; else the largest tile that the tokens fill, or the smallest.

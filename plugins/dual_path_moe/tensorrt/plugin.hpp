@@ -19,7 +19,7 @@ class DualPathMoEPlugin final : public nvinfer1::IPluginV3,
  public:
   // Of validated attributes.
   explicit DualPathMoEPlugin(Attributes attributes);
-  // A clone: its kernels are found anew, since another context may use it.
+  // A clone looks its kernels up again, since another context may use it.
   DualPathMoEPlugin(const DualPathMoEPlugin& other);
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;

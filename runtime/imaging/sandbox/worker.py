@@ -33,7 +33,7 @@ from echovlm_edge.runtime.imaging.preprocess import fit
 from echovlm_edge.runtime.imaging.sandbox.confinement import confine, confine_to_one_file
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, load_decoders, sample
 from echovlm_edge.runtime.imaging.sandbox.sources import described
-from echovlm_edge.runtime.resources.thread_priority import give_way
+from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
 ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
 ANSWERED = struct.Struct(">QiQ")  # the request's number, how the file's process ended, bytes of what it wrote
@@ -80,7 +80,7 @@ def main() -> None:
     """`python -m echovlm_edge.runtime.imaging.sandbox.worker MEMORY_BYTES USER LIMITS`, started by `process`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd signals the whole group
         signal.signal(number, signal.SIG_IGN)  # this ends when the server does
-    give_way()  # who waits for a refusal goes before who waits for a picture
+    lower_thread_priority()  # who waits for a refusal goes before who waits for a picture
     memory_bytes, user, limits = int(sys.argv[1]), int(sys.argv[2]), ImageLimits(**json.loads(sys.argv[3]))
     # What libraries print belongs neither into the answers nor into the server's log.
     requests, answers, nowhere = socket.socket(fileno=os.dup(0)), os.dup(1), os.open(os.devnull, os.O_RDWR)
