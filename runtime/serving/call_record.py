@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 class CallRecord:
-    """What is known of a call while it runs, whichever transport carries it.
+    """The state of a running call, whichever transport carries it.
 
     Attributes:
-        id: in the log and in the call's initial metadata; made here, so that no client can put anything into the log.
-        started: when it came, by time.perf_counter.
+        id: in the log and in the call's initial metadata; made by the server, so that no client can write into the log.
+        started: when the call arrived, by time.perf_counter.
         gone: set by the transport once nobody waits for the answer: cancelled, disconnected, or past the deadline.
         outcome: `ok`, `cancelled`, or a status code's name in lower case.
         finished: a generation's result, where there is one.
@@ -36,7 +36,7 @@ class CallRecord:
     """
 
     def __init__(self, method: str, client: Client, observers: Sequence[Observer], traceparent: str = "") -> None:
-        """A call of `method` by `client` begins."""
+        """Begin the record of a call of `method` by `client`."""
         self.method, self.client, self.traceparent = method, client, traceparent
         self.id = secrets.token_hex(8)
         self.started = time.perf_counter()
@@ -48,7 +48,7 @@ class CallRecord:
 
     @property
     def client_name(self) -> str:
-        """Who calls, as the clients file names it."""
+        """The client's name in the clients file."""
         return self.client.name
 
     def fail(self, error: Exception) -> CallStatus:
@@ -58,7 +58,7 @@ class CallRecord:
         return status
 
     def end(self) -> None:
-        """Notify the observers; a call ends once."""
+        """Record the end of the call and notify the observers; to be called once."""
         self.seconds = time.perf_counter() - self.started
         if self.gone.is_set():
             self.outcome = "cancelled"
@@ -71,7 +71,7 @@ class CallRecord:
     def _status(self, error: Exception) -> CallStatus:
         if isinstance(error, UserError):
             return status_of(error)
-        # Where it failed, without the error's own text, which could quote the request.
+        # The traceback without the error's own text, which could quote the request.
         _log.error(
             "a %s failed with %s:\n%s",
             self.method,

@@ -1,4 +1,4 @@
-"""Messages of report.proto to the runtime's values and back."""
+"""Convert the messages of report.proto to the runtime's values and back."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ PRIORITIES = {
 
 @dataclass(frozen=True)
 class CallLimits:
-    """What one call may hold; looked at before anything of it is decoded.
+    """How large one call may be; checked before any of its images is decoded.
 
     Attributes:
-        message_bytes: the server refuses larger ones before they are in memory.
-        images: files.
-        frames: pictures asked for, of all files together.
+        message_bytes: of the request; gRPC refuses a larger one before it is in memory.
+        images: image files.
+        frames: frames asked for, of all files together.
         prompt_characters: of a prompt or question.
     """
 
@@ -74,7 +74,7 @@ class CallLimits:
     prompt_characters: int = 20_000
 
     def check(self, text: str, images: Sequence[pb.Image]) -> None:
-        """Refuse a call that holds more.
+        """Refuse a call that exceeds a limit.
 
         Raises:
             InvalidInput: it does; the sentence names the limit.
@@ -94,14 +94,14 @@ class CallLimits:
 
 
 def language(options: pb.GenerationOptions) -> Language:
-    """Of the default prompt."""
+    """Return the language of the default prompt; raises InvalidInput for an unknown one."""
     if options.language not in LANGUAGES:
         raise InvalidInput(f"There is no language {options.language}: choose LANGUAGE_EN or LANGUAGE_ZH.")
     return LANGUAGES[options.language]
 
 
 def region(options: pb.GenerationOptions) -> Region | None:
-    """Of the default prompt."""
+    """Return the anatomical region of the default prompt, if any; raises InvalidInput for an unknown one."""
     if options.region == pb.ANATOMICAL_REGION_UNSPECIFIED:
         return None
     if options.region not in REGIONS:
@@ -110,29 +110,29 @@ def region(options: pb.GenerationOptions) -> Region | None:
 
 
 def priority(options: pb.GenerationOptions) -> Priority:
-    """Who goes first."""
+    """Return the call's priority; raises InvalidInput for an unknown one."""
     if options.priority not in PRIORITIES:
         raise InvalidInput(f"There is no priority {options.priority}: choose PRIORITY_INTERACTIVE or PRIORITY_BATCH.")
     return PRIORITIES[options.priority]
 
 
 def sampling(options: pb.GenerationOptions) -> Sampling:
-    """What is given; the rest by default."""
+    """Convert the sampling options; fields that are not set have their defaults."""
     given = {field.name: value for field, value in options.sampling.ListFields()}
     return Sampling(**given)
 
 
 def image_input(image: pb.Image, number: int, uploaded: MemoryFile | None = None) -> ImageInput:
-    """A call's image of that place, counted from 1; `uploaded` is the file that it names.
+    """Convert the call's image at place `number`, counted from 1; `uploaded` is the file that it names.
 
     Raises:
-        InvalidInput: it has a file of its own besides, or says nonsense of where its frames come from.
+        InvalidInput: it has both data and an upload, or its `original` does not fit its frames.
     """
     name = f"image {number}"
     if image.data and image.upload:
         raise InvalidInput(f"{name} has both data and an upload: send one of them.")
     original = _original(image, name)
-    # A file that was shortened has the frames that are asked for, and no others.
+    # A file that the client cut down contains exactly the frames that are asked for.
     indices = range(len(original.numbers)) if original else image.frames.indices.index
     selection = FrameSelection(tuple(indices), 0 if original else image.frames.evenly_spaced)
     data = image.data if uploaded is None else uploaded
@@ -153,7 +153,7 @@ def _original(image: pb.Image, name: str) -> OriginalFrames | None:
 
 
 def event_message(event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.GenerateEvent:
-    """One event of a stream; `total_seconds` since the call came."""
+    """Convert one event of a stream; `total_seconds` is the time since the call arrived."""
     match event:
         case StageStarted(stage):
             return pb.GenerateEvent(stage_started=STAGES[stage])
@@ -189,7 +189,7 @@ def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_se
 
 
 def picture(shown: Picture) -> pb.Picture:
-    """What the model was shown of a file."""
+    """Convert the description of a picture that the model was shown."""
     source = shown.source
     return pb.Picture(
         **{"study_image" if shown.of_study else "image": shown.image},
@@ -207,7 +207,7 @@ def picture(shown: Picture) -> pb.Picture:
 
 
 def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> pb.ModelInfo:
-    """What GetModelInfo says; `max_upload_bytes` is 0 where no uploads are taken."""
+    """Make the answer of GetModelInfo; `max_upload_bytes` is 0 where the server accepts no uploads."""
     return pb.ModelInfo(
         model=info.model,
         checkpoint_sha256=info.checkpoint_sha256,

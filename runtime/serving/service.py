@@ -40,7 +40,7 @@ GenerateRequest = pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuest
 
 
 class Engine(Protocol):
-    """What the service needs of an engine; `ReportEngine` is the real one."""
+    """What the service needs from an engine; `ReportEngine` is the real one."""
 
     @property
     def info(self) -> EngineInfo:
@@ -52,17 +52,17 @@ class Engine(Protocol):
         ...
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
-        """Read a study's pictures before they are asked about."""
+        """Encode and prefill a study's pictures before a request asks about them."""
         ...
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
-        """How many tokens a prompt about these frames takes; InvalidInput where the context does not hold them."""
+        """Count the tokens of a prompt about these frames; raises InvalidInput where the context cannot hold them."""
         ...
 
     def read_image(
         self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
     ) -> list[Frame]:
-        """Read the frames of an image that a study gets after those `before`."""
+        """Decode an image that is added to a study after the frames `before`; returns its frames."""
         ...
 
 
@@ -71,11 +71,11 @@ class Method:
     """One method of the service.
 
     Attributes:
-        name: as report.proto has it.
-        request: the type of its message.
-        answer: yields the messages of the answer, one where the method does not stream; blocks, and raises UserErrors.
-        needs_place: whether it needs a place of `Admission`.
-        in_parts: whether its request is a stream of messages, parts of a file; `answer` gets that as an `IncomingFile`.
+        name: its name in report.proto.
+        request: the type of its request message.
+        answer: yields the answer's messages, exactly one where the method does not stream; it blocks and raises UserErrors.
+        needs_place: whether a call of it needs a place of `Admission`.
+        in_parts: whether its request is a stream of parts of a file; `answer` gets them as an `IncomingFile`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Method:
         """Parse the request's message.
 
         Raises:
-            InvalidInput: the bytes are no such message.
+            InvalidInput: the bytes are not such a message.
         """
         try:
             return self.request.FromString(data)
@@ -107,7 +107,7 @@ class ReportService:
         admission: Admission,
         limits: messages.CallLimits,
     ) -> None:
-        """`engine` reads images and writes; `admission` bounds both."""
+        """Serve `engine`, which reads images and writes text; `admission` bounds how many calls do either at once."""
         self._engine, self._studies, self.uploads = engine, studies, uploads
         self.admission, self._limits = admission, limits
         self.methods = {
@@ -147,10 +147,10 @@ class ReportService:
             asker = Asker(call.client.name, stopped=call.gone.is_set)
             with ExitStack() as in_use:
                 image = self._image(request.image, 1, call.client, in_use)
-                del request  # the image is a copy
+                del request  # `image` is a copy of what is needed of it
                 try:
                     frames = self._engine.read_image(image, before, asker, mixed)
-                except Stopped:  # the client is gone, and nobody waits for an answer
+                except Stopped:  # the client is gone, so that nobody waits for an answer
                     return
             added = self._studies.add(call.client, study, frames, self._engine.prompt_tokens, mixed)
             tokens = self._engine.prompt_tokens(added.frames)
@@ -183,9 +183,9 @@ class ReportService:
             self._limits.check(text, asked.images)
             request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
             with_token_ids = asked.options.include_token_ids
-            del asked  # the request has copies of its images, and all else of it
+            del asked  # `request` has copies of its images and of everything else
             for event in self._engine.generate(request, call.gone.is_set):
-                if event != StageStarted(Stage.DECODE_IMAGES):  # the first event after it: all files are read
+                if event != StageStarted(Stage.DECODE_IMAGES):  # any later event means that all files have been read
                     in_use.close()
                 if isinstance(event, Finished):
                     call.finished = event
@@ -214,6 +214,6 @@ class ReportService:
         )
 
     def _image(self, image: pb.Image, number: int, client: Client, in_use: ExitStack) -> ImageInput:
-        """An image of a call; the upload that it names is in use until `in_use` is closed."""
+        """Convert an image of a call; the upload that it names stays in use until `in_use` is closed."""
         uploaded = in_use.enter_context(self.uploads.use(client, image.upload)) if image.upload else None
         return messages.image_input(image, number, uploaded)

@@ -1,4 +1,4 @@
-"""Studies: images that come one by one and are read before they are asked about; few, small, and forgotten in time."""
+"""Studies: images that are added one by one and read ahead of the request; bounded in number, memory and age."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyLimits:
-    """How many studies there are at once, how much their pictures take, and when one that is not used is forgotten."""
+    """How many studies may be open at once, how much memory their pictures may take, and when an unused one expires."""
 
     max_studies: int = 64
     max_bytes: int = 1 << 30
@@ -48,7 +48,7 @@ class _Study:
 
 @dataclass(frozen=True)
 class Added:
-    """An image that was added: its number, and the study's pictures, of which the last `own` are its own."""
+    """An image that was added: its number, and all pictures of the study, of which the last `own` are the image's."""
 
     number: int
     frames: tuple[Frame, ...]
@@ -56,12 +56,19 @@ class Added:
 
 
 class Studies:
-    """The open studies of all clients. It holds pictures only: what the engine knows of them is the engine's own."""
+    """The open studies of all clients. It holds pictures only; what is computed from them is in the engine's caches."""
 
     def __init__(
         self, limits: StudyLimits, prepare: Prepare, clock: Callable[[], float] = time.monotonic, *, home: str = ""
     ) -> None:
-        """`prepare` reads a study's pictures in the background: see `ReportEngine.prepare`; ids begin with `home`."""
+        """Start with no studies.
+
+        Args:
+            limits: of all studies together.
+            prepare: reads a study's pictures in the background, as `ReportEngine.prepare` does.
+            clock: seconds, for the expiry.
+            home: the beginning of all ids.
+        """
         self.limits = limits
         self._prepare, self._clock, self._home = prepare, clock, home
         self._open: dict[str, _Study] = {}
@@ -73,7 +80,7 @@ class Studies:
         """Open a study; returns its id.
 
         Raises:
-            Busy: there are as many as there may be.
+            Busy: as many studies are open as there may be, of all clients or of this one.
             Unavailable: the server is shutting down.
         """
         with self._lock:
@@ -97,19 +104,19 @@ class Studies:
         check: Callable[[Sequence[Frame]], object],
         allow_mixed_studies: bool = False,
     ) -> Added:
-        """Add an image's frames at the study's end, and have them read in the background.
+        """Append an image's frames to the study, and start to read them in the background.
 
         Args:
             client: whose study it is.
             name: the study's id.
             frames: the image's pictures.
-            check: refuses a study of so many pictures, for example one that the context does not hold.
+            check: raises InvalidInput for a study with these pictures, for example where the context cannot hold them.
             allow_mixed_studies: the image may be of another study of the same patient.
 
         Raises:
             NotFound: no such study.
             InvalidInput: too many pictures, or another patient's.
-            Busy: no memory for it now.
+            Busy: there is no memory for the image now.
             Unavailable: the server is shutting down.
         """
         with self._lock:
@@ -121,7 +128,7 @@ class Studies:
                     f"The study would have {len(together)} pictures, it may have {self.limits.max_frames}: "
                     "withdraw one first."
                 )
-            # Again, as others may have been added while this one was decoded.
+            # Checked again, as other images may have been added while this one was decoded.
             refuse_mixed([(frame.name, frame.origin) for frame in together], allow_mixed_studies)
             check(together)
             size = sum(frame.pixels.nbytes for frame in frames)
@@ -140,7 +147,7 @@ class Studies:
             return Added(study.numbers, study.frames(), len(frames))
 
     def pictures(self, client: Client, name: str) -> tuple[Frame, ...]:
-        """The images it has so far, while background reading continues.
+        """Return the study's frames so far; unlike `frames`, this does not end reading in the background.
 
         Raises:
             NotFound: no such study.
@@ -149,7 +156,7 @@ class Studies:
             return self._find(client, name).frames()
 
     def withdraw(self, client: Client, name: str, number: int) -> None:
-        """Take an image out.
+        """Remove an image from the study.
 
         Raises:
             NotFound: no such study, or no such image in it.
@@ -161,7 +168,7 @@ class Studies:
             self._prepare_again(study)
 
     def frames(self, client: Client, name: str) -> tuple[Frame, ...]:
-        """Its pictures, to be asked about now: reading them in the background gives way to the request.
+        """Return the study's frames for a request, which ends reading them in the background.
 
         Raises:
             NotFound: no such study.
@@ -172,7 +179,7 @@ class Studies:
             return study.frames()
 
     def end(self, client: Client, name: str) -> None:
-        """Forget it.
+        """Close a study and forget its images.
 
         Raises:
             NotFound: no such study.
@@ -182,23 +189,23 @@ class Studies:
             del self._open[name]
 
     def forget_old(self) -> None:
-        """Forget those that have not been used for too long."""
+        """Close the studies that have not been used for too long."""
         with self._lock:
             self._forget_old()
 
     def prepare_all(self) -> None:
-        """Have all of them read again: by an engine that has not seen them."""
+        """Read all studies again in the background, for a new engine whose caches are empty."""
         with self._lock:
             for study in self._open.values():
                 self._prepare_again(study)
 
     def counts(self) -> tuple[int, int]:
-        """How many are open, and the bytes of their pictures."""
+        """Return how many studies are open, and the bytes of their pictures."""
         with self._lock:
             return len(self._open), sum(study.bytes() for study in self._open.values())
 
     def close(self) -> None:
-        """End what runs in the background, and take nothing new: running calls can still ask about what is there."""
+        """End background reading and accept nothing new; running calls can still ask about open studies."""
         with self._lock:
             self._closed = True
             for study in self._open.values():
@@ -234,6 +241,6 @@ class Studies:
         try:
             self._prepare(frames, study.client, study.scope, superseded.is_set)
         except UserError:
-            pass  # whoever asks about the study is told
+            pass  # a request about the study gets the same error
         except Exception as error:
             _log.error("a study could not be read ahead: %s", type(error).__name__)

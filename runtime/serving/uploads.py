@@ -1,4 +1,4 @@
-"""Files that are larger than a request: they come in parts, live in memory for a while, and are named in calls by their ids."""
+"""Files that are larger than a request: they arrive in parts, stay in memory for a while, and calls name them by their ids."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RETRY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """How many uploaded files there are at once, how much they take, and when one that is not used is forgotten.
+    """How many uploaded files there may be at once, how much memory they may take, and when an unused one expires.
 
     Attributes:
-        max_bytes: of all files, those included that are still coming; 0 takes none.
-        max_files: likewise.
-        max_file_bytes: of one.
+        max_bytes: of all files together, including those that are still arriving; 0 accepts no uploads.
+        max_files: how many, including those that are still arriving.
+        max_file_bytes: of one file.
         expires_after_seconds: without a use.
     """
 
@@ -36,7 +36,7 @@ class UploadLimits:
 
 @dataclass(eq=False)
 class _Held:
-    """A file that takes memory: one that is coming, has an id, or is in use."""
+    """A file that takes memory: it is arriving, has an id, or is in use."""
 
     client: str
     used: float
@@ -46,13 +46,13 @@ class _Held:
 
 
 class Uploads:
-    """The uploaded files of all clients; each is seen only by the client that sent it.
+    """The uploaded files of all clients; only the client that sent a file can use it.
 
-    What is forgotten while a call uses it is there, and counted, until the call does so no more.
+    A file that is forgotten while a call uses it stays in memory, and is counted, until that call is done with it.
     """
 
     def __init__(self, limits: UploadLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        """There are none."""
+        """Start with no files."""
         self.limits = limits
         self._clock = clock
         self._named: dict[str, _Held] = {}
@@ -61,15 +61,15 @@ class Uploads:
         self._closed = False
 
     def most_bytes(self, client: Client) -> int:
-        """How large a file of this client may be; 0 where none is taken."""
+        """Return how many bytes a file of this client may have; 0 where the server accepts no uploads."""
         return min(self.limits.max_file_bytes, client.share(self.limits.max_bytes)) if self.limits.max_bytes else 0
 
     def begin(self, client: Client) -> IncomingFile:
-        """Begin to take a file; whoever asks finishes or abandons it.
+        """Start to receive a file; the caller has to finish or abandon it.
 
         Raises:
-            Busy: there are as many as there may be, or no memory, or no descriptor, for another one.
-            NotOffered: this server takes none.
+            Busy: there are as many files as there may be, or no memory or descriptor for another one.
+            NotOffered: this server accepts no uploads.
             Unavailable: the server is shutting down.
         """
         if not self.limits.max_bytes:
@@ -98,7 +98,7 @@ class Uploads:
 
     @contextmanager
     def use(self, client: Client, name: str) -> Iterator[MemoryFile]:
-        """A file, for as long as the context lasts: then it is forgotten no sooner than its time after that.
+        """Use a file for as long as the context lasts; its time to expire starts at the context's end.
 
         Raises:
             NotFound: no such file.
@@ -127,22 +127,22 @@ class Uploads:
             self._drop_unless_kept(held)
 
     def forget_old(self) -> None:
-        """Forget those that have not been used for too long."""
+        """Forget the files that have not been used for too long."""
         with self._lock:
             self._forget_old()
 
     def counts(self) -> tuple[int, int]:
-        """How many there are, and their bytes; those included that are still coming."""
+        """Return how many files there are and their bytes, including those that are still arriving."""
         with self._lock:
             return len(self._held), sum(held.bytes for held in self._held)
 
     def close(self) -> None:
-        """Take nothing new: running calls can still use what is there."""
+        """Accept no new files; running calls can still use those that are there."""
         with self._lock:
             self._closed = True
 
     def grow(self, client: Client, held: _Held, more: int) -> None:
-        """Count bytes that a file gets, before it gets them.
+        """Reserve `more` bytes for a file, before they are written.
 
         Raises:
             Busy: there is no room for them now.
@@ -157,7 +157,7 @@ class Uploads:
             held.bytes += more
 
     def keep(self, held: _Held, file: MemoryFile) -> str:
-        """Give a file that has come an id."""
+        """Give a file that has arrived completely an id; returns the id."""
         with self._lock:
             held.file, held.used = file, self._clock()
             name = secrets.token_urlsafe(18)
@@ -194,7 +194,7 @@ class Uploads:
                 self._drop_unless_kept(held)
 
     def _drop_unless_kept(self, held: _Held) -> None:
-        """Give its memory back, unless it has an id or is in use; with the lock held."""
+        """Free a file's memory, unless it has an id or is in use; the caller holds the lock."""
         if not held.users and held not in self._named.values():
             self._held.discard(held)
             if held.file:
@@ -202,27 +202,26 @@ class Uploads:
 
 
 class IncomingFile:
-    """A file that is being uploaded. Its parts are added by one thread after another; any thread may abandon it meanwhile."""
+    """A file that is being uploaded. One thread at a time adds its parts; any thread may abandon it meanwhile."""
 
     def __init__(self, uploads: Uploads, client: Client, held: _Held, writer: MemoryFileWriter) -> None:
-        """Made by `Uploads.begin`."""
+        """Start with no bytes; called by `Uploads.begin`."""
         self._uploads, self._client, self._held, self._writer = uploads, client, held, writer
-        self._lock = (
-            threading.Lock()
-        )  # a descriptor must not be closed, and given to somebody else's file, under a write
+        # During a write the descriptor must not be closed: it could be reused for somebody else's file.
+        self._lock = threading.Lock()
         self._abandoned = False
 
     @property
     def size(self) -> int:
-        """Bytes that have come."""
+        """Bytes that have arrived."""
         return self._held.bytes
 
     def add(self, part: bytes) -> None:
-        """Write what follows.
+        """Append a part.
 
         Raises:
-            Busy: there is no room for it now.
-            InvalidInput: it is empty, or the file is larger than it may be.
+            Busy: there is no memory for the part now.
+            InvalidInput: the part is empty, or the file is larger than it may be.
         """
         if not part:
             raise InvalidInput("A part of the upload is empty: send parts that hold bytes.")
@@ -239,8 +238,8 @@ class IncomingFile:
         """Keep the file; returns its id.
 
         Raises:
-            InvalidInput: nothing has come.
-            Unavailable: it was abandoned.
+            InvalidInput: the file is empty.
+            Unavailable: the file was abandoned.
         """
         if not self.size:
             raise InvalidInput("The upload is empty: send the file's bytes.")
@@ -250,7 +249,7 @@ class IncomingFile:
             return self._uploads.keep(self._held, self._writer.finish())
 
     def abandon(self) -> None:
-        """Forget it, finished or not."""
+        """Forget the file, finished or not."""
         with self._lock:
             self._abandoned = True
             self._writer.close()

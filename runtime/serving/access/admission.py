@@ -1,4 +1,4 @@
-"""How many calls are inside at once, in all and by client, and what their requests hold; others are told when to ask again."""
+"""Admission: how many calls run or wait at once, in all and by client, and how much memory their requests take."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from contextlib import contextmanager
 from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, Unavailable
 from echovlm_edge.runtime.serving.access.clients import Client
 
-FIRST_GUESS_SECONDS = 5.0  # of a call, before any has ended
+FIRST_GUESS_SECONDS = 5.0  # duration of a call, before any has ended
 SMOOTHING = 0.2  # weight of the newest call in the running mean
 
 
 class Admission:
-    """Counts calls in and out. One that waits for a slot holds a place, so the queue is bounded by the places.
+    """Admits calls to a bounded number of places. A call that waits for a slot holds a place too, which bounds the queue.
 
     A client without `max_calls` gets its `Client.share` of the places.
     """
 
     def __init__(self, places: int, slots: int, request_bytes: int) -> None:
-        """`places`: calls inside at once; `slots`: how many of them run together; `request_bytes`: of all their messages."""
+        """Start with all places free.
+
+        Args:
+            places: calls admitted at once.
+            slots: how many of them run together.
+            request_bytes: memory of all their messages.
+        """
         self._places, self._slots = places, slots
         self._batch, self._batch_places = 0, max(1, places // 2)
         self._held, self._request_bytes = 0, request_bytes
@@ -33,16 +39,16 @@ class Admission:
 
     @property
     def inside(self) -> int:
-        """How many calls are inside."""
+        """How many calls hold a place."""
         with self._lock:
             return self._inside.total()
 
     def drain(self) -> None:
-        """From now on nobody comes in."""
+        """Refuse all calls from now on."""
         self._draining = True
 
     def check(self, client: Client) -> None:
-        """Refuse a call, before its message is read, that would find no place now.
+        """Refuse a call that would get no place now, before its message is read.
 
         Raises:
             Busy: all places are taken, or all of this client's own.
@@ -56,8 +62,8 @@ class Admission:
         """Take a place for one call, for as long as it works; batch calls get at most half of all places.
 
         Raises:
-            Busy: all places are taken, or all of this client's own, or all that batch calls may have; or there is no memory for
-                a request of so many bytes beside those of the calls inside.
+            Busy: all places are taken, or all that this client or batch calls may have; or the requests of the admitted calls
+                leave no memory for one of `request_bytes`.
             Unavailable: the server is shutting down.
         """
         self._enter(client, request_bytes, batch)
@@ -67,7 +73,7 @@ class Admission:
         finally:
             with self._lock:
                 self._inside[client.name] -= 1
-                self._inside += Counter()  # forgets clients that are gone
+                self._inside += Counter()  # drops clients without calls
                 self._batch -= batch
                 self._held -= request_bytes
                 self._mean_seconds += SMOOTHING * (time.monotonic() - started - self._mean_seconds)
@@ -104,5 +110,5 @@ class Admission:
             )
 
     def _wait(self, inside: int) -> float:
-        """Seconds until a place comes free, were all calls as long as the last ones."""
+        """Estimate the seconds until a place comes free, as if all calls took as long as the last ones."""
         return max(0.1, self._mean_seconds / max(1, min(inside, self._slots)))

@@ -1,4 +1,4 @@
-"""Who may call: clients by bearer token or by the name in their certificate, and what each may have at once."""
+"""Who may call: clients by bearer token or by the name in their certificate, and the quotas of each."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Client:
     """One client, as the clients file has it.
 
     Attributes:
-        name: what logs and metrics call it.
-        token_sha256: of the bearer token it sends, 64 hex digits.
+        name: its name in logs and metrics.
+        token_sha256: the SHA-256 of its bearer token, 64 hex digits.
         certificate: the common name or a DNS name of its certificate.
-        group: clients of one group share what is cached of their images and prompts, and can tell from
-            `reused_tokens` and from the time that another of them sent the same image; empty: the client shares with nobody.
+        group: clients of one group share their cached images and prompts, so that one can see from `reused_tokens` and from the
+            time that another sent the same image; empty: the client shares with nobody.
         max_calls: generations at once; None for its `share` of all.
         max_studies: open studies at once; None for its `share` of all.
     """
@@ -44,13 +44,13 @@ class Client:
 
     @property
     def scope(self) -> str:
-        """Whose cached images and prompts its requests find: see `group`."""
+        """The name of the caches that its requests may reuse, its group's or its own."""
         return f"group {self.group}" if self.group else f"client {self.name}"
 
     def share(self, total: int) -> int:
-        """How much of what there is for all a client may take: three quarters, so that none takes everything by default.
+        """Return how much of a `total` one client may take: three quarters, so that none takes everything by default.
 
-        Callers who are not told apart are one client, and may take all.
+        Callers without a token or certificate count as one client, which may take all.
         """
         return max(1, total * 3 // 4) if self.token_sha256 or self.certificate else total
 
@@ -60,31 +60,31 @@ _CLIENTS = TypeAdapter(dict[str, Client])
 
 
 class Arrival(Protocol):
-    """What is known of a call before its message: a `grpc.aio.ServicerContext` is one."""
+    """What is known about a call before its message is read; a `grpc.aio.ServicerContext` is one."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
-        """What the client sent beside its message."""
+        """The metadata that the client sent with the call."""
         ...
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS says of the client."""
+        """The properties of the client's certificate, by name."""
         ...
 
     def peer(self) -> str:
-        """Where the connection comes from."""
+        """The connection's remote address, as gRPC writes it."""
         ...
 
 
 class Everybody:
-    """Lets in whoever can connect, all as one client."""
+    """Accepts every caller, all as one client."""
 
     def identify(self, arrival: Arrival) -> Client:
-        """Who calls."""
+        """Return the one client."""
         return ANYBODY
 
 
 class ClientsFile:
-    """A TOML file with a table for each client, read again when it changes; a file that cannot be read changes nothing.
+    """A TOML file with a table for each client, reloaded when it changes; a changed file that cannot be read is ignored.
 
         [cart-7]
         token_sha256 = "9f86d0…"      # printf %s "$TOKEN" | sha256sum
@@ -94,30 +94,30 @@ class ClientsFile:
         certificate = "workstation.radiology.example"
 
     Raises:
-        NotPossibleHere: the file cannot be read, or has what it should not have.
+        NotPossibleHere: the file cannot be read, or is not valid.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read it."""
+        """Read the file."""
         self._path = path
         self._lock = threading.Lock()
         self._read_at = self._stamp()
         self._clients = _read(path)
 
     def identify(self, arrival: Arrival) -> Client:
-        """Who calls.
+        """Identify the caller by its bearer token or certificate.
 
         Raises:
-            Unauthenticated: nobody that the file has.
+            Unauthenticated: the caller is not in the file.
         """
         self._read_again()
         return self.find(_bearer(arrival), _certificate_names(arrival))
 
     def find(self, token: str | None, certificate_names: Sequence[str]) -> Client:
-        """The client with that token, or one of those names in its certificate; a wrong token is not mended by a certificate.
+        """Find the client with that token or with one of those certificate names; a certificate does not excuse a wrong token.
 
         Raises:
-            Unauthenticated: there is none.
+            Unauthenticated: there is no such client.
         """
         if token is not None:
             digest = sha256(token.encode()).hexdigest()
@@ -157,7 +157,7 @@ def _read(path: Path) -> list[Client]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NotPossibleHere(f"The clients file {path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # its text names a place, not what is there
+    except ValueError as error:  # its text gives a line and column, and quotes nothing of the file
         raise NotPossibleHere(f"The clients file {path} is not TOML ({error}).") from None
     try:
         named = {name: {**table, "name": name} for name, table in tables.items() if isinstance(table, dict)}

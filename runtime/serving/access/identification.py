@@ -1,4 +1,4 @@
-"""Who may call: asked of every call but health checks, before anything of its message is read."""
+"""Identification of callers: for every call but health checks, before its message is read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _log = logging.getLogger(__name__)
 
 
 class Access(Protocol):
-    """Knows clients."""
+    """Decides who may call."""
 
     def identify(self, arrival: Arrival) -> Client:
-        """Who calls.
+        """Identify the caller.
 
         Raises:
-            Unauthenticated: nobody that is known.
+            Unauthenticated: the caller is not a known client.
         """
         ...
 
 
 def log_refusal(method: str, arrival: Arrival, error: Unauthenticated) -> None:
-    """Log a call of somebody unknown: from where and how it was tried, never with what."""
+    """Log a call of an unknown caller: its address and the kind of credentials, never the credentials."""
     _log.warning(
         "refused an unknown client",
         extra={"method": method.rpartition("/")[2], "peer": arrival.peer(), "tried": error.tried},
@@ -32,5 +32,5 @@ def log_refusal(method: str, arrival: Arrival, error: Unauthenticated) -> None:
 
 
 def traceparent(arrival: Arrival) -> str:
-    """Give the client's trace that a call belongs to (W3C Trace Context), or an empty text."""
+    """Return the client's trace that a call belongs to (W3C Trace Context `traceparent`), or an empty text."""
     return next((str(value) for key, value in arrival.invocation_metadata() or () if key == "traceparent"), "")

@@ -1,4 +1,4 @@
-"""Certificates: the server's own, those of the clients it trusts, read again when the files change."""
+"""Certificates: the server's own and the CA of its clients, reloaded when the files change."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files: the server's certificate chain and key, and who signs its clients' certificates (None: none are asked for)."""
+    """PEM files: the server's certificate chain, its key, and the CA of its clients (None: clients need no certificate)."""
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
 
     def all(self) -> list[Path]:
-        """Every file."""
+        """List the files."""
         return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """What the files hold; it was checked with OpenSSL."""
+    """The contents of the files, checked with OpenSSL."""
 
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     client_ca: bytes | None = field(repr=False)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that stay what they are."""
+        """Make fixed server credentials."""
         pair = (self.key, self.certificate)
         return grpc.ssl_server_credentials([pair], self.client_ca, self.client_ca is not None)
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """For credentials that change."""
+        """Make a configuration for server credentials that can change."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
 
 
 class CertificateFiles:
-    """Certificates, and what becomes of them as their files change. Not for two threads at once."""
+    """The current certificates, which follow their files. Not safe for use from two threads at once."""
 
     def __init__(self, files: TlsFiles) -> None:
         """Read the files.
 
         Raises:
-            NotPossibleHere: a file cannot be read, or they do not belong together.
+            NotPossibleHere: a file cannot be read, or certificate and key do not belong together.
         """
         self._files = files
         self.current = _checked(files, self._read())
         self._problem = ""
 
     def renewed(self) -> Certificates | None:
-        """Read the files again: what they hold where it is new and can be used; what cannot is logged once."""
+        """Read the files again; returns the certificates if they are new and valid. Invalid ones are logged once."""
         try:
             found = self._read()
             if found == self.current:
@@ -85,15 +85,17 @@ class CertificateFiles:
 
 
 def _checked(files: TlsFiles, found: Certificates) -> Certificates:
-    """The same, tried out: these very bytes, as the files may change meanwhile.
+    """Check certificates with OpenSSL and return them: these bytes, not the files, which may change meanwhile.
 
     Raises:
-        NotPossibleHere: they cannot be used.
+        NotPossibleHere: the certificates cannot be used.
     """
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with _in_memory(found.certificate) as certificate, _in_memory(found.key) as key:
-            context.load_cert_chain(certificate, key, password="")  # else it asks the terminal for an encrypted key's
+            context.load_cert_chain(
+                certificate, key, password=""
+            )  # without one, OpenSSL asks the terminal for an encrypted key's password
         if found.client_ca is not None:
             with _in_memory(found.client_ca) as client_ca:
                 context.load_verify_locations(client_ca)
@@ -105,7 +107,7 @@ def _checked(files: TlsFiles, found: Certificates) -> Certificates:
 
 @contextmanager
 def _in_memory(data: bytes) -> Iterator[str]:
-    """A file that only this process has, as `ssl` takes only paths."""
+    """Make a file that only this process has, because `ssl` takes only paths; yields its path."""
     with os.fdopen(os.memfd_create("pem"), "wb") as file:
         file.write(data)
         file.flush()

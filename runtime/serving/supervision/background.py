@@ -1,4 +1,4 @@
-"""Work in threads that never keep the process from ending: a load that is waited for, and reloads one after another."""
+"""Work in daemon threads, which never keep the process from ending: loading a bundle, and reloading it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def in_background(work: Callable[[], Outcome], name: str) -> Future[Outcome]:
-    """Run `work` in a thread of that name; it is abandoned where the process ends first."""
+    """Run `work` in a thread called `name`; the thread is abandoned where the process ends first."""
     done: Future[Outcome] = Future()
 
     def run() -> None:
@@ -28,15 +28,15 @@ def in_background(work: Callable[[], Outcome], name: str) -> Future[Outcome]:
 
 
 class Reloads:
-    """Runs reloads in a thread of their own; those that are asked for while one waits are one."""
+    """Runs reloads one after another in a thread of its own; requests that arrive before the next one starts count as one."""
 
     def __init__(self, reload: Callable[[], object]) -> None:
-        """`reload` runs once for each, never twice at once."""
+        """Start the thread; it never runs `reload` twice at once."""
         self._reload, self._asked = reload, threading.Event()
         threading.Thread(target=self._run, name="reload", daemon=True).start()
 
     def ask(self) -> None:
-        """Have it reload; returns at once."""
+        """Request a reload; returns at once."""
         self._asked.set()
 
     def _run(self) -> None:

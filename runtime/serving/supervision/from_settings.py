@@ -1,4 +1,4 @@
-"""What the server's options ask for: certificates, who may call, decoding processes, the engine, limits."""
+"""Build what the server's options ask for: certificates, access, decoding processes, the engine, limits."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ GAVE_UP = 70  # exit code where engines hang again and again: sysexits' EX_SOFTW
 
 
 def tls_files(chosen: ServeSettings) -> TlsFiles | None:
-    """The certificates, where they were given.
+    """Return the certificate files, or None where the options name none.
 
     Raises:
-        InvalidInput: only some of them.
+        InvalidInput: the options name only some of the files.
     """
     if chosen.tls_certificate and chosen.tls_key:
         return TlsFiles(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)
@@ -46,10 +46,10 @@ def tls_files(chosen: ServeSettings) -> TlsFiles | None:
 
 
 def refuse_open_doors(chosen: ServeSettings) -> None:
-    """Others can reach the address: then it is served with TLS and to known clients only, unless it was said twice.
+    """Refuse to serve an address that others can reach without TLS or to unknown clients, unless --insecure is given twice.
 
     Raises:
-        InvalidInput: it is open, and was not.
+        InvalidInput: the address is not loopback, TLS or the clients are missing, and --insecure was not given twice.
     """
     host, _ = parse_address(chosen.listen)
     known = chosen.clients or chosen.tls_client_ca
@@ -63,7 +63,7 @@ def refuse_open_doors(chosen: ServeSettings) -> None:
 
 
 def access(chosen: ServeSettings) -> Access:
-    """Who may call.
+    """Read who may call.
 
     Raises:
         NotPossibleHere: the clients file cannot be used.
@@ -72,25 +72,25 @@ def access(chosen: ServeSettings) -> Access:
 
 
 def decode_sandbox(chosen: ServeSettings) -> DecodeSandbox:
-    """The processes that decode image files; whoever asks closes them."""
+    """Start the processes that decode image files; the caller has to close them."""
     memory_bytes, seconds = chosen.decode_mb << 20, chosen.decode_seconds
     return DecodeSandbox(SandboxLimits(chosen.decode_processes, memory_bytes, seconds, chosen.decode_user))
 
 
 def traces(chosen: ServeSettings) -> Traces | None:
-    """What sends every call's trace, where a collector was named; whoever asks closes it."""
+    """Make the exporter of calls' traces, or None without a collector; the caller has to close it."""
     if not chosen.traces:
         return None
-    from echovlm_edge.runtime.observability.traces import Traces  # an extra: most do without it
+    from echovlm_edge.runtime.observability.traces import Traces  # an optional dependency
 
     return Traces(chosen.traces)
 
 
 def check_memory(chosen: ServeSettings) -> None:
-    """Log what the server takes of memory, with a warning where not all of it is there.
+    """Log how much memory the server needs, as a warning where the machine does not have all of it.
 
     Raises:
-        NotPossibleHere: no bundle, or the machine is too small even for the weights and what is taken at start.
+        NotPossibleHere: there is no bundle, or the machine is too small even for the weights and what is allocated at start.
     """
     shape = BundleShape.of(Bundle(chosen.bundle).manifest)
     verdict = judge(shape, chosen, machine_memory())
@@ -100,10 +100,10 @@ def check_memory(chosen: ServeSettings) -> None:
 
 
 def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: int) -> ServedEngine:
-    """The bundle's engine; the process ends with GAVE_UP where it hangs more often than `replacements`.
+    """Load the bundle's engine; the process ends with GAVE_UP where engines hang more often than `replacements`.
 
     Raises:
-        NotPossibleHere: the bundle cannot be served, or nothing can be decoded.
+        NotPossibleHere: the bundle cannot be served, or the decoding processes cannot start.
     """
     check_memory(chosen)
 
@@ -119,7 +119,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
 
     engine = ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: exit_now(GAVE_UP))
     try:
-        decode.ready()  # it has started beside the bundle
+        decode.ready()  # it was starting while the bundle was loaded
     except NotPossibleHere:
         engine.close()
         raise
@@ -127,10 +127,10 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
 
 
 def server_options(chosen: ServeSettings) -> ServerOptions:
-    """Where and how it listens, and the limits of calls, studies and uploads.
+    """Collect the address, and the limits of calls, studies and uploads.
 
     Raises:
-        InvalidInput: only some of the certificates.
+        InvalidInput: the options name only some of the certificate files.
     """
     return ServerOptions(
         chosen.listen,

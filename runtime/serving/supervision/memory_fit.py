@@ -11,7 +11,8 @@ from echovlm_edge.runtime.resources.machine_memory import MachineMemory
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length
 
-# How far each option can be lowered, and in which steps: first what costs time at most, then what fewer can use at once.
+# How far each option can be lowered and in which steps. Lowering a cheap one costs time at most; lowering a dear one means that
+# fewer calls run at once or that the context is smaller.
 CHEAP = {
     "prefix_mb": (0, 64),
     "parked_mb": (0, 64),
@@ -32,9 +33,9 @@ Size = Callable[[ServeSettings], int]
 class Fit(Enum):
     """How a server fits, the worst first."""
 
-    NEVER = "never"  # not even the weights and what is taken at start
-    SHORT = "short"  # not once all slots and stores are full
-    CROWDED = "crowded"  # not when everything is at its peak
+    NEVER = "never"  # too small even for the weights and what is allocated at start
+    SHORT = "short"  # too small once all slots and caches are full
+    CROWDED = "crowded"  # too small only when everything is at its peak
     FITS = "fits"
 
 
@@ -52,7 +53,7 @@ class Verdict:
 
 
 def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gpu: int | None = None) -> Verdict:
-    """Whether a server with these options fits; `gpu` is a graphics card's own memory, None where it is unknown."""
+    """Judge whether a server with these options fits; `gpu` is a graphics card's own memory in bytes, None where unknown."""
     items = account(shape, settings)
     if gpu and total(items, Where.GPU, When.START, When.USED) > gpu:
         return _verdict(Fit.SHORT, shape, settings, Where.GPU, gpu, (When.START, When.USED))
@@ -91,7 +92,7 @@ def _verdict(
 
 @dataclass(frozen=True)
 class _Lowering:
-    """What may be lowered so that `size` comes down to `room`."""
+    """Finds which options to lower so that `size` comes down to `room` bytes."""
 
     shape: BundleShape
     settings: ServeSettings
@@ -99,18 +100,18 @@ class _Lowering:
     room: int
 
     def one(self, name: str) -> dict[str, int]:
-        """The largest value of one option that is enough; empty where none is."""
+        """Find the largest value of one option that is enough; empty where no value is."""
         for value in self._values(name):
             if self.size(self.settings.model_copy(update={name: value})) <= self.room:
                 return {name: value}
         return {}
 
     def kept(self, lowered: Mapping[str, int]) -> float:
-        """The share of its value that a lowered option keeps."""
+        """Return the share of its value that a lowered option keeps."""
         return min(value / self._value(name) for name, value in lowered.items())
 
     def several(self) -> dict[str, int]:
-        """Options lowered one after the other, all but the last as far as they go; empty where all of them are not enough."""
+        """Lower options one after the other, all but the last as far as they go; empty where even all are not enough."""
         changes: dict[str, int] = {}
         for name in (*sorted(CHEAP, key=self._saved, reverse=True), *DEAR):
             rest = replace(self, settings=self.settings.model_copy(update=changes))
@@ -121,12 +122,12 @@ class _Lowering:
         return {}
 
     def _saved(self, name: str) -> int:
-        """Bytes, where an option is lowered as far as it goes."""
+        """Return the bytes saved where an option is lowered as far as it goes."""
         lowest = min(self._values(name), default=self._value(name))
         return self.size(self.settings) - self.size(self.settings.model_copy(update={name: lowest}))
 
     def _values(self, name: str) -> range:
-        """Lower values of an option, the largest first."""
+        """List the lower values of an option, the largest first."""
         lowest, step = LOWERABLE[name]
         return range((self._value(name) - 1) // step * step, lowest - 1, -step)
 
@@ -137,7 +138,7 @@ class _Lowering:
 
 
 def _fix(lowering: _Lowering) -> str:
-    """Single options where one is enough, those that keep the most of their value; else several."""
+    """Suggest single options where one is enough, those that keep most of their value; otherwise several together."""
     alone = sorted(filter(None, map(lowering.one, LOWERABLE)), key=lowering.kept, reverse=True)
     if alone:
         return "lower " + " or ".join(_said(lowered) for lowered in alone[:SUGGESTED])

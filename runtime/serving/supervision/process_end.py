@@ -1,4 +1,4 @@
-"""The end of the process: in time, whatever still hangs in it, and with no process of its own left behind."""
+"""The end of the process: in time even where a thread hangs, and without leaving child processes behind."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-LOG_SECONDS = 1.0  # for a last line, as whoever reads the log may hang too
+LOG_SECONDS = 1.0  # for the last log line, as the log's reader may hang too
 
 _log = logging.getLogger(__name__)
 
 
 def end_process(seconds: float, *steps: Callable[[], object]) -> NoReturn:
-    """Run the last steps and end the process with code 0; after so many seconds it ends wherever they are.
+    """Run the last steps and end the process with code 0; it ends after `seconds` even where a step still runs.
 
-    Not by returning from main: at its end Python waits for threads and C++ for its own, and one that hangs in a decoder or on
-    a GPU would keep the process for ever.
+    The process does not end by returning from main: Python would wait for its threads and C++ for its own, and one that hangs
+    in a decoder or on a GPU would keep the process for ever.
     """
     threading.Thread(target=_end_after, args=(seconds,), name="end", daemon=True).start()
     for step in steps:
@@ -31,7 +31,7 @@ def end_process(seconds: float, *steps: Callable[[], object]) -> NoReturn:
         except Exception as error:
             _log.error("a step of the server's end failed with %s", type(error).__name__)
     logging.shutdown()
-    with suppress(OSError, ValueError):  # nobody reads it any more
+    with suppress(OSError, ValueError):  # its reader is gone
         sys.stdout.flush()
     exit_now(0)
 
@@ -54,7 +54,7 @@ def _end_after(seconds: float) -> None:
 
 
 def _children() -> list[int]:
-    """This process's children; none where the kernel does not list them, and then they end as their pipes close."""
+    """List this process's children; where the kernel does not list them, they end by themselves when their pipes close."""
     found: list[int] = []
     for thread in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # a thread that has just ended

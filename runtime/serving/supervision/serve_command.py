@@ -1,4 +1,4 @@
-"""`echovlm-serve`: loads a bundle and serves it until a signal stops it; on SIGHUP it loads the bundle again while it serves."""
+"""`echovlm-serve`: load a bundle and serve it until a signal stops it; SIGHUP reloads the bundle while it serves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from echovlm_edge.runtime.serving.supervision.signals import Signals
 from echovlm_edge.runtime.serving.supervision.systemd import ServiceManager
 from echovlm_edge.runtime.serving.transport.server import ReportServer, parse_address
 
-END_SECONDS = 5.0  # after the grace, until the process ends whatever hangs in it
+END_SECONDS = 5.0  # after the grace period, until the process ends even where a thread hangs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def _run(chosen: ServeSettings | None) -> int:
     logs.start(chosen.log == "json")
     parse_address(chosen.listen)
     from_settings.refuse_open_doors(chosen)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain patients' data
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # connections take one each
     options, known = from_settings.server_options(chosen), from_settings.access(chosen)
@@ -42,7 +42,7 @@ def _run(chosen: ServeSettings | None) -> int:
         manager = ServiceManager()
         decode = from_settings.decode_sandbox(chosen)
         ending.callback(decode.close)
-        # In a thread: a signal is answered while it loads.
+        # In a thread, so that a signal is handled while it loads.
         loading = in_background(
             lambda: from_settings.served_engine(chosen, decode, WatchdogOptions.replacements), "load"
         )
@@ -60,7 +60,7 @@ def _run(chosen: ServeSettings | None) -> int:
             observers.append(traces.observe)
         server = ReportServer(engine, options, access=known, observers=observers)
         if scraped:
-            scraped.start()  # not sooner: it asks the server about its studies
+            scraped.start()  # only now, because its metrics read the server's studies
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
         manager.ready()

@@ -1,4 +1,4 @@
-"""The server's options, each said once here; read from the command line, then the environment, then a TOML file, then the defaults."""
+"""The server's options, each defined once; from the command line, then the environment, then a TOML file, then the defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _option(default: Any, said: str, metavar: str | None = None, group: str = ""
 
 
 class ServeSettings(BaseModel):
-    """What `echovlm-serve` is told. The option of a field has dashes, its variable capitals behind ECHOVLM_."""
+    """The options of `echovlm-serve`. A field `max_studies` is the option --max-studies and the variable ECHOVLM_MAX_STUDIES."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,38 +35,34 @@ class ServeSettings(BaseModel):
     listen: str = _option(DEFAULT_ADDRESS, "port 0: a free one", "HOST:PORT")
     port_file: Path | None = _option(None, "write the port there once the server answers", "F")
     threads: int | None = _option(
-        None, "one per processor that its affinity and quota allow where it is not said", "N", ge=1
+        None, "threads that compute; without it one per processor that affinity and quota allow", "N", ge=1
     )
     max_sequence: int | None = _option(None, "a smaller context than the bundle's, for less memory", "N", ge=1)
     max_message_mb: int = _option(64, "largest request", "N", ge=1, le=2047)  # gRPC's limit is an int32
-    grace: float = _option(10.0, "for running calls when told to stop", "SECONDS", ge=0, le=3600)
+    grace: float = _option(10.0, "time for running calls when the server is stopped", "SECONDS", ge=0, le=3600)
     verify: bool = _option(False, "check every file's hash before loading")
 
     slots: int = _option(8, "reports written together", "N", LOAD, ge=1, le=256)
-    queue: int = _option(32, "calls that may wait beside them", "N", LOAD, ge=0, le=4096)
-    request_mb: int = _option(512, "memory for the requests of calls inside", "N", LOAD, ge=1)
-    prefix_mb: int = _option(1024, "memory for prompts seen before", "N", LOAD, ge=0)
-    image_mb: int = _option(256, "memory for images seen before", "N", LOAD, ge=0)
-    parked_mb: int = _option(
-        1024, "memory for the keys and values of batch reports that gave their slot back", "N", LOAD, ge=0
-    )
+    queue: int = _option(32, "calls that may wait for a slot", "N", LOAD, ge=0, le=4096)
+    request_mb: int = _option(512, "memory for the requests of admitted calls", "N", LOAD, ge=1)
+    prefix_mb: int = _option(1024, "memory for cached prompts", "N", LOAD, ge=0)
+    image_mb: int = _option(256, "memory for cached images", "N", LOAD, ge=0)
+    parked_mb: int = _option(1024, "memory for the keys and values of preempted batch reports", "N", LOAD, ge=0)
     max_studies: int = _option(64, "studies open at once", "N", LOAD, ge=0)
-    study_mb: int = _option(1024, "memory for their pictures", "N", LOAD, ge=0)
-    study_minutes: float = _option(30.0, "a study unused for so long is over", "M", LOAD, gt=0)
-    upload_mb: int = _option(1024, "memory for uploaded files; 0 takes none", "N", LOAD, ge=0)
-    upload_minutes: float = _option(5.0, "an uploaded file unused for so long is forgotten", "M", LOAD, gt=0)
-    hang_seconds: float = _option(300.0, "one step so long is a hang", "S", LOAD, gt=0)
-    decode_processes: int = _option(2, "that decode image files", "N", LOAD, ge=1, le=64)
-    decode_mb: int = _option(3072, "memory of each", "N", LOAD, ge=512)
-    decode_seconds: float = _option(20.0, "for one file", "S", LOAD, gt=0)
-    decode_user: int = _option(
-        65534, "number of the user they run as where the server is started by root", "N", LOAD, ge=1
-    )
+    study_mb: int = _option(1024, "memory for the pictures of open studies", "N", LOAD, ge=0)
+    study_minutes: float = _option(30.0, "a study expires when unused for this long", "M", LOAD, gt=0)
+    upload_mb: int = _option(1024, "memory for uploaded files; 0 accepts none", "N", LOAD, ge=0)
+    upload_minutes: float = _option(5.0, "an uploaded file expires when unused for this long", "M", LOAD, gt=0)
+    hang_seconds: float = _option(300.0, "a step that takes longer is a hang", "S", LOAD, gt=0)
+    decode_processes: int = _option(2, "processes that decode image files", "N", LOAD, ge=1, le=64)
+    decode_mb: int = _option(3072, "memory of each decoding process", "N", LOAD, ge=512)
+    decode_seconds: float = _option(20.0, "time to decode one file", "S", LOAD, gt=0)
+    decode_user: int = _option(65534, "user id of the decoding processes where root starts the server", "N", LOAD, ge=1)
 
     clients: Path | None = _option(None, "TOML file of clients by token or certificate, and their quotas", "F", WHO)
     tls_certificate: Path | None = _option(None, "PEM chain of the server", "F", WHO)
-    tls_key: Path | None = _option(None, "its key", "F", WHO)
-    tls_client_ca: Path | None = _option(None, "whoever's certificate this did not sign is refused", "F", WHO)
+    tls_key: Path | None = _option(None, "PEM key of that certificate", "F", WHO)
+    tls_client_ca: Path | None = _option(None, "PEM CA: clients need a certificate that it signed", "F", WHO)
     insecure: int = _option(
         *(0, "said twice (2 in a file): without TLS, or without asking who calls, on an address others can reach"),
         *(None, WHO),
@@ -79,10 +75,10 @@ class ServeSettings(BaseModel):
 
 
 def read_settings(arguments: list[str] | None = None) -> ServeSettings | None:
-    """The options of a command line, with what stands behind them; None where they were to be printed and have been.
+    """Read the options from a command line, the environment and a file; returns None where --print-config printed them.
 
     Raises:
-        InvalidInput: a value that cannot be, or a key that is none; names where it was said.
+        InvalidInput: a value or a key is not valid; the sentence names where it was set.
         NotPossibleHere: the file cannot be read.
     """
     typed = vars(_parser().parse_args(arguments))
@@ -95,10 +91,10 @@ def read_settings(arguments: list[str] | None = None) -> ServeSettings | None:
 
 
 def settings_of(path: Path | None, typed: Mapping[str, Any]) -> ServeSettings:
-    """Options as typed, behind them the environment, behind it the file at `path`.
+    """Combine typed options, the environment and the file at `path`; the former overrides the latter.
 
     Raises:
-        InvalidInput: a value that cannot be, or a key that is none; names where it was said.
+        InvalidInput: a value or a key is not valid; the sentence names where it was set.
         NotPossibleHere: the file cannot be read.
     """
     variables = {
@@ -108,7 +104,7 @@ def settings_of(path: Path | None, typed: Mapping[str, Any]) -> ServeSettings:
 
 
 def add_option(parser: argparse._ActionsContainer, name: str) -> None:
-    """Give a parser one of the server's options; it says nothing where the option is not typed."""
+    """Add one of the server's options to a parser; the parsed namespace lacks it where it is not typed."""
     field = ServeSettings.model_fields[name]
     shape: dict[str, Any] = {"metavar": _extra(field)["metavar"]}
     if choices := _choices(field):
@@ -121,18 +117,18 @@ def add_option(parser: argparse._ActionsContainer, name: str) -> None:
 
 
 def as_toml(settings: ServeSettings) -> str:
-    """A file that says the same, every option with its meaning."""
+    """Write the settings as a TOML file in which every option is explained."""
     return "\n".join(_toml_lines(settings)) + "\n"
 
 
 def as_environment(settings: ServeSettings) -> dict[str, str]:
-    """Variables that say the same to whoever reads them: `read_settings([])`."""
+    """Write the settings as environment variables, from which `read_settings([])` reads the same settings."""
     said = {name: getattr(settings, name) for name in ServeSettings.model_fields}
     return {_variable(name): str(value) for name, value in said.items() if value is not None}
 
 
 def with_absolute_paths(settings: ServeSettings) -> ServeSettings:
-    """The same for processes that run in other folders."""
+    """Make the settings' paths absolute, for processes that run in other folders."""
     said = {name: getattr(settings, name) for name in ServeSettings.model_fields}
     paths = {name: value.absolute() for name, value in said.items() if isinstance(value, Path)}
     return settings.model_copy(update=paths)
@@ -153,7 +149,9 @@ def _toml_lines(settings: ServeSettings) -> Iterator[str]:
 
 
 def _toml(value: str | float) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one character that JSON alone allows
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # the one character that JSON allows and TOML does not
 
 
 def _written(path: Path | None) -> dict[str, Any]:
@@ -187,13 +185,13 @@ def _checked(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="echovlm-serve",
-        description="Serve a bundle over gRPC. Every option can also stand in the environment (ECHOVLM_SLOTS=4) and in a TOML file.",
+        description="Serve a bundle over gRPC. Every option can also be set in the environment (ECHOVLM_SLOTS=4) and in a TOML file.",
         argument_default=argparse.SUPPRESS,
     )
     add_version(parser)
     parser.add_argument("--config", type=Path, default=None, metavar="F", help="TOML file of options")
     parser.add_argument(
-        "--print-config", action="store_true", default=False, help="print such a file with what is in force, and end"
+        "--print-config", action="store_true", default=False, help="print the options in force as a TOML file, and exit"
     )
     groups: dict[str, Any] = {"": parser}
     for name, field in ServeSettings.model_fields.items():
@@ -222,7 +220,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _expected(field: FieldInfo) -> str:
-    """What a value must be: `between 1 and 256`."""
+    """Describe the values that a field allows, for example `between 1 and 256`."""
     limits = {
         kind: getattr(item, kind) for item in field.metadata for kind in ("ge", "gt", "le") if hasattr(item, kind)
     }

@@ -1,4 +1,4 @@
-"""The engine that serves now: replaced by another bundle's without dropping a call, and by a new one where it hangs."""
+"""The engine that serves: replaced without dropping a call when the bundle is reloaded, and when it hangs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class WatchdogOptions:
     Attributes:
         hang_seconds: the longest that one image or one turn of the decoder may take.
         replacements: hung engines that are replaced in this process; a hung thread cannot be ended, so that after the last
-            one the whole process is given up.
+            one the whole process ends.
         poll_seconds: between two polls of the engines.
-        load_seconds: the longest that no engine may serve after a hang: a GPU that hangs mostly hangs for the next engine
-            too, and then the whole process is given up.
+        load_seconds: the longest time without an engine after a hang: a GPU that hangs mostly hangs for the next engine too,
+            and then the whole process ends.
     """
 
     hang_seconds: float = 300.0
@@ -56,14 +56,16 @@ class ServedEngine:
         """Open the first engine.
 
         Args:
-            open_engine: loads the bundle that is to be served; what it raises, this raises.
+            open_engine: loads the bundle; its exceptions pass through.
             options: of the watchdog.
-            give_up: called once when engines hang more often than they may, or none can be loaded in time.
+            give_up: called once when engines hang too often, or none can be loaded in time.
         """
         self._open, self._options, self._give_up = open_engine, options, give_up
         self._current = open_engine()
         self._calls: dict[ReportEngine, int] = {self._current: 0}  # the open engines, and how many calls use each
-        self._lock = threading.RLock()  # a generator that nobody kept may end, and lock it, while its thread holds it
+        self._lock = (
+            threading.RLock()
+        )  # reentrant: an abandoned generator may be closed, and take the lock, in a thread that holds it
         self._loading = threading.Lock()  # one load at a time: each engine takes as much memory as the first
         self._notifying, self._notified_serving = threading.Lock(), True
         self._closed = threading.Event()
@@ -76,11 +78,11 @@ class ServedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What is loaded."""
+        """Which model and bundle are loaded."""
         return self._current.info
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
-        """See `ReportEngine.generate`: all of one call goes to one engine."""
+        """Answer one request, as `ReportEngine.generate` does; one engine serves the whole call."""
         with self._call() as engine:
             for event in engine.generate(request, stopped):
                 if isinstance(event, Finished):  # a text names the bundle that wrote it: another may have taken over
@@ -88,30 +90,30 @@ class ServedEngine:
                 yield event
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
-        """See `ReportEngine.prepare`."""
+        """Encode and prefill frames in the background, as `ReportEngine.prepare` does."""
         with self._call() as engine:
             engine.prepare(frames, client, scope, stopped)
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
-        """See `ReportEngine.prompt_tokens`."""
+        """Count the tokens of a prompt about frames, as `ReportEngine.prompt_tokens` does."""
         with self._call() as engine:
             return engine.prompt_tokens(frames)
 
     def read_image(
         self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
     ) -> list[Frame]:
-        """See `ReportEngine.read_image`."""
+        """Decode an image file, as `ReportEngine.read_image` does."""
         with self._call() as engine:
             return engine.read_image(image, before, asker, allow_mixed_studies)
 
     def stats(self) -> EngineStats:
-        """See `ReportEngine.stats`."""
+        """Return the current engine's counters and gauges."""
         return self._current.stats()
 
     def swap(self) -> bool:
         """Load the bundle again while the current engine serves, then switch to it; the old engine ends with its last call.
 
-        Returns whether it did: a bundle that cannot be loaded is logged, and changes nothing.
+        Returns whether the new engine serves. A bundle that cannot be loaded is logged, and changes nothing.
         """
         with self._loading:
             if self._closed.is_set():
@@ -127,7 +129,7 @@ class ServedEngine:
         return True
 
     def check(self) -> None:
-        """End engines that hang, and begin to load another where none serves: what the watchdog does."""
+        """End engines that hang, and start to load another where none serves; the watchdog calls this."""
         for engine in self._hanging():
             self._end_hung(engine)
         if self._serves() or self._closed.is_set():
@@ -148,7 +150,7 @@ class ServedEngine:
 
     @contextmanager
     def _call(self) -> Iterator[ReportEngine]:
-        """The current engine, kept open while it is used."""
+        """Use the current engine, which stays open until the context ends."""
         with self._lock:
             engine = self._current
             if engine not in self._calls:
@@ -184,7 +186,7 @@ class ServedEngine:
             self._end(engine)
 
     def _end(self, engine: ReportEngine, reason: Unavailable | None = None) -> bool:
-        """Close an engine unless that has been done; returns whether this did it."""
+        """Close an engine unless it is closed; returns whether this call closed it."""
         with self._lock:
             if self._calls.pop(engine, None) is None:
                 return False
@@ -220,7 +222,7 @@ class ServedEngine:
     def _replace(self) -> None:
         started = time.monotonic()
         with self._loading:
-            if self._serves() or self._closed.is_set():  # a swap was loading when its predecessor hung
+            if self._serves() or self._closed.is_set():  # a swap was loading while the old engine hung, and now serves
                 return
             try:
                 replaced = self._take_over(self._open())

@@ -1,7 +1,7 @@
-"""What a server of a bundle takes of memory, item by item: one account for plan, doctor, server and the operations page.
+"""How much memory a server of a bundle needs, item by item: one account for plan, doctor, server and the operations page.
 
-An upper bound from the bundle's shape and the server's options. Constants were measured on bundles of width 1024 (see
-`python -m benchmarks.memory_page --measure`); what was not measured says so.
+It is an upper bound from the bundle's shape and the server's options. Constants were measured on bundles of width 1024 (see
+`python -m benchmarks.memory_page --measure`); those that were assumed say so.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
 
 MB = 1 << 20
-# Resident in a server without load 125 MB, half of it files of libraries; 170 MB once calls of every kind have run.
+# An idle server has 125 MB resident, half of it mapped library files; 170 MB once calls of every kind have run.
 LIBRARIES = 200 * MB
 GPU_LIBRARIES = 1024 * MB  # CUDA, cuDNN or TensorRT in the host's memory: assumed, not measured
-TOKENIZER_TIMES = 28  # a tokenizer in memory, over its file: 217 MB for the published model's 8 MB
-# Weights in memory over their files. Mapped they are 1; ONNX Runtime's own operators copy them into a layout of their own, and float16
-# is widened to float32 where the CPU has no operator for it. By whether our operators run, and precision.
+TOKENIZER_TIMES = 28  # a tokenizer in memory relative to its file: 217 MB for the published model's 8 MB
+# Weights in memory relative to their files, by whether our operators run and by precision. Mapped weights are 1. ONNX Runtime's own
+# operators copy them into a layout of their own, and float16 is widened to float32 where the CPU has no operator for it.
 WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
-DECODER_AT_REST = 64 * MB  # Python, numpy, Pillow, pydicom and its decoders: 38 MB are its own
-MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a place is given
+DECODER_AT_REST = 64 * MB  # an idle process with Python, numpy, Pillow, pydicom and its decoders: 38 MB are not shared
+MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a call is admitted
 PARTS_AT_ONCE = FileReceivingLimits().total  # of uploads; each may be as large as a message
 PARSING = 2  # further copies of a message that is being parsed: as bytes and as a message
 READ_AHEAD = 4  # studies whose pictures are read in the background
 
 
 def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
-    """All that a server with these options takes."""
+    """List everything that a server with these options needs."""
     libraries = Item("libraries", LIBRARIES + (GPU_LIBRARIES if shape.on_gpu else 0), "", When.START)
     engine = tuple(_engine(shape, settings))
     second = (
@@ -40,12 +40,12 @@ def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
 
 
 def sequence_length(shape: BundleShape, settings: ServeSettings) -> int:
-    """The context that is served."""
+    """Return the served context length, in tokens."""
     return min(settings.max_sequence or shape.max_sequence, shape.max_sequence)
 
 
 def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
-    """What each engine has of its own: there are two while a bundle is replaced."""
+    """List what each engine needs; there are two engines while a bundle is replaced."""
     length = sequence_length(shape, settings)
     yield Item("tokenizer", TOKENIZER_TIMES * shape.tokenizer, "", When.START)
     if shape.on_gpu:

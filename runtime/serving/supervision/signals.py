@@ -1,4 +1,4 @@
-"""Signals to stop or to reload, as something a main thread waits for."""
+"""Signals to stop or to reload, for which the main thread waits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP, which from now on end `wait` instead of the process; as a context, until its end.
+    """Make SIGTERM, SIGINT and SIGHUP end `wait` instead of the process, until the context ends.
 
-    Over a socket: the kernel may hand a signal to a thread of gRPC's or ONNX Runtime's, and then nothing would wake a main
-    thread that waits for a lock, where alone Python runs its handlers. The socket only wakes: which signals came is kept by
-    the handlers, so that nothing is lost where it is full.
+    A socket wakes `wait`, because the kernel may deliver a signal to a thread of gRPC or ONNX Runtime: then nothing would wake a
+    main thread that waits for a lock, and only the main thread runs Python's handlers. The handlers record which signals
+    arrived, so that none is lost where the socket is full.
     """
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class Signals:
         self._wakes.close()
 
     def wait(self) -> signal.Signals:
-        """The next one, or one that had come before: a stop before a SIGHUP, and many SIGHUPs as one."""
+        """Wait for a signal, or return one that has arrived already: a stop before a SIGHUP, and many SIGHUPs as one."""
         while not self._pending:
             self._woken.recv(4096)
         if stops := self._pending & STOPS:
             return signal.Signals(stops.pop())
-        self._pending.discard(signal.SIGHUP)  # not all: a stop may have come since
+        self._pending.discard(signal.SIGHUP)  # only this one: a stop may have arrived since
         return signal.SIGHUP
 
     def stopped_before(self, work: Future[Any]) -> bool:
-        """Wait for `work` to end; True where a stop came first. A SIGHUP is left for `wait`."""
+        """Wait for `work` to end; returns True where a stop came first. A SIGHUP is left for `wait`."""
         work.add_done_callback(lambda _: self._wake())
         while not work.done():
             if self._pending & STOPS:
@@ -58,7 +58,7 @@ class Signals:
         return False
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full, so that it wakes anyway, or closed
+        with suppress(OSError):  # the socket is full, so that it wakes anyway, or closed
             self._wakes.send(b"\0")
 
     def _came(self, number: int, frame: FrameType | None) -> None:

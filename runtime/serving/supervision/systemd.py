@@ -1,4 +1,4 @@
-"""This process's state for a service manager that asks for it (sd_notify(3))."""
+"""Report this process's state to a service manager that asks for it (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import threading
 import time
 from contextlib import suppress
 
-SEND_SECONDS = 1.0  # a manager that does not read holds nothing up
+SEND_SECONDS = 1.0  # a manager that does not read must not block the server
 
 
 class ServiceManager:
-    """The service manager of $NOTIFY_SOCKET; without one nothing is sent. After STOPPING=1 nothing else is sent."""
+    """The service manager behind $NOTIFY_SOCKET; without that nothing is sent. After STOPPING=1 nothing else is sent."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -20,15 +20,15 @@ class ServiceManager:
         self._stopping = False
 
     def ready(self) -> None:
-        """The server answers, or has reloaded."""
+        """Report that the server answers, or has reloaded."""
         self._notify("READY=1")
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it, however it went."""
+        """Report that a reload begins; `ready` reports its end, even where it failed."""
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The server has begun to end."""
+        """Report that the server is shutting down."""
         with self._lock:
             self._send("STOPPING=1")
             self._stopping = True

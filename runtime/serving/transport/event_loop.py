@@ -1,4 +1,4 @@
-"""The event loop that gRPC's servers live on: one for the process, in a thread of its own."""
+"""The event loop on which gRPC's servers run: one per process, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 
 
 def run_on_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine on the loop and wait for its result; not to be called from the loop itself."""
+    """Run a coroutine on the loop and wait for its result; must not be called from the loop itself."""
     return asyncio.run_coroutine_threadsafe(work, _loop()).result()
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    # One, because `grpc.aio` has one completion queue for the process, which wakes the loops of all its servers.
+    # One loop, because `grpc.aio` has one completion queue per process, which wakes the loops of all its servers.
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(log_uncaught_in_loop)
     threading.Thread(target=loop.run_forever, name="grpc", daemon=True).start()

@@ -1,7 +1,7 @@
-"""gRPC calls to the report service: who calls is decided from the metadata, then the message is read, then a thread works.
+"""gRPC calls to the report service: identify the caller from the metadata, then read the message, then work in a thread.
 
-A call costs no thread before its message is there and it was admitted. It gives its place back when the work is done, not when the
-client has read the last of it: what is left is delivered from the event loop, for a limited time.
+A call takes no thread before its message has arrived and it was admitted. It releases its place when the work is done, not when
+the client has read the last message: the event loop delivers what is left, for a limited time.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswe
 
 @dataclass(frozen=True)
 class TransportLimits:
-    """What connections and calls may hold, besides the places for their work.
+    """Limits of connections and calls, apart from the places of `Admission`.
 
     Attributes:
         connections: open at once; fewer where the process has too few descriptors.
-        handshake_seconds: for a connection's beginning: TLS and HTTP/2's.
-        idle_seconds: of a connection without a call, before it is closed; clients connect again by themselves.
+        handshake_seconds: for a connection's TLS and HTTP/2 handshakes.
+        idle_seconds: a connection without a call is closed after this; clients reconnect by themselves.
         calls: in flight of all clients, from the metadata to the last byte delivered.
-        calls_per_client: of one client.
-        receiving: of messages on their way.
-        receiving_files: of uploads on their way.
-        delivery_seconds: for a client to take one message of an answer.
-        health_seconds: for a health check's request, before it is answered without.
+        calls_per_client: in flight of one client.
+        receiving: limits of messages that are being received.
+        receiving_files: limits of uploads that are being received.
+        delivery_seconds: for a client to read one message of an answer.
+        health_seconds: for reading a health check's request; after this it is answered without being read.
     """
 
     connections: int = 4096
@@ -58,7 +58,7 @@ class TransportLimits:
 
 
 class ReportCalls(grpc.GenericRpcHandler):
-    """Carries calls of `grpc.aio` to the service. Lives on one event loop."""
+    """Passes calls of `grpc.aio` to the service. All methods run on one event loop."""
 
     def __init__(
         self,
@@ -69,7 +69,16 @@ class ReportCalls(grpc.GenericRpcHandler):
         receiver: Receiver,
         limits: TransportLimits,
     ) -> None:
-        """`threads` run the service's methods, at least as many as calls are admitted; `observers` are told of every call that ended."""
+        """Pass calls to `service`.
+
+        Args:
+            service: answers the calls.
+            access: identifies the callers.
+            threads: run the service's methods; at least as many as calls are admitted.
+            observers: called with every call that ended.
+            receiver: reads the messages.
+            limits: of connections and calls.
+        """
         self._service, self._access, self._threads = service, access, threads
         self._observers, self._limits = observers, limits
         self._receiver = receiver
@@ -77,7 +86,7 @@ class ReportCalls(grpc.GenericRpcHandler):
         self._in_flight: Counter[str] = Counter()
 
     def service(self, details: grpc.HandlerCallDetails) -> Handler | None:
-        """The handler of a method of this service."""
+        """Return the handler of a method of this service, or None for another service's."""
         service, _, name = details.method.lstrip("/").partition("/")
         method = self._service.methods.get(name)
         if service != NAME or method is None:
@@ -101,7 +110,9 @@ class ReportCalls(grpc.GenericRpcHandler):
             except asyncio.CancelledError:
                 call.gone.set()
                 raise
-            except grpc.aio.InternalError:  # nothing can be written: the client is gone, which is told a moment later
+            except (
+                grpc.aio.InternalError
+            ):  # nothing can be written: the client is gone, and gRPC reports that a moment later
                 call.gone.set()
             except Exception as error:
                 status = call.fail(error)
@@ -123,7 +134,7 @@ class ReportCalls(grpc.GenericRpcHandler):
                 del self._in_flight[who]
 
     async def _answer(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
-        """Carry out a call; returns its status where it failed in its thread."""
+        """Answer a call; returns its status where it failed in its thread."""
         if method.in_parts:
             return await self._take_file(method, call, who, context)
         if method.needs_place:
@@ -132,19 +143,19 @@ class ReportCalls(grpc.GenericRpcHandler):
         return await self._answer_from_thread(lambda: request.answers(method, call), call, context)
 
     async def _take_file(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
-        """Carry out an upload. A file that its sender is not told the id of is forgotten."""
+        """Answer an upload. The file is forgotten unless its sender got its id."""
         with self._files.place(who):
             file = self._service.uploads.begin(call.client)
-            told = False
+            delivered = False
             try:
                 await self._files.receive(
                     lambda: _part(context), file, lambda data: cast(pb.UploadRequest, method.parse(data)).data
                 )
                 status = await self._answer_from_thread(lambda: _packed(method.answer(file, call)), call, context)
-                told = status is None
+                delivered = status is None
                 return status
             finally:
-                if not told:
+                if not delivered:
                     file.abandon()
 
     async def _answer_from_thread(
@@ -157,7 +168,7 @@ class ReportCalls(grpc.GenericRpcHandler):
                 await self._deliver(message, context)
             return message
         except BaseException:
-            call.gone.set()  # the engine asks before every token
+            call.gone.set()  # the engine checks this before every token
             raise
 
     async def _deliver(self, message: bytes, context: Context) -> None:
@@ -168,7 +179,7 @@ class ReportCalls(grpc.GenericRpcHandler):
 
 
 class _Request:
-    """A request's bytes, which are not kept: they may be 64 MB, and are parsed once."""
+    """A request's bytes, which are released once they are parsed: they may be 64 MB."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -184,10 +195,10 @@ class _Request:
 
 
 def identified(access: Access, method: str, context: Context) -> Client:
-    """Who calls; a refusal is logged.
+    """Identify the caller; a refusal is logged.
 
     Raises:
-        Unauthenticated: nobody that is known.
+        Unauthenticated: the caller is not a known client.
     """
     try:
         return access.identify(context)
@@ -197,7 +208,7 @@ def identified(access: Access, method: str, context: Context) -> Client:
 
 
 def told_apart(client: Client, context: Context) -> str:
-    """Whose limits a call counts for: its client's, or its connection's where clients are not told apart."""
+    """Name whose limits a call counts against: its client's, or its connection's where callers are not identified."""
     return client.name if client is not ANYBODY else context.peer()
 
 
@@ -208,7 +219,7 @@ async def _message(context: Context) -> bytes:
 
 
 async def _part(context: Context) -> bytes | None:
-    """Read the call's next message; None where there is no further one."""
+    """Read the call's next message; returns None after the last one."""
     data = await context.read()
     return data if isinstance(data, bytes) else None
 

@@ -1,4 +1,4 @@
-"""The standard health service (grpc.health.v1), for anybody who can connect: small answers to known names, whatever else happens."""
+"""The standard health service (grpc.health.v1), for anybody who can connect; it answers even while the server is busy."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, NotFound
 from echovlm_edge.runtime.contracts.statuses import Context, Handler, streaming_handler
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-MAX_REQUEST_BYTES = 1024  # more names no service of this server
+MAX_REQUEST_BYTES = 1024  # a larger request names no service of this server
 MAX_WATCHES, MAX_WATCHES_PER_HOST = 256, 32
 
 
 class Health(grpc.GenericRpcHandler):
-    """Check and Watch. All names have the one status: this server is one service. Lives on one event loop.
+    """The methods Check and Watch. All names have the same status, as this server is one service. Runs on one event loop.
 
-    Nobody is asked for a token, and a request may be as large as the largest message. So one request is read at a time, for a
-    moment; whoever comes meanwhile, and who is slow, is answered without: a client that holds requests back on purpose, or
-    sends large ones, neither fills the memory nor makes a load balancer believe that the server is gone.
+    Callers need no token, and a request may be as large as the largest message. So only one request is read at a time, and only
+    for a moment. A call that arrives meanwhile, or is slow, is answered without reading its request: a client that holds
+    requests back on purpose, or sends large ones, neither fills the memory nor makes a load balancer believe that the server is
+    gone.
     """
 
     def __init__(self, names: Iterable[str], read_seconds: float) -> None:
-        """`names` beside the server's own empty one; `read_seconds` for a request."""
+        """Start as NOT_SERVING; `names` are those besides the server's own empty name, `read_seconds` is for one request."""
         self._names, self._read_seconds = frozenset(["", *names]), read_seconds
         self._status = NOT_SERVING
         self._changed = asyncio.Condition()
@@ -35,18 +36,18 @@ class Health(grpc.GenericRpcHandler):
         self._watches: Counter[str] = Counter()  # by host
 
     async def set(self, serving: bool) -> None:
-        """Notify every watcher; after `close` it stays NOT_SERVING."""
+        """Set the status and notify every watcher; after `close` it stays NOT_SERVING."""
         async with self._changed:
             self._status = SERVING if serving and not self._closed else NOT_SERVING
             self._changed.notify_all()
 
     async def close(self) -> None:
-        """Say NOT_SERVING, and end every watch once that is sent."""
+        """Set NOT_SERVING, and end every watch once that is sent."""
         self._closed = True
         await self.set(False)
 
     def service(self, details: grpc.HandlerCallDetails) -> Handler | None:
-        """The handler of a method of this service."""
+        """Return the handler of a method of this service, or None for another service's."""
         for name, answer in (("Check", self._check), ("Watch", self._watch)):
             if details.method == f"/{health.SERVICE_NAME}/{name}":
                 return streaming_handler(answer)
@@ -72,10 +73,10 @@ class Health(grpc.GenericRpcHandler):
                     await self._changed.wait_for(lambda seen=sent: self._closed or self._status != seen)  # type: ignore[misc]
         finally:
             self._watches[host] -= 1
-            self._watches += Counter()  # forgets hosts that are gone
+            self._watches += Counter()  # drops hosts without watches
 
     async def _read_name(self, context: Context) -> None:
-        """Refuse an unknown name, where there is time to read it."""
+        """Refuse an unknown name, where the request can be read in time."""
         if self._reading:
             return
         self._reading = True

@@ -1,4 +1,4 @@
-"""One address and the gRPC servers on it: the newest takes connections, those before it end theirs."""
+"""One address and the gRPC servers on it: the newest one accepts connections, the older ones drain."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import grpc
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
-DRAIN_SECONDS = 3600.0  # for the calls of a server that another one has followed
-MAX_DRAINING = 8  # servers; one more cuts the oldest
+DRAIN_SECONDS = 3600.0  # for the calls of a server that a newer one has replaced
+MAX_DRAINING = 8  # servers; for one more, the oldest is cut
 POLL_SECONDS = 0.05
-DELIVERY_SECONDS = 1.0  # for the last answers, once no call is at work
-CUT_SECONDS = 1.0  # for what was cut to be over
+DELIVERY_SECONDS = 1.0  # for the last answers, once no call works any more
+CUT_SECONDS = 1.0  # for a cut server to end
 # The grace that gRPC is given. Where its own grace ends while a second `stop` completes, it uses a server that is freed: so it never
 # ends, and what outlasts the grace that is meant is cut from here.
 NEVER = 10 * 365 * 86400.0
@@ -23,14 +23,14 @@ Options = Sequence[tuple[str, int]]
 
 
 class Listener:
-    """Serves handlers on one address. Lives on one event loop.
+    """Serves handlers on one address. All methods run on one event loop.
 
-    gRPC's own way to change certificates replaces them while another thread makes a handshake with them, which can end the process.
-    So each server keeps the credentials that it started with, and new ones get a server of their own on the same port.
+    gRPC's own way to change certificates replaces them while another thread uses them in a handshake, which can crash the process.
+    So each server keeps the credentials that it started with, and new credentials get a server of their own on the same port.
     """
 
     def __init__(self, host: str, port: int, handlers: Sequence[grpc.GenericRpcHandler], options: Options) -> None:
-        """Nothing listens yet; port 0 takes a free one."""
+        """Prepare the address without listening yet; port 0 takes a free one."""
         self._host, self.port = host, port
         self._handlers, self._options = tuple(handlers), tuple(options)
         self._ending: dict[grpc.aio.Server, asyncio.Future[None]] = {}  # oldest first
@@ -39,22 +39,22 @@ class Listener:
         self._stopping = False
 
     async def open(self, credentials: grpc.ServerCredentials | None) -> None:
-        """Listen, in plain text without credentials.
+        """Listen; in plain text where there are no credentials.
 
         Raises:
             NotPossibleHere: the address cannot be used.
         """
         try:
-            # Without SO_REUSEPORT, which would share the port with another server; and gRPC's own failure does not say why.
+            # This bind has no SO_REUSEPORT, so that it fails where another server has the port; and gRPC does not say why it fails.
             with socket.create_server((self._host, self.port), family=_family(self._host)):
                 pass
         except OSError as error:
-            # create_server appends the address, which the sentence has already.
+            # create_server appends the address, which our sentence contains already.
             raise self._refused((error.strerror or str(error)).partition(" (while")[0]) from None
         self._server = await self._start(credentials)
 
     async def renew(self, credentials: grpc.ServerCredentials) -> None:
-        """Meet new connections with other credentials; calls and connections before them may end as they like, within an hour.
+        """Use other credentials for new connections; earlier connections and their calls have an hour to end.
 
         Raises:
             NotPossibleHere: the credentials cannot be used, and the old ones stay.
@@ -70,9 +70,9 @@ class Listener:
                 await _cut([next(iter(self._ending))])
 
     async def stop(self, grace: float, at_work: Callable[[], bool]) -> None:
-        """Close the address; calls may end within the grace, and whatever is silent is cut once none is at work.
+        """Close the address; calls may end within `grace` seconds, and once `at_work` is false the rest is cut.
 
-        gRPC alone would wait for connections too, and a dead client's takes the whole grace.
+        gRPC alone would wait for idle connections too, and a dead client's would take the whole grace period.
         """
         async with self._changing:
             self._stopping = True
@@ -124,7 +124,7 @@ async def _cut(servers: Sequence[grpc.aio.Server]) -> None:
 
 
 def join(host: str, port: int) -> str:
-    """An address as gRPC and people write it."""
+    """Join host and port to an address, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

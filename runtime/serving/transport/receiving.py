@@ -1,4 +1,4 @@
-"""Messages that are being received: how many at once, from whom, and for how long."""
+"""Bounds on messages that are being received: how many at once, of one client, and for how long."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ReceivingLimits:
     """How many messages are received at once; each may take up to the largest message's memory.
 
     Attributes:
-        total: of all clients. One more ends the one that has been on its way longest, of the client that has most.
-        per_client: of one client; more wait their turn, unread.
-        seconds: from a call's arrival until its message must be there.
+        total: of all clients. One more gives up the oldest message of the client that has the most.
+        per_client: of one client; further ones wait their turn, unread.
+        seconds: from a call's arrival until its message must have arrived.
     """
 
     total: int = 16
@@ -37,14 +37,14 @@ class _Receiving:
 
 
 class Receiver:
-    """Reads calls' messages within the limits. Lives on one event loop.
+    """Reads calls' messages within the limits. All methods run on one event loop.
 
-    An honest message comes with its call, so that what has been on its way longest is the best guess at who sends
-    headers and never a message.
+    An honest client sends its message with the call, so that the oldest message is the best guess at a client that sends headers
+    and never a message.
     """
 
     def __init__(self, limits: ReceivingLimits = ReceivingLimits()) -> None:
-        """Nothing is being received."""
+        """Start with no messages."""
         self._limits = limits
         self._receiving: list[_Receiving] = []  # oldest first
         self._turns: dict[str, asyncio.Semaphore] = {}
@@ -55,12 +55,12 @@ class Receiver:
         """Wait for a call's message.
 
         Args:
-            read: reads it; not called before the client's turn.
-            client: whose call it is.
+            read: reads the message; not called before the client's turn.
+            client: the client whose call it is.
 
         Raises:
-            InvalidInput: it did not come in time.
-            Busy: it was given up for newer ones.
+            InvalidInput: the message did not arrive in time.
+            Busy: the message was given up for newer ones.
             Unavailable: the server is shutting down.
         """
         one = _Receiving(client, asyncio.get_running_loop().create_future())
@@ -72,10 +72,10 @@ class Receiver:
         raise InvalidInput(f"The call's message did not come within {self._limits.seconds:g} s: send it with the call.")
 
     async def receive_part(self, read: Read[Message], seconds: float) -> Message:
-        """Wait for a part of a file. It takes no turn and no room of messages: how many files are on their way has its own bounds.
+        """Wait for a part of a file. It does not count against the limits of messages: files have their own limits.
 
         Raises:
-            InvalidInput: it did not come in time.
+            InvalidInput: the part did not arrive in time.
             Unavailable: the server is shutting down.
         """
         reading = asyncio.ensure_future(read())
@@ -84,7 +84,7 @@ class Receiver:
         raise InvalidInput("The upload is too slow, or has stopped: send it again.")
 
     async def _comes(self, reading: asyncio.Future[Message], seconds: float, *given_up: asyncio.Future[None]) -> bool:
-        """Whether a message comes within the time, and before something else ends the wait; if not, it is no longer read."""
+        """Wait for a message; returns False, and stops reading it, where the time or something else ended the wait first."""
         closed = asyncio.ensure_future(self._closed.wait())
         try:
             waited_for: set[asyncio.Future[Any]] = {reading, closed, *given_up}
@@ -99,7 +99,7 @@ class Receiver:
         return False
 
     def close(self) -> None:
-        """Give up all that are on their way, and those that come."""
+        """Give up all messages that are being received, and all later ones."""
         self._closed.set()
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Files that are being uploaded: how many at once, from whom, and how slowly."""
+"""Bounds on files that are being uploaded: how many at once, of one client, and how slowly."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class FileReceivingLimits:
     Attributes:
         total: of all clients.
         per_client: of one client.
-        seconds: for a part to come.
-        slowest: bytes a second of a whole file, after those first seconds.
+        seconds: for a part to arrive.
+        slowest: bytes per second, averaged over the whole file, after those first seconds.
     """
 
     total: int = 8
@@ -35,10 +35,10 @@ class FileReceivingLimits:
 
 
 class FileReceiver:
-    """Reads the parts of uploads within the limits. Lives on one event loop."""
+    """Reads the parts of uploads within the limits. All methods run on one event loop."""
 
     def __init__(self, limits: FileReceivingLimits, receiver: Receiver, threads: Executor) -> None:
-        """`threads` write what comes."""
+        """Start with no uploads; `threads` write the parts."""
         self._limits, self._receiver, self._threads = limits, receiver, threads
         self._receiving: Counter[str] = Counter()
 
@@ -47,7 +47,7 @@ class FileReceiver:
         """Take a place for one upload of a client.
 
         Raises:
-            Busy: all are taken, or all of this client's own.
+            Busy: all places are taken, or all that this client may have.
         """
         if self._receiving.total() >= self._limits.total:
             raise Busy("As many files are being uploaded as there may be: ask again when one has come.", RETRY_SECONDS)
@@ -62,19 +62,19 @@ class FileReceiver:
             yield
         finally:
             self._receiving[client] -= 1
-            self._receiving += Counter()  # forgets clients that are gone
+            self._receiving += Counter()  # drops clients without uploads
 
     async def receive(self, read: Read[bytes | None], file: IncomingFile, bytes_of: Callable[[bytes], bytes]) -> None:
         """Receive a file to its end.
 
         Args:
-            read: reads the next part; None after the last.
-            file: what it is added to.
-            bytes_of: what a part adds.
+            read: reads the next part's message; returns None after the last.
+            file: the file to append the parts to.
+            bytes_of: parses a message to the part's bytes.
 
         Raises:
-            InvalidInput: a part does not come in time, or is none; the file is larger than it may be.
-            Busy: there is no room for all of it.
+            InvalidInput: a part does not arrive in time or is invalid, or the file is larger than it may be.
+            Busy: there is no memory for the whole file.
             Unavailable: the server is shutting down.
         """
 
@@ -86,6 +86,6 @@ class FileReceiver:
             await loop.run_in_executor(self._threads, add, part)
 
     def _patience(self, started: float, size: int) -> float:
-        """Seconds until the next part must have come."""
+        """Return the seconds within which the next part must arrive."""
         allowed = self._limits.seconds + size / self._limits.slowest
         return max(0.0, min(self._limits.seconds, started + allowed - time.monotonic()))

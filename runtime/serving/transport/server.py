@@ -1,4 +1,4 @@
-"""A running server: the report service with health checking and reflection, on one address, until it is stopped."""
+"""A running server: the report service, health checks and reflection on one address, until it is stopped."""
 
 from __future__ import annotations
 
@@ -36,21 +36,19 @@ from echovlm_edge.runtime.serving.transport.service_reflection import Reflection
 from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 
 SPARE_THREADS = 8  # for calls that need no place while all places are taken
-SWEEP_SECONDS = 30.0  # between two sweeps for studies and uploads that are over
-CERTIFICATE_SECONDS = 1.0  # between two readings of the certificates
-RETRY_SECONDS = 30.0  # until new certificates are tried again that no server could start with
+SWEEP_SECONDS = 30.0  # between two sweeps for expired studies and uploads
+CERTIFICATE_SECONDS = 1.0  # between two polls of the certificates' files
+RETRY_SECONDS = 30.0  # until new certificates with which no server could start are tried again
 SPARE_DESCRIPTORS = 256  # that connections leave to the rest of the process
-# gRPC's own bounds: on what is silent, and on what one connection may hold.
+# gRPC's own limits: on silent peers, and on what one connection may hold.
 CONNECTION_OPTIONS = (
-    ("grpc.keepalive_time_ms", 60_000),  # a peer that is gone without a word
+    ("grpc.keepalive_time_ms", 60_000),  # finds peers that vanished without closing
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_concurrent_streams", 128),
-    ("grpc.http2.bdp_probe", 0),  # else a window of megabytes is buffered for each call that nobody has read yet
+    ("grpc.http2.bdp_probe", 0),  # otherwise gRPC buffers megabytes for each call that has not been read yet
     ("grpc.max_send_message_length", -1),
-    (
-        "grpc.compression_enabled_algorithms_bitset",
-        1,
-    ),  # none: 64 kB of gzip are 64 MB, and pictures are compressed already
+    # No compression: 64 kB of gzip can become 64 MB, and pictures are compressed already.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
 )
 
 _log = logging.getLogger(__name__)
@@ -62,16 +60,16 @@ class ServerOptions:
 
     Attributes:
         listen: HOST:PORT; port 0 takes a free one.
-        port_file: where the port is written once the server answers.
-        grace_seconds: for running calls when the server is stopped.
-        slots: calls that run together: the engine's.
-        queue: calls that may wait beside them.
-        request_bytes: of the messages of all calls inside.
+        port_file: the file to which the port is written once the server answers.
+        grace_seconds: time for running calls when the server is stopped.
+        slots: calls that run together, as many as the engine has slots.
+        queue: calls that may wait for a slot.
+        request_bytes: memory for the messages of all admitted calls.
         limits: of one call.
-        studies: of all studies.
-        uploads: of all uploaded files.
+        studies: limits of all studies.
+        uploads: limits of all uploaded files.
         tls: certificates; None serves in plain text.
-        transport: limits of connections and calls beside the places for work.
+        transport: limits of connections and calls, apart from admission.
     """
 
     listen: str = DEFAULT_ADDRESS
@@ -88,10 +86,10 @@ class ServerOptions:
 
 
 class ReportServer:
-    """A running server. Health says SERVING from the start, as the engine is loaded by then.
+    """A running server. Its health is SERVING from the start, as the engine is loaded by then.
 
     Raises:
-        NotPossibleHere: the address is not HOST:PORT, or cannot be listened on; certificates that cannot be used.
+        NotPossibleHere: the address is not HOST:PORT or cannot be used, or the certificates cannot be used.
     """
 
     def __init__(
@@ -102,7 +100,14 @@ class ReportServer:
         access: Access | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Listen and start serving; `access` None lets everybody in; `observers` are told of every call that ended, as the log is."""
+        """Listen and start serving.
+
+        Args:
+            engine: answers the calls.
+            options: address and limits.
+            access: identifies the callers; None accepts everybody.
+            observers: called with every call that ended, after it was logged.
+        """
         host, port = parse_address(options.listen)
         access = access or Everybody()
         places = options.slots + options.queue
@@ -127,11 +132,11 @@ class ReportServer:
 
     @property
     def calls_in_flight(self) -> int:
-        """Calls that are not over yet: being received, at work, or being delivered."""
+        """Calls that have not ended: being received, running, or being delivered."""
         return self._calls.in_flight
 
     def stop(self) -> None:
-        """Say NOT_SERVING, refuse new calls, and let running ones end within the grace; without one it takes a second or two."""
+        """Set NOT_SERVING, refuse new calls, and wait for running ones within the grace period."""
         self._stopped.set()
         self.admission.drain()
         self.studies.close()
@@ -167,7 +172,7 @@ class ReportServer:
         await self._health.set(True)
 
     async def _stop(self) -> None:
-        # What only waits for its client ends now, so that the grace is for calls that work.
+        # Calls that only wait for their client end now, so that the grace period is for calls that work.
         await self._health.close()
         self._receiver.close()
         await self._listener.stop(self._grace, lambda: self.admission.inside > 0)
@@ -181,7 +186,7 @@ class ReportServer:
             self.uploads.forget_old()
 
     def _follow(self, certificates: tls.CertificateFiles) -> None:
-        """Serve with what the certificates' files hold, until the end."""
+        """Follow changes of the certificates' files until the server stops."""
         waiting: tls.Certificates | None = None
         while not self._stopped.wait(CERTIFICATE_SECONDS):
             waiting = certificates.renewed() or waiting
@@ -198,13 +203,13 @@ class ReportServer:
 
 
 def _connections(wanted: int) -> int:
-    """As many connections as wanted, or as the process's limit of descriptors leaves room for."""
+    """Return how many connections to accept: `wanted`, or fewer where the process's limit of descriptors is low."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(wanted, max(descriptors - SPARE_DESCRIPTORS, descriptors // 2))
 
 
 def parse_address(listen: str) -> tuple[str, int]:
-    """HOST:PORT or [IPV6]:PORT.
+    """Split HOST:PORT or [IPV6]:PORT into host and port.
 
     Raises:
         NotPossibleHere: it is neither.

@@ -18,15 +18,15 @@ METHOD = "ServerReflectionInfo"
 
 
 class Reflection(grpc.GenericRpcHandler):
-    """The library's reflection behind the question who calls, and behind the limits of messages on their way."""
+    """The library's reflection, for identified callers and within the limits of received messages."""
 
     def __init__(self, names: Iterable[str], access: Access, receiver: Receiver) -> None:
-        """`names` of the services to describe."""
+        """Describe the services `names`."""
         self._servicer = reflection.aio.ReflectionServicer(names)
         self._access, self._receiver = access, receiver
 
     def service(self, details: grpc.HandlerCallDetails) -> Handler | None:
-        """The one method's handler."""
+        """Return the handler of the one method, or None for another method."""
         if details.method != f"/{reflection.SERVICE_NAME}/{METHOD}":
             return None
         return streaming_handler(self._describe)

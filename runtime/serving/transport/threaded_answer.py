@@ -1,4 +1,4 @@
-"""An answer on its way from the thread that makes it to the event loop that delivers it."""
+"""Hand an answer from the thread that makes it to the event loop that delivers it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Message = TypeVar("Message")
 
 
 class ThreadedAnswer(Generic[Message]):
-    """The messages of one call's answer. Made on the event loop that takes them."""
+    """The messages of one call's answer. It must be created on the event loop that takes them."""
 
     def __init__(self) -> None:
-        """Nothing has been written."""
+        """Start with no messages."""
         self._loop = asyncio.get_running_loop()
         self._messages: asyncio.Queue[Message | CallStatus | None] = asyncio.Queue()
 
     async def next(self) -> Message | CallStatus | None:
-        """Wait for the next message; None ends the answer, or how the call failed."""
+        """Wait for the next message; at the end returns None, or a status where the call failed."""
         return await self._messages.get()
 
     def write(self, make: Callable[[], Iterable[Message]], call: CallRecord) -> None:
-        """Make the answer; runs in a thread."""
+        """Make the answer and hand over its messages; runs in a thread."""
         last: CallStatus | None = None
         try:
             for message in make():

@@ -1,4 +1,4 @@
-"""What a message would be once it is parsed, looked at before: two bytes can become an object of a hundred."""
+"""Check a message's size once parsed, before it is parsed: two bytes can become an object of a hundred bytes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def check_shape(data: bytes, kind: type[Message]) -> None:
     """Refuse a request that has too many fields, or is large without its image files.
 
     Args:
-        data: the request as it came.
-        kind: what it is said to be.
+        data: the request's bytes.
+        kind: its message type.
 
     Raises:
-        InvalidInput: it is refused, or is no message at all.
+        InvalidInput: the request is refused, or is not a message at all.
     """
     images = {field.number for field in kind.DESCRIPTOR.fields if field.message_type is pb.Image.DESCRIPTOR}
     files = 0
@@ -36,7 +36,7 @@ def check_shape(data: bytes, kind: type[Message]) -> None:
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Each field's number and where its contents begin and end; those without a length are skipped."""
+    """Yield each field's number and where its contents begin and end; fields without a length are skipped."""
     for _ in range(MAX_FIELDS):
         if start == end:
             return
