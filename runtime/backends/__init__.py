@@ -1,4 +1,4 @@
-"""What runs a bundle's parts: one small interface, one file per engine kind."""
+"""Backends run a bundle's parts: one small interface, one file per engine kind."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ PREFILL_CHUNK = 512  # the most tokens that one call of the decoder takes
 
 
 class Logits(Protocol):
-    """Logits float32 [n, vocab_size], or one row of them [vocab_size], an array or still on a device.
+    """Logits, float32 [n, vocab_size] or one row [vocab_size], as an array or still on a device.
 
-    `np.asarray` and `copy` give the array; `argmax` of one row costs no copy of it.
+    `np.asarray` and `copy` give the array; `argmax` of one row does not copy it from the device.
     """
 
     def argmax(self) -> SupportsInt:
-        """The largest logit's index, of one row; raises UnusableNumbers, or gives NaN's where that is in the array."""
+        """Return the index of the largest logit of one row. With NaN in it, raises UnusableNumbers or returns the NaN's index."""
         ...
 
     def __getitem__(self, row: int, /) -> Any:
-        """One row."""
+        """Return one row."""
         ...
 
     def __array__(self) -> NDArray[Any]:
-        """The array."""
+        """Return the logits as an array."""
         ...
 
     def copy(self) -> Floats:
-        """The array, to keep."""
+        """Return an array that stays valid after the next decoder call."""
         ...
 
 
 class Cache(Protocol):
-    """The KV cache of one slot: fixed buffers that the decoder writes in place. Its owner is one generation at a time."""
+    """The KV cache of one slot: fixed buffers that the decoder writes in place. One generation at a time owns it."""
 
     @property
     def max_sequence(self) -> int:
@@ -51,38 +51,38 @@ class Cache(Protocol):
 
 
 class Backend(Protocol):
-    """A model's three parts.
+    """Runs a model's three parts.
 
-    One thread encodes and projects while another one decodes, so these two must not share what a call changes. Two calls of
-    either kind at once there are never: the engine owns the order.
+    One thread encodes and projects while another one decodes, so the two must not share mutable state. The engine never makes
+    two calls of the same kind at once.
     """
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
-        """Vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""
+        """Run the vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""
         ...
 
     def project(self, features: Floats) -> Floats:
-        """Projector: features [p, embed_dim] to image embeddings [p / 4, hidden_size]."""
+        """Run the projector: features [p, embed_dim] to image embeddings [p / 4, hidden_size]."""
         ...
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
-        """Token embedding: int64 [n] to float32 [n, hidden_size]."""
+        """Embed token ids: int64 [n] to float32 [n, hidden_size]."""
         ...
 
     def new_cache(self, max_sequence: int) -> Cache:
-        """An empty KV cache for one sequence."""
+        """Make an empty KV cache for one sequence of up to `max_sequence` tokens."""
         ...
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Logits:
-        """Decoder: append s tokens to the sequence in `cache`, of which `past` tokens are kept.
+        """Run the decoder: append s tokens to the sequence in `cache`, after its first `past` tokens.
 
         Args:
             embeddings: [s, hidden_size].
-            angles: M-RoPE's of the s tokens.
+            angles: M-RoPE angles of the s tokens.
             past: tokens in the cache before these.
-            logit_rows: int64 [n], which of the s tokens to give logits for.
+            logit_rows: int64 [n], which of the s tokens to compute logits for.
             cache: written in place.
 
         Returns:
@@ -92,14 +92,14 @@ class Backend(Protocol):
 
 
 class SlotCache(Cache, Protocol):
-    """A cache among several whose contents can be taken out and put back, so that a prefix is computed once."""
+    """A cache among several whose contents can be copied out and back in, so that a prefix is computed once."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """A copy of the keys and values at positions `start` to `stop`: [tensors, kv_heads, stop - start, head_dim]."""
+        """Copy the keys and values at positions `start` to `stop`: [tensors, kv_heads, stop - start, head_dim]."""
         ...
 
     def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Put back, from position `start` on, what `read` gave; a prefix of positions is a prefix of axis 2."""
+        """Write what `read` returned, from position `start` on; a prefix of positions is a prefix of axis 2."""
         ...
 
 
@@ -111,17 +111,17 @@ class BatchBackend(Backend, Protocol):
     """
 
     def new_slots(self, count: int, max_sequence: int) -> Sequence[SlotCache]:
-        """Caches next to each other, each for one sequence; memory is taken as it is written to."""
+        """Make `count` adjacent caches, each for one sequence; the system gives them memory as they are written."""
         ...
 
     def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
-        """Decoder: append one token to each of n sequences.
+        """Run one decode step: append one token to each of n sequences.
 
         Args:
             embeddings: [n, hidden_size].
-            angles: M-RoPE's of each sequence's token.
+            angles: M-RoPE angles of each sequence's token.
             past: int64 [n], tokens in each cache before this one.
-            slots: n of `new_slots`' caches in their order, without a gap; written in place.
+            slots: n adjacent caches of `new_slots`, in their order; written in place.
 
         Returns:
             Logits [n, vocab_size], valid until the next call.

@@ -1,4 +1,4 @@
-"""What a bundle takes of memory by its shape: weights, caches, activations; known before a byte of it is written."""
+"""Estimate a bundle's memory from its shape: weights, caches and activations, even before the bundle is built."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Item:
     """One thing that takes memory.
 
     Attributes:
-        what: as tables name it.
-        bytes: at most.
+        what: its name in tables.
+        bytes: its largest size.
         bound: the options that bound it, as they are typed; empty where none does.
-        when: it is taken.
-        where: it lies.
+        when: when the memory is taken.
+        where: in whose memory it lies.
     """
 
     what: str
@@ -53,7 +53,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Widths:
-    """Of a model, as its activations need them.
+    """A model's widths, which decide the size of its activations.
 
     Attributes:
         hidden, vocab, heads: of the decoder.
@@ -79,7 +79,7 @@ class Widths:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], preprocess: PreprocessSettings) -> Widths:
-        """From a checkpoint's config.json; a key that is missing has the published model's value."""
+        """Read the widths from a checkpoint's config.json; a missing key has the published model's value."""
         vision = config.get("vision_config") or {}
         width, patch = int(vision.get("embed_dim", 1280)), preprocess.patch_size
         experts = int(config.get("num_experts", 4)) * int(config.get("moe_intermediate_size", 1408))
@@ -101,7 +101,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class BundleShape:
-    """What of a bundle decides a server's memory: known before a byte of it is written.
+    """The properties of a bundle that decide a server's memory; known before the bundle is built.
 
     Attributes:
         target, precision: as echovlm-build spells them.
@@ -127,7 +127,7 @@ class BundleShape:
 
     @classmethod
     def of(cls, manifest: Manifest) -> BundleShape:
-        """A bundle's, from its bundle.json."""
+        """Read a bundle's shape from its bundle.json."""
         sizes = {file.name: file.bytes for file in manifest.files}
         context = _cache_tensor(manifest).shape[2]
         return cls(
@@ -151,32 +151,33 @@ class BundleShape:
 
     @property
     def place(self) -> Where:
-        """Where its parts' weights, caches and activations lie; a GPU that shares the host's memory counts as the host."""
+        """Where the parts' weights, caches and activations lie; a GPU that shares the host's memory counts as the host."""
         return Where.GPU if self.on_gpu and not self.target.startswith(UNIFIED) else Where.HOST
 
     def cache_bytes(self, max_sequence: int) -> int:
-        """Keys and values of one sequence."""
+        """Return the bytes of one sequence's keys and values."""
         return self.cache_token * (self.cache_context or max_sequence)
 
 
 def cache_token_bytes(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
-    """Keys and values of one token, in all layers."""
+    """Return the bytes of one token's keys and values, in all layers."""
     return 2 * layers * kv_heads * head_dim * item_bytes
 
 
 def bundle_cache_token_bytes(manifest: Manifest) -> int:
-    """The same of a bundle; an int8 cache's scales are constants of its graph."""
+    """Return the bytes of one token's keys and values in a bundle; an int8 cache's scales are constants of its graph."""
     model, dtype = manifest.model, _cache_tensor(manifest).dtype
     size = np.dtype("float32" if dtype == "float" else dtype).itemsize
     return cache_token_bytes(model.num_layers, model.num_kv_heads, model.head_dim, size)
 
 
 def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
-    """What the parts hold at their largest; their arenas never shrink.
+    """Estimate the bytes of the parts' activations at their largest; their arenas never shrink.
 
-    Float32 values a patch of the largest frame: twice its own, seven of the encoder's width, two of its MLP's, and twice its own
-    again while it is cut from the frame; then the projector's. A token of a prefill pass: eight of the decoder's width, DualPathMoE's
-    inner values twice. Standard operators hold all attention scores too, and DualPathMoE's values eight times.
+    Per patch of the largest frame, in float32 values: twice the patch, seven times the encoder's width, twice its MLP's width, and
+    twice the patch again while it is cut from the frame; then the projector's. Per token of a prefill pass: eight times the decoder's
+    width and twice DualPathMoE's inner values. Standard operators also hold all attention scores, and DualPathMoE's values eight
+    times.
     """
     widths = shape.widths
     patches = min(widths.frame_patches, widths.merged * max_sequence)
@@ -192,7 +193,7 @@ def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
 
 
 def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
-    """What a bundle of a GPU takes there before anything runs: a backend of a GPU has one cache, however many slots are asked for."""
+    """List what a GPU bundle takes on the GPU before anything runs; a GPU backend has one cache, whatever the number of slots."""
     length = shape.cache_context or max_sequence
     return (
         Item("engines", shape.weights, "", When.START, shape.place),
@@ -207,7 +208,7 @@ def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
 
 
 def total(items: Iterable[Item], where: Where = Where.HOST, *when: When) -> int:
-    """Bytes of those items; of any time where none is named."""
+    """Add up the bytes of the items in `where` that are taken at one of the times `when`, or at any time if none is given."""
     return sum(item.bytes for item in items if item.where is where and (not when or item.when in when))
 
 

@@ -1,7 +1,7 @@
-"""The GPU by CUDA's driver interface (cuda-python): memory, streams, graphs.
+"""A GPU through CUDA's driver API (cuda-python): memory, streams, graphs.
 
-The driver's interface and not the runtime library's: it is the driver's own on every machine, so nothing has to match a CUDA
-release. TensorRT and this module meet in the device's primary context.
+It uses the driver API and not the runtime library: the driver brings it on every machine, so nothing has to match a CUDA release.
+TensorRT and this module share the device's primary context.
 """
 
 from __future__ import annotations
@@ -69,30 +69,30 @@ class CudaDevice:
         self.compute_capability = 10 * major + minor
 
     def enter(self) -> None:
-        """See `Device.enter`."""
+        """Make this the calling thread's device."""
         self.call("cuCtxSetCurrent", self._context)
 
     def free_bytes(self) -> int:
-        """See `Device.free_bytes`. An integrated GPU shares the host's memory, whose file cache counts as free."""
+        """Return the free memory. An integrated GPU shares the host's memory, whose file cache counts as free."""
         free, _ = self.call("cuMemGetInfo")
         return max(free, memory_info().get("MemAvailable", 0)) if self._integrated else int(free)
 
     def allocate(self, size: int) -> CudaMemory:
-        """See `Device.allocate`."""
+        """Allocate device memory, as `Device.allocate` says."""
         memory = CudaMemory(int(self._get("cuMemAlloc", size, size)))
         weakref.finalize(memory, self.release, "cuMemFree", memory.address)
         return memory
 
     def stage(self, size: int) -> CudaStaging:
-        """See `Device.stage`."""
+        """Allocate page-locked host memory, as `Device.stage` says."""
         address = int(self._get("cuMemHostAlloc", size, size, 0))
         block = (ctypes.c_uint8 * size).from_address(address)
         weakref.finalize(block, self.release, "cuMemFreeHost", address)
         return CudaStaging(np.ctypeslib.as_array(block))
 
     def new_stream(self) -> CudaStream:
-        """See `Device.new_stream`."""
-        # The default stream would wait for every other, and they for it; TensorRT, too, asks for another one.
+        """Make a stream that waits for no other."""
+        # Not the default stream: it waits for all others and they for it, and TensorRT advises against it.
         handle = self.call("cuStreamCreate", self.cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
         stream = CudaStream(self, handle)
         weakref.finalize(stream, self.release, "cuStreamDestroy", handle)
@@ -109,10 +109,10 @@ class CudaDevice:
         return results[0]
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What a function of the driver returns.
+        """Call a function of the driver; returns its results.
 
         Raises:
-            DeviceFailed: it failed.
+            DeviceFailed: the function failed.
         """
         status, *results = getattr(self.cuda, function)(*arguments)
         self._check(function, status)
@@ -124,7 +124,7 @@ class CudaDevice:
             raise DeviceFailed(f"{function}: {name.decode() if name else status}")
 
     def release(self, function: str, handle: Any) -> None:
-        """Free something, from whatever thread drops it last; nothing can be done where that fails."""
+        """Free a handle, in whatever thread drops it last; an error is ignored, as nothing can be done about it."""
         self.cuda.cuCtxSetCurrent(self._context)
         # The thread may be in the middle of a recording, which this is no part of.
         exchange, relaxed = self.cuda.cuThreadExchangeStreamCaptureMode, self.cuda.CUstreamCaptureMode
@@ -135,25 +135,25 @@ class CudaDevice:
 
 @dataclass(frozen=True, eq=False)
 class CudaStream:
-    """See `Stream`; `handle` is CUDA's, for what else queues work there."""
+    """A `Stream`; `handle` is CUDA's, for others that queue work on it."""
 
     device: CudaDevice
     handle: Any
 
     def clear(self, address: int, size: int) -> None:
-        """See `Stream.clear`."""
+        """Queue zeroing of device memory."""
         self.device.call("cuMemsetD8Async", address, 0, size, self.handle)
 
     def upload(self, source: NDArray[np.uint8], address: int) -> None:
-        """See `Stream.upload`."""
+        """Queue a copy to the device."""
         self.device.call("cuMemcpyHtoDAsync", address, source.ctypes.data, source.nbytes, self.handle)
 
     def download(self, address: int, target: NDArray[np.uint8]) -> None:
-        """See `Stream.download`."""
+        """Queue a copy from the device."""
         self.device.call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, self.handle)
 
     def record(self, queue: Callable[[], None]) -> Graph:
-        """See `Stream.record`."""
+        """Record what `queue` queues into a graph."""
         # Other threads may allocate and synchronize meanwhile: only what this thread does must be recordable.
         mode = self.device.cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.device.call("cuStreamBeginCapture", self.handle, mode)
@@ -170,7 +170,7 @@ class CudaStream:
         return recorded
 
     def synchronize(self) -> None:
-        """See `Stream.synchronize`."""
+        """Wait until all queued work is done."""
         self.device.call("cuStreamSynchronize", self.handle)
 
 
@@ -180,7 +180,7 @@ class _CudaGraph:
     executable: Any
 
     def launch(self) -> None:
-        """See `Graph.launch`."""
+        """Queue the recorded work."""
         self.stream.device.call("cuGraphLaunch", self.executable, self.stream.handle)
 
 

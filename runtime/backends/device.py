@@ -1,4 +1,4 @@
-"""What the TensorRT backend asks of a device and of an engine: memory, streams of work, a part to run on one."""
+"""The interfaces that the TensorRT backend needs: a device's memory and streams, and an engine that runs a part on one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Memory(Protocol):
 
     @property
     def address(self) -> int:
-        """Where it is on the device: it never moves."""
+        """Its address on the device, which never changes."""
         ...
 
 
 class Staging(Protocol):
-    """A block of page-locked host memory, which the device copies from and to while the host goes on."""
+    """A block of page-locked host memory, from and to which the device copies asynchronously."""
 
     @property
     def bytes(self) -> NDArray[np.uint8]:
@@ -31,17 +31,17 @@ class Staging(Protocol):
 
 
 class Graph(Protocol):
-    """Work that was recorded once and is queued again as a whole."""
+    """Work that was recorded once and can be queued again as a whole."""
 
     def launch(self) -> None:
-        """Queue it."""
+        """Queue the recorded work."""
         ...
 
 
 class Stream(Protocol):
-    """One queue of a device's work: done in order, and done for certain only after `synchronize`.
+    """A queue of work for a device, which runs in order and is certain to be done only after `synchronize`.
 
-    For one thread at a time: what another thread queued in between would land in the wrong order, or in a recording.
+    One thread at a time may use it: what another thread queued in between would run in the wrong order, or be recorded.
     """
 
     def clear(self, address: int, size: int) -> None:
@@ -57,11 +57,11 @@ class Stream(Protocol):
         ...
 
     def record(self, queue: Callable[[], None]) -> Graph:
-        """What `queue` queues here, recorded instead of done. Other streams are not affected."""
+        """Call `queue` and record, instead of run, what it queues on this stream. Other streams are not affected."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until all that is queued here is done."""
+        """Wait until all work on this stream is done."""
         ...
 
 
@@ -70,35 +70,35 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """As its maker calls it."""
+        """The device's product name."""
         ...
 
     def enter(self) -> None:
-        """Make it the calling thread's device: before any other call of a thread."""
+        """Make this the calling thread's device; a thread must call this before anything else."""
         ...
 
     def free_bytes(self) -> int:
-        """How much memory can still be had."""
+        """Return how many bytes can still be allocated."""
         ...
 
     def allocate(self, size: int) -> Memory:
-        """Device memory of `size` bytes, its contents unknown.
+        """Allocate `size` bytes of device memory, uninitialized.
 
         Raises:
-            NotPossibleHere: there is not so much.
+            NotPossibleHere: the device has less memory left.
         """
         ...
 
     def stage(self, size: int) -> Staging:
-        """Page-locked host memory of `size` bytes.
+        """Allocate `size` bytes of page-locked host memory.
 
         Raises:
-            NotPossibleHere: there is not so much.
+            NotPossibleHere: the host has less memory left.
         """
         ...
 
     def new_stream(self) -> Stream:
-        """A stream that waits for no other."""
+        """Make a stream that waits for no other."""
         ...
 
 
@@ -126,15 +126,15 @@ class Context(Protocol):
         ...
 
     def profile(self, report: Callable[[str, float], None]) -> None:
-        """Have every run, from now on, report each layer's name and milliseconds once it is done; such runs are not recorded."""
+        """From now on, report each layer's name and milliseconds after every run; such runs are not recorded."""
         ...
 
 
 class PartEngine(Protocol):
-    """A part's engine, loaded: weights on the device. Its tensors' types are those of bundle.json."""
+    """A part's loaded engine, with its weights on the device. Its tensors' types are those of bundle.json."""
 
     def new_context(self, stream: Any, recorded: bool) -> Context:
-        """A context on a stream of the engine's device; `recorded` if its runs, all of one shape, will be recorded."""
+        """Make a context on a stream of the engine's device; `recorded` if its runs, all of one shape, will be recorded."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Whether a bundle fits a device: asked before anything is loaded, and again when the engines say what they work in."""
+"""Check that a bundle fits a device: before anything is loaded, and again when the engines state their working memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def check_memory(bundle: Bundle, device: Device, max_sequence: int) -> None:
 
 
 def check_working_memory(bundle: Bundle, device: Device, max_sequence: int, working: Mapping[str, int]) -> None:
-    """The same once the engines are loaded, for what their contexts work in (bytes by part) and the KV cache.
+    """Refuse a bundle, once its engines are loaded, whose working memory (bytes by part) and KV cache do not fit.
 
     Raises:
-        NotPossibleHere: it does not fit; the sentence names the numbers.
+        NotPossibleHere: they do not fit; the sentence names the numbers.
     """
     loaded = {"engines"}
     needs = {what: size for what, size in _needs(bundle, max_sequence).items() if what not in loaded}

@@ -1,4 +1,4 @@
-"""A backend without a batched step, behind the interface of one that has it: a single slot, whose contents stay in it."""
+"""Give a backend without a batched step the interface of one that has it, with a single slot that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from echovlm_edge.runtime.prompting.rotary import Angles
 
 
 class SingleSlot:
-    """A backend's own cache. It cannot be read, so nothing of it is kept: `read` gives no tensors at no positions."""
+    """A backend's own cache. It cannot be read, so that nothing of it is cached: `read` returns an empty array."""
 
     def __init__(self, cache: Cache) -> None:
-        """`cache` is what the backend made."""
+        """Wrap the `cache` that the backend made."""
         self.cache = cache
 
     @property
@@ -25,23 +25,23 @@ class SingleSlot:
         return self.cache.max_sequence
 
     def clear(self, tokens: int) -> None:
-        """Zero them: see `Cache.clear`."""
+        """Zero at least the first `tokens` positions."""
         self.cache.clear(tokens)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Nothing."""
+        """Return an empty array."""
         return np.empty((0, 0, 0, 0), np.float32)
 
     def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Nothing was read, so there is nothing to write."""
+        """Do nothing, as nothing was read."""
         assert kept.shape[2] == 0
 
 
 class OneByOne:
-    """Serves one sequence after another on a backend that can only do that."""
+    """Runs one sequence after another on a backend that has no batched step."""
 
     def __init__(self, backend: Backend) -> None:
-        """Everything but the step is the backend's own."""
+        """Wrap `backend`; everything but the step is its own."""
         self.backend = backend
         self.encode, self.project, self.embed, self.new_cache = (
             backend.encode,
@@ -51,17 +51,17 @@ class OneByOne:
         )
 
     def new_slots(self, count: int, max_sequence: int) -> list[SlotCache]:
-        """One slot, however many are asked for."""
+        """Make one slot, whatever `count` is."""
         return [SingleSlot(self.backend.new_cache(max_sequence))]
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Logits:
-        """Decoder: see `Backend.decode`."""
+        """Run the decoder, as `Backend.decode` does."""
         held = cache.cache if isinstance(cache, SingleSlot) else cache
         return self.backend.decode(embeddings, angles, past, logit_rows, held)
 
     def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
-        """Decoder: see `BatchBackend.step`; there is one sequence."""
+        """Run one decode step, as `BatchBackend.step` does, for the one sequence."""
         (slot,) = slots
         return self.decode(embeddings, angles, int(past[0]), np.zeros(1, np.int64), slot)

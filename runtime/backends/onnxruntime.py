@@ -1,4 +1,4 @@
-"""ONNX Runtime: the bundle's parts as sessions, the KV cache as buffers that stay where they are."""
+"""ONNX Runtime: the bundle's parts as sessions, the KV cache as fixed buffers."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ from echovlm_edge.runtime.resources.processors import usable_processors
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
 WARNING, ERROR = 2, 3  # ONNX Runtime's severities
-SPIN_MICROSECONDS = 10  # as fast as without a limit, and whoever is waited for finds a processor
-SAID_WITHOUT_MEMORY = ("Failed to allocate memory", "std::bad_alloc")  # by its arena; by operators, ours among them
+SPIN_MICROSECONDS = 10  # as fast as unlimited spinning, and leaves processors to the threads that are waited for
+SAID_WITHOUT_MEMORY = (
+    "Failed to allocate memory",
+    "std::bad_alloc",
+)  # messages of its arena, and of operators, ours among them
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass(frozen=True)
 class OrtCache:
-    """One slot's keys and values: a row of each of the buffers, which all slots share and which are their own past and present.
+    """One slot's keys and values: a row of each of the buffers, which all slots share. The decoder reads and writes them in place.
 
     Attributes:
-        buffers: of the decoder's cache type [slots, kv_heads, max_sequence, head_dim] by the decoder's name for it, keys.0 to values.n.
-        slot: which row.
+        buffers: [slots, kv_heads, max_sequence, head_dim] of the decoder's cache type, by the decoder's names keys.0 to values.n.
+        slot: the row of this slot.
     """
 
     buffers: Mapping[str, NDArray[Any]] = field(repr=False)
@@ -50,21 +53,21 @@ class OrtCache:
         return int(next(iter(self.buffers.values())).shape[2])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """A copy: see `SlotCache.read`."""
+        """Copy the keys and values at these positions, as `SlotCache.read` does."""
         return np.stack([buffer[self.slot, :, start:stop] for buffer in self.buffers.values()])
 
     def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Put back: see `SlotCache.write`."""
+        """Write keys and values from `start` on, as `SlotCache.write` does."""
         for buffer, rows in zip(self.buffers.values(), kept, strict=True):
             buffer[self.slot, :, start : start + rows.shape[1]] = rows
 
     def clear(self, tokens: int) -> None:
-        """Zero them: see `Cache.clear`."""
+        """Zero the first `tokens` positions."""
         for buffer in self.buffers.values():
             buffer[self.slot, :, :tokens] = 0
 
     def bind(self, binding: ort.IOBinding, batch: int) -> None:
-        """Let the decoder write `batch` slots in place, from this one on."""
+        """Bind `batch` slots from this one on, for the decoder to write in place."""
         for name, buffer in self.buffers.items():
             rows = buffer[self.slot : self.slot + batch]
             where = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
@@ -74,7 +77,7 @@ class OrtCache:
 
 @dataclass(frozen=True)
 class DeviceCache:
-    """One sequence's keys and values in a GPU's memory: [1, kv_heads, max_sequence, head_dim] by the decoder's name for it."""
+    """One sequence's keys and values in a GPU's memory: [1, kv_heads, max_sequence, head_dim] by the decoder's names."""
 
     buffers: Mapping[str, ort.OrtValue]
 
@@ -84,12 +87,12 @@ class DeviceCache:
         return int(next(iter(self.buffers.values())).shape()[2])
 
     def clear(self, tokens: int) -> None:
-        """Zero all of it: see `Cache.clear`."""
+        """Zero the whole cache."""
         for buffer in self.buffers.values():
             buffer.update_inplace(np.zeros_like(buffer.numpy()))
 
     def bind(self, binding: ort.IOBinding, batch: int) -> None:
-        """Let the decoder write it in place."""
+        """Bind the cache, for the decoder to write in place."""
         assert batch == 1, "a cache on a device is one sequence's"
         for name, buffer in self.buffers.items():
             binding.bind_ortvalue_input(name, buffer)
@@ -97,7 +100,7 @@ class DeviceCache:
 
 
 class OnnxRuntimeBackend:
-    """The three parts of a bundle of ONNX graphs, on the CPU or by one of ONNX Runtime's GPU providers.
+    """Runs the three parts of a bundle of ONNX graphs, on the CPU or with one of ONNX Runtime's GPU providers.
 
     Raises:
         NotPossibleHere: a part cannot be loaded, or this install lacks the operators it needs; the sentence names the file.
@@ -115,7 +118,7 @@ class OnnxRuntimeBackend:
         self._embedding = TokenEmbedding.of(bundle)
         with ThreadPoolExecutor(
             1, initializer=lower_thread_priority
-        ) as opener:  # a session's workers are as nice as who opens it
+        ) as opener:  # a session's worker threads inherit the priority of the thread that opens it
             self._vision, self._projector, self._decoder = opener.map(
                 lambda name: _session(bundle, bundle.manifest.part(name), options, provider, self._traces), PARTS
             )
@@ -124,7 +127,7 @@ class OnnxRuntimeBackend:
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
 
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
-        """See `ProfiledBackend`."""
+        """Return every run's operator times, as `ProfiledBackend.operator_times` does."""
         if self._traces is None:
             return {}
         sessions = zip(PARTS, (self._vision, self._projector, self._decoder), strict=True)
@@ -134,19 +137,19 @@ class OnnxRuntimeBackend:
         return times
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
-        """Vision encoder: see `Backend.encode`."""
+        """Run the vision encoder, as `Backend.encode` does."""
         return _run(self._vision, {"patches": patches, "cos": angles.cos, "sin": angles.sin})
 
     def project(self, features: Floats) -> Floats:
-        """Projector: see `Backend.project`."""
+        """Run the projector, as `Backend.project` does."""
         return _run(self._projector, {"features": features})
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
-        """Token embedding: see `Backend.embed`."""
+        """Embed token ids, as `Backend.embed` does."""
         return self._embedding[token_ids]
 
     def new_cache(self, max_sequence: int) -> OrtCache | DeviceCache:
-        """Buffers for one sequence, zeroed, where the provider runs the decoder."""
+        """Make zeroed buffers for one sequence, in the memory of the provider's device."""
         (slot,) = self.new_slots(1, max_sequence)
         if self._device == ON_CPU.device:
             return slot
@@ -154,7 +157,7 @@ class OnnxRuntimeBackend:
         return DeviceCache({name: move(buffer, self._device) for name, buffer in slot.buffers.items()})
 
     def new_slots(self, count: int, max_sequence: int) -> list[OrtCache]:
-        """Zeroed rows next to each other in this computer's memory: see `BatchBackend.new_slots`."""
+        """Make zeroed adjacent rows in host memory, as `BatchBackend.new_slots` does."""
         shape = (count, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
         names = (f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._spec.num_layers))
         buffers = {name: np.zeros(shape, self._cache_type) for name in names}
@@ -163,12 +166,12 @@ class OnnxRuntimeBackend:
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Floats:
-        """Decoder: see `Backend.decode`."""
+        """Run the decoder, as `Backend.decode` does."""
         batch = Angles(angles.cos[None], angles.sin[None])
         return self._run_decoder(embeddings[None], batch, np.array([past]), logit_rows, cache)
 
     def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
-        """Decoder: see `BatchBackend.step`."""
+        """Run one decode step, as `BatchBackend.step` does."""
         batch = Angles(angles.cos[:, None], angles.sin[:, None])
         return self._run_decoder(embeddings[:, None], batch, past, np.arange(len(past)), slots[0])
 
@@ -204,17 +207,17 @@ def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
     processors = sorted(os.sched_getaffinity(0))
     options.intra_op_num_threads = threads or usable_processors()
     if 1 < options.intra_op_num_threads == len(processors):
-        # A worker that wakes on its caller's processor is waited for until the kernel's next tick moves it, 4 ms: each gets one
-        # of its own, counted from 1, and the caller stays free to go where there is none.
+        # A worker that wakes on its caller's processor runs only when the kernel's next tick moves it, after up to 4 ms. So each
+        # worker gets a processor of its own, counted from 1, and the caller stays free to run where there is none.
         affinities = ";".join(str(processor + 1) for processor in processors[1:])
         options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
     options.log_severity_level = ERROR
-    # Threads that wait for work spin while a call runs, but not for long, and not between calls: others need the processor.
+    # Worker threads spin while a call runs, but not for long, and not between calls: others need the processor.
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if bundle.manifest.precision == "fp32":
-        # Packed float32 weights would be a second copy of them, in memory of this process's own.
+        # Packed float32 weights would be a second copy, in memory that is not shared with the file cache.
         options.add_session_config_entry("session.disable_prepacking", "1")
     if bundle.manifest.operator_library:
         options.register_custom_ops_library(str(_operator_library(bundle)))
@@ -259,7 +262,7 @@ def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """ONNX Runtime has no error of its own for want of memory: it only says so."""
+    """Raise MemoryError where ONNX Runtime's message says that memory ran out, as it has no error class for that."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A bundle to what runs it: TensorRT for engines, ONNX Runtime for graphs."""
+"""Choose the backend for a bundle: TensorRT for engines, ONNX Runtime for graphs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def open_backend(
     provider: str | None = None,
     profile: bool = False,
 ) -> Backend:
-    """Load a bundle's parts where they run.
+    """Load a bundle's parts on the device that runs them.
 
     Args:
-        bundle: its parts' files say which engine kind they are.
+        bundle: its parts' files decide which engine kind they are.
         threads: of ONNX Runtime; defaults to `usable_processors`.
-        max_sequence: of the cache that memory is checked for; defaults to the bundle's limit.
-        provider: of ONNX Runtime, `cpu`, `cuda` or `tensorrt`; defaults to the one that the bundle's target is for.
-        profile: for `ProfiledBackend.operator_times`.
+        max_sequence: length in tokens of the cache for which memory is checked; defaults to the bundle's limit.
+        provider: of ONNX Runtime, `cpu`, `cuda` or `tensorrt`; defaults to that of the bundle's target.
+        profile: measure operators, for `ProfiledBackend.operator_times`.
 
     Raises:
-        NotPossibleHere: this machine or install cannot run it.
+        NotPossibleHere: this machine or install cannot run the bundle.
     """
     if bundle.manifest.part("decoder").files[0].name.endswith(ENGINE):
         limit = bundle.manifest.limits.max_sequence
@@ -52,7 +52,7 @@ def _tensorrt(bundle: Bundle, max_sequence: int, profile: bool) -> Backend:
 
 
 def plugin_for(bundle: Bundle) -> Path | None:
-    """The plugin library that the bundle was built with and brings along, or this install's, if any."""
+    """Find the plugin library: the one in the bundle, or else this install's, if any."""
     brought = f"lib{PLUGIN_LIBRARY}.so"
     if any(file.name == brought for file in bundle.manifest.files):
         return bundle.path / brought

@@ -1,4 +1,4 @@
-"""What an engine's own profiler says of each node of each run: ONNX Runtime's by its file, TensorRT's by its reports."""
+"""Operator times from an engine's own profiler, per node and run: ONNX Runtime's from its file, TensorRT's from its callbacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node in one run of a part, in the run's order; `tokens` of the run, where it is the decoder's and they are known."""
+    """One node in one run of a part; `tokens` is the run's number of tokens, where it is the decoder's and known."""
 
     name: str
     kind: str
@@ -20,15 +20,18 @@ class NodeTime:
 
 @runtime_checkable
 class ProfiledBackend(Protocol):
-    """A backend that can be opened to tell its operators' times; it is slower for it."""
+    """A backend that can be opened to measure its operators' times, which makes it slower."""
 
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
-        """Every run of each part since it was opened, by part; asked once. Empty where it was not opened for it."""
+        """Return every run of each part since the backend was opened, by part; to be called once.
+
+        The result is empty where the backend was not opened with `profile`.
+        """
         ...
 
 
 def onnxruntime_runs(trace: Path) -> list[list[NodeTime]]:
-    """The runs in a file that ONNX Runtime's profiler wrote."""
+    """Read the runs from a file that ONNX Runtime's profiler wrote."""
     events = json.loads(trace.read_text(encoding="utf-8"))
     nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
     nodes.sort(key=lambda event: event["ts"])
@@ -46,7 +49,7 @@ def onnxruntime_runs(trace: Path) -> list[list[NodeTime]]:
 
 
 def _tokens(args: dict[str, Any]) -> int | None:
-    """How many tokens of a sequence a norm sees: [sequences, tokens, width]."""
+    """Read from a norm's input shape, [sequences, tokens, width], how many tokens of a sequence a run has."""
     if "norm" not in args["op_name"].lower():
         return None
     shapes = (shape for typed in args.get("input_type_shape", ()) for shape in typed.values())
@@ -61,11 +64,11 @@ class LayerTimes:
     _current: list[NodeTime] = field(default_factory=list)
 
     def report(self, name: str, milliseconds: float) -> None:
-        """One layer of the run that just ended; fused ones have a name of several."""
+        """Record one layer of the run that just ended; a fused layer's name is that of several."""
         first = name.split(" + ")[0].split("/")[-1].removeprefix("node_")
         self._current.append(NodeTime(name, first.rstrip("0123456789").rstrip("_") or name, milliseconds / 1e3))
 
     def end_run(self, tokens: int | None = None) -> None:
-        """The reports since the last call are one run's."""
+        """Close a run: all reports since the last call belong to it."""
         self.runs.append([replace(node, tokens=tokens) for node in self._current])
         self._current.clear()

@@ -1,4 +1,4 @@
-"""Where ONNX Runtime runs a graph: on the CPU, or on a GPU by its CUDA or its TensorRT provider."""
+"""Where ONNX Runtime runs a graph: on the CPU, or on a GPU with its CUDA or TensorRT provider."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ GPU_TARGET = "cuda"  # the target whose graphs are for a GPU
 
 @dataclass(frozen=True)
 class Provider:
-    """A choice of providers: the first runs what it can, the rest falls to those after it."""
+    """A choice of providers: the first one runs what it can, those after it run the rest."""
 
-    device: str  # as ONNX Runtime names where tensors lie
+    device: str  # ONNX Runtime's name of the device where tensors lie
     chain: tuple[tuple[str, dict[str, Any]], ...]
 
     def check(self, session: ort.InferenceSession, file: Path) -> None:
-        """ONNX Runtime falls back to the CPU in silence where a provider cannot start: refuse that.
+        """Refuse a session that fell back to the CPU, which ONNX Runtime does silently where a provider cannot start.
 
         Raises:
-            NotPossibleHere: it did.
+            NotPossibleHere: the session fell back to the CPU.
         """
         first = self.chain[0][0]
         if session.get_providers()[0] != first:
@@ -45,13 +45,13 @@ ON_CPU = Provider("cpu", ((CPU, {}),))
 
 
 def provider_for(bundle: Bundle, name: str | None = None) -> Provider:
-    """The provider called `name` (`cpu`, `cuda` or `tensorrt`), by default the one that the bundle's target is for.
+    """Return the provider called `name` (`cpu`, `cuda` or `tensorrt`), by default that of the bundle's target.
 
     Raises:
-        NotPossibleHere: there is none of that name, or the installed ONNX Runtime lacks it.
+        NotPossibleHere: there is no provider of that name, or the installed ONNX Runtime lacks it.
     """
     name = name or ("cuda" if bundle.manifest.target == GPU_TARGET else "cpu")
-    # Grown by what is asked for, not doubled: the cache and the weights are the large blocks, and they are allocated once.
+    # The arena grows by what is requested and does not double: the large blocks, cache and weights, are allocated once.
     cuda = (CUDA, {"arena_extend_strategy": "kSameAsRequested"})
     if name == "cpu":
         return ON_CPU
@@ -74,7 +74,7 @@ def _installed(provider: Provider) -> Provider:
 
 
 def _tensorrt_options(bundle: Bundle) -> dict[str, Any]:
-    """Engines are kept from start to start, by bundle; graphs with DualPathMoE find it in our plugin library."""
+    """Set up the TensorRT provider: engines are cached per bundle across starts, and DualPathMoE comes from our plugin library."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kept = home / "echovlm-edge" / bundle.manifest.bundle_id
     kept.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""TensorRT engines behind the runtime's interface: the KV cache stays on the device, a token's step is one recorded graph.
+"""TensorRT engines behind the runtime's interface: the KV cache stays on the device, and a decode step is one recorded graph.
 
 Per token the host writes the token's embedding, angles and position into page-locked memory and launches the graph: one copy
-in, the decoder, one number back. Images have a stream of their own, since one thread encodes while another decodes; what goes
-from one to the other, an image's embeddings, is a host's array. Everything here speaks to the protocols of `device.py`; the tests
-run it on a device of numpy.
+in, the decoder, and the best token's index back. Images have a stream of their own, since one thread encodes while another
+decodes; image embeddings pass from one to the other as a host array. All code here uses the protocols of `device.py`; the tests
+run it on a device made of numpy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.prompting.rotary import Angles
 
-BEST = "best"  # the output that holds each row's largest logit's index
+BEST = "best"  # the output with the index of each row's largest logit
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class TensorRTCache:
     step: _DecoderRun
 
     def clear(self, tokens: int) -> None:
-        """Zero all of it: see `Cache.clear`."""
+        """Zero the whole cache."""
         self.step.device.enter()
         self.step.stream.clear(self.memory.address, self.size)
         self.step.stream.synchronize()
 
 
 class TensorRTBackend:
-    """The three parts of a bundle of TensorRT engines."""
+    """Runs the three parts of a bundle of TensorRT engines."""
 
     def __init__(
         self, bundle: Bundle, device: Device, engines: Mapping[str, PartEngine], profile: bool = False
     ) -> None:
-        """`engines` are the bundle's parts, loaded on `device`; `profile` is for `operator_times`."""
+        """Run `engines`, the bundle's parts by name, loaded on `device`; `profile` measures for `operator_times`."""
         self._device, self._stream, images = device, device.new_stream(), device.new_stream()
         self._embedding = TokenEmbedding.of(bundle)
         manifest = bundle.manifest
@@ -85,24 +85,24 @@ class TensorRTBackend:
                 context.profile(times.report)
 
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
-        """See `ProfiledBackend`."""
+        """Return every run's layer times, as `ProfiledBackend.operator_times` does."""
         return {part: times.runs for part, times in self._times.items()}
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
-        """Vision encoder: see `Backend.encode`."""
+        """Run the vision encoder, as `Backend.encode` does."""
         feeds = {"patches": patches, "cos": angles.cos, "sin": angles.sin}
         return self._image_parts["vision_encoder"].run(feeds, len(patches))
 
     def project(self, features: Floats) -> Floats:
-        """Projector: see `Backend.project`."""
+        """Run the projector, as `Backend.project` does."""
         return self._image_parts["projector"].run({"features": features}, len(features) // self._square)
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
-        """Token embedding: see `Backend.embed`."""
+        """Embed token ids, as `Backend.embed` does."""
         return self._embedding[token_ids]
 
     def new_cache(self, max_sequence: int) -> TensorRTCache:
-        """A cache for one sequence, zeroed: attention weighs what lies beyond the sequence by zero, which NaN survives.
+        """Make a zeroed cache for one sequence. Attention weighs what lies beyond the sequence by zero, and zero times NaN is NaN.
 
         Raises:
             NotPossibleHere: the device has too little memory left.
@@ -121,7 +121,7 @@ class TensorRTBackend:
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Logits:
-        """Decoder: see `Backend.decode`. One token with one row takes the recorded step."""
+        """Run the decoder, as `Backend.decode` does; one token with one logit row uses the recorded step."""
         assert isinstance(cache, TensorRTCache)
         self._device.enter()
         feeds: dict[str, NDArray[Any]] = {
@@ -151,9 +151,10 @@ def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
 
 @dataclass
 class DeviceLogits:
-    """A decoder's logits that stay on the device until they are read: the place of each row's largest came back with the run.
+    """A decoder's logits, which stay on the device until they are read.
 
-    So did each row's first logit. A hidden state that is no number makes all logits of its row none, this one among them.
+    The index of each row's largest logit came back with the run, and so did each row's first logit: a hidden state with NaN makes
+    all logits of its row NaN, so that the first one shows it.
     """
 
     best: NDArray[np.int64] = field(repr=False)
@@ -162,26 +163,26 @@ class DeviceLogits:
     row: int | None = None
 
     def argmax(self) -> int:
-        """The largest logit's index, of the one row.
+        """Return the index of the one row's largest logit.
 
         Raises:
-            UnusableNumbers: the row's first logit is none.
+            UnusableNumbers: the row's first logit is not finite.
         """
         if not np.isfinite(self.first[self.row or 0]):
             raise UnusableNumbers
         return int(self.best[self.row or 0])
 
     def __getitem__(self, row: int) -> DeviceLogits:
-        """One row, still on the device."""
+        """Return one row, which stays on the device."""
         return DeviceLogits(self.best, self.first, self.fetch, range(len(self.best))[row])
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> Floats:
-        """Copied from the device; before the next decoder call."""
+        """Copy the logits from the device; possible until the next decoder call."""
         logits = self.fetch()
         return logits if self.row is None else logits[self.row]
 
     def copy(self) -> Floats:
-        """The same as numpy's."""
+        """Copy the logits from the device into an array that stays valid."""
         return np.array(self)
 
 
@@ -235,13 +236,13 @@ class _DecoderRun:
         self._output_types = {tensor.name: tensor for tensor in self.part.outputs if tensor.name in ("logits", BEST)}
 
     def run(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> Logits:
-        """Any shapes."""
+        """Run tokens of any shapes."""
         self._place(feeds)
         self._queue(feeds, cache)
         return self._finish()
 
     def run_recorded(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> Logits:
-        """Always the same shapes and cache: queued at first (an engine settles in its first run), then recorded, then launched."""
+        """Run the step whose shapes and cache never change: queued at first, as an engine initializes, then recorded, then launched."""
         self._place(feeds)
         if self.graph is None and self._warm and self.times is None and self.context.recordable():
             self.graph = self.stream.record(lambda: self._queue(feeds, cache))
@@ -253,7 +254,7 @@ class _DecoderRun:
         return self._finish()
 
     def _place(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        """Write the feeds where the device copies them from, and find room for the outputs."""
+        """Write the feeds into page-locked memory, and reserve memory for the outputs."""
         self._tokens = int(feeds["embeddings"].shape[1])
         self._filled = _fill(self.inputs, self._dtypes, feeds)
         rows = len(feeds["logit_rows"])
@@ -263,7 +264,7 @@ class _DecoderRun:
         )
 
     def _queue(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> None:
-        """Copy in, decode, copy out: all that a recorded graph repeats."""
+        """Queue the copy in, the decoder and the copy out, which a recorded graph repeats."""
         self.inputs.upload()
         present = {f"present_{name}": buffer.address for name, buffer in cache.items()}
         outputs = {name: region.address for name, region in self._placed.items()}

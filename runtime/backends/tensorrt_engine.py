@@ -20,22 +20,22 @@ MODULES = {
     "tensorrt_rtx": install_hint("rtx"),
     "tensorrt": "it comes with JetPack, or pip install tensorrt",
 }
-UNSUPPORTED = "does not support this compute capability"  # in TensorRT-RTX's words, of an H200 for example
+UNSUPPORTED = "does not support this compute capability"  # TensorRT-RTX's message, for example on an H200
 DTYPES = {"FLOAT": "float", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
 
 def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins: Path | None) -> dict[str, PartEngine]:
-    """Load the bundle's parts.
+    """Load the bundle's parts onto the device.
 
     Args:
-        bundle: of TensorRT engines.
-        device: where to.
-        max_sequence: of the one cache that there shall be room for.
+        bundle: a bundle of TensorRT engines.
+        device: the GPU to load them on.
+        max_sequence: length in tokens of the one cache for which there must be memory.
         plugins: the plugin library, if this install has one.
 
     Raises:
-        NotPossibleHere: the module or the plugins are missing, the memory is too small, or an engine is of another TensorRT
-            or for another GPU; the sentence names which.
+        NotPossibleHere: the module or the plugins are missing, the memory is too small, or an engine was built by another
+            TensorRT or for another GPU; the sentence names which.
     """
     module = _module(bundle)
     check_memory(bundle, device, max_sequence)
@@ -61,27 +61,27 @@ def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins:
     }
     for engine in engines.values():
         engine.check_tensors(bundle.path)
-    # The decoder works in two contexts, one for prompts and one for the recorded step.
+    # The decoder has two contexts, one for prompts and one for the recorded step.
     working = {name: engine.working_bytes() * (2 if name == "decoder" else 1) for name, engine in engines.items()}
     check_working_memory(bundle, device, max_sequence, working)
     return {**engines}
 
 
 def module_of(bundle: Bundle) -> str:
-    """Which module built the engines, as bundle.json says."""
+    """Return the Python module that built the engines, according to bundle.json."""
     return next(name for name in MODULES if name in bundle.manifest.toolchain)
 
 
 @dataclass
 class _Said:
-    """The last thing that TensorRT complained about: why something failed, as its calls return no reasons."""
+    """TensorRT's last logged complaint, which says why a call failed, as its calls return no reasons."""
 
     text: str = "it gave no reason"
 
 
 @dataclass
 class TensorRTEngine:
-    """One part's engine: see `PartEngine`."""
+    """One part's engine, a `PartEngine`."""
 
     module: Any
     engine: Any
@@ -91,21 +91,21 @@ class TensorRTEngine:
     said: _Said
 
     def new_context(self, stream: CudaStream, recorded: bool) -> Context:
-        """See `PartEngine.new_context`."""
+        """Make a context on a stream, as `PartEngine.new_context` does."""
         return TensorRTContext(self, self._execution_context(recorded), stream)
 
     def working_bytes(self) -> int:
-        """Device memory of one context, at the largest profile."""
+        """Return the bytes of device memory that one context needs, at the largest profile."""
         return max(
             self.engine.get_device_memory_size_for_profile_v2(profile)
             for profile in range(self.engine.num_optimization_profiles)
         )
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
-        """The profile that admits these input shapes and is the closest to them.
+        """Find the optimization profile that admits these input shapes and is closest to them.
 
         Raises:
-            NotPossibleHere: there is none.
+            NotPossibleHere: no profile admits them.
         """
         admitting = []
         for profile in range(self.engine.num_optimization_profiles):
@@ -144,13 +144,13 @@ class TensorRTEngine:
     def _execution_context(self, recorded: bool) -> Any:
         strategy = (
             self.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        )  # memory for what is used, not for all
+        )  # memory for the profile in use, not for the largest
         if not hasattr(self.engine, "create_runtime_config"):
             return self.engine.create_execution_context(strategy)
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         if recorded and hasattr(self.module, "DynamicShapesKernelSpecializationStrategy"):
-            # TensorRT-RTX compiles kernels for a shape behind one's back, and a graph keeps those it was recorded with.
+            # TensorRT-RTX compiles kernels for a shape in the background, and a graph keeps the kernels it was recorded with.
             config.dynamic_shapes_kernel_specialization_strategy = (
                 self.module.DynamicShapesKernelSpecializationStrategy.EAGER
             )
@@ -159,7 +159,7 @@ class TensorRTEngine:
 
 @dataclass
 class TensorRTContext:
-    """See `Context`."""
+    """A `Context` of TensorRT."""
 
     owner: TensorRTEngine
     context: Any
@@ -169,7 +169,7 @@ class TensorRTContext:
     _profiles: dict[tuple[Shape, ...], int] = field(default_factory=dict)
 
     def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
-        """See `Context.queue`."""
+        """Queue a run, as `Context.queue` does."""
         stream = int(self.stream.handle)
         self._use_profile(inputs, stream)
         for name, binding in inputs.items():
@@ -180,12 +180,12 @@ class TensorRTContext:
         self._done(self.context.execute_async_v3(stream), "the run")
 
     def recordable(self) -> bool:
-        """See `Context.recordable`: only TensorRT-RTX has times when it is not."""
+        """Check whether the last run can be recorded; only TensorRT-RTX has runs that cannot."""
         asks = getattr(self.context, "is_stream_capturable", None)
         return asks is None or bool(asks(int(self.stream.handle)))
 
     def profile(self, report: Callable[[str, float], None]) -> None:
-        """See `Context.profile`."""
+        """Report each layer's time after every run, as `Context.profile` does."""
         self._profiler = _profiler(self.owner.module, report)  # TensorRT keeps no reference to it
         self.context.profiler = self._profiler
 
