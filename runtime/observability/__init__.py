@@ -1,1 +1,1 @@
-"""What is seen of a server: records of calls, logs, metrics, traces."""
+"""Observability of a server: records of calls, logs, metrics, traces."""

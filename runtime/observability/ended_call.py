@@ -1,4 +1,4 @@
-"""What is known of a call that has ended: what logs, metrics and traces observe."""
+"""The record of a call that has ended, from which logs, metrics and traces are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class EndedCall(Protocol):
 
     Attributes:
         id: in the log, and in the call's initial metadata.
-        method: as report.proto has it.
+        method: its name in report.proto.
         outcome: `ok`, `cancelled`, or a status code's name in lower case.
         seconds: from its arrival to its end.
         finished: a generation's result, where there is one.
@@ -29,7 +29,7 @@ class EndedCall(Protocol):
 
     @property
     def client_name(self) -> str:
-        """Who called, as the clients file names it."""
+        """The client's name in the clients file."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The server's log: a line of JSON for each event, with the request's id and never a request's content."""
+"""The server's log: one line per event, with the request's id and never a request's content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from echovlm_edge.runtime.observability.ended_call import EndedCall
 from echovlm_edge.runtime.observability.log_writer import LogWriter
 
-# What a record may carry beside its message; nothing else is written, so that nothing slips in.
+# The fields that a record may carry besides its message; no others are written, so that no content slips in.
 FIELDS = (
     "request_id",
     "method",
@@ -41,10 +41,10 @@ _log = logging.getLogger(__name__)
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, and those of `FIELDS` that the record has."""
+    """Format records as one JSON object per line: time (UTC), level, logger, message, and those of `FIELDS` that are set."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; an exception's own text is left out, as it could quote a request."""
+        """Format a record; an exception's own text is left out, as it could quote a request."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -58,35 +58,35 @@ class JsonLines(logging.Formatter):
 
 
 class PlainLines(logging.Formatter):
-    """The same for a person at a terminal."""
+    """Format the same contents for a person at a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record."""
         fields = "".join(f" {name}={getattr(record, name)}" for name in FIELDS if hasattr(record, name))
         time = self.formatTime(record, "%H:%M:%S")
         return f"{time} {record.levelname.lower():7} {record.getMessage()}{fields}"
 
 
 def start(as_json: bool) -> None:
-    """Log to stderr from now on, also what no code catches."""
+    """Start to log to stderr, uncaught exceptions included."""
     handler = LogWriter(sys.stderr)
     handler.addFilter(_without_contents)
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.raiseExceptions = False  # a line that cannot be written would leave a traceback in its place
+    logging.raiseExceptions = False  # otherwise a line that cannot be written would print a traceback
     sys.excepthook = lambda kind, error, trace: log_uncaught("the process", kind, trace)
     sys.unraisablehook = lambda args: log_uncaught("a finalizer", args.exc_type, args.exc_traceback)
     threading.excepthook = _log_dead_thread
 
 
 def flush() -> None:
-    """Wait a moment for what has been logged to be written."""
+    """Wait a moment for all logged lines to be written."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 def _without_contents(record: logging.LogRecord) -> bool:
-    """Leave of gRPC's own lines what they are about: they quote metadata, and exceptions."""
+    """Reduce gRPC's own lines to their topic, as they quote metadata and exceptions."""
     if record.name.startswith("grpc"):
         words = itertools.takewhile(str.isalpha, str(record.msg).split())
         record.msg, record.args = f"gRPC reports: {' '.join(words)}", ()
@@ -94,12 +94,12 @@ def _without_contents(record: logging.LogRecord) -> bool:
 
 
 def log_uncaught(where: str, kind: type[BaseException], trace: TracebackType | None) -> None:
-    """One line for an exception that nobody caught: its type and place, without its text, which could quote a request."""
+    """Log an uncaught exception: its type and place, without its text, which could quote a request."""
     _log.error("%s failed with %s (%s)", where, kind.__name__, _place(trace))
 
 
 def log_uncaught_in_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The same for an event loop: its `set_exception_handler`. The loop's own message quotes the exception."""
+    """Log an event loop's uncaught exception, as its exception handler. The loop's own message would quote the exception."""
     error = context.get("exception")
     if isinstance(error, BaseException):
         log_uncaught("an asynchronous task", type(error), error.__traceback__)
@@ -113,13 +113,13 @@ def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Files, lines and functions, the innermost first."""
+    """Format a traceback as files, lines and functions, the innermost first."""
     frames = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(extract_tb(trace))]
     return " < ".join(frames[:FRAMES]) or "no traceback"
 
 
 def log_call(call: EndedCall) -> None:
-    """One line for a call that ended."""
+    """Log a call that ended."""
     fields: dict[str, object] = {
         "request_id": call.id,
         "method": call.method,

@@ -15,7 +15,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Metrics:
-    """Told of every call; asks the engine, the studies and the uploads when it is scraped."""
+    """Counts every call, and reads the engine, the studies and the uploads when it is scraped."""
 
     def __init__(
         self,
@@ -23,7 +23,13 @@ class Metrics:
         studies: Callable[[], tuple[int, int]],
         uploads: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
-        """`studies` gives how many are open and the bytes of their pictures; `uploads`, how many files there are and their bytes."""
+        """Register the metrics.
+
+        Args:
+            stats: returns the engine's counters and gauges.
+            studies: returns how many studies are open, and the bytes of their pictures.
+            uploads: returns how many uploaded files there are, and their bytes.
+        """
         self.registry = CollectorRegistry()
         registry = self.registry
         self._calls = Counter(
@@ -43,14 +49,14 @@ class Metrics:
         )
         self._stages = Histogram(
             "echovlm_stage_seconds",
-            "One call's time in a stage; queue is one.",
+            "One call's time in a stage, of which queue is one.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
         )
         self._tokens_per_second = Histogram(
             "echovlm_decode_tokens_per_second",
-            "One call's tokens a second while it was written.",
+            "One call's tokens per second of decoding.",
             buckets=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
             registry=registry,
         )
@@ -71,20 +77,20 @@ class Metrics:
                 self._tokens_per_second.observe(len(done.token_ids) / decode)
 
     def collect(self) -> Iterator[Metric]:
-        """What the engine, the studies and the uploads say now."""
+        """Read the current values of the engine, the studies and the uploads."""
         stats = self._stats()
         scheduler = stats.scheduler
         studies, study_bytes = self._studies()
         uploads, upload_bytes = self._uploads()
         for name, text, value in (
             ("slots", "Sequences that can run on the decoder at once.", scheduler.slots),
-            ("slots_busy", "Sequences that run on it.", scheduler.busy),
+            ("slots_busy", "Sequences that run on the decoder.", scheduler.busy),
             ("waiting", "Sequences that wait for a slot.", scheduler.waiting),
-            ("parked", "Batch sequences that gave their slot to an interactive one.", scheduler.parked),
-            ("parked_bytes", "Memory of their keys and values.", scheduler.parked_bytes),
+            ("parked", "Batch sequences that were preempted by interactive ones.", scheduler.parked),
+            ("parked_bytes", "Memory of the parked sequences' keys and values.", scheduler.parked_bytes),
             ("studies", "Open studies.", studies),
-            ("study_bytes", "Memory of their pictures.", study_bytes),
-            ("uploads", "Uploaded files, those that are still coming included.", uploads),
+            ("study_bytes", "Memory of the open studies' pictures.", study_bytes),
+            ("uploads", "Uploaded files, including those that are still arriving.", uploads),
             ("upload_bytes", "Their memory.", upload_bytes),
         ):
             yield GaugeMetricFamily(f"echovlm_{name}", text, value)
@@ -96,9 +102,11 @@ class Metrics:
         ):
             tokens.add_metric([kind], count)
         yield tokens
-        yield CounterMetricFamily("echovlm_decode_steps", "Decoder steps, each of all that write.", scheduler.steps)
-        yield from _store("prefix", "Keys and values of prompts seen before", stats.prefixes)
-        yield from _store("image", "Embeddings of images seen before", stats.images)
+        yield CounterMetricFamily(
+            "echovlm_decode_steps", "Decode steps, each for all sequences that are being written.", scheduler.steps
+        )
+        yield from _store("prefix", "Cached keys and values of prompts", stats.prefixes)
+        yield from _store("image", "Cached embeddings of images", stats.images)
 
 
 def _store(name: str, what: str, stats: StoreStats) -> Iterator[Metric]:

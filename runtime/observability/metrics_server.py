@@ -1,4 +1,4 @@
-"""Serves metrics over HTTP on a port of their own: a bounded number of connections, and no client can keep them."""
+"""Serve metrics over HTTP on a port of their own, with a bounded number of connections that no client can hold open."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from prometheus_client import CollectorRegistry, MetricsHandler
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
-MAX_CONNECTIONS = 16  # a thread each; the oldest is hung up for one more
-SILENT_SECONDS = 10.0  # a client that neither sends nor reads for so long is hung up
+MAX_CONNECTIONS = 16  # one thread each; a further connection closes the oldest
+SILENT_SECONDS = 10.0  # a client that neither sends nor reads for so long is disconnected
 PLACE_SECONDS = 1.0  # for the oldest connection's thread to end
 
 _log = logging.getLogger(__name__)
 
 
 class MetricsServer(ThreadingMixIn, TCPServer):
-    """Listens at once, and answers from `start` on; who connects before waits.
+    """Listens at once, and answers from `start` on; earlier connections wait.
 
     Raises:
-        NotPossibleHere: the address cannot be listened on.
+        NotPossibleHere: the address cannot be used.
     """
 
     daemon_threads = True
@@ -52,11 +52,11 @@ class MetricsServer(ThreadingMixIn, TCPServer):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         return int(self.server_address[1])
 
     def start(self) -> None:
-        """Answer in a thread."""
+        """Start to answer, in a thread."""
         self._thread.start()
 
     def close(self) -> None:
@@ -66,19 +66,21 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         self.server_close()
 
     def get_request(self) -> tuple[Any, Any]:
-        """The next connection."""
+        """Accept the next connection."""
         try:
             return super().get_request()
         except OSError:
-            time.sleep(0.1)  # no descriptor is free: it stays in the queue, and would be asked for without a pause
+            time.sleep(
+                0.1
+            )  # no descriptor is free: the connection stays queued, and accepting it would be retried without a pause
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer one connection in a thread; where there are too many, hang up the oldest."""
+        """Answer one connection in a thread; where there are too many, close the oldest."""
         with self._lock:
             oldest = next(iter(self._open)) if len(self._open) >= MAX_CONNECTIONS else None
         if oldest:
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the connection has just ended
                 oldest.shutdown(socket.SHUT_RDWR)
         if not self._places.acquire(timeout=PLACE_SECONDS):
             self.shutdown_request(request)
@@ -92,14 +94,14 @@ class MetricsServer(ThreadingMixIn, TCPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer one connection, and give its place back."""
+        """Answer one connection, and release its place."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._release(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what failed: a client that hung up is no event, anything else is a fault of the metrics."""
+        """Log what failed: a client that disconnected at debug level, anything else as an error."""
         error = sys.exc_info()[1]
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
         _log.log(level, "a request for metrics failed with %s", type(error).__name__)

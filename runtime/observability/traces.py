@@ -1,6 +1,7 @@
-"""OpenTelemetry traces: a span for each call and one for each of its stages, made from what was measured anyway when the call ends.
+"""OpenTelemetry traces: one span per call and one per stage, made at the call's end from what was measured anyway.
 
-Never anything of the request: an id, a method, an outcome, numbers of tokens. A client's own trace (W3C traceparent) goes on.
+A span never contains anything of the request: only an id, a method, an outcome, and numbers of tokens. It continues a client's own
+trace (W3C traceparent).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ except ImportError as missing:
 
 SERVICE = "echovlm-serve"
 EXPORT_MILLISECONDS = 1000  # between batches
-EXPORT_SECONDS = 2  # for one, attempts and all: the most that a dead collector holds up the end
+EXPORT_SECONDS = 2  # for one batch with all its retries: the longest that a dead collector delays the end
 
 
 class Traces:
-    """Sends what it observes to a collector, in the background; a collector that is gone loses spans and delays no call."""
+    """Sends spans to a collector in the background; where the collector is gone, spans are lost and no call is delayed."""
 
     def __init__(self, collector: str) -> None:
-        """OTLP over gRPC to `collector`: http://HOST:PORT, or https:// for TLS."""
+        """Send OTLP over gRPC to `collector`: http://HOST:PORT, or https:// for TLS."""
         self._provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
         exporter = OTLPSpanExporter(
             endpoint=collector, insecure=not collector.startswith("https://"), timeout=EXPORT_SECONDS
@@ -43,7 +44,7 @@ class Traces:
         self._tracer = self._provider.get_tracer(SERVICE)
 
     def observe(self, call: EndedCall) -> None:
-        """Trace a call that ended just now."""
+        """Make the spans of a call that just ended."""
         ended = time.time_ns()
         started = ended - round(call.seconds * 1e9)
         parent = TraceContextTextMapPropagator().extract({"traceparent": call.traceparent})
@@ -71,7 +72,7 @@ class Traces:
         span.end(ended)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
@@ -85,7 +86,7 @@ def _tokens(done: Finished) -> dict[str, int]:
 
 
 def _runs(done: Finished, total: float) -> Iterator[tuple[Stage, float, float]]:
-    """Stages in order, each moment once: start and seconds. Decoding is one run with all that lies between its tokens."""
+    """Yield the stages in order, each moment once: stage, start and seconds. Decoding and all between its tokens is one stage."""
     moments = list(pieces(done.spans, total))
     decode = [place for place, (stage, *_) in enumerate(moments) if stage is Stage.DECODE]
     first, last = (decode[0], decode[-1] + 1) if decode else (len(moments), len(moments))

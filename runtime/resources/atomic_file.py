@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all."""
+"""Atomic writes: a reader sees the complete file or none."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
 def write_whole(path: Path, content: bytes, name: str = "The file") -> None:
-    """Write beside the place, then move there; `name` is for the sentence.
+    """Write a file atomically: to a temporary file in the same folder, which is then renamed.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        name: what the error's sentence calls it.
 
     Raises:
-        NotPossibleHere: it cannot be written.
+        NotPossibleHere: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:

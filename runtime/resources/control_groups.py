@@ -1,4 +1,4 @@
-"""The control groups that this process is in, of both versions, as folders."""
+"""The control groups (cgroups) of this process, of both versions, as folders."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from echovlm_edge.runtime.resources.system_files import text
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """A group: the version of its hierarchy, which decides the names of its files, and the folder they are in."""
+    """A group: the version of its hierarchy, which decides its files' names, and its folder."""
 
     version: int
     folder: Path
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlGroup]:
-    """This process's group and those around it, innermost first, in each hierarchy that can limit `controller`.
+    """Yield this process's group and its parents, innermost first, in each hierarchy that can limit `controller`.
 
     Args:
-        controller: by its kernel name, for example cpu or memory.
+        controller: its kernel name, for example cpu or memory.
         root: where /proc and the mounts of control groups lie.
     """
     paths = dict(_paths(controller, root))
     for mount in _mounts(controller, root):
         if path := paths.get(mount.version):
-            # Outside of what the mount shows are groups of the host: the mount's own is the outermost that counts.
+            # Groups outside the mount are the host's: the mount's own group is the outermost that counts.
             inside = path.is_relative_to(mount.group) and ".." not in path.parts
             innermost = mount.point / (path.relative_to(mount.group) if inside else "")
             for folder in (innermost, *innermost.parents):
@@ -38,7 +38,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlG
 
 @dataclass(frozen=True)
 class _Mount:
-    """A mount of control groups: which group's folder it shows, and where."""
+    """A mount of control groups: which group it shows, and where it is mounted."""
 
     version: int
     group: PurePosixPath
@@ -46,7 +46,7 @@ class _Mount:
 
 
 def _paths(controller: str, root: Path) -> Iterator[tuple[int, PurePosixPath]]:
-    """This process's group by the version of the hierarchy: lines `4:cpu,cpuacct:/a/b`, and `0::/a/b` of version 2."""
+    """Read this process's groups and their version: lines `4:cpu,cpuacct:/a/b`, and `0::/a/b` for version 2."""
     for line in text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "", "")
         if number == "0" and not controllers:
@@ -56,7 +56,7 @@ def _paths(controller: str, root: Path) -> Iterator[tuple[int, PurePosixPath]]:
 
 
 def _mounts(controller: str, root: Path) -> Iterator[_Mount]:
-    """Mounts of hierarchies with the controller: `33 31 0:30 GROUP POINT rw - cgroup cgroup rw,cpu,cpuacct`."""
+    """Read the mounts of hierarchies with the controller: `33 31 0:30 GROUP POINT rw - cgroup cgroup rw,cpu,cpuacct`."""
     for line in text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         cells, kinds = before.split(), after.split()

@@ -1,4 +1,4 @@
-"""Who keeps how much of a bounded memory, and what has to go: first of the scope that keeps most, and there what is oldest."""
+"""The eviction policy of a bounded cache: evict from the scope that holds the most, its least recently used entry first."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class FairMemory(Generic[Key]):
-    """The account of what scopes keep in one budget. Not safe for concurrent use: its owner holds a lock.
+    """The account of the entries that scopes hold in one budget. Not safe for concurrent use: its owner holds a lock.
 
-    A scope displaces others' entries only while it keeps less than they do, and for the one entry that it keeps newest. So that
-    this one cannot be all of the memory, an entry larger than half of it is kept only where no other scope keeps anything.
+    A scope evicts others' entries only while it holds less than they do, and for its one newest entry. So that this one entry
+    cannot take the whole memory, an entry larger than half of it is accepted only where no other scope holds anything.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes` 0 takes nothing."""
+        """Start empty; `max_bytes` 0 accepts nothing."""
         self._max_bytes = max_bytes
         self._scopes: dict[Key, str] = {}
         self._sizes: dict[str, OrderedDict[Key, int]] = {}  # by scope; the last used at the end, none is empty
@@ -28,12 +28,12 @@ class FairMemory(Generic[Key]):
         return len(self._scopes)
 
     def takes(self, scope: str, size: int) -> bool:
-        """Whether `add` may be called with these."""
+        """Check whether `add` accepts an entry of `size` bytes for this scope."""
         alone = not (self._held.keys() - {scope})
         return 0 < size <= (self._max_bytes if alone else self._max_bytes // 2)
 
     def add(self, scope: str, key: Key, size: int) -> list[Key]:
-        """Count a new entry; returns those that it displaced."""
+        """Add an entry; returns the keys of the entries to evict."""
         assert key not in self._scopes and self.takes(scope, size)
         self._scopes[key] = scope
         self._sizes.setdefault(scope, OrderedDict())[key] = size
@@ -49,11 +49,11 @@ class FairMemory(Generic[Key]):
         return displaced
 
     def touch(self, key: Key) -> None:
-        """Make an entry its scope's last used."""
+        """Mark an entry as its scope's most recently used."""
         self._sizes[self._scopes[key]].move_to_end(key)
 
     def remove(self, key: Key) -> None:
-        """Forget an entry."""
+        """Remove an entry from the account."""
         scope = self._scopes.pop(key)
         size = self._sizes[scope].pop(key)
         self._held[scope] -= size

@@ -1,4 +1,4 @@
-"""A queue in which priority goes first, then the client that has had least, then who came first."""
+"""A queue ordered by priority, then by the client that has been served least, then by arrival."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class _Entry(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """Waiting work of many clients. Not safe for concurrent use: its owner holds a lock.
+    """The waiting work of many clients. Not safe for concurrent use: its owner holds a lock.
 
-    What a client had is counted in units of work (tokens, patches) that `charge` adds up. One that was away starts level with the
-    waiting client that had least, so that nobody saves turns up by staying away, and nobody has to wait until others have had as
-    much as the busiest (Sheng et al. 2024, "Fairness in serving large language models", section 4.1). What `push`, `pop` and
-    `charge` cost depends on the number of clients, not of items.
+    The service that a client has received is counted in units of work (tokens, patches), which `charge` adds up. A client that was
+    away starts level with the waiting client that received least: nobody saves up turns by staying away, and nobody waits until
+    others have received as much as the busiest (Sheng et al. 2024, "Fairness in serving large language models", section 4.1). The
+    cost of `push`, `pop` and `charge` depends on the number of clients, not of items.
     """
 
     def __init__(self) -> None:
@@ -37,11 +37,11 @@ class FairQueue(Generic[Item]):
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        """All items, in no particular order."""
+        """Iterate over all items, in no particular order."""
         return (entry.item for lines in self._lines.values() for line in lines.values() for entry in line)
 
     def push(self, item: Item, client: str, priority: int, again: bool = False) -> None:
-        """Join at the end of the client's own line, or, what had its turn and lost it `again`, before all of its priority."""
+        """Append an item to the client's own line; with `again`, put a preempted item before all others of its priority."""
         self._had[client] = self._lifted(client)
         self._arrivals += 1
         line = self._lines.setdefault(priority, {}).setdefault(client, deque())
@@ -50,15 +50,15 @@ class FairQueue(Generic[Item]):
         self._length += 1
 
     def first(self, allowed: Callable[[Item], bool] = lambda _: True) -> Item | None:
-        """The item that `pop` would give."""
+        """Return the item that `pop` would return, without removing it."""
         found = self._first(allowed)
         return found[2].item if found else None
 
     def pop(self, allowed: Callable[[Item], bool] = lambda _: True, without: Collection[str] = ()) -> Item | None:
-        """Whose turn it is, or None.
+        """Remove and return the item whose turn it is, or None.
 
-        Where the first of a priority is not `allowed`, that priority waits, so that smaller work does not overtake it for ever.
-        Clients in `without` have no turn now, and others go first.
+        Where the first item of a priority is not `allowed`, the whole priority waits, so that smaller work does not overtake it
+        for ever. Clients in `without` are skipped.
         """
         found = self._first(allowed, without)
         if found is None:
@@ -67,7 +67,7 @@ class FairQueue(Generic[Item]):
         self._lines[priority][client].popleft()
         self._removed(priority, client, 1)
         self._level = self._had[client]
-        # The floor never sinks: whoever is not above it starts there, remembered or not.
+        # The floor never sinks: a client that is not above it starts there, so that its count can be forgotten.
         floor = self._floor()
         self._had = {name: had for name, had in self._had.items() if had > floor or name in self._waiting}
         return entry.item
@@ -77,7 +77,7 @@ class FairQueue(Generic[Item]):
         self._had[client] = self._lifted(client) + work
 
     def remove(self, item: Item, client: str, priority: int) -> None:
-        """Take out an item, where it still waits."""
+        """Remove an item, if it still waits."""
         line = self._lines.get(priority, {}).get(client, deque())
         kept = deque(entry for entry in line if entry.item is not item)
         if removed := len(line) - len(kept):
@@ -98,12 +98,12 @@ class FairQueue(Generic[Item]):
         return None
 
     def _lifted(self, client: str) -> float:
-        """What a client had, at least the floor where it has nothing waiting."""
+        """Return the service that a client has received, raised to the floor where it has nothing waiting."""
         had = self._had.get(client, 0.0)
         return had if client in self._waiting else max(had, self._floor())
 
     def _floor(self) -> float:
-        """What the waiting client that had least has had; where nobody waits, the one that was served last."""
+        """Return the least service that a waiting client has received; where none waits, that of the client served last."""
         return min((self._had[name] for name in self._waiting), default=self._level)
 
     def _removed(self, priority: int, client: str, count: int) -> None:

@@ -21,9 +21,9 @@ class MachineMemory:
     """Bytes; 0 where the system does not say.
 
     Attributes:
-        total: of the machine.
-        limit: of this process's control group or one above it, the lowest; None where there is none.
-        available: what can still be had within the limit, the file cache included.
+        total: the machine's memory.
+        limit: the lowest limit of this process's control group and its parents; None where there is none.
+        available: what can still be allocated within the limit, including the file cache.
     """
 
     total: int
@@ -32,12 +32,12 @@ class MachineMemory:
 
     @property
     def most(self) -> int:
-        """What this process could have if nothing else ran."""
+        """The bytes that this process could have if nothing else ran."""
         return min(self.total, self.limit or self.total)
 
 
 def machine_memory(root: Path = Path("/")) -> MachineMemory:
-    """This machine's; `root` is where its /proc and /sys lie."""
+    """Read this machine's memory; `root` is the folder with its /proc and /sys."""
     info = memory_info(root)
     total, limit, available = info.get("MemTotal", 0), None, info.get("MemAvailable", 0)
     for allowed, used in _limits(root):
@@ -48,7 +48,7 @@ def machine_memory(root: Path = Path("/")) -> MachineMemory:
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use, without the file cache, of each group that holds this process and has a limit."""
+    """Yield limit and use, without the file cache, of each group that contains this process and has a limit."""
     for group in control_groups("memory", root):
         limit, usage, cached = GROUP_FILES[group.version]
         allowed = first_line(group.folder / limit) or ""

@@ -1,4 +1,4 @@
-"""How many processors this process may use: by its affinity, and by the quotas of the control groups that it is in."""
+"""How many processors this process may use, by its affinity and by the quotas of its control groups."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from echovlm_edge.runtime.resources.system_files import first_line
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """How many threads can compute at once: a processor of the affinity each, as far as the quota lasts, rounded up.
+    """Return how many threads can compute at once: one per processor of the affinity, up to the quota rounded up.
 
-    Threads beyond the quota use it up together and then all stand still until the next period.
+    More threads than the quota would use it up together, and then all stall until the next period.
     """
     allowed, quota = len(os.sched_getaffinity(0)), processor_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def processor_quota(root: Path = Path("/")) -> float | None:
-    """Processors' worth of time by the tightest limit of this process's groups; None where there is none.
+    """Return the tightest CPU limit of this process's groups, in processors; None where there is none.
 
     Args:
         root: where /proc and the mounts of control groups lie.
@@ -30,7 +30,7 @@ def processor_quota(root: Path = Path("/")) -> float | None:
 
 
 def _quota(group: ControlGroup) -> float | None:
-    """Version 2 has `150000 100000` for 1.5 and `max 100000` for no limit; version 1 a file each, and -1 for none."""
+    """Read a group's limit. Version 2 has `150000 100000` for 1.5, or `max 100000`; version 1 has two files, and -1 for none."""
     if group.version == 2:
         return _ratio(*(first_line(group.folder / "cpu.max") or "").split()[:2])
     return _ratio(*(first_line(group.folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")))

@@ -1,4 +1,4 @@
-"""Text files of /proc, /sys and /etc: nothing where there are none."""
+"""Read text files of /proc, /sys and /etc; a missing file is empty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def text(path: Path) -> str:
-    """Read a whole file; empty where there is none."""
+    """Read a file; returns an empty text where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -14,7 +14,7 @@ def text(path: Path) -> str:
 
 
 def first_line(path: Path) -> str | None:
-    """Read the first line without the zero that ends device-tree strings; None where there is none."""
+    """Read the first line, without the NUL that ends device-tree strings; returns None where there is none."""
     lines = text(path).replace("\0", "").splitlines()
     return lines[0].strip() or None if lines else None
 
