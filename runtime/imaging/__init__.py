@@ -1,1 +1,1 @@
-"""Image files to frames and patches, and the processes that files are decoded in."""
+"""Image files to frames and patches, and the sandboxed processes that decode them."""

@@ -1,4 +1,4 @@
-"""How the engine reads image files, and the plain decoder that does so in the calling thread."""
+"""The interface by which the engine reads image files, and a decoder that runs in the calling thread."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from echovlm_edge.runtime.imaging.preprocess import fit
 
 @dataclass(frozen=True)
 class Asker:
-    """For whom an image is read: whose turn it is counted as, and whether it is still wanted."""
+    """For whom an image is read: the client and priority of its turn, and whether it is still wanted."""
 
     client: str = ""
     priority: Priority = Priority.INTERACTIVE
     stopped: Callable[[], bool] = lambda: False
 
 
-NOBODY = Asker()  # no client in particular, who waits as long as it takes
+NOBODY = Asker()  # no particular client; it waits as long as it takes
 
 
 class ImageDecoder(Protocol):
-    """Read image files in two steps, so that a call that asks for too much is refused before anything is decoded."""
+    """Reads image files in two steps, so that a call that asks for too much is refused before anything is decoded."""
 
     def measure(self, image: ImageInput, resolution: Resolution, asker: Asker) -> Measured:
-        """Find what decoding a file will give, from its headers alone.
+        """Read the sizes of a file's frames and its origin, from its headers alone.
 
         Raises:
             InvalidInput: the file cannot be used.
-            NotPossibleHere: this machine lacks what decodes it.
-            Unavailable: it cannot be read now.
-            Stopped: it is no longer wanted.
+            NotPossibleHere: this machine has no decoder for the file.
+            Unavailable: the file cannot be read now.
+            Stopped: the file is no longer wanted.
         """
         ...
 
     def decode(self, image: ImageInput, measured: Measured, asker: Asker) -> list[Frame]:
-        """Decode a file to fitted frames, of the sizes, the resolution and the origin that were measured.
+        """Decode a file to frames that are resized for the model, with the sizes and the origin that were measured.
 
         Raises:
-            InvalidInput, NotPossibleHere, Unavailable, Stopped: see `measure`; pixels that are not as measured are InvalidInput.
+            InvalidInput, NotPossibleHere, Unavailable, Stopped: as `measure`; InvalidInput also for pixels of another size.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LocalDecoder:
-    """Decode in the calling thread: for files that are trusted."""
+    """Decodes in the calling thread, for trusted files."""
 
     limits: ImageLimits = field(default_factory=ImageLimits)
 
     def measure(self, image: ImageInput, resolution: Resolution, asker: Asker = NOBODY) -> Measured:
-        """See `ImageDecoder.measure`."""
+        """Read sizes and origin, as `ImageDecoder.measure` does."""
         return measure_image(image, resolution, self.limits)
 
     def decode(self, image: ImageInput, measured: Measured, asker: Asker = NOBODY) -> list[Frame]:
-        """See `ImageDecoder.decode`."""
+        """Decode a file, as `ImageDecoder.decode` does."""
         finish = partial(fit, settings=measured.resolution, name=image.name)
         return as_measured(image, measured, decode_image(image, self.limits, finish))
 
@@ -68,10 +68,10 @@ IN_PROCESS = LocalDecoder()
 
 
 def as_measured(image: ImageInput, measured: Measured, fitted: Sequence[Frame]) -> list[Frame]:
-    """Add what was measured to fitted frames.
+    """Check decoded frames against their measured sizes, and add the measured origin to them.
 
     Raises:
-        InvalidInput: they are not what was measured.
+        InvalidInput: the frames have other sizes.
     """
     if tuple(frame.pixels.shape[:2] for frame in fitted) != measured.sizes:
         raise InvalidInput(f"{image.name} is damaged: its pixels are not of the size that its header says.")

@@ -1,4 +1,4 @@
-"""The blocks of a GIF file, for the number of its frames: Pillow finds that by reading all of them, however many there are."""
+"""Count a GIF file's frames from its blocks, up to a limit; Pillow would read all of them, however many there are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EXTENSION, IMAGE = b"\x21", b"\x2c"
 
 
 def count_frames(file: BinaryIO, most: int) -> int:
-    """Count the whole frames of a GIF file, without decoding them, up to one more than `most`."""
+    """Count the complete frames of a GIF file, without decoding them, up to one more than `most`."""
     file.seek(6)
     screen = file.read(7)
     if len(screen) < 7:
@@ -21,10 +21,12 @@ def count_frames(file: BinaryIO, most: int) -> int:
             whole = len(file.read(1)) == 1 and _skip_blocks(file)
         elif kind == IMAGE:
             descriptor = file.read(9)
-            file.read((_palette_bytes(descriptor[8]) if len(descriptor) == 9 else 0) + 1)  # and the code size
+            file.read(
+                (_palette_bytes(descriptor[8]) if len(descriptor) == 9 else 0) + 1
+            )  # a colour table, and the code size
             whole = _skip_blocks(file)
             frames += whole
-        elif kind == b"\0":  # some writers leave one
+        elif kind == b"\0":  # some writers leave a stray one
             continue
         else:
             break
@@ -38,7 +40,7 @@ def _palette_bytes(flags: int) -> int:
 
 
 def _skip_blocks(file: BinaryIO) -> bool:
-    """Go behind the blocks of data that are next; whether they are all there."""
+    """Skip the data sub-blocks that come next; returns whether they are complete."""
     while size := file.read(1):
         if size == b"\0":
             return True

@@ -1,4 +1,4 @@
-"""Encoded image files to RGB frames: DICOM, pictures and videos, refused before decoding where they are not what they say."""
+"""Decode image files to RGB frames: DICOM, pictures and videos; a file that is not what it claims is refused first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from echovlm_edge.runtime.imaging.undecodable import Undecodable
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is decoded at all; anything larger is refused from its header."""
+    """Limits of what is decoded; anything larger is refused from its header."""
 
     max_bytes: int = 1 << 30
     max_pixels: int = 64_000_000  # of one frame
@@ -36,12 +36,12 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a file's headers say.
+    """A file's properties according to its headers.
 
     Attributes:
-        resolution: what the sizes are for.
-        sizes: [height, width] of each frame asked for, once it is fitted to that resolution.
-        origin: whose it is.
+        resolution: the model's resolution for which the sizes hold.
+        sizes: [height, width] of each requested frame, once it is resized to that resolution.
+        origin: the patient and study of the file.
     """
 
     resolution: Resolution
@@ -52,11 +52,11 @@ class Measured:
 def measure_image(
     image: ImageInput, resolution: Resolution, limits: ImageLimits = ImageLimits(), key: bytes = PROCESS_KEY
 ) -> Measured:
-    """What decoding a file will give, from its headers alone; `key` is that of the digests in the origin.
+    """Read the sizes of a file's frames and its origin, from its headers alone; `key` is that of the origin's digests.
 
     Raises:
-        InvalidInput: see `decode_image`, as far as headers show it; frames of a shape that the model cannot be shown.
-        NotPossibleHere: see `decode_image`.
+        InvalidInput: as `decode_image`, as far as headers show it, and for frames whose shape the model cannot take.
+        NotPossibleHere: as `decode_image`.
     """
     with _broken_decoder_named():
         return _measured(image, resolution, limits, key)
@@ -86,12 +86,12 @@ def _measured(image: ImageInput, resolution: Resolution, limits: ImageLimits, ke
 def decode_image(
     image: ImageInput, limits: ImageLimits = ImageLimits(), finish: Callable[[Pixels], Pixels] = lambda pixels: pixels
 ) -> list[Frame]:
-    """The frames of one encoded file, in the order asked for; `finish` is applied to each before the next is made.
+    """Decode the requested frames of a file, in the requested order; `finish` is applied to each before the next is decoded.
 
     Raises:
-        InvalidInput: not a file of a known kind, not of the media type given, over a limit, damaged, or without
-            the frames asked for; the sentence names the image.
-        NotPossibleHere: this process has no decoder that works for it.
+        InvalidInput: the file is of no known kind, not of the given media type, over a limit, damaged, or lacks a requested
+            frame; the sentence names the image.
+        NotPossibleHere: this process has no working decoder for the file.
     """
     with _broken_decoder_named():
         return _decoded(image, limits, finish)
@@ -110,7 +110,7 @@ def _decoded(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixels], 
 
 @contextmanager
 def _broken_decoder_named() -> Iterator[None]:
-    """A decoder that refuses even its own sample does not work here, and says nothing about the file."""
+    """Blame the decoder, not the file, where the decoder refuses even its own sample file."""
     try:
         yield
     except Undecodable as refused:
@@ -133,7 +133,7 @@ def _video_header(image: ImageInput, limits: ImageLimits) -> video.VideoHeader:
 
 
 def _video_frames(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixels], Pixels]) -> list[Frame]:
-    """A damaged video ends where the damage begins, unless frames behind it were asked for by their numbers."""
+    """Decode a video; a damaged one ends where the damage begins, unless the request names a frame after it by its number."""
     found = _video_header(image, limits)
 
     def frames(there: int, notes: tuple[str, ...]) -> list[Frame]:
@@ -154,7 +154,7 @@ def _video_frames(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixe
 
 
 def _frame(image: ImageInput, pixels: Pixels, source: Source) -> Frame:
-    """Name a frame, and number it as in the file that the sender has."""
+    """Make a frame, numbered as in the sender's original file."""
     _check_part(image, source.count)
     if image.original:
         source = replace(source, index=image.original.numbers[source.index], count=image.original.count)
@@ -162,10 +162,10 @@ def _frame(image: ImageInput, pixels: Pixels, source: Source) -> Frame:
 
 
 def _with_all_of_a_part(image: ImageInput) -> ImageInput:
-    """Of a file that was shortened to the frames asked for, all are read.
+    """Request all frames of a file that the client cut down to the requested ones.
 
     Raises:
-        InvalidInput: what is said of the original cannot be so.
+        InvalidInput: the numbers given for the original are impossible.
     """
     if image.original is None:
         return image
@@ -186,7 +186,7 @@ def _check_part(image: ImageInput, count: int) -> None:
 
 
 def _kind(image: ImageInput, limits: ImageLimits) -> str:
-    """What kind of file it is, a key of `KINDS`."""
+    """Determine the kind of a file, a key of `KINDS`."""
     if not len(image.data):
         raise InvalidInput(f"{image.name} is empty: send the file's bytes.")
     if len(image.data) > limits.max_bytes:

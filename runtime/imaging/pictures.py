@@ -1,6 +1,6 @@
-"""PNG, JPEG, BMP, TIFF, WebP and GIF files to RGB frames, by Pillow. The frames of an animation, and the pages of a TIFF, are a cine's.
+"""Decode PNG, JPEG, BMP, TIFF, WebP and GIF files to RGB frames with Pillow. An animation or a TIFF with pages is a cine.
 
-Pictures are turned as their camera says, what is transparent is shown on black, and colour profiles are left out of account.
+Pictures are rotated by their EXIF orientation, transparency is shown on black, and colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-# The plugins that are used; Pillow would load all that it has.
+# The plugins to load; Pillow would load all that it has.
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -36,8 +36,8 @@ from echovlm_edge.runtime.imaging import gif_blocks, png_chunks
 from echovlm_edge.runtime.imaging.undecodable import Undecodable
 
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
-ANIMATED = (PNG, TIFF, WEBP, GIF)  # what else has several (a JPEG's previews) is no cine
-MOST_FRAMES = 10_000  # of a file: to show one, all before it may have to be read
+ANIMATED = (PNG, TIFF, WEBP, GIF)  # in other files further pictures, such as a JPEG's previews, are no cine
+MOST_FRAMES = 10_000  # of a file: to decode one, all before it may have to be read
 # TIFF's tags
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, YCBCR_SUBSAMPLING = 254, 258, 262, 320, 530
 NO_PAGE = 0b101  # of NEW_SUBFILE_TYPE: a smaller copy of another page, or its mask
@@ -63,7 +63,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 logging.getLogger("PIL").propagate = False
 
 Pixels = NDArray[np.uint8]
-TURNS = {  # by the EXIF orientation
+TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -76,7 +76,7 @@ TURNS = {  # by the EXIF orientation
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What a file holds: frames, those that were asked for (from 0), and the [height, width] of each of these as it is shown."""
+    """A file's number of frames, the requested frames (from 0), and [height, width] of each of these as shown."""
 
     count: int
     frames: tuple[int, ...]
@@ -84,7 +84,7 @@ class PictureHeader:
 
 
 class _Levels(NamedTuple):
-    """What a grey picture of more than 8 bits is shown by: the values of black and white."""
+    """The values that are shown as black and white, for a grey picture of more than 8 bits."""
 
     low: float
     high: float
@@ -92,31 +92,31 @@ class _Levels(NamedTuple):
 
 
 def measure(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> PictureHeader:
-    """Find what `decode` will give, without decoding. `kind` is one of `PICTURES`.
+    """Read the sizes of the frames that `decode` would return, without decoding. `kind` is one of `PICTURES`.
 
     Raises:
-        Undecodable, InvalidInput: see `decode`, as far as headers show it.
+        Undecodable, InvalidInput: as `decode`, as far as headers show it.
     """
     with _opened(image, kind, max_pixels) as (picture, turn):
         pages = _pages(image.name, picture, image.open(), kind)
         frames = _chosen(image, len(pages), max_frames)
         sizes = []
         for frame in frames:
-            if kind == TIFF:  # all frames of an animation have one size, and to go to one decodes those before
+            if kind == TIFF:  # an animation's frames have one size, and seeking to one decodes those before it
                 _go_to(image.name, picture, pages[frame], max_pixels)
             sizes.append(_shown_size(picture, turn))
         return PictureHeader(len(pages), tuple(frames), tuple(sizes))
 
 
 def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> Iterator[tuple[Pixels, Source]]:
-    """Decode the chosen frames in the order asked for: RGB uint8 [height, width, 3], and where each comes from.
+    """Decode the requested frames in the requested order: RGB uint8 [height, width, 3], and the source of each.
 
-    Grey values of 16 bits are shown by the bits that the chosen frames use (8, 10, 12, 14 or 16); values of 32 bits and
-    floating point by the range of these frames.
+    Grey values of 16 bits are scaled by the bits that the requested frames use (8, 10, 12, 14 or 16); values of 32 bits and
+    floating point by the range of values in these frames.
 
     Raises:
-        Undecodable: its decoder refuses it.
-        InvalidInput: it is over a limit, without the frames asked for, or of a kind that is not read.
+        Undecodable: the decoder refuses the file.
+        InvalidInput: the file is over a limit, lacks a requested frame, or is of an unsupported kind.
     """
     with _opened(image, kind, max_pixels) as (picture, turn):
         pages = _pages(image.name, picture, image.open(), kind)
@@ -145,7 +145,7 @@ def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> It
 
 @contextmanager
 def _opened(image: ImageInput, kind: str, max_pixels: int) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
-    """The file, and how its pictures are turned; a TIFF's are turned by Pillow."""
+    """Open a file; yields it and how to rotate its pictures (Pillow itself rotates a TIFF's)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit here is stricter
@@ -155,10 +155,10 @@ def _opened(image: ImageInput, kind: str, max_pixels: int) -> Iterator[tuple[Ima
             yield picture, None if kind == TIFF else _turn(image, kind, picture)
     except (UserError, MemoryError):
         raise
-    except Image.DecompressionBombError:  # from the header: Pillow's own limit lies above the one here
+    except Image.DecompressionBombError:  # from the header; Pillow's own limit is above ours
         raise InvalidInput(f"{image.name} has more than {max_pixels:,} pixels: send a smaller one.") from None
-    except Exception as error:  # as many kinds as there are ways to be damaged
-        if isinstance(error, OSError) and "out of memory" in str(error):  # a decoder's own word for it
+    except Exception as error:  # decoders raise all kinds of exceptions for damaged files
+        if isinstance(error, OSError) and "out of memory" in str(error):  # the message of a decoder without memory
             raise MemoryError from None
         sentence = f"{image.name} is truncated or damaged and cannot be decoded ({type(error).__name__})."
         if kind == TIFF and isinstance(error, UnidentifiedImageError | SyntaxError):
@@ -193,7 +193,7 @@ def _shown_size(picture: Image.Image, turn: Image.Transpose | None) -> tuple[int
 
 
 def _pages(name: str, picture: Image.Image, file: BinaryIO, kind: str) -> Sequence[int]:
-    """The places of a file's frames, by Pillow's count."""
+    """List the indices of a file's frames, as Pillow counts them."""
     if kind == TIFF:
         pages = _tiff_pages(name, picture)
     elif kind == GIF:
@@ -206,14 +206,14 @@ def _pages(name: str, picture: Image.Image, file: BinaryIO, kind: str) -> Sequen
 
 
 def _tiff_pages(name: str, picture: Image.Image) -> Sequence[int]:
-    """The pages that can be read, without smaller copies and masks of others; where there is nothing else, the first."""
+    """List the readable pages, without reduced copies and masks of others; where there is no other, the first page."""
     pages = []
     for page in range(MOST_FRAMES + 1):
         try:
             picture.seek(page)
         except EOFError:
             break
-        except Exception:  # a file that was cut off gives the pages before
+        except Exception:  # a truncated file still has the pages before
             if page == 0:
                 raise
             break
@@ -242,7 +242,7 @@ def _load(picture: Image.Image) -> None:
 
 
 def _is_deep(picture: Image.Image) -> bool:
-    """Whether it is grey with more than 8 bits."""
+    """Check whether a picture is grey with more than 8 bits."""
     return picture.mode.startswith("I") or picture.mode == "F"
 
 
@@ -251,7 +251,7 @@ def _is_tiff(picture: Image.Image) -> TypeGuard[TiffImagePlugin.TiffImageFile]:
 
 
 def _levels(name: str, picture: Image.Image, pages: Sequence[int], max_pixels: int) -> _Levels | None:
-    """What all of these pages are shown by, so that one can be compared with another."""
+    """Find common values of black and white for all of these pages, so that they can be compared."""
     lows, highs, sixteen = [], [], True
     for page in pages:
         _go_to(name, picture, page, max_pixels)
@@ -277,7 +277,7 @@ def _levels(name: str, picture: Image.Image, pages: Sequence[int], max_pixels: i
 
 
 def _stated_bits(picture: Image.Image) -> int:
-    """Bits of a 16-bit picture's values: a TIFF can say that they are 12."""
+    """Return how many bits a 16-bit picture's values have: a TIFF can state fewer, such as 12."""
     if not _is_tiff(picture):
         return 16
     stated = picture.tag_v2.get(BITS_PER_SAMPLE, (16,))

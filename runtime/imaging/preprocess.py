@@ -1,4 +1,4 @@
-"""A frame to the model's resolution, and from there to patches: the Qwen2-VL image processor's arithmetic, without torch."""
+"""Resize frames for the model and cut them into patches, with the arithmetic of Qwen2-VL's image processor, without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_ASPECT_RATIO = 200
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """A published preprocessor_config.json; the defaults are Qwen2-VL's."""
+    """The settings of a preprocessor_config.json; the defaults are Qwen2-VL's."""
 
     patch_size: int = 14
     temporal_patch_size: int = 2
@@ -37,7 +37,7 @@ class PreprocessSettings:
 
     @property
     def resolution(self) -> Resolution:
-        """What of it decides a frame's size."""
+        """The settings that decide a frame's size."""
         return Resolution(self.unit, self.min_pixels, self.max_pixels)
 
     @classmethod
@@ -56,7 +56,7 @@ class PreprocessSettings:
         return cls(**known)
 
     def as_config(self) -> dict[str, Any]:
-        """What `from_config` reads back."""
+        """Write the settings in the form that `from_config` reads."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
@@ -65,8 +65,8 @@ class Patches:
     """One frame, ready for the vision encoder.
 
     Attributes:
-        values: float32 [patches, channels * temporal_patch_size * patch_size²], 2 x 2 neighbours next to each other.
-        grid: patches in time, height and width.
+        values: float32 [patches, channels * temporal_patch_size * patch_size²], where 2 x 2 neighbours are adjacent.
+        grid: the number of patches in time, height and width.
     """
 
     values: NDArray[np.float32] = field(repr=False)
@@ -76,14 +76,14 @@ class Patches:
 def smart_resize(
     height: int, width: int, settings: PreprocessSettings | Resolution, name: str = "The image"
 ) -> tuple[int, int]:
-    """Height and width in multiples of 28 pixels, area within the limits, shape kept as nearly as that allows.
+    """Choose height and width in multiples of 28 pixels, with the area within the limits and nearly the same aspect ratio.
 
-    To be applied once: the size that it gives is not always one that it leaves alone.
+    Apply this only once: applied to its own result, it can give another size.
 
     Raises:
-        InvalidInput: the frame is over 200 times as long as wide, or less than a merged patch; the sentence calls it `name`.
+        InvalidInput: the frame is over 200 times as long as wide, or smaller than a merged patch; the sentence calls it `name`.
     """
-    if min(height, width) < settings.unit:  # a few pixels would be blown up to a picture with a report of its own
+    if min(height, width) < settings.unit:  # a few pixels would be enlarged to a picture that gets a report
         raise InvalidInput(
             f"{name} has {width} x {height} pixels: send one of at least {settings.unit} x {settings.unit}."
         )
@@ -103,32 +103,34 @@ def smart_resize(
 
 
 def most_pixels(resolution: Resolution) -> int:
-    """An upper bound of the pixels of any frame that `smart_resize` allows."""
+    """Return an upper bound of the pixels of any frame that `smart_resize` allows."""
     area = max(resolution.min_pixels, resolution.max_pixels)
-    side = math.ceil(math.sqrt(MAX_ASPECT_RATIO * area)) + resolution.unit  # the longest, at the least width allowed
-    return area + 2 * resolution.unit * side + resolution.unit**2  # each side rounded up by less than a unit
+    side = (
+        math.ceil(math.sqrt(MAX_ASPECT_RATIO * area)) + resolution.unit
+    )  # the longest side, at the largest aspect ratio
+    return area + 2 * resolution.unit * side + resolution.unit**2  # each side is rounded up by less than a unit
 
 
 def fit(
     pixels: NDArray[np.uint8], settings: PreprocessSettings | Resolution, name: str = "The image"
 ) -> NDArray[np.uint8]:
-    """Resize a frame uint8 [height, width, 3] to the size that the model sees it at.
+    """Resize a frame, uint8 [height, width, 3], to the size at which the model sees it.
 
     Raises:
-        InvalidInput: see `smart_resize`.
+        InvalidInput: as `smart_resize`.
     """
     height, width = smart_resize(pixels.shape[0], pixels.shape[1], settings, name)
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def patch_grid(height: int, width: int, settings: PreprocessSettings) -> tuple[int, int, int]:
-    """Patches in time, height and width of a fitted frame."""
+    """Return the number of patches in time, height and width of a resized frame."""
     return 1, height // settings.patch_size, width // settings.patch_size
 
 
 def cut(fitted: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
-    """Normalise a fitted frame [height, width, 3] and cut it into patches."""
-    # One table per channel: a byte has only 256 values, and each is normalised in the order the processor does it.
+    """Normalise a resized frame, uint8 [height, width, 3], and cut it into patches."""
+    # One table of 256 values per channel, normalised in the same order of operations as the published processor.
     levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)[:, None]
     table = (levels - np.array(settings.image_mean, np.float32)) / np.array(settings.image_std, np.float32)
     channels = np.stack([table[fitted[..., channel], channel] for channel in range(3)])
@@ -142,9 +144,9 @@ def cut(fitted: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
 
 
 def patchify(pixels: NDArray[np.uint8], settings: PreprocessSettings) -> Patches:
-    """Resize, normalise and cut a frame as its file has it, [height, width, 3], into patches.
+    """Resize and normalise a decoded frame, uint8 [height, width, 3], and cut it into patches.
 
     Raises:
-        InvalidInput: see `smart_resize`.
+        InvalidInput: as `smart_resize`.
     """
     return cut(fit(pixels, settings), settings)

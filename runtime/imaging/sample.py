@@ -1,4 +1,4 @@
-"""A real ultrasound image to try things on: the cardiac frame that ships inside pydicom."""
+"""A real ultrasound image for trials: the cardiac frame that ships with pydicom."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAMPLE = "examples_rgb_color.dcm"
 
 
 def sample_image() -> ImageInput:
-    """The file, 320 x 240 pixels."""
+    """Return the file, 320 x 240 pixels."""
     path = get_testdata_file(SAMPLE, download=False)
     assert isinstance(path, str), "pydicom ships it since version 1.0"
     return ImageInput(Path(path).read_bytes(), name=SAMPLE)

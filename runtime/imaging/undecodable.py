@@ -1,4 +1,4 @@
-"""What a decoder refuses: the file's fault, unless the decoder refuses every file here."""
+"""The error of a decoder that refuses a file: the file's fault, unless this decoder refuses every file here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 
 
 class Undecodable(InvalidInput):
-    """A decoder refused a file; whoever knows whether that decoder works here says whose fault it is.
+    """A decoder refused a file. The caller checks whether the decoder works here, to decide whose fault it is.
 
     Attributes:
         name: what sentences call the file.
@@ -15,6 +15,6 @@ class Undecodable(InvalidInput):
     """
 
     def __init__(self, sentence: str, name: str, encoding: str, called: str) -> None:
-        """`sentence` is that about a damaged file."""
+        """Set the fields; `sentence` is the one for a damaged file."""
         super().__init__(sentence)
         self.name, self.encoding, self.called = name, encoding, called

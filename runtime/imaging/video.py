@@ -1,8 +1,8 @@
-"""Video files and streams to RGB frames, by FFmpeg's libraries (PyAV): MP4, QuickTime, AVI, Matroska, MPEG streams, raw H.264 and HEVC.
+"""Decode video to RGB frames with FFmpeg (PyAV): MP4, QuickTime, AVI, Matroska, MPEG streams, raw H.264 and HEVC.
 
-Frames are numbered as they are shown, from 0. YCbCr becomes RGB as FFmpeg's program does it: by the matrix and the range that the
-stream states, else BT.601 and the limited range. Interlaced frames keep both of their fields. Frames are turned upright as the file
-says, and pixels that are not square are made so. The decoder runs in the calling thread.
+Frames are numbered in display order, from 0. YCbCr is converted to RGB as the ffmpeg program does it: by the matrix and range that
+the stream states, else by BT.601 and the limited range. Interlaced frames keep both of their fields. Frames are rotated as the file
+says, and pixels that are not square are made square. The decoder runs in the calling thread.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-INDEXED = ("mov", "matroska", "avi")  # those that state when every frame is shown
+INDEXED = ("mov", "matroska", "avi")  # containers that state every frame's time
 MAX_PIXELS = 64_000_000  # of one frame
-DECODER_SLACK = 4  # decoders refuse a frame of so many times the most pixels, without saying its size
+DECODER_SLACK = 4  # decoders refuse, without saying the size, a frame of more than this many times the allowed pixels
 MAX_FRAMES = 100_000  # of a file: hours of cine; an index of more is not read
 # FFmpeg's HEVC decoder fills up a picture whose end is missing, and says nothing. These containers do not say where their last one ends.
 HEVC, WITHOUT_END = "hevc", ("hevc", "mpegts")
@@ -44,7 +44,7 @@ LEFT_OUT = "The last frame of an HEVC stream is left out: the stream does not sa
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a video holds: its codec's name, the whole frames, their size as shown in pixels, and what to know about them."""
+    """A video's codec name, number of complete frames, their size as shown in pixels, and notes about them."""
 
     codec: str
     count: int
@@ -54,14 +54,14 @@ class VideoHeader:
 
 
 class CutShort(InvalidInput):
-    """A frame that was asked for is damaged, or behind damage.
+    """A requested frame is damaged, or comes after damage.
 
     Attributes:
-        whole: how many frames from the start are whole.
+        whole: how many frames from the start are complete.
     """
 
     def __init__(self, name: str, index: int, whole: int) -> None:
-        """Say which of the frames cannot be decoded, and which can."""
+        """Say which frame cannot be decoded, and how many can."""
         super().__init__(
             f"{name} is truncated or damaged: frame {index} cannot be decoded, its first {whole} are whole."
         )
@@ -70,7 +70,7 @@ class CutShort(InvalidInput):
 
 @dataclass(frozen=True)
 class _Packet:
-    """An encoded frame: when it is shown, in the stream's time base, and whether decoding can begin with it."""
+    """An encoded frame: its display time in the stream's time base, and whether decoding can begin with it."""
 
     time: int | None
     key: bool
@@ -78,7 +78,7 @@ class _Packet:
 
 @dataclass(frozen=True)
 class _Video:
-    """A file, and what is asked of it."""
+    """A video file, its name, and how to read it."""
 
     file: BinaryIO = field(repr=False)
     name: str
@@ -96,7 +96,7 @@ def measure(
     square_pixels: bool = True,
     stated: int = 0,
 ) -> VideoHeader:
-    """Find how many whole frames a video has and their size: from its packets where they show it, else by decoding.
+    """Count a video's complete frames and find their size: from its packets where they show it, else by decoding.
 
     Args:
         file: to read from; it is left anywhere.
@@ -107,8 +107,8 @@ def measure(
         stated: frames that there are by whoever wrote the video, where that is known.
 
     Raises:
-        InvalidInput: no video that is read, larger than that, or without a whole frame.
-        NotPossibleHere: there is no decoder for it.
+        InvalidInput: the file is no supported video, has larger frames, or has no complete frame.
+        NotPossibleHere: there is no decoder for the video.
     """
     video = _Video(file, name, max_pixels, codec, square_pixels, stated)
     with _opened(video) as (container, stream):
@@ -137,13 +137,13 @@ def decode(
     square_pixels: bool = True,
     stated: int = 0,
 ) -> Iterator[tuple[int, Pixels]]:
-    """Decode frames of a video: each index with RGB uint8 [height, width, 3], in the order of `indices`.
+    """Decode frames of a video: each index with its RGB uint8 [height, width, 3], in the order of `indices`.
 
-    No more is decoded than what leads to them: from the key frame before, where the container's times can be relied on.
+    Where the container's times are reliable, decoding starts at the key frame before a requested frame.
 
     Raises:
-        CutShort: one of them is damaged, or behind damage.
-        InvalidInput, NotPossibleHere: see `measure`.
+        CutShort: a requested frame is damaged, or comes after damage.
+        InvalidInput, NotPossibleHere: as `measure`.
     """
     video = _Video(file, name, max_pixels, codec, square_pixels, stated)
     last_use = {index: place for place, index in enumerate(indices)}
@@ -156,7 +156,7 @@ def decode(
 
 
 def _wanted(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-    """The frames of ascending indices: those that can be reached through key frames, and the rest by decoding all before them."""
+    """Yield the frames of ascending indices: by seeking to key frames where possible, else by decoding all frames before."""
     reached = 0
     for index, pixels in _by_key_frames(video, indices):
         yield index, pixels
@@ -166,7 +166,7 @@ def _wanted(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels
 
 
 def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-    """Stops before the first frame that cannot be reached so."""
+    """Yield frames by seeking to key frames; stops before the first frame that cannot be reached like this."""
     with _opened(video) as (container, stream):
         packets = _packets(video, container, stream)
         if not _seekable(container, stream, packets) or indices[-1] >= len(packets):
@@ -185,7 +185,7 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
                 begun = keys[before - 1]
                 frames = _shown_from(begun, container, stream)
                 frame = next(frames, None)
-                if frame is None or not frame.key_frame:  # the container names a key frame that is none
+                if frame is None or not frame.key_frame:  # the container marks a frame as a key frame that is none
                     return
             while frame is not None and (frame.pts is None or frame.pts < times[index]):
                 frame = next(frames, None)
@@ -199,7 +199,7 @@ def _shown_from(time: int, container: InputContainer, stream: VideoStream) -> It
 
     try:
         container.seek(time, stream=stream)
-    except FFmpegError:  # not in this file
+    except FFmpegError:  # seeking does not work in this file
         return
     yield from _shown(container, stream)
 
@@ -219,7 +219,7 @@ def _in_sequence(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, P
 
 @contextmanager
 def _opened(video: _Video) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container at its start, and the stream that is read."""
+    """Open the container at its start, and choose the video stream."""
     video.file.seek(0)
     kind = container_format(video.file.read(HEAD_BYTES))
     if not kind:
@@ -232,7 +232,7 @@ def _opened(video: _Video) -> Iterator[tuple[InputContainer, VideoStream]]:
         ) from None
     video.file.seek(0)
     limit = {"max_pixels": str(DECODER_SLACK * video.max_pixels)}
-    # A file cannot have others opened, nor other demuxers and decoders than these.
+    # A file must not open other files or URLs, nor use other demuxers and decoders than these.
     allowed = {"protocol_whitelist": "none", "format_whitelist": kind, "codec_whitelist": ",".join(CODECS)}
     container_options = {**allowed, "max_streams": "16"}
     try:
@@ -243,7 +243,7 @@ def _opened(video: _Video) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream.codec_context.options = limit
             yield container, stream
     except MemoryError:
-        raise MemoryError from None  # FFmpeg's own is an error of FFmpeg's as well
+        raise MemoryError from None  # not PyAV's own, which is an FFmpegError as well
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
         raise InvalidInput(
             f"{video.name} is truncated or damaged and cannot be decoded ({type(error).__name__})."
@@ -277,7 +277,7 @@ def _check_size(video: _Video, height: int, width: int) -> None:
 
 
 def _packets(video: _Video, container: InputContainer, stream: VideoStream) -> list[_Packet]:
-    """The whole packets whose frames are shown, in the order of decoding."""
+    """List the complete packets whose frames are shown, in decoding order."""
     found: list[_Packet] = []
     for packet in container.demux(stream):
         if packet.size and not packet.is_corrupt and not packet.is_discard:
@@ -288,13 +288,11 @@ def _packets(video: _Video, container: InputContainer, stream: VideoStream) -> l
 
 
 def _seekable(container: InputContainer, stream: VideoStream, packets: Sequence[_Packet]) -> bool:
-    """Whether packets and frames correspond one to one by their times, and decoding can begin at each key frame."""
+    """Check whether packets and frames correspond one to one by their times, and decoding can begin at each key frame."""
     context = stream.codec_context
-    if (
-        container.format.name not in INDEXED or context.pix_fmt == "pal8"
-    ):  # the palette comes with the first packet alone
+    if container.format.name not in INDEXED or context.pix_fmt == "pal8":  # only the first packet has the palette
         return False
-    if container.format.name == "avi" and not context.codec.intra_only:  # its index takes other frames for key frames
+    if container.format.name == "avi" and not context.codec.intra_only:  # AVI's index marks other frames as key frames
         return False
     times = {packet.time for packet in packets}
     return None not in times and len(times) == len(packets)
@@ -328,13 +326,13 @@ def _undamaged(container: InputContainer, stream: VideoStream) -> Iterator[Video
             if frame.is_corrupt or (frame.height, frame.width) != size:
                 return
             yield frame
-        if damaged and size is not None:  # else it is a recording that begins between key frames
+        if damaged and size is not None:  # damage before the first frame: the recording begins between key frames
             yield from (frame for frame in _flushed(stream) if (frame.height, frame.width) == size)
             return
 
 
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[list[VideoFrame], bool]]:
-    """The frames that each packet leads to, and whether the packet is damaged."""
+    """Yield, for each packet, the frames that the decoder returns, and whether the packet is damaged."""
     from av.error import FFmpegError
 
     for packet, following in pairwise(
@@ -353,7 +351,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[l
 
 
 def _flushed(stream: VideoStream) -> Iterator[VideoFrame]:
-    """The frames that wait in the decoder for others that are shown before them."""
+    """Yield the frames that the decoder still holds back for reordering."""
     from av.error import FFmpegError
 
     with suppress(FFmpegError):

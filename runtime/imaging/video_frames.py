@@ -1,4 +1,4 @@
-"""A decoded video frame to RGB: its colours, its turn, and square pixels."""
+"""Convert decoded video frames to RGB: colours, rotation, and square pixels."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 Pixels = NDArray[np.uint8]
-WIDEST_PIXEL = 4  # an aspect ratio of pixels beyond this, or its inverse, is no pixel's
+WIDEST_PIXEL = 4  # a pixel aspect ratio beyond this, or below its inverse, cannot be real
 UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
-    """Width by height of a stream's pixels; 1 where it states none, or one that cannot be meant."""
+    """Return a stream's pixel width divided by height; 1 where it states none, or an impossible one."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
     return aspect if 1 / WIDEST_PIXEL <= aspect <= WIDEST_PIXEL else Fraction(1)
 
 
 def aspect_notes(aspect: Fraction) -> tuple[str, ...]:
-    """What to say of a picture whose pixels were made square."""
+    """Return the notes about a picture whose pixels were made square."""
     if aspect == 1:
         return ()
     return (f"Its pixels are {aspect.numerator}:{aspect.denominator}, wide to high: it was stretched to square ones.",)
 
 
 def squared_size(frame: VideoFrame, aspect: Fraction) -> tuple[int, int]:
-    """Height and width of a frame with square pixels: what is too short is stretched, so that no pixel is lost."""
+    """Return height and width of a frame with square pixels: the shorter side is stretched, so that no pixel is lost."""
     height = round(frame.height / aspect) if aspect < 1 else frame.height
     return height, round(frame.width * aspect) if aspect > 1 else frame.width
 
 
 def shown_size(frame: VideoFrame, aspect: Fraction) -> tuple[int, int]:
-    """Height and width of what `to_rgb` gives."""
+    """Return height and width of the result of `to_rgb`."""
     height, width = squared_size(frame, aspect)
     return (width, height) if _turn(frame).transposed else (height, width)
 
@@ -49,8 +49,8 @@ def shown_size(frame: VideoFrame, aspect: Fraction) -> tuple[int, int]:
 def to_rgb(frame: VideoFrame, aspect: Fraction) -> Pixels:
     """Convert a frame to RGB uint8 [height, width, 3], upright and with square pixels.
 
-    YCbCr is converted by the matrix and the range that the frame states, else by BT.601 and the limited range: as FFmpeg's
-    program does it. Chroma of frames that are marked as interlaced belongs to their fields.
+    YCbCr is converted by the matrix and the range that the frame states, else by BT.601 and the limited range, as the ffmpeg
+    program does it. In frames that are marked as interlaced, each field has its own chroma.
     """
     full = frame.format.name.startswith(("yuvj", "gray"))
     shown = frame.reformat(
@@ -72,7 +72,7 @@ def to_rgb(frame: VideoFrame, aspect: Fraction) -> Pixels:
 
 @dataclass(frozen=True)
 class _Turn:
-    """How a stored frame becomes upright: rows and columns change places first, then each may be reversed."""
+    """How a stored frame becomes upright: first a transposition, then each axis may be reversed."""
 
     transposed: bool = False
     mirrored: bool = False  # columns
@@ -80,7 +80,7 @@ class _Turn:
 
 
 def _turn(frame: VideoFrame) -> _Turn:
-    """What the display matrix says (ISO/IEC 14496-12, 8.3.2); angles other than quarter turns are left."""
+    """Read the display matrix (ISO/IEC 14496-12, 8.3.2); angles other than quarter turns are ignored."""
     side_data = cast("Mapping[str, bytes]", frame.side_data)
     if "DISPLAYMATRIX" not in side_data:
         return _Turn()

@@ -1,4 +1,4 @@
-"""Pixels that are not square to square ones."""
+"""Resize pictures whose pixels are not square to square pixels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _tallness(sizes: list[float]) -> float | None:
 
 
 def resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture at that height and width."""
+    """Resize a picture to a height and width."""
     if pixels.shape[:2] == size:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Colour samples to 8-bit RGB."""
+"""Convert colour samples to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 
 
 def to_rgb(values: NDArray[Any], depth: int, ycbcr: bool) -> NDArray[np.uint8]:
-    """Samples [rows, columns, 3] of `depth` bits to uint8 RGB.
+    """Convert samples [rows, columns, 3] of `depth` bits to uint8 RGB.
 
-    YCbCr in the full range becomes RGB by the equations of PS3.3 C.7.6.3.1.2 (YBR_FULL), which of 8 bits are JFIF's and Pillow's.
+    YCbCr in the full range is converted by PS3.3 C.7.6.3.1.2 (YBR_FULL), whose equations for 8 bits are those of JFIF and Pillow.
     """
     if not ycbcr:
         return to_bytes(values, depth)
@@ -28,7 +28,7 @@ def to_rgb(values: NDArray[Any], depth: int, ycbcr: bool) -> NDArray[np.uint8]:
 
 
 def to_bytes(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:
-    """Unsigned samples of `depth` bits, the highest of which becomes 255."""
+    """Scale unsigned samples of `depth` bits to uint8; the highest value becomes 255."""
     if depth == 8:
         return np.ascontiguousarray(values.astype(np.uint8, copy=False))
     if depth > 16:

@@ -1,4 +1,4 @@
-"""One frame's bytes to samples, in every transfer syntax of still pictures."""
+"""Decode one frame's bytes to samples, in every transfer syntax of still pictures."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ CODESTREAMS = (
     HTJ2KLosslessRPCL,
     HTJ2K,
 )
-NO_MEMORY = ("Unable to allocate", "bad_alloc")  # numpy's and C++'s words, which libraries put into errors of their own
+NO_MEMORY = (
+    "Unable to allocate",
+    "bad_alloc",
+)  # messages of numpy and C++, which libraries put into errors of their own
 GREY, RGB, YCBCR = "grey", "RGB", "YCbCr"
 
 
@@ -74,9 +77,9 @@ class Samples:
 
     Attributes:
         values: integers [rows, columns], or [rows, columns, 3].
-        colour: what they are: grey (or a palette's numbers), RGB, or YCbCr in the full range.
-        depth: bits of them that are used.
-        notes: what to say about it.
+        colour: grey (or a palette's indices), RGB, or YCbCr in the full range.
+        depth: how many bits of the values are used.
+        notes: notes about the frame.
     """
 
     values: NDArray[Any] = field(repr=False)
@@ -86,7 +89,7 @@ class Samples:
 
 
 def syntax_name(syntax: UID) -> str:
-    """A transfer syntax as a sentence names it."""
+    """Return the name of a transfer syntax for a sentence."""
     return NAMES.get(syntax) or shown(syntax.name)
 
 
@@ -94,15 +97,15 @@ def decode_frame(name: str, data: bytes, pixels: PixelFormat, syntax: UID) -> Sa
     """Decode one frame.
 
     Raises:
-        Undecodable: its decoder refuses it.
-        InvalidInput: it is not of the size that its header says, or of a kind that is not read.
+        Undecodable: the decoder refuses the frame.
+        InvalidInput: the frame has another size than its header states, or is of an unsupported kind.
         NotPossibleHere: there is no decoder for its encoding here.
     """
     try:
         return _decode(name, data, pixels, syntax)
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # as many kinds as there are decoders
+    except Exception as error:  # each decoder raises exceptions of its own
         if any(shortage in str(error) for shortage in NO_MEMORY):
             raise MemoryError from None
         called = syntax_name(syntax)
@@ -153,12 +156,12 @@ def _stored_bits(cells: NDArray[Any], pixels: PixelFormat) -> NDArray[Any]:
         native = native.view(np.dtype(f"i{native.dtype.itemsize}"))
     if pixels.stored == pixels.allocated:
         return native
-    raised = native << spare  # what is above falls off
-    return raised >> (pixels.allocated - pixels.stored)  # what is below does, and the sign is kept
+    raised = native << spare  # the bits above fall off
+    return raised >> (pixels.allocated - pixels.stored)  # the bits below fall off, and the sign is kept
 
 
 def _labelled(values: NDArray[Any], pixels: PixelFormat) -> Samples:
-    """Samples whose encoding says nothing about their colour: the label does."""
+    """Label samples with the header's colour, for encodings that state none."""
     colour = _label_colour(pixels) or RGB
     return Samples(values, colour, pixels.stored)
 
@@ -189,7 +192,7 @@ def _run_lengths(data: bytes, pixels: PixelFormat) -> Samples:
 
 
 def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
-    """JPEG of all kinds: what a codestream says of itself goes before what the header says of it."""
+    """Decode JPEG of all kinds; where they differ, the codestream's own headers win over the DICOM header."""
     header = read_codestream(data)
     if (header.height, header.width) != (pixels.rows, pixels.columns):
         raise InvalidInput(
@@ -222,8 +225,8 @@ def _codestream(name: str, data: bytes, pixels: PixelFormat) -> Samples:
 
 
 def _lossy_jpeg(data: bytes, header: Codestream, pixels: PixelFormat) -> Samples:
-    """To RGB, or grey. libjpeg goes from coefficients to RGB without rounding in between, and refuses what is only a little wrong;
-    Pillow's is several times as fast, up to 3 levels coarser, and takes that.
+    """Decode to RGB or grey. libjpeg converts coefficients to RGB without rounding in between, and refuses slightly wrong files;
+    Pillow's decoder is several times as fast, up to 3 levels less exact, and accepts them.
     """
     colour = header.colour or _label_colour(pixels)
     transformed = header.samples == 3 and colour != RGB
@@ -266,7 +269,7 @@ def _with_notes(samples: Samples, header: Codestream, pixels: PixelFormat) -> Sa
 
 
 def _jpeg_xl(name: str, data: bytes, pixels: PixelFormat) -> Samples:
-    """By Pillow's plugin, which gives RGB or grey, whatever the codestream holds."""
+    """Decode JPEG XL with Pillow's plugin, which returns RGB or grey, whatever the codestream contains."""
     try:
         from pillow_jxl import JpegXLImagePlugin  # Pillow knows the format once it is imported
     except ImportError:

@@ -1,4 +1,4 @@
-"""A DICOM file to its data set without pixels: with or without preamble and meta information, deflated or not."""
+"""Read a DICOM file's data set without the pixels: with or without preamble and meta information, deflated or not."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def read_header(file: BinaryIO, name: str) -> tuple[BinaryIO, Dataset]:
     """Read a file up to its pixels.
 
     Returns:
-        The file that the pixels are in, standing at their tag, and the data set. A deflated data set is inflated to a file in memory.
+        The file with the pixels, positioned at their tag, and the data set. A deflated data set is inflated to a file in memory.
 
     Raises:
-        InvalidInput: it cannot be read as DICOM, or inflates to over MOST_INFLATED bytes.
+        InvalidInput: the file cannot be read as DICOM, or inflates to over MOST_INFLATED bytes.
     """
     try:
         meta = _file_meta(file)
@@ -40,7 +40,7 @@ def read_header(file: BinaryIO, name: str) -> tuple[BinaryIO, Dataset]:
 
 
 def _file_meta(file: BinaryIO) -> FileMetaDataset:
-    """The file meta information, read alone: pydicom would inflate what follows it, whatever its size."""
+    """Read only the file meta information: pydicom would inflate what follows it, whatever its size."""
     read_preamble(file, force=True)
     return FileMetaDataset(read_dataset(file, False, True, stop_when=_behind_meta))
 
@@ -54,7 +54,7 @@ def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _inflated(file: BinaryIO, meta: FileMetaDataset, name: str) -> tuple[BinaryIO, Dataset]:
-    """PS3.5 A.5: the data set behind the meta information is one raw deflate stream."""
+    """Inflate the data set after the meta information, which is one raw deflate stream (PS3.5 A.5)."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = stream.decompress(file.read(), MOST_INFLATED)
     if stream.unconsumed_tail:

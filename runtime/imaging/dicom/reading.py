@@ -1,4 +1,4 @@
-"""DICOM files to RGB frames: only the frames asked for are decoded, windowed and cropped to their B-mode regions."""
+"""Decode DICOM files to RGB frames: only the requested frames are decoded, windowed and cropped to their B-mode regions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logging.getLogger("pydicom").propagate = False
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: its chosen frames by their 0-based index, their size as shown, and whose they are."""
+    """A file's chosen frames by their 0-based index, their size as shown, and their origin."""
 
     frames: tuple[int, ...]
     height: int
@@ -47,11 +47,11 @@ class _File:
 
     Attributes:
         dataset: its header.
-        frames: what is in it.
-        indices: the chosen ones.
-        box: what is shown of each.
-        size: height and width of that once its pixels are square.
-        notes: what to say about each.
+        frames: its frames.
+        indices: the chosen frames.
+        box: the part of each frame that is shown.
+        size: height and width of that part once its pixels are square.
+        notes: notes about each frame.
     """
 
     dataset: Dataset = field(repr=False)
@@ -63,11 +63,10 @@ class _File:
 
 
 def read_header(image: ImageInput, max_pixels: int, max_frames: int) -> Header:
-    """What `decode` will give, without decoding.
+    """Read the sizes and the origin of the frames that `decode` would return, without decoding.
 
     Raises:
-        InvalidInput: see `decode`, as far as the header shows it.
-        NotPossibleHere: likewise.
+        InvalidInput, NotPossibleHere: as `decode`, as far as the header shows it.
     """
     with _opened(image, max_pixels, max_frames) as file:
         identifiers = value(file.dataset, "PatientID"), value(file.dataset, "StudyInstanceUID")
@@ -80,13 +79,13 @@ def decode(
     max_frames: int,
     finish: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda pixels: pixels,
 ) -> list[tuple[NDArray[np.uint8], Source]]:
-    """The chosen frames of a DICOM file: pixels uint8 [height, width, 3], and where they come from.
+    """Decode the chosen frames of a DICOM file: pixels uint8 [height, width, 3], and the source of each.
 
-    `finish` is applied to each before the next is made.
+    `finish` is applied to each frame before the next is decoded.
 
     Raises:
-        InvalidInput: not readable as DICOM, without pixels, of an unsupported kind, over a limit, or without those frames.
-        NotPossibleHere: no decoder for its encoding works here.
+        InvalidInput: the file is not readable as DICOM, has no pixels, is of an unsupported kind or over a limit, or lacks a frame.
+        NotPossibleHere: no decoder for the file's encoding works here.
     """
     with _opened(image, max_pixels, max_frames) as file:
         frames, box = file.frames, file.box
@@ -101,7 +100,7 @@ def decode(
 
 @contextmanager
 def _opened(image: ImageInput, max_pixels: int, max_frames: int) -> Iterator[_File]:
-    """Read and check a file. What fails meanwhile, unexpectedly, is named as damage."""
+    """Read and check a file. An unexpected exception in the block is reported as damage."""
     with warnings.catch_warnings(), _damage_named(image.name), image.open() as stream:
         warnings.simplefilter("ignore")
         file, dataset = dicom_header.read_header(stream, image.name)
@@ -124,7 +123,7 @@ def _opened(image: ImageInput, max_pixels: int, max_frames: int) -> Iterator[_Fi
 
 
 def _all_frames(image: ImageInput, count: int, max_frames: int) -> list[int]:
-    """The frames of a file that its sender shortened: all."""
+    """Choose all frames of a file that its sender cut down."""
     named = len(image.original.numbers) if image.original else 0
     if named != count:
         raise InvalidInput(
@@ -137,12 +136,12 @@ def _all_frames(image: ImageInput, count: int, max_frames: int) -> list[int]:
 
 @contextmanager
 def _damage_named(name: str) -> Iterator[None]:
-    """Whatever damaged values lead to, here or in a library, is said of the file. Its text may quote the patient: it is left out."""
+    """Report any exception, which damaged values can cause here or in a library, as damage, without its text: it may quote the patient."""
     try:
         yield
     except (UserError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a decoder in Rust panics with what is no Exception
+    except BaseException as error:  # a panic in a Rust decoder is not an Exception
         raise InvalidInput(f"{name} cannot be decoded: it is damaged ({type(error).__name__}).") from None
 
 

@@ -1,4 +1,4 @@
-"""What part of a frame is shown: the B-mode regions that its file declares (PS3.3 C.8.5.5)."""
+"""Choose the part of a frame that is shown: the B-mode regions that its file declares (PS3.3 C.8.5.5)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ EDGES = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 
 @dataclass(frozen=True)
 class Shown:
-    """The box of stored pixels that is shown, and what to say about it."""
+    """The box of stored pixels that is shown, and notes about it."""
 
     box: Box
     notes: tuple[str, ...] = ()
 
 
 def shown_box(dataset: Dataset, rows: int, columns: int, crop_to_regions: bool) -> Shown:
-    """The box around the B-mode regions inside a frame, or the whole frame where the file declares none that can be meant.
+    """Return the box around the B-mode regions of a frame, or the whole frame where the file declares no plausible one.
 
-    Several B-mode regions (dual view) keep their union: the model is shown what the sonographer saw side by side.
+    Of several B-mode regions (dual view) the union is kept: the model sees what the sonographer saw side by side.
     """
     everything = Box(0, 0, columns, rows)
     boxes = _region_boxes(dataset, rows, columns) if crop_to_regions else []

@@ -1,4 +1,4 @@
-"""Frames that are pictures of their own, each decoded alone, to RGB."""
+"""Decode frames that are still pictures, each by itself, to RGB."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class StillFrames:
     _pixel_data: PixelData = field(repr=False)
 
     def pictures(self, indices: Sequence[int]) -> Iterator[Picture]:
-        """Decode frames, in that order, one at a time. Grey values without a window are shown by the range of them all.
+        """Decode frames in the given order, one at a time. Grey values without a window are scaled by the range of all frames.
 
         Raises:
-            InvalidInput: one of them is damaged, or an attribute that it needs is missing.
-            NotPossibleHere: this machine has no decoder for it.
+            InvalidInput: a frame is damaged, or an attribute that it needs is missing.
+            NotPossibleHere: this machine has no decoder for the frames.
         """
         palette = read_palette(self._name, self._dataset, self._format.signed) if self._has_palette else None
         limits: tuple[float, float] | None = None
@@ -95,7 +95,7 @@ class StillFrames:
         return shows_stored_bytes(scale, samples.depth)
 
     def _range(self, indices: Sequence[int], first: Samples) -> tuple[float, float]:
-        """The lowest and highest value of all frames; each is decoded again rather than kept, for the memory."""
+        """Find the lowest and highest value of all frames; each frame is decoded again later, to save memory."""
         ranges = []
         for place, index in enumerate(indices):
             samples = self._samples(index) if place else first
@@ -116,10 +116,10 @@ def _grey_picture(samples: Samples, scale: GreyScale, limits: tuple[float, float
 
 
 def open_stills(name: str, dataset: Dataset, pixel_data: PixelData, syntax: UID, max_pixels: int) -> StillFrames:
-    """Check what a header says of the frames.
+    """Check what a header states about the frames.
 
     Raises:
-        InvalidInput: an attribute is missing or not supported, a frame has over `max_pixels`, or no frame is whole.
+        InvalidInput: an attribute is missing or not supported, a frame has over `max_pixels`, or no frame is complete.
     """
     pixels = read_pixel_format(name, dataset)
     if pixels.pixels > max_pixels:

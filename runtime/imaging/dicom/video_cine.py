@@ -16,7 +16,7 @@ from echovlm_edge.runtime.imaging.dicom.still_frames import Picture
 
 
 def codec_of(syntax: UID) -> str:
-    """What a transfer syntax's video is called; empty for one of still pictures."""
+    """Return the name of a transfer syntax's video codec; empty for a transfer syntax of still pictures."""
     if syntax not in MPEGTransferSyntaxes:
         return ""
     words = syntax_name(syntax)
@@ -25,7 +25,7 @@ def codec_of(syntax: UID) -> str:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """The frames of a video: how many there are and state their size, and their pixels.
+    """The frames of a video: their number, size and pixels.
 
     Attributes:
         height, width: of a frame as it is stored.
@@ -43,11 +43,11 @@ class VideoFrames:
     _stream: bytes = field(repr=False)
 
     def pictures(self, indices: Sequence[int]) -> Iterator[Picture]:
-        """Decode frames, in that order.
+        """Decode frames in the given order.
 
         Raises:
-            InvalidInput: one of them is damaged.
-            NotPossibleHere: this machine has no decoder for it.
+            InvalidInput: a frame is damaged.
+            NotPossibleHere: this machine has no decoder for the video.
         """
         file = io.BytesIO(self._stream)
         for _, pixels in video.decode(
@@ -57,11 +57,11 @@ class VideoFrames:
 
 
 def open_video(name: str, pixel_data: PixelData, syntax: UID, max_pixels: int) -> VideoFrames:
-    """Find what a video holds. Its sentences name the encoding that the file states.
+    """Read a video's number of frames and their size. Error sentences name the encoding that the file states.
 
     Raises:
-        InvalidInput: there is no video in it that can be read.
-        NotPossibleHere: this machine has no decoder for it.
+        InvalidInput: the file contains no readable video.
+        NotPossibleHere: this machine has no decoder for the video.
     """
     named, codec, stream = f"{name} ({syntax_name(syntax)})", codec_of(syntax), pixel_data.stream()
     try:

@@ -1,1 +1,1 @@
-"""Processes that decode image files and can do little else."""
+"""Sandboxed processes that decode image files."""

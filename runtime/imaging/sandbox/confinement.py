@@ -1,4 +1,4 @@
-"""What a process that decodes files gives up, one thing after another, each tried out afterwards: what does not hold is said."""
+"""Confine a process that decodes files, step by step; each step is tested afterwards, and one that has no effect is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 1,
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
 CAPABILITY_VERSION_3 = 0x20080522
 OPEN_FILES = 64
-OOM_SCORE = 800  # of -1000 to 1000: where the kernel runs out of memory, this goes before the server
+OOM_SCORE = 800  # of -1000 to 1000: when memory runs out, the kernel kills this process before the server
 
 # All that decoding a file that is in memory takes; `fcntl`, to map it.
 DECODING = (
@@ -50,27 +50,27 @@ STARTING = (
 
 @dataclass(frozen=True)
 class Confinement:
-    """What holds, by name; and what does not, with the reason."""
+    """The confinements in force, by name; and those that are not, each with the reason."""
 
     holds: tuple[str, ...]
     lacks: tuple[tuple[str, str], ...]
 
     def sentence(self) -> str:
-        """For the log."""
+        """Describe the confinement for the log."""
         said = f"image decoding is confined by: {', '.join(self.holds) or 'nothing'}"
         return said + ("; not by: " + ", ".join(f"{name} ({why})" for name, why in self.lacks) if self.lacks else "")
 
 
 class NotInForce(Exception):
-    """A confinement was asked for, and what it should deny is still possible; the text says why."""
+    """A confinement was requested, but what it should deny is still possible; the text says why."""
 
 
 def confine(memory_bytes: int, user: int) -> Confinement:
-    """Give up all that can be given up here: for a process that has loaded and opened what it will need.
+    """Confine this process as far as the system allows; it must have loaded and opened everything that it needs.
 
     Args:
-        memory_bytes: of address space, from now on.
-        user: the user and group that it becomes where root starts it.
+        memory_bytes: limit of its address space.
+        user: the user and group id that it takes where root starts it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(OSError):
@@ -85,7 +85,7 @@ def confine(memory_bytes: int, user: int) -> Confinement:
         "seccomp": lambda: _seccomp((*DECODING, *STARTING)),
     }
     if os.geteuid() == 0:
-        libc.unshare(CLONE_NEWNET | CLONE_NEWIPC)  # while it may; whether it did is asked below
+        libc.unshare(CLONE_NEWNET | CLONE_NEWIPC)  # while this is allowed; whether it worked is tested below
     holds, lacks = [], []
     for name, step in steps.items():
         try:
@@ -99,17 +99,17 @@ def confine(memory_bytes: int, user: int) -> Confinement:
 
 
 def confine_to_one_file(starter: int, seccomp_holds: bool) -> None:
-    """Give up what the process of one file does not need besides: starting others. It ends with the process `starter`."""
+    """Confine the process of one file further: it cannot start others, and it ends with the process `starter`."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it has one thread, so that this is about the process
-    if os.getppid() != starter:  # it ended before
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the signal follows the parent's thread, and the parent has only one
+    if os.getppid() != starter:  # the parent ended before this call
         os._exit(1)
     if seccomp_holds:
         seccomp.install(DECODING)
 
 
 def denied(attempt: Callable[[], object]) -> bool:
-    """Whether the kernel refuses to do it."""
+    """Check whether the kernel refuses an attempt."""
     try:
         attempt()
     except PermissionError:
@@ -141,7 +141,7 @@ def _network() -> int:
 
 
 def _no_capabilities(libc: ctypes.CDLL) -> None:
-    """A user namespace of its own came with all of them."""
+    """Drop all capabilities, which a new user namespace grants."""
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     libc.capset(header, bytes(24))
     libc.prctl(PR_SET_DUMPABLE, 0)
@@ -154,7 +154,7 @@ def _no_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def _limits(memory_bytes: int) -> None:
-    """No core file, no new files, few open ones, no more memory."""
+    """Set resource limits: no core file, no new files, few open files, limited memory."""
     wanted = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,

@@ -1,4 +1,4 @@
-"""Landlock: this process gives up every file and directory, TCP, and signals to others, as far as the kernel knows how."""
+"""Landlock: deny this process all files and directories, TCP, and signals to others, as far as the kernel supports it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 
 # The same numbers on every architecture: the kernel's unified table.
 CREATE_RULESET, RESTRICT_SELF = 444, 446
-CREATE_RULESET_VERSION = 1  # a flag: ask which version there is
+CREATE_RULESET_VERSION = 1  # a flag: ask for the version
 # linux/landlock.h: the rights that each version knows
 FILES = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 TCP = {4: 0b11}  # bind, connect
@@ -16,13 +16,13 @@ SCOPES = {6: 0b11}  # abstract Unix sockets, and signals, of processes outside
 
 
 def version() -> int:
-    """The kernel's version of it; 0 where it has none."""
+    """Return the kernel's version of Landlock; 0 where it has none."""
     libc = ctypes.CDLL(None, use_errno=True)
     return max(0, int(libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), CREATE_RULESET_VERSION)))
 
 
 def give_up_everything() -> None:
-    """Deny all that the kernel's version can deny, with no exception. Files that are open stay usable.
+    """Deny everything that the kernel's version can deny. Files that are already open stay usable.
 
     Raises:
         OSError: the kernel has no Landlock, or it is switched off.

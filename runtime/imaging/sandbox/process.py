@@ -1,4 +1,4 @@
-"""The server's end of one decoding process: a request goes in, its answer comes out, or the process is never used again."""
+"""The server's side of one decoding process: send a request and read its answer; after a failure it is never used again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from echovlm_edge.runtime.imaging.sandbox.worker import (
 
 WORKER = (sys.executable, "-I", "-m", "echovlm_edge.runtime.imaging.sandbox.worker")
 START_SECONDS = 60.0
-GRACE_SECONDS = 2.0  # for a process to say that it has taken a request back
+GRACE_SECONDS = 2.0  # for a process to confirm that it cancelled a request
 POLL_MS = 50  # between two polls of whether the caller is still there
 ENVIRONMENT = {
     "PATH": os.defpath,
@@ -41,7 +41,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OPJ_NUM_THREADS": "1",
 }
-# What a file can do to the process that decodes it. Any other signal comes from outside: a kill, or the kernel without memory.
+# Signals that a file can cause in its decoder. Any other signal comes from outside: a kill, or the kernel out of memory.
 OF_THE_FILE = tuple(
     -number
     for number in (
@@ -52,19 +52,19 @@ OF_THE_FILE = tuple(
 
 
 class Lost(Exception):
-    """The process is gone, or does not follow the protocol: nothing is known about the file."""
+    """The process is gone, or does not follow the protocol, which says nothing about the file."""
 
 
 class Unresponsive(Lost):
-    """It does not answer in time, although it is not busy with the file."""
+    """The process does not answer in time, although it is not busy with the file."""
 
 
 class Crashed(Exception):
-    """The file ended its process."""
+    """The file crashed its process."""
 
 
 class NoMemory(Exception):
-    """The file takes more memory than there may be."""
+    """The file takes more memory than it may."""
 
 
 class TooSlow(Exception):
@@ -77,15 +77,15 @@ class Unwanted(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked about one file.
+    """A request about one file.
 
     Attributes:
         kind: MEASURE or DECODE of `worker`.
-        header: what goes with the file, as JSON.
-        data: the file; one that is in memory already is not copied.
-        most_bytes: of the answer; more is not taken.
-        seconds: until the answer.
-        stopped: whether nobody wants it any more.
+        header: the request's parameters, as JSON.
+        data: the file; a `MemoryFile` is passed without a copy.
+        most_bytes: the largest answer that is accepted.
+        seconds: the time limit of the answer.
+        stopped: returns True once nobody wants the answer any more.
     """
 
     kind: int
@@ -100,16 +100,16 @@ class DecodeProcess:
     """One process, used by one thread at a time.
 
     Attributes:
-        confinement: what it has given up.
-        undecodable: encodings that it cannot decode, by media type or transfer syntax.
+        confinement: which confinements are in force.
+        undecodable: encodings that it cannot decode, as media types or transfer syntaxes.
     """
 
     def __init__(self, memory_bytes: int, user: int, images: ImageLimits) -> None:
-        """Start it and wait until it is ready.
+        """Start the process and wait until it is ready.
 
         Raises:
             OSError: no process can be started.
-            Lost: it ends at once.
+            Lost: the process ends at once.
         """
         self._requests, theirs = socket.socketpair()
         self._requests.setblocking(False)
@@ -133,7 +133,7 @@ class DecodeProcess:
             theirs.close()
         assert self._process.stdout
         self._answers = self._process.stdout.fileno()
-        self._clean = False  # nothing is on its way in either pipe
+        self._clean = False  # whether both pipes are empty
         try:
             said, _ = unpacked(
                 memoryview(self._answer(READY, PIECE_BYTES, time.monotonic() + START_SECONDS, lambda: False))
@@ -152,15 +152,15 @@ class DecodeProcess:
         return self._process.pid
 
     def usable(self) -> bool:
-        """Whether it lives, and nothing is on its way that no request of now asked for."""
+        """Check whether the process is alive, and no answer to an earlier request is pending."""
         return self._clean and self._process.poll() is None and not self._readable(0)
 
     def ask(self, request: Request) -> memoryview:
-        """The answer to a request. Whatever is raised meanwhile, here or in the caller's thread, ends the process, unless it has answered.
+        """Send a request and return its answer. Any exception ends the process, unless the process has answered.
 
         Raises:
-            OSError: there is no memory, or no descriptor, for the file. The process can be used again.
-            Lost, Crashed, NoMemory, TooSlow, Unwanted: see there.
+            OSError: there is no memory or descriptor for the file. The process can be used again.
+            Lost, Crashed, NoMemory, TooSlow, Unwanted: as their docstrings say.
         """
         file = request.data if isinstance(request.data, MemoryFile) else self._written(request.data)
         try:
@@ -172,7 +172,7 @@ class DecodeProcess:
                     self._spare = MemoryFileWriter()
 
     def end(self) -> None:
-        """End it: by a signal where that is allowed, and by closing both ways to it."""
+        """End the process: by a signal where that is allowed, and by closing both pipes."""
         self._clean = False
         if self._spare:
             self._spare.close()
@@ -262,14 +262,14 @@ class DecodeProcess:
 
 
 class _Patience:
-    """How long an answer is waited for. When that is over, the request is taken back, and the process is given time to say so."""
+    """How long to wait for an answer. After that the request is cancelled, and the process has some time to confirm it."""
 
     def __init__(self, deadline: float, stopped: Callable[[], bool], take_back: Callable[[], None]) -> None:
-        self.over: Unwanted | TooSlow | None = None  # why it was taken back
+        self.over: Unwanted | TooSlow | None = None  # why the request was cancelled
         self._deadline, self._stopped, self._take_back = deadline, stopped, take_back
 
     def check(self) -> None:
-        """Raises `Unresponsive` where that time is over too; `Unwanted` where nobody waits for the answer."""
+        """Raise `Unresponsive` where that time is over too, or `Unwanted` where nobody waits for the answer."""
         late = time.monotonic() > self._deadline
         if self.over:
             if late:

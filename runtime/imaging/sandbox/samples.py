@@ -1,4 +1,4 @@
-"""A tiny file of every encoding: it loads the decoder before that is confined, and tells a broken decoder from a broken file."""
+"""A tiny sample file of every encoding, to load decoders before the confinement and to tell a broken decoder from a broken file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from echovlm_edge.runtime.formats.media_types import PICTURES, TIFF
 from echovlm_edge.runtime.imaging import video
 from echovlm_edge.runtime.imaging.dicom import reading
 
-RAMP = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4  # what all but three of them show
+RAMP = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4  # the picture of all but three samples
 
 _JPEG = b64decode(
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1RV19iZ2hnPk1xeXBk"
@@ -130,7 +130,7 @@ _VIDEO_FRAMES = {
     **dict.fromkeys((HEVCMP51, HEVCM10P51), _HEVC),
 }
 _STREAMS = {**_COMPRESSED, **_DEFLATED_FRAMES, **_JPEG_XL_FRAMES, **_VIDEO_FRAMES}
-# What needs another package is there where that is installed: without it, a file of it is named for what it is anyway.
+# Encodings that need another package are listed where that is installed; without it, an error still names the encoding.
 _WITH_VIDEO = (*VIDEO_STREAMS, *_VIDEO_FRAMES) if find_spec("av") else ()
 _WITH_JPEG_XL = tuple(_JPEG_XL_FRAMES) if find_spec("pillow_jxl") else ()
 ENCODINGS: tuple[str, ...] = (
@@ -145,7 +145,7 @@ ENCODINGS: tuple[str, ...] = (
 
 @cache
 def sample(encoding: str) -> bytes:
-    """A file of one of `ENCODINGS`: a media type or a transfer syntax."""
+    """Make a sample file of one of `ENCODINGS`, a media type or a transfer syntax."""
     if encoding in VIDEO_STREAMS:
         return VIDEO_STREAMS[encoding]
     if encoding in PICTURES:
@@ -184,7 +184,7 @@ def sample(encoding: str) -> bytes:
 
 
 def decodes(encoding: str) -> bool:
-    """Whether this process can decode an encoding: where it cannot, a file of it that fails need not be damaged."""
+    """Check whether this process can decode an encoding; where it cannot, a file of it that fails need not be damaged."""
     if encoding not in ENCODINGS:
         return False
     try:
@@ -200,7 +200,7 @@ def decodes(encoding: str) -> bool:
 
 
 def load_decoders() -> None:
-    """Run every decoder once, so that nothing of it is imported later; what fails here is what `decodes` says of it."""
+    """Run every decoder once, so that nothing is imported later; failures are ignored here and reported by `decodes`."""
     for encodings in python_encoding.values():  # of the texts in DICOM headers
         for name in (encodings,) if isinstance(encodings, str) else encodings:
             with suppress(LookupError):  # some are pydicom's own

@@ -1,4 +1,4 @@
-"""Decodes image files in processes that can do little else, so that a hostile or broken file costs one refusal."""
+"""Decode image files in sandboxed processes, so that a hostile or broken file costs one refusal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from echovlm_edge.runtime.resources.fair_queue import FairQueue
 
 HEADER_BYTES = 1 << 16  # of an answer, besides its pixels
 SENTENCE_CHARACTERS = 1000
-POLL_SECONDS = 0.05  # between two polls of whether somebody who waits is still there
+POLL_SECONDS = 0.05  # between two checks whether a waiting caller is still there
 RESTART_SECONDS = 1.0  # between two tries to start a process
 
 _log = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What decoding one file may take.
+    """Limits of decoding.
 
     Attributes:
-        processes: that decode at once; one more is kept ready.
-        memory_bytes: address space of each.
-        seconds: for one file; then its process is killed.
-        user: whom they run as where root starts them.
+        processes: how many decode at once; one more is kept ready.
+        memory_bytes: address space of each process.
+        seconds: time for one file; after that its process is killed.
+        user: the user id of the processes where root starts them.
     """
 
     processes: int = 2
@@ -69,22 +69,22 @@ class _Turn:
 
 
 class DecodeSandbox:
-    """An `ImageDecoder` of several processes. Closing ends them, and they end when the server does, however it does.
+    """An `ImageDecoder` of several processes, which end on `close` and whenever the server ends.
 
-    Whoever waits for one is served by priority, then by what the client has had, and leaves the queue when nobody wants it any
-    more. One client's files never have all processes, where there are several. One thread starts the processes, and starts another
-    one for each that is lost.
+    Calls get a process by priority, then by how little their client has been served, and leave the queue once nobody wants them
+    any more. One client's files never take all processes, where there are several. One thread starts the processes, and replaces
+    each that is lost.
     """
 
     def __init__(self, limits: SandboxLimits = SandboxLimits(), images: ImageLimits | None = None) -> None:
-        """Begin to start the processes; `ready` waits for the first one."""
+        """Start the processes in the background; `ready` waits for the first one."""
         self._limits, self._images = limits, images or ImageLimits()
         self._state = threading.Condition()
         self._idle: deque[DecodeProcess] = deque()
         self._busy = 0
         self._held: Counter[str] = Counter()  # processes by client
         self._waiting: FairQueue[_Turn] = FairQueue()
-        self._failure = ""  # why the last one could not be started
+        self._failure = ""  # why the last process could not be started
         self._told = self._closed = False
         threading.Thread(target=self._keep_started, name="decode-starter", daemon=True).start()
 
@@ -92,7 +92,7 @@ class DecodeSandbox:
         """Wait for the first process.
 
         Raises:
-            NotPossibleHere: it does not start.
+            NotPossibleHere: the process does not start.
         """
         with self._state:
             self._state.wait_for(lambda: self._idle or self._busy or self._failure)
@@ -100,12 +100,12 @@ class DecodeSandbox:
                 raise NotPossibleHere(f"The process that decodes images does not start: {self._failure}")
 
     def pids(self) -> list[int]:
-        """Of the processes that are idle."""
+        """List the process ids of the idle processes."""
         with self._state:
             return [process.pid for process in self._idle]
 
     def measure(self, image: ImageInput, resolution: Resolution, asker: Asker = NOBODY) -> Measured:
-        """See `ImageDecoder.measure`."""
+        """Read sizes and origin, as `ImageDecoder.measure` does."""
         said, _ = self._ask(MEASURE, image, resolution, HEADER_BYTES, asker, {"key": PROCESS_KEY.hex()})
         with _nothing_believed(image):
             sizes = tuple((_side(height, resolution), _side(width, resolution)) for height, width in said["sizes"])
@@ -118,7 +118,7 @@ class DecodeSandbox:
             return Measured(resolution, sizes, Origin(_digest(said["patient"]), _digest(said["study"])))
 
     def decode(self, image: ImageInput, measured: Measured, asker: Asker = NOBODY) -> list[Frame]:
-        """See `ImageDecoder.decode`."""
+        """Decode a file, as `ImageDecoder.decode` does."""
         size = sum(3 * height * width for height, width in measured.sizes)
         said, pixels = self._ask(DECODE, image, measured.resolution, HEADER_BYTES + size, asker, {})
         with _nothing_believed(image):
@@ -131,7 +131,7 @@ class DecodeSandbox:
         return as_measured(image, measured, frames)
 
     def close(self) -> None:
-        """End the processes; those that are busy end with their file."""
+        """End the processes; a busy one ends after its file."""
         with self._state:
             self._closed = True
             idle = list(self._idle)
@@ -144,8 +144,8 @@ class DecodeSandbox:
     def _ask(
         self, kind: int, image: ImageInput, resolution: Resolution, most_bytes: int, asker: Asker, more: dict[str, Any]
     ) -> tuple[Any, memoryview]:
-        """What a process says of a file, and the pixels with it. A process that is lost is nobody's fault: another one is asked."""
-        if len(image.data) > self._images.max_bytes:  # before anything of it is looked at
+        """Ask a process about a file; returns its JSON answer and pixels. Where the process is lost, another one is asked."""
+        if len(image.data) > self._images.max_bytes:  # before any of its bytes are read
             raise InvalidInput(
                 f"{image.name} has {len(image.data):,} bytes, more than {self._images.max_bytes:,}: send a smaller file."
             )
@@ -189,11 +189,11 @@ class DecodeSandbox:
 
     @contextmanager
     def _process(self, asker: Asker) -> Iterator[DecodeProcess]:
-        """A process for as long as the context lasts.
+        """Wait for a process and hold it for as long as the context lasts.
 
         Raises:
-            Unwanted: the caller is gone, and waits no more.
-            Unavailable: none can be started.
+            Unwanted: the caller is gone.
+            Unavailable: no process can be started.
         """
         turn = _Turn(asker.client)
         started: float | None = None
@@ -212,7 +212,7 @@ class DecodeSandbox:
             self._give_back(turn, asker, 0.0 if started is None else time.monotonic() - started)
 
     def _hand_out(self) -> None:
-        """Give idle processes to those whose turn it is; with the lock held."""
+        """Give idle processes to the calls whose turn it is; the caller holds the lock."""
         while self._waiting and self._busy < self._limits.processes and self._idle:
             process = self._idle.popleft()
             if not process.usable():  # killed from outside while it was idle
@@ -231,7 +231,7 @@ class DecodeSandbox:
             self._fail_waiting()
 
     def _clients_with_enough(self) -> list[str]:
-        """Those whose files have all processes but one: the last is for others, whom slow files would hold up."""
+        """List the clients whose files have all processes but one: the last is for others, so that slow files do not block them."""
         most = max(1, self._limits.processes - 1)
         return [client for client, held in self._held.items() if held >= most]
 
@@ -246,7 +246,7 @@ class DecodeSandbox:
             if (process := turn.process) is not None:
                 self._busy -= 1
                 self._held[turn.client] -= 1
-                self._held += Counter()  # forgets clients that are gone
+                self._held += Counter()  # drops clients without processes
                 self._waiting.charge(asker.client, seconds)
                 if process.usable() and not self._closed:
                     self._idle.append(process)
@@ -256,7 +256,7 @@ class DecodeSandbox:
             self._state.notify_all()
 
     def _keep_started(self) -> None:
-        """Start processes whenever there are too few; all by one thread, which lasts as long as the server."""
+        """Start processes whenever there are too few; runs in one thread, which lives as long as the server."""
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._closed or len(self._idle) + self._busy <= self._limits.processes)
@@ -297,7 +297,7 @@ class DecodeSandbox:
 
 @contextmanager
 def _nothing_believed(image: ImageInput) -> Iterator[None]:
-    """Report an answer that makes no sense as damage of the file: a process that a file took over may write anything."""
+    """Report an invalid answer as damage of the file: a process that a file took over may write anything."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -1,4 +1,4 @@
-"""A seccomp filter by names of system calls: what is not named fails with EPERM, what only an attacker asks for ends the process.
+"""A seccomp filter by names of system calls: others fail with EPERM, and calls that only an attacker makes end the process.
 
 Numbers are those of the kernel's tables (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
 """
@@ -100,13 +100,13 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, co
 
 
 def install(allowed: tuple[str, ...]) -> None:
-    """Allow these calls alone from now on, in this thread and in what it starts. It cannot be undone, only be tightened.
+    """Allow only these system calls from now on, in this thread and in what it starts. It cannot be undone, only tightened.
 
-    `prlimit64` is allowed for this process alone; memory cannot be made executable; `fcntl` duplicates a descriptor or says how a
-    file is sealed.
+    `prlimit64` is allowed for this process only; memory cannot be made executable; `fcntl` can only duplicate a descriptor or read
+    a file's seals.
 
     Raises:
-        OSError: the kernel has no seccomp, or no table for this architecture is here.
+        OSError: the kernel has no seccomp, or this module has no table for this architecture.
     """
     filters = [struct.pack("=HBBI", *instruction) for instruction in _program(allowed)]
     array = ctypes.create_string_buffer(b"".join(filters))
@@ -142,7 +142,7 @@ def _program(allowed: tuple[str, ...]) -> Iterator[Instruction]:
 
 
 def _checks(name: str) -> list[Instruction]:
-    """Of a call's arguments, where it is not allowed with all of them; they fall through to the verdict, or refuse."""
+    """Make the checks of a call's arguments, where not all are allowed; they fall through to the verdict, or refuse."""
     refuse = RETURN, 0, 0, ERRNO | errno.EPERM
     if name == "prlimit64":  # the first argument: a process, 0 for this one
         return [(LOAD_WORD, 0, 0, ARGUMENTS_AT), (JUMP_IF_EQUAL, 1, 0, 0), refuse]

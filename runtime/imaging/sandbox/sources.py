@@ -1,4 +1,4 @@
-"""Where a frame comes from, as JSON between a decoding process and the server, which believes nothing that makes no sense."""
+"""A frame's source as JSON between a decoding process and the server, which validates all of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_NOTES, NOTE_CHARACTERS = 16, 300
 
 
 def described(source: Source) -> list[Any]:
-    """Describe a source as JSON."""
+    """Convert a source to JSON values."""
     return [
         *(source.index, source.count, source.height, source.width),
         *(source.box, source.window, source.notes),
@@ -19,10 +19,10 @@ def described(source: Source) -> list[Any]:
 
 
 def believed(said: Any) -> Source:
-    """Read back what `described` gave.
+    """Validate the JSON values of `described`, and convert them back.
 
     Raises:
-        ValueError, TypeError: it is not of that form, or contradicts itself.
+        ValueError, TypeError: they have another form, or contradict each other.
     """
     index, count, height, width, box, window, notes = said
     kept = Box(*map(_count, box))
@@ -37,7 +37,7 @@ def believed(said: Any) -> Source:
 
 
 def one_line(said: object, characters: int) -> str:
-    """Make of whatever a process said a text that may be shown: printable, on one line, not too long."""
+    """Make a process's text safe to show: printable, on one line, of at most `characters`."""
     return "".join(character if character.isprintable() else " " for character in str(said)[:characters])
 
 

@@ -1,10 +1,10 @@
-"""The process that image files are decoded in. It loads every decoder, gives up what it could do harm with, and then starts a
-process for each file, which gives up still more and is never used for another one: what a hostile file does to it ends with it.
+"""The process in which image files are decoded. It loads every decoder, confines itself, and then starts a process for each file,
+which is confined further and never used for another file: whatever a hostile file does to it ends with it.
 
-It never parses what it passes on. A message to it is `ASKED` and a body that says what is wanted of a file; the file's descriptor
-comes with the first byte. Where the file of that number is no longer wanted, there is neither. It answers with `ANSWERED` and what
-the file's process wrote. Both bodies are a length of four bytes and JSON; behind an answer's come pixels. The number is the
-request's, so that no answer is taken for another's.
+It never parses what it passes on. A message to it is `ASKED` and a body with the request's parameters; the file's descriptor comes
+with the first byte. A message that cancels the request of that number has neither. It answers with `ANSWERED` and what the file's
+process wrote. Both bodies are a length of four bytes and JSON; in an answer, pixels follow. The number is the request's, so that no
+answer is mistaken for another's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, decodes, loa
 from echovlm_edge.runtime.imaging.sandbox.sources import described
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
-ASKED = struct.Struct(">QBQQ")  # the request's number, what is asked, bytes of the body, the most that may be answered
+ASKED = struct.Struct(">QBQQ")  # the request's number, its kind, bytes of the body, the most bytes of the answer
 ANSWERED = struct.Struct(">QiQ")  # the request's number, how the file's process ended, bytes of what it wrote
 LENGTH = struct.Struct(">I")
 READY, MEASURE, DECODE, UNWANTED = range(4)
@@ -46,16 +46,16 @@ PIECE_BYTES = 1 << 20
 
 
 def packed(header: dict[str, Any], *parts: Any) -> list[bytes]:
-    """A length, JSON, and bytes or buffers of them."""
+    """Pack a header as a length and JSON, followed by the `parts`, bytes or buffers."""
     encoded = json.dumps(header).encode()
     return [LENGTH.pack(len(encoded)), encoded, *parts]
 
 
 def unpacked(body: memoryview) -> tuple[Any, memoryview]:
-    """The JSON and the bytes behind it.
+    """Split a body into its JSON and the bytes that follow.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the body has another form.
     """
     if len(body) < LENGTH.size:
         raise ValueError("too short")
@@ -64,7 +64,7 @@ def unpacked(body: memoryview) -> tuple[Any, memoryview]:
 
 
 def asked_about(image: ImageInput, resolution: Resolution) -> dict[str, Any]:
-    """What goes with a file, as JSON."""
+    """Make the JSON parameters that go with a file."""
     return {
         "name": image.name,
         "media_type": image.media_type,
@@ -77,12 +77,12 @@ def asked_about(image: ImageInput, resolution: Resolution) -> dict[str, Any]:
 
 
 def main() -> None:
-    """`python -m echovlm_edge.runtime.imaging.sandbox.worker MEMORY_BYTES USER LIMITS`, started by `process`."""
+    """Run `python -m echovlm_edge.runtime.imaging.sandbox.worker MEMORY_BYTES USER LIMITS`, which `process` starts."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal or systemd signals the whole group
         signal.signal(number, signal.SIG_IGN)  # this ends when the server does
-    lower_thread_priority()  # who waits for a refusal goes before who waits for a picture
+    lower_thread_priority()  # so that decoding does not delay refusals
     memory_bytes, user, limits = int(sys.argv[1]), int(sys.argv[2]), ImageLimits(**json.loads(sys.argv[3]))
-    # What libraries print belongs neither into the answers nor into the server's log.
+    # What libraries print must go neither into the answers nor into the server's log.
     requests, answers, nowhere = socket.socket(fileno=os.dup(0)), os.dup(1), os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
@@ -107,11 +107,11 @@ class Asked:
     """A message's head.
 
     Attributes:
-        number: the request's.
-        kind: what is asked.
+        number: the request's number.
+        kind: the request's kind.
         size: bytes of the body.
-        most: bytes that may be answered.
-        files: descriptors that came with it.
+        most: the most bytes of the answer.
+        files: descriptors that came with the message.
     """
 
     number: int
@@ -122,14 +122,17 @@ class Asked:
 
 
 class Worker:
-    """Starts a process for each file that comes through `requests`, and passes on what it writes."""
+    """Starts a process for each requested file, and passes on what that process writes."""
 
     def __init__(self, requests: socket.socket, answers: int, confined: Callable[[], None]) -> None:
-        """`requests` is a Unix socket, `answers` a descriptor; `confined` is called in the process of a file before it sees the file."""
+        """Read from the Unix socket `requests`, and write to the descriptor `answers`.
+
+        `confined` is called in a file's process before it reads the file.
+        """
         self._requests, self._answers, self._confined = requests, answers, confined
 
     def serve(self, limits: ImageLimits) -> None:
-        """Until the server is gone: then there is nothing more to read."""
+        """Answer requests until the server is gone."""
         while (asked := self._next()) is not None:
             if asked.kind == UNWANTED:  # the answer had been sent already
                 continue
@@ -146,7 +149,7 @@ class Worker:
         _write(self._answers, written)
 
     def undecodable(self) -> list[str]:
-        """The encodings that cannot be decoded under the confinement."""
+        """List the encodings that cannot be decoded under the confinement."""
         work = lambda: [json.dumps([encoding for encoding in ENCODINGS if not decodes(encoding)]).encode()]  # noqa: E731
         ended, written = self._in_own_process(0, work, PIECE_BYTES)
         if ended:  # it can do nothing at all: there is too little memory, or the confinement does not fit this system
@@ -162,7 +165,7 @@ class Worker:
         return Asked(number, kind, size, most, tuple(files))
 
     def _read(self, count: int) -> bytearray:
-        """So many bytes. The server's end is this process's too."""
+        """Read `count` bytes; where the server is gone, this process ends."""
         found = bytearray(count)
         view, at = memoryview(found), 0
         while at < count:
@@ -173,7 +176,7 @@ class Worker:
         return found
 
     def _in_own_process(self, number: int, work: Callable[[], list[bytes]], most: int) -> tuple[int, bytearray]:
-        """What `work` gives in a process of its own, and how that ended; it is killed where the request is taken back."""
+        """Run `work` in a process of its own; returns how it ended and what it wrote. A cancelled request's process is killed."""
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -223,7 +226,7 @@ class Worker:
                 return ended, written if ended == 0 else bytearray()
 
     def _taken_back(self, number: int) -> bool:
-        """Whether the request that runs is no longer wanted. Where the server is gone, this process ends, and its child with it."""
+        """Check whether the running request was cancelled. Where the server is gone, this process ends, and its child with it."""
         asked = self._next()
         if asked is None:
             os._exit(0)
@@ -231,7 +234,7 @@ class Worker:
 
 
 def answer_of(kind: int, body: bytearray, file: int, limits: ImageLimits) -> list[bytes]:
-    """What is answered about one file, by its descriptor: sizes and digests of whose it is, or fitted pixels, or a refusal."""
+    """Make the answer about the file of a descriptor: its sizes and origin's digests, or its resized pixels, or a refusal."""
     asked, _ = unpacked(memoryview(body))
     selection = FrameSelection(tuple(asked["indices"]), asked["evenly_spaced"])
     original = OriginalFrames(tuple(asked["original"][0]), asked["original"][1]) if asked["original"] else None
@@ -255,7 +258,7 @@ def answer_of(kind: int, body: bytearray, file: int, limits: ImageLimits) -> lis
 
 
 def _rehearse(limits: ImageLimits) -> None:
-    """Answer about a file of every encoding, so that whatever is loaded late is loaded now."""
+    """Answer about a file of every encoding, so that everything that is loaded lazily is loaded now."""
     wanted = asked_about(ImageInput(b"", name=""), Resolution(28, 784, 784))
     request = bytearray(b"".join(packed({**wanted, "key": "00"})))
     for encoding in ENCODINGS:
