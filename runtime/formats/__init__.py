@@ -1,1 +1,1 @@
-"""What kind a file is and where its frames are; nothing is decoded."""
+"""Recognize file formats and find their frames, without decoding anything."""

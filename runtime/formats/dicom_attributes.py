@@ -1,6 +1,6 @@
-"""Attributes of a DICOM data set as they can be used: what is absent, empty, unreadable or of the wrong kind is None.
+"""Read attributes of a DICOM data set; an absent, empty, unreadable or mistyped one is None.
 
-Reading one never fails: writers leave values empty that the standard wants, and a viewer shows their pictures nonetheless.
+Reading never fails: some writers leave required values empty, and viewers show their pictures nonetheless.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-LARGEST = 1e30  # no attribute means more; their products stay finite
+LARGEST = 1e30  # larger values are not plausible; products of values up to this stay finite
 
 
 def value(dataset: Dataset, keyword: str) -> object:
-    """An attribute's value, the first where there are several; None where there is none that can be read."""
+    """Return an attribute's value, the first of several; None where there is no readable one."""
     found = _stored(dataset, keyword)
     if isinstance(found, MultiValue | list | tuple):
         found = found[0] if len(found) else None
@@ -20,18 +20,18 @@ def value(dataset: Dataset, keyword: str) -> object:
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
-    """A number up to LARGEST."""
+    """Return an attribute as a number of at most LARGEST, or None."""
     return _usable(value(dataset, keyword))
 
 
 def whole(dataset: Dataset, keyword: str) -> int | None:
-    """A whole number."""
+    """Return an attribute as an integer, or None."""
     found = number(dataset, keyword)
     return int(found) if found is not None and found == int(found) else None
 
 
 def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
-    """All values, where they are numbers up to LARGEST; none where one of them is not."""
+    """Return all values of an attribute; empty unless all of them are numbers up to LARGEST."""
     found = _stored(dataset, keyword)
     several = list(found) if isinstance(found, MultiValue | list | tuple) else [found]
     usable = [_usable(one) for one in several]
@@ -39,25 +39,25 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """A text without the padding around it, in capitals as code strings are; empty where there is none."""
+    """Return a text without padding, in capitals as code strings are; empty where there is none."""
     found = value(dataset, keyword)
     return found.strip(" \0").upper() if isinstance(found, str) else ""
 
 
 def table(dataset: Dataset, keyword: str) -> bytes:
-    """Binary data; empty where there is none."""
+    """Return binary data; empty where there is none."""
     found = _stored(dataset, keyword)
     return found if isinstance(found, bytes) else b""
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """A sequence's items."""
+    """Return a sequence's items; empty where there are none."""
     found = _stored(dataset, keyword)
     try:
         return [item for item in found if isinstance(item, Dataset)] if found else []  # type: ignore[attr-defined]
     except MemoryError:
         raise
-    except Exception:  # items are parsed when first looked at
+    except Exception:  # pydicom parses items at their first use
         return []
 
 
@@ -66,7 +66,7 @@ def _stored(dataset: Dataset, keyword: str) -> object:
         return dataset.get(keyword, None)
     except MemoryError:
         raise
-    except Exception:  # elements are parsed when first looked at, and raise whatever their bytes lead to
+    except Exception:  # pydicom parses elements at their first use, and damaged ones raise all kinds of exceptions
         return None
 
 

@@ -1,4 +1,4 @@
-"""How a DICOM file is told by its first bytes; without pydicom, since whoever sends pictures alone needs none."""
+"""Recognize a DICOM file by its first bytes; without pydicom, which a client that sends only pictures does not need."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LONGEST_FIRST_VALUE = 1024
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Tell a DICOM file by its first HEAD_BYTES.
+    """Check whether a file is DICOM, by its first HEAD_BYTES.
 
-    That is a preamble (PS3.10 7.1); or file meta information without one; or a data set alone that begins with group 0008,
-    in little endian, as older devices and archives write it.
+    It begins with a preamble (PS3.10 7.1), with file meta information without a preamble, or, as older devices and archives write
+    it, directly with a little-endian data set whose first group is 0008.
     """
     if head[128:132] == b"DICM":
         return True
@@ -32,7 +32,7 @@ def looks_like_dicom(head: bytes) -> bool:
     if length % 2 or length > LONGEST_FIRST_VALUE:
         return False
     following = head[8 + length : 12 + length]
-    if len(following) < 4:  # the second element is out of sight
+    if len(following) < 4:  # the second element is beyond `head`
         return explicit
     next_group, next_element = struct.unpack("<HH", following)
     return next_group == 0x0008 and next_element > element

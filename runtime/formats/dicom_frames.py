@@ -1,4 +1,4 @@
-"""Which frames of a cine are read."""
+"""Choose which frames of a cine are read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from echovlm_edge.runtime.formats.dicom_attributes import whole
 
 @dataclass(frozen=True)
 class Cine:
-    """What a cine says about its frames, counted from 0.
+    """What a cine's header states about its frames, counted from 0.
 
     Attributes:
-        stated: how many it says there are.
-        default: the one that is read where none is asked for.
-        first, last: evenly spaced frames are spread from here to there.
+        stated: how many frames it states.
+        default: the frame that is read where none is requested.
+        first, last: the range over which evenly spaced frames are spread.
     """
 
     stated: int
@@ -28,14 +28,14 @@ class Cine:
 
 
 def read_cine(dataset: Dataset, count: int, stated: int) -> Cine:
-    """A cine by its header: RepresentativeFrameNumber (PS3.3 C.7.6.6), StartTrim and StopTrim (C.7.6.5), counted from 1 there.
+    """Read a cine's header: RepresentativeFrameNumber (PS3.3 C.7.6.6), StartTrim and StopTrim (C.7.6.5), which count from 1.
 
-    Values that cannot be meant are ignored. Without them the default is the middle between the trims, or of all that is there.
+    Implausible values are ignored. Without a RepresentativeFrameNumber the default is the middle between the trims, or of all frames.
 
     Args:
         dataset: the header.
-        count: frames that are there, at least 1.
-        stated: frames that the header says there are.
+        count: frames that the file contains, at least 1.
+        stated: frames that the header states.
     """
     start, stop = whole(dataset, "StartTrim") or 1, whole(dataset, "StopTrim") or stated
     if not 1 <= start <= stop <= stated or start > count:
@@ -49,14 +49,14 @@ def read_cine(dataset: Dataset, count: int, stated: int) -> Cine:
 def choose_frames(
     name: str, count: int, selection: FrameSelection, max_frames: int, cine: Cine | None = None
 ) -> list[int]:
-    """The 0-based frames that a selection means in a file.
+    """Return the 0-based frames that a selection means in a file.
 
     Args:
         name: what error messages call the file.
-        count: whole frames that are there.
-        selection: what is asked for.
-        max_frames: the most that are read.
-        cine: what the file says about them (`read_cine`); without it the default is the middle one, and all are spread over.
+        count: complete frames that the file contains.
+        selection: the requested frames.
+        max_frames: the most frames that are read.
+        cine: the file's own statements (`read_cine`); without them the default is the middle frame, and the range is all frames.
 
     Raises:
         InvalidInput: an index outside the file, or more frames than `max_frames`.
@@ -80,5 +80,5 @@ def choose_frames(
 
 
 def interruption(count: int, stated: int) -> str:
-    """What to say of a cine that has fewer frames than it states; empty where it has all."""
+    """Return the note about a cine that has fewer frames than it states; empty where it has all."""
     return "" if count == stated else f"{count} of {stated:,} frames are there."

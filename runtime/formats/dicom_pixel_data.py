@@ -1,4 +1,4 @@
-"""Where each frame's bytes are in a DICOM file, read when asked for: a cine of hundreds of megabytes is never loaded whole.
+"""Find each frame's bytes in a DICOM file, and read them on demand: a cine of hundreds of megabytes is never loaded as a whole.
 
 Depends on pydicom and the standard library only, because clients cut cines with it.
 """
@@ -32,7 +32,7 @@ NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, D
 UNDEFINED = 0xFFFFFFFF
 LONG_VALUES = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")  # with a length of 32 bits, PS3.5 7.1.2
 MOST_FRAGMENTS = 1 << 18  # far more than any cine has; each costs a read
-# What a codestream begins with: JPEG and JPEG-LS, JPEG 2000 bare and in a JP2 file, JPEG XL bare and in a file of its own.
+# The first bytes of codestreams: JPEG and JPEG-LS, JPEG 2000 bare and in a JP2 file, JPEG XL bare and in a container.
 CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP", b"\xff\x0a", b"\0\0\0\x0cJXL")
 START_BYTES = 8
 MOST_FRAMES = (1 << 31) - 1  # that an integer string can say (PS3.5 6.2)
@@ -52,10 +52,10 @@ class PixelData:
     """The frames of a DICOM file.
 
     Attributes:
-        stated: frames that the header says there are, at least 1.
-        count: whole frames that are there, at most `stated`; of an interrupted cine or a truncated file fewer. What is in a
-            video is known to its decoder alone: there it is the frames that could be told apart, and means nothing.
-        encapsulated: whether frames are codestreams; else all have one size.
+        stated: frames that the header states, at least 1.
+        count: complete frames, at most `stated`; an interrupted cine or a truncated file has fewer. For a video this number has
+            no meaning, because only its decoder can count the frames.
+        encapsulated: whether frames are codestreams; otherwise all have one size.
     """
 
     stated: int
@@ -69,9 +69,9 @@ class PixelData:
     _swapped: bool = False  # bytes stored as words of the other order
 
     def read(self, index: int) -> bytes:
-        """One frame's bytes: as they are stored (bytes stored as big-endian words in the order of bytes), or its codestream.
+        """Read one frame: its codestream, or its stored bytes (with bytes in big-endian words swapped into byte order).
 
-        Frames of single bits may begin within a byte (PS3.5 8.1.1): they are given from the first bit of the first byte.
+        Frames of single bits may begin within a byte (PS3.5 8.1.1): they are shifted to begin at the first bit.
 
         Raises:
             IndexError: there is no such frame.
@@ -88,7 +88,7 @@ class PixelData:
         return bits.to_bytes(-(-self._frame_bits // 8), "little")
 
     def stream(self) -> bytes:
-        """All fragments joined: a video."""
+        """Read all fragments joined, which is the video of a file that contains one."""
         return self._joined(self._fragments)
 
     def _bytes(self, first: int, end: int) -> bytes:
@@ -104,7 +104,7 @@ class PixelData:
 
 
 def transfer_syntax(dataset: Dataset) -> UID:
-    """How a data set is encoded: as its file meta information says, or else as pydicom found it."""
+    """Return a data set's transfer syntax: from its file meta information, or else the one that pydicom detected."""
     stated = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if stated:
         return UID(str(stated).strip(" \0"))
@@ -115,7 +115,7 @@ def transfer_syntax(dataset: Dataset) -> UID:
 
 
 def stated_frames(dataset: Dataset) -> int:
-    """NumberOfFrames as a header says it; 1 where it says none that can be meant."""
+    """Read NumberOfFrames from a header; 1 where it is missing or implausible."""
     stated = whole(dataset, "NumberOfFrames") or 1
     return stated if 1 <= stated <= MOST_FRAMES else 1
 
@@ -124,8 +124,8 @@ def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelDat
     """Find the frames in a file from which the data set was read up to its pixels (`stop_before_pixels`).
 
     Args:
-        file: where pydicom left it, at the tag of the pixel data.
-        dataset: what pydicom read.
+        file: positioned where pydicom left it, at the tag of the pixel data.
+        dataset: the data set that pydicom read.
         name: what error messages call the file.
 
     Raises:
@@ -212,7 +212,7 @@ def _encapsulated_frames(file: BinaryIO, stated: int, extended: tuple[int, ...],
 
 
 def _items(file: BinaryIO, name: str) -> list[Fragment]:
-    """The items from here to the sequence delimiter, or to where the file ends or makes no sense."""
+    """List the items from here to the sequence delimiter, or to where the file ends or is damaged."""
     found: list[Fragment] = []
     at, end = file.tell(), _size(file)
     while at + 8 <= end:
@@ -220,9 +220,7 @@ def _items(file: BinaryIO, name: str) -> list[Fragment]:
         if group << 16 | element != ITEM or length == UNDEFINED:
             break
         there = min(length, end - at - 8)
-        found.append(
-            Fragment(at + 8, there, there >= length - 1)
-        )  # some writers forget the last byte, which is padding
+        found.append(Fragment(at + 8, there, there >= length - 1))  # some writers omit the last byte, which is padding
         if len(found) > MOST_FRAGMENTS:
             raise InvalidInput(f"{name} has its pixel data in over {MOST_FRAGMENTS:,} pieces: send a file with fewer.")
         at += 8 + length
@@ -232,12 +230,12 @@ def _items(file: BinaryIO, name: str) -> list[Fragment]:
 def _by_offsets(
     fragments: list[Fragment], places: list[int], offsets: tuple[int, ...], stated: int
 ) -> list[tuple[Fragment, ...]]:
-    """Frames by an offset table; none where the table cannot be meant for these fragments."""
+    """Group fragments to frames by an offset table; empty where the table does not fit these fragments."""
     if not offsets or len(offsets) > stated or (len(offsets) < stated == len(fragments)):
         return []
     if offsets[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(offsets)):
         return []
-    there = [offset for offset in offsets if places and offset <= places[-1]]  # the others were cut off
+    there = [offset for offset in offsets if places and offset <= places[-1]]  # the others are beyond the truncated end
     numbered = {place: number for number, place in enumerate(places)}
     if not all(offset in numbered for offset in there):
         return []
@@ -246,7 +244,7 @@ def _by_offsets(
 
 
 def _by_content(file: BinaryIO, fragments: list[Fragment], stated: int) -> list[tuple[Fragment, ...]]:
-    """Frames without a table: one fragment each, or told apart by what codestreams begin or end with."""
+    """Group fragments to frames without a table: one fragment each, or by the first or last bytes of codestreams."""
     if not fragments or stated == 1:
         return [tuple(fragments)] if fragments else []
     if len(fragments) == stated:

@@ -1,4 +1,4 @@
-"""What the pixels of a DICOM image are, by its Image Pixel module (PS3.3 C.7.6.3)."""
+"""The pixel format of a DICOM image, from its Image Pixel module (PS3.3 C.7.6.3)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BITS_ALLOCATED = (1, 8, 16, 32)
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The attributes that say how pixels are stored.
+    """The attributes that define how pixels are stored.
 
     Attributes:
         rows, columns: the frame's size in pixels.
         samples: per pixel, 1 or 3.
         photometric: one of GREY, PALETTE and COLOUR.
         allocated: bits of a sample's cell.
-        stored: bits of it that are used.
-        high_bit: the highest of these, counted from 0.
+        stored: how many bits of the cell are used.
+        high_bit: the highest of the used bits, counted from 0.
         signed: whether samples are two's complement.
         planar: whether all samples of a colour stand together, instead of all samples of a pixel.
     """
@@ -57,7 +57,7 @@ class PixelFormat:
 
 
 def read_pixel_format(name: str, dataset: Dataset) -> PixelFormat:
-    """What a header says of the pixels. What is absent or absurd and has only one meaning is that.
+    """Read the pixel format from a header. A missing or absurd attribute that can have only one value gets that value.
 
     Raises:
         InvalidInput: an attribute is missing, or of a value that is not supported; the sentence names it.
@@ -94,7 +94,7 @@ def read_pixel_format(name: str, dataset: Dataset) -> PixelFormat:
 
 
 def shown(found: object) -> str:
-    """A technical value of the file's, as it may stand in a sentence."""
+    """Make a technical value of the file safe to show in a sentence."""
     words = str(found)
     return words if words.isascii() and words.isprintable() and len(words) <= 100 else "unreadable"
 

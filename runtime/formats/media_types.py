@@ -1,4 +1,4 @@
-"""What kind of file it is, by its first bytes; and the media types that each kind may be sent as."""
+"""Recognize a file's kind by its first bytes; the media types as which each kind may be sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PNG, JPEG, GIF = "image/png", "image/jpeg", "image/gif"
 BMP, TIFF, WEBP = "image/bmp", "image/tiff", "image/webp"
 # Pillow's names of the pictures that it reads.
 PICTURES = {PNG: "PNG", JPEG: "JPEG", BMP: "BMP", TIFF: "TIFF", WEBP: "WEBP", GIF: "GIF"}
-# FFmpeg's names of containers and raw streams; the first media type is what a file is called where its kind is told.
+# FFmpeg's names of containers and raw streams; a file's kind is reported as the first media type.
 VIDEOS = {
     "mov": ("video/mp4", "video/quicktime"),
     "avi": ("video/x-msvideo", "video/vnd.avi", "video/avi"),
@@ -33,7 +33,7 @@ ACCEPTED = tuple(dict.fromkeys(media_type for accepted in KINDS.values() for med
 
 
 def sniff(head: bytes) -> str:
-    """The kind, a key of `KINDS`, of a file by its first `video_formats.HEAD_BYTES`; empty where it is none of them."""
+    """Return a file's kind, a key of `KINDS`, by its first `video_formats.HEAD_BYTES`; empty for an unknown one."""
     if head[128:132] == b"DICM":
         return DICOM
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

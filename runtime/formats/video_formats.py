@@ -1,4 +1,4 @@
-"""Which videos are read: containers and codecs by FFmpeg's names for them, and how a file's first bytes tell the container."""
+"""The supported video containers and codecs, by FFmpeg's names, and how to recognize a container by its first bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HEAD_BYTES = 1024  # enough for `container_format`
 
 
 def container_format(head: bytes) -> str:
-    """FFmpeg's name of a container or raw stream by the file's first `HEAD_BYTES`; empty where it is none that is read."""
+    """Return FFmpeg's name of a container or raw stream by its first `HEAD_BYTES`; empty for an unsupported one."""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
         return "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
