@@ -40,7 +40,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelSpec:
-    """What the runtime has to know of the model's shape."""
+    """The properties of the model that the runtime needs."""
 
     hidden_size: Size
     num_layers: Size
@@ -103,8 +103,8 @@ class Limits:
 class Parity:
     """How one stage of the bundle's engines compares with the PyTorch model on one sample.
 
-    `peak` is the largest reference value, so that errors can be judged; `top1_agreement` (share of positions) and
-    `kl_divergence` (nats, mean over positions) are of logits only.
+    `peak` is the largest reference value, to which errors can be compared; only logits have `top1_agreement` (share of positions)
+    and `kl_divergence` (nats, mean over positions).
     """
 
     stage: str
@@ -127,15 +127,15 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class Footprint:
-    """What a bundle takes, in bytes.
+    """A bundle's disk and memory use, in bytes.
 
     Attributes:
         disk: all of its files.
         weights: mapped into memory while it runs, shared by all processes on one machine.
         kv_cache: of one sequence of `max_sequence` tokens.
         kv_cache_batch: of `max_batch` such sequences.
-        working: a process's own memory at its largest beside these: libraries, tokenizer, activations (an estimate).
-            What a server takes in all depends on its options: see `memory_model`.
+        working: the largest further memory of a process: libraries, tokenizer, activations (an estimate). A server's total
+            depends on its options, see `server_memory`.
     """
 
     disk: int
@@ -189,11 +189,11 @@ class Manifest:
     finish_with: str | None = None
 
     def part(self, name: str) -> Part:
-        """The part of that name."""
+        """Return the part called `name`."""
         return next(part for part in self.parts if part.name == name)
 
     def all_files(self) -> tuple[FileSpec, ...]:
-        """Every file of the bundle but bundle.json."""
+        """List every file of the bundle except bundle.json."""
         return (*self.files, *(file for part in self.parts for file in part.files))
 
 
@@ -223,17 +223,17 @@ class Bundle:
             _check_file(path / file.name, file, verify)
 
     def text(self, name: str) -> str:
-        """One of the bundle's text files."""
+        """Read one of the bundle's text files."""
         with reading(self.path / name):
             return (self.path / name).read_text(encoding="utf-8")
 
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn whatever fails while a bundle's file is read into one sentence that names the file and the fix.
+    """Turn any exception while a bundle's file is read into one sentence that names the file and the fix.
 
     Raises:
-        NotPossibleHere: it failed.
+        NotPossibleHere: the block raised an exception.
     """
     try:
         yield
@@ -253,14 +253,14 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def describe_file(folder: Path, name: str) -> FileSpec:
-    """Size and hash of a file as it lies on disk."""
+    """Read the size and hash of a file on disk."""
     with (folder / name).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileSpec(name, (folder / name).stat().st_size, digest)
 
 
 def bundle_id(files: tuple[FileSpec, ...]) -> str:
-    """Names a bundle by its contents: 16 hex digits over its files' names and hashes."""
+    """Name a bundle by its contents: 16 hex digits of a hash over its files' names and hashes."""
     listing = "".join(f"{file.name} {file.sha256}\n" for file in sorted(files, key=lambda file: file.name))
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""The token embedding: a memory-mapped table of which only the rows that are asked for are read."""
+"""The token embedding: a memory-mapped table of which only the requested rows are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TokenEmbedding:
         """Map the file.
 
         Raises:
-            NotPossibleHere: it cannot be mapped, or is not as large as that.
+            NotPossibleHere: the file cannot be mapped, or its size does not fit the shape.
         """
         self._scales: np.memmap | None = None
         with reading(file):
@@ -34,12 +34,12 @@ class TokenEmbedding:
 
     @classmethod
     def of(cls, bundle: Bundle) -> TokenEmbedding:
-        """The bundle's."""
+        """Open a bundle's token embedding."""
         model = bundle.manifest.model
         return cls(bundle.path / TOKEN_EMBEDDING, bundle.manifest.embedding, (model.vocab_size, model.hidden_size))
 
     def __getitem__(self, token_ids: NDArray[np.int64]) -> Floats:
-        """Rows of int64 [n]: float32 [n, hidden_size]."""
+        """Read the rows of `token_ids`, int64 [n], as float32 [n, hidden_size]."""
         rows = np.asarray(self._values[token_ids], np.float32)
         if self._scales is None:
             return rows

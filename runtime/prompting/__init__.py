@@ -1,1 +1,1 @@
-"""Words and images to tokens and positions, and tokens back to text."""
+"""Convert text and images to tokens and positions, and tokens back to text."""

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, however the tokens cut them."""
+"""Convert tokens to text as they are generated, in complete characters only, even where tokens split one."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class TokenText:
                 self._bytes[token_id] = bytes(table[character] for character in token)
 
     def stream(self) -> TextStream:
-        """A decoder for one generation."""
+        """Make a decoder for one generation."""
         return TextStream(self._bytes)
 
 
 class TextStream:
-    """Incremental UTF-8: what is not yet a whole character waits; what never becomes one turns into U+FFFD."""
+    """Decodes UTF-8 incrementally: an incomplete character waits, and an invalid one becomes U+FFFD."""
 
     def __init__(self, token_bytes: dict[int, bytes]) -> None:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this token completed; a padding id beyond the vocabulary adds none."""
+        """Add a token; returns the text that it completed. A padding id beyond the vocabulary adds none."""
         return self._decoder.decode(self._token_bytes.get(token_id, b""))
 
     def finish(self) -> str:
-        """What is left at the end."""
+        """Return the rest of the text at the end."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""A user's turn to tokens and positions: chat template, image placeholders, M-RoPE positions."""
+"""Convert a user's turn to tokens and positions: chat template, image placeholders, M-RoPE positions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class PromptBuilder:
     """Renders a checkpoint's own chat template in a sandbox and tokenizes it.
 
     Raises:
-        NotPossibleHere: the template cannot be used, or the tokenizer has no image token of the id given.
+        NotPossibleHere: the template cannot be used, or the tokenizer has no token with the image token's id.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, image_token_id: int, merge_size: int) -> None:
-        """`merge_size`: patches merged along each axis into one token."""
+        """Compile and check the template; `merge_size` is how many patches are merged along each axis into one token."""
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         try:
             self._template = environment.from_string(template)
@@ -56,13 +56,13 @@ class PromptBuilder:
             )
         self.tokenizer, self._image_token, self._image_token_id = tokenizer, image_token, image_token_id
         self._merge_size = merge_size
-        # A study's report begins as its preparation did. Nothing of the user's text is in it.
+        # Cached, as a study's report has the same beginning as its preparation. It contains nothing of the user's text.
         self._up_to_last_image = lru_cache(maxsize=16)(self._build_up_to_last_image)
         self._check_template()
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
-        """The bundle's own template and tokenizer.
+        """Read the bundle's own template and tokenizer.
 
         Raises:
             NotPossibleHere: one of the files is damaged; the sentence names it.
@@ -84,7 +84,7 @@ class PromptBuilder:
             raise NotPossibleHere(f"In {template_file}: {error}") from None
 
     def build(self, text: str, grids: Sequence[Grid]) -> Prompt:
-        """One user turn: the images, then `text`.
+        """Build the prompt of one user turn: the images, then `text`.
 
         Raises:
             InvalidInput: the text holds a special token, which could forge the conversation's structure.
@@ -102,8 +102,8 @@ class PromptBuilder:
         )
 
     def _build_up_to_last_image(self, pieces: tuple[str, ...], grids: tuple[Grid, ...]) -> Prompt:
-        """Each image with the text before it."""
-        tokens = {piece: self._tokens(piece) for piece in set(pieces)}  # between images they are all the same
+        """Build the prompt up to the last image: each image with the text before it."""
+        tokens = {piece: self._tokens(piece) for piece in set(pieces)}  # the pieces between images are all the same
         token_ids = list[int]()
         for piece, grid in zip(pieces, grids, strict=True):
             token_ids += tokens[piece] + [self._image_token_id] * merged_patches(grid, self._merge_size)
@@ -117,16 +117,16 @@ class PromptBuilder:
         return ids
 
     def render(self, text: str, images: int) -> str:
-        """The chat template's text, with one placeholder per image."""
+        """Render the chat template, with one placeholder per image."""
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content if images else text}]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True)
-        except Exception as error:  # a template's mistakes are of any kind; their text could quote the user's
+        except Exception as error:  # a faulty template can raise anything; the error's text could quote the user's
             raise NotPossibleHere(f"The chat template cannot be rendered ({type(error).__name__}): {FIX}.") from None
 
     def _check_template(self) -> None:
-        """A user's text must be in what it renders, and every image have its place before it."""
+        """Check that the rendered template contains the user's text, and before it a placeholder for every image."""
         for images in range(3):
             *pieces, last = self.render(PROBE, images).split(self._image_token)
             if len(pieces) != images or PROBE not in last:
@@ -139,16 +139,16 @@ class PromptBuilder:
 
 
 def merged_patches(grid: Grid, merge_size: int) -> int:
-    """How many tokens an image of this grid takes."""
+    """Return how many tokens an image of this grid takes."""
     time, height, width = grid
     return time * (height // merge_size) * (width // merge_size)
 
 
 def rope_positions(texts: Sequence[int], grids: Sequence[Grid], merge_size: int) -> tuple[NDArray[np.int64], int]:
-    """M-RoPE positions: text counts on along all axes, an image spans a grid, text goes on from its largest position.
+    """Compute M-RoPE positions: text advances all three axes, an image spans a grid, text continues from its largest position.
 
     Args:
-        texts: how many tokens of text there are before, between and after the images.
+        texts: the number of text tokens before, between and after the images.
         grids: the images' patches, in order.
         merge_size: patches merged along each axis into one token.
 
@@ -169,6 +169,6 @@ def _counted(first: int, length: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=16)  # a study's pictures are mostly of one size
 def _spanned(grid: Grid, merge_size: int) -> tuple[NDArray[np.int64], int]:
-    """An image's positions int64 [3, m] counted from 0, and how many it spans."""
+    """Compute an image's positions, int64 [3, m] counted from 0, and how many positions it spans."""
     merged = (grid[0], grid[1] // merge_size, grid[2] // merge_size)
     return np.indices(merged, np.int64).reshape(3, -1), max(merged)

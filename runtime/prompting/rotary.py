@@ -19,7 +19,7 @@ class Angles:
 
     @classmethod
     def of(cls, radians: NDArray[np.float32]) -> Angles:
-        """Both functions of `radians`."""
+        """Compute cos and sin of `radians`."""
         return cls(np.cos(radians), np.sin(radians))
 
 
@@ -29,21 +29,21 @@ def _inverse_frequencies(dim: int, theta: float) -> NDArray[np.float32]:
 
 
 class MultimodalRotary:
-    """M-RoPE (Qwen2-VL, section 2.1): head_dim / 2 frequencies, shared out among time, height and width positions."""
+    """M-RoPE (Qwen2-VL, section 2.1): head_dim / 2 frequencies, divided among time, height and width positions."""
 
     def __init__(self, section: tuple[int, int, int], theta: float) -> None:
-        """`section`: how many frequencies follow the temporal, height and width position."""
+        """Compute the frequencies; `section` is how many of them follow the temporal, height and width position."""
         self._frequencies = _inverse_frequencies(2 * sum(section), theta)
         self._axis = np.repeat(np.arange(3), section)
 
     def angles(self, positions: NDArray[np.int64]) -> Angles:
-        """Angles of tokens at `positions` int64 [3, n]."""
+        """Compute the angles of tokens at `positions`, int64 [3, n]."""
         radians = positions.astype(np.float32)[self._axis].T * self._frequencies
         return Angles.of(radians.astype(np.float32))
 
 
 def vision_angles(grid: tuple[int, int, int], merge_size: int, head_dim: int) -> Angles:
-    """Row and column angles of an image's patches in merge order.
+    """Compute the row and column angles of an image's patches, in merge order.
 
     Args:
         grid: the image's patches (1, height, width).
