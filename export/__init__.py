@@ -1,1 +1,1 @@
-"""Turns a published EchoVLM checkpoint into a bundle of engines. Needs torch; runs where integrators work."""
+"""Build a bundle of engines from a published EchoVLM checkpoint. Needs torch, and runs on an integrator's machine."""

@@ -1,7 +1,7 @@
-"""`echovlm-build`: a checkpoint in the published layout becomes a bundle of engines.
+"""`echovlm-build`: build a bundle of engines from a checkpoint in the published layout.
 
-Reads like the build: open the checkpoint, trace its parts, lower them to the target, write them beside the tokenizer,
-compare every stage with the PyTorch model, build the target's engines or leave that to the device, and put the whole in place.
+The steps: open the checkpoint, trace its parts, lower them to the target, write them with the tokenizer into a folder, compare
+every stage with the PyTorch model, build the target's engines or leave that to the device, and rename the folder into place.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSetting
 
 
 def build(options: BuildOptions, console: Console) -> Manifest:
-    """Build a bundle at `options.output`, whole or not at all; a build that was killed is resumed.
+    """Build a bundle at `options.output`, atomically; a build that was killed is resumed.
 
     Raises:
         NotPossibleHere: an option or the checkpoint cannot be used, `output` is taken, the disk is full, or an fp32 stage is out of
@@ -130,7 +130,7 @@ def measure_parity(
 
 
 def _with_parity(manifest: Manifest, folder: BundleFolder, planned: PlannedBundle, options: BuildOptions) -> Manifest:
-    """The manifest with the parity of what it describes; of the graphs, by ONNX Runtime on this CPU, where they are for a GPU."""
+    """Add the measured parity to the manifest; for a GPU target it is that of the graphs, run by ONNX Runtime on this CPU."""
     if options.chosen_target.runs_on_cpu:
         folder.write_manifest(manifest)
         return replace(
@@ -181,7 +181,7 @@ def _manifest(
 
 
 def show_plan(options: BuildOptions, console: Console) -> None:
-    """Print what the bundle will take and whether it fits this machine; trace nothing, write nothing."""
+    """Print how much disk and memory the bundle will take and whether it fits this machine; trace and write nothing."""
     with Progress(console) as progress:
         planned = plan(options, open_checkpoint(options, progress), sketched_parts)
     title = f"{planned.name}: {options.precision} for {options.target}, in {options.output}"

@@ -1,4 +1,4 @@
-"""What a build is asked for, and what is refused before it begins."""
+"""A build's options, and the checks before it begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_NAME = 64  # characters of a DICOM Long String, which carries the name i
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build: the command's options."""
+    """The options of `echovlm-build`."""
 
     checkpoint: Path
     output: Path
@@ -34,20 +34,20 @@ class BuildOptions:
 
     @property
     def cache_type(self) -> str:
-        """Of the KV cache: the one asked for, or the target's own."""
+        """The KV cache's type: the requested one, or the target's default."""
         return self.kv_cache or target(self.target).cache_types[0]
 
     def check(self) -> None:
-        """Refuse what needs no checkpoint to be refused.
+        """Refuse options that are wrong for every checkpoint.
 
         Raises:
-            NotPossibleHere: an option, or two together, that no bundle can have.
+            NotPossibleHere: an option, or a combination of two, is impossible.
         """
         _, _, _ = self.policy, self.chosen_target, self.model_name()
 
     @property
     def policy(self) -> PrecisionPolicy:
-        """The precision of each layer.
+        """Return the precision of each layer.
 
         Raises:
             NotPossibleHere: an unknown precision or block size.
@@ -56,20 +56,20 @@ class BuildOptions:
 
     @property
     def chosen_target(self) -> Target:
-        """The target, as this install can build it.
+        """Return the target, as this install can build it.
 
         Raises:
-            NotPossibleHere: there is none of that name, or it cannot do the precision or the cache's type.
+            NotPossibleHere: there is no such target, or it does not support the precision or the cache's type.
         """
         chosen = target(self.target)
         chosen.check(self.precision, self.cache_type)
         return chosen
 
     def limits(self, config: EchoVLMConfig) -> Limits:
-        """The bundle's context and batch for a model of this shape.
+        """Return the bundle's context and batch for a model of this shape.
 
         Raises:
-            NotPossibleHere: a context that the model has no positions for, or no context or batch at all.
+            NotPossibleHere: the context is longer than the model's positions, or context or batch are less than 1.
         """
         positions = config.decoder.max_position_embeddings
         context = min(DEFAULT_MAX_SEQUENCE, positions) if self.max_sequence is None else self.max_sequence
@@ -79,10 +79,10 @@ class BuildOptions:
         return Limits(context, self.max_batch)
 
     def model_name(self) -> str:
-        """What the model is called: `--name`, or what the checkpoint's folder says.
+        """Return the model's name: `--name`, or that of the checkpoint's folder.
 
         Raises:
-            NotPossibleHere: a name that a report cannot carry.
+            NotPossibleHere: a structured report cannot contain the name.
         """
         name = folder_name(self.checkpoint) if self.name is None else self.name
         if not name.strip() or len(name) > LONGEST_NAME or "\\" in name or not name.isprintable():
@@ -94,10 +94,10 @@ class BuildOptions:
 
 
 def folder_name(checkpoint: Path) -> str:
-    """The name that a checkpoint's folder gives its model.
+    """Return the model's name according to its checkpoint's folder.
 
-    It is the folder's own, except where that is the same for every model: a folder called `checkpoint` is named by the one
-    around it, a snapshot in Hugging Face's cache (`models--owner--name/snapshots/<commit>`) by its repository.
+    It is the folder's own name, except where that is the same for every model: a folder called `checkpoint` takes the name of its
+    parent, and a snapshot in Hugging Face's cache (`models--owner--name/snapshots/<commit>`) that of its repository.
     """
     folder = checkpoint.resolve()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
@@ -109,7 +109,7 @@ def check_context(tokens: int, positions: int) -> None:
     """Refuse a context that a model cannot have.
 
     Raises:
-        NotPossibleHere: `tokens` are none, or more than the model's `positions`.
+        NotPossibleHere: `tokens` is less than 1, or more than the model's `positions`.
     """
     if not 1 <= tokens <= positions:
         raise NotPossibleHere(

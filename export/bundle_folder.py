@@ -28,7 +28,7 @@ _FULL = {
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """The folder that is being written, and the journal of what is in it."""
+    """The folder that is being written, and the journal of its contents."""
 
     path: Path
     journal: Journal
@@ -38,7 +38,7 @@ class BundleFolder:
         (self.path / name).write_text(text, encoding="utf-8")
 
     def describe(self, name: str) -> FileSpec:
-        """Size and hash of a file that has been written."""
+        """Return the size and hash of a file that has been written."""
         return describe_file(self.path, name)
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -47,14 +47,14 @@ class BundleFolder:
 
 
 def check_output(output: Path, replace: bool) -> None:
-    """Refuse a place that a new bundle cannot have.
+    """Refuse an output path that a new bundle cannot take.
 
     Args:
-        output: where the bundle shall be.
-        replace: whether it may take the place of a bundle that is there.
+        output: the path of the new bundle.
+        replace: whether it may replace a bundle that exists there.
 
     Raises:
-        NotPossibleHere: there is a bundle and `replace` is false, or something else, or what should be a folder around it is none.
+        NotPossibleHere: a bundle exists there and `replace` is false, something else exists there, or its parent is not a folder.
     """
     output = output.absolute()
     if (output / MANIFEST).is_file():
@@ -72,10 +72,10 @@ def check_output(output: Path, replace: bool) -> None:
 
 
 def _described(output: Path) -> str:
-    """What a bundle is, as far as its bundle.json says."""
+    """Describe an existing bundle, as far as its bundle.json can be read."""
     try:
-        told = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        return f" ({told['source']['name']}, {told['precision']} for {told['target']})"
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        return f" ({manifest['source']['name']}, {manifest['precision']} for {manifest['target']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -87,10 +87,10 @@ def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) ->
     It stays when the process is killed or interrupted: the next build of the same identity resumes it.
 
     Args:
-        output: where the bundle shall be.
+        output: the path of the bundle.
         needed: bytes that will be written.
-        identity: of all that decides what is written.
-        replace: whether a bundle that is there is replaced; anything else is left alone.
+        identity: identifies everything that decides what is written.
+        replace: whether an existing bundle is replaced; anything else is left alone.
 
     Raises:
         NotPossibleHere: `output` is not free (`check_output`), cannot be written, another build is writing it, or the disk is
@@ -104,7 +104,7 @@ def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) ->
         with _locked(partial, output):
             try:
                 journal = Journal(partial, identity)
-                if not journal.goes_on:
+                if not journal.resumed:
                     _empty(partial)
                 _check_room(partial, needed)
                 yield BundleFolder(partial, journal)
@@ -155,7 +155,7 @@ def _put_in_place(partial: Path, output: Path) -> None:
     older = output.with_name(f".{output.name}.replaced")
     _remove(older)
     if exchange(partial, output):
-        partial.rename(older)  # at once, so that the next build does not take it for its own
+        partial.rename(older)  # in one step, so that the next build does not resume the old bundle
     else:  # there is no older one, or the file system cannot exchange: for a moment there is none
         if os.path.lexists(output):
             output.rename(older)

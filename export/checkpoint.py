@@ -1,4 +1,4 @@
-"""A checkpoint folder in the published layout: its config, its tensors read lazily, its tokenizer and chat template."""
+"""Read a checkpoint folder in the published layout: config, tensors (lazily), tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Checkpoint:
         return parsed
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """One tensor, or some of its rows, in its stored dtype, read from its shard now."""
+        """Read one tensor, or some of its rows, from its shard, in its stored dtype."""
         shard = self.path / self.tensors[name].shard
         try:
             with safe_open(shard, framework="pt") as file:
@@ -74,18 +74,18 @@ class Checkpoint:
             ) from None
 
     def files(self) -> list[str]:
-        """What decides the model: config.json and the shards, in the order of their names."""
+        """List the files that decide the model: config.json and the shards, in the order of their names."""
         return ["config.json", *sorted({info.shard for info in self.tensors.values()})]
 
     def layout_sha256(self) -> str:
-        """The hash of its config and of every tensor's name, place, dtype and shape: what is known before a weight is read."""
+        """Hash the config and every tensor's name, shard, dtype and shape, without reading a weight."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.shard} {info.dtype} {info.shape}\n".encode())
         return digest.hexdigest()
 
     def chat_template(self) -> str:
-        """The jinja template: chat_template.json's, chat_template.jinja's, or the tokenizer config's."""
+        """Read the Jinja chat template from chat_template.json, chat_template.jinja, or the tokenizer's config."""
         plain = self.path / "chat_template.jinja"
         if plain.is_file():
             return plain.read_text(encoding="utf-8")
@@ -93,11 +93,11 @@ class Checkpoint:
             if (self.path / name).is_file() and "chat_template" in (found := self.read_json(name)):
                 return str(found["chat_template"])
         raise NotPossibleHere(
-            f"The checkpoint {self.path} has no chat template: copy chat_template.json beside config.json."
+            f"The checkpoint {self.path} has no chat template: copy chat_template.json next to config.json."
         )
 
     def tokenizer_json(self) -> str:
-        """The tokenizer in the tokenizers library's format, made from vocab.json and merges.txt where it has only those."""
+        """Return the tokenizer in the tokenizers library's format; made from vocab.json and merges.txt where there is no other."""
         file = self.path / "tokenizer.json"
         if file.is_file():
             return file.read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ class Checkpoint:
         return str(backend.to_str())
 
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a generation: generation_config.json's, else config.json's."""
+        """Return the tokens that end a generation, from generation_config.json, else from config.json."""
         if not (self.path / "generation_config.json").is_file():
             return self.config.eos_token_ids
         listed = self.read_json("generation_config.json").get("eos_token_id", self.config.eos_token_ids)
@@ -158,7 +158,7 @@ class Checkpoint:
 
 
 def expected_tensors(config: EchoVLMConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a published checkpoint of this config: name to shape."""
+    """Return every tensor of a published checkpoint with this config, name to shape."""
     vision, decoder = config.vision, config.decoder
     shapes: dict[str, tuple[int, ...]] = {}
 

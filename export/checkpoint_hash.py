@@ -1,6 +1,6 @@
-"""The hash of a checkpoint's config and weights, computed by a thread of its own while the build traces and writes.
+"""Hash a checkpoint's config and weights, in a thread of its own while the build traces and writes.
 
-It is what `sha256sum config.json model*.safetensors | sha256sum` prints in the checkpoint's folder.
+The hash is what `sha256sum config.json model*.safetensors | sha256sum` prints in the checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ BUFFER = 4 << 20
 
 @contextlib.contextmanager
 def hashing(checkpoint: Checkpoint) -> Iterator[tuple[Checkpoint, Future[str]]]:
-    """Hash a checkpoint while the block runs; yields it and the 64 hexadecimal digits to come.
+    """Hash a checkpoint while the block runs; yields the checkpoint and a future of the 64 hexadecimal digits.
 
-    What the block leaves unfinished is stopped. The future's result raises NotPossibleHere where a file cannot be read.
+    Hashing that is unfinished at the block's end is stopped. The future's result raises NotPossibleHere where a file cannot be read.
     """
     stopped = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:

@@ -1,4 +1,4 @@
-"""A bundle whose engines only its device can build: what is left for it to do, and `python -m …export.device_bundle`, which does it.
+"""Bundles whose engines only the device can build: prepare one, and finish it there with `python -m …export.device_bundle`.
 
 Runs on the device without torch: it takes the package's `tensorrt` extra and the device's own TensorRT.
 """
@@ -43,14 +43,14 @@ exec "${{PYTHON:-python3}}" -m echovlm_edge.export.device_bundle "$(dirname "$0"
 
 
 def leave_to_device(folder: BundleFolder, manifest: Manifest, target: Target, plugin: Path | None) -> Manifest:
-    """Put the script, and the plugin if there is one, beside the graphs of a bundle for another machine.
+    """Add the finishing script, and the plugin if there is one, to a bundle for another machine.
 
     Args:
         folder: the bundle being written.
         manifest: its description so far.
         target: the device.
-        plugin: `libechovlm_plugins.so` built for it, as `check_plugin` has seen; without it, the one of the device's own install
-            of the package serves.
+        plugin: `libechovlm_plugins.so` built for the device and checked by `check_plugin`; without it, the bundle uses the one in
+            the device's install of the package.
 
     """
     assert target.device is not None
@@ -65,7 +65,7 @@ def leave_to_device(folder: BundleFolder, manifest: Manifest, target: Target, pl
 
 
 def with_engines(manifest: Manifest, parts: Sequence[Part], trt: TensorRT) -> Manifest:
-    """The manifest of a bundle whose parts have become engines."""
+    """Make the manifest of a bundle whose parts have become engines."""
     files = tuple(file for file in manifest.files if file.name != SCRIPT)
     return replace(
         manifest,
@@ -78,10 +78,10 @@ def with_engines(manifest: Manifest, parts: Sequence[Part], trt: TensorRT) -> Ma
 
 
 def finish(path: Path, module: str, console: Console) -> Manifest:
-    """Build the engines of the bundle at `path`, which is replaced by the finished one, or stays as it is.
+    """Build the engines of the bundle at `path`, and atomically replace it by the finished bundle.
 
     Raises:
-        NotPossibleHere: no such bundle, a damaged one, nothing left to do, no TensorRT, or one that refuses.
+        NotPossibleHere: there is no bundle, it is damaged or finished already, or TensorRT is missing or refuses it.
     """
     bundle = Bundle(path, verify=True, finished=False)
     manifest = bundle.manifest

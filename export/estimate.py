@@ -237,8 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
         if len(found) > 1:
             compare(found, console)
         if options.json:
-            told = {"note": ESTIMATE, "estimates": [asdict(each) for each in found]}
-            options.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+            content = {"note": ESTIMATE, "estimates": [asdict(each) for each in found]}
+            options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
         if options.plot:
             from echovlm_edge.export.estimate_plot import plot
 

@@ -1,4 +1,4 @@
-"""Two paths swapped in one step, by Linux' renameat2: at no moment is either of them absent."""
+"""Swap two paths atomically with Linux's renameat2, so that neither is ever absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXCHANGE = 2  # RENAME_EXCHANGE
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap what lies at two paths of one file system; False, with nothing changed, where that cannot be done here."""
+    """Swap two paths of one file system; returns False, with nothing changed, where the system cannot do it."""
     try:
         rename = ctypes.CDLL(None).renameat2  # Python has no name for it
     except AttributeError:  # an older C library, or another system's

@@ -1,4 +1,4 @@
-"""A TensorRT part's graph made to run in ONNX Runtime on a CPU, so that it can be compared where no GPU is."""
+"""Make a TensorRT part's graph run in ONNX Runtime on a CPU, so that its parity can be measured without a GPU."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def checkable(folder: BundleFolder, manifest: Manifest) -> Iterator[Bundle | Non
 
 
 def checkable_part(folder: Path, part: Part) -> Part:
-    """Write `<part>.check.onnx` beside a part's graph, sharing its weights; returns the part with it in the graph's place.
+    """Write `<part>.check.onnx` next to a part's graph, sharing its weights; returns the part with that graph.
 
-    What ONNX Runtime has on a CPU in float32 only is computed in float32 between casts; all else stays in the types that
-    TensorRT is given.
+    Operators that ONNX Runtime has on a CPU in float32 only are computed in float32 between casts; all others keep the types that
+    TensorRT gets.
     """
     model = onnx.load(folder / part.files[0].name, load_external_data=False)
     nodes = [made for node in model.graph.node for made in _widened(node)]

@@ -24,12 +24,12 @@ class Journal:
         self._file: TextIO | None = None
 
     @property
-    def goes_on(self) -> bool:
+    def resumed(self) -> bool:
         """Whether an earlier build is resumed."""
         return bool(self.known)
 
     def record(self, piece: str, sha256: str) -> None:
-        """Note a piece that has been written."""
+        """Record a piece that has been written."""
         assert self._file is not None, "the journal is not open"
         self._file.write(json.dumps({"piece": piece, "sha256": sha256}) + "\n")
         self._file.flush()
@@ -50,7 +50,7 @@ class Journal:
         self._file.close()
 
     def remove(self) -> None:
-        """The bundle is whole: the journal is no part of it."""
+        """Delete the journal, once the bundle is complete."""
         self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, str]:

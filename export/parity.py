@@ -63,7 +63,7 @@ def compare(
 
     Args:
         reference: the PyTorch model, which may hold a layer at a time.
-        open_candidate: loads the bundle; what it gives is let go between its stages.
+        open_candidate: loads the bundle; its result is released between stages.
         prompts: the bundle's.
         spec: the model's shape.
         images: what to run on.

@@ -15,7 +15,7 @@ from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec, describe_file
 def write_part(
     folder: Path, name: str, precision: str, model: ir.Model, stored: Mapping[str, StoredWeight], file: WeightFile
 ) -> Part:
-    """Write a lowered part's graph beside its weights.
+    """Write a lowered part's graph next to its weights.
 
     Args:
         folder: the bundle being written.

@@ -1,4 +1,4 @@
-"""How a weight is stored: floating or block-wise 4 and 8 bits, in the layouts that operators take."""
+"""How a weight is stored: as floating point or in blocks of 4 or 8 bits, in the layouts that operators take."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """As `--precision` spells it."""
+        """The name in `--precision`."""
         return {4: "int4", 8: "int8", 16: "fp16", 32: "fp32"}[self.bits]
 
     @property
     def float_type(self) -> ir.DataType:
-        """Of floating weights; what is never quantized (norms, router, gates, coefficients, biases) stays float32."""
+        """The type of floating-point weights; those that are never quantized (norms, router, gates, biases, …) stay float32."""
         return ir.DataType.FLOAT16 if self.bits == 16 else ir.DataType.FLOAT
 
     def for_widths(self, widths: Sequence[int]) -> Precision:
@@ -49,10 +49,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class PrecisionPolicy:
-    """Which precision each layer gets: the decoder the one asked for, the image side and the head at least 8 bits.
+    """The precision of each layer: the decoder has the requested one, the image side and the head at least 8 bits.
 
-    An image's every token passes through the vision encoder and every generated one through the head: their errors reach
-    all that follows, and they are a small share of the bytes.
+    Every image token passes through the vision encoder and every generated token through the head: their errors reach everything
+    that follows, and they are a small share of the bytes.
     """
 
     decoder: Precision
@@ -60,7 +60,7 @@ class PrecisionPolicy:
 
     @classmethod
     def of(cls, name: str, block_size: int, kv_cache: str = "float32") -> PrecisionPolicy:
-        """The policy for `--precision name --block-size block_size --kv-cache kv_cache`.
+        """Make the policy for `--precision name --block-size block_size --kv-cache kv_cache`.
 
         Raises:
             NotPossibleHere: an unknown precision or block size.
@@ -74,14 +74,14 @@ class PrecisionPolicy:
         return cls(Precision({"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}[name], block_size), CACHE_TYPES[kv_cache])
 
     def layer(self, part: str, parameter: str) -> Precision:
-        """The precision of one linear layer of a part."""
+        """Return the precision of one linear layer of a part."""
         sensitive = part != "decoder" or parameter == "lm_head.weight"
         return Precision(8, self.decoder.block_size) if sensitive and self.decoder.bits == 4 else self.decoder
 
     def embedding(self, width: int) -> Storage:
-        """How the token embedding is stored, whose rows are `width` long: never under 8 bits.
+        """Choose how the token embedding, whose rows have `width` values, is stored: in at least 8 bits.
 
-        It is read a row a token, so that fewer bits save memory and no time.
+        One row is read per token, so that fewer bits would save memory but no time.
         """
         if self.decoder.bits > 8:
             return Floating(self.decoder.float_type)
@@ -103,21 +103,21 @@ class Storage(Protocol):
 
     @property
     def by_rows(self) -> bool:
-        """Whether some rows of a weight give the same rows of every initializer, so that it can be encoded in pieces."""
+        """Whether rows of a weight become the same rows of every initializer, so that it can be encoded in pieces."""
         ...
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
-        """What `encode` gives for a weight of this shape."""
+        """Describe the result of `encode` for a weight of this shape."""
         ...
 
     def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
-        """The initializers' values, in the same order."""
+        """Compute the initializers' values, in the same order."""
         ...
 
 
 @dataclass(frozen=True)
 class Floating:
-    """As it is, or transposed to [columns, rows] for MatMul."""
+    """Floating-point storage, unchanged or transposed to [columns, rows] for MatMul."""
 
     dtype: ir.DataType = ir.DataType.FLOAT
     transposed: bool = False

@@ -1,4 +1,4 @@
-"""What a bundle's stages read and compute, from the model's shape, and the least time a device takes for it.
+"""Compute what a bundle's stages read and calculate, from the model's shape, and the least time that a device needs for it.
 
 The roofline of Williams, Waterman & Patterson 2009: a stage takes as long as its bytes at the memory's bandwidth, or as its
 operations at the arithmetic's rate, whichever is longer. Weights, the KV cache and attention are counted; activations, which
@@ -58,16 +58,16 @@ class Cost:
         return Cost(self.read_bytes + other.read_bytes, self.operations + other.operations)
 
     def seconds(self, device: Device) -> float:
-        """The roofline's bound."""
+        """Return the roofline's lower bound, in seconds."""
         return max(self.read_bytes / (device.bandwidth_gbs * 1e9), self.operations / (device.tensor_tflops * 1e12))
 
     def expected_seconds(self, device: Device, arithmetic_share: float) -> float:
-        """The same at what the device reaches of its bandwidth, and at this share of its arithmetic."""
+        """Return the seconds at the share of its bandwidth that the device reaches, and at this share of its arithmetic."""
         memory = device.bandwidth_gbs * 1e9 * device.reached.bandwidth
         return max(self.read_bytes / memory, self.operations / (device.tensor_tflops * 1e12 * arithmetic_share))
 
     def bound(self, device: Device) -> str:
-        """Which of the two it is."""
+        """Return which of the two limits the time."""
         memory = self.read_bytes / device.bandwidth_gbs >= self.operations / device.tensor_tflops / 1e3
         return "memory" if memory else "arithmetic"
 
@@ -90,32 +90,33 @@ class Roofline:
 
     @property
     def block_weights(self) -> int:
-        """Of the linear layers of the vision encoder's blocks."""
+        """Count the weights of the linear layers in the vision encoder's blocks."""
         vision = self.config.vision
         return vision.depth * vision.embed_dim * (4 * vision.embed_dim + 2 * vision.mlp_dim)
 
     @property
     def patch_weights(self) -> int:
-        """Of its first layer."""
+        """Count the weights of the vision encoder's first layer."""
         return self.config.vision.patch_values * self.config.vision.embed_dim
 
     @property
     def projector_weights(self) -> int:
-        """Of the projector's two layers."""
+        """Count the weights of the projector's two layers."""
         vision = self.config.vision
         return vision.merged_dim * (vision.merged_dim + vision.hidden_size)
 
     @property
     def attention_weights(self) -> int:
-        """Of one decoder layer's projections."""
+        """Count the weights of one decoder layer's attention projections."""
         decoder = self.config.decoder
         heads = 2 * decoder.num_attention_heads + 2 * decoder.num_key_value_heads
         return decoder.hidden_size * decoder.head_dim * heads
 
     def group_weights(self, tokens: int, distinct: bool) -> float:
-        """Of one DualPathMoE: what `tokens` tokens need in all, or, `distinct`, touch at least once where experts are chosen evenly.
+        """Count the weights of one DualPathMoE that `tokens` tokens use in total.
 
-        Where the block is spelled out, every token needs every expert.
+        With `distinct`, each weight counts once, where experts are chosen evenly. Where standard operators compute the block, every
+        token uses every expert.
         """
         decoder = self.config.decoder
         chosen = decoder.num_experts_per_tok if self.target.operator_library else decoder.num_experts
@@ -126,7 +127,7 @@ class Roofline:
 
     @property
     def head_weights(self) -> int:
-        """Of the head."""
+        """Count the weights of the head."""
         return self.config.decoder.hidden_size * self.config.decoder.vocab_size
 
     def bytes_per_weight(self, part: str, parameter: str, widths: Sequence[int]) -> float:

@@ -11,7 +11,7 @@ from echovlm_edge.export.model.weights import Weight, load
 
 
 class Streamed(nn.Module):
-    """A module whose weights are read from the checkpoint when it is called, and let go when it returns."""
+    """A module whose weights are read from the checkpoint when it is called, and released when it returns."""
 
     def __init__(self, module: nn.Module, sources: dict[str, Weight], checkpoint: Checkpoint) -> None:
         super().__init__()

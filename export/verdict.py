@@ -1,4 +1,4 @@
-"""Whether a stage of a bundle is as near to the PyTorch model as its weight format allows.
+"""Judge whether a stage of a bundle is as near to the PyTorch model as its weight format allows.
 
 A stage is judged by its relative error, the decoder also by the KL divergence of its next token; the worse of the two counts. `good`
 is what the format costs by itself, `look` more than that, `bad` so much that something besides the format must be wrong:
@@ -27,7 +27,7 @@ DECODER_STAGES = ("prefill", "decode")
 
 
 class Verdict(Enum):
-    """What a row of the build's table is worth."""
+    """The judgement of a row in the build's table."""
 
     GOOD = "good"
     LOOK = "look"
@@ -36,13 +36,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Threshold:
-    """Of one figure in one format."""
+    """The limits of one figure in one format."""
 
     good: float
     bad: float
 
     def judge(self, figure: float) -> Verdict:
-        """A figure that is no number is bad."""
+        """Judge a figure; NaN is bad."""
         if figure <= self.good:
             return Verdict.GOOD
         return Verdict.LOOK if figure <= self.bad else Verdict.BAD
@@ -71,7 +71,7 @@ def judge(stage: Parity, weights: str) -> Verdict:
 
 
 def format_of(manifest: Manifest, stage: str) -> str:
-    """What a stage is judged as: the coarsest format that it is computed from."""
+    """Return the format as which a stage is judged: the coarsest one that it is computed from."""
     if stage == "token_embedding":
         return {"float32": "fp32", "float16": "fp16"}.get(manifest.embedding.dtype, manifest.embedding.dtype)
     part = manifest.part("decoder" if stage in DECODER_STAGES else stage)

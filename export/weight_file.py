@@ -1,4 +1,4 @@
-"""A bundle's files of weights: where each weight lies, and writing them in parallel, piece by piece.
+"""A bundle's weight files: the place of each weight, and writing them in parallel, piece by piece.
 
 A weight is read, encoded and written some rows at a time where its storage allows: memory does not grow with the model.
 """
@@ -46,12 +46,12 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """Unique in a bundle."""
+        """The piece's name, unique in a bundle."""
         return f"{self.file}@{self.places[0].offset}"
 
     @property
     def bytes(self) -> int:
-        """Of all its tensors."""
+        """The bytes of all its tensors."""
         return sum(place.length for place in self.places)
 
 
@@ -66,7 +66,7 @@ class WeightFile:
 
     @property
     def bytes(self) -> int:
-        """What will be written, padding aside."""
+        """The bytes that will be written, without padding."""
         return sum(piece.bytes for piece in self.pieces)
 
 
@@ -113,14 +113,14 @@ def write_weights(
     advance: Callable[[int], None],
     threads: int | None = None,
 ) -> None:
-    """Write what is not yet written, a piece a thread.
+    """Write the pieces that are not yet written, one piece per thread.
 
     Args:
         folder: the bundle being written.
         files: the weight files; they are created, or resumed where the journal knows their pieces.
         checkpoint: where the weights' values are.
-        journal: of the pieces that are written, which a piece on the disk must agree with to be kept.
-        advance: told the bytes after every piece.
+        journal: the hashes of the written pieces; a piece on the disk is kept only if its hash agrees.
+        advance: called with the bytes of every piece once it is written.
         threads: default `usable_processors`.
     """
     descriptors: dict[str, int] = {}

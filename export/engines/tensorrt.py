@@ -73,7 +73,7 @@ def build_engine(
         folder: the bundle's.
         part: as `write_part` left it: `files[0]` is the graph.
         options: what the engine is built for.
-        advance: told the progress, `STEPS` in all.
+        advance: called with the progress, `STEPS` in total.
 
     Returns:
         The part with the engine as its one file, the engine's own inputs and outputs, its profiles and its layers.
@@ -105,7 +105,7 @@ def replace_by_engines(
 ) -> list[Part]:
     """Build every part's engine in a bundle's folder, each in the place of its graph, whose files are removed.
 
-    The progress that `advance` is told is `STEPS` a part; see `build_engine` for what is raised.
+    `advance` is called with the progress, `STEPS` per part; raises what `build_engine` raises.
     """
     built = []
     for part in parts:

@@ -52,7 +52,7 @@ def add_best(graph: onnx.GraphProto) -> None:
 
 
 def inline_lacking(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same computation for a TensorRT before 10.15: lacking operators become what the standard defines them by.
+    """Rewrite a graph for a TensorRT before 10.15: missing operators become the operators by which the standard defines them.
 
     onnx's inliner does that, but for TensorScatter, which has no such definition, and for RMSNormalization, whose axes it
     computes where TensorRT wants constants.

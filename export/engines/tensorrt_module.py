@@ -86,7 +86,7 @@ def open_tensorrt(name: str, plugin: Path | None = None) -> TensorRT:
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Of this machine's first GPU, through the driver; None where there is none."""
+    """Return the compute capability of this machine's first GPU, from the driver; None where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -101,7 +101,7 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def _name_library_as_the_parser_does() -> None:
-    """Put a link libtensorrt_rtx.so beside libtensorrt_rtx.so.1 in the wheel's folder.
+    """Put a link libtensorrt_rtx.so next to libtensorrt_rtx.so.1 in the wheel's folder.
 
     TensorRT-RTX's parser opens the library by the first, bare name at its first use and ends the process where the loader does
     not find it; the wheel ships the second name only. The parser's search path is the folder it lies in ($ORIGIN), so no

@@ -155,7 +155,7 @@ def test_another_build_does_not_go_on_with_it(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert Journal(tmp_path / ".bundle.partial", "one").known == {"weights@0": "0"}
     with pytest.raises(ZeroDivisionError), bundle_folder(output, 10, "two", replace=False) as folder:
-        assert list(folder.path.iterdir()) == [] and not folder.journal.goes_on
+        assert list(folder.path.iterdir()) == [] and not folder.journal.resumed
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == [], "a build that failed left something"
 
