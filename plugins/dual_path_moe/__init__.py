@@ -1,1 +1,1 @@
-"""DualPathMoE: the dense path and the mixture of experts of one decoder layer as one operator (README.md beside this file)."""
+"""DualPathMoE: the dense path and the mixture of experts of one decoder layer as one operator (see README.md in this folder)."""

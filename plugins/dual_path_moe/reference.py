@@ -1,4 +1,4 @@
-"""DualPathMoE in numpy: what README.md beside this file specifies, for every implementation to be compared with."""
+"""DualPathMoE in numpy, as README.md in this folder specifies it: the reference for every implementation."""
 
 from __future__ import annotations
 

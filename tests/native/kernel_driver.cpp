@@ -278,7 +278,7 @@ void check_tasks(Checks& checks) {
     for (std::size_t worker = 0; worker < echovlm::kMaxWorkers; ++worker)
       for (std::size_t i = 0; i < of_worker[worker].size(); ++i)
         if (announced[worker][i] < tasks) kept &= i + 1 < of_worker[worker].size() && of_worker[worker][i + 1] == announced[worker][i];
-    checks.expect(kept, "a worker goes on with the task that it was told of");
+    checks.expect(kept, "a worker finishes the task that it was given");
     checks.expect(tasks < 200 || announced[0][0] < tasks, "of many tasks the next one is known");
   }
 }

@@ -12,7 +12,7 @@ namespace {
 // What is read of every packed row, and how far ahead: groups of rows that are read together, and bytes in a row's part.
 struct RowPart {
   std::size_t begin, bytes, groups_ahead, bytes_ahead;
-  const std::uint8_t* values_after;  // where reading goes on when all rows have been read
+  const std::uint8_t* values_after;  // where reading continues when all rows have been read
   const void* scales_after;
 
   RowPart() = default;

@@ -1,1 +1,1 @@
-"""DualPathMoE for NVIDIA GPUs: Triton kernels and their ahead-of-time build to cubins (README.md beside this file)."""
+"""DualPathMoE for NVIDIA GPUs: Triton kernels and their ahead-of-time build to cubins (see README.md in this folder)."""

@@ -1,4 +1,4 @@
-"""The archive of cubins: written whole or not at all, read back by its records (README.md has the layout)."""
+"""The archive of cubins: written atomically, read back by its records (README.md has the layout)."""
 
 from __future__ import annotations
 

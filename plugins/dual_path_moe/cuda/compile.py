@@ -31,7 +31,7 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
     Raises:
         KernelRefused: it spills, loads weights by less than 16 bytes, or has not the parameters that README.md states.
     """
-    # The assembler may spill to fit more programs, unless it is told not to save; the pipeline's depth shifts what is left.
+    # The assembler may spill to fit more programs, unless it may use the most registers; the pipeline's depth shifts what is left.
     wanted = variant.num_stages
     for stages, most_registers in ((wanted, None), (wanted, MOST_REGISTERS), (wanted - 1, MOST_REGISTERS)):
         kernel, used = _compile(variant, sm, stages, most_registers)
