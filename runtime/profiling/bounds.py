@@ -112,7 +112,7 @@ class ChangeBound:
         return chosen
 
     def holds(self, figure: FigureChange) -> bool | None:
-        """Whether it does for certain; None where the interval lies on both sides of the limit."""
+        """Check whether the bound holds for certain; returns None where the limit is inside the interval."""
         ends = [_RELATIONS[self.relation](end, self.limit) for end in (figure.change.low, figure.change.high)]
         return ends[0] if ends[0] == ends[1] else None
 
@@ -126,10 +126,10 @@ class Judged:
 
 
 def parse(text: str) -> Bound | ChangeBound:
-    """A bound as it is written.
+    """Parse a bound from its text.
 
     Raises:
-        InvalidInput: it is none; the sentence says what is.
+        InvalidInput: it is not a bound; the sentence shows how to write one.
     """
     match = _BOUND.fullmatch(text)
     if not match:
@@ -158,7 +158,7 @@ def parse(text: str) -> Bound | ChangeBound:
 
 
 def of_one_profile(bounds: Sequence[Bound | ChangeBound]) -> list[Bound]:
-    """Those that one profile can be judged by.
+    """Return the bounds by which one profile can be judged.
 
     Raises:
         InvalidInput: one is about a change.
@@ -170,12 +170,12 @@ def of_one_profile(bounds: Sequence[Bound | ChangeBound]) -> list[Bound]:
 
 
 def broken(profile: Profile, bounds: Sequence[Bound]) -> list[str]:
-    """A sentence for each bound and workload that breaks it, by the figures as they were measured."""
+    """List a sentence for each bound and workload that breaks it, by the measured figures."""
     return [sentence for bound in bounds for sentence in bound.broken_by(profile)]
 
 
 def judged(found: Mapping[str, Sequence[FigureChange]], bounds: Sequence[ChangeBound]) -> Judged:
-    """Bounds on changes, each judged by the whole interval: one that cannot be told is neither kept nor broken."""
+    """Judge bounds on changes, each by the whole interval: an undecided one is neither kept nor broken."""
     sentences: dict[bool | None, list[str]] = {False: [], None: []}
     for bound in bounds:
         for workload, figures in bound.of(found).items():

@@ -1,4 +1,4 @@
-"""`echovlm-profile compare`: what changed from one profile to another, by tables, a page and the exit code."""
+"""`echovlm-profile compare`: show what changed from one profile to another, as tables, a page and the exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXIT_CODES = (
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, show and write it; returns the exit code."""
+    """Compare two profiles, show and write the result; returns the exit code."""
     margins = _margins(options)
     before, after = read(options.before), read(options.after)
     bounds = [parse(text) for text in options.bounds]
@@ -47,7 +47,7 @@ def _margins(options: argparse.Namespace) -> Margins:
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile compare",
         description="Compare two profiles: what is slower, faster or the same for certain, and what cannot be told.",

@@ -1,4 +1,4 @@
-"""Figures of repeated measurements: percentiles, and how sure a difference is."""
+"""Statistics of repeated measurements: percentiles, and how certain a difference is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Distribution:
-        """Of one or more measurements."""
+        """Compute the distribution of one or more measurements."""
         found = np.percentile(values, list(PERCENTILES.values()))
         return cls(len(values), float(np.mean(values)), *(float(value) for value in found))
 
@@ -68,9 +68,9 @@ class Change:
 def changes(
     before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], level: float = 0.95
 ) -> dict[str, Change]:
-    """How the geometric means of some figures changed from one set of runs to another.
+    """Estimate how the geometric means of some figures changed from one set of runs to another.
 
-    The intervals are simultaneous: with probability `level` all of them hold, however many figures are looked at. That is the
+    The intervals are simultaneous: with probability `level` all of them hold, however many figures there are. That is the
     max-t bootstrap (Westfall & Young 1993; Efron & Tibshirani 1993, ch. 12): whole runs are resampled, so that figures that
     move together count as such, and the largest studentized deviation over all figures gives the one factor for their standard
     errors. A run that a pause of the system made slow counts as slow as the slowest ordinary one.

@@ -1,4 +1,4 @@
-"""Joules of what is measured, by whatever counter the machine has: RAPL, NVML, or a Jetson's tegrastats; else it is unknown."""
+"""Measure energy in joules with the counter that the machine has: RAPL, NVML, or a Jetson's tegrastats; else it is unknown."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Meter(Protocol):
 
     @property
     def source(self) -> str:
-        """What it is called."""
+        """The counter's name."""
         ...
 
     def joules(self) -> dict[str, float]:
-        """Since some moment in the past, by what can be told apart; call it before and after."""
+        """Return the joules since some moment in the past, by component; call this before and after a measurement."""
         ...
 
     def close(self) -> None:
@@ -45,10 +45,10 @@ class Rapl:
     source = "RAPL"
 
     def __init__(self, folder: Path) -> None:
-        """`folder` holds the zones.
+        """Find the zones in `folder`.
 
         Raises:
-            OSError: there are none, or they cannot be read.
+            OSError: there are no zones, or they cannot be read.
         """
         zones = sorted(folder.glob("*-rapl:[0-9]*"))
         self._zones = {zone: (zone / "name").read_text().strip() for zone in zones if zone.name.count(":") == 1}
@@ -59,7 +59,7 @@ class Rapl:
         self._total = dict.fromkeys(self._zones, 0)
 
     def joules(self) -> dict[str, float]:
-        """See `Meter`; a counter that wrapped since the last call (minutes, at a server's power) is seen as such."""
+        """Return the joules by package; corrects for one wrap of a counter since the last call (minutes, at a server's power)."""
         for zone in self._zones:
             now = self._read(zone)
             self._total[zone] += (now - self._last[zone]) % (self._wrap[zone] + 1)
@@ -67,7 +67,7 @@ class Rapl:
         return {name: self._total[zone] / 1e6 for zone, name in self._zones.items()}
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing, as nothing runs."""
 
     @staticmethod
     def _read(zone: Path) -> int:
@@ -94,7 +94,7 @@ class Nvml:
         return {f"GPU {index}": total(gpu) / 1e3 for index, gpu in enumerate(self._gpus)}
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         self._nvml.nvmlShutdown()
 
 
@@ -136,12 +136,12 @@ class Tegrastats:
 
 
 def rails(line: str) -> dict[str, int]:
-    """Milliwatts by rail from a line of tegrastats: `VDD_GPU_SOC 2400mW/2400mW` is now and on average."""
+    """Parse a line of tegrastats to milliwatts by rail: `VDD_GPU_SOC 2400mW/2400mW` is now and on average."""
     return {name: int(now) for name, now, _ in _RAIL.findall(line)}
 
 
 def open_meter(rapl: Path = RAPL) -> Meter | None:
-    """The best counter there is: a Jetson's rails, a GPU's, the CPU's."""
+    """Open the best counter of this machine: a Jetson's rails, a GPU's, or the CPU's."""
     if program := shutil.which("tegrastats"):
         return Tegrastats(program)
     try:
@@ -157,7 +157,7 @@ def open_meter(rapl: Path = RAPL) -> Meter | None:
 
 
 def energy_of(meter: Meter | None, before: Mapping[str, float], requests: int, seconds: float) -> Energy:
-    """What `requests` requests took that ran for `seconds` since the meter showed `before`."""
+    """Compute the energy of `requests` requests that ran for `seconds` since the meter showed `before`."""
     if meter is None:
         return Energy(unknown=UNKNOWN)
     joules = {name: now - before.get(name, 0.0) for name, now in meter.joules().items()}

@@ -1,4 +1,4 @@
-"""What this computer is: read from where Linux says it, never guessed."""
+"""Describe this computer from what Linux reports, without guessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("echovlm-edge", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tenso
 
 
 def this_machine(root: Path = Path("/")) -> Machine:
-    """This computer; `root` is where its /proc and /sys lie."""
+    """Describe this computer; `root` is the folder with its /proc and /sys."""
     return Machine(
         cpu=cpu_name(root),
         cores=usable_processors(root),
@@ -32,12 +32,12 @@ def this_machine(root: Path = Path("/")) -> Machine:
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """As /proc/cpuinfo says it; ARM's has no name, and the architecture stands for it."""
+    """Return the processor's name from /proc/cpuinfo; ARM has none there, so that the architecture is returned."""
     return cpu_info(root).get("model name") or cpu_info(root).get("Hardware") or platform.machine()
 
 
 def cpu_info(root: Path) -> dict[str, str]:
-    """The first core's lines of /proc/cpuinfo."""
+    """Read the first core's lines of /proc/cpuinfo."""
     found: dict[str, str] = {}
     for line in text(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
@@ -46,12 +46,12 @@ def cpu_info(root: Path) -> dict[str, str]:
 
 
 def governor(root: Path) -> str | None:
-    """How the first core's clock is governed, where the system says."""
+    """Return the governor of the first core's clock, where the system reports it."""
     return first_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def gpu_name() -> str | None:
-    """The first NVIDIA GPU, where its management library is installed and finds one."""
+    """Return the name of the first NVIDIA GPU, where its management library is installed and finds one."""
     try:
         import pynvml
 
@@ -63,13 +63,13 @@ def gpu_name() -> str | None:
 
 
 def kernels() -> str | None:
-    """The instruction set that this project's operators use here, where they were built."""
+    """Return the instruction set that this project's operators use here, where they were built."""
     path = library_path()
     return NativeLibrary(path).kernel if path else None
 
 
 def package_version(package: str) -> str | None:
-    """Of an installed package; None where it is not."""
+    """Return the version of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

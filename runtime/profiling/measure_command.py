@@ -1,4 +1,4 @@
-"""`echovlm-profile`: measures where a report's time goes, in this process or on a server."""
+"""`echovlm-profile`: measure where a report's time goes, in this process or on a server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, 
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 CONNECT_SECONDS = 10.0
-OPERATOR_TOKENS = 8  # of the requests that operators are told of
+OPERATOR_TOKENS = 8  # new tokens of the requests that measure operators
 OPERATOR_REQUESTS = 3  # after one that warms up
 LISTS = ("frames", "sizes", "prompt_tokens", "new_tokens", "clients")
 
@@ -139,7 +139,7 @@ def _run(
 
 
 def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple[Operator, ...]:
-    """Of requests of their own: an engine's profiler slows them down."""
+    """Measure operators with separate requests, because an engine's profiler slows them down."""
     backend = open_backend(bundle, threads, profile=True)
     inner = backend.backend if isinstance(backend, OneByOne) else backend
     engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0))
@@ -190,7 +190,7 @@ def _workloads(options: argparse.Namespace) -> tuple[Workload, ...]:
 
 
 def measure_parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile",
         description="Measure where a report's time goes, by stage, token and operator.",

@@ -1,8 +1,8 @@
 """Which operator of which layer takes the time: what an engine's own profiler says, joined to this project's names.
 
 Exporters and engines rename and fuse nodes, but keep the order of a layer: a decoder layer begins with the norm before attention,
-its DualPathMoE with the second norm, the head with the last one; a vision block is the same with its MLP. So a node's layer is
-told from how many norms a run has passed. A name is `layer 3, attention`, `layer 3, DualPathMoE`, `block 7, MLP`, `head`.
+its DualPathMoE with the second norm, the head with the last one; a vision block is the same with its MLP. So a node's layer
+follows from the number of norms before it. A name is `layer 3, attention`, `layer 3, DualPathMoE`, `block 7, MLP`, `head`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES = {  # part: one layer's name, what its first and second half are, what co
 
 
 def joined(runs_by_part: Mapping[str, Sequence[Sequence[NodeTime]]]) -> tuple[Operator, ...]:
-    """Times added up by part, phase (the decoder's: prefill or decode), layer and node."""
+    """Add up times by part, phase (the decoder's: prefill or decode), layer and node."""
     totals: dict[tuple[str, str, str, str, str], tuple[int, float]] = {}
     for part, runs in runs_by_part.items():
         for run in runs:
@@ -32,7 +32,7 @@ def joined(runs_by_part: Mapping[str, Sequence[Sequence[NodeTime]]]) -> tuple[Op
 
 
 def layers(part: str, run: Sequence[NodeTime]) -> list[str]:
-    """Where each node of a run stands."""
+    """Name the layer of each node of a run."""
     if part not in NAMES:
         return [part] * len(run)
     unit, halves, before, after = NAMES[part]

@@ -9,7 +9,7 @@ HOLDS, BROKEN, CANNOT_TELL = 0, 1, 3  # 2 is a user's error: see `runtime.contra
 
 
 def ended(broken: Sequence[str], unknown: Sequence[str] = ()) -> int:
-    """Print a sentence for each regression or broken bound, then for each that cannot be told; returns the exit code."""
+    """Print a sentence for each regression or broken bound, then for each undecided one; returns the exit code."""
     for sentence in (*broken, *unknown):
         print(sentence, file=sys.stderr)
     if broken:

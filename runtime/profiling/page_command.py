@@ -1,4 +1,4 @@
-"""`echovlm-profile page`: profiles that were written before as one HTML page."""
+"""`echovlm-profile page`: write one HTML page of saved profiles."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_page(file: Path, paths: Sequence[Path], profiles: Sequence[Profile], margins: Margins = DEFAULT) -> None:
-    """The page of profiles, labelled by the names of their files where those differ, else by their paths."""
+    """Write the page of profiles, labelled by their files' names where those differ, else by their paths."""
     stems = [path.stem for path in paths]
     labels = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
     write_whole(file, html_page(dict(zip(labels, profiles, strict=True)), margins).encode())
 
 
 def page_parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile page", description="Make a page of profiles; each is compared with the first."
     )

@@ -22,7 +22,7 @@ _STAGE_OF_PART = {"vision_encoder": "vision", "projector": "projector"}  # the d
 
 @dataclass(frozen=True, config=_STRICT)
 class Machine:
-    """What was measured on; `governor` of the CPU's clock, `kernels` of this project's operators."""
+    """The machine that was measured; `governor` is that of the CPU's clock, `kernels` is that of this project's operators."""
 
     cpu: str
     cores: int
@@ -38,7 +38,7 @@ class Machine:
 
 @dataclass(frozen=True, config=_STRICT)
 class BundleFacts:
-    """What ran."""
+    """The bundle that was measured."""
 
     model: str
     bundle_id: str
@@ -49,7 +49,7 @@ class BundleFacts:
 
 @dataclass(frozen=True, config=_STRICT)
 class Conditions:
-    """How it was run: `where` is this process or a server's address; `slots` sequences at once."""
+    """How it was measured: `where` is this process or a server's address; `slots` is the number of sequences at once."""
 
     where: str
     warmups: int
@@ -97,7 +97,7 @@ class Run:
         return sum(self.stages.values()) / self.seconds
 
     def stage_seconds(self, name: str) -> float:
-        """Of a stage, or of what no stage accounts for."""
+        """Return the seconds of a stage, or of the time that no stage accounts for."""
         if name == UNACCOUNTED:
             return max(self.seconds - sum(self.stages.values()), 0.0)
         return self.stages.get(name, 0.0)
@@ -118,7 +118,7 @@ class StageFigures:
 
 @dataclass(frozen=True, config=_STRICT)
 class Energy:
-    """Joules a request and mean watts by what can be told apart; `unknown` says why nothing can, where that is so."""
+    """Joules per request and mean watts, by component; `unknown` is the reason where nothing could be measured."""
 
     source: str | None = None
     joules: dict[str, float] = field(default_factory=dict)
@@ -215,7 +215,7 @@ class Operator:
 
 @dataclass(frozen=True, config=_STRICT)
 class Profile:
-    """What `--json` writes."""
+    """A profile, as `--json` writes it."""
 
     schema: Literal["echovlm-profile"]
     version: int
@@ -232,30 +232,30 @@ _PROFILE = TypeAdapter(Profile)
 
 
 def dump(profile: Profile) -> dict[str, Any]:
-    """The profile as plain values."""
+    """Convert a profile to plain values for JSON."""
     return asdict(profile)
 
 
 def read(path: Path) -> Profile:
-    """A profile that `--json` wrote.
+    """Read a profile that `--json` wrote.
 
     Raises:
-        InvalidInput: no such file, or of another kind or version; the sentence names it.
+        InvalidInput: there is no such file, or it is of another kind or version; the sentence names it.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"The profile {path} cannot be read ({error.strerror}).") from None
     except ValueError:
         raise InvalidInput(f"{path} is not JSON: give a file that echovlm-profile --json wrote.") from None
-    if not isinstance(told, dict) or told.get("schema") != "echovlm-profile":
+    if not isinstance(content, dict) or content.get("schema") != "echovlm-profile":
         raise InvalidInput(f"{path} is not a profile: give a file that echovlm-profile --json wrote.")
-    if told.get("version") != VERSION:
+    if content.get("version") != VERSION:
         raise InvalidInput(
-            f"{path} is a profile of version {told.get('version')}, this program reads {VERSION}: measure again with it."
+            f"{path} is a profile of version {content.get('version')}, this program reads {VERSION}: measure again with it."
         )
     try:
-        return _PROFILE.validate_json(json.dumps(told))
+        return _PROFILE.validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])
