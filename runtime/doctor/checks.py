@@ -39,7 +39,7 @@ class Finding:
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """All that is to be said, the worst first."""
+    """List all findings about the machine, the worst first."""
     found = [*_cpu(facts), *_memory(facts), *_power(facts), *_gpu(facts)]
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
@@ -155,7 +155,7 @@ def _gpu(facts: Facts) -> list[Finding]:
 
 
 def target_for(facts: Facts) -> str:
-    """The `--target` of echovlm-build that this machine wants."""
+    """Choose the `--target` of echovlm-build for this machine."""
     device = (facts.device or "").lower()
     for words, target in (
         ("orin nano", "jetson-orin-nano"),
@@ -178,7 +178,7 @@ def _capability(text: str) -> tuple[int, ...]:
 
 
 def fits(path: Path, facts: Facts, settings: ServeSettings | None = None, verify: bool = False) -> Finding:
-    """Whether the bundle at `path` can be served here: its files are whole, its target is this machine's, its memory is there.
+    """Judge whether the bundle at `path` can be served here: its files are intact, it is for this machine, and it fits the memory.
 
     Args:
         path: the bundle.

@@ -32,13 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _examine(options: argparse.Namespace) -> int:
-    told = facts()
-    found = findings(told)
-    bundles = [fits(settings.bundle, told, settings, options.verify) for settings in _settings(options)]
+    machine = facts()
+    found = findings(machine)
+    bundles = [fits(settings.bundle, machine, settings, options.verify) for settings in _settings(options)]
     if options.json:
         everything = {
-            "machine": asdict(told),
-            "target": target_for(told),
+            "machine": asdict(machine),
+            "target": target_for(machine),
             "findings": [_plain(finding) for finding in found],
             "bundles": [_plain(finding) for finding in bundles],
             "verified": options.verify,
@@ -46,7 +46,7 @@ def _examine(options: argparse.Namespace) -> int:
         print(json.dumps(everything, indent=1))
     else:
         console = Console()
-        console.print(_machine(told))
+        console.print(_machine(machine))
         _say(console, "Configuration", found or [Finding(Level.FINE, "Nothing that could be seen is misconfigured.")])
         _say(console, "Bundles", bundles)
         if bundles and not options.verify:
@@ -55,7 +55,7 @@ def _examine(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Iterator[ServeSettings]:
-    """The server's options for each bundle that was named, or for the configuration file's."""
+    """Yield the server's options for each named bundle, or for the configuration file's."""
     typed = {name: value for name, value in vars(options).items() if name in LOWERABLE}
     if not options.bundle and options.config:
         yield settings_of(options.config, typed)
@@ -64,7 +64,7 @@ def _settings(options: argparse.Namespace) -> Iterator[ServeSettings]:
 
 
 def _bundles(given: Sequence[Path]) -> Iterator[Path]:
-    """Bundles, and the bundles in folders of them."""
+    """Yield bundles, and the bundles inside folders of them."""
     for path in given:
         inside = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}")) if path.is_dir() else []
         if inside and not (path / MANIFEST).exists():
@@ -73,35 +73,35 @@ def _bundles(given: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _machine(told: Facts) -> Table:
+def _machine(machine: Facts) -> Table:
     table = Table(Column(no_wrap=True, style="bold"), Column(overflow="fold"), box=box.SIMPLE, show_header=False)
     table.title = "This machine"
-    for name, value in _rows(told):
+    for name, value in _rows(machine):
         if value:
             table.add_row(name, value)
     return table
 
 
-def _rows(told: Facts) -> Iterator[tuple[str, str]]:
-    yield "device", told.device or ""
-    clock = f", {told.clock_now or '?'} of {told.clock_max} MHz" if told.clock_max else ""
-    yield "CPU", f"{told.cpu}, {told.cores_allowed} of {told.cores} cores{clock}"
-    yield "CPU features", ", ".join(told.features) or "none that the kernels use"
-    yield "kernels", told.kernels or "not built"
-    yield "governor", ", ".join(told.governors) or "not told by this system"
+def _rows(machine: Facts) -> Iterator[tuple[str, str]]:
+    yield "device", machine.device or ""
+    clock = f", {machine.clock_now or '?'} of {machine.clock_max} MHz" if machine.clock_max else ""
+    yield "CPU", f"{machine.cpu}, {machine.cores_allowed} of {machine.cores} cores{clock}"
+    yield "CPU features", ", ".join(machine.features) or "none that the kernels use"
+    yield "kernels", machine.kernels or "not built"
+    yield "governor", ", ".join(machine.governors) or "not reported by this system"
     yield (
         "memory",
-        f"{told.memory / 1e9:.1f} GB, {told.available / 1e9:.1f} GB can be had; swap {told.swap / 1e9:.1f} GB",
+        f"{machine.memory / 1e9:.1f} GB, {machine.available / 1e9:.1f} GB can be had; swap {machine.swap / 1e9:.1f} GB",
     )
-    for gpu in told.gpus:
+    for gpu in machine.gpus:
         yield "GPU", f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.capability}, driver {gpu.driver}"
-    if not told.gpus:
-        yield "GPU", "none that nvidia-smi tells of"
-    yield "TensorRT", ", ".join(f"{name} {number}" for name, number in told.tensorrt.items()) or "not installed"
-    yield "ONNX Runtime", f"{told.onnxruntime}: {', '.join(told.providers)}"
-    yield "JetPack", told.jetpack or ""
-    yield "power mode", told.power_mode or ""
-    yield "target", f"{target_for(told)} (echovlm-build --target {target_for(told)})"
+    if not machine.gpus:
+        yield "GPU", "none found by nvidia-smi"
+    yield "TensorRT", ", ".join(f"{name} {number}" for name, number in machine.tensorrt.items()) or "not installed"
+    yield "ONNX Runtime", f"{machine.onnxruntime}: {', '.join(machine.providers)}"
+    yield "JetPack", machine.jetpack or ""
+    yield "power mode", machine.power_mode or ""
+    yield "target", f"{target_for(machine)} (echovlm-build --target {target_for(machine)})"
 
 
 def _say(console: Console, title: str, found: Sequence[Finding]) -> None:

@@ -1,4 +1,4 @@
-"""What this machine says of itself: the processor's features, GPU, driver, TensorRT, JetPack, power mode, clocks, memory."""
+"""Read what this machine reports about itself: processor features, GPU, driver, TensorRT, JetPack, power mode, clocks, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 10  # for a tool to answer
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU as its driver describes it; clocks in MHz, memory in bytes; None where it does not say."""
+    """An NVIDIA GPU as its driver describes it; clocks in MHz, memory in bytes, power in watts; None where it is not reported."""
 
     name: str
     driver: str
@@ -36,7 +36,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Facts:
-    """A machine. Bytes, MHz; empty or None where it does not say.
+    """A machine's facts, in bytes and MHz; empty or None where it does not report them.
 
     Attributes:
         architecture: x86_64 or aarch64.
@@ -83,7 +83,7 @@ class Facts:
 
 
 def facts(root: Path = Path("/")) -> Facts:
-    """This machine; `root` is where its /proc, /sys and /etc lie."""
+    """Read this machine's facts; `root` is the folder with its /proc, /sys and /etc."""
     info = machine.cpu_info(root)
     memory, mine = memory_info(root), machine_memory(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
@@ -121,30 +121,30 @@ def facts(root: Path = Path("/")) -> Facts:
 
 
 def jetpack(release: str) -> str | None:
-    """/etc/nv_tegra_release to its Linux-for-Tegra version: `# R36 (release), REVISION: 4.3` is `L4T 36.4.3`."""
+    """Parse the Linux-for-Tegra version from /etc/nv_tegra_release: `# R36 (release), REVISION: 4.3` is `L4T 36.4.3`."""
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
     return f"L4T {match[1]}.{match[2]}" if match else None
 
 
 def power_modes(config: str) -> dict[int, str]:
-    """/etc/nvpmodel.conf to its modes: `< POWER_MODEL ID=0 NAME=MAXN >`."""
+    """Parse the power modes, by number, from /etc/nvpmodel.conf: `< POWER_MODEL ID=0 NAME=MAXN >`."""
     return {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+)\s*>", config)}
 
 
 def power_mode() -> str | None:
-    """Of a Jetson, as nvpmodel says it."""
+    """Return a Jetson's current power mode, as nvpmodel reports it."""
     match = re.search(r"NV Power Mode: (\S+)", _said("nvpmodel", "-q"))
     return match[1] if match else None
 
 
 def _gpus() -> tuple[Gpu, ...]:
     names = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,power.limit,power.default_limit"
-    told = _said("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits")
-    return tuple(gpu for line in told.splitlines() if (gpu := gpu_of(line)))
+    output = _said("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits")
+    return tuple(gpu for line in output.splitlines() if (gpu := gpu_of(line)))
 
 
 def gpu_of(line: str) -> Gpu | None:
-    """A line of nvidia-smi's answer; what it does not know is `[N/A]`."""
+    """Parse a line of nvidia-smi's answer, where an unknown value is `[N/A]`."""
     cells = [cell.strip() for cell in line.split(",")]
     if len(cells) != 8:
         return None
