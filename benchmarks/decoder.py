@@ -1,4 +1,4 @@
-"""A decoder of four layers of the published width: decode and prefill beside llama.cpp, turn by turn in one run.
+"""A decoder of four layers of the published width: decode and prefill compared with llama.cpp, in alternation in one run.
 
 python -m benchmarks.decoder [--json F]
 
@@ -112,7 +112,7 @@ def print_speeds(machine: Machine, speeds: list[Speed], console: Console) -> Non
 
 def main() -> int:
     """Run the benchmark; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Time a decoder of published width beside llama.cpp.")
+    parser = argparse.ArgumentParser(description="Time a decoder of published width compared with llama.cpp.")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--folder", type=Path, default=Path("build/decoder"))

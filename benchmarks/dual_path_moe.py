@@ -1,4 +1,4 @@
-"""DualPathMoE at the published layer's width beside what one can pick today, turn by turn in one run.
+"""DualPathMoE at the published layer's width compared with today's alternatives, in alternation in one run.
 
 python benchmarks/dual_path_moe.py [--json F] [--plot F.png] [--decoder BUNDLE]
 """
@@ -134,7 +134,7 @@ class Graph:
         return names[0]
 
     def session(self, output: str, threads: int, path: Path) -> ort.InferenceSession:
-        """A session of what is written to `path`, its weights memory-mapped from a file beside it as a bundle's are."""
+        """A session of what is written to `path`, its weights memory-mapped from a file next to it as a bundle's are."""
         tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", HIDDEN]) for name in ("x", output)]
         graph = helper.make_graph(self._nodes, "layer", tensors[:1], tensors[1:], self._initializers)
         domains = {"": 24, "com.microsoft": 1, "echovlm": 1}
@@ -151,7 +151,7 @@ class Graph:
 def whole_session(layers: list[Layer], threads: int, node: Callable[[Graph, Layer], str], path: Path) -> Run:
     """One session in which x passes through every layer on its own, so that no layer is in a cache when its turn comes.
 
-    One session and not one for each, because an idle session's threads go on spinning for a while.
+    One session and not one for each, because an idle session's threads keep spinning for a while.
     """
     graph = Graph()
     outputs = [node(graph, layer) for layer in layers]
@@ -425,7 +425,9 @@ def plot(machine: Machine, rows: list[Row], path: Path) -> None:
 
 def main() -> int:
     """Run the benchmark; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Time DualPathMoE beside ONNX Runtime's own operators and PyTorch.")
+    parser = argparse.ArgumentParser(
+        description="Time DualPathMoE compared with ONNX Runtime's own operators and PyTorch."
+    )
     parser.add_argument("--tokens", type=int, **SEVERAL)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=usable_processors())

@@ -101,7 +101,7 @@ class LlamaCpp:
         self._tokens = np.random.default_rng(0).integers(0, self._model.n_vocab(), PREFILL + DECODE + 1).tolist()
 
     def tokens_per_second(self) -> dict[str, float]:
-        """Of a prefill, and of the median decode step after it."""
+        """Return the seconds of a prefill, and of the median decode step after it."""
         self._model.reset()
         prefill = self._seconds(self._tokens[:PREFILL])
         steps = [self._seconds([token]) for token in self._tokens[PREFILL:]]

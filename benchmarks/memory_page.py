@@ -100,7 +100,7 @@ def write_page() -> None:
 
 
 def measure(bundle: Path) -> None:
-    """Fill the slots and stores of a server, and print its own peak (without its decoders) beside the model's."""
+    """Fill the slots and caches of a server, and print its own peak (without its decoders) compared with the estimate."""
     settings = ServeSettings(bundle=bundle, **LOAD)
     options = [word for name, value in LOAD.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     shape = BundleShape.of(Bundle(bundle).manifest)

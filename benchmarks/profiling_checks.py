@@ -64,7 +64,7 @@ def measured(what: str, runs: int, ways: tuple[Callable[[], float], Callable[[],
 
 
 def overhead(bundle: Path, runs: int) -> Check:
-    """The same request without a span, a look at the memory or the meter, and with all of them."""
+    """Time the same request without spans and without reading the memory or the meter, and with all of them."""
     engine = ReportEngine.open(bundle, options=EngineOptions(1, 0, 0))
     target, numbers = InProcess(engine), iter(range(1, 1 << 20))
 
@@ -95,7 +95,7 @@ def overhead(bundle: Path, runs: int) -> Check:
 
 
 def outside_clock(address: str, runs: int) -> list[Check]:
-    """A plain gRPC client's time beside what the profile says, and the server's own account of it beside the profile's."""
+    """Compare a plain gRPC client's time with the profile's, and the server's own timings with the profile's."""
     numbers = iter(range(1, 1 << 20))
     own: list[float] = []
     with grpc.insecure_channel(address) as channel, Connection(address) as client:

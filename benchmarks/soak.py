@@ -229,7 +229,7 @@ class Client(threading.Thread):
     def __init__(self, address: str, asks: Sequence[Ask], texts: Sequence[str], until: float, seed: int) -> None:
         super().__init__()
         self.outcomes: Counter[str] = Counter()
-        self.refusals: list[float] = []  # seconds until a call that found no place was told so
+        self.refusals: list[float] = []  # seconds until a call that found no place was refused
         self._address, self._asks, self._texts, self._until = address, asks, texts, until
         self._random = random.Random(seed)
 

@@ -1,4 +1,4 @@
-"""`make bench`: each stage of the medium bundle beside the same model in eager PyTorch, turn by turn in one run.
+"""`make bench`: each stage of the medium bundle compared with the same model in eager PyTorch, in alternation in one run.
 
 python benchmarks/stages.py [--precision int4] [--json stages.json]
 """
@@ -85,7 +85,7 @@ def _medians(runs: list[StageTimes]) -> StageTimes:
 
 def main() -> int:
     """Run the benchmark; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Time each stage of a medium bundle beside eager PyTorch.")
+    parser = argparse.ArgumentParser(description="Time each stage of a medium bundle compared with eager PyTorch.")
     parser.add_argument("--precision", **SEVERAL, help="default: int4 int8")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)

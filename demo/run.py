@@ -63,7 +63,7 @@ def demo() -> int:
 
 
 def side_by_side(reports: dict[Language, dict[str, Any]]) -> Table:
-    """The study's truth beside what each report says."""
+    """Print the study's truth next to each report."""
     headings = ("fact", "truth", *(f"report, {language.value}" for language in reports))
     table = new_table("truth and report", *map(names, headings))
     truth = facts(simulate(SEED).truth)

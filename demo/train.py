@@ -3,7 +3,7 @@
     python -m demo.train --output demo/checkpoint
 
 First the image side alone learns to tell region, finding, side and size from its tokens (heads that are thrown away
-afterwards); then the whole model learns to write. A killed run goes on from its last saved step.
+afterwards); then the whole model learns to write. A killed run resumes from its last saved step.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _sample(seed: int, phase: str, step: int, batch: int, count: int) -> list[in
 
 
 class Run:
-    """One phase: learning rate, clipping, progress, and saving so that a killed run goes on."""
+    """Run one training phase: learning rate, clipping, progress, and saving so that a killed run can be resumed."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from echovlm_edge.runtime.contracts.tasks import Region
 
 
 class Side(enum.Enum):
-    """Of the body; of the liver, its lobe."""
+    """A side of the body; for the liver, its lobe."""
 
     LEFT = "left"
     RIGHT = "right"

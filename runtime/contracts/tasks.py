@@ -16,7 +16,7 @@ class Task(enum.Enum):
 
 
 class Language(enum.Enum):
-    """Of the default prompt, and so of the text."""
+    """The language of the default prompt, and so of the text."""
 
     EN = "en"
     ZH = "zh"

@@ -1,4 +1,4 @@
-"""A call as Ray Serve hands it to a replica, in the shape that the report service knows arrivals by."""
+"""Adapt a call that Ray Serve passes to a replica to the `Arrival` interface of the report service."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class CallContext:
         self._context = context
 
     def invocation_metadata(self) -> Any:
-        """What the client sent beside its message."""
+        """The metadata that the client sent with the call."""
         return self._context.invocation_metadata()
 
     def auth_context(self) -> Any:
-        """Of the connection to the proxy."""
+        """The properties of the connection to the proxy."""
         return self._context.auth_context()
 
     def peer(self) -> str:
-        """Where it came from."""
+        """The address that the call came from."""
         return str(self._context.peer())
 
     def encrypted(self) -> bool:
-        """Whether it came by TLS."""
+        """Whether the call came over TLS."""
         return b"ssl" in self.auth_context().get("transport_security_type", ())
 
     def send_last(self, metadata: Metadata) -> None:
-        """Send metadata with the end."""
+        """Send metadata at the call's end."""
         self._context.set_trailing_metadata(list(metadata))
 
     def refuse(self, status: CallStatus) -> NoReturn:
