@@ -17,7 +17,7 @@ PROCESSORS = os.sched_getaffinity(0)
 
 
 def threads() -> set[int]:
-    """Of this process."""
+    """List the ids of this process's threads."""
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 

@@ -58,7 +58,7 @@ def cine(pixels: NDArray[Any], syntax: UID = ExplicitVRLittleEndian, **attribute
 def coded(
     pixels: NDArray[Any], syntax: UID, extended: bool = False, pieces: int = 1, **attributes: object
 ) -> FileDataset:
-    """The same with each frame as a codestream, in so many fragments."""
+    """Make the same cine with each frame as a codestream, in so many fragments."""
     if syntax == RLELossless:
         plain = cine(pixels, **attributes)
         plain.compress(RLELossless)

@@ -28,7 +28,7 @@ Requires-Dist: rich>=13; extra == "base"
 
 
 def installed_from(folder: Path, monkeypatch: pytest.MonkeyPatch, origin: object) -> None:
-    """As if pip had installed the package from there."""
+    """Pretend that pip installed the package from there."""
     (folder / "METADATA").write_text(METADATA)
     if origin is not None:
         (folder / "direct_url.json").write_text(origin if isinstance(origin, str) else json.dumps(origin))

@@ -100,7 +100,7 @@ def test_large_pictures_take_no_more_memory_than_small_ones(golden_bundle: Path)
 
 
 def with_resolution(bundle: Path, folder: Path, max_pixels: int) -> Path:
-    """The same bundle for frames of another size."""
+    """Make the same bundle for frames of another size."""
     shutil.copytree(bundle, folder)
     manifest = json.loads((folder / "bundle.json").read_text())
     manifest["preprocess"]["max_pixels"] = max_pixels

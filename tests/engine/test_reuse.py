@@ -20,7 +20,7 @@ def prompt(tokens: Sequence[int], image: slice = slice(0, 0)) -> Prompt:
 
 
 def names(blocks: Sequence[int], scope: str = "a") -> tuple[bytes, ...]:
-    """Of a prompt in which a block's tokens are all of one id."""
+    """Name the blocks of a prompt in which a block's tokens all have one id."""
     return block_names(prompt(np.repeat(blocks, BLOCK).tolist()), [], scope)
 
 

@@ -42,7 +42,7 @@ REMEMBERS, NOTHING_KEPT = EngineOptions(), EngineOptions(prefix_bytes=0, image_b
 
 
 def requests(count: int, tokens: int = 40) -> list[GenerationRequest]:
-    """Of different lengths, some with one or two images, some sampled."""
+    """Make requests of different lengths, some with one or two images, some sampled."""
     return [
         GenerationRequest(
             "Describe it. " * (1 + 3 * index),

@@ -95,7 +95,7 @@ class Request:
 
 
 def png_with_checksums(data: bytes) -> bytes:
-    """The same chunks with the checksums that belong to them."""
+    """Give the chunks of a PNG file their right checksums."""
     repaired, at = bytearray(data), 8
     while at + 12 <= len(repaired):
         end = at + 8 + int.from_bytes(repaired[at : at + 4], "big")

@@ -179,7 +179,7 @@ def inputs(tokens: int, shape: Shape, activation: int, seed: int = 1) -> NDArray
 
 
 def relative_error(actual: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """Of the norm; NaN where memory was left as it was poisoned."""
+    """Return the relative error of the norm; NaN where poisoned memory was not overwritten."""
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 

@@ -334,7 +334,7 @@ def test_measuring_decodes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def endless_gif(count: int) -> bytes:
-    """As many frames of one pixel."""
+    """Make an animation with so many frames of one pixel."""
     head = b"GIF89a" + struct.pack("<HHBBB", 40, 32, 0x80, 0, 0) + bytes(6)
     return head + count * (b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00") + b"\x3b"
 

@@ -41,7 +41,7 @@ def unit(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unit_with_gpu(unit: Path) -> Path:
-    """The same with the drop-in for a GPU beside it, where systemd looks for it."""
+    """Make the same unit with the drop-in for a GPU in the folder where systemd looks for it."""
     folder = unit.with_name(f"{unit.name}.d")
     folder.mkdir()
     shutil.copy(GPU, folder)

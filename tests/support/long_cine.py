@@ -47,7 +47,7 @@ class MemoryPeak:
     """
 
     def __init__(self, pid: int) -> None:
-        """Nothing has been seen."""
+        """Start with nothing recorded."""
         self.bytes = self.files = 0
         self._process = psutil.Process(pid)
         self._ended = threading.Event()

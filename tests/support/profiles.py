@@ -66,7 +66,7 @@ def profile(
 
 
 def with_everything(told: Profile) -> Profile:
-    """The same with operators, ceilings and energy."""
+    """Add operators, ceilings and energy to a profile."""
     operators = tuple(
         Operator("decoder", phase, f"layer {layer}, {half}", f"node_{layer}", kind, 8, 0.01 * (layer + 1))
         for phase in ("prefill", "decode")

@@ -35,7 +35,7 @@ class Archive {
 
   const std::vector<KernelRecord>& records() const { return records_; }
 
-  // Of the records that serve a device of compute capability `sm` / 10 and the variant, the one named `kernel`, with
+  // Finds, of the records that serve a device of compute capability `sm` / 10 and the variant, the one named `kernel`, with
   // `tile_tokens` unless that is 0, and of several the one for the fewest experts; null where there is none.
   const KernelRecord* find(const std::string& kernel, std::uint32_t sm, const Variant& variant,
                            std::uint32_t tile_tokens = 0) const;

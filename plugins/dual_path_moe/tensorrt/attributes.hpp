@@ -23,7 +23,7 @@ struct Attributes {
   void validate() const;
 };
 
-// As the engine inspector shows them: group_widths=[384,256],top_k=2,...
+// Formats the attributes as the engine inspector shows them: group_widths=[384,256],top_k=2,...
 std::string to_string(const Attributes& attributes);
 
 // "4, 8 and 15": numbers in a sentence or a list.

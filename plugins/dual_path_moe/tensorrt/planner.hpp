@@ -16,7 +16,7 @@ constexpr std::int64_t kDecodeTokens = 16;  // up to here weights are streamed o
 struct MoeShape {
   std::int64_t hidden, dense, shared, expert, experts;
 
-  // Of validated attributes.
+  // The attributes must be validated.
   static MoeShape of(const Attributes& attributes, std::int64_t hidden);
 
   std::int64_t groups() const { return 2 + experts; }
@@ -26,7 +26,7 @@ struct MoeShape {
 enum class Kernel { kRoute, kSort, kGateUpDecode, kDownDecode, kSumParts, kGateUpPrefill, kDownPrefill };
 constexpr std::size_t kKernels = 7;
 
-// As the archive names it.
+// Returns the name in the archive.
 const char* kernel_name(Kernel kernel);
 
 // The constants of the chosen kernels that grids depend on.

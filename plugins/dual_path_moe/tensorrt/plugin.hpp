@@ -17,7 +17,7 @@ class DualPathMoEPlugin final : public nvinfer1::IPluginV3,
                                 public nvinfer1::IPluginV3OneBuild,
                                 public nvinfer1::IPluginV3OneRuntime {
  public:
-  // Of validated attributes.
+  // The attributes must be validated.
   explicit DualPathMoEPlugin(Attributes attributes);
   // A clone looks its kernels up again, since another context may use it.
   DualPathMoEPlugin(const DualPathMoEPlugin& other);

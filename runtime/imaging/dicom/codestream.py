@@ -1,4 +1,4 @@
-"""What JPEG, JPEG-LS and JPEG 2000 codestreams say of themselves, read before they are decoded."""
+"""Read the headers of JPEG, JPEG-LS and JPEG 2000 codestreams before decoding."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ def read_codestream(data: bytes) -> Codestream:
 
 
 def with_adobe_transform(data: bytes, transformed: bool) -> bytes:
-    """A JPEG that states by an Adobe segment (ITU-T T.872, 6.5.3) whether it is YCbCr, in front of all others."""
+    """Add an Adobe segment (ITU-T T.872, 6.5.3) in front of a JPEG's others, which states whether it is YCbCr."""
     segment = b"\xff\xee\x00\x0eAdobe" + struct.pack(">HHHB", 100, 0, 0, int(transformed))
     return JPEG_START + segment + data[2:]
 
 
 def with_end(data: bytes) -> bytes:
-    """A JPEG 2000 codestream that has its end marker: some encoders leave it out, and OpenJPEG wants it."""
+    """Add a missing end marker to a JPEG 2000 codestream: some encoders omit it, and OpenJPEG requires it."""
     first_tile = data.find(b"\xff\x90", data.find(JPEG_2000_START))
     end = 0 if data.find(END, first_tile) > 0 else _tiles_end(data, first_tile)
     return data[:end] + END if end else data
 
 
 def with_whole_spectrum(data: bytes) -> bytes:
-    """A sequential JPEG whose first scan states all coefficients (0 to 63, ITU-T T.81 B.2.3). Some encoders wrote others there, which
+    """Make a sequential JPEG's first scan state all coefficients (0 to 63, ITU-T T.81 B.2.3). Some encoders wrote other numbers, which
     can mean nothing else.
 
     Raises:
@@ -85,7 +85,7 @@ def with_whole_spectrum(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker segments up to the first scan: the marker, where its length stands, and that."""
+    """Yield the marker segments up to the first scan: the marker, the position of its length, and the length."""
     at, marker = 2, 0
     while marker != START_OF_SCAN:
         if data[at] != 0xFF:
@@ -128,7 +128,7 @@ def _frame(marker: int, body: bytes, jfif: bool, adobe: int | None, ended: bool)
 
 
 def _jpeg_colour(ids: tuple[int, ...], jfif: bool, adobe: int | None, subsampled: bool) -> str:
-    """What three components are: the rules that libjpeg set and every viewer built on it follows.
+    """Determine the colour space of three components by libjpeg's rules, which every viewer built on it follows.
 
     A JFIF file is YCbCr (ITU-T T.871, 6); Adobe's segment says (T.872, 6.5.3); else the components' ids do: 'R', 'G', 'B'
     or JFIF's 1, 2, 3. Only a chroma has fewer samples than another component.
@@ -143,7 +143,7 @@ def _jpeg_colour(ids: tuple[int, ...], jfif: bool, adobe: int | None, subsampled
 
 
 def _jpeg_2000(data: bytes, at: int) -> Codestream:
-    """ITU-T T.800: A.5.1 (SIZ) and A.6.1 (COD)."""
+    """Read the headers of a JPEG 2000 codestream (ITU-T T.800, A.5.1 SIZ and A.6.1 COD)."""
     right, bottom, left, top = struct.unpack_from(">4L", data, at + 8)
     (samples,) = struct.unpack_from(">H", data, at + 40)
     depth = data[at + 42]
@@ -159,7 +159,7 @@ def _jpeg_2000(data: bytes, at: int) -> Codestream:
 
 
 def _tiles_end(data: bytes, at: int) -> int:
-    """Where the tile-parts end by their lengths (A.4.2, SOT), if that is where the data does; else 0."""
+    """Return where the tile-parts end by their lengths (A.4.2, SOT), if the data ends there too; else 0."""
     while data[at : at + 2] == b"\xff\x90":
         (length,) = struct.unpack_from(">L", data, at + 6)
         if not length or at + length > len(data):

@@ -1,4 +1,4 @@
-"""Grey samples to what a screen shows: modality transformation, window or lookup table, inversion (PS3.3 C.11)."""
+"""Convert grey samples to display values: modality transformation, window or lookup table, inversion (PS3.3 C.11)."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class GreyScale:
     notes: tuple[str, ...] = ()
 
     def in_units(self, stored: Floats) -> Floats:
-        """Stored values to the file's units."""
+        """Convert stored values to the file's units."""
         return self.modality.apply(stored) if self.modality else stored * self.slope + self.intercept
 
 
 def read_grey_scale(dataset: Dataset, pixels: PixelFormat, index: int) -> GreyScale:
-    """What a header says about the grey values of a frame; what is absent, empty or absurd there is left out."""
+    """Read how a header maps the grey values of a frame; absent, empty or absurd attributes are ignored."""
     little = dataset.original_encoding[1] is not False
     transforms = list(_groups(dataset, index, "PixelValueTransformationSequence"))
     slope = next((found for one in transforms if (found := number(one, "RescaleSlope"))), None)
@@ -99,7 +99,7 @@ def shows_stored_bytes(scale: GreyScale, depth: int) -> bool:
 
 
 def value_range(values: NDArray[Any], scale: GreyScale) -> tuple[float, float] | None:
-    """The lowest and the highest value of a frame in the file's units, padding left out; None where there is only padding."""
+    """Return the lowest and highest value of a frame in the file's units, without padding; None where there is only padding."""
     if scale.padding:
         low, high = scale.padding
         values = values[(values < low) | (values > high)]
@@ -113,7 +113,7 @@ def value_range(values: NDArray[Any], scale: GreyScale) -> tuple[float, float] |
 
 
 def to_grey(values: NDArray[Any], scale: GreyScale, limits: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Stored values [rows, columns] to grey, uint8.
+    """Convert stored values [rows, columns] to grey, uint8.
 
     Args:
         values: of the frame.
@@ -145,7 +145,7 @@ def _levels(stored: Floats, scale: GreyScale, limits: tuple[float, float] | None
 
 
 def _windowed(values: Floats, window: Window, function: str) -> Floats:
-    """Values to 0 … 1 (to be clipped) by PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID) and C.11.2.1.3.2 (LINEAR_EXACT)."""
+    """Map values to 0 … 1 (still to be clipped) by PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID) and C.11.2.1.3.2 (LINEAR_EXACT)."""
     center, width = window
     if function == SIGMOID:
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
@@ -157,7 +157,7 @@ def _windowed(values: Floats, window: Window, function: str) -> Floats:
 
 
 def _groups(dataset: Dataset, index: int, macro: str) -> Iterator[Dataset]:
-    """Where a functional group macro's attributes may be: of the frame, of all frames (PS3.3 C.7.6.16), or of the image."""
+    """Yield the data sets that may have a functional group macro's attributes: the frame's, all frames' (PS3.3 C.7.6.16), the image's."""
     frames = items(dataset, "PerFrameFunctionalGroupsSequence")
     for group in (*frames[index : index + 1], *items(dataset, "SharedFunctionalGroupsSequence")[:1]):
         yield from items(group, macro)[:1]
@@ -165,7 +165,7 @@ def _groups(dataset: Dataset, index: int, macro: str) -> Iterator[Dataset]:
 
 
 def _first_window(groups: list[Dataset]) -> tuple[Window | None, str, bool]:
-    """The first window that can be meant, its function, and whether there is one that cannot."""
+    """Find the first plausible window and its function, and whether there is an implausible one."""
     unusable = False
     for group in groups:
         if value(group, "WindowCenter") is None and value(group, "WindowWidth") is None:
@@ -185,7 +185,7 @@ def _first_window(groups: list[Dataset]) -> tuple[Window | None, str, bool]:
 
 
 def _first_table(sequence: list[Dataset], signed: bool, little: bool) -> LookupTable | None:
-    """The first table that can be meant."""
+    """Find the first plausible table."""
     for item in sequence:
         descriptor = numbers(item, "LUTDescriptor")
         if len(descriptor) != 3:
@@ -215,7 +215,7 @@ def _entries(item: Dataset, count: int, bits: int, little: bool) -> NDArray[np.u
 
 
 def _padding(dataset: Dataset, pixels: PixelFormat) -> tuple[int, int] | None:
-    """PixelPaddingValue and PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2): stored values that mean no picture, from one to the other."""
+    """PixelPaddingValue and PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2): the range of stored values that are padding."""
     first = whole(dataset, "PixelPaddingValue")
     if first is None:
         return None
@@ -225,6 +225,6 @@ def _padding(dataset: Dataset, pixels: PixelFormat) -> tuple[int, int] | None:
 
 
 def _as_stored(found: int, pixels: PixelFormat) -> int:
-    """A value read as signed or unsigned, as pixels have it."""
+    """Reinterpret a value as signed or unsigned, as the pixels are."""
     bits = found & (1 << pixels.stored) - 1
     return bits - (1 << pixels.stored) if pixels.signed and bits >> (pixels.stored - 1) else bits

@@ -26,7 +26,7 @@ class Palette:
     Attributes:
         colours: uint8 [entries, 3].
         first: the stored value that the first entry is for; what is below takes it too, and what is above the last.
-        notes: what to say about it.
+        notes: notes about the palette.
     """
 
     colours: NDArray[np.uint8] = field(repr=False)
@@ -34,12 +34,12 @@ class Palette:
     notes: tuple[str, ...] = ()
 
     def apply(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Stored values [rows, columns] to RGB."""
+        """Convert stored values [rows, columns] to RGB."""
         return self.colours[np.clip(values.astype(np.int32) - self.first, 0, len(self.colours) - 1)]
 
 
 def read_palette(name: str, dataset: Dataset, signed: bool) -> Palette:
-    """The palette of an image whose pixels are signed or not.
+    """Read an image's palette; `signed` is whether its pixels are.
 
     Raises:
         InvalidInput: a table is missing or damaged; the sentence names it.
@@ -66,7 +66,7 @@ def read_palette(name: str, dataset: Dataset, signed: bool) -> Palette:
 
 
 def _descriptor(name: str, dataset: Dataset, colour: str, signed: bool) -> tuple[int, int, int]:
-    """Entries, the first stored value, and bits of an entry."""
+    """Read a descriptor: the number of entries, the first stored value, and the bits of an entry."""
     values = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
     if len(values) != 3:
         raise InvalidInput(
@@ -124,7 +124,7 @@ def _expanded(data: bytes, packed: bool, little: bool, count: int) -> NDArray[np
 def _expand(
     words: list[int], at: int, segments: int, packed: bool, count: int, entries: list[int], nested: bool
 ) -> None:
-    """Expand so many segments from a place on; an indirect one expands others, which are not indirect (C.7.9.2.3)."""
+    """Expand `segments` segments from `at` on; an indirect one expands others, which are not indirect (C.7.9.2.3)."""
     while segments > 0 and at + 2 < len(words) and len(entries) < count:
         operation, length = words[at], words[at + 1]
         at, segments = at + 2, segments - 1
