@@ -10,7 +10,8 @@
 
 namespace echovlm {
 
-// The version of the fields that an engine stores: a field whose meaning changes, or one that older libraries must not overlook, raises it.
+// The version of the fields that an engine stores. A field whose meaning changes, or one that older libraries must not
+// overlook, raises it.
 constexpr std::int32_t kFieldsVersion = 1;
 
 // The fields by name, type and length as the ONNX parser wants to know them.
