@@ -10,8 +10,8 @@ import argparse
 import logging
 import sys
 
-from echovlm_edge.runtime.contracts.command import USER_ERROR, run_command
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
 from echovlm_edge.runtime.contracts.extras import install_hint
 
 try:
@@ -30,7 +30,7 @@ except ModuleNotFoundError as missing:
         f"error: deploy/ray_serve.py needs {missing.name}, which is not installed: {install_hint('ray,serve')}, on every node.",
         file=sys.stderr,
     )
-    sys.exit(USER_ERROR)
+    sys.exit(UserError.exit_code)
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain, pairwise
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
@@ -28,6 +27,7 @@ from echovlm_edge.runtime.imaging.video_frames import (
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -335,10 +335,8 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[l
     """Yield, for each packet, the frames that the decoder returns, and whether the packet is damaged."""
     from av.error import FFmpegError
 
-    for packet, following in pairwise(
-        chain(container.demux(stream), [None])
-    ):  # the last one is empty: it flushes the decoder
-        packet.opaque = LAST if following is not None and not following.size else None
+    for packet, is_last in _with_last(container.demux(stream)):
+        packet.opaque = LAST if is_last else None
         if packet.is_corrupt:  # it was cut off
             yield [], True
             continue
@@ -348,6 +346,17 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[tuple[l
             raise
         except FFmpegError:
             yield [], True
+
+
+def _with_last(packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[Packet[VideoStream], bool]]:
+    """Yield each packet, and whether it is the last one with data: the one behind it is empty, and flushes the decoder."""
+    before: Packet[VideoStream] | None = None
+    for packet in packets:
+        if before is not None:
+            yield before, not packet.size
+        before = packet
+    if before is not None:
+        yield before, False
 
 
 def _flushed(stream: VideoStream) -> Iterator[VideoFrame]:

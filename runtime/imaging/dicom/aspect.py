@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,7 +31,7 @@ def square_size(dataset: Dataset, height: int, width: int, max_pixels: int) -> t
     return (height, max(1, round(width / tall))) if tall > 1 else (max(1, round(height * tall)), width)
 
 
-def _tallness(sizes: list[float]) -> float | None:
+def _tallness(sizes: Sequence[float]) -> float | None:
     """How much taller than wide pixels of these vertical and horizontal sizes are; None where they cannot be meant."""
     if len(sizes) != 2 or min(sizes) <= 0:
         return None
