@@ -169,7 +169,7 @@ def test_the_command_judges_what_will_be_served(
     golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Options typed go before those of the configuration file, whose bundle is judged where none is named."""
-    monkeypatch.setattr(command, "facts", lambda: replace(FINE, available=7 * GB))
+    monkeypatch.setattr(command, "facts", lambda: replace(FINE, available=8 * GB))
     config = tmp_path / "serve.toml"
     config.write_text(f'bundle = "{golden_bundle}"\nprefix_mb = 8000\ndecode_mb = 1024\nmax_message_mb = 8\n')
 
