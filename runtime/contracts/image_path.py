@@ -10,6 +10,8 @@ from typing import BinaryIO, TypeAlias
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 
+MOST_BYTES = 256 << 20  # that are read into memory
+
 
 @dataclass(frozen=True)
 class ImagePath:
@@ -62,15 +64,21 @@ def size_of(image: SentImage) -> int:
 
 
 def read_image(path: Path, selection: FrameSelection, crop_to_regions: bool) -> ImageInput:
-    """A file in memory; `ImagePath` is one that is read when it is sent.
+    """Read a file, or what a pipe delivers, into memory; `ImagePath` is one that is read when it is sent.
 
     Raises:
-        InvalidInput: it cannot be read.
+        InvalidInput: it cannot be read, or has more than `MOST_BYTES`: a device may never end.
     """
     try:
-        return ImageInput(path.read_bytes(), "", path.name, selection, crop_to_regions)
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise unreadable(path, error) from None
+    if len(data) > MOST_BYTES:
+        raise InvalidInput(
+            f"The image {path} has more than {MOST_BYTES >> 20} MB: give a smaller one, or a file's path."
+        )
+    return ImageInput(data, "", path.name, selection, crop_to_regions)
 
 
 def unreadable(path: Path, error: OSError) -> InvalidInput:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.client.given_images import GivenImage, images_to_send
 from echovlm_edge.runtime.contracts.errors import InvalidInput
-from echovlm_edge.runtime.contracts.image_path import ImagePath
+from echovlm_edge.runtime.contracts.image_path import ImagePath, read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from tests.support.dicom_files import png
 
@@ -79,3 +79,8 @@ def test_what_is_no_image_at_all_is_named() -> None:
 def test_files_of_one_name_are_told_apart(folder: Path) -> None:
     images = images_to_send([folder / "a.png", folder / "sub"], MIDDLE, True).images
     assert [image.name for image in images] == [str(folder / "a.png"), str(folder / "sub" / "a.png")]
+
+
+def test_a_device_that_never_ends_is_not_read_for_ever() -> None:
+    with pytest.raises(InvalidInput, match=r"^The image /dev/zero has more than 256 MB: give a smaller one"):
+        read_image(Path("/dev/zero"), FrameSelection(), True)
