@@ -7,6 +7,7 @@ says, and pixels that are not square are made square. The decoder runs in the ca
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,8 @@ MAX_FRAMES = 100_000  # of a file: hours of cine; an index of more is not read
 HEVC, WITHOUT_END = "hevc", ("hevc", "mpegts")
 LAST = "last packet"  # goes with its frame through the decoder
 COPY_OPAQUE = 1 << 7  # AV_CODEC_FLAG_COPY_OPAQUE of libavcodec/avcodec.h: what goes with a packet comes with its frame
+# Units that only follow a whole picture (ITU-T H.265, table 7-1): end of sequence, end of bitstream.
+END_OF_SEQUENCE, END_OF_BITSTREAM = b"\0\0\1\x48\1", b"\0\0\1\x4a\1"
 LEFT_OUT = "The last frame of an HEVC stream is left out: the stream does not say whether all of it is there."
 
 
@@ -115,7 +118,7 @@ def measure(
         packets = _packets(video, container, stream)
         count = len(packets) if _seekable(container, stream, packets) else 0
     with _opened(video) as (container, stream):
-        frames = _shown(container, stream, stated)
+        frames = _shown(container, stream, video)
         first = next(frames, None)
         if first is None:
             raise InvalidInput(f"{name} is truncated or damaged: none of its frames can be decoded.")
@@ -123,7 +126,7 @@ def measure(
         _check_size(video, *squared_size(first, aspect))
         height, width = shown_size(first, aspect)
         count = count or 1 + sum(1 for _ in frames)
-        left_out = (LEFT_OUT,) if not stated and _hides_its_end(container, stream) else ()
+        left_out = (LEFT_OUT,) if not stated and _hides_its_end(container, stream, video) else ()
         notes = (*aspect_notes(aspect), *left_out)
         return VideoHeader(CODECS[stream.codec_context.name], count, height, width, notes)
 
@@ -183,7 +186,7 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
                 return
             if keys[before - 1] != begun:
                 begun = keys[before - 1]
-                frames = _shown_from(begun, container, stream)
+                frames = _shown_from(begun, container, stream, video)
                 frame = next(frames, None)
                 if frame is None or not frame.key_frame:  # the container marks a frame as a key frame that is none
                     return
@@ -194,20 +197,20 @@ def _by_key_frames(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int,
             yield index, _to_rgb(video, frame, aspect)
 
 
-def _shown_from(time: int, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def _shown_from(time: int, container: InputContainer, stream: VideoStream, video: _Video) -> Iterator[VideoFrame]:
     from av.error import FFmpegError
 
     try:
         container.seek(time, stream=stream)
     except FFmpegError:  # seeking does not work in this file
         return
-    yield from _shown(container, stream)
+    yield from _shown(container, stream, video)
 
 
 def _in_sequence(video: _Video, indices: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
     with _opened(video) as (container, stream):
         aspect, wanted, whole = _aspect(video, stream), set(indices), 0
-        for frame in _shown(container, stream, video.stated):
+        for frame in _shown(container, stream, video):
             if whole in wanted:
                 yield whole, _to_rgb(video, frame, aspect)
                 wanted.remove(whole)
@@ -298,20 +301,27 @@ def _seekable(container: InputContainer, stream: VideoStream, packets: Sequence[
     return None not in times and len(times) == len(packets)
 
 
-def _shown(container: InputContainer, stream: VideoStream, stated: int = 0) -> Iterator[VideoFrame]:
+def _shown(container: InputContainer, stream: VideoStream, video: _Video) -> Iterator[VideoFrame]:
     """The whole frames from where the container is, in the order they are shown, as far as it is sure that they are whole."""
     frames = _undamaged(container, stream)
     for given, frame in enumerate(frames):
-        if frame.opaque == LAST and _hides_its_end(container, stream):
+        if frame.opaque == LAST and _hides_its_end(container, stream, video):
             rest = [frame, *frames]
-            if given + len(rest) == stated:
+            if given + len(rest) == video.stated:
                 yield from rest
             return
         yield frame
 
 
-def _hides_its_end(container: InputContainer, stream: VideoStream) -> bool:
-    return stream.codec_context.name == HEVC and container.format.name in WITHOUT_END
+def _hides_its_end(container: InputContainer, stream: VideoStream, video: _Video) -> bool:
+    """Whether nothing says that all of the last packet is there."""
+    if stream.codec_context.name != HEVC or container.format.name not in WITHOUT_END:
+        return False
+    place = video.file.tell()
+    video.file.seek(-len(END_OF_SEQUENCE), io.SEEK_END)
+    last = video.file.read()
+    video.file.seek(place)
+    return last not in (END_OF_SEQUENCE, END_OF_BITSTREAM)
 
 
 def _undamaged(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

@@ -34,7 +34,7 @@ def gpu_runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this ONNX Runtime has the CUDA provider")
 @pytest.mark.parametrize(("name", "lacking"), [(None, CUDA), ("cuda", CUDA), ("tensorrt", TENSORRT)])
 def test_an_onnx_runtime_for_cpus_says_what_to_install(bundle: Bundle, name: str | None, lacking: str) -> None:
-    with pytest.raises(NotPossibleHere, match=rf"has no {lacking}: .*echovlm-edge\[gpu\]"):
+    with pytest.raises(NotPossibleHere, match=rf"has no {lacking}: .*\[gpu\]"):
         open_backend(bundle, provider=name)
 
 

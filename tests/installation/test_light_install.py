@@ -46,7 +46,7 @@ def command(name: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["report_client", "sending", "attempts", "cine_cutting", "image_folder"],
+    ["report_client", "sending", "wire.attempts", "cine_cutting", "image_folder"],
 )
 def test_the_client_needs_no_package_but_its_own(module: str) -> None:
     done = ran(f"import echovlm_edge.runtime.client.{module}", CLIENT)
@@ -56,7 +56,7 @@ def test_the_client_needs_no_package_but_its_own(module: str) -> None:
 def test_a_client_without_numpy_makes_a_request() -> None:
     program = """
 sys.modules["numpy"] = None
-from echovlm_edge.runtime.client.report_client import ReportRequest
+from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput, Sampling
 print(ReportRequest(sampling=Sampling(4)).sampling.max_new_tokens, ImageInput(b"", selection=FrameSelection((1,))).name)
 """

@@ -212,5 +212,5 @@ def test_nothing_for_axe_and_nothing_sticks_out(browser: Browser, file: Path, wi
 
 def test_without_the_plotting_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
-    with pytest.raises(NotPossibleHere, match=r"echovlm-edge\[page\]"):
+    with pytest.raises(NotPossibleHere, match=r"\[page\]"):
         page_module.html_page({"one": profile(0)})
