@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -24,6 +23,7 @@ from echovlm_edge.runtime.contracts.errors import (
     UserError,
 )
 
+REQUEST_ID = "x-request-id"  # in a call's initial metadata: what the server's log names it by
 RETRY_AFTER = "grpc-retry-pushback-ms"  # gRPC's own clients heed it where retries are configured
 CODES = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -49,9 +49,6 @@ REASONS: dict[type[UserError], str] = {
     Busy: "BUSY",
     UnusableNumbers: "UNUSABLE_NUMBERS",
 }
-
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"  # a call's messages as bytes
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -97,25 +94,3 @@ def retry_seconds_of(metadata: Iterable[tuple[str, str | bytes]]) -> float | Non
     """The delay that a call's trailing metadata states: RETRY_AFTER, which older servers send too; None for never, or not said."""
     asked = str(dict(metadata).get(RETRY_AFTER, ""))
     return int(asked) / 1000 if asked.isdecimal() and asked.isascii() else None
-
-
-async def abort(context: Context, status: CallStatus) -> None:
-    """End a call with a status; raises what `grpc.aio` ends handlers with."""
-    await context.abort(status.code, status.sentence, status.metadata)
-
-
-def streaming_handler(answer: Callable[[Context], Awaitable[None]]) -> Handler:
-    """Make a method's handler, of any of gRPC's four kinds, that begins before the request's message is read.
-
-    On the wire a single message is a stream of one: `answer` reads (`context.read`) and writes (`context.write`) bytes. A UserError
-    that it raises is the call's status.
-    """
-
-    async def handle(_: Any, context: Context) -> None:
-        try:
-            await answer(context)
-        except UserError as error:
-            await abort(context, status_of(error))
-
-    handler: Handler = grpc.stream_stream_rpc_method_handler(handle)
-    return handler

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
-from echovlm_edge.runtime.contracts.request import FrameSelection
+from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.formats.dicom_attributes import whole
 
 
@@ -77,6 +77,29 @@ def choose_frames(
     if len(chosen) > max_frames:
         raise InvalidInput(f"{name}: {len(chosen)} frames were asked for, at most {max_frames} are read from a file.")
     return chosen
+
+
+def frames_to_read(image: ImageInput, count: int, max_frames: int, cine: Cine | None = None) -> list[int]:
+    """List the 0-based frames that are read of a file: all, where its sender shortened it to those asked for, else those chosen.
+
+    Args:
+        image: the file, and what is asked of it.
+        count: whole frames that are there.
+        max_frames: the most that are read.
+        cine: see `choose_frames`.
+
+    Raises:
+        InvalidInput: see `choose_frames`; or the file was shortened to another number of frames than it has.
+    """
+    if image.original is None:
+        return choose_frames(image.name, count, image.selection, max_frames, cine)
+    named = len(image.original.numbers)
+    has = cine.stated if cine and named == count else count
+    if named != has:
+        raise InvalidInput(f"{image.name} was shortened to {named} frames, and has {has}: send those that were chosen.")
+    if count > max_frames:
+        raise InvalidInput(f"{image.name}: {count} frames were sent, at most {max_frames} are read from a file.")
+    return list(range(count))
 
 
 def interruption(count: int, stated: int) -> str:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.origins import ANYBODY, PROCESS_KEY, Origin, digest
-from echovlm_edge.runtime.contracts.request import Box, Frame, FrameSelection, ImageInput, Resolution, Source
-from echovlm_edge.runtime.formats.dicom_frames import choose_frames
+from echovlm_edge.runtime.contracts.request import Box, Frame, ImageInput, Resolution, Source
+from echovlm_edge.runtime.formats.dicom_frames import frames_to_read
 from echovlm_edge.runtime.formats.media_types import ACCEPTED, DICOM, KINDS, TAKEN, VIDEOS, sniff
 from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 from echovlm_edge.runtime.imaging import pictures, video
@@ -63,7 +63,8 @@ def measure_image(
 
 
 def _measured(image: ImageInput, resolution: Resolution, limits: ImageLimits, key: bytes) -> Measured:
-    kind, image, origin = _kind(image, limits), _with_all_of_a_part(image), ANYBODY
+    kind, origin = _kind(image, limits), ANYBODY
+    _check_original(image)
     if kind == DICOM:
         header = dicom.read_header(image, limits.max_pixels, limits.max_frames)
         sizes = ((header.height, header.width),) * len(header.frames)
@@ -72,13 +73,10 @@ def _measured(image: ImageInput, resolution: Resolution, limits: ImageLimits, ke
         )
     elif kind in VIDEOS:
         found = _video_header(image, limits)
-        _check_part(image, found.count)
-        frames = choose_frames(image.name, found.count, image.selection, limits.max_frames)
+        frames = frames_to_read(image, found.count, limits.max_frames)
         sizes = ((found.height, found.width),) * len(frames)
     else:
-        picture = pictures.measure(image, kind, limits.max_pixels, limits.max_frames)
-        _check_part(image, picture.count)
-        sizes = picture.sizes
+        sizes = pictures.measure(image, kind, limits.max_pixels, limits.max_frames)
     fitted = (smart_resize(height, width, resolution, image.name) for height, width in sizes)
     return Measured(resolution, tuple(fitted), origin)
 
@@ -98,7 +96,8 @@ def decode_image(
 
 
 def _decoded(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixels], Pixels]) -> list[Frame]:
-    kind, image = _kind(image, limits), _with_all_of_a_part(image)
+    kind = _kind(image, limits)
+    _check_original(image)
     if kind == DICOM:
         decoded = dicom.decode(image, limits.max_pixels, limits.max_frames, finish)
         return [_frame(image, pixels, source) for pixels, source in decoded]
@@ -137,7 +136,7 @@ def _video_frames(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixe
     found = _video_header(image, limits)
 
     def frames(there: int, notes: tuple[str, ...]) -> list[Frame]:
-        indices = choose_frames(image.name, there, image.selection, limits.max_frames)
+        indices = frames_to_read(image, there, limits.max_frames)
         size, box = (found.height, found.width), Box(0, 0, found.width, found.height)
         decoded = video.decode(image.open(), image.name, indices, limits.max_pixels)
         return [
@@ -148,40 +147,26 @@ def _video_frames(image: ImageInput, limits: ImageLimits, finish: Callable[[Pixe
     try:
         return frames(found.count, found.notes)
     except video.CutShort as short:
-        if image.selection.indices or not short.whole:
+        if image.selection.indices or image.original or not short.whole:
             raise
         return frames(short.whole, (*found.notes, f"{short.whole} of {found.count} frames are there."))
 
 
 def _frame(image: ImageInput, pixels: Pixels, source: Source) -> Frame:
     """Make a frame, numbered as in the sender's original file."""
-    _check_part(image, source.count)
     if image.original:
         source = replace(source, index=image.original.numbers[source.index], count=image.original.count)
     return Frame(pixels, image.name if source.count == 1 else f"{image.name}, frame {source.index}", source=source)
 
 
-def _with_all_of_a_part(image: ImageInput) -> ImageInput:
-    """Request all frames of a file that the client cut down to the requested ones.
-
-    Raises:
-        InvalidInput: the numbers given for the original are impossible.
-    """
+def _check_original(image: ImageInput) -> None:
+    """Refuse a file that was shortened to frames which its original cannot have."""
     if image.original is None:
-        return image
+        return
     numbers, count = image.original.numbers, image.original.count
     if not numbers or not all(0 <= number < count for number in numbers):
         raise InvalidInput(
             f"{image.name} has original frame numbers outside its {count} original frames: correct them."
-        )
-    return replace(image, selection=FrameSelection(tuple(range(len(numbers)))))
-
-
-def _check_part(image: ImageInput, count: int) -> None:
-    if image.original and len(image.original.numbers) != count:
-        named = len(image.original.numbers)
-        raise InvalidInput(
-            f"{image.name} was shortened to {named} frames, and has {count}: send those that were chosen."
         )
 
 

@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
@@ -30,7 +29,7 @@ from PIL import (
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, UserError
 from echovlm_edge.runtime.contracts.request import Box, ImageInput, Source, Window
-from echovlm_edge.runtime.formats.dicom_frames import choose_frames
+from echovlm_edge.runtime.formats.dicom_frames import frames_to_read
 from echovlm_edge.runtime.formats.media_types import GIF, PICTURES, PNG, TIFF, WEBP
 from echovlm_edge.runtime.imaging import gif_blocks, png_chunks
 from echovlm_edge.runtime.imaging.undecodable import Undecodable
@@ -74,15 +73,6 @@ TURNS = {  # by EXIF orientation
 }
 
 
-@dataclass(frozen=True)
-class PictureHeader:
-    """A file's number of frames, the requested frames (from 0), and [height, width] of each of these as shown."""
-
-    count: int
-    frames: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-
-
 class _Levels(NamedTuple):
     """The values that are shown as black and white, for a grey picture of more than 8 bits."""
 
@@ -91,21 +81,21 @@ class _Levels(NamedTuple):
     note: str
 
 
-def measure(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> PictureHeader:
-    """Read the sizes of the frames that `decode` would return, without decoding. `kind` is one of `PICTURES`.
+def measure(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> tuple[tuple[int, int], ...]:
+    """Read the [height, width] of each frame that `decode` would return, without decoding. `kind` is one of `PICTURES`.
 
     Raises:
         Undecodable, InvalidInput: as `decode`, as far as headers show it.
     """
-    with _opened(image, kind, max_pixels) as (picture, turn):
+    header = png_chunks.header(image.open()) if kind == PNG else image.open()
+    with _opened(image, header, kind, max_pixels) as (picture, turn):
         pages = _pages(image.name, picture, image.open(), kind)
-        frames = _chosen(image, len(pages), max_frames)
         sizes = []
-        for frame in frames:
+        for frame in _chosen(image, len(pages), max_frames):
             if kind == TIFF:  # an animation's frames have one size, and seeking to one decodes those before it
                 _go_to(image.name, picture, pages[frame], max_pixels)
             sizes.append(_shown_size(picture, turn))
-        return PictureHeader(len(pages), tuple(frames), tuple(sizes))
+        return tuple(sizes)
 
 
 def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> Iterator[tuple[Pixels, Source]]:
@@ -118,7 +108,8 @@ def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> It
         Undecodable: the decoder refuses the file.
         InvalidInput: the file is over a limit, lacks a requested frame, or is of an unsupported kind.
     """
-    with _opened(image, kind, max_pixels) as (picture, turn):
+    file = png_chunks.shown(image.open()) if kind == PNG else image.open()
+    with _opened(image, file, kind, max_pixels) as (picture, turn):
         pages = _pages(image.name, picture, image.open(), kind)
         frames = _chosen(image, len(pages), max_frames)
         chosen = [pages[frame] for frame in frames]
@@ -144,12 +135,13 @@ def decode(image: ImageInput, kind: str, max_pixels: int, max_frames: int) -> It
 
 
 @contextmanager
-def _opened(image: ImageInput, kind: str, max_pixels: int) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
-    """Open a file; yields it and how to rotate its pictures (Pillow itself rotates a TIFF's)."""
+def _opened(
+    image: ImageInput, file: BinaryIO, kind: str, max_pixels: int
+) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
+    """Open what is needed of an image's file; yields it and how to rotate its pictures (Pillow itself rotates a TIFF's)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit here is stricter
-            file = png_chunks.shown(image.open()) if kind == PNG else image.open()
             picture = Image.open(file, formats=(PICTURES[kind],))
             check_size(image.name, picture.width, picture.height, max_pixels)
             yield picture, None if kind == TIFF else _turn(image, kind, picture)
@@ -223,9 +215,9 @@ def _tiff_pages(name: str, picture: Image.Image) -> Sequence[int]:
 
 
 def _chosen(image: ImageInput, count: int, max_frames: int) -> list[int]:
-    if count == 1 and image.selection.indices not in ((), (0,)):
+    if count == 1 and image.original is None and image.selection.indices not in ((), (0,)):
         raise InvalidInput(f"{image.name} has one frame: leave the frame selection out.")
-    return choose_frames(image.name, count, image.selection, max_frames)
+    return frames_to_read(image, count, max_frames)
 
 
 def _go_to(name: str, picture: Image.Image, page: int, max_pixels: int) -> None:

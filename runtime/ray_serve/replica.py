@@ -12,14 +12,14 @@ from ray import serve
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import Unauthenticated, UserError
-from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
+from echovlm_edge.runtime.contracts.statuses import REQUEST_ID, CallStatus, status_of
 from echovlm_edge.runtime.observability import logs
 from echovlm_edge.runtime.ray_serve.call_context import CallContext
 from echovlm_edge.runtime.ray_serve.routing import SEPARATOR
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.access.identification import log_refusal, traceparent
-from echovlm_edge.runtime.serving.call_record import REQUEST_ID, CallRecord
+from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.service import ReportService
 from echovlm_edge.runtime.serving.studies import Studies
 from echovlm_edge.runtime.serving.supervision import from_settings

@@ -17,7 +17,6 @@ from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
 from echovlm_edge.runtime.observability.ended_call import Observer
 from echovlm_edge.runtime.serving.access.clients import Client
 
-REQUEST_ID = "x-request-id"
 NO_MEMORY_RETRY_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)

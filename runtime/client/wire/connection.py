@@ -36,8 +36,8 @@ from echovlm_edge.runtime.client.wire.refusals import error_of, is_stated, no_an
 from echovlm_edge.runtime.client.wire.requests import ReportRequest, message_of
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.contracts.statuses import REQUEST_ID
 
-REQUEST_ID = "x-request-id"  # in a call's initial metadata
 FORGET_SECONDS = 2.0  # an upload that could not be forgotten expires
 
 

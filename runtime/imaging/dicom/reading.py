@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from echovlm_edge.runtime.contracts.errors import InvalidInput, UserError
 from echovlm_edge.runtime.contracts.request import Box, ImageInput, Source
 from echovlm_edge.runtime.formats.dicom_attributes import value
-from echovlm_edge.runtime.formats.dicom_frames import choose_frames, interruption, read_cine
+from echovlm_edge.runtime.formats.dicom_frames import frames_to_read, interruption, read_cine
 from echovlm_edge.runtime.formats.dicom_pixel_data import locate, transfer_syntax
 from echovlm_edge.runtime.imaging.dicom import header as dicom_header
 from echovlm_edge.runtime.imaging.dicom.aspect import resized, square_size
@@ -111,27 +111,12 @@ def _opened(image: ImageInput, max_pixels: int, max_frames: int) -> Iterator[_Fi
         else:
             frames = open_stills(image.name, dataset, pixel_data, syntax, max_pixels)
         cine = read_cine(dataset, frames.count, frames.stated)
-        if image.original:
-            indices = _all_frames(image, frames.count, max_frames)
-        else:
-            indices = choose_frames(image.name, frames.count, image.selection, max_frames, cine)
+        indices = frames_to_read(image, frames.count, max_frames, cine)
         shown = shown_box(dataset, frames.height, frames.width, image.crop_to_regions)
         height, width = shown.box.bottom - shown.box.top, shown.box.right - shown.box.left
         size = square_size(dataset, height, width, max_pixels)
         notes = interruption(frames.count, frames.stated), *shown.notes, SQUARED if size != (height, width) else ""
         yield _File(dataset, frames, indices, shown.box, size, tuple(note for note in notes if note))
-
-
-def _all_frames(image: ImageInput, count: int, max_frames: int) -> list[int]:
-    """Choose all frames of a file that its sender cut down."""
-    named = len(image.original.numbers) if image.original else 0
-    if named != count:
-        raise InvalidInput(
-            f"{image.name} was shortened to {named} frames, and has {count}: send those that were chosen."
-        )
-    if count > max_frames:
-        raise InvalidInput(f"{image.name}: {count} frames were sent, at most {max_frames} are read from a file.")
-    return list(range(count))
 
 
 @contextmanager

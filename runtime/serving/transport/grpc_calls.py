@@ -19,12 +19,13 @@ from google.protobuf.message import Message
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unauthenticated
-from echovlm_edge.runtime.contracts.statuses import CallStatus, Context, Handler, abort, streaming_handler
+from echovlm_edge.runtime.contracts.statuses import REQUEST_ID, CallStatus
 from echovlm_edge.runtime.observability.ended_call import Observer
 from echovlm_edge.runtime.serving.access.clients import ANYBODY, Client
 from echovlm_edge.runtime.serving.access.identification import Access, log_refusal, traceparent
-from echovlm_edge.runtime.serving.call_record import REQUEST_ID, CallRecord
+from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.service import NAME, Method, ReportService
+from echovlm_edge.runtime.serving.transport.handlers import Context, Handler, abort, streaming_handler
 from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver, FileReceivingLimits
 from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer

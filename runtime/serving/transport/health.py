@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, NotFound
-from echovlm_edge.runtime.contracts.statuses import Context, Handler, streaming_handler
+from echovlm_edge.runtime.serving.transport.handlers import Context, Handler, streaming_handler
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 MAX_REQUEST_BYTES = 1024  # a larger request names no service of this server
