@@ -71,7 +71,7 @@ class AsyncConnection:
         async with self._sent(request.images, words.images.append, words.ByteSize(), deadline, progress):
             attempts = Attempts(self._retries, deadline)
             while True:
-                call = getattr(self._stub, method)(words, timeout=deadline.seconds_left(), metadata=self._metadata)
+                call = getattr(self._stub, method)(words, timeout=deadline.seconds_for_call(), metadata=self._metadata)
                 told = False
                 try:
                     async for event in call:
@@ -138,7 +138,7 @@ class AsyncConnection:
         while True:
             try:
                 return await getattr(self._stub, method)(
-                    asked, timeout=deadline.seconds_left(), metadata=self._metadata
+                    asked, timeout=deadline.seconds_for_call(), metadata=self._metadata
                 )
             except grpc.aio.AioRpcError as error:
                 pause = attempts.pause_after(error, or_unavailable=not changes)
@@ -183,7 +183,7 @@ class AsyncConnection:
             reading = Reading(sending, sent)
             try:
                 uploaded = await self._stub.Upload(
-                    _in_threads(reading), timeout=deadline.seconds_left(), metadata=self._metadata
+                    _in_threads(reading), timeout=deadline.seconds_for_call(), metadata=self._metadata
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:

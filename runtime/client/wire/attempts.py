@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-from echovlm_edge.runtime.client.wire.refusals import trailing
+from echovlm_edge.runtime.client.wire.refusals import OUT_OF_TIME, trailing
+from echovlm_edge.runtime.contracts.errors import DeadlineExceeded
 from echovlm_edge.runtime.contracts.statuses import retry_seconds_of
 
 
@@ -44,6 +45,17 @@ class Deadline:
     def seconds_left(self) -> float | None:
         """Never negative; None for no end."""
         return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+    def seconds_for_call(self) -> float | None:
+        """The timeout of a call that is made now; None for no end.
+
+        Raises:
+            DeadlineExceeded: there is no time left. A call without time could be answered all the same, if it is fast.
+        """
+        left = self.seconds_left()
+        if left == 0:
+            raise DeadlineExceeded(OUT_OF_TIME)
+        return left
 
 
 class Attempts:

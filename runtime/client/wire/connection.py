@@ -123,7 +123,7 @@ class Connection:
         with self._sent(request.images, words.images.append, words.ByteSize(), deadline, progress):
             attempts = Attempts(self._retries, deadline)
             while True:
-                call = getattr(self._stub, method)(words, timeout=deadline.seconds_left(), metadata=self._metadata)
+                call = getattr(self._stub, method)(words, timeout=deadline.seconds_for_call(), metadata=self._metadata)
                 told = False
                 try:
                     for event in call:
@@ -195,7 +195,7 @@ class Connection:
         attempts = Attempts(self._retries, deadline)
         while True:
             try:
-                return method(asked, timeout=deadline.seconds_left(), metadata=self._metadata)
+                return method(asked, timeout=deadline.seconds_for_call(), metadata=self._metadata)
             except grpc.RpcError as error:
                 pause = attempts.pause_after(error, or_unavailable=not changes)
                 if pause is None:
@@ -234,7 +234,7 @@ class Connection:
             reading = Reading(sending, sent)
             try:
                 uploaded = self._stub.Upload(
-                    reading.requests(), timeout=deadline.seconds_left(), metadata=self._metadata
+                    reading.requests(), timeout=deadline.seconds_for_call(), metadata=self._metadata
                 )
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:

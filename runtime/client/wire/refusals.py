@@ -22,6 +22,8 @@ from echovlm_edge.runtime.contracts.errors import (
 )
 from echovlm_edge.runtime.contracts.statuses import CODES, REASONS, reason_of, retry_seconds_of
 
+OUT_OF_TIME = "The server did not finish within the time given: allow more with --timeout (timeout=)."
+
 _CODE_REASONS = {CODES[kind]: reason for kind, reason in REASONS.items() if kind is not UnusableNumbers}
 _PLAIN: dict[str, type[UserError]] = {
     "INVALID_INPUT": InvalidInput,
@@ -66,9 +68,7 @@ def error_of(error: Any, address: str, names: Sequence[str] = (), *, too_large: 
         case "BUSY":
             return ServerBusy(said, retry_seconds_of(metadata))
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(
-            "The server did not finish within the time given: allow more with --timeout (timeout=)."
-        )
+        return DeadlineExceeded(OUT_OF_TIME)
     return NotPossibleHere(f"The server answered {code.name}: {said}")
 
 
