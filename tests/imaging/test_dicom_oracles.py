@@ -236,7 +236,8 @@ def test_grey(
     else:
         if window == "unusable":
             dataset.WindowCenter, dataset.WindowWidth = "40", "0"
-        options = [] if cells.stored == 8 and not cells.signed and rescale in ("none", "empty") else ["+Wm"]
+        # DCMTK's own default is the full range of what can be stored, which is what 8 bits are shown over.
+        options = [] if cells.stored == 8 and (slope, intercept) == (1, 0) else ["+Wm"]
     data = encoded(dataset, syntax)
     shown, source = ours(data)
     theirs = by_dcmtk(data, *options, program="dcml2pnm" if syntax == JPEGLSLossless else "dcmj2pnm")
