@@ -35,7 +35,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from echovlm_edge.export.build_engines import build
     from echovlm_edge.runtime.client.async_report_client import AsyncReportClient, AsyncStudy
-    from echovlm_edge.runtime.client.report import AddedImage, Report, ReportEvent, ShownPicture, Timings, Usage
+    from echovlm_edge.runtime.client.report import (
+        AddedImage,
+        OpenStudy,
+        Report,
+        ReportEvent,
+        ShownPicture,
+        Timings,
+        Usage,
+    )
     from echovlm_edge.runtime.client.report_client import ReportClient, Study
     from echovlm_edge.runtime.contracts.errors import (
         DeadlineExceeded,
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
         NotPossibleHere,
         ServerBusy,
         ServerUnavailable,
+        StudyReplaced,
         Unauthenticated,
         UserError,
     )
@@ -70,6 +79,7 @@ __all__ = [
     "InvalidInput",
     "NotFound",
     "NotPossibleHere",
+    "OpenStudy",
     "Report",
     "ReportClient",
     "ReportEngine",
@@ -80,6 +90,7 @@ __all__ = [
     "ShownPicture",
     "StageStarted",
     "Study",
+    "StudyReplaced",
     "TextDelta",
     "Timings",
     "Unauthenticated",
@@ -97,10 +108,10 @@ _MODULES = {
     "echovlm_edge.runtime.engine.report_engine": ("ReportEngine",),
     f"{_CLIENT}.report_client": ("ReportClient", "Study"),
     f"{_CLIENT}.async_report_client": ("AsyncReportClient", "AsyncStudy"),
-    f"{_CLIENT}.report": ("AddedImage", "Report", "ReportEvent", "ShownPicture", "Timings", "Usage"),
+    f"{_CLIENT}.report": ("AddedImage", "OpenStudy", "Report", "ReportEvent", "ShownPicture", "Timings", "Usage"),
     f"{_CONTRACTS}.errors": (
         *("DeadlineExceeded", "InvalidInput", "NotFound", "NotPossibleHere"),
-        *("ServerBusy", "ServerUnavailable", "Unauthenticated", "UserError"),
+        *("ServerBusy", "ServerUnavailable", "StudyReplaced", "Unauthenticated", "UserError"),
     ),
     f"{_CONTRACTS}.image_path": ("ImagePath",),
     f"{_CONTRACTS}.request": (

@@ -10,7 +10,15 @@ from typing import Unpack
 
 from echovlm_edge.runtime.client.call_options import CallOptions, ImageOptions, image_of, request_of
 from echovlm_edge.runtime.client.given_images import GivenImage, GivenImages
-from echovlm_edge.runtime.client.report import AddedImage, Report, ReportEvent, added_of, event_of
+from echovlm_edge.runtime.client.report import (
+    AddedImage,
+    OpenStudy,
+    Report,
+    ReportEvent,
+    added_of,
+    event_of,
+    open_studies_of,
+)
 from echovlm_edge.runtime.client.report_client import END_SECONDS, NO_RESULT, AnyPath, credentials_of
 from echovlm_edge.runtime.client.wire.async_connection import AsyncConnection
 from echovlm_edge.runtime.client.wire.attempts import Retries
@@ -86,6 +94,14 @@ class AsyncReportClient:
         finally:
             with suppress(UserError):
                 await self.connection.end_study(study.id, END_SECONDS)
+
+    async def studies(self, timeout: float | None = None) -> tuple[OpenStudy, ...]:
+        """List the studies that this client has open; see `ReportClient.studies`."""
+        return open_studies_of(await self.connection.list_studies(timeout))
+
+    async def end_study(self, id: str, timeout: float | None = None) -> None:
+        """End a study by its id in `studies`; see `ReportClient.end_study`."""
+        await self.connection.end_study(id, timeout)
 
 
 class AsyncStudy:

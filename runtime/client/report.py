@@ -159,6 +159,27 @@ class AddedImage:
 
 
 @dataclass(frozen=True)
+class OpenStudy:
+    """A study that a client has open on the server.
+
+    Attributes:
+        id: names it in `ReportClient.end_study`, and in no other call.
+        age_seconds: since it was begun.
+        unused_seconds: since the last call about it ended; 0 during one.
+        in_use: whether a call about it is in progress.
+        images: how many it has.
+        bytes: the server's memory for their pictures.
+    """
+
+    id: str
+    age_seconds: float
+    unused_seconds: float
+    in_use: bool
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a result is about, which the server does not repeat.
 
@@ -236,6 +257,14 @@ def added_of(added: pb.AddedImage, image: SentImage) -> AddedImage:
     """The server's answer to an image that was added."""
     shown = _pictures(added.pictures, Asked(study_images={added.number: image}))
     return AddedImage(added.number, added.study_tokens, shown)
+
+
+def open_studies_of(listed: pb.ListStudiesResponse) -> tuple[OpenStudy, ...]:
+    """The server's list of a client's studies."""
+    return tuple(
+        OpenStudy(study.id, study.age_seconds, study.unused_seconds, study.in_use, study.images, study.bytes)
+        for study in listed.studies
+    )
 
 
 def _pictures(pictures: Sequence[pb.Picture], asked: Asked) -> tuple[ShownPicture, ...]:

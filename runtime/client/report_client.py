@@ -11,7 +11,15 @@ from typing import Unpack
 
 from echovlm_edge.runtime.client.call_options import CallOptions, ImageOptions, image_of, request_of
 from echovlm_edge.runtime.client.given_images import GivenImage, GivenImages
-from echovlm_edge.runtime.client.report import AddedImage, Report, ReportEvent, added_of, event_of
+from echovlm_edge.runtime.client.report import (
+    AddedImage,
+    OpenStudy,
+    Report,
+    ReportEvent,
+    added_of,
+    event_of,
+    open_studies_of,
+)
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import Credentials
@@ -113,6 +121,24 @@ class ReportClient:
         finally:
             with suppress(UserError):
                 self.connection.end_study(study.id, END_SECONDS)
+
+    def studies(self, timeout: float | None = None) -> tuple[OpenStudy, ...]:
+        """List the studies that this client has open, in any of its programs; the one that has been unused for longest first.
+
+        Raises:
+            NotOffered: the server is a department's or too old; it lists none.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+        """
+        return open_studies_of(self.connection.list_studies(timeout))
+
+    def end_study(self, id: str, timeout: float | None = None) -> None:
+        """End a study by its id in `studies`, for example one that a program which died left behind.
+
+        Raises:
+            NotFound: this client has no such study open.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+        """
+        self.connection.end_study(id, timeout)
 
 
 class Study:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.client import picture_list
+from echovlm_edge.runtime.client import picture_list, study_list
 from echovlm_edge.runtime.client.given_images import images_to_send
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
@@ -53,6 +54,8 @@ def _report(options: argparse.Namespace) -> int:
         raise InvalidInput(f"--timeout must be above 0 seconds, got {options.timeout}.")
     if options.retries < 0:
         raise InvalidInput(f"--retries must be 0 or more, got {options.retries}.")
+    if options.studies or options.end_study:
+        return _studies(options)
     request = _request(options)
     documents = asked_documents(
         options.sr, options.fhir, request.images, request.language
@@ -60,23 +63,17 @@ def _report(options: argparse.Namespace) -> int:
     result: pb.Result | None = None
     request_ids = [""]
     progress = Console(stderr=True)
-    with Connection(
-        options.server,
-        Credentials.read(options.token_file, options.tls_ca, options.tls_certificate, options.tls_key),
-        Retries(options.retries + 1),
-    ) as client:
-        client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
-        with progress.status("sending") as status:
-            write = _ignore if options.json else _write(status.stop)
-            sending = partial(_say_sent, status)
-            for event in client.generate(request, options.timeout, sending, request_ids.append):
-                match event.WhichOneof("event"):
-                    case "stage_started":
-                        status.update(_words(event.stage_started))
-                    case "text":
-                        write(event.text)
-                    case "result":
-                        result = event.result
+    with _connected(options) as client, progress.status("sending") as status:
+        write = _ignore if options.json else _write(status.stop)
+        sending = partial(_say_sent, status)
+        for event in client.generate(request, options.timeout, sending, request_ids.append):
+            match event.WhichOneof("event"):
+                case "stage_started":
+                    status.update(_words(event.stage_started))
+                case "text":
+                    write(event.text)
+                case "result":
+                    result = event.result
     if result is None:
         raise ServerUnavailable(f"The server at {options.server} ended the stream without a result: see its log.")
     for path, write_document in documents:
@@ -89,6 +86,21 @@ def _report(options: argparse.Namespace) -> int:
         picture_list.print_pictures(result.pictures, names, progress)
         _summarise(result, progress, request_ids[-1])
     return 0
+
+
+def _studies(options: argparse.Namespace) -> int:
+    if options.image or options.prompt:
+        raise InvalidInput("--studies and --end-study ask about no images: leave out --image and --prompt.")
+    with _connected(options) as client:
+        return study_list.run(client, options.end_study, options.studies, options.json, options.timeout)
+
+
+@contextmanager
+def _connected(options: argparse.Namespace) -> Iterator[Connection]:
+    credentials = Credentials.read(options.token_file, options.tls_ca, options.tls_certificate, options.tls_key)
+    with Connection(options.server, credentials, Retries(options.retries + 1)) as client:
+        client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
+        yield client
 
 
 def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") -> dict[str, Any]:
@@ -263,5 +275,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
     add("--sr", type=Path, metavar="F", help="write the result there as a DICOM Basic Text SR about the DICOM images")
     add("--fhir", type=Path, metavar="F", help="write the result there as a FHIR R4 DiagnosticReport")
+    add("--studies", action="store_true", help="list your own open studies, and ask about no images")
+    add(
+        "--end-study",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="end one of your studies by its id in that list",
+    )
     add("--json", action="store_true", help="print one JSON object, token ids included, and nothing else")
     return parser

@@ -42,6 +42,10 @@ class NotFound(UserError):
     """What the request names is not there, or not this client's. gRPC NOT_FOUND."""
 
 
+class StudyReplaced(NotFound):
+    """The study was unused, and was ended because its client needed room for a newer one. gRPC NOT_FOUND."""
+
+
 class NotOffered(UserError):
     """This server does not do what the call asks for, whatever it holds. gRPC UNIMPLEMENTED."""
 

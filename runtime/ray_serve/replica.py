@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 from ray import serve
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.contracts.errors import Unauthenticated, UserError
+from echovlm_edge.runtime.contracts.errors import NotOffered, Unauthenticated, UserError
 from echovlm_edge.runtime.contracts.statuses import REQUEST_ID, CallStatus, status_of
 from echovlm_edge.runtime.observability import logs
 from echovlm_edge.runtime.ray_serve.call_context import CallContext
@@ -94,6 +94,12 @@ class ReportReplica:
     async def EndStudy(self, request: pb.EndStudyRequest, grpc_context: Any) -> pb.EndStudyResponse:
         """See report.proto."""
         return await self._answer("EndStudy", request, grpc_context)
+
+    async def ListStudies(self, request: pb.ListStudiesRequest, grpc_context: Any) -> pb.ListStudiesResponse:
+        """See report.proto: a replica knows its own studies alone, so that a department lists none."""
+        context = CallContext(grpc_context)
+        self._known("ListStudies", context)
+        context.refuse(status_of(NotOffered("A department does not list studies: end each by the id that began it.")))
 
     async def Upload(self, parts: Any, grpc_context: Any) -> pb.Uploaded:
         """See report.proto: a department takes none, whoever calls."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -120,6 +120,7 @@ class ReportService:
                 Method("AddImage", pb.AddImageRequest, self._add_image, needs_place=True),
                 Method("WithdrawImage", pb.WithdrawImageRequest, self._withdraw_image),
                 Method("EndStudy", pb.EndStudyRequest, self._end_study),
+                Method("ListStudies", pb.ListStudiesRequest, self._list_studies),
                 Method("Upload", pb.UploadRequest, self._upload, in_parts=True),
                 Method("ForgetUpload", pb.ForgetUploadRequest, self._forget_upload),
                 Method("GetModelInfo", pb.GetModelInfoRequest, self._model_info),
@@ -140,7 +141,7 @@ class ReportService:
         yield pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
 
     def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
-        with self.admission.place(call.client, request.ByteSize()):
+        with self.admission.place(call.client, request.ByteSize()), self._study_in_use(call.client, request.study):
             self._limits.check("", [request.image])
             study, mixed = request.study, request.allow_mixed_studies
             before = self._studies.pictures(call.client, study)
@@ -165,6 +166,10 @@ class ReportService:
         self._studies.end(call.client, request.study)
         yield pb.EndStudyResponse()
 
+    def _list_studies(self, request: pb.ListStudiesRequest, call: CallRecord) -> Iterator[pb.ListStudiesResponse]:
+        listed = [pb.OpenStudy(**vars(study)) for study in self._studies.listed(call.client)]
+        yield pb.ListStudiesResponse(studies=listed, max_studies=self._studies.most(call.client))
+
     def _upload(self, file: IncomingFile, call: CallRecord) -> Iterator[pb.Uploaded]:
         name, seconds = file.finish(), self.uploads.limits.expires_after_seconds
         yield pb.Uploaded(id=name, bytes=file.size, expires_after_seconds=seconds)
@@ -179,7 +184,11 @@ class ReportService:
     def _generate(self, task: Task, text: str, asked: GenerateRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         priority = messages.priority(asked.options)
         batch = priority is Priority.BATCH
-        with self.admission.place(call.client, asked.ByteSize(), batch), ExitStack() as in_use:
+        with (
+            self.admission.place(call.client, asked.ByteSize(), batch),
+            self._study_in_use(call.client, asked.study),
+            ExitStack() as in_use,
+        ):
             self._limits.check(text, asked.images)
             request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
             with_token_ids = asked.options.include_token_ids
@@ -212,6 +221,10 @@ class ReportService:
             client.scope,
             allow_mixed_studies=options.allow_mixed_studies,
         )
+
+    def _study_in_use(self, client: Client, study: str) -> AbstractContextManager[None]:
+        """Hold a call's study, if it names one, for as long as the call works."""
+        return self._studies.use(client, study) if study else nullcontext()
 
     def _image(self, image: pb.Image, number: int, client: Client, in_use: ExitStack) -> ImageInput:
         """Convert an image of a call; the upload that it names stays in use until `in_use` is closed."""

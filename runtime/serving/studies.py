@@ -1,4 +1,9 @@
-"""Studies: images that are added one by one and read ahead of the request; bounded in number, memory and age."""
+"""Studies: images that are added one by one and read ahead of the request; bounded in number, memory and age.
+
+A client that needs room for a study, and has as many or as much as it may have, loses those of its own studies that have been unused
+for longest: a cart that died leaves studies behind that nobody will end. A study that a call works on, or that was used within
+`StudyLimits.replaceable_after_seconds`, is never ended for another one, and neither is another client's.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +11,71 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, InvalidInput, NotFound, Unavailable, UserError
+from echovlm_edge.runtime.contracts.errors import (
+    SHUTTING_DOWN,
+    Busy,
+    InvalidInput,
+    NotFound,
+    StudyReplaced,
+    Unavailable,
+    UserError,
+)
 from echovlm_edge.runtime.contracts.origins import refuse_mixed
 from echovlm_edge.runtime.contracts.request import Frame
 from echovlm_edge.runtime.serving.access.clients import Client
 
 Prepare = Callable[[Sequence[Frame], str, str, Callable[[], bool]], None]
 
+RETRY_SECONDS = 10.0
+MOST_REPLACED = 1024  # ids of studies that were ended for others, kept for the sentence that says so
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StudyLimits:
-    """How many studies may be open at once, how much memory their pictures may take, and when an unused one expires."""
+    """How many studies may be open at once, how much memory their pictures may take, and when an unused one expires.
+
+    Attributes:
+        max_studies: of all clients.
+        max_bytes: of the pictures of all studies.
+        max_frames: of one study.
+        expires_after_seconds: without a use.
+        replaceable_after_seconds: without a use; then a newer study of the same client may take its place, if there is no other.
+    """
 
     max_studies: int = 64
     max_bytes: int = 1 << 30
-    max_frames: int = 64  # of one study
+    max_frames: int = 64
     expires_after_seconds: float = 1800.0
+    replaceable_after_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study as `Studies.listed` describes it: `id` is accepted by `Studies.end` alone, the other fields are those of report.proto."""
+
+    id: str
+    age_seconds: float
+    unused_seconds: float
+    in_use: bool
+    images: int
+    bytes: int
 
 
 @dataclass(eq=False)
 class _Study:
     client: str
     scope: str
+    listed_as: str  # its id in lists, which is no secret
+    begun: float
     used: float
+    calls: int = 0  # in progress
     images: dict[int, tuple[Frame, ...]] = field(default_factory=dict)
     numbers: int = 0
     superseded: threading.Event = field(default_factory=threading.Event)  # ends the preparation that runs
@@ -72,12 +113,15 @@ class Studies:
         self.limits = limits
         self._prepare, self._clock, self._home = prepare, clock, home
         self._open: dict[str, _Study] = {}
+        self._replaced: dict[
+            str, tuple[str, float]
+        ] = {}  # by id: the client of a study that was ended for another, and when
         self._lock = threading.Lock()
         self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
         self._closed = False
 
     def begin(self, client: Client) -> str:
-        """Open a study; returns its id.
+        """Open a study; returns its id. It may end the client's own study that has been unused for longest.
 
         Raises:
             Busy: as many studies are open as there may be, of all clients or of this one.
@@ -87,14 +131,58 @@ class Studies:
             self._refuse_when_closed()
             self._forget_old()
             own = sum(study.client == client.name for study in self._open.values())
+            excess = own + 1 - self.most(client)
+            if excess > 0:
+                replaceable = self._replaceable(client)
+                if excess > len(replaceable):
+                    raise self._too_many(client, own)
+                self._replace(replaceable[:excess])
             if len(self._open) >= self.limits.max_studies:
-                raise Busy(f"{len(self._open)} studies are open, as many as there may be: ask again later.", 10.0)
-            most = client.share(self.limits.max_studies) if client.max_studies is None else client.max_studies
-            if own >= most:
-                raise Busy(f"{own} studies of yours are open, as many as you may have: end one first.", 10.0)
-            name = self._home + secrets.token_urlsafe(18)
-            self._open[name] = _Study(client.name, client.scope, self._clock())
+                raise Busy(
+                    f"{len(self._open)} studies are open, as many as there may be: ask again later.", RETRY_SECONDS
+                )
+            name, now = self._home + secrets.token_urlsafe(18), self._clock()
+            self._open[name] = _Study(client.name, client.scope, self._home + secrets.token_urlsafe(9), now, now)
             return name
+
+    def most(self, client: Client) -> int:
+        """Return how many studies this client may have open."""
+        return client.share(self.limits.max_studies) if client.max_studies is None else client.max_studies
+
+    def listed(self, client: Client) -> tuple[OpenStudy, ...]:
+        """List the client's open studies, the one that has been unused for longest first."""
+        with self._lock:
+            self._forget_old()
+            now = self._clock()
+            own = [study for study in self._open.values() if study.client == client.name]
+            return tuple(
+                OpenStudy(
+                    study.listed_as,
+                    now - study.begun,
+                    0.0 if study.calls else now - study.used,
+                    study.calls > 0,
+                    len(study.images),
+                    study.bytes(),
+                )
+                for study in sorted(own, key=lambda study: (study.calls > 0, study.used))
+            )
+
+    @contextmanager
+    def use(self, client: Client, name: str) -> Iterator[None]:
+        """Keep a study open while a call works on it; the time that it is unused starts at the context's end.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            study = self._find(client, name)
+            study.calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                study.calls -= 1
+                study.used = self._clock()
 
     def add(
         self,
@@ -132,12 +220,7 @@ class Studies:
             refuse_mixed([(frame.name, frame.origin) for frame in together], allow_mixed_studies)
             check(together)
             size = sum(frame.pixels.nbytes for frame in frames)
-            held = {other: other.bytes() for other in self._open.values()}
-            own = sum(taken for other, taken in held.items() if other.client == client.name)
-            if sum(held.values()) + size > self.limits.max_bytes:
-                raise Busy("The memory for studies is full: end studies that are done, or ask again later.", 10.0)
-            if own + size > client.share(self.limits.max_bytes):
-                raise Busy("Your studies have all the memory that they may have: end those that are done.", 10.0)
+            self._make_room(client, study, size)
             study.numbers += 1
             known_as = f"image number {study.numbers} of the study"
             study.images[study.numbers] = tuple(
@@ -179,12 +262,15 @@ class Studies:
             return study.frames()
 
     def end(self, client: Client, name: str) -> None:
-        """Close a study and forget its images.
+        """Close a study and forget its images; `name` is its id, or its id in `listed`.
 
         Raises:
             NotFound: no such study.
         """
         with self._lock:
+            self._forget_old()
+            listed = (own for own, study in self._open.items() if study.listed_as == name)
+            name = next(listed, name)
             self._find(client, name).superseded.set()
             del self._open[name]
 
@@ -219,6 +305,11 @@ class Studies:
     def _find(self, client: Client, name: str) -> _Study:
         self._forget_old()
         study = self._open.get(name)
+        if study is None and self._replaced.get(name, ("", 0.0))[0] == client.name:
+            raise StudyReplaced(
+                "The study was unused, and was ended because its client needed room for a newer one: begin it again, and end "
+                "studies that are done."
+            )
         if study is None or study.client != client.name:
             raise NotFound("There is no such study: it was ended, or not used for too long; begin a new one.")
         study.used = self._clock()
@@ -226,8 +317,62 @@ class Studies:
 
     def _forget_old(self) -> None:
         oldest = self._clock() - self.limits.expires_after_seconds
-        for name in [name for name, study in self._open.items() if study.used < oldest]:
+        for name in [name for name, study in self._open.items() if study.used < oldest and not study.calls]:
             self._open.pop(name).superseded.set()
+        self._replaced = {name: ended for name, ended in self._replaced.items() if ended[1] >= oldest}
+
+    def _make_room(self, client: Client, study: _Study, size: int) -> None:
+        """Admit `size` bytes more of pictures; raises Busy where the client's other unused studies do not have them."""
+        held = sum(other.bytes() for other in self._open.values())
+        own = sum(other.bytes() for other in self._open.values() if other.client == client.name)
+        excess, own_excess = held + size - self.limits.max_bytes, own + size - client.share(self.limits.max_bytes)
+        ended, freed = list[tuple[str, _Study]](), 0
+        for name, other in self._replaceable(client):
+            if freed < max(excess, own_excess) and other is not study and other.images:
+                ended.append((name, other))
+                freed += other.bytes()
+        if excess > freed:
+            raise Busy("The memory for studies is full: end studies that are done, or ask again later.", RETRY_SECONDS)
+        if own_excess > freed:
+            raise Busy("Your studies have all the memory that they may have: end those that are done.", RETRY_SECONDS)
+        self._replace(ended)
+
+    def _replaceable(self, client: Client) -> list[tuple[str, _Study]]:
+        """The client's studies that may be ended for a newer one, the one that has been unused for longest first."""
+        newest = self._clock() - self.limits.replaceable_after_seconds
+        unused = [
+            (name, study)
+            for name, study in self._open.items()
+            if study.client == client.name and not study.calls and study.used <= newest
+        ]
+        return sorted(unused, key=lambda named: named[1].used)
+
+    def _replace(self, ended: Sequence[tuple[str, _Study]]) -> None:
+        now = self._clock()
+        for name, study in ended:
+            _log.warning(
+                "a study of %s was ended for a newer one of the same client; it was unused for %.0f s",
+                study.client,
+                now - study.used,
+            )
+            self._open.pop(name).superseded.set()
+            self._replaced[name] = study.client, now
+        while len(self._replaced) > MOST_REPLACED:
+            del self._replaced[next(iter(self._replaced))]
+
+    def _too_many(self, client: Client, own: int) -> Busy:
+        after = self.limits.replaceable_after_seconds
+        now = self._clock()
+        waits = [
+            after - (now - study.used)
+            for study in self._open.values()
+            if study.client == client.name and not study.calls and study.used > now - after
+        ]
+        return Busy(
+            f"{own} studies of yours are open, as many as you may have, and all were used in the last {after:.0f} s: end one "
+            "first.",
+            min(RETRY_SECONDS, *waits) if waits else RETRY_SECONDS,
+        )
 
     def _prepare_again(self, study: _Study) -> None:
         study.superseded.set()

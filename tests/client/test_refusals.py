@@ -34,6 +34,7 @@ RAISED: dict[type[UserError], tuple[UserError, type[UserError]]] = {
     InvalidInput: (InvalidInput("Words."), InvalidInput),
     NotPossibleHere: (NotPossibleHere("Words."), NotPossibleHere),
     NotFound: (NotFound("Words."), NotFound),
+    errors.StudyReplaced: (errors.StudyReplaced("Words."), errors.StudyReplaced),
     errors.NotOffered: (errors.NotOffered("Words."), errors.NotOffered),
     Unauthenticated: (Unauthenticated("Words.", "token"), Unauthenticated),
     errors.Unavailable: (errors.Unavailable("Words."), ServerUnavailable),

@@ -145,6 +145,28 @@ def test_a_study(address: str, picture: Path, engine: Reporting) -> None:
             study.report()
 
 
+def test_studies_that_a_program_left_behind_are_listed_and_ended(address: str, picture: Path) -> None:
+    with ReportClient(address) as client:
+        left = client.connection.begin_study()
+        client.connection.add_image(left, ImageInput(picture.read_bytes()))
+    with ReportClient(address) as client:
+        (study,) = client.studies()
+        assert (study.images, study.in_use) == (1, False) and study.bytes > 0 and study.age_seconds >= 0
+        client.end_study(study.id)
+        assert client.studies() == ()
+        with pytest.raises(NotFound):
+            client.end_study(study.id)
+
+    async def the_same() -> None:
+        async with AsyncReportClient(address) as client:
+            await client.connection.begin_study()
+            (study,) = await client.studies()
+            await client.end_study(study.id)
+            assert await client.studies() == ()
+
+    asyncio.run(the_same())
+
+
 def test_a_study_on_an_event_loop(address: str, picture: Path, engine: Reporting) -> None:
     async def use() -> None:
         async with AsyncReportClient(address) as client:

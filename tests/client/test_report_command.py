@@ -198,6 +198,27 @@ def test_the_calls_id_is_in_json_and_in_the_summary(files: list[Path], capsys: p
         server.stop()
 
 
+def test_ones_own_studies_are_listed_and_ended(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    server = ReportServer(DecodingEngine(), ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    try:
+        with Connection(server.address) as client:
+            client.add_image(client.begin_study(), ImageInput(files[2].read_bytes()))
+            client.begin_study()
+        asked = ["--server", server.address, "--studies"]
+        assert report_command.main([*asked, "--json"]) == 0
+        listed = json.loads(capsys.readouterr().out)
+        assert [study["images"] for study in listed["studies"]] == [1, 0] and listed["max_studies"] == 64
+        first, second = (study["id"] for study in listed["studies"])
+        assert report_command.main([*asked, "--end-study", first]) == 0
+        said = capsys.readouterr().out
+        assert second in said and first not in said and "1 of 64 studies are open." in said
+        assert report_command.main(["--server", server.address, "--end-study", first]) == 2
+        assert "There is no such study" in capsys.readouterr().err
+        assert report_command.main([*asked, "--image", str(files[0])]) == 2
+    finally:
+        server.stop()
+
+
 def test_frames_of_one_file(recording: tuple[Recording, str], files: list[Path]) -> None:
     servicer, address = recording
     real = files[0].with_name("d@7.png")

@@ -168,6 +168,14 @@ def test_a_department_takes_no_uploads_and_says_so(department: Department) -> No
     assert status(lambda: stub.Upload(data, timeout=20)) is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_a_department_lists_no_studies_and_says_so(department: Department) -> None:
+    ask = department.stub.ListStudies
+    with pytest.raises(grpc.RpcError, match="does not list studies") as refused:
+        ask(pb.ListStudiesRequest(), metadata=TOKEN, timeout=20)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    assert status(lambda: ask(pb.ListStudiesRequest(), timeout=20)) is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_nobody_unknown_gets_in(department: Department) -> None:
     info = pb.GetModelInfoRequest()
     wrong = (("authorization", "Bearer nonsense"),)

@@ -73,6 +73,9 @@ class Recording(report_pb2_grpc.ReportServiceServicer):
     def EndStudy(self, request: pb.EndStudyRequest, context: grpc.ServicerContext) -> pb.EndStudyResponse:
         return pb.EndStudyResponse()
 
+    def ListStudies(self, request: pb.ListStudiesRequest, context: grpc.ServicerContext) -> pb.ListStudiesResponse:
+        return pb.ListStudiesResponse()
+
     def AddImage(self, request: pb.AddImageRequest, context: grpc.ServicerContext) -> pb.AddedImage:
         self.calls.append("AddImage")
         self.added = request

@@ -113,8 +113,15 @@ class AsyncConnection:
         await self._ask("WithdrawImage", pb.WithdrawImageRequest(study=study, number=number), Deadline(timeout))
 
     async def end_study(self, study: str, timeout: float | None = None) -> None:
-        """Forget a study."""
+        """Forget a study, by its id or by its id in `list_studies`."""
         await self._ask("EndStudy", pb.EndStudyRequest(study=study), Deadline(timeout))
+
+    async def list_studies(self, timeout: float | None = None) -> pb.ListStudiesResponse:
+        """List this client's own open studies, the one that has been unused for longest first."""
+        listed: pb.ListStudiesResponse = await self._ask(
+            "ListStudies", pb.ListStudiesRequest(), Deadline(timeout), changes=False
+        )
+        return listed
 
     @property
     def _stub(self) -> Any:

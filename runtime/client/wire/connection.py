@@ -175,8 +175,15 @@ class Connection:
         self._ask(self._stub.WithdrawImage, pb.WithdrawImageRequest(study=study, number=number), Deadline(timeout))
 
     def end_study(self, study: str, timeout: float | None = None) -> None:
-        """Forget a study."""
+        """Forget a study, by its id or by its id in `list_studies`."""
         self._ask(self._stub.EndStudy, pb.EndStudyRequest(study=study), Deadline(timeout))
+
+    def list_studies(self, timeout: float | None = None) -> pb.ListStudiesResponse:
+        """List this client's own open studies, the one that has been unused for longest first."""
+        listed: pb.ListStudiesResponse = self._ask(
+            self._stub.ListStudies, pb.ListStudiesRequest(), Deadline(timeout), changes=False
+        )
+        return listed
 
     def _model_info(self, deadline: Deadline) -> pb.ModelInfo:
         info: pb.ModelInfo = self._ask(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline, changes=False)

@@ -16,6 +16,7 @@ from echovlm_edge.runtime.contracts.errors import (
     NotPossibleHere,
     ServerBusy,
     ServerUnavailable,
+    StudyReplaced,
     Unauthenticated,
     UnusableNumbers,
     UserError,
@@ -24,11 +25,13 @@ from echovlm_edge.runtime.contracts.statuses import CODES, REASONS, reason_of, r
 
 OUT_OF_TIME = "The server did not finish within the time given: allow more with --timeout (timeout=)."
 
-_CODE_REASONS = {CODES[kind]: reason for kind, reason in REASONS.items() if kind is not UnusableNumbers}
+_REASON_ONLY = (UnusableNumbers, StudyReplaced)  # kinds that share their status code with another
+_CODE_REASONS = {CODES[kind]: reason for kind, reason in REASONS.items() if kind not in _REASON_ONLY}
 _PLAIN: dict[str, type[UserError]] = {
     "INVALID_INPUT": InvalidInput,
     "NOT_POSSIBLE_HERE": NotPossibleHere,
     "NOT_FOUND": NotFound,
+    "STUDY_REPLACED": StudyReplaced,
     "NOT_OFFERED": NotOffered,
 }
 
