@@ -19,6 +19,7 @@ from echovlm_edge.runtime.formats.dicom_frames import frames_to_read, interrupti
 from echovlm_edge.runtime.formats.dicom_pixel_data import locate, transfer_syntax
 from echovlm_edge.runtime.imaging.dicom import header as dicom_header
 from echovlm_edge.runtime.imaging.dicom.aspect import resized, square_size
+from echovlm_edge.runtime.imaging.dicom.modality import not_ultrasound
 from echovlm_edge.runtime.imaging.dicom.regions import shown_box
 from echovlm_edge.runtime.imaging.dicom.still_frames import StillFrames, open_stills
 from echovlm_edge.runtime.imaging.dicom.video_cine import VideoFrames, codec_of, open_video
@@ -115,7 +116,12 @@ def _opened(image: ImageInput, max_pixels: int, max_frames: int) -> Iterator[_Fi
         shown = shown_box(dataset, frames.height, frames.width, image.crop_to_regions)
         height, width = shown.box.bottom - shown.box.top, shown.box.right - shown.box.left
         size = square_size(dataset, height, width, max_pixels)
-        notes = interruption(frames.count, frames.stated), *shown.notes, SQUARED if size != (height, width) else ""
+        notes = (
+            not_ultrasound(dataset),
+            interruption(frames.count, frames.stated),
+            *shown.notes,
+            SQUARED if size != (height, width) else "",
+        )
         yield _File(dataset, frames, indices, shown.box, size, tuple(note for note in notes if note))
 
 
