@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.clinical.statements import notes_by_file
 
 
 def as_json(pictures: Sequence[pb.Picture], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -51,7 +52,7 @@ def print_pictures(pictures: Sequence[pb.Picture], names: Sequence[str], console
         shown = image
     console.print()
     console.print(table)
-    for note in _notes(pictures, names):
+    for note in notes_by_file(pictures, lambda picture: _file(picture, names)):
         console.print(_plain(note))
 
 
@@ -105,19 +106,3 @@ def _window(picture: pb.Picture) -> str:
         return ""
     half = picture.window.width / 2
     return f"{picture.window.center - half:g} to {picture.window.center + half:g}"
-
-
-def _notes(pictures: Sequence[pb.Picture], names: Sequence[str]) -> list[str]:
-    """Each note once a file, with the frames that it is about where it is not about all of them."""
-    frames: dict[str, list[int]] = {}
-    noted: dict[tuple[str, str], list[int]] = {}
-    for picture in pictures:
-        file = _file(picture, names)
-        frames.setdefault(file, []).append(picture.frame)
-        for note in picture.notes:
-            noted.setdefault((file, note), []).append(picture.frame)
-    lines = []
-    for (file, note), about in noted.items():
-        which = "" if len(about) == len(frames[file]) else f", frame {', '.join(map(str, about))}"
-        lines.append(f"{file}{which}: {note}")
-    return lines

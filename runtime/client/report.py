@@ -137,7 +137,7 @@ class Report:
         from echovlm_edge.runtime.clinical.documents import asked_documents
 
         for path, document in asked_documents(sr, fhir, self._images, self._language):
-            write_whole(path, document(self._result))
+            write_whole(path, document(self._result, self.request_id))
 
 
 ReportEvent: TypeAlias = StageStarted | TextDelta | Report

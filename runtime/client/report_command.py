@@ -24,6 +24,7 @@ from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import Credentials
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.clinical.documents import asked_documents
+from echovlm_edge.runtime.clinical.statements import authorship
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, ServerUnavailable
@@ -57,9 +58,8 @@ def _report(options: argparse.Namespace) -> int:
     if options.studies or options.end_study:
         return _studies(options)
     request = _request(options)
-    documents = asked_documents(
-        options.sr, options.fhir, request.images, request.language
-    )  # what stands against them is said before the wait
+    # Before the call, so that nobody waits for a report that could not be written.
+    documents = asked_documents(options.sr, options.fhir, request.images, request.language)
     result: pb.Result | None = None
     request_ids = [""]
     progress = Console(stderr=True)
@@ -77,7 +77,7 @@ def _report(options: argparse.Namespace) -> int:
     if result is None:
         raise ServerUnavailable(f"The server at {options.server} ended the stream without a result: see its log.")
     for path, write_document in documents:
-        write_whole(path, write_document(result))
+        write_whole(path, write_document(result, request_ids[-1]))
     names = [image.name for image in request.images]
     if options.json:
         print(json.dumps(as_json(result, names, request_ids[-1]), ensure_ascii=False))
@@ -145,9 +145,7 @@ def _summarise(result: pb.Result, console: Console, request_id: str) -> None:
         f"{usage['generated_tokens']} generated "
         f"at {rate:.1f} tokens/s, ended by {answer['finish_reason']}."
     )
-    console.print(
-        f"{result.notice} Written by {result.model}, bundle {result.bundle_id}{f', request {request_id}' if request_id else ''}."
-    )
+    console.print(f"{result.notice} {authorship(result, request_id)}")
 
 
 def _request(options: argparse.Namespace) -> ReportRequest:

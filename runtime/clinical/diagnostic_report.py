@@ -10,6 +10,7 @@ from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.clinical.source_images import SourceImage
+from echovlm_edge.runtime.clinical.statements import authorship, notes_of_document
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.contracts.tasks import Language
@@ -21,15 +22,21 @@ except ImportError:
 
 # Ours: where a resource names what wrote it, since R4 lets no device be a report's performer.
 MODEL, BUNDLE, REVIEW = "urn:echovlm-edge:model", "urn:echovlm-edge:bundle", "urn:echovlm-edge:review"
+REQUEST = (
+    "urn:echovlm-edge:request"  # the system of a report's identifier: the id that the server's log names its call by
+)
 
 
-def diagnostic_report(result: pb.Result, sources: Sequence[SourceImage], language: Language) -> bytes:
-    """JSON: status preliminary, notice, model and bundle id in its tags and in its text, studies by their DICOM UIDs.
+def diagnostic_report(
+    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str = ""
+) -> bytes:
+    """Write JSON: status preliminary, notice, model and bundle id in its tags and in its text, studies by their DICOM UIDs.
 
-    The conclusion is the impression, or the whole text where it has none; `presentedForm` is all of it as plain text.
+    The request's id is the report's identifier. The conclusion is the impression, or the whole text where it has none; `presentedForm`
+    is all of it as plain text, with the notes about pictures below.
     """
-    author = f"Written by {result.model}, bundle {result.bundle_id}."
-    shown = f"{result.notice} {author}\n\n{result.text}"
+    author, notes = authorship(result, request_id), notes_of_document(result)
+    shown = "\n\n".join(filter(None, (f"{result.notice} {author}", result.text, "\n".join(notes))))
     report: dict[str, Any] = {
         "resourceType": "DiagnosticReport",
         "meta": {
@@ -40,7 +47,7 @@ def diagnostic_report(result: pb.Result, sources: Sequence[SourceImage], languag
             ]
         },
         "language": language.value,
-        "text": {"status": "generated", "div": _narrative(result, author)},
+        "text": {"status": "generated", "div": _narrative(result, author, notes)},
         "status": "preliminary",
         "category": [
             {
@@ -65,6 +72,8 @@ def diagnostic_report(result: pb.Result, sources: Sequence[SourceImage], languag
             }
         ],
     }
+    if request_id:
+        report["identifier"] = [{"system": REQUEST, "value": request_id}]
     if sources and (patient := str(sources[0].header.PatientID)):
         report["subject"] = {"type": "Patient", "identifier": {"value": patient}}
     if sources:
@@ -77,8 +86,9 @@ def diagnostic_report(result: pb.Result, sources: Sequence[SourceImage], languag
     return checked.model_dump_json(exclude_none=True, indent=2).encode() + b"\n"
 
 
-def _narrative(result: pb.Result, author: str) -> str:
-    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in result.text.splitlines() if line.strip())
+def _narrative(result: pb.Result, author: str, notes: Sequence[str]) -> str:
+    lines = [*result.text.splitlines(), *notes]
+    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines if line.strip())
     return (
         f'<div xmlns="http://www.w3.org/1999/xhtml"><p><b>{html.escape(result.notice)}</b> {html.escape(author)}</p>'
         f"{paragraphs}</div>"

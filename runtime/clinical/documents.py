@@ -10,21 +10,22 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.tasks import Language
 
+WriteDocument = Callable[[pb.Result, str], bytes]  # of a result and the id of its call
+
 
 def asked_documents(
     sr: Path | None, fhir: Path | None, images: Sequence[SentImage], language: Language
-) -> list[tuple[Path, Callable[[pb.Result], bytes]]]:
-    """List each file that was asked for with what makes its bytes of a result; `images` and `language` are the call's.
+) -> list[tuple[Path, WriteDocument]]:
+    """List the files that were asked for, each with the function that makes its bytes; `images` and `language` are the call's.
 
-    Libraries are imported only where they are needed.
-
-    Frames are those that the result says were shown, else those asked for.
+    Libraries are imported only where they are needed. Documents refer to the frames that the result lists; if it lists none, to
+    those that were asked for.
 
     Raises:
         InvalidInput: the images cannot be referred to, or both have one path.
         NotPossibleHere: a library or a folder is not there.
     """
-    asked: list[tuple[Path, Callable[[pb.Result], bytes]]] = []
+    asked: list[tuple[Path, WriteDocument]] = []
     if not (sr or fhir):
         return asked
     if sr == fhir:
@@ -40,9 +41,9 @@ def asked_documents(
 
         if not sources:
             raise InvalidInput("A DICOM SR belongs to a study: send at least one DICOM image.")
-        asked.append((sr, lambda result: structured_report(result, as_shown(sources, result), language)))
+        asked.append((sr, lambda result, id: structured_report(result, as_shown(sources, result), language, id)))
     if fhir:
         from echovlm_edge.runtime.clinical.diagnostic_report import diagnostic_report
 
-        asked.append((fhir, lambda result: diagnostic_report(result, sources, language)))
+        asked.append((fhir, lambda result, id: diagnostic_report(result, sources, language, id)))
     return asked

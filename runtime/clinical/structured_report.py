@@ -10,6 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.clinical.source_images import PATIENT_AND_STUDY, SourceImage
+from echovlm_edge.runtime.clinical.statements import authorship, notes_of_document
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.contracts.tasks import Language
@@ -52,11 +53,13 @@ SOURCE = CodedConcept("260753009", "SCT", "Source")
 LONG_STRING = 64  # characters of an LO
 
 
-def structured_report(result: pb.Result, sources: Sequence[SourceImage], language: Language) -> bytes:
-    """A DICOM file: patient and study are those of the first image, the flags say partial, unverified and preliminary.
+def structured_report(
+    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str = ""
+) -> bytes:
+    """Write a DICOM file: patient and study are those of the first image, the flags say partial, unverified and preliminary.
 
-    Findings and impression stand in their sections; a text without headings stands whole in the first. Notice, model and
-    bundle id are part of the content.
+    Findings and impression stand in their sections; a text without headings stands whole in the first. One comment has the notice, the
+    model, the bundle's id and the request's, and each note about a picture is a comment of its own.
 
     Raises:
         InvalidInput: there is no DICOM image to refer to, or no text.
@@ -93,7 +96,7 @@ def structured_report(result: pb.Result, sources: Sequence[SourceImage], languag
     document.PerformedProcedureCodeSequence = []
     document.ReferencedPerformedProcedureStepSequence = []
     root = ContainerContentItem(REPORT, is_content_continuous=False, template_id="2000")
-    root.ContentSequence = ContentSequence(_content(result, sources, language))
+    root.ContentSequence = ContentSequence(_content(result, sources, language, request_id))
     document.update(root)
     same_study, others = collect_evidence([source.header for source in sources], root, first.StudyInstanceUID)
     document.CurrentRequestedProcedureEvidenceSequence = same_study
@@ -104,7 +107,9 @@ def structured_report(result: pb.Result, sources: Sequence[SourceImage], languag
     return written.getvalue()
 
 
-def _content(result: pb.Result, sources: Sequence[SourceImage], language: Language) -> list[ContentItem]:
+def _content(
+    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str
+) -> list[ContentItem]:
     context, contains = "HAS OBS CONTEXT", "CONTAINS"
     findings, impression = result.sections.findings, result.sections.impression
     if not findings and not impression:
@@ -116,7 +121,8 @@ def _content(result: pb.Result, sources: Sequence[SourceImage], language: Langua
         TextContentItem(DEVICE_NAME, f"bundle {result.bundle_id}", context),
         TextContentItem(DEVICE_MAKER, MAKER, context),
         TextContentItem(DEVICE_MODEL, result.model, context),
-        TextContentItem(COMMENT, f"{result.notice} Written by {result.model}, bundle {result.bundle_id}.", contains),
+        TextContentItem(COMMENT, f"{result.notice} {authorship(result, request_id)}", contains),
+        *(TextContentItem(COMMENT, note, contains) for note in notes_of_document(result)),
     ]
     images: list[ContentItem] = [
         ImageContentItem(

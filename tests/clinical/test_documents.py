@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +151,36 @@ def test_fhir_accepts_the_report_and_it_says_that_it_is_a_draft() -> None:
     assert "subject" not in pictures_alone and "imagingStudy" not in pictures_alone
 
 
+NOTED = pb.Result(
+    text="A cyst.",
+    notice=NOTICE,
+    model="m",
+    bundle_id="b",
+    pictures=[
+        pb.Picture(image=1, frame_count=1, notes=["The file says Modality CT; EchoVLM was trained on ultrasound."]),
+        pb.Picture(image=2, frame=0, frame_count=9),
+        pb.Picture(image=2, frame=4, frame_count=9, notes=["It is <odd>."]),
+    ],
+)
+NOTES = ["Image 1: The file says Modality CT; EchoVLM was trained on ultrasound.", "Image 2, frame 5: It is <odd>."]
+REQUEST_ID = "0123456789abcdef"
+
+
+def test_documents_have_the_requests_id_and_the_notes_about_pictures() -> None:
+    sources = source_images([dicom()])
+    read = read_back(sr.structured_report(NOTED, sources, Language.EN, REQUEST_ID))
+    tree = ContentSequence.from_sequence([read], is_root=True)[0]
+    comments = [item.value for item in find_content_items(tree, value_type="TEXT") if item.name.meaning == "Comment"]
+    assert comments == [f"{NOTICE} Written by m, bundle b, request {REQUEST_ID}.", *NOTES]
+
+    told = json.loads(diagnostic_report(NOTED, sources, Language.EN, REQUEST_ID))
+    DiagnosticReport.model_validate(told)
+    assert told["identifier"] == [{"system": "urn:echovlm-edge:request", "value": REQUEST_ID}]
+    shown = base64.b64decode(told["presentedForm"][0]["data"]).decode()
+    assert shown == f"{comments[0]}\n\nA cyst.\n\n" + "\n".join(NOTES)
+    assert all(html.escape(line) in told["text"]["div"] for line in (comments[0].removeprefix(NOTICE), *NOTES))
+
+
 @pytest.mark.parametrize(
     ("images", "sentence"),
     [
@@ -176,6 +208,12 @@ def test_the_command_writes_both(address: str, tmp_path: Path) -> None:
     assert report([*asked, "--sr", str(tmp_path / "r.dcm"), "--fhir", str(tmp_path / "r.json")]) == 0
     assert pydicom.dcmread(tmp_path / "r.dcm").SOPClassUID == BasicTextSRStorage
     DiagnosticReport.model_validate_json((tmp_path / "r.json").read_text())
+    (identifier,) = json.loads((tmp_path / "r.json").read_text())["identifier"]
+    comments = {
+        item.TextValue for item in pydicom.dcmread(tmp_path / "r.dcm").ContentSequence if item.ValueType == "TEXT"
+    }
+    assert re.fullmatch("[0-9a-f]{16}", identifier["value"])
+    assert any(f"request {identifier['value']}." in comment for comment in comments), "of the same call"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.dcm", "r.dcm", "r.json"]
 
 
