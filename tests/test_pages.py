@@ -110,7 +110,7 @@ def all_options() -> frozenset[str]:
         for name in re.findall(r'"(--[a-z][a-z0-9-]*)"', path.read_text(encoding="utf-8"))
     }
     commands = ("build", "serve", "report", "profile", "profile compare", "profile page", "doctor")
-    cpp = OPTION.findall((ROOT / "examples/cpp/cart.cpp").read_text(encoding="utf-8"))
+    cpp = OPTION.findall((ROOT / "examples/cpp/cart_options.cpp").read_text(encoding="utf-8"))
     return frozenset(
         {*declared, *cpp, *(name for each in commands for name in OPTION.findall(usage(f"echovlm-{each}")))}
     )

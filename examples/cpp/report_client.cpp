@@ -11,6 +11,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr char kRetryAfter[] = "grpc-retry-pushback-ms";
+constexpr char kDetails[] = "grpc-status-details-bin";  // of every refusal by the report service itself
+constexpr char kRequestId[] = "x-request-id";
+constexpr std::size_t kPlainlySmall = 1 << 20;  // bytes of a request that no server finds too large
 
 constexpr char kCancelled[] = "The call was cancelled.";
 
@@ -85,6 +88,21 @@ std::string sentence(const grpc::Status& status, const std::string& address) {
     default:
       return status.error_message();
   }
+}
+
+std::string request_id_of(const grpc::ClientContext& context) {
+  const auto& initial = context.GetServerInitialMetadata();
+  const auto found = initial.find(kRequestId);
+  return found == initial.end() ? "" : std::string(found->second.data(), found->second.size());
+}
+
+// What the caller gets for a call that failed, whose request had `bytes`.
+CallFailed failure(const grpc::Status& status, const grpc::ClientContext& context, const std::string& address, std::size_t bytes) {
+  const bool stated = context.GetServerTrailingMetadata().count(kDetails) > 0;
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED && !stated && bytes > kPlainlySmall)
+    return {grpc::StatusCode::FAILED_PRECONDITION,
+            "The request is too large for the server (" + status.error_message() + "): send fewer or smaller images."};
+  return {status.error_code(), stated ? status.error_message() : sentence(status, address)};
 }
 
 }  // namespace
@@ -165,6 +183,7 @@ v1::Result ReportClient::stream(Method method, const Request& request, const OnE
     v1::Result result;
     bool begun = false;
     for (v1::GenerateEvent event; reader->Read(&event);) {
+      if (!begun) request_id_ = request_id_of(context.call);
       begun = true;
       on_event(event);
       if (event.has_result()) result = event.result();
@@ -172,7 +191,7 @@ v1::Result ReportClient::stream(Method method, const Request& request, const OnE
     const grpc::Status status = reader->Finish();
     if (status.ok()) return result;
     if (begun || !attempts.pause_after(status, context.call, true))
-      throw CallFailed(status.error_code(), sentence(status, address_));
+      throw failure(status, context.call, address_, request.ByteSizeLong());
   }
 }
 
@@ -184,7 +203,7 @@ Response ReportClient::ask(Method method, const Request& request, Timeout timeou
     Response response;
     const grpc::Status status = (stub_.get()->*method)(&context.call, request, &response);
     if (status.ok()) return response;
-    if (!attempts.pause_after(status, context.call, false)) throw CallFailed(status.error_code(), sentence(status, address_));
+    if (!attempts.pause_after(status, context.call, false)) throw failure(status, context.call, address_, request.ByteSizeLong());
   }
 }
 
@@ -224,6 +243,10 @@ void ReportClient::end_study(const std::string& study, Timeout timeout) {
   v1::EndStudyRequest request;
   request.set_study(study);
   ask<v1::EndStudyResponse>(&v1::ReportService::Stub::EndStudy, request, timeout);
+}
+
+v1::ListStudiesResponse ReportClient::list_studies(Timeout timeout) {
+  return ask<v1::ListStudiesResponse>(&v1::ReportService::Stub::ListStudies, v1::ListStudiesRequest(), timeout);
 }
 
 void ReportClient::cancel() {

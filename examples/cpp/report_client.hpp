@@ -57,7 +57,13 @@ class ReportClient {
   // `allow_mixed_studies` takes an image whose StudyInstanceUID differs from those before it.
   v1::AddedImage add_image(const std::string& study, const v1::Image& image, Timeout timeout = {}, bool allow_mixed_studies = false);
   void withdraw_image(const std::string& study, std::uint32_t number, Timeout timeout = {});
+  // `study` may also be an id that list_studies gave.
   void end_study(const std::string& study, Timeout timeout = {});
+  // The client's own open studies, the one that has been unused for longest first.
+  v1::ListStudiesResponse list_studies(Timeout timeout = {});
+
+  // How the server's log names the last generation that began; empty where it did not say. For the thread that made the call.
+  const std::string& request_id() const { return request_id_; }
 
   // From any thread: ends the call that is running or pauses before it is made again, and all that come after it, at once. They
   // throw CallFailed (CANCELLED).
@@ -71,7 +77,7 @@ class ReportClient {
   template <class Response, class Request, class Method>
   Response ask(Method method, const Request& request, Timeout timeout);
 
-  std::string address_, token_;
+  std::string address_, token_, request_id_;
   Retries retries_;
   std::unique_ptr<v1::ReportService::Stub> stub_;
   std::mutex mutex_;  // of the three below

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -12,12 +13,24 @@ from typing import Any
 
 import pytest
 
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client import report_command
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
-from echovlm_edge.runtime.contracts.errors import Busy
+from echovlm_edge.runtime.contracts.errors import (
+    Busy,
+    InvalidInput,
+    NotFound,
+    NotOffered,
+    NotPossibleHere,
+    Unavailable,
+    UnusableNumbers,
+    UserError,
+)
 from echovlm_edge.runtime.contracts.request import Event, GenerationRequest, ImageInput, Sampling, TextDelta
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support import golden
 from tests.support.authority import Authority
@@ -90,9 +103,10 @@ def test_the_text_is_that_of_the_python_client(cart: Cart, server: Running, as_s
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{last.result.text}\n\n{last.result.notice}\n"
     assert f"{last.result.usage.generated_tokens} tokens" in done.stderr and last.result.bundle_id in done.stderr
+    assert re.search(r", request [0-9a-f]{16}\n$", done.stderr)
 
 
-@pytest.mark.parametrize(("task", "words"), [("diagnose", []), ("ask", ["--question", "What is seen?"])])
+@pytest.mark.parametrize(("task", "words"), [("diagnosis", []), ("question", ["--prompt", "What is seen?"])])
 def test_the_other_tasks(cart: Cart, server: Running, task: str, words: list[str]) -> None:
     done = cart(*asked(server, "--task", task, *words))
     assert done.returncode == 0 and "draft" in done.stdout.lower(), done.stderr
@@ -105,9 +119,13 @@ def test_the_other_tasks(cart: Cart, server: Running, task: str, words: list[str
         (["--image", __file__], "of no known kind"),
         (["--colour"], "There is no option --colour"),
         (["--timeout", "soon"], "--timeout must be a number"),
-        (["--task", "sing"], "--task must be report, diagnose or ask"),
+        (["--task", "sing"], "--task must be report, diagnosis or question"),
         (["--server"], "--server needs a value"),
-        ([], "image"),
+        (["--region", "knee"], "There is no --region knee"),
+        (["--seed", "-1"], "--seed must be a whole number from 0"),
+        (["--frames", "0,x"], "--frames must be a whole number from 0"),
+        ([], "The question is empty"),
+        (["--task", "report"], "image"),
     ],
 )
 def test_a_request_at_fault(cart: Cart, server: Running, words: list[str], sentence: str) -> None:
@@ -115,8 +133,120 @@ def test_a_request_at_fault(cart: Cart, server: Running, words: list[str], sente
     assert done.returncode == 2 and done.stderr.startswith("error: ") and sentence in done.stderr, done.stderr
 
 
+PYTHON_ALONE = {"--sr", "--fhir", "--json", "--version"}  # the first two need libraries that C++ has not
+CPP_ALONE = {"--study"}  # in Python a program of a few lines: examples/python/study.py
+
+
+def options_and_exit_codes(shown: str) -> tuple[set[str], list[str]]:
+    """What a command's help lists: its options, and its exit codes with their meaning."""
+    above, _, codes = shown.partition("exit codes:\n")
+    listed = set(re.findall(r"^  (--[a-z-]+)", above, re.MULTILINE))
+    return listed - {"--help"}, [" ".join(line.split()) for line in codes.splitlines() if line.strip()]
+
+
+def test_options_and_exit_codes_are_those_of_echovlm_report(
+    cart: Cart, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        report_command.main(["--help"])
+    python, codes = options_and_exit_codes(capsys.readouterr().out)
+    done = cart("--help")
+    assert done.returncode == 0
+    cpp, cpp_codes = options_and_exit_codes(done.stdout)
+    assert cpp - python == CPP_ALONE and python - cpp == PYTHON_ALONE
+    assert codes == cpp_codes and len(codes) == 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--frames", "0,5", "--frames", "9"],
+        [
+            *("--frames-spaced", 4, "--no-crop", "--allow-mixed-studies", "--language", "zh", "--region", "liver"),
+            *("--prompt", "Write.", "--max-new-tokens", 7, "--temperature", 0.5, "--top-k", 3, "--top-p", 0.25),
+            *("--repetition-penalty", 1.5, "--seed", 2**63, "--task", "report"),
+        ],
+    ],
+)
+def test_the_same_options_send_the_same_request(cart: Cart, words: list[object]) -> None:
+    asked = ["--image", *map(str, IMAGES), *map(str, words)]
+    with recording_service() as (recorded, address):
+        assert report_command.main(["--server", address, *asked]) == 0
+        expected = recorded.report
+        done = cart("--server", address, *asked)
+    assert done.returncode == 0, done.stderr
+    for sent in (expected, recorded.report):  # Python sends the defaults too
+        for name, default in vars(Sampling()).items():
+            if not sent.options.sampling.HasField(name):
+                setattr(sent.options.sampling, name, default)
+        sent.options.priority = pb.PRIORITY_INTERACTIVE
+        sent.options.language = sent.options.language or pb.LANGUAGE_EN
+        for image in sent.images:
+            image.frames.SetInParent()
+    assert recorded.report == expected
+
+
+class Failing(DecodingEngine):
+    """Raises what it is told to."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__()
+        self.error = error
+
+    def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(InvalidInput("Wrong."), NotPossibleHere("Never."), NotFound("Gone."), NotOffered("Not here.")),
+        *(UnusableNumbers(), Busy("Full.", 60), Unavailable("Shutting down."), RuntimeError("broken")),
+    ],
+)
+def test_a_failed_call_ends_both_commands_alike(cart: Cart, error: Exception, tmp_path: Path) -> None:
+    server = ReportServer(Failing(error), ServerOptions("127.0.0.1:0", grace_seconds=0.1))  # type: ignore[arg-type]
+    try:
+        words = ["--server", server.address, "--image", str(IMAGES[0])]
+        code, done = report_command.main(words), cart(*words)
+    finally:
+        server.stop()
+    assert done.returncode == code in (2, 3, 4), done.stderr
+    if isinstance(error, UserError):
+        assert done.stderr == f"error: {error}\n"
+
+
+def test_a_request_that_is_too_large_is_no_busy_server(cart: Cart, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(3 << 20))
+    options = ServerOptions("127.0.0.1:0", limits=CallLimits(message_bytes=2 << 20), grace_seconds=0.1)
+    server = ReportServer(DecodingEngine(), options)
+    try:
+        done = cart("--server", server.address, "--image", tmp_path / "large")
+    finally:
+        server.stop()
+    assert done.returncode == 2, done.stderr
+
+
+def test_ones_own_studies_are_listed_and_ended(cart: Cart) -> None:
+    server = ReportServer(DecodingEngine(), ServerOptions("127.0.0.1:0", grace_seconds=0.1))
+    try:
+        with Connection(server.address) as client:
+            client.add_image(client.begin_study(), ImageInput(IMAGES[0].read_bytes()))
+        listed = cart("--server", server.address, "--studies")
+        first, last = listed.stdout.splitlines()
+        assert "1 image(s)" in first and last == "1 of 64 studies are open."
+        ended = cart("--server", server.address, "--studies", "--end-study", first.split()[0])
+        assert (ended.returncode, ended.stdout) == (0, "0 of 64 studies are open.\n")
+        assert cart("--server", server.address, "--end-study", first.split()[0]).returncode == 2
+    finally:
+        server.stop()
+
+
 def test_no_server(cart: Cart) -> None:
-    done = cart("--server", "127.0.0.1:1", "--task", "ask", "--question", "Why?")
+    done = cart("--server", "127.0.0.1:1", "--task", "question", "--prompt", "Why?")
     assert done.returncode == 4 and "No server answers at 127.0.0.1:1" in done.stderr, done.stderr
 
 
@@ -135,7 +265,7 @@ def test_who_gets_in(cart: Cart, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     options = ServerOptions("localhost:0", tls=TlsFiles(*authority.issue("server", "localhost")), grace_seconds=0.1)
     server = ReportServer(DecodingEngine(), options, access=ClientsFile(clients))
-    ask = asked(server, "--task", "ask", "--question", "Why?", images=False)
+    ask = asked(server, "--task", "question", "--prompt", "Why?", images=False)
     tls = ("--tls-ca", authority.ca_file)
     try:
         assert cart(*ask, *tls, "--token-file", tmp_path / "right").returncode == 0
@@ -151,14 +281,14 @@ def test_who_gets_in(cart: Cart, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ELSEWHERE)
 def test_a_token_does_not_travel_further(cart: Cart, tmp_path: Path, address: str) -> None:
     (tmp_path / "token").write_text("secret")
-    done = cart("--server", address, "--task", "ask", "--question", "?", "--token-file", tmp_path / "token")
+    done = cart("--server", address, "--task", "question", "--prompt", "?", "--token-file", tmp_path / "token")
     assert done.returncode == 2 and "in plain text" in done.stderr and "secret" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("address", [*(address for address in HERE if ":1" in address), "127.0.0.1:1"])
 def test_a_token_may_travel_to_this_computer(cart: Cart, tmp_path: Path, address: str) -> None:
     (tmp_path / "token").write_text("secret")
-    done = cart("--server", address, "--task", "ask", "--question", "?", "--token-file", tmp_path / "token")
+    done = cart("--server", address, "--task", "question", "--prompt", "?", "--token-file", tmp_path / "token")
     assert done.returncode == 4, done.stderr  # nobody is there
 
 
@@ -167,7 +297,7 @@ def test_a_call_to_this_computer_takes_no_proxy(cart: Cart, server: Running, mon
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody is
     for name in ("no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
-    done = cart(*asked(server, "--task", "ask", "--question", "Why?", images=False))
+    done = cart(*asked(server, "--task", "question", "--prompt", "Why?", images=False))
     assert done.returncode == 0, done.stderr
 
 
@@ -191,7 +321,7 @@ class Full(DecodingEngine):
 def test_a_busy_server_is_asked_again(cart: Cart, retries: int, code: int) -> None:
     server = ReportServer(Full(2), ServerOptions("127.0.0.1:0", grace_seconds=0.1))
     try:
-        done = cart(*asked(server, "--task", "ask", "--question", "Why?", "--retries", retries, images=False))
+        done = cart(*asked(server, "--task", "question", "--prompt", "Why?", "--retries", retries, images=False))
     finally:
         server.stop()
     assert done.returncode == code, done.stderr
@@ -215,7 +345,7 @@ class Endless(DecodingEngine):
 def test_an_interrupt_ends_a_pause_between_retries(program: Path) -> None:
     engine = Full(1, retry_after=29)  # as long as the program waits for a server
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1))
-    words: list[Any] = asked(server, "--task", "ask", "--question", "Why?", "--retries", 9, images=False)
+    words: list[Any] = asked(server, "--task", "question", "--prompt", "Why?", "--retries", 9, images=False)
     with subprocess.Popen([program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert engine.refused.wait(10)
         server.stop()  # ends when the refusal is sent: the program pauses now, or is about to
@@ -238,7 +368,7 @@ def test_mixed_studies_are_asked_for(cart: Cart, as_study: bool, allowed: bool) 
 def test_an_interrupt_cancels_the_call(program: Path) -> None:
     engine = Endless()
     server = ReportServer(engine, ServerOptions("127.0.0.1:0", grace_seconds=0.1))
-    words: list[Any] = asked(server, "--task", "ask", "--question", "Why?", images=False)
+    words: list[Any] = asked(server, "--task", "question", "--prompt", "Why?", images=False)
     with subprocess.Popen([program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.read(4) == b"more"
         process.send_signal(signal.SIGINT)
