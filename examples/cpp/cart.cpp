@@ -129,7 +129,7 @@ sigset_t blocked_interrupts() {
   return signals;
 }
 
-// Cancels the client's calls when a signal comes, as long as it lives.
+// While it exists, cancels the client's calls when a signal arrives.
 class CancelOnSignal {
  public:
   CancelOnSignal(ReportClient& client, const sigset_t& signals)

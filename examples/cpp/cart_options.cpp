@@ -21,7 +21,7 @@ Ask a report server about ultrasound images. Options have the names that they ha
   --language en|zh          default en
   --region REGION           breast, thyroid, liver, kidney, gynecology, heart or vessel, if it is known
   --frames 0,5,9            frames of every cine, counted from 0 (default: its middle one)
-  --frames-spaced N         so many evenly spaced frames of a cine
+  --frames-spaced N         take N evenly spaced frames of a cine
   --allow-mixed-studies     take images of several studies of one patient
   --no-crop                 keep what lies outside a DICOM file's B-mode regions
   --max-new-tokens N        default 512
@@ -30,12 +30,12 @@ Ask a report server about ultrasound images. Options have the names that they ha
   --top-p P                 default 1
   --repetition-penalty R    default 1
   --seed N                  default 0
-  --timeout SECONDS         give up after so long
-  --retries N               ask again so often where the server has no room (default 0)
-  --tls-ca F                who signed the server's certificate (PEM); encrypts the connection
+  --timeout SECONDS         give up after this time
+  --retries N               repeat the call up to N times if the server is busy or unavailable
+  --tls-ca F                the authority that signed the server's certificate (PEM); enables TLS
   --tls-certificate F       this client's own certificate (PEM)
   --tls-key F               its key
-  --token-file F            holds the bearer token that says who asks
+  --token-file F            holds the bearer token that identifies this client
   --studies                 list your own open studies, and ask about no images
   --end-study ID            end one of your studies by its id in that list
   --help                    print this and exit

@@ -13,13 +13,13 @@ using Clock = std::chrono::steady_clock;
 constexpr char kRetryAfter[] = "grpc-retry-pushback-ms";
 constexpr char kDetails[] = "grpc-status-details-bin";  // of every refusal by the report service itself
 constexpr char kRequestId[] = "x-request-id";
-constexpr std::size_t kPlainlySmall = 1 << 20;  // bytes of a request that no server finds too large
+constexpr std::size_t kPlainlySmall = 1 << 20;  // bytes; no server finds such a request too large
 
 constexpr char kCancelled[] = "The call was cancelled.";
 
 bool starts_with(const std::string& text, const std::string& prefix) { return text.compare(0, prefix.size(), prefix) == 0; }
 
-// localhost, 127.0.0.0/8 or ::1. Names are not looked up: 127.evil.example is a name.
+// Tells whether a host is localhost, in 127.0.0.0/8 or ::1. Names are not looked up: 127.evil.example is a name.
 bool is_loopback_host(const std::string& host) {
   in_addr v4;
   in6_addr v6;
@@ -28,12 +28,12 @@ bool is_loopback_host(const std::string& host) {
   return host == "localhost";
 }
 
-// Nothing, or a colon and a number.
+// Tells whether a text is empty, or a colon and a number.
 bool is_port(const std::string& text) {
   return text.empty() || (text[0] == ':' && text.size() > 1 && text.find_first_not_of("0123456789", 1) == std::string::npos);
 }
 
-// Whether a gRPC target, HOST:PORT as gRPC itself splits it, is on this computer. What is not understood is not.
+// Tells whether a gRPC target (HOST:PORT, split as gRPC splits it) is on this computer; false for what is not understood.
 bool is_loopback_target(std::string target) {
   if (starts_with(target, "unix:") || starts_with(target, "unix-abstract:")) return true;
   for (const char* scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"})
@@ -48,15 +48,15 @@ bool is_loopback_target(std::string target) {
   const std::size_t colon = target.find(':');
   if (colon == target.rfind(':') && colon != std::string::npos)
     return is_port(target.substr(colon)) && is_loopback_host(target.substr(0, colon));
-  return is_loopback_host(target);  // an IPv6 address without brackets has no port: ::1:5005 is another one than ::1
+  return is_loopback_host(target);  // an IPv6 address without brackets has no port: ::1:5005 is not ::1 with a port
 }
 
 std::shared_ptr<grpc::Channel> connect(const std::string& address, const Credentials& credentials) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxSendMessageSize(-1);              // the server says what is too large
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);     // Attempts decides
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);     // Attempts decides about them
   const bool local = is_loopback_target(address);
-  if (local) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // which would read what is meant for this computer alone
+  if (local) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a proxy could read what is meant for this computer alone
   if (!credentials.server_ca.empty()) {
     const grpc::SslCredentialsOptions files{credentials.server_ca, credentials.key, credentials.certificate};
     return grpc::CreateCustomChannel(address, grpc::SslCredentials(files), arguments);
@@ -67,7 +67,7 @@ std::shared_ptr<grpc::Channel> connect(const std::string& address, const Credent
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-// The server's delay, where it gave one.
+// The server's delay, if it sent one.
 std::optional<Seconds> asked_delay(const grpc::ClientContext& context) {
   const auto& trailing = context.GetServerTrailingMetadata();
   const auto found = trailing.find(kRetryAfter);
@@ -114,7 +114,7 @@ class ReportClient::Attempts {
     if (timeout) deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(*timeout);
   }
 
-  // The context of one attempt, which `cancel` reaches as long as it lives.
+  // The context of one attempt; while it exists, `cancel` ends the call.
   class Context {
    public:
     Context(ReportClient& client, const std::optional<Clock::time_point>& deadline) : client_(client) {
@@ -138,16 +138,16 @@ class ReportClient::Attempts {
 
   Context next() { return {client_, deadline_}; }
 
-  // Whether the call is to be made again; waits until then. `untouched`: nothing of it can have happened, or it changes nothing.
+  // Returns whether to repeat the call, after waiting until then. `untouched`: the server cannot have acted on it, or it changes nothing.
   // Throws CallFailed (CANCELLED) as soon as the client is cancelled.
   bool pause_after(const grpc::Status& status, const grpc::ClientContext& context, bool untouched) {
     Seconds pause;
     if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
       const auto asked = asked_delay(context);
-      if (!asked) return false;  // too large, or told not to come back
+      if (!asked) return false;  // too large, or the server wants no retry
       pause = *asked;
     } else if (status.error_code() == grpc::StatusCode::UNAVAILABLE && untouched) {
-      std::uniform_real_distribution<double> once_to_twice(1, 2);  // so that carts do not come back all at once
+      std::uniform_real_distribution<double> once_to_twice(1, 2);  // so that carts do not all return at once
       pause = Seconds(0.1 * (1 << std::min(made_ - 1, 16)) * once_to_twice(random_));
     } else {
       return false;

@@ -1,4 +1,4 @@
-// A client of the report service, as a cart's software would hold it: one connection, calls that stream, studies, retries.
+// A client of the report service for a cart's software: one connection, streamed calls, studies, retries.
 #pragma once
 
 #include <chrono>
@@ -17,21 +17,21 @@ namespace echovlm_cart {
 namespace v1 = echovlm::v1;
 using Seconds = std::chrono::duration<double>;
 
-// How this client proves who it is, and knows the server: PEM texts; all empty for a plain-text connection.
+// How this client identifies itself, and which server it trusts: PEM texts, all empty for a plain-text connection.
 struct Credentials {
-  std::string server_ca;         // who signed the server's certificate; the connection is encrypted where it is given
-  std::string certificate, key;  // this client's own, where the server asks for one
+  std::string server_ca;         // the authority that signed the server's certificate; with it the connection is encrypted
+  std::string certificate, key;  // this client's own, if the server asks for one
   std::string token;             // sent as a bearer token
 };
 
-// When a call is made again: after the server's own delay where it had no room, after a pause that doubles from 0.1 s where no
-// server answered and nothing can have happened. A call that changes a study is never made again after the latter.
+// When a call is repeated: after the server's delay if it was busy; after a pause that doubles from 0.1 s if no server answered and it
+// cannot have acted on the call. A call that changes a study is repeated only if the server was busy.
 struct Retries {
-  int attempts = 1;            // calls in all
-  Seconds longest_pause{30};  // a server that asks for more is not waited for
+  int attempts = 1;            // how often the call is made at most
+  Seconds longest_pause{30};  // if the server asks for a longer one, the call fails
 };
 
-// The call's end where it is not a result; `what()` is one sentence.
+// A call that failed; `what()` is one sentence.
 struct CallFailed : std::runtime_error {
   CallFailed(grpc::StatusCode code, const std::string& sentence) : std::runtime_error(sentence), code(code) {}
   const grpc::StatusCode code;
@@ -39,20 +39,20 @@ struct CallFailed : std::runtime_error {
 
 class ReportClient {
  public:
-  // HOST:PORT; connects when the first call is made. Throws CallFailed (FAILED_PRECONDITION) where the token would travel in plain
-  // text to another machine.
+  // `address` is HOST:PORT; the first call connects. Throws CallFailed (FAILED_PRECONDITION) if the token would be sent in plain text to
+  // another machine.
   explicit ReportClient(const std::string& address, const Credentials& credentials = {}, Retries retries = {});
 
   // Called with every event of a generation as it comes.
   using OnEvent = std::function<void(const v1::GenerateEvent&)>;
-  using Timeout = std::optional<Seconds>;  // over all attempts and the pauses between them
+  using Timeout = std::optional<Seconds>;  // for all attempts and the pauses between them
 
   // Each streams its events and returns the last one's result. Throws CallFailed.
   v1::Result generate_report(const v1::GenerateReportRequest& request, const OnEvent& on_event, Timeout timeout = {});
   v1::Result diagnose(const v1::DiagnoseRequest& request, const OnEvent& on_event, Timeout timeout = {});
   v1::Result answer_question(const v1::AnswerQuestionRequest& request, const OnEvent& on_event, Timeout timeout = {});
 
-  // A study: images are sent as they are taken, and read before they are asked about. Each throws CallFailed.
+  // A study: images are sent as they are taken, and read before the question about them. Each throws CallFailed.
   std::string begin_study(Timeout timeout = {});
   // `allow_mixed_studies` takes an image whose StudyInstanceUID differs from those before it.
   v1::AddedImage add_image(const std::string& study, const v1::Image& image, Timeout timeout = {}, bool allow_mixed_studies = false);
@@ -62,11 +62,11 @@ class ReportClient {
   // The client's own open studies, the one that has been unused for longest first.
   v1::ListStudiesResponse list_studies(Timeout timeout = {});
 
-  // How the server's log names the last generation that began; empty where it did not say. For the thread that made the call.
+  // The id of the last generation in the server's log; empty if the server sent none. For the thread that made the call.
   const std::string& request_id() const { return request_id_; }
 
-  // From any thread: ends the call that is running or pauses before it is made again, and all that come after it, at once. They
-  // throw CallFailed (CANCELLED).
+  // Ends the running call at once, also during a pause between retries, and all later ones: they throw CallFailed (CANCELLED). May be
+  // called from any thread.
   void cancel();
 
  private:
@@ -80,7 +80,7 @@ class ReportClient {
   std::string address_, token_, request_id_;
   Retries retries_;
   std::unique_ptr<v1::ReportService::Stub> stub_;
-  std::mutex mutex_;  // of the three below
+  std::mutex mutex_;  // guards the three members below
   std::condition_variable cancelling_;
   grpc::ClientContext* running_ = nullptr;
   bool cancelled_ = false;

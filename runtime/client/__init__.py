@@ -1,6 +1,6 @@
 """The Python client and its command.
 
-`from echovlm_edge import ReportClient` is the way in. The names that this module itself had are kept for one minor version.
+Programs use `from echovlm_edge import ReportClient`. The names that this module had in version 0.1 are kept for one minor version.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-# gRPC's own log lines say in twenty raw ones what our error says in a sentence; read once, when grpc is imported.
+# gRPC logs some twenty lines for a failure that our error explains in a sentence. It reads this variable once, on import.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _OLD = {
@@ -23,7 +23,7 @@ _OLD = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names of version 0.1, with a warning that says where they are now."""
+    """Return a name of version 0.1, with a warning that says where it is now."""
     if name not in _OLD:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, new = _OLD[name]

@@ -1,4 +1,4 @@
-"""`ReportClient` on an event loop: the same verbs, options, results and errors."""
+"""`ReportClient` for asyncio: the same methods, options, results and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from echovlm_edge.runtime.contracts.tasks import Task
 
 
 class AsyncReportClient:
-    """A client of a report server for one event loop; use it with `async with`. Tasks may share it.
+    """Ask a report server from one event loop; use it with `async with`. Tasks may share it.
 
     Arguments, images, options and errors are those of `ReportClient`.
     """
@@ -49,7 +49,7 @@ class AsyncReportClient:
         self.connection = AsyncConnection(address, credentials, Retries(retries + 1))
 
     async def __aenter__(self) -> AsyncReportClient:
-        """The client itself."""
+        """Return the client."""
         return self
 
     async def __aexit__(
@@ -71,7 +71,7 @@ class AsyncReportClient:
         return await _last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
 
     async def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
-        """Answer a question, about images where there are any."""
+        """Answer a question, with or without images."""
         return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
     def stream(
@@ -87,7 +87,7 @@ class AsyncReportClient:
 
     @asynccontextmanager
     async def study(self, timeout: float | None = None) -> AsyncIterator[AsyncStudy]:
-        """Open a study, ended on leaving."""
+        """Open a study, which is ended on leaving the block."""
         study = AsyncStudy(self.connection, await self.connection.begin_study(timeout))
         try:
             yield study
@@ -108,11 +108,11 @@ class AsyncStudy:
     """An open study; see `Study`. Images are in the order in which their `add` returned.
 
     Attributes:
-        id: names it on the server; a secret between the two.
+        id: names it on the server; keep it secret.
     """
 
     def __init__(self, connection: AsyncConnection, id: str) -> None:
-        """`AsyncReportClient.study` opens one."""
+        """Called by `AsyncReportClient.study`."""
         self.id, self._connection = id, connection
         self._images: dict[int, SentImage] = {}
 
@@ -130,20 +130,20 @@ class AsyncStudy:
         return added_of(added, sent)
 
     async def withdraw(self, number: int, timeout: float | None = None) -> None:
-        """Take an image out, as though it had never been added."""
+        """Remove an image, as if it had never been added."""
         await self._connection.withdraw_image(self.id, number, timeout)
         self._images.pop(number, None)
 
     async def report(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
-        """Write a report about the study's images and then those of the call."""
+        """Write a report about the study's images, followed by those of the call."""
         return await _last(self.stream(images, prompt=prompt, **options))
 
     async def diagnose(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
-        """Write the impression alone, likewise."""
+        """Write the impression about the study's images, followed by those of the call."""
         return await _last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
 
     async def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
-        """Answer a question, likewise."""
+        """Answer a question about the study's images, followed by those of the call."""
         return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
     def stream(

@@ -1,4 +1,4 @@
-"""The options that report, diagnose, ask and stream have in common, and the request that they make."""
+"""The options that report, diagnose, ask and stream share, and the request built from them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ImageOptions(TypedDict, total=False):
 
     Attributes:
         frames: of each cine, counted from 0; None for its middle one. `"cine.dcm@0,5"` chooses frames of one file.
-        frames_spaced: so many frames of each cine, evenly spaced.
-        crop_to_regions: keep only the B-mode regions that a DICOM file declares; True.
+        frames_spaced: how many frames of each cine to take, evenly spaced.
+        crop_to_regions: keep only the B-mode regions that a DICOM file declares; True by default.
         allow_mixed_studies: take images of several studies of one patient; of two patients they are always refused.
-        timeout: seconds for all of the call, uploads and retries too; None for no limit.
-        progress: called with the bytes of large files that are sent, and of how many, from another thread.
+        timeout: seconds for the whole call, including uploads and retries; None for no limit.
+        progress: called from another thread with the bytes of large files that have been sent, and with their total.
     """
 
     frames: Sequence[int] | None
@@ -39,13 +39,13 @@ class ImageOptions(TypedDict, total=False):
 
 
 class CallOptions(ImageOptions, total=False):
-    """ImageOptions, and what is asked about them.
+    """ImageOptions, and the options of the question about them.
 
     Attributes:
         language: `en` or `zh`, of the default prompt and so of the text.
         region: where the images were taken: breast, thyroid, liver, kidney, gynecology, heart or vessel.
-        sampling: how tokens are chosen, and how many; greedy and 512.
-        priority: who goes first where many ask.
+        sampling: how tokens are chosen, and how many; the default is greedy and at most 512.
+        priority: interactive calls go before batch calls.
         include_token_ids: put the generated tokens into the report.
     """
 
@@ -67,11 +67,11 @@ def request_of(
     study: str = "",
     study_images: Mapping[int, SentImage] | None = None,
 ) -> tuple[ReportRequest, Asked]:
-    """What is sent, and what its result will be about.
+    """Build the request, and the record of its images that its result needs.
 
     Raises:
-        InvalidInput: a path cannot be read, or an option is none of its choices.
-        TypeError: an option that there is not.
+        InvalidInput: a path cannot be read, or an option has a value that is not one of its choices.
+        TypeError: there is no such option.
     """
     check_names(options, NAMES)
     images = images_to_send(given, _selection(options), options.get("crop_to_regions", True)).images
@@ -92,11 +92,11 @@ def request_of(
 
 
 def image_of(given: GivenImages, options: ImageOptions) -> SentImage:
-    """The one image that is added to a study.
+    """Return the one image that is added to a study.
 
     Raises:
         InvalidInput: it cannot be read, or there are several.
-        TypeError: an option that there is not.
+        TypeError: there is no such option.
     """
     check_names(options, ImageOptions.__annotations__)
     images = images_to_send(given, _selection(options), options.get("crop_to_regions", True)).images
@@ -106,7 +106,7 @@ def image_of(given: GivenImages, options: ImageOptions) -> SentImage:
 
 
 def check_names(options: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse a keyword that there is not, as a function that lists its own does."""
+    """Raise TypeError for an unknown keyword, as Python does for a function with named parameters."""
     for name in options:
         if name not in names:
             raise TypeError(f"There is no option {name}: the options are {', '.join(sorted(names))}.")

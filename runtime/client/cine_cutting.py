@@ -1,7 +1,7 @@
-"""A DICOM cine cut to the frames that are asked for, so that a few megabytes are sent instead of hundreds.
+"""Cut a DICOM cine to the frames that are asked for, so that a few megabytes are sent instead of hundreds.
 
-Needs pydicom, and neither numpy nor a decoder: frames stay encoded as they are. The header stays too, so that a cut file gives
-the same pictures, and the same refusals, as the whole one.
+This needs pydicom, but neither numpy nor a decoder: frames stay encoded as they are. The header is kept, so that a cut file gives
+the same pictures and the same errors as the whole one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PIXEL_DATA = 0x7FE00010
 LONGEST_ELEMENT = 16 << 20  # bytes; a longer one, such as a vendor's raw data, is not read and not sent
-# What is cut: uncompressed, and everything in which each frame is a codestream of its own (PS3.5 annex A): JPEG, JPEG-LS,
-# JPEG 2000, HTJ2K, JPEG XL, run lengths, deflated frames. A video is one stream, and a deflated data set another.
+# Transfer syntaxes that are cut: uncompressed ones, and those in which each frame is a codestream of its own (PS3.5 annex A): JPEG,
+# JPEG-LS, JPEG 2000, HTJ2K, JPEG XL, run lengths, deflated frames. A video, or a deflated data set, is one stream.
 STILL_FRAMES = (
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1",
@@ -35,7 +35,7 @@ STILL_FRAMES = (
     "1.2.840.10008.1.2.8.1",
 )
 JPEG_FAMILY, VIDEO = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.4.10"  # MPEG-2, H.264 and HEVC: .100 to .108
-# They speak of frames that are no longer there, or are of no use to a picture.
+# Attributes about frames that are left out, or that no picture needs.
 DROPPED = (
     "RepresentativeFrameNumber",
     "StartTrim",
@@ -48,10 +48,10 @@ DROPPED = (
 
 
 def cut_cine(image: SentImage) -> ImageInput | None:
-    """The chosen frames of a cine as a DICOM file in memory; None where the file is to be sent as it is.
+    """Cut out the chosen frames of a cine as a DICOM file in memory; None if the file is to be sent as it is.
 
-    That is: a single frame, a video, what is no DICOM, what cannot be read (the server says why), an interrupted cine (which the
-    server says too), a choice of all frames; and everything where pydicom is not installed.
+    It is sent as it is if it is a single frame, a video, not DICOM, unreadable or interrupted (the server says so), if all frames
+    are chosen, or if pydicom is not installed.
 
     Raises:
         InvalidInput: the file cannot be opened, or lacks a frame that was asked for.
@@ -61,14 +61,14 @@ def cut_cine(image: SentImage) -> ImageInput | None:
     except ImportError:
         return None
     with image.open() as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what pydicom finds odd: the server judges
+        warnings.simplefilter("ignore")  # pydicom warns of oddities; the server decides about them
         if sniff(file.read(HEAD_BYTES)) != DICOM:
             return None
         try:
             return _cut(file, image)
         except InvalidInput:
             raise
-        except Exception:  # the parser raises whatever damaged bytes lead it to: the server names the damage
+        except Exception:  # damaged bytes can raise anything in the parser; the server will name the damage
             return None
 
 
@@ -89,7 +89,8 @@ def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
     if pixels.stated == 1 or pixels.count != pixels.stated or header.get("BitsAllocated", 0) == 1:
         return None
     cine = read_cine(header, pixels.count, pixels.stated)
-    chosen = choose_frames(image.name, pixels.count, image.selection, sys.maxsize, cine)  # the server has a limit
+    # Without a limit: the server has one.
+    chosen = choose_frames(image.name, pixels.count, image.selection, sys.maxsize, cine)
     if len(chosen) >= pixels.count or not _reduced(header, chosen, pixels.count):
         return None
     _put_frames(header, pixels, chosen)
@@ -107,7 +108,7 @@ def _cut(file: BinaryIO, image: SentImage) -> ImageInput | None:
 
 
 def _has_still_frames(file: BinaryIO) -> bool:
-    """By the file meta information alone: pydicom would inflate a deflated data set whole."""
+    """Tell by the file meta information alone, as pydicom would inflate all of a deflated data set."""
     from pydicom.filereader import read_dataset, read_preamble
 
     file.seek(0)
@@ -118,7 +119,7 @@ def _has_still_frames(file: BinaryIO) -> bool:
 
 
 def _reduced(header: Dataset, chosen: Sequence[int], count: int) -> bool:
-    """Take out of a header what is of other frames or of no use; False where it cannot be told which is which."""
+    """Remove from a header what belongs to other frames or is not needed; False if that cannot be told apart."""
     from pydicom.dataelem import RawDataElement
 
     for tag in list(header.keys()):
@@ -148,7 +149,7 @@ def _put_frames(header: Dataset, pixels: PixelData, chosen: Sequence[int]) -> No
         header.add_new(PIXEL_DATA, "OB", encapsulate(list(frames)))
         header[PIXEL_DATA].is_undefined_length = True
     else:
-        # Bytes in their own order, which OW would swap in big endian (PS3.5 7.3). A buffer, which pydicom copies piece by
-        # piece: bytes would be held three times.
+        # OB keeps the order of the bytes, which OW would swap in big endian (PS3.5 7.3). pydicom copies a buffer piece by piece;
+        # given bytes, it would hold them three times.
         vr = "OB" if header.BitsAllocated <= 8 else "OW"
         header.add_new(PIXEL_DATA, vr, io.BytesIO(b"".join(frames)))

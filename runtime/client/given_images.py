@@ -1,4 +1,4 @@
-"""What a caller means by its images: paths, folders, `cine.dcm@0,5`, bytes; all of them as what is sent."""
+"""Turn the images that a caller gives (paths, folders, `cine.dcm@0,5`, bytes) into the images that are sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImagesToSend:
     """Images in order.
 
     Attributes:
-        images: each as it is sent.
+        images: one for each file that is sent.
         skipped: files of the folders that are no images.
     """
 
@@ -34,12 +34,12 @@ class ImagesToSend:
 
 
 def images_to_send(given: GivenImages, selection: FrameSelection, crop_to_regions: bool) -> ImagesToSend:
-    """Files as they are given, and in the place of a folder or DICOMDIR what it holds.
+    """List the images to send; a folder or DICOMDIR is replaced by the images in it.
 
     Args:
-        given: one or several: a path, `PATH@0,5` for frames of that file alone, a file's bytes, or an image that says all of
-            this itself. A file that is called `a@1` is that file.
-        selection: frames of each cine that says none of its own.
+        given: one or several: a path, `PATH@0,5` for frames of that file alone, a file's bytes, or an image that has its own
+            selection. `a@1` means the file of that name if there is one.
+        selection: frames of each cine that has no selection of its own.
         crop_to_regions: keep only the B-mode regions that a DICOM file declares.
 
     Raises:
@@ -65,7 +65,7 @@ def images_to_send(given: GivenImages, selection: FrameSelection, crop_to_region
 
 
 def _listed(given: GivenImages) -> Sequence[GivenImage]:
-    """One image alone is a list of one."""
+    """Return the images as a list, also where a single one is given."""
     if isinstance(given, (str, os.PathLike, bytes, ImageInput, ImagePath)):
         return [given]
     return list(given)
@@ -84,4 +84,5 @@ def _path_and_frames(given: object) -> tuple[Path, FrameSelection | None]:
 def _at_path(path: Path, selection: FrameSelection, alone: bool, crop_to_regions: bool) -> SentImage:
     if path.is_file():
         return ImagePath(path, "", path.name if alone else str(path), selection, crop_to_regions)
-    return read_image(path, selection, crop_to_regions)  # a pipe, which can be read once; or nothing at all
+    # A pipe, which can be read only once, or a path that does not exist.
+    return read_image(path, selection, crop_to_regions)

@@ -1,7 +1,7 @@
-"""The images of a folder or a DICOMDIR, in the order in which they were taken; what is no image is counted and left out.
+"""Find the images of a folder or a DICOMDIR, in the order in which they were taken; other files are counted and left out.
 
-Files are known by their first bytes. DICOM files come first: by study, series and instance number; then pictures and videos by
-name. Without pydicom, DICOM files too come by name.
+Files are recognised by their first bytes. DICOM files come first, by study, series and instance number; then pictures and videos
+by name. Without pydicom, DICOM files are ordered by name too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from echovlm_edge.runtime.formats.media_types import DICOM, TAKEN, sniff
 from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 
 DICOMDIR = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage
-# Without pixels, so that gigabytes are ordered in a moment. Rows: reports and presentation states have none.
+# Only these are read, so that ordering gigabytes takes a moment. Rows tells images from reports and presentation states.
 _ORDER = (
     "StudyDate",
     "StudyTime",
@@ -37,7 +37,7 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What a folder or DICOMDIR holds.
+    """The contents of a folder or DICOMDIR.
 
     Attributes:
         paths: its images, in order.
@@ -49,7 +49,7 @@ class FoundImages:
 
 
 def find_images(path: Path) -> FoundImages:
-    """The images that a path stands for: a folder's with those of its folders, a DICOMDIR's, or just the file itself.
+    """List the images that a path stands for: those in a folder and its subfolders, those of a DICOMDIR, or the file itself.
 
     Hidden files and folders are left out, and links to folders are not followed.
 
@@ -72,7 +72,7 @@ def _not_empty(what: str, found: FoundImages) -> FoundImages:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every regular file below, by name."""
+    """List every regular file in the folder and its subfolders, by name."""
 
     def refuse(error: OSError) -> None:
         raise unreadable(Path(str(error.filename)), error)
@@ -85,7 +85,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[list[tuple[int, int, str]], str]]:
-    """Sorts folder by folder, with the numbers in names by their value: image 2 before image 10."""
+    """Return a sort key that orders folder by folder, and numbers in names by their value: image 2 before image 10."""
     return [
         (
             [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in re.split(r"(\d+)", name)],
@@ -96,7 +96,7 @@ def _natural(path: Path) -> list[tuple[list[tuple[int, int, str]], str]]:
 
 
 def _ordered(files: Iterable[Path]) -> FoundImages:
-    """The images among files that are sorted by name, and how many of the others there are; a DICOMDIR is neither."""
+    """Pick the images among files that are sorted by name, and count the others; a DICOMDIR is neither."""
     dicom: list[tuple[tuple[Any, ...], Path]] = []
     pictures, skipped = [], 0
     for path in files:
@@ -109,7 +109,7 @@ def _ordered(files: Iterable[Path]) -> FoundImages:
             pictures.append(path)
         else:
             skipped += not kind
-    dicom.sort(key=lambda placed: placed[0])  # stable: by name where headers say nothing
+    dicom.sort(key=lambda placed: placed[0])  # stable, so that files stay sorted by name where headers say nothing
     return FoundImages((*(path for _, path in dicom), *pictures), skipped)
 
 
@@ -122,14 +122,12 @@ def _head(path: Path) -> bytes:
 
 
 def _place(path: Path) -> tuple[Any, ...] | None:
-    """What DICOM files are sorted by; None for one that holds no picture."""
+    """Return the sort key of a DICOM file; None for one that holds no picture."""
     try:
         header = _header(path, _ORDER)
     except ImportError:
         return ()
-    except (
-        Exception
-    ):  # the parser raises whatever damaged bytes lead it to; the server says what is wrong with the file
+    except Exception:  # damaged bytes can raise anything in the parser; the server will say what is wrong with the file
         return (True,)
     if "Rows" not in header:
         return None
@@ -143,7 +141,7 @@ def _place(path: Path) -> tuple[Any, ...] | None:
 
 
 def _number(text: str) -> float:
-    """An integer string's value; what has none comes last."""
+    """Return the value of an integer string; infinity where there is none, so that it is sorted last."""
     try:
         return int(text)
     except ValueError:
@@ -153,13 +151,13 @@ def _number(text: str) -> float:
 def _text(header: Any, keyword: str) -> str:
     try:
         return str(header.get(keyword, None) or "")
-    except Exception:  # elements are parsed when first looked at
+    except Exception:  # pydicom parses an element at its first use
         return ""
 
 
 def _header(path: Path, keywords: Sequence[str]) -> Any:
-    """Some elements of a DICOM file; nothing else of it is kept."""
-    import pydicom  # an extra: whoever sends pictures alone needs none
+    """Read some elements of a DICOM file and nothing else."""
+    import pydicom  # an extra: sending pictures needs no pydicom
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -167,7 +165,7 @@ def _header(path: Path, keywords: Sequence[str]) -> Any:
 
 
 def _is_directory(path: Path) -> bool:
-    """Whether a DICOM file is a DICOMDIR; without pydicom, by its name, which PS3.10 8.6 prescribes."""
+    """Tell whether a DICOM file is a DICOMDIR; without pydicom by its name, which PS3.10 8.6 prescribes."""
     try:
         return str(_header(path, ()).file_meta.get("MediaStorageSOPClassUID", "")) == DICOMDIR
     except ImportError:
@@ -177,10 +175,10 @@ def _is_directory(path: Path) -> bool:
 
 
 def _listed(directory: Path) -> FoundImages:
-    """The files that a DICOMDIR lists as images, in its order."""
+    """List the files that a DICOMDIR lists as images, in its order."""
     try:
         records = _header(directory, ("DirectoryRecordSequence",)).get("DirectoryRecordSequence", None) or ()
-        # Each names a file by its folders and its name (PS3.3 F.3.2.2); patients, studies and series name none.
+        # Each record of an image names a file by folders and name (PS3.3 F.3.2.2); those of patients, studies and series name none.
         listed = [
             (str(record.get("DirectoryRecordType", "")), record.get("ReferencedFileID"))
             for record in records
@@ -197,13 +195,13 @@ def _listed(directory: Path) -> FoundImages:
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InvalidInput(
-            f"The DICOMDIR {directory} lists {missing[0]}{others}, which is not there: copy all of the medium, or give its folder."
+            f"The DICOMDIR {directory} lists {missing[0]}{others}, which is not there: copy the whole medium, or give its folder."
         )
     return FoundImages(tuple(images), len(listed) - len(images))
 
 
 def _inside(directory: Path, file_id: Any) -> Path:
-    """The file that an id names: below the DICOMDIR's folder and nowhere else, whoever wrote it."""
+    """Return the path that an id names; one outside the DICOMDIR's folder is refused, as the DICOMDIR may be malicious."""
     parts = [file_id] if isinstance(file_id, str) else [str(part) for part in file_id]
     if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
         raise InvalidInput(f"The DICOMDIR {directory} lists a file outside its folder: give the folder.")

@@ -1,4 +1,4 @@
-"""`Result.pictures` for people and programs: which frames the model was shown, how, and what should be known about them."""
+"""Show `Result.pictures` to people and programs: which frames the model was shown, how, and the notes about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echovlm_edge.runtime.clinical.statements import notes_by_file
 
 
 def as_json(pictures: Sequence[pb.Picture], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One object a picture; `names` are those of the call's images, in order."""
+    """Return one JSON object for each picture; `names` are those of the call's images, in order."""
     return [
         {
             "file": _file(picture, names),
@@ -36,18 +36,18 @@ def as_json(pictures: Sequence[pb.Picture], names: Sequence[str]) -> list[dict[s
 
 
 def print_pictures(pictures: Sequence[pb.Picture], names: Sequence[str], console: Console) -> None:
-    """A table with a row for each picture, and below it their notes. Columns that would say nothing are left out."""
+    """Print a table with a row for each picture, and the notes below it. Columns that would be empty are left out."""
     if not pictures:
         return
     columns = _columns(pictures)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # narrow: 80 columns hold all of it
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # narrow, so that it fits 80 columns
     table.add_column("file", overflow="fold", min_width=10)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     shown = None
     for picture in pictures:
         image = picture.image, picture.study_image
-        name = "" if image == shown else _file(picture, names)  # a cine's stands in its first row alone
+        name = "" if image == shown else _file(picture, names)  # a cine's name is only in its first row
         table.add_row(_plain(name), *(value(picture) for value in columns.values()))
         shown = image
     console.print()
@@ -57,7 +57,7 @@ def print_pictures(pictures: Sequence[pb.Picture], names: Sequence[str], console
 
 
 def _plain(text: str) -> Text:
-    """As it is: no brackets of a file's name are taken for colours, and none of its bytes steer the terminal."""
+    """Show a text as it is: brackets in a file's name are not markup, and its control characters do not reach the terminal."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 

@@ -1,4 +1,4 @@
-"""A finished report as a program reads it, and the events on the way to it."""
+"""A finished report as a program reads it, and the events that come before it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from echovlm_edge.runtime.contracts.request import Box, Stage, StageStarted, Tex
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
-_STAGE_NAMES = {Stage.DECODE_IMAGES: "DECODING_IMAGES", Stage.PREPROCESS: "PREPROCESSING"}  # the others are alike
+# The others have the same name in both.
+_STAGE_NAMES = {Stage.DECODE_IMAGES: "DECODING_IMAGES", Stage.PREPROCESS: "PREPROCESSING"}
 _STAGES: Mapping[int, Stage] = {
     pb.Stage.Value(f"STAGE_{_STAGE_NAMES.get(stage, stage.name)}"): stage for stage in Stage
 }
@@ -26,17 +27,17 @@ class ShownPicture:
 
     Attributes:
         image: the call's image that it is of, counted from 1, or in a study `AddedImage.number`.
-        of_study: which of the two.
+        of_study: whether it is a study's image.
         file: the image's name.
         frame: its place in the original file, counted from 0.
         frame_count: frames in the original file.
         width: of a whole frame in the file, in pixels.
         height: likewise.
-        box: what was kept of it, in pixels; None where the server does not say.
-        window: the grey values shown, in the file's own units; None where values are shown as they are.
+        box: the part that was kept, in pixels; None if the server does not say.
+        window: the grey values shown, in the file's own units; None if values are shown as they are.
         model_width: of the picture as the model sees it, in pixels.
         model_height: likewise.
-        tokens: of the context that it takes.
+        tokens: how much of the context it takes.
         notes: what a person should know about it, a sentence each.
     """
 
@@ -57,7 +58,7 @@ class ShownPicture:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call: of the prompt, of its images, written, and of the prompt those whose work was done before."""
+    """Tokens of one call: of the prompt, of its images, generated, and those of the prompt that were cached."""
 
     prompt_tokens: int
     image_tokens: int
@@ -71,7 +72,7 @@ class Timings:
 
     Attributes:
         stages: of each stage that ran; they add up to the total.
-        first_token_seconds: from the request's arrival to the first token; None where none came.
+        first_token_seconds: from the request's arrival to the first token; None if there was none.
         total_seconds: from the request's arrival to its result.
     """
 
@@ -85,18 +86,18 @@ class Report:
     """A finished report, diagnosis or answer: a draft for a clinician to review.
 
     Attributes:
-        text: all of it.
-        findings: its part under that heading; empty where it has none.
-        impression: likewise.
+        text: the whole text.
+        findings: the part under that heading; empty if there is none.
+        impression: the part under that heading; empty if there is none.
         pictures: what the model was shown, in order.
         usage: tokens.
         timings: seconds.
-        finish_reason: `stop`, the model ended it; `length`, a limit did; `cancelled`.
+        finish_reason: `stop` if the model ended the text, `length` if a limit did, or `cancelled`.
         model: the checkpoint that wrote it.
         bundle_id: the bundle that wrote it.
         notice: what every display and print of the text must carry.
-        request_id: names the call in the server's log; empty where the server does not say.
-        token_ids: of the text, where they were asked for.
+        request_id: names the call in the server's log; empty if the server does not say.
+        token_ids: of the text, if they were asked for.
     """
 
     text: str = field(repr=False)
@@ -116,7 +117,7 @@ class Report:
     _language: Language = field(repr=False, compare=False)
 
     def write_sr(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a DICOM Basic Text SR (PS3.3 A.35.1) about the call's DICOM images; needs the extra `clinical`.
+        """Write the report as a DICOM Basic Text SR (PS3.3 A.35.1) about the call's DICOM images; needs the extra `clinical`.
 
         Raises:
             InvalidInput: there is no DICOM image, or they are of several studies.
@@ -125,7 +126,7 @@ class Report:
         self._write(Path(path), None)
 
     def write_fhir(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a FHIR R4 DiagnosticReport; needs the extra `clinical`.
+        """Write the report as a FHIR R4 DiagnosticReport; needs the extra `clinical`.
 
         Raises:
             InvalidInput: the DICOM images are of several patients.
@@ -145,11 +146,11 @@ ReportEvent: TypeAlias = StageStarted | TextDelta | Report
 
 @dataclass(frozen=True)
 class AddedImage:
-    """An image that a study took.
+    """An image that was added to a study.
 
     Attributes:
         number: names it in `Study.withdraw`: 1 for the study's first image, never used twice.
-        study_tokens: of the context that the study takes with it.
+        study_tokens: how much of the context the study takes with it.
         pictures: what the model is shown of it.
     """
 
@@ -181,7 +182,7 @@ class OpenStudy:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a result is about, which the server does not repeat.
+    """The images and the language of a call, which the server's result does not repeat.
 
     Attributes:
         images: of the call, in order.
@@ -195,7 +196,7 @@ class Asked:
 
 
 def event_of(event: pb.GenerateEvent, request_id: str, asked: Asked) -> ReportEvent | None:
-    """A message of the stream as an event; None for one that this version does not know."""
+    """Convert a message of the stream to an event; None for one that this version does not know."""
     match event.WhichOneof("event"):
         case "stage_started":
             stage = _STAGES.get(event.stage_started)
@@ -208,7 +209,7 @@ def event_of(event: pb.GenerateEvent, request_id: str, asked: Asked) -> ReportEv
 
 
 def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
-    """The stream's last message as a report."""
+    """Convert the stream's last message to a report."""
     usage, timings = result.usage, result.timings
     return Report(
         text=result.text,
@@ -241,7 +242,7 @@ _FINISH_REASONS: Mapping[int, Literal["stop", "length", "cancelled"]] = {
 
 
 def _counted_through(result: pb.Result, asked: Asked) -> pb.Result:
-    """The result with a study's images and the call's counted in one row, as documents refer to them."""
+    """Number a study's images and then the call's in one sequence, as documents refer to them."""
     if not asked.study_images:
         return result
     places = {number: place for place, number in enumerate(asked.study_images, 1)}
@@ -254,13 +255,13 @@ def _counted_through(result: pb.Result, asked: Asked) -> pb.Result:
 
 
 def added_of(added: pb.AddedImage, image: SentImage) -> AddedImage:
-    """The server's answer to an image that was added."""
+    """Convert the server's answer about an image that was added."""
     shown = _pictures(added.pictures, Asked(study_images={added.number: image}))
     return AddedImage(added.number, added.study_tokens, shown)
 
 
 def open_studies_of(listed: pb.ListStudiesResponse) -> tuple[OpenStudy, ...]:
-    """The server's list of a client's studies."""
+    """Convert the server's list of a client's studies."""
     return tuple(
         OpenStudy(study.id, study.age_seconds, study.unused_seconds, study.in_use, study.images, study.bytes)
         for study in listed.studies

@@ -1,4 +1,4 @@
-"""The client that most programs want: files in, a report out, one method a task."""
+"""The client that most programs want: files in, a report out, one method for each task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AnyPath = str | os.PathLike[str]
 
 
 class ReportClient:
-    """A client of a report server; use it as a context manager. Threads may share it.
+    """Ask a report server; use it as a context manager. Threads may share it.
 
     Images are a path, a `Path`, a file's bytes, a folder, `"cine.dcm@0,5"` for frames of one cine, or a list of these.
 
@@ -56,16 +56,16 @@ class ReportClient:
 
         Args:
             address: of the server.
-            token_file: holds the bearer token that says who asks.
-            ca: who signed the server's certificate (PEM); encrypts the connection.
-            certificate: this client's own (PEM), where the server asks for one.
+            token_file: holds the bearer token that identifies this client.
+            ca: the authority that signed the server's certificate (PEM); with it the connection is encrypted.
+            certificate: this client's own (PEM), if the server asks for one.
             key: its key.
-            retries: ask again so often where the server has no room or is not there, where that is safe.
+            retries: how often to repeat a call if the server is busy or unavailable, where repeating is safe.
         """
         self.connection = Connection(address, credentials_of(token_file, ca, certificate, key), Retries(retries + 1))
 
     def __enter__(self) -> ReportClient:
-        """The client itself."""
+        """Return the client."""
         return self
 
     def __exit__(
@@ -86,7 +86,7 @@ class ReportClient:
         Raises:
             InvalidInput: a file cannot be read, or the server refused the request.
             NotPossibleHere: the server cannot do it, or takes no file so large.
-            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         return last(self.stream(images, prompt=prompt, **options))
 
@@ -95,7 +95,7 @@ class ReportClient:
         return last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
 
     def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
-        """Answer a question, about images where there are any; raises as `report`."""
+        """Answer a question, with or without images; raises as `report`."""
         return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
     def stream(
@@ -108,13 +108,13 @@ class ReportClient:
     ) -> Iterator[ReportEvent]:
         """Yield `StageStarted` and `TextDelta` as they come, and the `Report` last; closing the iterator cancels the call.
 
-        `task` is report, diagnosis or question, and `prompt` then the question. Raises as `report`.
+        `task` is report, diagnosis or question; for a question, `prompt` is the question. Raises as `report`.
         """
         return _events(self.connection, task, prompt, images, options)
 
     @contextmanager
     def study(self, timeout: float | None = None) -> Iterator[Study]:
-        """Open a study, whose images are sent as they are taken and are read before they are asked about; ended on leaving."""
+        """Open a study, whose images are sent as they are taken and read before the question; it is ended on leaving the block."""
         study = Study(self.connection, self.connection.begin_study(timeout))
         try:
             yield study
@@ -127,7 +127,7 @@ class ReportClient:
 
         Raises:
             NotOffered: the server is a department's or too old; it lists none.
-            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         return open_studies_of(self.connection.list_studies(timeout))
 
@@ -136,7 +136,7 @@ class ReportClient:
 
         Raises:
             NotFound: this client has no such study open.
-            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         self.connection.end_study(id, timeout)
 
@@ -145,11 +145,11 @@ class Study:
     """An open study. Not for two threads at once.
 
     Attributes:
-        id: names it on the server; a secret between the two.
+        id: names it on the server; keep it secret.
     """
 
     def __init__(self, connection: Connection, id: str) -> None:
-        """`ReportClient.study` opens one."""
+        """Called by `ReportClient.study`."""
         self.id, self._connection = id, connection
         self._images: dict[int, SentImage] = {}
 
@@ -159,7 +159,7 @@ class Study:
         Raises:
             InvalidInput: it cannot be read, the context does not hold it, or it is another patient's or study's.
             NotFound: the study was not used for too long.
-            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         sent = image_of(image, options)
         added = self._connection.add_image(
@@ -173,20 +173,20 @@ class Study:
         return added_of(added, sent)
 
     def withdraw(self, number: int, timeout: float | None = None) -> None:
-        """Take an image out, as though it had never been added; `number` is `AddedImage.number`."""
+        """Remove an image, as if it had never been added; `number` is `AddedImage.number`."""
         self._connection.withdraw_image(self.id, number, timeout)
         self._images.pop(number, None)
 
     def report(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
-        """As `ReportClient.report`, about the study's images and then those of the call."""
+        """Write a report about the study's images, followed by those of the call; otherwise as `ReportClient.report`."""
         return last(self.stream(images, prompt=prompt, **options))
 
     def diagnose(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
-        """As `ReportClient.diagnose`, likewise."""
+        """Write the impression about the study's images, followed by those of the call."""
         return last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
 
     def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
-        """As `ReportClient.ask`, likewise."""
+        """Answer a question about the study's images, followed by those of the call."""
         return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
     def stream(
@@ -197,14 +197,14 @@ class Study:
         prompt: str = "",
         **options: Unpack[CallOptions],
     ) -> Iterator[ReportEvent]:
-        """As `ReportClient.stream`, likewise."""
+        """Stream the events of a call about the study's images, followed by those of the call; see `ReportClient.stream`."""
         return _events(self._connection, task, prompt, images, options, self.id, self._images)
 
 
 def credentials_of(
     token_file: AnyPath | None, ca: AnyPath | None, certificate: AnyPath | None, key: AnyPath | None
 ) -> Credentials:
-    """Credentials of files that are given as any kind of path."""
+    """Read the credentials' files, given as any kind of path."""
     token_path, *paths = (Path(path) if path else None for path in (token_file, ca, certificate, key))
     return Credentials.read(token_path, *paths)
 
@@ -228,13 +228,13 @@ def _events(
 
 
 def last(events: Iterator[ReportEvent]) -> Report:
-    """The report at a stream's end.
+    """Return the report at a stream's end.
 
     Raises:
         ServerUnavailable: there is none.
     """
     report = None
-    for event in events:  # to the stream's end: whoever leaves before cancels the call
+    for event in events:  # to the stream's end: leaving the loop earlier would cancel the call
         report = event if isinstance(event, Report) else report
     if report is None:
         raise ServerUnavailable(NO_RESULT)

@@ -1,4 +1,4 @@
-"""`echovlm-report`: asks a server about image files and streams the text; --json prints one object, --sr and --fhir write files."""
+"""Run `echovlm-report`: ask a server about image files and stream the text; --json prints one object, --sr and --fhir write files."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _connected(options: argparse.Namespace) -> Iterator[Connection]:
 
 
 def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") -> dict[str, Any]:
-    """The result as `--json` prints it; `names` are those of the call's images, in order."""
+    """Convert a result to the object that `--json` prints; `names` are those of the call's images, in order."""
     return {
         "text": result.text,
         "findings": result.sections.findings,
@@ -184,7 +184,7 @@ def _frames(listed: str) -> tuple[int, ...]:
     try:
         return tuple(int(index) for index in listed.split(",") if index)
     except ValueError:
-        raise InvalidInput(f"--frames {listed} is no list of numbers: write for example --frames 0,5,9.") from None
+        raise InvalidInput(f"--frames {listed} is not a list of numbers: write for example --frames 0,5,9.") from None
 
 
 def _write(before: Callable[[], None]) -> Callable[[str], None]:
@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0,5,9",
         help="frames of every cine, counted from 0 (default: its middle one)",
     )
-    add("--frames-spaced", type=int, default=0, metavar="N", help="so many evenly spaced frames of a cine")
+    add("--frames-spaced", type=int, default=0, metavar="N", help="take N evenly spaced frames of a cine")
     add(
         "--allow-mixed-studies",
         action="store_true",
@@ -259,20 +259,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=default.top_p, metavar="P")
     add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
     add("--seed", type=int, default=default.seed, metavar="N")
-    add("--timeout", type=float, metavar="SECONDS", help="give up after so long")
+    add("--timeout", type=float, metavar="SECONDS", help="give up after this time")
     add(
         "--retries",
         type=int,
         default=0,
         metavar="N",
-        help="ask again so often where the server has no room (default 0)",
+        help="repeat the call up to N times if the server is busy or unavailable (default 0)",
     )
-    add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM); encrypts the connection")
+    add(
+        "--tls-ca", type=Path, metavar="F", help="the authority that signed the server's certificate (PEM); enables TLS"
+    )
     add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
     add("--tls-key", type=Path, metavar="F", help="its key")
-    add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
-    add("--sr", type=Path, metavar="F", help="write the result there as a DICOM Basic Text SR about the DICOM images")
-    add("--fhir", type=Path, metavar="F", help="write the result there as a FHIR R4 DiagnosticReport")
+    add("--token-file", type=Path, metavar="F", help="holds the bearer token that identifies this client")
+    add("--sr", type=Path, metavar="F", help="write the result to F as a DICOM Basic Text SR about the DICOM images")
+    add("--fhir", type=Path, metavar="F", help="write the result to F as a FHIR R4 DiagnosticReport")
     add("--studies", action="store_true", help="list your own open studies, and ask about no images")
     add(
         "--end-study",

@@ -1,4 +1,4 @@
-"""How images are sent within a server's limits: cines cut to their chosen frames, small files in the request, large ones by upload."""
+"""Decide how images are sent within a server's limits: cines cut to the chosen frames, small files in the request, large ones uploaded."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.formats.media_types import DICOM, sniff
 from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 
-# So much, and so many images, any server takes: they are sent as they are, without a question first. Stills are of this size;
-# of a cine of this size nothing is gained by cutting it.
+# Every server takes this many bytes and images, so they are sent without asking for its limits first. Stills have about this size,
+# and cutting a cine this small gains nothing.
 PLAINLY_SMALL, PLAINLY_FEW = 1 << 20, 8
-PART_BYTES = 1 << 20  # of an upload
-Progress = Callable[[int, int], None]  # bytes sent, of how many
-FIELD_BYTES = 32  # at most, of tags and lengths around an image's bytes
+PART_BYTES = 1 << 20  # of one part of an upload
+Progress = Callable[[int, int], None]  # called with the bytes sent and their total
+FIELD_BYTES = 32  # an upper bound for the tags and lengths around an image's bytes
 
 
 @dataclass(frozen=True)
 class Sending:
-    """One image and the way it goes.
+    """One image, and whether it is uploaded before the call.
 
     Attributes:
-        image: the file, or what was cut of it.
-        size: its bytes.
-        uploaded: by an upload before the call; else in the request itself.
+        image: the file, or the frames that were cut out of it.
+        size: in bytes.
+        uploaded: before the call; otherwise it is part of the request.
     """
 
     image: SentImage
@@ -39,12 +39,12 @@ class Sending:
 
 
 def plan(images: Sequence[SentImage], words: int, limits: Callable[[], pb.Limits]) -> list[Sending]:
-    """Decide how each image goes.
+    """Decide how each image is sent.
 
     Args:
         images: in order.
-        words: bytes of the request without them.
-        limits: asks the server; called only where it matters.
+        words: bytes of the request without the images.
+        limits: asks the server for its limits; called only if they matter.
 
     Raises:
         InvalidInput: a file cannot be read, lacks a frame that was asked for, or there are too many.
@@ -69,7 +69,7 @@ def _cut(sending: Sending) -> Sending:
 
 
 def _placed(sendings: list[Sending], words: int, limits: pb.Limits) -> list[Sending]:
-    """The smallest images go into the request as long as they fit, the others by upload."""
+    """Put the smallest images into the request as long as they fit, and upload the others."""
     room = (limits.max_message_bytes or 1 << 62) - words
     placed = {}
     for number, sending in sorted(enumerate(sendings), key=lambda numbered: numbered[1].size):
@@ -90,7 +90,7 @@ def _by_upload(sending: Sending, limits: pb.Limits) -> Sending:
 
 
 def no_uploads(sending: Sending) -> NotPossibleHere:
-    """The sentence for a server without Upload."""
+    """Return the error for a server without Upload."""
     return NotPossibleHere(
         f"{sending.image.name} has {_up(sending.size)} MB, more than fits in a request to this server, and it takes no "
         f"uploads: {_smaller(sending)}, or start the server with --upload-mb or a larger --max-message-mb."
@@ -109,19 +109,19 @@ def _smaller(sending: Sending) -> str:
 
 
 def _up(size: int) -> int:
-    """In MB, rounded up: what is too large by a byte must not read as though it were not."""
+    """Convert bytes to MB, rounded up: a file one byte over a limit must not seem to be within it."""
     return -(-size // (1 << 20))
 
 
 def message(image: SentImage, data: bytes = b"", upload: str = "") -> pb.Image:
-    """An image as it stands in a request.
+    """Convert an image to its message in a request.
 
     Raises:
-        InvalidInput: a frame's number that no message can hold.
+        InvalidInput: a frame's number does not fit in the message.
     """
     selection, original = image.selection, image.original if isinstance(image, ImageInput) else None
     frames = None
-    if original:  # all of the file's
+    if original:  # all frames of the shortened file
         frames = pb.FrameSelection(indices=pb.FrameIndices(index=range(len(original.numbers))))
     elif selection.indices:
         frames = pb.FrameSelection(
@@ -140,7 +140,7 @@ def message(image: SentImage, data: bytes = b"", upload: str = "") -> pb.Image:
 
 
 def number_within(name: str, value: int, bits: int = 32) -> int:
-    """A number as an unsigned field of so many bits holds it.
+    """Check that a number fits in an unsigned field of `bits` bits, and return it.
 
     Raises:
         InvalidInput: it does not fit.
@@ -151,7 +151,7 @@ def number_within(name: str, value: int, bits: int = 32) -> int:
 
 
 def read_all(image: SentImage) -> bytes:
-    """A file's bytes, for a request.
+    """Read all of a file's bytes, for a request.
 
     Raises:
         InvalidInput: it cannot be read.
@@ -163,7 +163,7 @@ def read_all(image: SentImage) -> bytes:
 
 
 def parts(image: SentImage) -> Iterator[bytes]:
-    """A file's bytes in parts of PART_BYTES, each read when the one before is gone.
+    """Yield a file's bytes in parts of PART_BYTES, each read when the previous one has been sent.
 
     Raises:
         InvalidInput: it cannot be read.
@@ -174,19 +174,19 @@ def parts(image: SentImage) -> Iterator[bytes]:
 
 
 class Reading:
-    """A file on its way to the server; gRPC takes its parts in a thread of its own, where nothing may be raised.
+    """A file that is being uploaded; gRPC takes its parts in a thread of its own, so errors are kept here instead of raised.
 
     Attributes:
         failure: why it could not be read to its end.
     """
 
     def __init__(self, sending: Sending, sent: Callable[[int], None]) -> None:
-        """`sent` is called with the bytes that are gone."""
+        """`sent` is called with the number of bytes sent so far."""
         self._sending, self._sent = sending, sent
         self.failure: InvalidInput | None = None
 
     def requests(self) -> Iterator[pb.UploadRequest]:
-        """The upload's messages."""
+        """Yield the upload's messages."""
         sent = 0
         try:
             for part in parts(self._sending.image):
@@ -198,13 +198,13 @@ class Reading:
 
 
 def ahead(progress: Progress | None, before: int, total: int, sent: int) -> None:
-    """Say how far all uploads of a call are: `sent` bytes of one, after `before` bytes of others."""
+    """Report the progress of all uploads of a call: `sent` bytes of one, after `before` bytes of others."""
     if progress:
         progress(before + sent, total)
 
 
 def changed(sending: Sending) -> InvalidInput:
-    """The sentence for a file whose size at its end was not that at its beginning."""
+    """Return the error for a file whose size changed while it was sent."""
     return InvalidInput(f"{sending.image.name} changed while it was sent: send it once it is written.")
 
 

@@ -1,4 +1,4 @@
-"""`echovlm-report --studies` and `--end-study`: a client's own open studies for people and programs."""
+"""Run `echovlm-report --studies` and `--end-study`: list and end a client's own open studies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A result as a FHIR R4 DiagnosticReport; needs the extra `clinical` (fhir.resources)."""
+"""Write a result as a FHIR R4 DiagnosticReport; needs the extra `clinical` (fhir.resources)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ try:
 except ImportError:
     raise NotPossibleHere(f"A FHIR report needs fhir.resources: {install_hint('clinical')}.") from None
 
-# Ours: where a resource names what wrote it, since R4 lets no device be a report's performer.
+# Systems of our own tags. They name what wrote the report, as R4 allows no device as a report's performer.
 MODEL, BUNDLE, REVIEW = "urn:echovlm-edge:model", "urn:echovlm-edge:bundle", "urn:echovlm-edge:review"
 REQUEST = (
     "urn:echovlm-edge:request"  # the system of a report's identifier: the id that the server's log names its call by

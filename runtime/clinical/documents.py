@@ -1,4 +1,4 @@
-"""Which documents a caller asked for besides the text, checked before the call."""
+"""List the documents that a caller asked for, and check them before the call."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def asked_documents(
     those that were asked for.
 
     Raises:
-        InvalidInput: the images cannot be referred to, or both have one path.
-        NotPossibleHere: a library or a folder is not there.
+        InvalidInput: a document cannot refer to the images, or both documents have the same path.
+        NotPossibleHere: a library or a folder is missing.
     """
     asked: list[tuple[Path, WriteDocument]] = []
     if not (sr or fhir):

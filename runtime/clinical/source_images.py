@@ -1,6 +1,6 @@
-"""What a document says of the images that a text was written about: identifiers read by the client from the files it sends.
+"""Read the identifiers that a document states about its images, from the files that the client sends.
 
-They are read here and not by the server, so that who the patient is never enters the server's memory beyond the files' bytes.
+The client reads them, not the server, so that outside the files' bytes the server never holds the patient's identity.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
 from echovlm_edge.runtime.formats.media_types import DICOM, sniff
 from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 
-LONGEST_ELEMENT = 1 << 20  # bytes; no identifier is longer, and what is stays unread
+LONGEST_ELEMENT = 1 << 20  # bytes; identifiers are shorter, and longer elements are not read
 REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# Type 2 of the Patient and General Study modules: copied where they are, else empty.
+# Type 2 of the Patient and General Study modules: copied if present, otherwise empty.
 PATIENT_AND_STUDY = (
     "PatientID",
     "PatientName",
@@ -43,8 +43,8 @@ class SourceImage:
 
     Attributes:
         header: its identifiers.
-        frames: which of its frames were read, counted from 1; empty for a single one.
-        place: among all images of the call, counted from 1.
+        frames: which of its frames were read, counted from 1; empty for a single-frame image.
+        place: its place among all images of the call, counted from 1.
     """
 
     header: Dataset = field(repr=False)
@@ -53,10 +53,10 @@ class SourceImage:
 
 
 def source_images(images: Sequence[SentImage]) -> list[SourceImage]:
-    """The DICOM files among the images, with the frames that were asked for; their pixels are not read.
+    """List the DICOM files among the images, with the frames that were asked for; their pixels are not read.
 
     Raises:
-        InvalidInput: one cannot be read, lacks an identifier, or is another patient's than the first.
+        InvalidInput: a file cannot be read, lacks an identifier, or is of another patient than the first.
     """
     sources = [_source(image, place) for place, image in enumerate(images, 1) if _is_dicom(image)]
     for source in sources:
@@ -67,7 +67,7 @@ def source_images(images: Sequence[SentImage]) -> list[SourceImage]:
 
 
 def as_shown(sources: Sequence[SourceImage], result: pb.Result) -> list[SourceImage]:
-    """The same with the frames that the model was shown, where the result says them: of an interrupted cine, say, others."""
+    """Replace the frames asked for by those that the model was shown, which can differ, for example for an interrupted cine."""
     shown: dict[int, set[int]] = {}
     for picture in result.pictures:
         frames = shown.setdefault(picture.image, set())  # 0 for a study's
@@ -96,12 +96,12 @@ def _source(image: SentImage, place: int) -> SourceImage:
             setattr(header, keyword, whole.get(keyword, None) or "")
         frames = stated_frames(whole)
         cine = read_cine(whole, frames, frames)
-    except Exception:  # the parser raises whatever the damaged bytes lead it to; its text may quote the patient
+    except Exception:  # damaged bytes can raise anything in the parser; its text may quote the patient
         raise InvalidInput(f"{image.name} cannot be read as DICOM: it is truncated or damaged.") from None
     missing = [keyword for keyword in REFERENCES if not header.get(keyword)]
     if missing:
         raise InvalidInput(f"{image.name} lacks the DICOM attribute {missing[0]}: a document cannot refer to it.")
     if frames == 1:
         return SourceImage(header, (), place)
-    chosen = choose_frames(image.name, frames, image.selection, sys.maxsize, cine)  # the server has a limit
+    chosen = choose_frames(image.name, frames, image.selection, sys.maxsize, cine)  # no limit here: the server has one
     return SourceImage(header, tuple(index + 1 for index in chosen), place)

@@ -1,4 +1,4 @@
-"""A result as a DICOM Basic Text SR that refers to its source images; needs the extra `clinical` (highdicom)."""
+"""Write a result as a DICOM Basic Text SR that refers to its source images; needs the extra `clinical` (highdicom)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ COMMENT = CodedConcept("121106", "DCM", "Comment")
 FINDINGS, FINDING = CodedConcept("121070", "DCM", "Findings"), CodedConcept("121071", "DCM", "Finding")
 IMPRESSIONS, IMPRESSION = CodedConcept("121072", "DCM", "Impressions"), CodedConcept("121073", "DCM", "Impression")
 SOURCE = CodedConcept("260753009", "SCT", "Source")
-LONG_STRING = 64  # characters of an LO
+LONG_STRING = 64  # characters that an LO may have
 
 
 def structured_report(
@@ -58,7 +58,7 @@ def structured_report(
 ) -> bytes:
     """Write a DICOM file: patient and study are those of the first image, the flags say partial, unverified and preliminary.
 
-    Findings and impression stand in their sections; a text without headings stands whole in the first. One comment has the notice, the
+    Findings and impression are in their sections; a text without headings is in the first one. One comment has the notice, the
     model, the bundle's id and the request's, and each note about a picture is a comment of its own.
 
     Raises:
@@ -148,7 +148,7 @@ def _content(
 
 
 def _distinct(sources: Sequence[SourceImage]) -> list[SourceImage]:
-    """Each image once, with the frames of all its mentions."""
+    """List each image once, with all frames that were shown of it."""
     merged: dict[str, SourceImage] = {}
     for source in sources:
         before = merged.get(source.header.SOPInstanceUID)

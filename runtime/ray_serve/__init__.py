@@ -1,1 +1,1 @@
-"""The report service on many computers: a Ray Serve application whose replicas hold an engine each."""
+"""The report service on many computers: a Ray Serve application in which each replica has an engine."""

@@ -27,10 +27,10 @@ class Replicas:
     """How many engines there are, and what each takes.
 
     Attributes:
-        fewest: always there.
-        most: while many wait.
-        cpus: cores of a node that each has, and the engine's threads where the options do not say how many.
-        gpus: of a node that each has.
+        fewest: how many there always are.
+        most: how many there are under load.
+        cpus: cores of a node for each; also the engine's threads if the options do not set them.
+        gpus: GPUs of a node for each.
     """
 
     fewest: int = 1
@@ -40,27 +40,27 @@ class Replicas:
 
 
 def start(settings: ServeSettings, replicas: Replicas, plain_port: int) -> None:
-    """Start it on the cluster that Ray is connected to, or change the one that runs; returns once every replica serves.
+    """Start the application on the cluster that Ray is connected to, or update it; returns once every replica serves.
 
-    A call waits in its replica, so that the replica's limits hold for it: `slots` run and `queue` wait. What finds all replicas full
-    waits in a proxy, `queue` calls in each, and more are refused there. New replicas come once more than `slots` calls are in each on
-    average. One goes only after that was not so for as long as a study may rest: the studies it has go with it.
+    Calls wait in a replica, whose limits apply: `slots` run and `queue` wait. If all replicas are full, up to `queue` calls wait in
+    each proxy, and further ones are refused. A replica is added while each has more than `slots` calls on average. One is removed
+    after this has not been so for as long as a study may be unused, because its studies are lost with it.
 
     Args:
-        settings: of every replica; its files must be on every node.
-        replicas: how many.
-        plain_port: Ray Serve's own port, on every address of every node.
+        settings: the options of every replica; the files they name must be on every node.
+        replicas: how many there are, and what each takes.
+        plain_port: Ray Serve's own port without TLS, on every address of every node.
 
     Raises:
-        RuntimeError: Ray Serve's, where no replica comes up; its log says why.
+        RuntimeError: from Ray Serve, if no replica starts; its log says why.
     """
     serve.start(
         proxy_location=ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host="127.0.0.1"),  # /-/healthz alone
+        http_options=HTTPOptions(host="127.0.0.1"),  # serves /-/healthz only
         grpc_options=gRPCOptions(
             port=plain_port, grpc_servicer_functions=[f"{add_report_service.__module__}.{add_report_service.__name__}"]
         ),
-        # Proxies inherit the controller's environment: where they find the certificates.
+        # Proxies inherit the controller's environment, which tells them where the certificates are.
         controller_options=ControllerOptions(runtime_env={"env_vars": as_environment(settings)}),
     )
     serve.run(_application(settings, replicas), name=NAME)
@@ -80,6 +80,6 @@ def _application(settings: ServeSettings, replicas: Replicas) -> serve.Applicati
         max_queued_requests=settings.queue,
         graceful_shutdown_timeout_s=settings.grace,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
-        request_router_config=RequestRouterConfig(request_router_class=StudyRouter),  # type: ignore[arg-type] # typed as its **kwargs
+        request_router_config=RequestRouterConfig(request_router_class=StudyRouter),  # type: ignore[arg-type] # it is typed as the **kwargs
     )
     return deployment(ReportReplica).bind(settings.model_copy(update={"threads": threads}))

@@ -1,4 +1,4 @@
-"""Adapt a call that Ray Serve passes to a replica to the `Arrival` interface of the report service."""
+"""Adapt a call from Ray Serve to the `Arrival` interface of the report service."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Metadata = Sequence[tuple[str, str]]
 
 
 class Refused(Exception):
-    """The call's status is set; Ray Serve passes it on."""
+    """Ends a call whose status has been set; Ray Serve sends that status to the client."""
 
 
 class CallContext:
-    """An `Arrival`, over Ray Serve's `RayServegRPCContext`, and how it is answered.
+    """An `Arrival` over Ray Serve's `RayServegRPCContext`, with methods to answer the call.
 
-    Metadata that would go first goes last: Ray Serve's proxy sends none before the call's end. With a status other than OK it sends
-    none at all.
+    Initial metadata becomes trailing metadata, because Ray Serve's proxy sends none before the end of a call. If the call fails, the
+    proxy sends no metadata at all.
     """
 
     def __init__(self, context: Any) -> None:
@@ -26,23 +26,23 @@ class CallContext:
         self._context = context
 
     def invocation_metadata(self) -> Any:
-        """The metadata that the client sent with the call."""
+        """Return the metadata that the client sent with the call."""
         return self._context.invocation_metadata()
 
     def auth_context(self) -> Any:
-        """The properties of the connection to the proxy."""
+        """Return the properties of the connection to the proxy."""
         return self._context.auth_context()
 
     def peer(self) -> str:
-        """The address that the call came from."""
+        """Return the address that the call came from."""
         return str(self._context.peer())
 
     def encrypted(self) -> bool:
-        """Whether the call came over TLS."""
+        """Tell whether the call came over TLS."""
         return b"ssl" in self.auth_context().get("transport_security_type", ())
 
     def send_last(self, metadata: Metadata) -> None:
-        """Send metadata at the call's end."""
+        """Send metadata at the end of the call."""
         self._context.set_trailing_metadata(list(metadata))
 
     def refuse(self, status: CallStatus) -> NoReturn:

@@ -18,13 +18,14 @@ QUIET_SECONDS = 0.1
 
 
 def add_report_service(servicer: Any, server: Any) -> None:
-    """Named in Ray Serve's `grpc_servicer_functions`, which calls it before the proxy's server starts.
+    """Add the report service to a proxy's gRPC server, and a port with TLS if there are certificates.
 
-    Ray Serve's own port has no TLS. Where the options (in the proxy's environment) name certificates, it listens on their `listen`
-    too, with them; the replicas then refuse what comes by the other port.
+    Ray Serve calls this function before the server starts, because `grpc_servicer_functions` names it. Ray Serve's own port has no
+    TLS. If the options in the proxy's environment name certificates, the server also listens with TLS on the address in `listen`, and
+    the replicas refuse calls that come through the other port.
 
     Args:
-        servicer: a stand-in: Ray Serve passes every method on to a replica's method of that name.
+        servicer: Ray Serve's own, which passes each call to the method of that name in a replica.
         server: the proxy's `grpc.aio` server.
 
     Raises:
@@ -38,10 +39,10 @@ def add_report_service(servicer: Any, server: Any) -> None:
 
 
 def _followed(files: CertificateFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files. The server is Ray's, so that another one cannot take over as `ReportServer` has it.
+    """Make credentials that are reloaded when the files change. `ReportServer` opens a new server for that, but this one is Ray's.
 
-    gRPC frees the old certificates even where a handshake on another thread, which was told that they stay, is about to take
-    them; that would end the proxy. New handshakes wait in `fetch`, so a moment's sleep there lets such a one take them first.
+    gRPC frees the old certificates although a handshake on another thread may be about to use them, which would crash the proxy.
+    New handshakes wait in `fetch`, so a short sleep there lets the older handshake finish with the old certificates first.
     """
     lock = threading.Lock()
 
@@ -49,7 +50,7 @@ def _followed(files: CertificateFiles) -> grpc.ServerCredentials:
         with lock:
             renewed = files.renewed()
         if renewed is None:
-            return None  # keeps what it has
+            return None  # gRPC keeps the certificates it has
         time.sleep(QUIET_SECONDS)
         return renewed.configuration()
 

@@ -1,4 +1,4 @@
-"""One replica of the report service under Ray Serve: an engine of its own, and the servicer that every server has."""
+"""One replica of the report service under Ray Serve: its own engine, and the methods of the service."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from echovlm_edge.runtime.serving.transport.server import SPARE_THREADS
 from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
 from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 
-# A file would have to be where the study is that it is added to, and nothing of an upload says which that will be.
+# An upload would have to reach the replica whose study its file is added to, and an upload does not say which study that will be.
 NO_UPLOADS = UploadLimits(max_bytes=0)
 
 
 class ReportReplica:
-    """Ray Serve calls the method that a gRPC call names. The servicer blocks, so that its calls run in threads.
+    """A deployment of Ray Serve, which calls the method that a gRPC call names. The service blocks, so calls run in threads.
 
-    An engine that hangs ends the process: Ray starts another replica, and the others serve meanwhile.
+    If the engine hangs, the process ends: Ray starts another replica, and the others continue to serve.
 
     Raises:
         NotPossibleHere: the bundle, the clients file or the certificates cannot be used on this node.
@@ -43,7 +43,7 @@ class ReportReplica:
 
     def __init__(self, settings: ServeSettings) -> None:
         """Load the bundle; the options are those of `echovlm-serve`."""
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is patients'
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dumps: the memory holds patients' images
         logs.start(settings.log == "json")
         options = from_settings.server_options(settings)
         self._tls_only = options.tls is not None
@@ -96,13 +96,13 @@ class ReportReplica:
         return await self._answer("EndStudy", request, grpc_context)
 
     async def ListStudies(self, request: pb.ListStudiesRequest, grpc_context: Any) -> pb.ListStudiesResponse:
-        """See report.proto: a replica knows its own studies alone, so that a department lists none."""
+        """See report.proto; a replica knows only its own studies, so a department lists none."""
         context = CallContext(grpc_context)
         self._known("ListStudies", context)
         context.refuse(status_of(NotOffered("A department does not list studies: end each by the id that began it.")))
 
     async def Upload(self, parts: Any, grpc_context: Any) -> pb.Uploaded:
-        """See report.proto: a department takes none, whoever calls."""
+        """See report.proto; a department takes no uploads."""
         context = CallContext(grpc_context)
         client = self._known("Upload", context)
         try:
@@ -120,15 +120,15 @@ class ReportReplica:
         return await self._answer("GetModelInfo", request, grpc_context)
 
     async def Check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
-        """The standard health check: it needs no token, and a replica that answers serves."""
+        """Answer the standard health check, without a token; a replica that answers is serving."""
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
     def check_health(self) -> None:
-        """Ray Serve's call every ten seconds; an engine that hangs does not fail it, but ends the process."""
+        """Forget unused studies. Ray Serve calls this every ten seconds; an engine that hangs ends the process instead of failing it."""
         self._studies.forget_old()
 
     def __del__(self) -> None:
-        """Ray Serve's call when the replica's last call has ended."""
+        """Shut down. Ray Serve calls this after the replica's last call has ended."""
         self._studies.close()
         self._engine.close()
         self._decode.close()
@@ -152,7 +152,7 @@ class ReportReplica:
             while (event := await answer.next()) is not None and not isinstance(event, CallStatus):
                 yield event
             status = event
-        except BaseException:  # the client is gone: the engine asks before the next token
+        except BaseException:  # the client is gone: the engine checks `gone` before every token
             call.gone.set()
             raise
         finally:

@@ -1,4 +1,4 @@
-"""Which replica a call goes to: a study's calls to the one that holds the study, all others to the less loaded of two."""
+"""Choose the replica of a call: calls about a study go to the replica that has it, others to the less loaded of two."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ import random
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-SEPARATOR = "."  # between a replica's name and the rest of a study's id; in neither of them
+SEPARATOR = "."  # between a replica's name and the rest of a study's id; neither contains it
 
 
 class StudyRouter(RequestRouter):
-    """Ray Serve's router of this service; it lives in every node's proxy."""
+    """The router of this service; each node's proxy has one."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replicas to ask, of which Ray Serve takes the one with the shorter queue.
+        """Return the candidates, of which Ray Serve takes the one with the shorter queue.
 
-        A study whose replica is gone goes to any other, which says that there is no such study.
+        If a study's replica is gone, its calls go to any other one, which answers that there is no such study.
         """
         if pending_request is None:
             return [candidate_replicas]
         home = study_of(pending_request).partition(SEPARATOR)[0]
         holding = [replica for replica in candidate_replicas if replica.replica_id.unique_id == home]
         if holding:
-            pending_request.routing_context.should_backoff = True  # while it is full, there is nobody else to ask
+            pending_request.routing_context.should_backoff = (
+                True  # no other replica has the study, so wait while this one is full
+            )
             return [holding]
         return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
 
 
 def study_of(pending: PendingRequest) -> str:
-    """The study that a call names, or an empty text."""
+    """Return the id of the study that a call names, or an empty string."""
     (message,) = pending.args
-    if isinstance(message, bytes):  # as the proxy has packed it for the replica
-        message = getattr(pickle.loads(message), "user_request_proto", None)  # none of a stream of messages
+    if isinstance(message, bytes):  # pickled by the proxy for the replica
+        message = getattr(pickle.loads(message), "user_request_proto", None)  # a stream of messages has none
     return str(getattr(message, "study", ""))

@@ -85,7 +85,7 @@ def test_an_unknown_host() -> None:
 
 def test_plain_text_to_a_tls_port(serve: Serve, authority: Authority) -> None:
     for said in refusals(serve(TlsFiles(*authority.issue("server", "localhost")))):
-        assert "takes TLS alone" in said and "--tls-ca" in said
+        assert "accepts only TLS" in said and "--tls-ca" in said
 
 
 def test_tls_to_a_plain_port(serve: Serve, authority: Authority) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_certificate_is_told_before_any_call(
         Connection("localhost:1", Credentials(authority.ca_file, wrong, own[1]))
     with pytest.raises(NotPossibleHere, match="give both"):
         Connection("localhost:1", Credentials(authority.ca_file, own[0]))
-    with pytest.raises(NotPossibleHere, match="with TLS alone"):
+    with pytest.raises(NotPossibleHere, match="only with TLS"):
         Connection("localhost:1", Credentials(None, *own))
 
 

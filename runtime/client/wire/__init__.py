@@ -1,1 +1,1 @@
-"""The connection to a server: calls, who makes them, and what their errors mean."""
+"""The connection to a server: calls, credentials, retries, and the conversion of errors."""

@@ -1,4 +1,4 @@
-"""`Connection` on an event loop: the same calls, errors and retries over `grpc.aio`; files are read in threads."""
+"""`Connection` for asyncio: the same calls, errors and retries over `grpc.aio`; files are read in threads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AsyncConnection:
         self._address, self._credentials, self._retries = address, credentials, retries
         self._metadata = credentials.metadata
         self._channel: grpc.aio.Channel | None = None
-        self._limits: pb.Limits | None = None  # the server's, once they mattered
+        self._limits: pb.Limits | None = None  # the server's, once it was asked for them
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
@@ -55,7 +55,7 @@ class AsyncConnection:
             await self._channel.close()
 
     async def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
-        """What the server has loaded."""
+        """Return what the server has loaded."""
         return await self._model_info(Deadline(timeout))
 
     async def generate(
@@ -72,16 +72,16 @@ class AsyncConnection:
             attempts = Attempts(self._retries, deadline)
             while True:
                 call = getattr(self._stub, method)(words, timeout=deadline.seconds_for_call(), metadata=self._metadata)
-                told = False
+                started = False
                 try:
                     async for event in call:
-                        if not told:
+                        if not started:
                             begun(request_id_of(await call.initial_metadata()))
-                        told = True
+                        started = True
                         yield event
                     return
                 except grpc.aio.AioRpcError as error:
-                    pause = None if told else attempts.pause_after(error, or_unavailable=True)
+                    pause = None if started else attempts.pause_after(error, or_unavailable=True)
                     if pause is None:
                         raise await self._explained(error, request.images, words.ByteSize()) from None
                 finally:
@@ -101,7 +101,7 @@ class AsyncConnection:
         allow_mixed_studies: bool = False,
         progress: Progress | None = None,
     ) -> pb.AddedImage:
-        """Add an image at a study's end; see `Connection.add_image`."""
+        """Add an image to the end of a study; see `Connection.add_image`."""
         deadline = Deadline(timeout)
         asked = pb.AddImageRequest(study=study, allow_mixed_studies=allow_mixed_studies)
         async with self._sent([image], asked.image.CopyFrom, asked.ByteSize(), deadline, progress):
@@ -109,7 +109,7 @@ class AsyncConnection:
             return added
 
     async def withdraw_image(self, study: str, number: int, timeout: float | None = None) -> None:
-        """Take an image out of a study, as though it had never been added."""
+        """Remove an image from a study, as if it had never been added."""
         await self._ask("WithdrawImage", pb.WithdrawImageRequest(study=study, number=number), Deadline(timeout))
 
     async def end_study(self, study: str, timeout: float | None = None) -> None:
@@ -125,7 +125,7 @@ class AsyncConnection:
 
     @property
     def _stub(self) -> Any:
-        if self._channel is None:  # only here: a channel belongs to the loop that runs when it is made
+        if self._channel is None:  # not earlier: a channel belongs to the loop that runs when it is created
             options = channel_options(self._address)
             if self._credentials.server_ca:
                 self._channel = grpc.aio.secure_channel(self._address, self._credentials.channel(), options)
@@ -162,7 +162,7 @@ class AsyncConnection:
         deadline: Deadline,
         progress: Progress | None,
     ) -> AsyncIterator[None]:
-        """Put images one by one into a request; forget afterwards what was uploaded."""
+        """Put images one by one into a request; afterwards forget the uploads."""
         loop = asyncio.get_running_loop()
 
         def limits() -> pb.Limits:  # called in the planning thread
@@ -223,7 +223,7 @@ class AsyncConnection:
 
 
 async def _in_threads(reading: Reading) -> AsyncIterator[pb.UploadRequest]:
-    """The upload's messages, each read in a thread so that the loop runs on."""
+    """Yield the upload's messages, each read in a thread so that the loop is not blocked."""
     requests = reading.requests()
     while (request := await asyncio.to_thread(next, requests, None)) is not None:
         yield request

@@ -1,4 +1,4 @@
-"""When a client makes a call again, and how long it has for all of it."""
+"""When a client repeats a call, and how much time all attempts have."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from echovlm_edge.runtime.contracts.statuses import retry_seconds_of
 
 @dataclass(frozen=True)
 class Retries:
-    """When a call is made again: only where nothing of it can have happened, or where it changes nothing.
+    """When a call is repeated: only if the server cannot have acted on it, or if it changes nothing.
 
-    A call that found no room (RESOURCE_EXHAUSTED with the server's delay) is made again after that delay. One that found
-    no server (UNAVAILABLE) is made again after a pause that doubles, from 0.1 s, with up to as much again at random, so
-    that carts do not come back all at once; a stream only before its first message, and never a call that changes a study,
-    which may have been made although no answer came. A timeout covers all attempts and the pauses between them.
+    A call that was refused as busy (RESOURCE_EXHAUSTED with the server's delay) is repeated after that delay. One that found
+    no server (UNAVAILABLE) is repeated after a pause that doubles from 0.1 s, with up to as much again at random, so that
+    carts do not all return at once. A stream is repeated only before its first message. After UNAVAILABLE a call that changes a
+    study is never repeated, as the server may have acted on it. A timeout covers all attempts and the pauses between them.
 
     Attributes:
-        attempts: calls in all; 1 for no retry.
-        longest_pause: a server that asks for more seconds than this is not waited for.
+        attempts: how often the call is made at most; 1 for no retry.
+        longest_pause: in seconds; if the server asks for a longer one, the call fails.
     """
 
     attempts: int = 1
@@ -36,21 +36,21 @@ ONCE = Retries()
 
 
 class Deadline:
-    """By when something is to be done: everything that belongs to it counts."""
+    """The time by which a call has to end, with its uploads and retries."""
 
     def __init__(self, timeout: float | None) -> None:
-        """Begin; None for no end."""
+        """Start the clock; `timeout` is in seconds, None for no limit."""
         self._at = None if timeout is None else time.monotonic() + timeout
 
     def seconds_left(self) -> float | None:
-        """Never negative; None for no end."""
+        """Return the seconds that are left, never negative; None for no limit."""
         return None if self._at is None else max(0.0, self._at - time.monotonic())
 
     def seconds_for_call(self) -> float | None:
-        """The timeout of a call that is made now; None for no end.
+        """Return the timeout of a call that is made now; None for no limit.
 
         Raises:
-            DeadlineExceeded: there is no time left. A call without time could be answered all the same, if it is fast.
+            DeadlineExceeded: there is no time left. A fast server might answer even a call whose timeout is 0.
         """
         left = self.seconds_left()
         if left == 0:
@@ -62,14 +62,14 @@ class Attempts:
     """Counts one call's attempts."""
 
     def __init__(self, retries: Retries, deadline: Deadline) -> None:
-        """Begin with the first."""
+        """Begin with the first attempt."""
         self._retries, self._deadline, self._made = retries, deadline, 1
 
     def pause_after(self, error: Any, *, or_unavailable: bool) -> float | None:
-        """Seconds until the call is to be made again; None where it is not."""
+        """Return the seconds until the call is repeated; None if it is not."""
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
             pause = retry_seconds_of(trailing(error))
-            if pause is None:  # too large, or told not to come back
+            if pause is None:  # too large, or the server wants no retry
                 return None
         elif error.code() is grpc.StatusCode.UNAVAILABLE and or_unavailable:
             pause = 0.1 * 2 ** (self._made - 1) * random.uniform(1, 2)

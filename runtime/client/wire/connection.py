@@ -1,6 +1,6 @@
-"""A client that speaks the service's messages: one method a call, with deadlines, retries and uploads.
+"""A client in terms of the service's messages: one method for each RPC, with deadlines, retries and uploads.
 
-`ReportClient` is built on it; use this one where a program wants the messages of report.proto themselves.
+`ReportClient` is built on it; use this one if a program wants the messages of report.proto themselves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.statuses import REQUEST_ID
 
-FORGET_SECONDS = 2.0  # an upload that could not be forgotten expires
+FORGET_SECONDS = 2.0  # if it takes longer, the upload expires by itself
 
 
 class Connection:
@@ -49,7 +49,7 @@ class Connection:
     """
 
     def __init__(self, address: str, credentials: Credentials = PLAIN, retries: Retries = ONCE) -> None:
-        """Connect lazily to HOST:PORT."""
+        """Connect to HOST:PORT with the first call."""
         self._address, self._credentials, self._retries = address, credentials, retries
         self._metadata = credentials.metadata
         credentials.check(address)
@@ -59,10 +59,10 @@ class Connection:
         else:
             self._channel = grpc.insecure_channel(address, options)
         self._stub = report_pb2_grpc.ReportServiceStub(self._channel)
-        self._limits: pb.Limits | None = None  # the server's, once they mattered
+        self._limits: pb.Limits | None = None  # the server's, once it was asked for them
 
     def __enter__(self) -> Connection:
-        """The client itself."""
+        """Return the client."""
         return self
 
     def __exit__(
@@ -76,10 +76,10 @@ class Connection:
         self._channel.close()
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Connect, within so many seconds.
+        """Connect, within `seconds`.
 
         Raises:
-            ServerUnavailable: there is no connection; at once where it is seen why (a refused port, a wrong certificate).
+            ServerUnavailable: there is no connection; raised at once if the cause is known (a refused port, a wrong certificate).
         """
         states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
         self._channel.subscribe(states.put, try_to_connect=True)
@@ -96,7 +96,7 @@ class Connection:
             self._channel.unsubscribe(states.put)
 
     def model_info(self, timeout: float | None = None) -> pb.ModelInfo:
-        """What the server has loaded."""
+        """Return what the server has loaded."""
         return self._model_info(Deadline(timeout))
 
     def generate(
@@ -108,15 +108,15 @@ class Connection:
     ) -> Generator[pb.GenerateEvent, None, None]:
         """Stream one generation's events; closing the iterator cancels the call.
 
-        Where the images are large, cines are cut to the frames asked for, and what does not fit in a request is uploaded
-        first; `progress` is called with the bytes of it that are sent, from another thread. `begun` is called before the
-        first event with the id that the server's log names the call by; empty where it has none.
+        If the images are large, cines are cut to the frames asked for, and what does not fit in a request is uploaded
+        first; `progress` is called from another thread with the bytes sent and their total. `begun` is called before the
+        first event with the id that names the call in the server's log; it is empty if the server sends none.
 
         Raises:
-            InvalidInput: a file cannot be read, a number that the message cannot hold, or the server refused the request.
-            NotPossibleHere: the server takes no file so large, or cannot do what is asked.
+            InvalidInput: a file cannot be read, a number does not fit in the message, or the server refused the request.
+            NotPossibleHere: a file is larger than the server takes, or the server cannot do what is asked.
             NotFound: the study was ended, or not used for too long.
-            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         deadline = Deadline(timeout)
         method, words = message_of(request)
@@ -124,16 +124,16 @@ class Connection:
             attempts = Attempts(self._retries, deadline)
             while True:
                 call = getattr(self._stub, method)(words, timeout=deadline.seconds_for_call(), metadata=self._metadata)
-                told = False
+                started = False
                 try:
                     for event in call:
-                        if not told:
+                        if not started:
                             begun(request_id_of(call.initial_metadata()))
-                        told = True
+                        started = True
                         yield event
                     return
                 except grpc.RpcError as error:
-                    pause = None if told else attempts.pause_after(error, or_unavailable=True)
+                    pause = None if started else attempts.pause_after(error, or_unavailable=True)
                     if pause is None:
                         raise self._explained(error, request.images, words.ByteSize()) from None
                 finally:
@@ -141,7 +141,7 @@ class Connection:
                 sleep(pause)
 
     def begin_study(self, timeout: float | None = None) -> str:
-        """Open a study, whose images are read before they are asked about; returns its id."""
+        """Open a study, whose images are read before the question about them; returns its id."""
         return str(self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), Deadline(timeout)).id)
 
     def add_image(
@@ -153,16 +153,16 @@ class Connection:
         allow_mixed_studies: bool = False,
         progress: Progress | None = None,
     ) -> pb.AddedImage:
-        """Add an image at a study's end; its number is what `withdraw_image` knows it by.
+        """Add an image to the end of a study; `withdraw_image` takes the number in the answer.
 
-        `allow_mixed_studies` takes one whose StudyInstanceUID differs from those before it. A large one is sent as
-        `generate` sends it.
+        `allow_mixed_studies` accepts an image whose StudyInstanceUID differs from those before it. A large image is sent as
+        by `generate`.
 
         Raises:
-            InvalidInput: it cannot be read, the context does not hold it, or it is another patient's or study's.
-            NotPossibleHere: the server takes no file so large.
+            InvalidInput: it cannot be read, does not fit in the context, or belongs to another patient or study.
+            NotPossibleHere: the file is larger than the server takes.
             NotFound: the study was ended, or not used for too long.
-            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: see there.
+            ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         deadline = Deadline(timeout)
         asked = pb.AddImageRequest(study=study, allow_mixed_studies=allow_mixed_studies)
@@ -171,7 +171,7 @@ class Connection:
             return added
 
     def withdraw_image(self, study: str, number: int, timeout: float | None = None) -> None:
-        """Take an image out of a study, as though it had never been added."""
+        """Remove an image from a study, as if it had never been added."""
         self._ask(self._stub.WithdrawImage, pb.WithdrawImageRequest(study=study, number=number), Deadline(timeout))
 
     def end_study(self, study: str, timeout: float | None = None) -> None:
@@ -218,7 +218,7 @@ class Connection:
         deadline: Deadline,
         progress: Progress | None,
     ) -> Iterator[None]:
-        """Put images one by one into a request that has so many bytes without them; forget afterwards what was uploaded."""
+        """Put images one by one into a request that has `words` bytes without them; afterwards forget the uploads."""
         sendings = plan(images, words, lambda: self._limits or self._model_info(deadline).limits)
         done, total = 0, sum(sending.size for sending in sendings if sending.uploaded)
         uploads: list[str] = []
@@ -270,5 +270,5 @@ class Connection:
 
 
 def request_id_of(metadata: Any) -> str:
-    """The id in a call's initial metadata; empty where there is none."""
+    """Return the request id in a call's initial metadata; empty if there is none."""
     return next((str(value) for key, value in metadata or () if key == REQUEST_ID), "")

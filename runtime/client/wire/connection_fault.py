@@ -1,6 +1,6 @@
-"""Why no connection comes about, which gRPC does not tell apart: found by one short connection of our own.
+"""Find out why a connection fails, which gRPC does not say, with one short connection of our own.
 
-Each fault is one sentence with what to change. Nothing is sent but a handshake; nothing is said where a proxy stands between.
+Each fault is one sentence with its fix. Only a handshake is sent. Behind a proxy there is no answer.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from echovlm_edge.runtime.client.wire.credentials import Credentials
 from echovlm_edge.runtime.contracts.addresses import is_loopback_target
 from echovlm_edge.runtime.contracts.errors import ServerUnavailable
 
-PROBE_SECONDS = 2.0  # for each of: connecting, the handshake, the server's first bytes
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # that gRPC heeds
+PROBE_SECONDS = 2.0  # each for connecting, for the handshake, and for the server's first bytes
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the variables that gRPC obeys
 _TARGET = re.compile(
     r"(?:dns:(?://[^/]*/)?|ipv4:|ipv6:)?(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d{1,5})"
 )
-# RFC 9113 3.4: what a client begins with, and an empty SETTINGS frame.
+# The first bytes of an HTTP/2 client (RFC 9113 3.4), and an empty SETTINGS frame.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 # OpenSSL's X509_V_ERR numbers.
 _NOT_YET_VALID, _EXPIRED, _OTHER_HOST = 9, 10, (62, 64)
 
 
 def connection_fault(address: str, credentials: Credentials) -> ServerUnavailable | None:
-    """Connect to a gRPC address as a client with these credentials would; None where nothing is found wrong.
+    """Connect to a gRPC address as a client with these credentials would; return None if nothing is wrong.
 
-    Takes a few PROBE_SECONDS at most; a refused port is told at once.
+    It takes a few PROBE_SECONDS at most; a refused port is reported at once.
     """
     found = _TARGET.fullmatch(address)
     if not found or int(found["port"]) > 65535 or _is_proxied(address):
@@ -57,7 +57,7 @@ def connection_fault(address: str, credentials: Credentials) -> ServerUnavailabl
 
 
 def _is_proxied(address: str) -> bool:
-    """Whether gRPC may go through a proxy, so that a connection from here would show something else."""
+    """Tell whether gRPC may use a proxy, so that a direct connection would show something else."""
     return not is_loopback_target(address) and any(os.environ.get(name) for name in _PROXIES)
 
 
@@ -69,9 +69,9 @@ def _fault_of_plain_text(connection: socket.socket, address: str) -> ServerUnava
         with context.wrap_socket(connection):
             pass
     except (OSError, ValueError):
-        return None  # it speaks no TLS, as it should
+        return None  # it does not speak TLS, as expected
     return ServerUnavailable(
-        f"The server at {address} takes TLS alone: give the authority that signed its certificate (--tls-ca, ca= in Python)."
+        f"The server at {address} accepts only TLS: give the authority that signed its certificate (--tls-ca, ca= in Python)."
     )
 
 
@@ -79,7 +79,7 @@ def _fault_of_tls(
     connection: socket.socket, host: str, address: str, credentials: Credentials
 ) -> ServerUnavailable | None:
     context = ssl.create_default_context(cafile=credentials.server_ca)
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # gRPC takes what it would refuse
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # gRPC accepts certificates that the strict check refuses
     context.set_alpn_protocols(["h2"])
     if credentials.certificate:
         context.load_cert_chain(credentials.certificate, credentials.key)
@@ -93,11 +93,11 @@ def _fault_of_tls(
         return _plain_server(address)
     except TimeoutError:
         return ServerUnavailable(f"The server at {address} does not answer a TLS handshake: check the port.")
-    except OSError:  # closed at once: what a server of plain text does too
+    except OSError:  # closed at once, as by a plain-text server
         return _plain_server(address)
     with closing(encrypted):
         try:
-            encrypted.sendall(_HTTP2_PREFACE)  # TLS 1.3: only now does the server judge the client's certificate
+            encrypted.sendall(_HTTP2_PREFACE)  # with TLS 1.3 the server checks the client's certificate only now
             answer = encrypted.recv(9)
         except TimeoutError:
             return None

@@ -1,4 +1,4 @@
-"""Who a client says it is, which server it trusts, and the channel that this makes."""
+"""How a client identifies itself, which server it trusts, and the gRPC credentials made from this."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 @dataclass(frozen=True)
 class Credentials:
-    """How a client proves who it is, and knows the server; files are PEM.
+    """How a client identifies itself, and which server it trusts; files are PEM.
 
     Attributes:
-        server_ca: who signed the server's certificate; None for a plain-text connection.
-        certificate: the client's own chain, where the server asks for one; `key` belongs to it.
-        key: see `certificate`.
+        server_ca: the authority that signed the server's certificate; None for a plain-text connection.
+        certificate: the client's own chain, if the server asks for one.
+        key: the private key of `certificate`.
         token: sent as a bearer token.
     """
 
@@ -32,7 +32,7 @@ class Credentials:
     def read(
         cls, token_file: Path | None, server_ca: Path | None, certificate: Path | None = None, key: Path | None = None
     ) -> Credentials:
-        """The same with the token from a file, where there is one.
+        """Make credentials whose token is read from a file, if one is given.
 
         Raises:
             NotPossibleHere: the file cannot be read.
@@ -43,17 +43,17 @@ class Credentials:
             raise NotPossibleHere(f"The token file {token_file} cannot be read ({error.strerror}).") from None
         except UnicodeDecodeError:
             raise NotPossibleHere(
-                f"The token file {token_file} is no text: give the file that holds the token."
+                f"The token file {token_file} is not a text file: give the file that holds the token."
             ) from None
         return cls(server_ca, certificate, key, token)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+        """The metadata of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def check(self, address: str) -> None:
-        """Refuse what no connection can be made with, before there is one.
+        """Check the credentials before a connection is made.
 
         Raises:
             NotPossibleHere: a file cannot be read or is no PEM file, or a token would be sent in plain text to another machine.
@@ -61,9 +61,7 @@ class Credentials:
         if not self.server_ca:
             for path, option in ((self.certificate, "--tls-certificate"), (self.key, "--tls-key")):
                 if path:
-                    raise NotPossibleHere(
-                        f"{option} {path} is of use with TLS alone: give the authority, --tls-ca, too."
-                    )
+                    raise NotPossibleHere(f"{option} {path} is used only with TLS: give the authority, --tls-ca, too.")
             if self.token and not is_loopback_target(address):
                 raise NotPossibleHere(
                     f"The token would travel to {address} in plain text: give the server's certificate authority "
@@ -75,7 +73,7 @@ class Credentials:
             _check_pair(self.certificate, self.key)
 
     def channel(self) -> grpc.ChannelCredentials:
-        """For a channel with TLS; after `check`."""
+        """Return gRPC's credentials for a channel with TLS; call `check` first."""
         files = (self.server_ca, self.key, self.certificate)
         return grpc.ssl_channel_credentials(*(_read(path) if path else None for path in files))
 
@@ -84,10 +82,10 @@ PLAIN = Credentials()
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:
-    """Options of every channel to that address."""
+    """Return the options of every channel to that address."""
     options = [("grpc.max_send_message_length", -1)]
     if is_loopback_target(address):
-        options.append(("grpc.enable_http_proxy", 0))  # which would read what is meant for this computer alone
+        options.append(("grpc.enable_http_proxy", 0))  # a proxy could read what is meant for this computer alone
     return options
 
 

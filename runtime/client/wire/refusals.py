@@ -1,4 +1,4 @@
-"""A failed call as an error of this package: by the reason that the server states, else by the status code."""
+"""Convert a failed call to an error of this package: by the reason that the server states, else by the status code."""
 
 from __future__ import annotations
 
@@ -37,58 +37,60 @@ _PLAIN: dict[str, type[UserError]] = {
 
 
 def error_of(error: Any, address: str, names: Sequence[str] = (), *, too_large: bool = False) -> UserError:
-    """What a caller of the client gets for a failed call.
+    """Return the error that a caller of the client gets for a failed call.
 
     Args:
         error: gRPC's, a `grpc.RpcError` with `code`, `details` and `trailing_metadata`.
         address: of the server.
-        names: of the call's images, in order: the server knows an image by its place, the user by its name.
-        too_large: the request has more bytes than the server takes, which gRPC itself refuses before the server sees it.
+        names: of the call's images, in order; they replace "image 2" in the server's sentence.
+        too_large: the request has more bytes than the server takes; gRPC refuses it before the service sees it.
     """
     metadata = trailing(error)
-    code, said = error.code(), _with_names(error.details() or "", names)
+    code, sentence = error.code(), _with_names(error.details() or "", names)
     stated = reason_of(metadata)
     reason = stated if stated in REASONS.values() else _CODE_REASONS.get(code, "")
     if reason in _PLAIN:
-        return _PLAIN[reason](said)
+        return _PLAIN[reason](sentence)
     match reason:
         case "UNAUTHENTICATED":
-            return Unauthenticated(f"{said} Give the token's file with --token-file (token_file= in Python).".lstrip())
+            return Unauthenticated(
+                f"{sentence} Give the token's file with --token-file (token_file= in Python).".lstrip()
+            )
         case "UNUSABLE_NUMBERS":
             return UnusableNumbers()
         case "UNAVAILABLE" if stated:
-            return ServerUnavailable(said)
+            return ServerUnavailable(sentence)
         case "UNAVAILABLE":
             return ServerUnavailable(
-                f"The server at {address} did not take the call ({said}): see that echovlm-serve runs there, and give the "
+                f"The server at {address} did not take the call ({sentence}): check that echovlm-serve runs there, and give the "
                 "certificates it asks for."
             )
         case "BUSY" if too_large and not stated:
             return NotPossibleHere(
-                f"The request is too large for the server ({said}): send fewer or smaller images, or start the "
+                f"The request is too large for the server ({sentence}): send fewer or smaller images, or start the "
                 "server with a larger --max-message-mb."
             )
         case "BUSY":
-            return ServerBusy(said, retry_seconds_of(metadata))
+            return ServerBusy(sentence, retry_seconds_of(metadata))
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(OUT_OF_TIME)
-    return NotPossibleHere(f"The server answered {code.name}: {said}")
+    return NotPossibleHere(f"The server answered {code.name}: {sentence}")
 
 
 def no_answer(address: str) -> ServerUnavailable:
-    """The sentence where nothing more is known."""
+    """Return the error for a server that does not answer for an unknown cause."""
     return ServerUnavailable(
         f"No server answers at {address}: start one with echovlm-serve, and give the certificates it asks for."
     )
 
 
 def is_stated(error: Any) -> bool:
-    """Whether the report service itself refused the call, rather than gRPC or the network."""
+    """Tell whether the report service itself refused the call, rather than gRPC or the network."""
     return bool(reason_of(trailing(error)))
 
 
 def trailing(error: Any) -> list[tuple[str, str | bytes]]:
-    """A failed call's trailing metadata."""
+    """Return a failed call's trailing metadata."""
     return [(key, value) for key, value in error.trailing_metadata() or ()]
 
 

@@ -21,13 +21,13 @@ class ReportRequest:
         task: report, diagnosis or question.
         images: encoded files, in memory or on disk.
         prompt: replaces the task's default; for a question it is the question.
-        language: of the default prompt.
-        region: named in the default prompt where it is known.
+        language: of the default prompt, and so of the text.
+        region: where the images were taken; named in the default prompt. None if it is not known.
         sampling: greedy by default.
-        include_token_ids: ask for them in the result.
+        include_token_ids: put the generated token ids into the result.
         study: an open study's id, whose images come before `images`.
-        priority: who goes first where many ask.
-        allow_mixed_studies: take images of several studies of one patient.
+        priority: interactive calls go before batch calls.
+        allow_mixed_studies: accept images of several studies of one patient.
     """
 
     task: Task = Task.REPORT
@@ -43,10 +43,10 @@ class ReportRequest:
 
 
 def message_of(request: ReportRequest) -> tuple[str, Any]:
-    """The service's method, and its message to which the images are still to be added.
+    """Return the service's method, and its message without the images.
 
     Raises:
-        InvalidInput: a number that the message cannot hold.
+        InvalidInput: a number does not fit in the message.
     """
     options = _options(request)
     match request.task:
