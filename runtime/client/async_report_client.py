@@ -154,7 +154,7 @@ class AsyncStudy:
         prompt: str = "",
         **options: Unpack[CallOptions],
     ) -> AsyncGenerator[ReportEvent, None]:
-        """Yield events and the `Report` last, likewise."""
+        """Stream the events of a call about the study's images, followed by those of the call; see `ReportClient.stream`."""
         return _events(self._connection, task, prompt, images, options, self.id, self._images)
 
 

@@ -85,7 +85,7 @@ class ReportClient:
 
         Raises:
             InvalidInput: a file cannot be read, or the server refused the request.
-            NotPossibleHere: the server cannot do it, or takes no file so large.
+            NotPossibleHere: the server cannot do it, or a file is larger than it takes.
             ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         return last(self.stream(images, prompt=prompt, **options))
@@ -132,7 +132,7 @@ class ReportClient:
         return open_studies_of(self.connection.list_studies(timeout))
 
     def end_study(self, id: str, timeout: float | None = None) -> None:
-        """End a study by its id in `studies`, for example one that a program which died left behind.
+        """End a study by its id in `studies`, for example one that was left open by a program that died.
 
         Raises:
             NotFound: this client has no such study open.
@@ -157,8 +157,9 @@ class Study:
         """Add an image at the end; returns once it is decoded, and the model reads it in the background.
 
         Raises:
-            InvalidInput: it cannot be read, the context does not hold it, or it is another patient's or study's.
+            InvalidInput: it cannot be read, does not fit in the context, or belongs to another patient or study.
             NotFound: the study was not used for too long.
+            StudyReplaced: it was unused, and was ended because its client needed room for a newer one.
             ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         sent = image_of(image, options)

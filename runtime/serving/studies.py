@@ -1,8 +1,8 @@
 """Studies: images that are added one by one and read ahead of the request; bounded in number, memory and age.
 
-A client that needs room for a study, and has as many or as much as it may have, loses those of its own studies that have been unused
-for longest: a cart that died leaves studies behind that nobody will end. A study that a call works on, or that was used within
-`StudyLimits.replaceable_after_seconds`, is never ended for another one, and neither is another client's.
+A cart that dies leaves studies open that nobody will end. So a client at its limit of studies, or of their memory, can still begin one
+or add an image: its own studies that have been unused for longest are ended to make room. A study is never ended for this if a call is
+using it, if it was used within `StudyLimits.replaceable_after_seconds`, or if it is another client's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from echovlm_edge.runtime.serving.access.clients import Client
 Prepare = Callable[[Sequence[Frame], str, str, Callable[[], bool]], None]
 
 RETRY_SECONDS = 10.0
-MOST_REPLACED = 1024  # ids of studies that were ended for others, kept for the sentence that says so
+MOST_REPLACED = 1024  # studies ended for newer ones whose ids are remembered, so that later calls learn why
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class StudyLimits:
         max_bytes: of the pictures of all studies.
         max_frames: of one study.
         expires_after_seconds: without a use.
-        replaceable_after_seconds: without a use; then a newer study of the same client may take its place, if there is no other.
+        replaceable_after_seconds: without a use; after this time a study may be ended to make room for a newer one of its client.
     """
 
     max_studies: int = 64
@@ -58,7 +58,7 @@ class StudyLimits:
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """A study as `Studies.listed` describes it: `id` is accepted by `Studies.end` alone, the other fields are those of report.proto."""
+    """A study in the list of its client; the fields are those of report.proto. Only `Studies.end` accepts `id`."""
 
     id: str
     age_seconds: float
@@ -115,13 +115,13 @@ class Studies:
         self._open: dict[str, _Study] = {}
         self._replaced: dict[
             str, tuple[str, float]
-        ] = {}  # by id: the client of a study that was ended for another, and when
+        ] = {}  # by the id of a study that was ended for a newer one: its client, and when
         self._lock = threading.Lock()
         self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
         self._closed = False
 
     def begin(self, client: Client) -> str:
-        """Open a study; returns its id. It may end the client's own study that has been unused for longest.
+        """Open a study; returns its id. If the client has as many as it may have, its longest unused one is ended.
 
         Raises:
             Busy: as many studies are open as there may be, of all clients or of this one.
@@ -322,7 +322,7 @@ class Studies:
         self._replaced = {name: ended for name, ended in self._replaced.items() if ended[1] >= oldest}
 
     def _make_room(self, client: Client, study: _Study, size: int) -> None:
-        """Admit `size` bytes more of pictures; raises Busy where the client's other unused studies do not have them."""
+        """Make room for `size` more bytes of pictures, by ending unused studies of the client if needed; raises Busy if there is none."""
         held = sum(other.bytes() for other in self._open.values())
         own = sum(other.bytes() for other in self._open.values() if other.client == client.name)
         excess, own_excess = held + size - self.limits.max_bytes, own + size - client.share(self.limits.max_bytes)
@@ -338,7 +338,7 @@ class Studies:
         self._replace(ended)
 
     def _replaceable(self, client: Client) -> list[tuple[str, _Study]]:
-        """The client's studies that may be ended for a newer one, the one that has been unused for longest first."""
+        """List the client's studies that may be ended for a newer one, the one that has been unused for longest first."""
         newest = self._clock() - self.limits.replaceable_after_seconds
         unused = [
             (name, study)

@@ -115,7 +115,7 @@ class Connection:
         Raises:
             InvalidInput: a file cannot be read, a number does not fit in the message, or the server refused the request.
             NotPossibleHere: a file is larger than the server takes, or the server cannot do what is asked.
-            NotFound: the study was ended, or not used for too long.
+            NotFound: the study was ended, or not used for too long; StudyReplaced if a newer one took its place.
             ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         deadline = Deadline(timeout)
@@ -161,7 +161,7 @@ class Connection:
         Raises:
             InvalidInput: it cannot be read, does not fit in the context, or belongs to another patient or study.
             NotPossibleHere: the file is larger than the server takes.
-            NotFound: the study was ended, or not used for too long.
+            NotFound: the study was ended, or not used for too long; StudyReplaced if a newer one took its place.
             ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated: as their classes say.
         """
         deadline = Deadline(timeout)

@@ -1,6 +1,6 @@
 """Find out why a connection fails, which gRPC does not say, with one short connection of our own.
 
-Each fault is one sentence with its fix. Only a handshake is sent. Behind a proxy there is no answer.
+Each fault is one sentence with its fix. Only a handshake is sent. If gRPC uses a proxy, the cause stays unknown.
 """
 
 from __future__ import annotations
