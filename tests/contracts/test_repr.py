@@ -46,6 +46,7 @@ HARMLESS = {
     "Method": {"name"},
     "Palette": {"notes"},
     "Picture": {"notes"},
+    "OpenStudy": {"id"},  # which can end the study, for its own client alone
     "PixelFormat": {"photometric"},
     "Prompt": {"image_rows", "positions"},
     "Samples": {"colour", "notes"},
@@ -63,7 +64,7 @@ HARMLESS = {
     "_Held": WHO,
     "_Job": {"scope"},
     "_Receiving": WHO,
-    "_Study": WHO,
+    "_Study": WHO | {"listed_as"},  # the id of `OpenStudy`
     "_Turn": {"client", "failure"},
     "_Video": {"codec", "name"},
 }
