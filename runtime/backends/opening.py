@@ -9,6 +9,7 @@ from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.providers import ON_CPU, provider_for
+from echovlm_edge.runtime.bundle.context import context_length
 from echovlm_edge.runtime.bundle.manifest import Bundle
 
 ENGINE = ".engine"
@@ -32,10 +33,10 @@ def open_backend(
 
     Raises:
         NotPossibleHere: this machine or install cannot run the bundle.
+        InvalidInput: `max_sequence` is above the bundle's limit, where its engines have the cache.
     """
     if bundle.manifest.part("decoder").files[0].name.endswith(ENGINE):
-        limit = bundle.manifest.limits.max_sequence
-        return _tensorrt(bundle, min(max_sequence or limit, limit), profile)
+        return _tensorrt(bundle, context_length(bundle.manifest.limits.max_sequence, max_sequence), profile)
     chosen = provider_for(bundle, provider)
     backend = OnnxRuntimeBackend(bundle, threads, chosen, profile)
     return backend if chosen == ON_CPU else OneByOne(backend)

@@ -204,12 +204,11 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None, verify
             f"Build it with --target {' or '.join(dict.fromkeys((wanted, 'cpu')))}.",
         )
     memory = MachineMemory(facts.memory, facts.container_limit, facts.available)
-    verdict = judge(
-        BundleShape.of(manifest),
-        settings or ServeSettings(bundle=path),
-        memory,
-        facts.gpus[0].memory if facts.gpus else None,
-    )
+    gpu = facts.gpus[0].memory if facts.gpus else None
+    try:
+        verdict = judge(BundleShape.of(manifest), settings or ServeSettings(bundle=path), memory, gpu)
+    except UserError as error:
+        return Finding(Level.WRONG, f"{name}: {error}")
     if verdict.fit in (Fit.NEVER, Fit.SHORT):
         return _memory_finding(Level.WRONG, name, verdict)
     if manifest.operator_library and manifest.target == "cpu" and facts.kernels is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from echovlm_edge.runtime.backends import Backend, BatchBackend
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
+from echovlm_edge.runtime.bundle.context import context_length
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, reading
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Stopped, Unavailable, fresh
 from echovlm_edge.runtime.contracts.origins import Origin, refuse_mixed
@@ -105,6 +106,9 @@ class ReportEngine:
             max_sequence: lowers the bundle's own limit in tokens, and with it the KV cache's memory.
             options: slots and cache sizes.
             image_decoder: reads image files.
+
+        Raises:
+            InvalidInput: `max_sequence` is above the bundle's own limit.
         """
         manifest = bundle.manifest
         spec = manifest.model
@@ -117,9 +121,7 @@ class ReportEngine:
         self._image_decoder = image_decoder
         self.new_clock: Callable[[], Clock] = Clock
         self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
-        slots = batch.new_slots(
-            options.slots, min(max_sequence or manifest.limits.max_sequence, manifest.limits.max_sequence)
-        )
+        slots = batch.new_slots(options.slots, context_length(manifest.limits.max_sequence, max_sequence))
         self._encoder = Encoder(batch, self.settings, spec.vision_head_dim, self._images)
         self._scheduler = Scheduler(self.model, batch, slots, self._prefixes, options.parked_bytes)
         self.info = EngineInfo(
@@ -148,8 +150,10 @@ class ReportEngine:
 
         Raises:
             NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
+            InvalidInput: `max_sequence` is above the bundle's own limit.
         """
         bundle = Bundle(path, verify)
+        context_length(bundle.manifest.limits.max_sequence, max_sequence)  # before the weights are loaded
         with reading(path / MANIFEST):  # where intact files contradict the manifest, the error names the manifest
             backend = open_backend(bundle, threads, max_sequence)
             return cls(bundle, backend, max_sequence, options, image_decoder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.bundle.manifest import MANIFEST
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.doctor import command
 from echovlm_edge.runtime.doctor.checks import Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, Gpu, facts, gpu_of, jetpack, power_modes
@@ -197,3 +197,15 @@ def test_words_of_tools() -> None:
     assert orin is not None and (orin.memory, orin.clock, orin.power_limit) == (0, None, None)
     assert gpu_of("No devices were found") is None
     assert jetpack("") is None and power_modes("") == {}
+
+
+def test_options_beyond_the_bundle_are_found(golden_bundle: Path, tmp_path: Path) -> None:
+    limit = Bundle(golden_bundle).manifest.limits.max_sequence
+    found = fits(golden_bundle, FINE, ServeSettings(bundle=golden_bundle, max_sequence=limit + 1))
+    assert found.level is Level.WRONG and f"the bundle's context of {limit} tokens" in found.what
+    other = Path(shutil.copytree(golden_bundle, tmp_path / "other"))
+    manifest = json.loads((other / MANIFEST).read_text())
+    (other / MANIFEST).write_text(json.dumps(manifest | {"target": "rtx"}))
+    card = replace(FINE, gpus=(RTX,))
+    assert "say --slots 1" in fits(other, card, ServeSettings(bundle=other, slots=8)).what
+    assert fits(other, card, ServeSettings(bundle=other)).level is Level.FINE

@@ -17,7 +17,7 @@ from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.studies import StudyLimits
-from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
+from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge, refuse_more_slots
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
@@ -91,9 +91,9 @@ def check_memory(chosen: ServeSettings) -> None:
 
     Raises:
         NotPossibleHere: there is no bundle, or the machine is too small even for the weights and what is allocated at start.
+        InvalidInput: the options ask for more than the bundle allows.
     """
-    shape = BundleShape.of(Bundle(chosen.bundle).manifest)
-    verdict = judge(shape, chosen, machine_memory())
+    verdict = judge(_shape(chosen), chosen, machine_memory())
     if verdict.fit is Fit.NEVER:
         raise NotPossibleHere(str(verdict))
     _log.log(logging.INFO if verdict.fit is Fit.FITS else logging.WARNING, "memory: %s", verdict)
@@ -104,10 +104,12 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
 
     Raises:
         NotPossibleHere: the bundle cannot be served, or the decoding processes cannot start.
+        InvalidInput: the options ask for more than the bundle allows.
     """
     check_memory(chosen)
 
     def open_engine() -> ReportEngine:
+        refuse_more_slots(_shape(chosen), chosen)  # of the bundle that is there now: it may have been replaced
         return ReportEngine.open(
             chosen.bundle,
             threads=chosen.threads,
@@ -144,3 +146,7 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         UploadLimits(chosen.upload_mb << 20, expires_after_seconds=60 * chosen.upload_minutes),
         tls_files(chosen),
     )
+
+
+def _shape(chosen: ServeSettings) -> BundleShape:
+    return BundleShape.of(Bundle(chosen.bundle).manifest)

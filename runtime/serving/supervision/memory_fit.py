@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length
@@ -53,7 +54,12 @@ class Verdict:
 
 
 def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gpu: int | None = None) -> Verdict:
-    """Judge whether a server with these options fits; `gpu` is a graphics card's own memory in bytes, None where unknown."""
+    """Judge whether a server with these options fits; `gpu` is a graphics card's own memory in bytes, None where unknown.
+
+    Raises:
+        InvalidInput: `max_sequence` or `slots` is above what the bundle allows.
+    """
+    refuse_more_slots(shape, settings)
     items = account(shape, settings)
     if gpu and total(items, Where.GPU, When.START, When.USED) > gpu:
         return _verdict(Fit.SHORT, shape, settings, Where.GPU, gpu, (When.START, When.USED))
@@ -71,6 +77,21 @@ def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gp
         Fit.FITS,
         f"The server needs {_gb(used)}, {_gb(worst)} at its worst, and this machine has {_gb(memory.available)} free",
     )
+
+
+def refuse_more_slots(shape: BundleShape, settings: ServeSettings) -> None:
+    """Refuse slots that were asked for and that the bundle's engines cannot have: on a GPU they write one report at a time.
+
+    The default asks for nothing: it is as many as the engines have, up to its number.
+
+    Raises:
+        InvalidInput: more slots were asked for.
+    """
+    if shape.on_gpu and settings.slots > 1 and "slots" in settings.model_fields_set:
+        raise InvalidInput(
+            f"--slots {settings.slots} is more than this bundle's engines write at once, one report: say --slots 1. Further calls "
+            "wait in the queue (--queue)."
+        )
 
 
 def _verdict(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Item, When, activation_bytes, device_items, total
+from echovlm_edge.runtime.bundle.context import context_length
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
@@ -29,7 +30,11 @@ READ_AHEAD = 4  # studies whose pictures are read in the background
 
 
 def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
-    """List everything that a server with these options needs."""
+    """List everything that a server with these options needs.
+
+    Raises:
+        InvalidInput: `max_sequence` is above the bundle's limit.
+    """
     libraries = Item("libraries", LIBRARIES + (GPU_LIBRARIES if shape.on_gpu else 0), "", When.START)
     engine = tuple(_engine(shape, settings))
     second = (
@@ -40,8 +45,12 @@ def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
 
 
 def sequence_length(shape: BundleShape, settings: ServeSettings) -> int:
-    """Return the served context length, in tokens."""
-    return min(settings.max_sequence or shape.max_sequence, shape.max_sequence)
+    """Return the served context length, in tokens.
+
+    Raises:
+        InvalidInput: `max_sequence` is above the bundle's limit.
+    """
+    return context_length(shape.max_sequence, settings.max_sequence)
 
 
 def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
