@@ -65,7 +65,7 @@ def measured(what: str, runs: int, ways: tuple[Callable[[], float], Callable[[],
 
 def overhead(bundle: Path, runs: int) -> Check:
     """Time the same request without spans and without reading the memory or the meter, and with all of them."""
-    engine = ReportEngine.open(bundle, options=EngineOptions(1, 0, 0))
+    engine = ReportEngine.open(bundle, options=EngineOptions(1, 0, 0, ignore_stop=True))
     target, numbers = InProcess(engine), iter(range(1, 1 << 20))
 
     def ask() -> float:
@@ -103,7 +103,7 @@ def outside_clock(address: str, runs: int) -> list[Check]:
 
         def plain() -> float:
             picture = frame(next(numbers), W1.width, W1.height)
-            sampling = pb.Sampling(max_new_tokens=W1.new_tokens, temperature=0.0, ignore_stop=True)
+            sampling = pb.Sampling(max_new_tokens=W1.new_tokens, temperature=0.0)
             request = pb.GenerateReportRequest(
                 images=[pb.Image(data=picture.open().read())],
                 prompt=PROMPT,
@@ -148,7 +148,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     checks = [overhead(options.bundle, options.runs)]
-    with tempfile.TemporaryDirectory() as folder, serving(options.bundle, Path(folder)) as (_, address, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(options.bundle, Path(folder), "--debug-ignore-stop") as (_, address, _),
+    ):
         checks += outside_clock(address, options.runs)
     for check in checks:
         print(f"{check.what}: {check.change:+.2%} ({check.low:+.2%} to {check.high:+.2%}), {check.runs} runs each")

@@ -104,8 +104,9 @@ class Soak:
 class Served:
     """A server process on loopback."""
 
-    def __init__(self, bundle: Path, folder: Path) -> None:
+    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
         port_file = folder / "port"
+        port_file.unlink(missing_ok=True)
         command = [
             sys.executable,
             "-m",
@@ -114,7 +115,7 @@ class Served:
             str(bundle),
         ]
         command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--log", "json", "--grace", "5"]
-        command += ["--slots", str(SLOTS), "--queue", str(QUEUE)]
+        command += ["--slots", str(SLOTS), "--queue", str(QUEUE), *options]
         clients = folder / "clients.toml"
         tables = [
             f'[{name}]\ntoken_sha256 = "{sha256(token.encode()).hexdigest()}"\n' for name, token in TOKENS.items()
@@ -307,7 +308,7 @@ def batching(served: Served, found: Soak) -> None:
 
 
 def _rate(served: Served, together: int) -> float:
-    options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=400, ignore_stop=True))
+    options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=400))
     texts = [f"Describe everything, and begin with {index}." for index in range(together)]
     tokens: list[int] = []
 
@@ -366,7 +367,7 @@ def beside_hostile(served: Served, found: Soak) -> None:
     """A report's and a health check's time, with and without connections that are held open and never read, in turns."""
     with connected(served.address) as stub, grpc.insecure_channel(served.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=64, ignore_stop=True))
+        options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=64))
         report = Ask("GenerateReport", pb.GenerateReportRequest(images=[image(3)], options=options))
 
         def measured() -> tuple[float, float]:
@@ -434,11 +435,15 @@ def main() -> int:
         machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
         found = Soak(machine, str(options.bundle), options.minutes)
         with tempfile.TemporaryDirectory() as folder:
-            served = Served(options.bundle, Path(folder))
+            served = Served(options.bundle, Path(folder), "--debug-ignore-stop")
             try:
                 batching(served, found)
-                studies(served, found)
                 beside_hostile(served, found)
+            finally:
+                served.stop()
+            served = Served(options.bundle, Path(folder))
+            try:
+                studies(served, found)
                 soak(served, found, console)
             finally:
                 served.stop()

@@ -53,10 +53,10 @@ class Case:
     """One frame and a prompt on a given backend, through the engine that serves; nothing is kept from one run for the next."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.engine = ReportEngine(bundle, backend, CONTEXT, EngineOptions(1, prefix_bytes=0, image_bytes=0))
+        self.engine = ReportEngine(bundle, backend, CONTEXT, EngineOptions(1, 0, 0, ignore_stop=True))
         resolution = self.engine.settings.resolution
         pixels = fit(_frame(), resolution._replace(max_pixels=FRAME[0] * FRAME[1]))
-        sampling = Sampling(max_new_tokens=NEW_TOKENS, ignore_stop=True)
+        sampling = Sampling(max_new_tokens=NEW_TOKENS)
         self.request = GenerationRequest(PROMPT, sampling=sampling, frames=(Frame(pixels, "frame", resolution),))
 
     def run(self) -> Finished:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from tests.support import golden
 from tests.support.watched_engine import MakeEngine, WatchedBackend
@@ -43,6 +45,16 @@ def build_bundle(tmp_path_factory: pytest.TempPathFactory) -> BuildBundle:
 def golden_bundle(build_bundle: BuildBundle) -> Path:
     """The golden checkpoint's fp32 bundle for the CPU."""
     return build_bundle()
+
+
+@pytest.fixture
+def brief_bundle(golden_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle to whose model every token is the end of its text."""
+    bundle = Path(shutil.copytree(golden_bundle, tmp_path / "brief"))
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["model"]["stop_token_ids"] = list(range(manifest["model"]["vocab_size"]))
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    return bundle
 
 
 @pytest.fixture

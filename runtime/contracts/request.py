@@ -235,7 +235,6 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
-    ignore_stop: bool = False  # go on to max_new_tokens: for measurements
 
     def __post_init__(self) -> None:
         """Refuse an option outside its range, by name."""

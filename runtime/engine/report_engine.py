@@ -56,12 +56,14 @@ class EngineOptions:
         prefix_bytes: memory for the cached keys and values of prompts; 0 for none.
         image_bytes: memory for the cached embeddings of images; 0 for none.
         parked_bytes: memory for batch generations that were preempted by interactive ones, see `Parking`.
+        ignore_stop: write every text to its max_new_tokens, past the model's own end: for measuring only.
     """
 
     slots: int = 8
     prefix_bytes: int = 1 << 30
     image_bytes: int = 256 << 20
     parked_bytes: int = 1 << 30
+    ignore_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class ReportEngine:
         spec = manifest.model
         batch = backend if isinstance(backend, BatchBackend) else OneByOne(backend)
         rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
-        self.model = Model(batch, rotary, spec.vocab_size, frozenset(spec.stop_token_ids))
+        stops = () if options.ignore_stop else spec.stop_token_ids
+        self.model = Model(batch, rotary, spec.vocab_size, frozenset(stops))
         self.settings = PreprocessSettings.from_config(manifest.preprocess)
         self.prompts = PromptBuilder.from_bundle(bundle)
         self._token_text = TokenText(self.prompts.tokenizer)

@@ -320,8 +320,7 @@ class Scheduler:
             self._waiting.charge(sequence.generation.client, 1)
             self._written += 1
         finish = FinishReason.LENGTH if sequence.left == 0 else None
-        sampling = sequence.generation.sampling
-        if sequence.token in self._model.stop_token_ids and not (sampling and sampling.ignore_stop):
+        if sequence.token in self._model.stop_token_ids:
             finish = FinishReason.STOP
         sequence.generation.outbox.put(Written(sequence.token, started, time.perf_counter() - started, finish))
         if finish:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,6 +72,11 @@ def run(options: argparse.Namespace) -> int:
         target = _target(options, bundle, max(workload.clients for workload in workloads), stack)
         measurements = _run(options, target, workloads, images)
         facts = target.facts()
+    if options.server and _ended_early(measurements):
+        print(
+            "Some texts ended before their full length: start the server with --debug-ignore-stop, so that runs are comparable.",
+            file=sys.stderr,
+        )
     del target
     gc.collect()  # the engine, before the next one is loaded
     machine = this_machine()
@@ -103,13 +109,21 @@ def run(options: argparse.Namespace) -> int:
     return ended(broken(profile, bounds))
 
 
+def _ended_early(measurements: Sequence[Measurement]) -> bool:
+    return any(
+        measured.run.generated_tokens < measurement.workload.new_tokens
+        for measurement in measurements
+        for measured in measurement.requests
+    )
+
+
 def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stack: ExitStack) -> Target:
     if bundle is None:
         client = stack.enter_context(Connection(options.server, Credentials.read(options.token_file, options.tls_ca)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
     backend = open_backend(bundle, options.threads)
-    engine = ReportEngine(bundle, backend, options=EngineOptions(slots=slots))
+    engine = ReportEngine(bundle, backend, options=EngineOptions(slots=slots, ignore_stop=True))
     stack.callback(engine.close)
     return InProcess(engine)
 
@@ -142,7 +156,7 @@ def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple
     """Measure operators with separate requests, because an engine's profiler slows them down."""
     backend = open_backend(bundle, threads, profile=True)
     inner = backend.backend if isinstance(backend, OneByOne) else backend
-    engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0))
+    engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0, ignore_stop=True))
     try:
         measurer = Measurer(InProcess(engine), OPERATOR_REQUESTS, 1)
         measurer.measure(replace(workload, new_tokens=OPERATOR_TOKENS, clients=1, seen=False))

@@ -229,4 +229,4 @@ def check_images(images: Sequence[ImageInput], workloads: Sequence[Workload]) ->
 
 
 def _sampling(new_tokens: int) -> Sampling:
-    return Sampling(max_new_tokens=new_tokens, ignore_stop=True)
+    return Sampling(max_new_tokens=new_tokens)

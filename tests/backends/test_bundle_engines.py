@@ -21,7 +21,7 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Frame, GenerationRequest, ImageInput, Sampling
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, fit
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from tests.support import golden
@@ -33,10 +33,10 @@ BuildBundle = Callable[..., Path]
 
 def greedy(bundle: Bundle, backend: Backend, pixels: np.ndarray, tokens: int = 16) -> list[int]:
     """What a backend writes about a frame."""
-    engine = ReportEngine(bundle, backend)
+    engine = ReportEngine(bundle, backend, options=EngineOptions(ignore_stop=True))
     resolution = engine.settings.resolution
     frame = Frame(fit(pixels, resolution), "frame", resolution)
-    sampling = Sampling(max_new_tokens=tokens, ignore_stop=True)
+    sampling = Sampling(max_new_tokens=tokens)
     written = finish(engine, GenerationRequest("Describe it.", sampling=sampling, frames=(frame,)))
     engine.close()
     return list(written.token_ids)

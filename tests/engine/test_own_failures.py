@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,9 +37,10 @@ OTHERS = [
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_logits_that_are_no_numbers_end_their_own_call(make_engine: MakeEngine, temperature: float) -> None:
-    expected = [finish(make_engine(FORGETFUL)[0], request).token_ids for request in OTHERS]
-    engine, backend = make_engine()
-    wrong = GenerationRequest("How? " * 40, sampling=Sampling(40, temperature=temperature, ignore_stop=True))
+    alone = replace(FORGETFUL, ignore_stop=True)
+    expected = [finish(make_engine(alone)[0], request).token_ids for request in OTHERS]
+    engine, backend = make_engine(EngineOptions(ignore_stop=True))
+    wrong = GenerationRequest("How? " * 40, sampling=Sampling(40, temperature=temperature))
     length = finish(engine, GenerationRequest(wrong.prompt, sampling=Sampling(1))).prompt_tokens
     backend.nan_after = lambda past: past == length + 20
     backend.gate.clear()

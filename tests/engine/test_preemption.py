@@ -32,7 +32,7 @@ BATCH = [
     GenerationRequest(
         "Describe it. " * (2 + 20 * index),
         (ImageInput(png(84 + 28 * index, 84)),),
-        Sampling(120, temperature=0.8 * (index % 2), seed=index, ignore_stop=True),
+        Sampling(120, temperature=0.8 * (index % 2), seed=index),
         priority=Priority.BATCH,
     )
     for index in range(4)
@@ -41,13 +41,13 @@ BATCH = [
 
 def alone(make_engine: MakeEngine, *requests: GenerationRequest) -> list[tuple[int, ...]]:
     """The tokens of each by itself."""
-    engine, _ = make_engine(EngineOptions(1, 0, 0))
+    engine, _ = make_engine(EngineOptions(1, 0, 0, ignore_stop=True))
     return [finish(engine, request).token_ids for request in requests]
 
 
 def test_batch_gives_its_slots_to_interactive_calls(make_engine: MakeEngine) -> None:
     expected = alone(make_engine, *BATCH[:2], SHORT)
-    engine, backend = make_engine(EngineOptions(2, 0, 0))
+    engine, backend = make_engine(EngineOptions(2, 0, 0, ignore_stop=True))
     calls = [Call(engine, request) for request in BATCH[:2]]
     wait_for(lambda: all(call.written() > 2 for call in calls))
     backend.gate.clear()
@@ -68,10 +68,10 @@ def test_batch_gives_its_slots_to_interactive_calls(make_engine: MakeEngine) -> 
 
 
 def test_a_parked_report_is_counted_and_leaves_when_it_is_cancelled(make_engine: MakeEngine) -> None:
-    engine, _ = make_engine(EngineOptions(1))
-    batch = Call(engine, replace(BATCH[0], sampling=Sampling(500, ignore_stop=True)))
+    engine, _ = make_engine(EngineOptions(1, ignore_stop=True))
+    batch = Call(engine, replace(BATCH[0], sampling=Sampling(500)))
     wait_for(lambda: batch.written() > 2)
-    long = Call(engine, GenerationRequest("Why?", sampling=Sampling(900, ignore_stop=True)))
+    long = Call(engine, GenerationRequest("Why?", sampling=Sampling(900)))
     wait_for(lambda: engine.stats().scheduler.parked == 1)
     wait_for(lambda: long.written() > 0)
     assert engine.stats().scheduler.parked_bytes > 0 and engine.stats().scheduler.waiting == 0
@@ -83,10 +83,10 @@ def test_a_parked_report_is_counted_and_leaves_when_it_is_cancelled(make_engine:
 
 
 def test_a_parked_report_ends_where_the_engine_is_closed(make_engine: MakeEngine) -> None:
-    engine, _ = make_engine(EngineOptions(1))
-    batch = Call(engine, replace(BATCH[0], sampling=Sampling(500, ignore_stop=True)))
+    engine, _ = make_engine(EngineOptions(1, ignore_stop=True))
+    batch = Call(engine, replace(BATCH[0], sampling=Sampling(500)))
     wait_for(lambda: batch.written() > 2)
-    beside = Call(engine, GenerationRequest("Why?", sampling=Sampling(900, ignore_stop=True)))
+    beside = Call(engine, GenerationRequest("Why?", sampling=Sampling(900)))
     wait_for(lambda: engine.stats().scheduler.parked == 1)
     engine.close()
     for call in (batch, beside):
@@ -99,7 +99,7 @@ def test_a_parked_report_ends_where_the_engine_is_closed(make_engine: MakeEngine
 def test_a_report_that_is_parked_while_it_is_read_goes_on_where_it_was(make_engine: MakeEngine) -> None:
     request = replace(BATCH[1], prompt="Describe it. " * 230)
     expected = alone(make_engine, request)[0]
-    engine, backend = make_engine(EngineOptions(1, 0, 0))
+    engine, backend = make_engine(EngineOptions(1, 0, 0, ignore_stop=True))
     backend.gate.clear()
     batch = Call(engine, request)
     wait_for(lambda: engine.stats().scheduler.busy == 1)
@@ -114,16 +114,16 @@ def test_a_report_that_is_parked_while_it_is_read_goes_on_where_it_was(make_engi
 
 
 def test_no_more_batch_has_slots_than_could_be_parked(make_engine: MakeEngine) -> None:
-    requests = [replace(request, sampling=Sampling(30, ignore_stop=True)) for request in BATCH[:3]]
+    requests = [replace(request, sampling=Sampling(30)) for request in BATCH[:3]]
     expected = alone(make_engine, *requests, SHORT)
-    engine, backend = make_engine(EngineOptions(3, parked_bytes=1))
+    engine, backend = make_engine(EngineOptions(3, parked_bytes=1, ignore_stop=True))
     backend.gate.clear()
     calls = [Call(engine, request) for request in requests]
     wait_for(lambda: here(engine) == 3)
     backend.gate.set()
     assert [call.result().token_ids for call in calls] == expected[:3]
     assert max(backend.steps) == 1, "two had slots that could not have been taken from them"
-    batch = Call(engine, replace(requests[0], sampling=Sampling(500, ignore_stop=True)))
+    batch = Call(engine, replace(requests[0], sampling=Sampling(500)))
     wait_for(lambda: batch.written() > 2)
     assert finish(engine, SHORT).token_ids == expected[3]
     assert max(backend.steps) == 2 and engine.stats().scheduler.parked == 0, "the free slots are for interactive calls"
@@ -133,7 +133,7 @@ def test_no_more_batch_has_slots_than_could_be_parked(make_engine: MakeEngine) -
 def test_a_cache_that_cannot_be_read_is_not_taken_away(golden_bundle: Path, make_engine: MakeEngine) -> None:
     expected = alone(make_engine, BATCH[0], SHORT)
     bundle = Bundle(golden_bundle)
-    engine = ReportEngine(bundle, OneByOne(WatchedBackend(bundle)), options=EngineOptions(4))
+    engine = ReportEngine(bundle, OneByOne(WatchedBackend(bundle)), options=EngineOptions(4, ignore_stop=True))
     try:
         batch = Call(engine, BATCH[0])
         wait_for(lambda: batch.written() > 2)
@@ -167,7 +167,7 @@ arrivals = st.lists(
 
 @pytest.fixture(scope="module")
 def texts(golden_bundle: Path) -> list[tuple[int, ...]]:
-    engine = ReportEngine.open(golden_bundle, threads=2, options=EngineOptions(1, 0, 0))
+    engine = ReportEngine.open(golden_bundle, threads=2, options=EngineOptions(1, 0, 0, ignore_stop=True))
     expected = [finish(engine, request).token_ids for request in PROMPTS]
     engine.close()
     return expected
@@ -187,7 +187,7 @@ def test_whatever_comes_and_goes_each_text_is_the_one_that_it_has_alone(
 ) -> None:
     bundle = Bundle(golden_bundle)
     backend = WatchedBackend(bundle)
-    engine = ReportEngine(bundle, backend, options=EngineOptions(slots, kept, kept, parked))
+    engine = ReportEngine(bundle, backend, options=EngineOptions(slots, kept, kept, parked, ignore_stop=True))
     calls = list[tuple[int, Call]]()
     leaving = list[tuple[threading.Event, Callable[[], bool]]]()
     try:

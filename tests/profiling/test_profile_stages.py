@@ -8,7 +8,7 @@ from pathlib import Path
 
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
 from echovlm_edge.runtime.engine.clock import PRECEDENCE
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling.bounds import parse
 from echovlm_edge.runtime.profiling.stages import NETWORK, ORDER, STAGES, UNACCOUNTED, words
 from echovlm_edge.runtime.serving.messages import STAGES as ON_THE_WIRE
@@ -25,10 +25,10 @@ def test_every_stage_of_the_engine_has_one_place_and_one_name() -> None:
 
 
 def test_the_order_is_the_one_in_which_an_engine_ends_them(golden_bundle: Path) -> None:
-    engine = ReportEngine.open(golden_bundle)
+    engine = ReportEngine.open(golden_bundle, options=EngineOptions(ignore_stop=True))
     try:
         images = tuple(ImageInput(png(width, 64)) for width in (64, 96))
-        request = GenerationRequest("What is it?", images, Sampling(max_new_tokens=4, ignore_stop=True))
+        request = GenerationRequest("What is it?", images, Sampling(max_new_tokens=4))
         *_, done = engine.generate(request)
     finally:
         engine.close()

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling import command, measure_command, schema
 from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.measuring import InProcess, Measurer
 from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support.dicom_files import png
+from tests.support.running_server import running
 
 STAGES = {"decode_images", "preprocess", "vision", "projector", "prompt", "prefill", "decode", "detokenize", "wait"}
 
@@ -117,7 +118,7 @@ def test_seen_frames_cost_only_the_question(golden_bundle: Path) -> None:
 def test_a_server_and_what_its_client_sees(
     golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = ReportEngine.open(golden_bundle)
+    engine = ReportEngine.open(golden_bundle, options=EngineOptions(ignore_stop=True))
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))
     try:
         file = tmp_path / "server.json"
@@ -133,7 +134,17 @@ def test_a_server_and_what_its_client_sees(
         assert 0.98 <= run.accounted <= 1.0001
         assert run.stages["network"] > 0 and {"decode_images", "preprocess", "vision", "prefill"} <= set(run.stages)
         assert run.generated_tokens == 24
-    assert "network" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "network" in said.out and "--debug-ignore-stop" not in said.err
+
+
+def test_texts_that_end_early_are_noticed(brief_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(brief_bundle) as served:
+        workload = ["--frames", "1", "--sizes", "112x84", "--new-tokens", "8", "--runs", "1"]
+        assert command.main(["--server", served.server.address, *workload]) == 0
+    assert "start the server with --debug-ignore-stop" in capsys.readouterr().err
+    assert command.main(["--bundle", str(brief_bundle), *workload, "--quick"]) == 0
+    assert "--debug-ignore-stop" not in capsys.readouterr().err, "in process texts have their full length"
 
 
 def test_own_images_make_one_workload(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

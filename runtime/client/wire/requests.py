@@ -74,7 +74,6 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
             top_p=sampling.top_p,
             repetition_penalty=sampling.repetition_penalty,
             seed=number_within("seed", sampling.seed, 64),
-            ignore_stop=sampling.ignore_stop,
         ),
         include_token_ids=request.include_token_ids,
         priority=pb.PRIORITY_BATCH if request.priority is Priority.BATCH else pb.PRIORITY_INTERACTIVE,

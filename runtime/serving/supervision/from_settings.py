@@ -107,6 +107,15 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
         InvalidInput: the options ask for more than the bundle allows.
     """
     check_memory(chosen)
+    if chosen.debug_ignore_stop:
+        _log.warning("--debug-ignore-stop is for measuring only: texts go on past the model's own end")
+    options = EngineOptions(
+        chosen.slots,
+        chosen.prefix_mb << 20,
+        chosen.image_mb << 20,
+        chosen.parked_mb << 20,
+        chosen.debug_ignore_stop,
+    )
 
     def open_engine() -> ReportEngine:
         refuse_more_slots(_shape(chosen), chosen)  # of the bundle that is there now: it may have been replaced
@@ -115,7 +124,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
             threads=chosen.threads,
             max_sequence=chosen.max_sequence,
             verify=chosen.verify,
-            options=EngineOptions(chosen.slots, chosen.prefix_mb << 20, chosen.image_mb << 20, chosen.parked_mb << 20),
+            options=options,
             image_decoder=decode,
         )
 

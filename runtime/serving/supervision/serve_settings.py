@@ -18,7 +18,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.serving.transport.server import DEFAULT_ADDRESS
 
 ENVIRONMENT = "ECHOVLM_"
-LOAD, WHO, EYES = "load", "who may call", "what is seen"
+LOAD, WHO, EYES, MEASURING = "load", "who may call", "what is seen", "for measuring only"
 
 
 def _option(default: Any, said: str, metavar: str | None = None, group: str = "", **limits: float) -> Any:
@@ -72,6 +72,10 @@ class ServeSettings(BaseModel):
     metrics: str | None = _option(None, "serve Prometheus metrics there", "HOST:PORT", EYES)
     traces: str | None = _option(None, "send OpenTelemetry traces to this collector (OTLP over gRPC)", "URL", EYES)
     log: Literal["plain", "json"] = _option("plain", "lines on stderr", None, EYES)
+
+    debug_ignore_stop: bool = _option(
+        False, "write every text to its max_new_tokens, past the model's own end", None, MEASURING
+    )
 
 
 def read_settings(arguments: list[str] | None = None) -> ServeSettings | None:
