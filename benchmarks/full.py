@@ -32,6 +32,7 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
@@ -245,17 +246,17 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
     """Start, memory, decode and time to first token of servers on one bundle."""
     Bundle(bundle.path, verify=True)  # reads every byte: the page cache is warm
     limits = Limits(usable_processors(), bundle.path / "decoder.data")
-    with serving(bundle.path, folder) as (pid, address, start_seconds):
-        idle = memory_gb(pid)
+    with serving(bundle.path, folder) as served:
+        idle = memory_gb(served.pid)
         limits.read(3)
         answers = {}
         for name in workloads:
-            answers[name] = ask(address, WORKLOADS[name].frames, WORKLOADS[name].new_tokens)
+            answers[name] = ask(served.address, WORKLOADS[name].frames, WORKLOADS[name].new_tokens)
             limits.read(3)
-        alone = memory_gb(pid)
-        with serving(bundle.path, folder) as (second, second_address, _):
-            ask(second_address, 1, 4)
-            added = memory_gb(second, "Private")
+        alone = memory_gb(served.pid)
+        with serving(bundle.path, folder) as second:
+            ask(second.address, 1, 4)
+            added = memory_gb(second.pid, "Private")
     costs = StageCosts.of(bundle)
     machine = limits.machine()
     assert costs, "a bundle of a published checkpoint holds its config"
@@ -263,7 +264,7 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
     read = costs.decode(2, first.prompt_tokens + first.new_tokens // 2).read_bytes
     return {
         "machine": asdict(machine),
-        "start_seconds": start_seconds,
+        "start_seconds": served.start_seconds,
         "idle_rss_gb": idle,
         "serve_rss_gb": alone,
         "second_server_gb": added,
@@ -311,4 +312,4 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

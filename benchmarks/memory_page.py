@@ -27,6 +27,7 @@ from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Item, When,
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.workloads import frame
@@ -106,16 +107,17 @@ def measure(bundle: Path) -> None:
     shape = BundleShape.of(Bundle(bundle).manifest)
     items = [item for item in account(shape, settings) if "decoding" not in item.what]
     start, used, worst = (total(items, Where.HOST, *list(When)[: count + 1]) / 1e9 for count in range(3))
-    with tempfile.TemporaryDirectory() as folder, serving(bundle, Path(folder), *options) as (pid, address, _):
-        print(f"at start: {high_water_gb(pid):.3f} GB seen, {start:.3f} in the model")
+    with tempfile.TemporaryDirectory() as folder, serving(bundle, Path(folder), *options) as served:
+        print(f"at start: {high_water_gb(served.pid):.3f} GB seen, {start:.3f} in the model")
         for round_ in range(ROUNDS):
             with ThreadPoolExecutor(settings.slots) as pool:
                 list(
                     pool.map(
-                        lambda slot, r=round_: _fill(address, settings.slots * r + slot, shape), range(settings.slots)
+                        lambda slot, r=round_: _fill(served.address, settings.slots * r + slot, shape),
+                        range(settings.slots),
                     )
                 )
-            print(f"round {round_}: {high_water_gb(pid):.3f} GB seen, {used:.3f} as used, {worst:.3f} at a peak")
+            print(f"round {round_}: {high_water_gb(served.pid):.3f} GB seen, {used:.3f} as used, {worst:.3f} at a peak")
 
 
 def _fill(address: str, number: int, shape: BundleShape) -> None:
@@ -144,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -21,6 +21,7 @@ from benchmarks.served import serving
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.client.wire.connection import Connection
+from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling.distributions import changes
@@ -150,9 +151,9 @@ def main() -> int:
     checks = [overhead(options.bundle, options.runs)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(options.bundle, Path(folder), "--debug-ignore-stop") as (_, address, _),
+        serving(options.bundle, Path(folder), "--debug-ignore-stop") as served,
     ):
-        checks += outside_clock(address, options.runs)
+        checks += outside_clock(served.address, options.runs)
     for check in checks:
         print(f"{check.what}: {check.change:+.2%} ({check.low:+.2%} to {check.high:+.2%}), {check.runs} runs each")
     if options.json:
@@ -161,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -13,8 +13,6 @@ import os
 import platform
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -40,17 +38,16 @@ from rich.table import Table
 
 from benchmarks.hostile import DEAF, HALF_OPEN, held_connections
 from benchmarks.hostile import started as hostile_client
+from benchmarks.served import free_port, serving
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.contracts.command import run_command
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import names, new_table, print_table, words
 
 CLIENTS, HOSTILE, SLOTS, QUEUE = 16, 2, 8, 4  # two of the sixteen are hostile
 TOKENS = {"cart": "the-cart's-token", "hostile": "a-stolen-token"}
 CINE, FRAMES = "examples_ybr_color.dcm", 30
 WARM_UP_SHARE = 0.3  # of the time, before memory counts
-START_SECONDS = 120.0
 BATCHING_ROUNDS, STUDY_ROUNDS = 7, 30
 # What has to hold, as issue and operations page say it.
 MAX_RSS_GROWTH, MAX_REFUSAL_P99, MIN_BATCH_GAIN, MAX_STUDY_RATIO = 0.05, 0.050, 2.5, 1.2
@@ -101,42 +98,17 @@ class Soak:
         }
 
 
-class Served:
-    """A server process on loopback."""
+@dataclass(frozen=True)
+class Soaked:
+    """The server that is asked, and where it is watched."""
 
-    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
-        port_file = folder / "port"
-        port_file.unlink(missing_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "echovlm_edge.runtime.serving.supervision.serve_command",
-            "--bundle",
-            str(bundle),
-        ]
-        command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--log", "json", "--grace", "5"]
-        command += ["--slots", str(SLOTS), "--queue", str(QUEUE), *options]
-        clients = folder / "clients.toml"
-        tables = [
-            f'[{name}]\ntoken_sha256 = "{sha256(token.encode()).hexdigest()}"\n' for name, token in TOKENS.items()
-        ]
-        clients.write_text("".join(tables) + "max_calls = 4\n")  # the hostile one's
-        command += ["--clients", str(clients)]
-        metrics_port = _free_port()
-        command += ["--metrics", f"127.0.0.1:{metrics_port}"]
-        self._log = (folder / "log").open("w", encoding="utf-8")
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._log)
-        give_up = time.monotonic() + START_SECONDS
-        while not port_file.exists():
-            if self.process.poll() is not None or time.monotonic() > give_up:
-                raise NotPossibleHere(f"echovlm-serve did not start on {bundle}: {(folder / 'log').read_text()}")
-            time.sleep(0.05)
-        self.address = f"127.0.0.1:{port_file.read_text().strip()}"
-        self._metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+    pid: int
+    address: str
+    metrics: str
 
     def rss(self) -> int:
         """Memory of the server and its decoding processes, bytes; those of single files come and go."""
-        server, taken = psutil.Process(self.process.pid), 0
+        server, taken = psutil.Process(self.pid), 0
         for process in (server, *server.children()):
             with suppress(psutil.NoSuchProcess):
                 taken += process.memory_info().rss
@@ -144,15 +116,33 @@ class Served:
 
     def metric(self, name: str) -> float:
         """A metric without labels."""
-        with urllib.request.urlopen(self._metrics, timeout=30) as answer:
+        with urllib.request.urlopen(self.metrics, timeout=30) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         return next(sample.value for family in families for sample in family.samples if sample.name == name)
 
-    def stop(self) -> None:
-        """End it."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
-        self._log.close()
+
+@contextmanager
+def soaked(bundle: Path, folder: Path, *options: str) -> Iterator[Soaked]:
+    """A server with two clients and few places."""
+    clients, metrics = folder / "clients.toml", f"127.0.0.1:{free_port()}"
+    tables = [f'[{name}]\ntoken_sha256 = "{sha256(token.encode()).hexdigest()}"\n' for name, token in TOKENS.items()]
+    clients.write_text("".join(tables) + "max_calls = 4\n")  # the hostile one's
+    limits = (
+        "--slots",
+        SLOTS,
+        "--queue",
+        QUEUE,
+        "--clients",
+        clients,
+        "--metrics",
+        metrics,
+        "--log",
+        "json",
+        "--grace",
+        5,
+    )
+    with serving(bundle, folder, *limits, *options) as served:
+        yield Soaked(served.pid, served.address, f"http://{metrics}/metrics")
 
 
 class _WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
@@ -174,11 +164,6 @@ def connected(address: str) -> Iterator[report_pb2_grpc.ReportServiceStub]:
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options=options) as channel:
         yield report_pb2_grpc.ReportServiceStub(grpc.intercept_channel(channel, _WithToken()))
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def image(*frames: int) -> pb.Image:
@@ -270,7 +255,7 @@ class Client(threading.Thread):
         return True
 
 
-def soak(served: Served, found: Soak, console: Console) -> None:
+def soak(served: Soaked, found: Soak, console: Console) -> None:
     """The clients, and what is left after them."""
     asks = mixed(48)
     with connected(served.address) as stub:
@@ -301,13 +286,13 @@ def soak(served: Served, found: Soak, console: Console) -> None:
     found.leaked_slots = served.metric("echovlm_slots_busy") + served.metric("echovlm_waiting")
 
 
-def batching(served: Served, found: Soak) -> None:
+def batching(served: Soaked, found: Soak) -> None:
     """Tokens a second of one call, and of eight at once, turn by turn; their prompts are short beside their texts."""
     alone, together = zip(*((_rate(served, 1), _rate(served, 8)) for _ in range(BATCHING_ROUNDS)), strict=True)
     found.tokens_per_second_alone, found.tokens_per_second_of_8 = median(alone), median(together)
 
 
-def _rate(served: Served, together: int) -> float:
+def _rate(served: Soaked, together: int) -> float:
     options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=400))
     texts = [f"Describe everything, and begin with {index}." for index in range(together)]
     tokens: list[int] = []
@@ -326,7 +311,7 @@ def _rate(served: Served, together: int) -> float:
     return sum(tokens) / (time.perf_counter() - started)
 
 
-def studies(served: Served, found: Soak) -> None:
+def studies(served: Soaked, found: Soak) -> None:
     """W7: seven frames added ahead, then the report; beside it, as soon after other frames, a text-only prompt as long to read."""
     options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
     with connected(served.address) as stub:
@@ -363,7 +348,7 @@ def studies(served: Served, found: Soak) -> None:
     found.study_equals_one_call = list(at_once.token_ids) == list(ahead.token_ids)
 
 
-def beside_hostile(served: Served, found: Soak) -> None:
+def beside_hostile(served: Soaked, found: Soak) -> None:
     """A report's and a health check's time, with and without connections that are held open and never read, in turns."""
     with connected(served.address) as stub, grpc.insecure_channel(served.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -400,7 +385,7 @@ def _to_read(result: pb.Result) -> int:
     return result.usage.prompt_tokens - result.usage.reused_tokens
 
 
-def _pause(served: Served) -> None:
+def _pause(served: Soaked) -> None:
     """The sonographer takes the last picture, and then asks."""
     time.sleep(0.5)
     while served.metric("echovlm_slots_busy") + served.metric("echovlm_waiting"):
@@ -435,18 +420,12 @@ def main() -> int:
         machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
         found = Soak(machine, str(options.bundle), options.minutes)
         with tempfile.TemporaryDirectory() as folder:
-            served = Served(options.bundle, Path(folder), "--debug-ignore-stop")
-            try:
+            with soaked(options.bundle, Path(folder), "--debug-ignore-stop") as served:
                 batching(served, found)
-                beside_hostile(served, found)
-            finally:
-                served.stop()
-            served = Served(options.bundle, Path(folder))
-            try:
+            with soaked(options.bundle, Path(folder)) as served:
                 studies(served, found)
+                beside_hostile(served, found)
                 soak(served, found, console)
-            finally:
-                served.stop()
         held = {what: holds for what, (_, holds) in found.checks().items()}
         options.json.write_text(json.dumps({**asdict(found), "holds": held}, indent=1), encoding="utf-8")
         print_table(console, _table(found))

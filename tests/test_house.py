@@ -38,6 +38,12 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+def strings(file: Path) -> set[object]:
+    """Every constant of a file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+
+
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_imports_go_one_way(folder: str) -> None:
     for file in (ROOT / folder).rglob("*.py"):
@@ -83,6 +89,17 @@ def test_no_file_shadows_the_standard_library() -> None:
     for folder in (*FORBIDDEN, "benchmarks", "demo", "tests"):
         for file in (ROOT / folder).rglob("*.py"):
             assert file.stem not in sys.stdlib_module_names - {"__main__"}, f"{file} has the name of a standard module"
+
+
+def test_a_server_is_started_in_one_way() -> None:
+    """As a process, by `benchmarks.served`: what waits for it and ends it is written once."""
+    files = [file for folder in ("tests", "benchmarks", "demo", "examples") for file in (ROOT / folder).rglob("*.py")]
+    starters = {
+        str(file.relative_to(ROOT))
+        for file in files
+        if "subprocess" in imported(file) and "--port-file" in strings(file)
+    }
+    assert starters - {"tests/test_house.py"} == {"benchmarks/served.py"}
 
 
 # From the ground up: a room imports from those before it alone.

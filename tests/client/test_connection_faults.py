@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.served import free_port
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import PLAIN, Credentials
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, ServerUnavailable
@@ -46,12 +47,6 @@ def stranger(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "stranger")
 
 
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 def refusals(address: str, credentials: Credentials = PLAIN) -> Iterator[str]:
     """What is said when a client waits for the server, and when it just calls."""
     with Connection(address, credentials) as client:
@@ -73,7 +68,7 @@ def test_a_working_connection_has_no_fault(serve: Serve, authority: Authority) -
 
 def test_a_dead_port_is_told_at_once() -> None:
     began = time.monotonic()
-    for said in refusals(f"127.0.0.1:{closed_port()}"):
+    for said in refusals(f"127.0.0.1:{free_port()}"):
         assert "No server listens at 127.0.0.1:" in said and "echovlm-serve" in said
     assert time.monotonic() - began < 5, "it waited"
 
@@ -155,7 +150,7 @@ def test_a_proxy_is_not_gone_around(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_prints_one_line(mistake: str, serve: Serve, authority: Authority, stranger: Authority) -> None:
     address = serve(TlsFiles(*authority.issue("server", "localhost")))
     words = {
-        "dead port": ["--server", f"127.0.0.1:{closed_port()}"],
+        "dead port": ["--server", f"127.0.0.1:{free_port()}"],
         "plain text": ["--server", address],
         "other authority": ["--server", address, "--tls-ca", str(stranger.ca_file)],
     }[mistake]

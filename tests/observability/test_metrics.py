@@ -16,6 +16,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.served import free_port, port_file
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.observability.metrics import Metrics
@@ -162,8 +163,7 @@ def test_silent_and_slow_clients_do_not_keep_others_out(served: Running, port: i
 
 
 def test_a_scrape_before_the_server_is_answered_once_it_serves(golden_bundle: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        metrics = free.getsockname()[1]
+    metrics = free_port()
     patch = f"""
 import socket
 from echovlm_edge.runtime.serving.supervision import serve_command
@@ -201,4 +201,4 @@ def test_a_taken_metrics_port_is_told_before_anything_is_served(golden_bundle: P
             f"error: Metrics cannot be served on 127.0.0.1:{port} (Address already in use): give another "
             "--metrics HOST:PORT.\n"
         )
-        assert not server.port_file.exists()
+        assert not port_file(tmp_path).exists()

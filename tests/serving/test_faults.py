@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -242,12 +240,7 @@ def test_a_huge_message_is_refused_in_bounded_memory(golden_bundle: Path, tmp_pa
         server.stop()
 
 
-def test_a_full_disk_at_the_port_file_is_one_sentence(golden_bundle: Path) -> None:
-    command = [
-        "-c",
-        "from echovlm_edge.runtime.serving.supervision.serve_command import main; raise SystemExit(main())",
-    ]
-    asked = ["--bundle", str(golden_bundle), "--listen", "127.0.0.1:0", "--port-file", "/proc/no/port"]
-    done = subprocess.run([sys.executable, *command, *asked], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 2 and "port file /proc/no/port cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_full_disk_at_the_port_file_is_one_sentence(golden_bundle: Path, tmp_path: Path) -> None:
+    with server_process(golden_bundle, tmp_path, "--port-file", "/proc/no/port") as server:
+        assert server.end() == 2
+        assert "port file /proc/no/port cannot be written" in server.said and "Traceback" not in server.said

@@ -1,4 +1,4 @@
-"""`echovlm-serve` as a process of its own, with parts of it replaced where a test needs a fault."""
+"""`echovlm-serve` as `benchmarks.served` starts it, with parts of it replaced where a test needs a fault, and what it says."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import served
+
 SECONDS = 60  # for what must happen: a test that fails takes so long, one that passes does not wait
 STARTS = re.compile(r"\b(memory: The server needs|image decoding is confined by:) ")
 COMMAND = """
@@ -25,11 +27,12 @@ class ServerProcess:
     """A running command, and what it said so far."""
 
     def __init__(self, bundle: Path, folder: Path, options: tuple[str, ...], patch: str, env: dict[str, str]) -> None:
-        self.port_file = folder / "port"
-        self.port_file.unlink(missing_ok=True)
-        asked = ["--bundle", str(bundle), "--listen", "127.0.0.1:0", "--port-file", str(self.port_file), *options]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", patch + COMMAND, *asked],
+        self._folder = folder
+        self.process = served.start(
+            bundle,
+            folder,
+            *options,
+            program=[sys.executable, "-c", patch + COMMAND],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -51,7 +54,7 @@ class ServerProcess:
     def address(self) -> str:
         """Once it serves."""
         self.wait_for("Serving ")
-        return f"127.0.0.1:{self.port_file.read_text().strip()}"
+        return served.address_in(self._folder)
 
     @property
     def said(self) -> str:
