@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -19,8 +20,8 @@ MORE_CONTEXT = (
     "with a larger --max-sequence."
 )
 MORE_SLOTS = (
-    "--slots {asked} is more than this bundle's engines write at once, one report: say --slots 1. Further calls wait in the "
-    "queue (--queue)."
+    "--slots {asked} is too many for a bundle of a GPU, which writes one report at a time: say --slots 1, and further calls wait "
+    "in the queue (--queue)."
 )
 
 
@@ -60,6 +61,21 @@ def test_a_context_above_the_bundles_is_refused_before_it_is_loaded(
     asked = refusal(capsys, "--bundle", golden_bundle, "--max-sequence", limit + 1)
     assert asked == MORE_CONTEXT.format(asked=limit + 1, limit=limit)
     assert refusal(capsys, "--bundle", golden_bundle, "--max-sequence", limit) == "A bundle was loaded."
+
+
+@pytest.mark.usefixtures("not_loaded")
+def test_more_memory_to_decode_with_than_the_process_may_have_is_refused(
+    golden_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, real = 1 << 30, resource.getrlimit
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda kind: (limit, limit) if kind == resource.RLIMIT_AS else real(kind)
+    )
+    assert refusal(capsys, "--bundle", golden_bundle, "--decode-mb", 2048) == (
+        "--decode-mb 2048 is more than a process may have here, 1024 MB (ulimit -Hv): lower it, or raise that limit."
+    )
+    assert refusal(capsys, "--bundle", golden_bundle, "--decode-mb", 1024) == "A bundle was loaded."
+    assert refusal(capsys, "--bundle", golden_bundle) == "A bundle was loaded.", "the default asks for nothing"
 
 
 @pytest.mark.usefixtures("not_loaded")

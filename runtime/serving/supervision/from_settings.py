@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from typing import TYPE_CHECKING
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape
@@ -72,8 +73,18 @@ def access(chosen: ServeSettings) -> Access:
 
 
 def decode_sandbox(chosen: ServeSettings) -> DecodeSandbox:
-    """Start the processes that decode image files; the caller has to close them."""
+    """Start the processes that decode image files; the caller has to close them.
+
+    Raises:
+        InvalidInput: more memory was asked for than this process and its children may have.
+    """
     memory_bytes, seconds = chosen.decode_mb << 20, chosen.decode_seconds
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY and memory_bytes > most and "decode_mb" in chosen.model_fields_set:
+        raise InvalidInput(
+            f"--decode-mb {chosen.decode_mb} is more than a process may have here, {most >> 20} MB (ulimit -Hv): lower it, or "
+            "raise that limit."
+        )
     return DecodeSandbox(SandboxLimits(chosen.decode_processes, memory_bytes, seconds, chosen.decode_user))
 
 

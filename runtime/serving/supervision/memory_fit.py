@@ -80,17 +80,17 @@ def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gp
 
 
 def refuse_more_slots(shape: BundleShape, settings: ServeSettings) -> None:
-    """Refuse slots that were asked for and that the bundle's engines cannot have: on a GPU they write one report at a time.
+    """Refuse more slots than the bundle's engines have, where somebody asked for them: on a GPU they have one.
 
-    The default asks for nothing: it is as many as the engines have, up to its number.
+    The default asks for nothing: it means as many as the engines have, up to its number.
 
     Raises:
         InvalidInput: more slots were asked for.
     """
     if shape.on_gpu and settings.slots > 1 and "slots" in settings.model_fields_set:
         raise InvalidInput(
-            f"--slots {settings.slots} is more than this bundle's engines write at once, one report: say --slots 1. Further calls "
-            "wait in the queue (--queue)."
+            f"--slots {settings.slots} is too many for a bundle of a GPU, which writes one report at a time: say --slots 1, and "
+            "further calls wait in the queue (--queue)."
         )
 
 

@@ -1,4 +1,8 @@
-"""The server's options, each defined once; from the command line, then the environment, then a TOML file, then the defaults."""
+"""The server's options, each defined once; from the command line, then the environment, then a TOML file, then the defaults.
+
+pydantic validates the values, and `settings_of` merges the sources. pydantic-settings does not replace that: it does not tell which
+source a wrong value came from, which the sentence names, and it passes over a file that is missing.
+"""
 
 from __future__ import annotations
 
