@@ -29,6 +29,7 @@ from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
@@ -36,8 +37,8 @@ from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.profiling.costs import StageCosts
-from echovlm_edge.runtime.profiling.workloads import W1, W7, frame
+from echovlm_edge.runtime.profiling.requests import frame
+from echovlm_edge.runtime.profiling.workloads import W1, W7
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.resources.processors import usable_processors
 
@@ -152,7 +153,7 @@ def memory_gb(pid: int, kind: str = "Rss") -> float:
     )
 
 
-def stage_costs(answer: Answer, costs: StageCosts, frames: int, machine: Machine) -> dict[str, StageCost]:
+def stage_costs(answer: Answer, costs: CostModel, frames: int, machine: Machine) -> dict[str, StageCost]:
     """Each stage up to the first token."""
     operations = {
         "vision": costs.vision(answer.image_tokens, frames).operations,
@@ -257,7 +258,7 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
         with serving(bundle.path, folder) as second:
             ask(second.address, 1, 4)
             added = memory_gb(second.pid, "Private")
-    costs = StageCosts.of(bundle)
+    costs = CostModel.of(bundle.manifest)
     machine = limits.machine()
     assert costs, "a bundle of a published checkpoint holds its config"
     first = answers[workloads[0]]

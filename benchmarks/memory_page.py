@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks.full import high_water_gb
 from benchmarks.served import serving
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.roofline import Roofline
 from echovlm_edge.export.targets import target
@@ -30,7 +29,7 @@ from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.profiling.workloads import frame
+from echovlm_edge.runtime.profiling.requests import frame
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account
 
@@ -56,13 +55,12 @@ LOAD: dict[str, Any] = {
 def published_shape() -> BundleShape:
     """The published model in 4 bits on a CPU, with weights as the roofline counts them."""
     config = json.loads((ROOT / "tests" / "published" / "config.json").read_text(encoding="utf-8"))
-    parsed = EchoVLMConfig.from_json(config, "the published config.json")
-    roofline = Roofline(parsed, target("cpu"), PrecisionPolicy.of("int4", 128), MAX_SEQUENCE)
+    roofline = Roofline.of(config, target("cpu"), PrecisionPolicy.of("int4", 128), MAX_SEQUENCE)
     return BundleShape(
         target="cpu",
         precision="int4",
         native=True,
-        weights=int(sum(roofline.weight_bytes().values())),
+        weights=int(sum(roofline.costs.weight_bytes().values())),
         embedding=int(roofline.embedding_bytes()),
         tokenizer=TOKENIZER,
         cache_token=roofline.cache_bytes(1),

@@ -12,13 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from echovlm_edge.runtime.profiling.workloads import NAMED
+
 Found = Mapping[str, Any]
 STAGES = ("vision", "projector", "prefill", "decode")
-WORKLOADS = {
-    "W1": "a 640x480 frame, 60 tokens of text, 160 written",
-    "W7": "seven such frames, 60 tokens of text, 240 written",
-    "Q": "a question about seven frames that were reported on before, 40 written",
-}
 
 
 def page(report: Found) -> str:
@@ -150,7 +147,7 @@ def _profile(found: Found) -> Iterator[str]:
         largest = max(workload["stages"].items(), key=lambda stage: stage[1]["share"])
         rows.append(
             (
-                f"{workload['name']}: {WORKLOADS.get(workload['name'], '')}",
+                f"{workload['name']}: {NAMED[workload['name']].words if workload['name'] in NAMED else ''}",
                 _ms(workload["ttft"]),
                 _ms(workload["tpot"]),
                 _ms(workload["end_to_end"]),

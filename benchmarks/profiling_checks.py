@@ -28,7 +28,8 @@ from echovlm_edge.runtime.profiling.distributions import changes
 from echovlm_edge.runtime.profiling.energy import open_meter
 from echovlm_edge.runtime.profiling.measuring import InProcess, Remote
 from echovlm_edge.runtime.profiling.memory import PeakMemory
-from echovlm_edge.runtime.profiling.workloads import W1, frame
+from echovlm_edge.runtime.profiling.requests import frame
+from echovlm_edge.runtime.profiling.workloads import W1
 
 PROMPT = "Describe the image."
 

@@ -312,7 +312,7 @@ def _rate(served: Soaked, together: int) -> float:
 
 
 def studies(served: Soaked, found: Soak) -> None:
-    """W7: seven frames added ahead, then the report; beside it, as soon after other frames, a text-only prompt as long to read."""
+    """Seven frames added ahead, then the report; compared with a text-only prompt as long to read, as soon after other frames."""
     options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
     with connected(served.address) as stub:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from echovlm_edge.export.build_options import DEFAULT_MAX_SEQUENCE, check_contex
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.devices import Device, Reached
 from echovlm_edge.export.quantize import PRECISIONS, PrecisionPolicy
-from echovlm_edge.export.roofline import WORKING_GB, WORKLOADS, Cost, Roofline, Workload
+from echovlm_edge.export.roofline import WORKING_GB, Roofline, bound_by, bound_seconds, expected_seconds
 from echovlm_edge.export.targets import TARGETS, target
+from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
+from echovlm_edge.runtime.profiling.workloads import NAMED, USUAL, Workload
 
 COMPARED = 4096  # the context whose memory is compared
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -43,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One workload: what its user would notice."""
+    """What a user would notice of one workload."""
 
     workload: str
     first_token_seconds: float
@@ -53,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All that is estimated of one model on one target."""
+    """What is estimated of one model on one target."""
 
     target: str
     device: str
@@ -70,24 +72,24 @@ class Estimate:
         return min(self.memory_gb.values()) <= self.usable_gb
 
 
-def estimate(roofline: Roofline, precision: str) -> Estimate:
-    """Reckon every workload.
+def estimate(roofline: Roofline, precision: str, workloads: Sequence[Workload] = USUAL) -> Estimate:
+    """Estimate each workload, and the memory by context.
 
     Raises:
         NotPossibleHere: the target is for no machine in particular.
     """
     device = roofline.target.device
     if device is None:
-        raise NotPossibleHere(f"The target {roofline.target.name} is for any machine: estimate one of {_reckoned()}.")
-    stages, outcomes = [], []
-    for workload in WORKLOADS:
-        found = [_stage(workload, name, cost, device) for name, cost in _costs(roofline, workload)]
+        raise NotPossibleHere(f"The target {roofline.target.name} is for any machine: estimate one of {_devices()}.")
+    stages, outcomes, costs = [], [], roofline.costs
+    for workload in workloads:
+        found = [_stage(workload, name, cost, device) for name, cost in _costs(costs, workload)]
         stages += found
         seconds = {stage.stage: stage.expected_seconds for stage in found}
         first = sum(value for name, value in seconds.items() if name != "decode")
         speed = (workload.new_tokens - 1) / seconds["decode"]
         outcomes.append(Outcome(workload.name, first, speed, first + seconds["decode"]))
-    longest = roofline.config.decoder.max_position_embeddings
+    longest = roofline.longest_context
     memory = {tokens: roofline.memory_gb(tokens) for tokens in CONTEXTS if tokens <= longest}
     memory = memory or {longest: roofline.memory_gb(longest)}
     return Estimate(
@@ -102,12 +104,12 @@ def estimate(roofline: Roofline, precision: str) -> Estimate:
     )
 
 
-def _costs(roofline: Roofline, workload: Workload) -> Iterator[tuple[str, Cost]]:
-    if workload.frames:
-        image = roofline.image(workload.patches)
-        yield "images", Cost(image.read_bytes * workload.frames, image.operations * workload.frames)
-    yield "prefill", roofline.prefill(workload.prompt_tokens, workload.cached_tokens)
-    yield "decode", roofline.write(workload)
+def _costs(model: CostModel, workload: Workload) -> Iterator[tuple[str, Cost]]:
+    if frames := workload.encoded_frames:
+        tokens = frames * workload.frame_tokens
+        yield "images", model.vision(tokens, frames) + model.projector(tokens, frames)
+    yield "prefill", model.prefill(workload.prefill_tokens, workload.cached_tokens)
+    yield "decode", model.decode(workload.new_tokens, workload.cached_tokens + workload.prefill_tokens)
 
 
 def _stage(workload: Workload, name: str, cost: Cost, device: Device) -> Stage:
@@ -116,13 +118,13 @@ def _stage(workload: Workload, name: str, cost: Cost, device: Device) -> Stage:
         name,
         cost.read_bytes / 1e9,
         cost.operations / 1e12,
-        cost.bound(device),
-        cost.seconds(device),
-        cost.expected_seconds(device, device.reached.images if name == "images" else device.reached.decoder),
+        bound_by(cost, device),
+        bound_seconds(cost, device),
+        expected_seconds(cost, device, device.reached.images if name == "images" else device.reached.decoder),
     )
 
 
-def _reckoned() -> str:
+def _devices() -> str:
     return ", ".join(name for name, known in TARGETS.items() if known.device)
 
 
@@ -159,20 +161,20 @@ def show(found: Estimate, console: Console) -> None:
 
 
 def _foot(reached: Reached) -> str:
-    said = "measured on such a machine" if reached.measured else "assumed"
+    source = "measured on such a machine" if reached.measured else "assumed"
     return (
         f"{ESTIMATE}. Expected: {reached.bandwidth:.0%} of the bandwidth, {reached.images:.0%} of the arithmetic for images, "
-        f"{reached.decoder:.0%} for prompts ({said}). Memory includes {WORKING_GB} GB for the device's context and activations "
+        f"{reached.decoder:.0%} for prompts ({source}). Memory includes {WORKING_GB} GB for the device's context and activations "
         "(assumed)."
     )
 
 
 def compare(found: list[Estimate], console: Console) -> None:
-    """Print one row a target."""
+    """Print one row for each target."""
     table = new_table(
         f"{ESTIMATE}: first token, s / tokens a second",
         names("target"),
-        *(figures(workload.name) for workload in WORKLOADS),
+        *(figures(outcome.workload) for outcome in found[0].outcomes),
         figures("GB at\n4,096"),
         figures("of"),
     )
@@ -195,12 +197,12 @@ def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
     else:
         config, where = _read_config(options.config), str(options.config)
         precision, block, sequence = options.precision, 128, options.max_sequence
-    chosen, shape = target(name), EchoVLMConfig.from_json(config, where)
+    chosen = target(name)
+    longest = EchoVLMConfig.from_json(config, where).decoder.max_position_embeddings
     chosen.check(precision, chosen.cache_types[0])
-    longest = shape.decoder.max_position_embeddings
     sequence = min(DEFAULT_MAX_SEQUENCE, longest) if sequence is None else sequence
     check_context(sequence, longest)
-    return Roofline(shape, chosen, PrecisionPolicy.of(precision, block), sequence), precision
+    return Roofline.of(config, chosen, PrecisionPolicy.of(precision, block), sequence), precision
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -223,6 +225,13 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     devices = [name for name, known in TARGETS.items() if known.device]
     add("--target", **SEVERAL, choices=devices, help="one, or several to compare (default rtx)")
+    add(
+        "--workload",
+        **SEVERAL,
+        choices=list(NAMED),
+        metavar="NAME",
+        help=f"of {', '.join(NAMED)} (default {' '.join(workload.name for workload in USUAL)})",
+    )
     add("--precision", choices=PRECISIONS, default="int4", help="with --config (default int4)")
     add("--max-sequence", type=int, metavar="N", help="the cache's capacity (default: the bundle's, or 4096)")
     add("--json", type=Path, metavar="F", help="write the figures")
@@ -230,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> int:
-        found = [estimate(*_roofline(options, name)) for name in options.target or ["rtx"]]
+        workloads = [NAMED[name] for name in options.workload or [workload.name for workload in USUAL]]
+        found = [estimate(*_roofline(options, name), workloads) for name in options.target or ["rtx"]]
         console = Console()
         for each in found:
             show(each, console)

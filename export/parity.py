@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
-from echovlm_edge.runtime.backends import PREFILL_CHUNK, Backend, Cache, Floats
-from echovlm_edge.runtime.bundle.manifest import ModelSpec, Parity
+from echovlm_edge.runtime.backends import Backend, Cache, Floats
+from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, ModelSpec, Parity
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.engine.model import prompt_embeddings

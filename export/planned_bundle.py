@@ -17,7 +17,8 @@ from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import CACHE_TYPES, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.targets import Target
 from echovlm_edge.export.weight_file import WeightFile, lay_out
-from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Widths, cache_token_bytes
+from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Widths
+from echovlm_edge.runtime.bundle.cost_model import cache_token_bytes
 from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, EmbeddingSpec, Limits, ModelSpec
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 

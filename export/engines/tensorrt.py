@@ -16,8 +16,7 @@ import onnx
 from echovlm_edge.export.engines.tensorrt_graph import write_graph
 from echovlm_edge.export.engines.tensorrt_module import TensorRT
 from echovlm_edge.export.engines.timing_cache import TimingCache
-from echovlm_edge.runtime.backends import PREFILL_CHUNK
-from echovlm_edge.runtime.bundle.manifest import Limits, Part, TensorSpec, describe_file
+from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Limits, Part, TensorSpec, describe_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 ENGINE = ".engine"

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from echovlm_edge.runtime.prompting.rotary import Angles
 
 Floats = NDArray[np.float32]
-PREFILL_CHUNK = 512  # the most tokens that one call of the decoder takes
 
 
 class Logits(Protocol):

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import numpy as np
-
-from echovlm_edge.runtime.backends import PREFILL_CHUNK
-from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, TOKENIZER, Manifest, TensorSpec
+from echovlm_edge.runtime.bundle.cost_model import ModelShape, bundle_cache_token_bytes
+from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, TOKEN_EMBEDDING, TOKENIZER, Manifest
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memory
@@ -80,18 +78,15 @@ class Widths:
     @classmethod
     def of(cls, config: Mapping[str, Any], preprocess: PreprocessSettings) -> Widths:
         """Read the widths from a checkpoint's config.json; a missing key has the published model's value."""
-        vision = config.get("vision_config") or {}
-        width, patch = int(vision.get("embed_dim", 1280)), preprocess.patch_size
-        experts = int(config.get("num_experts", 4)) * int(config.get("moe_intermediate_size", 1408))
-        always = int(config.get("intermediate_size", 18944)) + int(config.get("shared_expert_intermediate_size", 5632))
+        model, patch = ModelShape.of(config), preprocess.patch_size
         return cls(
-            hidden=int(config.get("hidden_size", 3584)),
-            vocab=int(config.get("vocab_size", 152064)),
-            heads=int(config.get("num_attention_heads", 28)),
-            groups=always + experts,
-            vision=width,
-            vision_mlp=int(width * float(vision.get("mlp_ratio", 4))),
-            vision_heads=int(vision.get("num_heads", 16)),
+            hidden=model.hidden,
+            vocab=model.vocabulary,
+            heads=model.heads,
+            groups=sum(model.group_widths),
+            vision=model.vision_width,
+            vision_mlp=model.vision_mlp,
+            vision_heads=model.vision_heads,
             patch_values=3 * preprocess.temporal_patch_size * patch**2,
             merged=preprocess.merge_size**2,
             token_pixels=3 * preprocess.unit**2,
@@ -129,13 +124,12 @@ class BundleShape:
     def of(cls, manifest: Manifest) -> BundleShape:
         """Read a bundle's shape from its bundle.json."""
         sizes = {file.name: file.bytes for file in manifest.files}
-        context = _cache_tensor(manifest).shape[2]
+        context = manifest.cache_tensor.shape[2]
         return cls(
             target=manifest.target,
             precision=manifest.precision,
             native=manifest.operator_library is not None,
-            # An ONNX graph lies before its weights; an engine has them in itself.
-            weights=sum(file.bytes for part in manifest.parts for file in part.files[1:] or part.files),
+            weights=sum(part.weight_bytes for part in manifest.parts),
             embedding=sizes.get(TOKEN_EMBEDDING, 0),
             tokenizer=sizes.get(TOKENIZER, 0),
             cache_token=bundle_cache_token_bytes(manifest),
@@ -157,18 +151,6 @@ class BundleShape:
     def cache_bytes(self, max_sequence: int) -> int:
         """Return the bytes of one sequence's keys and values."""
         return self.cache_token * (self.cache_context or max_sequence)
-
-
-def cache_token_bytes(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
-    """Return the bytes of one token's keys and values, in all layers."""
-    return 2 * layers * kv_heads * head_dim * item_bytes
-
-
-def bundle_cache_token_bytes(manifest: Manifest) -> int:
-    """Return the bytes of one token's keys and values in a bundle; an int8 cache's scales are constants of its graph."""
-    model, dtype = manifest.model, _cache_tensor(manifest).dtype
-    size = np.dtype("float32" if dtype == "float" else dtype).itemsize
-    return cache_token_bytes(model.num_layers, model.num_kv_heads, model.head_dim, size)
 
 
 def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
@@ -210,7 +192,3 @@ def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
 def total(items: Iterable[Item], where: Where = Where.HOST, *when: When) -> int:
     """Add up the bytes of the items in `where` that are taken at one of the times `when`, or at any time if none is given."""
     return sum(item.bytes for item in items if item.where is where and (not when or item.when in when))
-
-
-def _cache_tensor(manifest: Manifest) -> TensorSpec:
-    return next(tensor for tensor in manifest.part("decoder").inputs if tensor.name == "keys.0")

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from echovlm_edge.runtime.bundle.manifest import numpy_dtype
+
 Shape = tuple[int, ...]
 
 
@@ -149,11 +151,6 @@ class Region:
     def binding(self) -> Binding:
         """Where an engine finds it."""
         return Binding(self.address, self.host.shape)
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of a tensor's type as bundle.json spells it: ONNX's names in small letters."""
-    return np.dtype("float32" if name == "float" else name)
 
 
 class Arena:

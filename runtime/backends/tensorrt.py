@@ -27,10 +27,9 @@ from echovlm_edge.runtime.backends.device import (
     Region,
     Shape,
     Stream,
-    numpy_dtype,
 )
 from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
-from echovlm_edge.runtime.bundle.manifest import Bundle, Part
+from echovlm_edge.runtime.bundle.manifest import Bundle, Part, numpy_dtype
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.prompting.rotary import Angles

@@ -10,6 +10,7 @@ from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -22,6 +23,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 TOKEN_EMBEDDING = "token_embedding.bin"
 WEIGHT_ALIGNMENT = 4096  # a page: each tensor in a file of weights can be memory-mapped by itself
 PARTS = ("vision_encoder", "projector", "decoder")
+PREFILL_CHUNK = 512  # the most tokens that one call of the decoder takes: engines are built for it
 FIX = "copy it or build the bundle again"
 
 _STRICT = ConfigDict(extra="forbid")
@@ -89,6 +91,11 @@ class Part:
     operators: dict[str, int] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights: an ONNX graph lies before them, an engine has them in itself."""
+        return sum(file.bytes for file in self.files[1:] or self.files)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -192,12 +199,22 @@ class Manifest:
         """Return the part called `name`."""
         return next(part for part in self.parts if part.name == name)
 
+    @property
+    def cache_tensor(self) -> TensorSpec:
+        """The first layer's keys, as the decoder takes them: [batch, kv_heads, context, head_dim]."""
+        return next(tensor for tensor in self.part("decoder").inputs if tensor.name == "keys.0")
+
     def all_files(self) -> tuple[FileSpec, ...]:
         """List every file of the bundle except bundle.json."""
         return (*self.files, *(file for part in self.parts for file in part.files))
 
 
 _MANIFEST = TypeAdapter(Manifest)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the numpy dtype of a tensor's type as bundle.json spells it: ONNX's names in small letters."""
+    return np.dtype("float32" if name == "float" else name)
 
 
 class Bundle:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from echovlm_edge.runtime.backends import PREFILL_CHUNK
+from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.engine.reuse import BLOCK
 

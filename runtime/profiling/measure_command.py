@@ -18,6 +18,7 @@ from rich.progress import Progress
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
+from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import Credentials
@@ -30,7 +31,6 @@ from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.bounds import EXAMPLE, broken, of_one_profile, parse
 from echovlm_edge.runtime.profiling.ceilings import measured_ceilings
 from echovlm_edge.runtime.profiling.chrome_trace import chrome_trace
-from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.energy import open_meter
 from echovlm_edge.runtime.profiling.machine import this_machine
 from echovlm_edge.runtime.profiling.measuring import (
@@ -93,7 +93,9 @@ def run(options: argparse.Namespace) -> int:
             options.threads,
             None if options.server else max(workload.clients for workload in workloads),
         ),
-        tuple(summarise(measurement, StageCosts.of(bundle) if bundle else None) for measurement in measurements),
+        tuple(
+            summarise(measurement, CostModel.of(bundle.manifest) if bundle else None) for measurement in measurements
+        ),
         None if options.server or options.quick else measured_ceilings(options.threads or machine.cores),
         _operators(bundle, options.threads, workloads[0]) if bundle and not options.quick else (),
     )

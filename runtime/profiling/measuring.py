@@ -18,9 +18,10 @@ from echovlm_edge.runtime.contracts.tasks import Task
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.energy import Meter, energy_of
 from echovlm_edge.runtime.profiling.memory import PeakMemory
+from echovlm_edge.runtime.profiling.requests import frame, text_of
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Energy, Interval, Run
 from echovlm_edge.runtime.profiling.stages import NETWORK
-from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
+from echovlm_edge.runtime.profiling.workloads import Workload
 from echovlm_edge.runtime.serving.messages import STAGES
 
 TEMPLATE_PROBE = 64  # pixels of the frame that the text's length is found with

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from statistics import median
 
+from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel
 from echovlm_edge.runtime.contracts.request import Span, Stage
 from echovlm_edge.runtime.engine.clock import pieces
-from echovlm_edge.runtime.profiling.costs import Cost, StageCosts
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
 from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
 from echovlm_edge.runtime.profiling.stages import ORDER
 
 
-def summarise(measurement: Measurement, costs: StageCosts | None) -> WorkloadFigures:
+def summarise(measurement: Measurement, costs: CostModel | None) -> WorkloadFigures:
     """A workload's figures; `costs` are of the bundle, where it is at hand."""
     workload, runs = measurement.workload, [measured.run for measured in measurement.requests]
     total = sum(run.seconds for run in runs)
@@ -60,7 +60,7 @@ def _timeline(request: Measured) -> tuple[Interval, ...]:
 
 
 def _roofline(
-    runs: list[Run], stages: dict[str, StageFigures], frames: int, costs: StageCosts
+    runs: list[Run], stages: dict[str, StageFigures], frames: int, costs: CostModel
 ) -> tuple[RooflinePoint, ...]:
     run = runs[0]
     work: dict[str, Cost] = {}

@@ -1,24 +1,18 @@
-"""What is measured: the three workloads that every figure of the product is given for, and a grid of others."""
+"""The workloads that every figure of the product is given for: measured, estimated, benchmarked; and a grid of others to measure."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
-from PIL import Image
-
 from echovlm_edge.runtime.contracts.errors import InvalidInput
-from echovlm_edge.runtime.contracts.request import ImageInput
-from echovlm_edge.runtime.imaging.image_file import decode_image
-from echovlm_edge.runtime.imaging.sample import sample_image
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, smart_resize
 
-FILLER = (
-    "What do you see in the images and what does it suggest ?"  # its words, over and over, make a prompt of any length
-)
+TEMPLATE_TOKENS = 30  # of a prompt's text: the chat template and the frames' marks, which come before the question
+PREPROCESS = (
+    PreprocessSettings()
+)  # the published model's, whose bound on a frame's pixels none of the workloads reaches
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Workload:
         width: of a frame, pixels.
         height: of a frame, pixels.
         clients: that ask at the same time.
-        seen: the frames have been reported on before, so that only the question is new.
+        seen: the frames have been reported on before, so that all up to the question is cached.
     """
 
     name: str
@@ -45,11 +39,50 @@ class Workload:
     clients: int = 1
     seen: bool = False
 
+    @property
+    def frame_tokens(self) -> int:
+        """Visual tokens of one frame in the published model; a bundle whose preprocessor bounds frames lower makes fewer."""
+        height, width = smart_resize(self.height, self.width, PREPROCESS)
+        return height * width // PREPROCESS.unit**2
 
+    @property
+    def encoded_frames(self) -> int:
+        """Frames that the vision encoder works on."""
+        return 0 if self.seen else self.frames
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that are prefilled already."""
+        return self.frames * self.frame_tokens + TEMPLATE_TOKENS if self.seen else 0
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens of the prompt that prefill works on."""
+        return self.frames * self.frame_tokens + self.text_tokens - self.cached_tokens
+
+    @property
+    def words(self) -> str:
+        """What it is, in a few words."""
+        size = f"{self.width}x{self.height}"
+        frames = f"a {size} frame" if self.frames == 1 else f"{_NUMBERS.get(self.frames, self.frames)} {size} frames"
+        if self.seen:
+            return f"a question about {frames} that were reported on before, {self.new_tokens} written"
+        return f"{frames}, {self.text_tokens} tokens of text, {self.new_tokens} written"
+
+
+_NUMBERS = {7: "seven"}
+
+# A case is about seven frames: the model was trained on 208,941 cases with 1.47 million key frames.
 W1 = Workload("W1", 1, 60, 160)
 W7 = Workload("W7", 7, 60, 240)
-Q = Workload("Q", 7, 60, 40, seen=True)  # some 30 tokens of the template and the frames' marks, 30 of the question
-NAMED = {workload.name: workload for workload in (W1, W7, Q)}
+Q = Workload("Q", 7, 60, 40, seen=True)
+# 640x480 is what a scanner sends: 391 tokens a frame, as the published preprocessor bounds it. 392x392 is 196 tokens, as in training.
+TRAINED_SIDE = 392
+SMALL = tuple(
+    replace(workload, name=f"{workload.name}-196", width=TRAINED_SIDE, height=TRAINED_SIDE) for workload in (W1, W7, Q)
+)
+NAMED = {workload.name: workload for workload in (W1, W7, Q, *SMALL)}
+USUAL = (W1, W7, Q)
 
 
 def grid(
@@ -59,7 +92,7 @@ def grid(
     new_tokens: Sequence[int],
     clients: Sequence[int],
 ) -> tuple[Workload, ...]:
-    """Every combination, named for what it is: `2x640x480-p60-n32-c1`."""
+    """Return every combination, named for what it is: `2x640x480-p60-n32-c1`."""
     return tuple(
         Workload(f"{count}x{width}x{height}-p{prompt}-n{new}-c{at_once}", count, prompt, new, width, height, at_once)
         for count, (width, height), prompt, new, at_once in product(frames, sizes, text_tokens, new_tokens, clients)
@@ -67,41 +100,12 @@ def grid(
 
 
 def size(text: str) -> tuple[int, int]:
-    """`640x480` to a width and a height.
+    """Parse `640x480` to a width and a height.
 
     Raises:
-        InvalidInput: it is no such thing.
+        InvalidInput: it is not a size.
     """
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise InvalidInput(f"{text} is no size of a frame: write for example 640x480.")
     return int(width), int(height)
-
-
-def frame(number: int, width: int, height: int) -> ImageInput:
-    """A real ultrasound frame at that size as a PNG file, another picture for each number: nothing of it was seen before."""
-    pixels = np.roll(_resized(width, height), 16 * number, axis=1)
-    pixels[0, :3, 0] = np.frombuffer((number % (1 << 24)).to_bytes(3, "little"), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return ImageInput(file.getvalue(), "image/png", f"frame {number}")
-
-
-@cache
-def _resized(width: int, height: int) -> np.ndarray:
-    (sample,) = decode_image(sample_image())
-    return np.asarray(Image.fromarray(sample.pixels).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def text_of(tokens: int, count: Callable[[str], int]) -> str:
-    """A prompt that makes `count(prompt)` tokens of text as near to `tokens` as whole words allow."""
-    words = FILLER.split()
-
-    def first(number: int) -> str:
-        return " ".join(words[index % len(words)] for index in range(number))
-
-    low, high = 1, max(2, tokens)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count(first(middle)) <= tokens else (low, middle - 1)
-    return first(low)

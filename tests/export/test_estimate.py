@@ -15,60 +15,56 @@ from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.devices import CPU, ORIN, Device
 from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.roofline import W1, W7, Cost, Q, Roofline
+from echovlm_edge.export.roofline import Roofline, bound_by, bound_seconds, expected_seconds
 from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.export.targets import TARGETS, target
+from echovlm_edge.runtime.bundle.cost_model import Cost
+from echovlm_edge.runtime.profiling.workloads import NAMED
 
 PUBLISHED = Path(__file__).parents[1] / "published" / "config.json"
 
 
-def published(**changes: object) -> EchoVLMConfig:
-    return EchoVLMConfig.from_json({**json.loads(PUBLISHED.read_text()), **changes}, "config")
-
-
-def roofline(name: str, precision: str = "int4", config: EchoVLMConfig | None = None) -> Roofline:
-    return Roofline(config or published(), target(name), PrecisionPolicy.of(precision, 128), 4096)
+def roofline(name: str, precision: str = "int4", **changes: object) -> Roofline:
+    config = {**json.loads(PUBLISHED.read_text()), **changes}
+    return Roofline.of(config, target(name), PrecisionPolicy.of(precision, 128), 4096)
 
 
 @pytest.mark.parametrize(("name", "precision"), [("cpu", "int4"), ("rtx", "int4"), ("cuda", "int8")])
 def test_weights_are_those_that_a_build_stores(name: str, precision: str) -> None:
     """Of the published widths, one layer deep; norms, biases and gates are what is left out."""
     vision = {**json.loads(PUBLISHED.read_text())["vision_config"], "depth": 1}
-    config = published(num_hidden_layers=1, vision_config=vision)
+    changes = {"num_hidden_layers": 1, "vision_config": vision}
+    config = EchoVLMConfig.from_json({**json.loads(PUBLISHED.read_text()), **changes}, "config")
     shapes = {tensor: SimpleNamespace(shape=shape) for tensor, shape in expected_tensors(config).items()}
     checkpoint = SimpleNamespace(config=config, tensors=shapes)
-    reckoned = roofline(name, precision, config).weight_bytes()
+    estimated = roofline(name, precision, **changes).costs.weight_bytes()
     lowered = lower_parts(checkpoint, PrecisionPolicy.of(precision, 128), target(name), sketched_parts)  # type: ignore[arg-type]
     for part in lowered:
-        assert reckoned[part.name.replace("_", " ")] == pytest.approx(part.file.bytes, rel=0.02), part.name
+        assert estimated[part.name] == pytest.approx(part.file.bytes, rel=0.02), part.name
 
 
 def test_a_token_reads_the_layer_that_was_measured() -> None:
     """One layer's DualPathMoE takes one token 3.33 ms at 96 % of 47.4 GB/s on two cores (benchmarks/dual_path_moe.py)."""
     model = roofline("cpu")
-    weights = model.group_weights(1, distinct=True)
+    weights = model.costs.moe_weights_read(1)
     assert weights == 3 * 3584 * (18944 + 5632 + 2 * 1408)
     assert weights * model.bytes_per_weight("decoder", "gate", [3584]) == pytest.approx(
         0.96 * 47.4e9 * 3.33e-3, rel=0.02
     )
 
 
-def test_many_tokens_touch_every_expert_and_compute_with_two_each() -> None:
-    model = roofline("rtx")
+def test_spelled_out_every_expert_runs() -> None:
     everything = 3 * 3584 * (18944 + 5632 + 4 * 1408)
-    assert model.group_weights(500, distinct=True) == pytest.approx(everything)
-    assert model.group_weights(500, distinct=False) == 500 * model.group_weights(1, distinct=True)
-    assert model.group_weights(2, distinct=True) < model.group_weights(2, distinct=False)
-    assert roofline("cuda").group_weights(1, distinct=True) == pytest.approx(everything), (
-        "spelled out, every expert runs"
-    )
+    assert roofline("rtx").costs.moe_weights_read(1) < everything
+    assert roofline("cuda").costs.moe_weights_read(1) == everything
 
 
 def test_the_bound_is_the_slower_of_memory_and_arithmetic() -> None:
     device = Device("a device", None, 8, False, bandwidth_gbs=100, tensor_tflops=10, source="made up")
-    assert Cost(100e9, 1e12).seconds(device) == pytest.approx(1.0) and Cost(100e9, 1e12).bound(device) == "memory"
-    assert Cost(10e9, 30e12).seconds(device) == pytest.approx(3.0) and Cost(10e9, 30e12).bound(device) == "arithmetic"
-    assert Cost(10e9, 30e12).expected_seconds(device, 0.5) == pytest.approx(6.0)
+    reading, computing = Cost(100e9, 1e12), Cost(10e9, 30e12)
+    assert bound_seconds(reading, device) == pytest.approx(1.0) and bound_by(reading, device) == "memory"
+    assert bound_seconds(computing, device) == pytest.approx(3.0) and bound_by(computing, device) == "arithmetic"
+    assert expected_seconds(computing, device, 0.5) == pytest.approx(6.0)
 
 
 @pytest.mark.parametrize(("workload", "first", "speed"), [("W1", 10, 6.1), ("W7", 53, None)])
@@ -92,9 +88,12 @@ def test_no_context_beyond_the_models_is_estimated(capsys: pytest.CaptureFixture
         assert "between 1 and 2048" in capsys.readouterr().err
 
 
-def test_workloads_are_the_products() -> None:
-    assert (W1.prompt_tokens, W7.prompt_tokens, Q.prompt_tokens) == (451, 2797, 30)
-    assert Q.cached_tokens == 2797 + 240
+def test_workloads_of_the_trained_size_are_estimated_when_asked_for() -> None:
+    names = ["W1", "W1-196", "W7-196", "Q-196"]
+    found = estimate.estimate(roofline("jetson-orin"), "int4", [NAMED[name] for name in names])
+    assert [outcome.workload for outcome in found.outcomes] == names
+    large, small, *_ = found.outcomes
+    assert small.first_token_seconds < 0.6 * large.first_token_seconds
 
 
 def test_decode_is_bound_by_memory_and_prefill_by_arithmetic() -> None:

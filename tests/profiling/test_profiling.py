@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling import command, measure_command, schema
-from echovlm_edge.runtime.profiling.costs import StageCosts
 from echovlm_edge.runtime.profiling.measuring import InProcess, Measurer
-from echovlm_edge.runtime.profiling.workloads import Workload, frame, text_of
+from echovlm_edge.runtime.profiling.requests import frame, text_of
+from echovlm_edge.runtime.profiling.workloads import Workload
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support.dicom_files import png
 from tests.support.running_server import running
@@ -96,7 +97,7 @@ def test_the_roofline_counts_what_the_model_reads(measured: dict[str, Path], gol
     decoder = sum(file.bytes for file in Bundle(golden_bundle).manifest.part("decoder").files)
     # Eleven passes, each of nearly all of the decoder: less the experts not chosen, more the cache.
     assert 0.5 * 11 * decoder < points["decode"].read_bytes < 1.5 * 11 * decoder
-    costs = StageCosts.of(Bundle(golden_bundle))
+    costs = CostModel.of(Bundle(golden_bundle).manifest)
     assert costs is not None
     assert (
         costs.prefill(1024, 0).operations > 2 * costs.prefill(512, 0).operations * 0.99

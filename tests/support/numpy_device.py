@@ -20,8 +20,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.runtime.backends.device import Binding, numpy_dtype
-from echovlm_edge.runtime.bundle.manifest import Part
+from echovlm_edge.runtime.backends.device import Binding
+from echovlm_edge.runtime.bundle.manifest import Part, numpy_dtype
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 POISON = 0xFF  # NaN in every floating type
