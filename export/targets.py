@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from echovlm_edge.export import devices, standard
 from echovlm_edge.export.devices import Device
 from echovlm_edge.export.engines import onnxruntime, onnxruntime_cuda, tensorrt_rules
-from echovlm_edge.export.engines.tensorrt_module import compute_capability
 from echovlm_edge.export.lower import Rule
 from echovlm_edge.export.quantize import PRECISIONS
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, PLUGIN_LIBRARY, library_path
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.resources.nvml import compute_capability
 
 GPU_PRECISIONS = ("int4", "fp16")  # that the GPU kernels of DualPathMoE read
 GPU_CACHES = ("float16",)

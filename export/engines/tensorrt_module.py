@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 from dataclasses import dataclass
@@ -83,21 +82,6 @@ def open_tensorrt(name: str, plugin: Path | None = None) -> TensorRT:
     if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(library)) is None:
         raise NotPossibleHere(f"The plugin {library} cannot be loaded into {name} {api.__version__}: {INSTALL_PLUGIN}.")
     return TensorRT(name, api.__version__, api, _logger(api, errors), errors)
-
-
-def compute_capability() -> tuple[int, int] | None:
-    """Return the compute capability of this machine's first GPU, from the driver; None where there is none."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, values = ctypes.c_int(), [ctypes.c_int(), ctypes.c_int()]
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    for attribute, value in zip((75, 76), values, strict=True):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
-            return None
-    return values[0].value, values[1].value
 
 
 def _name_library_as_the_parser_does() -> None:

@@ -96,7 +96,7 @@ def _rows(machine: Facts) -> Iterator[tuple[str, str]]:
     for gpu in machine.gpus:
         yield "GPU", f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.capability}, driver {gpu.driver}"
     if not machine.gpus:
-        yield "GPU", "none found by nvidia-smi"
+        yield "GPU", "none found by NVML"
     yield "TensorRT", ", ".join(f"{name} {number}" for name, number in machine.tensorrt.items()) or "not installed"
     yield "ONNX Runtime", f"{machine.onnxruntime}: {', '.join(machine.providers)}"
     yield "JetPack", machine.jetpack or ""

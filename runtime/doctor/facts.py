@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from echovlm_edge.runtime.profiling import machine
+from echovlm_edge.runtime.resources import jetson
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
+from echovlm_edge.runtime.resources.nvml import Gpu, nvidia_gpus
 from echovlm_edge.runtime.resources.processors import processor_quota
-from echovlm_edge.runtime.resources.system_files import first_line, memory_info, text
+from echovlm_edge.runtime.resources.system_files import first_line, memory_info
 
 # What the operators' kernels ask for, by the names of /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512_vnni", "avx512bw", "amx_int8", "asimddp", "i8mm")
-SECONDS = 10  # for a tool to answer
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU as its driver describes it; clocks in MHz, memory in bytes, power in watts; None where it is not reported."""
-
-    name: str
-    driver: str
-    memory: int
-    capability: str
-    clock: int | None = None
-    clock_max: int | None = None
-    power_limit: float | None = None
-    power_default: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +72,7 @@ def facts(root: Path = Path("/")) -> Facts:
     memory, mine = memory_info(root), machine_memory(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
     clocks = root / "sys/devices/system/cpu"
-    modes = power_modes(text(root / "etc/nvpmodel.conf"))
+    modes = jetson.power_modes(root)
     return Facts(
         architecture=platform.machine(),
         cpu=machine.cpu_name(root),
@@ -106,63 +90,18 @@ def facts(root: Path = Path("/")) -> Facts:
         clock_now=_largest_mhz(clocks, "scaling_cur_freq"),
         container_limit=mine.limit,
         cpu_quota=processor_quota(root),
-        gpus=_gpus(),
+        gpus=nvidia_gpus(),
         tensorrt={
             name: found for name in ("tensorrt", "tensorrt-rtx-cu13") if (found := machine.package_version(name))
         },
         onnxruntime=machine.package_version("onnxruntime-gpu") or machine.package_version("onnxruntime") or "",
         providers=_providers(),
         device=first_line(root / "proc/device-tree/model"),
-        jetpack=jetpack(text(root / "etc/nv_tegra_release")),
+        jetpack=jetson.jetpack(root),
         power_modes=modes,
-        power_mode=power_mode() if modes else None,
+        power_mode=jetson.power_mode() if modes else None,
         kernels=machine.kernels(),
     )
-
-
-def jetpack(release: str) -> str | None:
-    """Parse the Linux-for-Tegra version from /etc/nv_tegra_release: `# R36 (release), REVISION: 4.3` is `L4T 36.4.3`."""
-    match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
-    return f"L4T {match[1]}.{match[2]}" if match else None
-
-
-def power_modes(config: str) -> dict[int, str]:
-    """Parse the power modes, by number, from /etc/nvpmodel.conf: `< POWER_MODEL ID=0 NAME=MAXN >`."""
-    return {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL ID=(\d+) NAME=(\S+)\s*>", config)}
-
-
-def power_mode() -> str | None:
-    """Return a Jetson's current power mode, as nvpmodel reports it."""
-    match = re.search(r"NV Power Mode: (\S+)", _said("nvpmodel", "-q"))
-    return match[1] if match else None
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    names = "name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm,power.limit,power.default_limit"
-    output = _said("nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits")
-    return tuple(gpu for line in output.splitlines() if (gpu := gpu_of(line)))
-
-
-def gpu_of(line: str) -> Gpu | None:
-    """Parse a line of nvidia-smi's answer, where an unknown value is `[N/A]`."""
-    cells = [cell.strip() for cell in line.split(",")]
-    if len(cells) != 8:
-        return None
-    numbers = [float(cell) if re.fullmatch(r"[\d.]+", cell) else None for cell in cells[4:]]
-    clock, clock_max = (None if number is None else int(number) for number in numbers[:2])
-    memory = int(float(cells[2])) << 20 if re.fullmatch(r"[\d.]+", cells[2]) else 0
-    return Gpu(cells[0], cells[1], memory, cells[3], clock, clock_max, *numbers[2:])
-
-
-def _said(program: str, *arguments: str) -> str:
-    if shutil.which(program) is None:
-        return ""
-    try:
-        return subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def _providers() -> tuple[str, ...]:

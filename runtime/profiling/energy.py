@@ -1,24 +1,19 @@
-"""Measure energy in joules with the counter that the machine has: RAPL, NVML, or a Jetson's tegrastats; else it is unknown."""
+"""Measure energy in joules with the counter that the machine has: a Jetson's rails, a GPU's or the CPU's; else it is unknown."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from echovlm_edge.runtime.profiling.schema import Energy
+from echovlm_edge.runtime.resources.jetson import open_tegrastats
+from echovlm_edge.runtime.resources.nvml import open_nvml
 
 RAPL = Path("/sys/class/powercap")
-TEGRASTATS_MS = 100
-_RAIL = re.compile(r"\b(V\w+|POM_\w+) (\d+)(?:mW)?/(\d+)(?:mW)?")
 UNKNOWN = (
-    "no RAPL counter can be read (/sys/class/powercap, root's since Linux 5.10), there is no NVIDIA GPU with pynvml, "
-    "and no tegrastats"
+    "no RAPL counter can be read (/sys/class/powercap, root's since Linux 5.10), no NVIDIA GPU counts "
+    "its energy, and there is no tegrastats"
 )
 
 
@@ -74,82 +69,14 @@ class Rapl:
         return int((zone / "energy_uj").read_text())
 
 
-class Nvml:
-    """NVIDIA's GPUs: millijoules since the driver was loaded (Volta and later)."""
-
-    source = "NVML"
-
-    def __init__(self, nvml: Any) -> None:
-        """`nvml` is the module pynvml; raises its own errors where there is no GPU."""
-        nvml.nvmlInit()
-        self._nvml = nvml
-        self._gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        if not self._gpus:
-            raise LookupError("no GPU")
-        self.joules()
-
-    def joules(self) -> dict[str, float]:
-        """See `Meter`."""
-        total = self._nvml.nvmlDeviceGetTotalEnergyConsumption
-        return {f"GPU {index}": total(gpu) / 1e3 for index, gpu in enumerate(self._gpus)}
-
-    def close(self) -> None:
-        """Release the driver."""
-        self._nvml.nvmlShutdown()
-
-
-class Tegrastats:
-    """A Jetson's rails: milliwatts ten times a second, added up."""
-
-    source = "tegrastats"
-
-    def __init__(self, program: str) -> None:
-        """Start it."""
-        self._process = subprocess.Popen(
-            [program, "--interval", str(TEGRASTATS_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._joules: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._read, name="tegrastats", daemon=True)
-        self._thread.start()
-
-    def joules(self) -> dict[str, float]:
-        """See `Meter`."""
-        with self._lock:
-            return dict(self._joules)
-
-    def close(self) -> None:
-        """Stop it."""
-        self._process.terminate()
-        self._process.wait()
-        self._thread.join()
-
-    def _read(self) -> None:
-        assert self._process.stdout
-        before = time.monotonic()
-        for line in self._process.stdout:
-            now = time.monotonic()
-            with self._lock:
-                for rail, milliwatts in rails(line).items():
-                    self._joules[rail] = self._joules.get(rail, 0.0) + milliwatts / 1e3 * (now - before)
-            before = now
-
-
-def rails(line: str) -> dict[str, int]:
-    """Parse a line of tegrastats to milliwatts by rail: `VDD_GPU_SOC 2400mW/2400mW` is now and on average."""
-    return {name: int(now) for name, now, _ in _RAIL.findall(line)}
-
-
 def open_meter(rapl: Path = RAPL) -> Meter | None:
     """Open the best counter of this machine: a Jetson's rails, a GPU's, or the CPU's."""
-    if program := shutil.which("tegrastats"):
-        return Tegrastats(program)
-    try:
-        import pynvml
-
-        return Nvml(pynvml)
-    except Exception:  # no module, no driver, no GPU that counts
-        pass
+    if tegrastats := open_tegrastats():
+        return tegrastats
+    if nvml := open_nvml():
+        if nvml.joules():
+            return nvml
+        nvml.close()
     try:
         return Rapl(rapl)
     except (OSError, ValueError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.runtime.profiling.schema import Machine
+from echovlm_edge.runtime.resources.nvml import nvidia_gpus
 from echovlm_edge.runtime.resources.processors import usable_processors
 from echovlm_edge.runtime.resources.system_files import first_line, memory_info, text
 
@@ -24,7 +25,7 @@ def this_machine(root: Path = Path("/")) -> Machine:
         system=platform.platform(),
         python=platform.python_version(),
         governor=governor(root),
-        gpu=gpu_name(),
+        gpu=next((gpu.name for gpu in nvidia_gpus()), None),
         kernels=kernels(),
         device=first_line(root / "proc/device-tree/model"),
         toolchain={name: found for name in PACKAGES if (found := package_version(name))},
@@ -48,18 +49,6 @@ def cpu_info(root: Path) -> dict[str, str]:
 def governor(root: Path) -> str | None:
     """Return the governor of the first core's clock, where the system reports it."""
     return first_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def gpu_name() -> str | None:
-    """Return the name of the first NVIDIA GPU, where its management library is installed and finds one."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except Exception:  # no module, no driver, no GPU
-        return None
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def kernels() -> str | None:

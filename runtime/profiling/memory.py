@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from echovlm_edge.runtime.resources.nvml import open_nvml
+
 STATUS = Path("/proc/self/status")
 KINDS = {"VmRSS": "resident", "RssAnon": "own", "RssFile": "mapped_files", "RssShmem": "shared"}
 SECONDS = 0.1  # between two looks: a look takes some 0.1 ms
@@ -51,13 +53,8 @@ class PeakMemory:
 
 
 def gpu_memory() -> Callable[[], int] | None:
-    """What tells the bytes in use on the first NVIDIA GPU; None where nothing does (a Jetson's memory is the system's)."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetMemoryInfo(gpu)
-    except Exception:  # no module, no driver, no GPU, or one that does not tell
+    """Return a function that reads the bytes in use on the first NVIDIA GPU; None where its memory is not reported."""
+    nvml = open_nvml()
+    if nvml is None or nvml.used_memory() is None:
         return None
-    return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).used)
+    return lambda: nvml.used_memory() or 0

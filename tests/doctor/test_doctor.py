@@ -12,7 +12,8 @@ import pytest
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.doctor import command
 from echovlm_edge.runtime.doctor.checks import Level, findings, fits, target_for
-from echovlm_edge.runtime.doctor.facts import Facts, Gpu, facts, gpu_of, jetpack, power_modes
+from echovlm_edge.runtime.doctor.facts import Facts, facts
+from echovlm_edge.runtime.resources.nvml import Gpu
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
 GB = 10**9
@@ -187,16 +188,6 @@ def test_the_command_judges_what_will_be_served(
     assert command.main(["--config", str(tmp_path / "nowhere.toml")]) == 2
     assert command.main(["--bundle", str(golden_bundle), "--slots", "0"]) == 2
     assert "--slots must be between 1 and 256" in capsys.readouterr().err
-
-
-def test_words_of_tools() -> None:
-    assert gpu_of("NVIDIA RTX 4000 Ada, 580.1, 20475, 8.9, 300, 2175, 130.00, 130.00") == replace(
-        RTX, memory=20475 << 20
-    )
-    orin = gpu_of("Orin (nvgpu), 540.4.0, [N/A], 8.7, [N/A], [N/A], [N/A], [N/A]")
-    assert orin is not None and (orin.memory, orin.clock, orin.power_limit) == (0, None, None)
-    assert gpu_of("No devices were found") is None
-    assert jetpack("") is None and power_modes("") == {}
 
 
 def test_options_beyond_the_bundle_are_found(golden_bundle: Path, tmp_path: Path) -> None:

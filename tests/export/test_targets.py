@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.export import build_engines, targets
-from echovlm_edge.export.engines.tensorrt_module import compute_capability
 from echovlm_edge.export.targets import TARGETS, target
 from echovlm_edge.plugins.dual_path_moe.cuda import resources
 from echovlm_edge.runtime.bundle.manifest import Bundle
@@ -63,14 +62,6 @@ def test_a_devices_engines_are_built_on_a_device_of_its_kind(
     monkeypatch.setattr(targets, "compute_capability", lambda: gpu)
     assert target("jetson-orin").builds_here() is here
     assert target("rtx").builds_here() and target("cpu").builds_here()
-
-
-def test_a_machine_without_a_gpu_has_no_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr("ctypes.CDLL", absent)
-    assert compute_capability() is None
 
 
 def test_no_such_target() -> None:
