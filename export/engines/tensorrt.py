@@ -125,7 +125,7 @@ def _build(
 ) -> dict[str, int]:
     """Parse and build; returns how many layers of each type the parser made."""
     api = trt.api
-    trt.errors.clear()
+    trt.errors.messages.clear()
     builder = api.Builder(trt.logger)
     network = builder.create_network(_strongly_typed(api))
     parser = api.OnnxParser(network, trt.logger)
@@ -144,7 +144,7 @@ def _build(
     if bar.interrupted:
         raise KeyboardInterrupt
     if plan is None:
-        raise NotPossibleHere(_refusal(trt, engine, trt.errors))
+        raise NotPossibleHere(_refusal(trt, engine, list(trt.errors.messages)))
     timing_cache.save(trt, config)
     bar.finish()
     with engine.open("wb") as file:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
+from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 
@@ -29,14 +30,14 @@ class TensorRT:
         version: of the module.
         api: the module itself.
         logger: what its builders and parsers are given.
-        errors: what it said went wrong since it was opened, the oldest first.
+        errors: what it logged as errors since they were last cleared.
     """
 
     name: str
     version: str
     api: Any
     logger: Any
-    errors: list[str]
+    errors: TensorRTErrors
 
     def release(self) -> tuple[int, int]:
         """Major and minor version of TensorRT, by which operators differ; TensorRT-RTX has those of TensorRT 10.15 and later."""
@@ -76,12 +77,12 @@ def open_tensorrt(name: str, plugin: Path | None = None) -> TensorRT:
         raise NotPossibleHere(f"The Python module {name} cannot be loaded ({error}): {INSTALL[name]}.") from None
     if name == "tensorrt_rtx":
         _name_library_as_the_parser_does()
-    errors: list[str] = []
     library = plugin or plugin_path()
     registry = api.get_plugin_registry()
     if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(library)) is None:
         raise NotPossibleHere(f"The plugin {library} cannot be loaded into {name} {api.__version__}: {INSTALL_PLUGIN}.")
-    return TensorRT(name, api.__version__, api, _logger(api, errors), errors)
+    errors = TensorRTErrors()
+    return TensorRT(name, api.__version__, api, error_logger(api, errors), errors)
 
 
 def _name_library_as_the_parser_does() -> None:
@@ -109,17 +110,3 @@ def _name_library_as_the_parser_does() -> None:
             f"TensorRT-RTX's parser needs the link {link}, which cannot be made ({error.strerror}): "
             f"run ln -s {target} {link} as the owner of that folder."
         ) from None
-
-
-def _logger(api: Any, errors: list[str]) -> Any:
-    class KeptErrors(api.ILogger):
-        """Keeps errors for the sentence of a refusal, and prints nothing over the progress bars."""
-
-        def __init__(self) -> None:
-            api.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= api.ILogger.Severity.ERROR:
-                errors.append(message)
-
-    return KeptErrors()

@@ -12,6 +12,7 @@ from typing import Any
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream, DeviceFailed
 from echovlm_edge.runtime.backends.device import Binding, Context, PartEngine, Shape
 from echovlm_edge.runtime.backends.memory import check_memory, check_working_memory
+from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.bundle.manifest import Bundle, Part
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
@@ -39,8 +40,8 @@ def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins:
     """
     module = _module(bundle)
     check_memory(bundle, device, max_sequence)
-    said = _Said()
-    logger = _logger(module, said)
+    errors = TensorRTErrors()
+    logger = error_logger(module, errors)
     if bundle.manifest.operator_library:
         if plugins is None:
             raise NotPossibleHere(
@@ -50,12 +51,12 @@ def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins:
         registry = module.get_plugin_registry()
         if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(plugins)) is None:
             raise NotPossibleHere(
-                f"TensorRT cannot load the plugin library {plugins} ({said.text}): reinstall echovlm-edge."
+                f"TensorRT cannot load the plugin library {plugins} ({errors.last}): reinstall echovlm-edge."
             )
     runtime = module.Runtime(logger)
     engines = {
         part.name: TensorRTEngine(
-            module, _deserialize(module, runtime, bundle, part, said), part, device, runtime, said
+            module, _deserialize(module, runtime, bundle, part, errors), part, device, runtime, errors
         )
         for part in bundle.manifest.parts
     }
@@ -73,13 +74,6 @@ def module_of(bundle: Bundle) -> str:
 
 
 @dataclass
-class _Said:
-    """TensorRT's last logged complaint, which says why a call failed, as its calls return no reasons."""
-
-    text: str = "it gave no reason"
-
-
-@dataclass
 class TensorRTEngine:
     """One part's engine, a `PartEngine`."""
 
@@ -88,7 +82,7 @@ class TensorRTEngine:
     part: Part
     device: CudaDevice
     runtime: Any  # outlives the engine
-    said: _Said
+    errors: TensorRTErrors
 
     def new_context(self, stream: CudaStream, recorded: bool) -> Context:
         """Make a context on a stream, as `PartEngine.new_context` does."""
@@ -200,7 +194,7 @@ class TensorRTContext:
 
     def _done(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise DeviceFailed(f"TensorRT refused {what} of the {self.owner.part.name} ({self.owner.said.text})")
+            raise DeviceFailed(f"TensorRT refused {what} of the {self.owner.part.name} ({self.owner.errors.last})")
 
 
 def _module(bundle: Bundle) -> Any:
@@ -224,19 +218,7 @@ def _profiler(module: Any, report: Callable[[str, float], None]) -> Any:
     return Profiler()
 
 
-def _logger(module: Any, said: _Said) -> Any:
-    class Logger(module.ILogger):  # TensorRT calls it back
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                said.text = message.splitlines()[0].rstrip(".")
-
-    return Logger()
-
-
-def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, said: _Said) -> Any:
+def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, errors: TensorRTErrors) -> Any:
     path = bundle.path / part.files[0].name
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as serialized:
         view = memoryview(serialized)  # mapped: the system can drop the file's pages, but not a copy in memory
@@ -247,7 +229,7 @@ def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, said: _S
     if engine is None:
         name = module_of(bundle)
         built, here = bundle.manifest.toolchain[name], module.__version__
-        reason = f"it was built by {name} {built}, here is {here}" if built != here else said.text
+        reason = f"it was built by {name} {built}, here is {here}" if built != here else errors.last
         fix = "on this machine or for this GPU" if UNSUPPORTED not in reason else "with --target cuda"
         raise NotPossibleHere(f"TensorRT cannot load {path} ({reason}): rebuild the bundle {fix}.")
     return engine

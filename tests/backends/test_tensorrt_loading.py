@@ -20,6 +20,7 @@ from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
 from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
+from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
@@ -317,3 +318,12 @@ def _with_decoder(folder: Path, target: Path, serialized: bytes) -> Bundle:
     (target / "decoder.engine").unlink()
     (target / "decoder.engine").write_bytes(serialized)
     return bundle
+
+
+def test_one_logger_keeps_errors_and_nothing_else() -> None:
+    module, errors = NumpyTensorRT(NumpyDevice(), MAX_SEQUENCE), TensorRTErrors()
+    logger = error_logger(module, errors)
+    assert errors.last == "it gave no reason"
+    for severity, message in (("error", "first.\nmore"), ("warning", "aside"), ("internal error", "second.\nmore")):
+        logger.log(severity, message)
+    assert list(errors.messages) == ["first.\nmore", "second.\nmore"] and errors.last == "second"

@@ -57,9 +57,9 @@ def layer(folder: Path, operator: Operator, gpu: CudaDevice, stream: CudaStream)
     gpu.enter()
     runtime = trt.api.Runtime(trt.logger)
     engine = runtime.deserialize_cuda_engine((folder / "layer.engine").read_bytes())
-    if engine is None and any(UNSUPPORTED in error for error in trt.errors):
+    if engine is None and any(UNSUPPORTED in error for error in trt.errors.messages):
         pytest.skip(f"{module} does not support compute capability {gpu.compute_capability / 10}")
-    assert engine is not None, trt.errors
+    assert engine is not None, trt.errors.messages
     x_spec, y_spec = (TensorSpec(name, "float16", ("tokens", shape.hidden)) for name in "xy")
     part = Part("layer", "", (), (x_spec,), (y_spec,))
     return TensorRTEngine(trt.api, engine, part, gpu, runtime, _Said()).new_context(stream, recorded=True)
