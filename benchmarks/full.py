@@ -23,7 +23,6 @@ from rich.console import Console
 from benchmarks.limits import Limits, Machine
 from benchmarks.make_checkpoint import make_checkpoint, published_config
 from benchmarks.served import script, serving
-from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.export import parity
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
@@ -31,10 +30,12 @@ from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.report import STAGE_OF_WIRE
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Sampling
+from echovlm_edge.runtime.contracts.stages import words as stage_words
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.requests import frame
@@ -43,7 +44,7 @@ from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.resources.processors import usable_processors
 
 WORKLOADS = {workload.name: workload for workload in (W1, W7)}  # the prompt is the report's own
-BEFORE_THE_TEXT = ("decoding_images", "preprocessing", "vision", "projector", "prefill")
+BEFORE_THE_TEXT = ("decode_images", "preprocess", "vision", "projector", "prefill")
 GREEDY_TOKENS, GREEDY_LAYERS = 100, 2
 PRECISIONS = ("int4", "int8")
 
@@ -117,9 +118,7 @@ def ask(address: str, frames: int, new_tokens: int) -> Answer:
     with Connection(address) as client:
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=new_tokens)))
     result = last.result
-    seconds = {
-        pb.Stage.Name(stage.stage).removeprefix("STAGE_").lower(): stage.seconds for stage in result.timings.stages
-    }
+    seconds = {STAGE_OF_WIRE[stage.stage].value: stage.seconds for stage in result.timings.stages}
     tokens = result.usage.generated_tokens
     return Answer(
         result.usage.prompt_tokens,
@@ -308,7 +307,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     for workload, costs in report["stages"].items():
         for stage, cost in costs.items():
             share = cost["share_of_int8_peak"]
-            stages.add_row(workload, stage, f"{cost['seconds']:,.2f}", "" if share is None else f"{share:.0%}")
+            stages.add_row(
+                workload, stage_words(stage), f"{cost['seconds']:,.2f}", "" if share is None else f"{share:.0%}"
+            )
     print_table(console, stages)
 
 

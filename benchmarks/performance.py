@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from echovlm_edge.runtime.contracts.stages import words
 from echovlm_edge.runtime.profiling.workloads import NAMED
 
 Found = Mapping[str, Any]
@@ -152,7 +153,7 @@ def _profile(found: Found) -> Iterator[str]:
                 _ms(workload["tpot"]),
                 _ms(workload["end_to_end"]),
                 f"{workload['tokens_per_second']:.1f}",
-                f"{largest[0].replace('_', ' ')}, {largest[1]['share']:.0%}",
+                f"{words(largest[0])}, {largest[1]['share']:.0%}",
                 f"{workload['memory'].get('resident', 0) / 1e6:,.0f} MB",
                 ", ".join(f"{value:.1f} J" for value in workload["energy"]["joules"].values()) or "unknown",
             )

@@ -11,14 +11,11 @@ from typing import Literal, TypeAlias
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import Box, Stage, StageStarted, TextDelta, Window
+from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
-# The others have the same name in both.
-_STAGE_NAMES = {Stage.DECODE_IMAGES: "DECODING_IMAGES", Stage.PREPROCESS: "PREPROCESSING"}
-_STAGES: Mapping[int, Stage] = {
-    pb.Stage.Value(f"STAGE_{_STAGE_NAMES.get(stage, stage.name)}"): stage for stage in Stage
-}
+STAGE_OF_WIRE: Mapping[int, Stage] = {pb.Stage.Value(wire_name(stage)): stage for stage in Stage}
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def event_of(event: pb.GenerateEvent, request_id: str, asked: Asked) -> ReportEv
     """Convert a message of the stream to an event; None for one that this version does not know."""
     match event.WhichOneof("event"):
         case "stage_started":
-            stage = _STAGES.get(event.stage_started)
+            stage = STAGE_OF_WIRE.get(event.stage_started)
             return StageStarted(stage) if stage else None
         case "text":
             return TextDelta(event.text)
@@ -218,7 +215,7 @@ def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
         pictures=_pictures(result.pictures, asked),
         usage=Usage(usage.prompt_tokens, usage.image_tokens, usage.generated_tokens, usage.reused_tokens),
         timings=Timings(
-            {_STAGES[stage.stage]: stage.seconds for stage in timings.stages if stage.stage in _STAGES},
+            {STAGE_OF_WIRE[stage.stage]: stage.seconds for stage in timings.stages if stage.stage in STAGE_OF_WIRE},
             timings.first_token_seconds if timings.HasField("first_token_seconds") else None,
             timings.total_seconds,
         ),

@@ -19,6 +19,7 @@ from rich.table import Table
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import picture_list, study_list
 from echovlm_edge.runtime.client.given_images import images_to_send
+from echovlm_edge.runtime.client.report import STAGE_OF_WIRE
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import Credentials
@@ -30,6 +31,7 @@ from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, ServerUnavailable
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
+from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
 from echovlm_edge.runtime.formats.media_types import TAKEN
 from echovlm_edge.runtime.resources.atomic_file import write_whole
@@ -113,7 +115,7 @@ def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") 
         "finish_reason": _name(pb.FinishReason.Name(result.finish_reason), "FINISH_REASON_"),
         "usage": {field.name: getattr(result.usage, field.name) for field in pb.Usage.DESCRIPTOR.fields},
         "timings": {
-            "stages": {_name(pb.Stage.Name(stage.stage), "STAGE_"): stage.seconds for stage in result.timings.stages},
+            "stages": {_stage_key(timed.stage): timed.seconds for timed in result.timings.stages},
             "first_token_seconds": result.timings.first_token_seconds
             if result.timings.HasField("first_token_seconds")
             else None,
@@ -133,8 +135,8 @@ def _summarise(result: pb.Result, console: Console, request_id: str) -> None:
     table = Table(box=box.SIMPLE)
     table.add_column("stage")
     table.add_column("seconds", justify="right")
-    for stage, seconds in stages.items():
-        table.add_row(stage.replace("_", " "), f"{seconds:.3f}")
+    for timed in sorted(result.timings.stages, key=_place):
+        table.add_row(_words(timed.stage), f"{timed.seconds:.3f}")
     table.add_row("first token", f"{result.timings.first_token_seconds:.3f}")
     table.add_row("total", f"{result.timings.total_seconds:.3f}")
     usage = answer["usage"]
@@ -207,8 +209,16 @@ def _name(full: str, prefix: str) -> str:
     return full.removeprefix(prefix).lower()
 
 
+def _stage_key(stage: int) -> str:
+    return _name(pb.Stage.Name(stage), "STAGE_") if stage in STAGE_OF_WIRE else f"stage_{stage}"  # of a newer server
+
+
 def _words(stage: int) -> str:
-    return _name(pb.Stage.Name(stage), "STAGE_").replace("_", " ")
+    return words(STAGE_OF_WIRE[stage].value) if stage in STAGE_OF_WIRE else f"stage {stage}"
+
+
+def _place(timed: pb.StageTime) -> int:
+    return ORDER.index(STAGE_OF_WIRE[timed.stage].value) if timed.stage in STAGE_OF_WIRE else len(ORDER)
 
 
 def _parser() -> argparse.ArgumentParser:

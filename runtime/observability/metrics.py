@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from echovlm_edge.runtime.contracts.stages import OF_THE_ENGINE
 from echovlm_edge.runtime.engine.report_engine import EngineStats
 from echovlm_edge.runtime.engine.reuse import StoreStats
 from echovlm_edge.runtime.observability.ended_call import EndedCall
@@ -49,7 +50,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "echovlm_stage_seconds",
-            "One call's time in a stage, of which queue is one.",
+            f"One call's time in a stage, in the order of time: {', '.join(OF_THE_ENGINE)}.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,

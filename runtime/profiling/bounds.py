@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.stages import ORDER, TOTALS
 from echovlm_edge.runtime.profiling.compare import FigureChange, described
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.stages import ORDER, TOTALS
 
 _BOUND = re.compile(r"\s*(?:([\w-]+)\.)?(\w+)\s*(<=|>=|<|>)\s*(-?[0-9.]+)\s*([A-Za-z%]*)\s*")
 _RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.profiling.compare import FigureChange, Margins
 from echovlm_edge.runtime.profiling.schema import Ceilings, WorkloadFigures
-from echovlm_edge.runtime.profiling.stages import ORDER, words
 
 Spec = dict[str, Any]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.stages import ORDER, STAGES, UNACCOUNTED, words
 from echovlm_edge.runtime.profiling.distributions import Change, changes
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.stages import ORDER, STAGES, UNACCOUNTED, words
 
 LEAST_RUNS = 5  # of each: fewer have no spread to speak of
 LEAST_SHARE = 0.005  # of the time: a smaller stage's change changes nothing

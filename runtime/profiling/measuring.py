@@ -10,19 +10,19 @@ from itertools import count, pairwise
 from typing import Protocol
 
 from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client.report import STAGE_OF_WIRE
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
+from echovlm_edge.runtime.contracts.stages import NETWORK
 from echovlm_edge.runtime.contracts.tasks import Task
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.energy import Meter, energy_of
 from echovlm_edge.runtime.profiling.memory import PeakMemory
 from echovlm_edge.runtime.profiling.requests import frame, text_of
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Energy, Interval, Run
-from echovlm_edge.runtime.profiling.stages import NETWORK
 from echovlm_edge.runtime.profiling.workloads import Workload
-from echovlm_edge.runtime.serving.messages import STAGES
 
 TEMPLATE_PROBE = 64  # pixels of the frame that the text's length is found with
 
@@ -117,7 +117,10 @@ class Remote:
         if result is None:
             raise NotPossibleHere(f"The server at {self.where} ended the stream without a result: see its log.")
         timings, usage = result.timings, result.usage
-        stages = {_FROM_WIRE[stage.stage].value: stage.seconds for stage in timings.stages if stage.stage in _FROM_WIRE}
+        # A newer server's further stages count as unaccounted.
+        stages = {
+            STAGE_OF_WIRE[stage.stage].value: stage.seconds for stage in timings.stages if stage.stage in STAGE_OF_WIRE
+        }
         stages[NETWORK] = max(seconds - timings.total_seconds, 0.0)
         return Measured(
             Run(
@@ -131,9 +134,6 @@ class Remote:
                 usage.reused_tokens,
             )
         )
-
-
-_FROM_WIRE = {wire: stage for stage, wire in STAGES.items()}  # a newer server's further stages count as unaccounted
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.profiling import charts
 from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare, percent, signed, summary
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.schema import Ceilings, Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.stages import ORDER, words
 from echovlm_edge.runtime.profiling.table import how_to_read, milliseconds
 
 LARGEST_TABLE = 2000  # operators

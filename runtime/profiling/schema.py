@@ -11,8 +11,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.stages import UNACCOUNTED, words
 from echovlm_edge.runtime.profiling.distributions import Distribution
-from echovlm_edge.runtime.profiling.stages import UNACCOUNTED, words
 
 VERSION = 2  # 1 was a single request's, without runs
 

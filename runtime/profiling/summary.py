@@ -6,11 +6,11 @@ from statistics import median
 
 from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel
 from echovlm_edge.runtime.contracts.request import Span, Stage
+from echovlm_edge.runtime.contracts.stages import ORDER
 from echovlm_edge.runtime.engine.clock import pieces
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
 from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
-from echovlm_edge.runtime.profiling.stages import ORDER
 
 
 def summarise(measurement: Measurement, costs: CostModel | None) -> WorkloadFigures:

@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from echovlm_edge.runtime.contracts.stages import words
 from echovlm_edge.runtime.profiling.compare import FigureChange, Margins, percent, signed, summary
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
-from echovlm_edge.runtime.profiling.stages import words
 
 SHOWN_OPERATORS = 12
 STYLES = {"slower": "red", "faster": "green", "cannot tell": "dim"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import cast
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import InvalidInput
@@ -24,25 +25,14 @@ from echovlm_edge.runtime.contracts.request import (
     TextDelta,
 )
 from echovlm_edge.runtime.contracts.sections import split_sections
+from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language, Region
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
 
 NOTICE = "Draft, not reviewed by a clinician."
 
-STAGES = {
-    Stage.QUEUE: pb.STAGE_QUEUE,
-    Stage.DECODE_IMAGES: pb.STAGE_DECODING_IMAGES,
-    Stage.PREPROCESS: pb.STAGE_PREPROCESSING,
-    Stage.VISION: pb.STAGE_VISION,
-    Stage.PROJECTOR: pb.STAGE_PROJECTOR,
-    Stage.PREFILL: pb.STAGE_PREFILL,
-    Stage.DECODE: pb.STAGE_DECODE,
-    Stage.DETOKENIZE: pb.STAGE_DETOKENIZE,
-    Stage.PROMPT: pb.STAGE_PROMPT,
-    Stage.DELIVER: pb.STAGE_DELIVER,
-    Stage.WAIT: pb.STAGE_WAIT,
-}
+STAGES = {stage: cast(pb.Stage, pb.Stage.Value(wire_name(stage))) for stage in Stage}
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,

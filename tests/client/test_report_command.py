@@ -219,6 +219,30 @@ def test_ones_own_studies_are_listed_and_ended(files: list[Path], capsys: pytest
         server.stop()
 
 
+NEWER = 99  # a stage that this client does not know
+WIRE = ("QUEUE", "DECODING_IMAGES", "DECODE", "PREPROCESSING", "VISION", "WAIT", "PREFILL", "PROMPT")
+
+
+def test_stages_stand_in_the_order_of_time_under_the_profilers_names(
+    recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON keeps the names of the contract."""
+    servicer, address = recording
+    stages = [pb.StageTime(stage=pb.Stage.Value(f"STAGE_{name}"), seconds=1) for name in WIRE]
+    stages.insert(0, pb.StageTime(stage=NEWER, seconds=1))  # type: ignore[arg-type] # proto3's enums are open
+    servicer.result.timings.CopyFrom(pb.Timings(stages=stages, total_seconds=9))
+    words = ["--server", address, "--image", str(files[0])]
+    assert report_command.main(words) == 0
+    rows = re.findall(r"^ +([a-z 0-9]+?) +[0-9.]+ *$", capsys.readouterr().err, re.MULTILINE)
+    assert rows == [
+        *("decode images", "preprocess", "vision", "prompt", "queue", "prefill", "decode", "wait", "stage 99"),
+        *("first token", "total"),
+    ]
+    assert report_command.main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["timings"]["stages"]
+    assert set(told) == {*(name.lower() for name in WIRE), "stage_99"}
+
+
 def test_frames_of_one_file(recording: tuple[Recording, str], files: list[Path]) -> None:
     servicer, address = recording
     real = files[0].with_name("d@7.png")

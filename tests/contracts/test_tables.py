@@ -106,7 +106,7 @@ def whole_size(manifest: Manifest, console: Console) -> list[str]:
         "a_long_name_of_a_figure_that_was_measured": 1234567.89,
         "machine": {"cpu": LONG, "threads": 2, "read_gbps": 12.3, "int8_gops": 1897.0},
         "ttft_seconds_by_workload": {"W1": 12345.67},
-        "stages": {"W1": {"decoding_images": cost, "vision": cost}},
+        "stages": {"W1": {"decode_images": cost, "vision": cost}},
     }
     full.print_report(report, console)
     return ["1,234,567.89", "12,345.67", "1,234.50", "57%"]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.profiling import page as page_module
 from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import RooflinePoint
-from echovlm_edge.runtime.profiling.stages import ORDER, words
 from tests.support.profiles import profile, with_everything
 
 for module in ("playwright", "axe_playwright_python", "vl_convert"):

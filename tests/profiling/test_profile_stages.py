@@ -6,13 +6,18 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+from prometheus_client import generate_latest
+
+from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
+from echovlm_edge.runtime.contracts.stages import NETWORK, ORDER, STAGES, UNACCOUNTED, words
 from echovlm_edge.runtime.engine.clock import PRECEDENCE
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.observability.metrics import Metrics
 from echovlm_edge.runtime.profiling.bounds import parse
-from echovlm_edge.runtime.profiling.stages import NETWORK, ORDER, STAGES, UNACCOUNTED, words
 from echovlm_edge.runtime.serving.messages import STAGES as ON_THE_WIRE
 from tests.support.dicom_files import png
+from tests.support.watched_engine import MakeEngine
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +27,14 @@ def test_every_stage_of_the_engine_has_one_place_and_one_name() -> None:
     assert set(PRECEDENCE) == set(ON_THE_WIRE) == set(Stage)
     assert len({words(name) for name in ORDER}) == len(ORDER) == len(STAGES)
     assert all(stage.meaning.endswith(".") for stage in STAGES.values())
+    assert {*ON_THE_WIRE.values(), pb.STAGE_UNSPECIFIED} == set(pb.Stage.values())
+
+
+def test_the_metric_names_every_stage_in_that_order(make_engine: MakeEngine) -> None:
+    told = generate_latest(Metrics(make_engine()[0].stats, lambda: (0, 0)).registry).decode()
+    (line,) = (line for line in told.splitlines() if line.startswith("# HELP echovlm_stage_seconds "))
+    names = [name for name in ORDER if name not in (NETWORK, UNACCOUNTED)]
+    assert line.endswith(f": {', '.join(names)}.")
 
 
 def test_the_order_is_the_one_in_which_an_engine_ends_them(golden_bundle: Path) -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.profiling.compare import Margins, compare
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.schema import Energy, Operator, Profile, RooflinePoint, StageFigures
-from echovlm_edge.runtime.profiling.stages import ORDER, words
 from echovlm_edge.runtime.profiling.table import comparison, how_to_read, tables
 from tests.support.profiles import profile, with_everything
 

@@ -1,6 +1,7 @@
-"""The stages of a request in the order of time, with the one name and the one meaning that tables, page and docs give them.
+"""The stages of a request in the order of time: one name and one meaning for reports, profiles, metrics, traces and the docs.
 
-The names are `request.Stage`'s, which profiles, bounds, metrics and traces use as they are; a profile knows two more.
+The names are `request.Stage`'s values; a profile has two more. Only report.proto, and so `echovlm-report --json`, has older names
+for two of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ NETWORK, UNACCOUNTED = "network", "unaccounted"
 
 @dataclass(frozen=True)
 class StageName:
-    """How people read it.
+    """A stage as people read it.
 
     Attributes:
         words: in tables and on the page.
@@ -45,15 +46,22 @@ STAGES = {
     UNACCOUNTED: StageName("unaccounted", "What the clock outside of the engine saw and no stage explains."),
 }
 ORDER = tuple(STAGES)
-# What is told of a whole request: name, and words.
+OF_THE_ENGINE = tuple(name for name in ORDER if name not in (NETWORK, UNACCOUNTED))
+# Figures of a whole request: name, and words.
 TOTALS = {
     "first_token": "first token",
     "per_token": "per token",
     "between_tokens": "between tokens",
     "end_to_end": "end to end",
 }
+_OLDER = {Stage.DECODE_IMAGES: "DECODING_IMAGES", Stage.PREPROCESS: "PREPROCESSING"}
 
 
 def words(name: str) -> str:
-    """A stage's or a total's name as people read it."""
+    """Return a stage's or a total's name as people read it."""
     return TOTALS[name] if name in TOTALS else STAGES[name].words
+
+
+def wire_name(stage: Stage) -> str:
+    """Return a stage's name in report.proto."""
+    return f"STAGE_{_OLDER.get(stage, stage.name)}"
