@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from echovlm_edge.runtime.contracts.command import SEVERAL
-from echovlm_edge.runtime.profiling.machine import this_machine
+from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 
 SCHEMA, VERSION = "echovlm-bench", 1
 DEMO = Path("bundles/demo")

@@ -38,7 +38,7 @@ from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.contracts.stages import words as stage_words
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.profiling.requests import frame
+from echovlm_edge.runtime.profiling.measurement.requests import frame
 from echovlm_edge.runtime.profiling.workloads import W1, W7
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.resources.processors import usable_processors

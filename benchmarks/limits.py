@@ -11,7 +11,7 @@ import numpy as np
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
-from echovlm_edge.runtime.profiling.machine import cpu_name
+from echovlm_edge.runtime.profiling.measurement.machine import cpu_name
 
 SPIN = 0.05  # seconds after which a session's idle threads no longer spin
 

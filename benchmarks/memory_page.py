@@ -29,7 +29,7 @@ from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
-from echovlm_edge.runtime.profiling.requests import frame
+from echovlm_edge.runtime.profiling.measurement.requests import frame
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from echovlm_edge.runtime.profiling.page import html_page
+from echovlm_edge.runtime.profiling.drawing.html_page import html_page
 from echovlm_edge.runtime.profiling.schema import read
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")

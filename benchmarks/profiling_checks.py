@@ -25,10 +25,10 @@ from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling.distributions import changes
-from echovlm_edge.runtime.profiling.energy import open_meter
-from echovlm_edge.runtime.profiling.measuring import InProcess, Remote
-from echovlm_edge.runtime.profiling.memory import PeakMemory
-from echovlm_edge.runtime.profiling.requests import frame
+from echovlm_edge.runtime.profiling.measurement.energy import open_meter
+from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Remote
+from echovlm_edge.runtime.profiling.measurement.memory import PeakMemory
+from echovlm_edge.runtime.profiling.measurement.requests import frame
 from echovlm_edge.runtime.profiling.workloads import W1
 
 PROMPT = "Describe the image."

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from echovlm_edge.runtime.profiling import machine
+from echovlm_edge.runtime.profiling.measurement import machine
 from echovlm_edge.runtime.resources import jetson
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
 from echovlm_edge.runtime.resources.nvml import Gpu, nvidia_gpus

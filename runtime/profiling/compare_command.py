@@ -9,8 +9,8 @@ from rich.console import Console
 
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.profiling import table
-from echovlm_edge.runtime.profiling.bounds import Bound, ChangeBound, broken, judged, parse
-from echovlm_edge.runtime.profiling.compare import SAME, TOLERANCE, Margins, compare, slower
+from echovlm_edge.runtime.profiling.comparison.bounds import Bound, ChangeBound, broken, judged, parse
+from echovlm_edge.runtime.profiling.comparison.compare import SAME, TOLERANCE, Margins, compare, slower
 from echovlm_edge.runtime.profiling.outcome import ended
 from echovlm_edge.runtime.profiling.page_command import write_page
 from echovlm_edge.runtime.profiling.schema import read

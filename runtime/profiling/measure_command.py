@@ -28,12 +28,13 @@ from echovlm_edge.runtime.contracts.image_path import read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling import table
-from echovlm_edge.runtime.profiling.bounds import EXAMPLE, broken, of_one_profile, parse
-from echovlm_edge.runtime.profiling.ceilings import measured_ceilings
-from echovlm_edge.runtime.profiling.chrome_trace import chrome_trace
-from echovlm_edge.runtime.profiling.energy import open_meter
-from echovlm_edge.runtime.profiling.machine import this_machine
-from echovlm_edge.runtime.profiling.measuring import (
+from echovlm_edge.runtime.profiling.comparison.bounds import EXAMPLE, broken, of_one_profile, parse
+from echovlm_edge.runtime.profiling.drawing.html_page import html_page
+from echovlm_edge.runtime.profiling.measurement.ceilings import measured_ceilings
+from echovlm_edge.runtime.profiling.measurement.chrome_trace import chrome_trace
+from echovlm_edge.runtime.profiling.measurement.energy import open_meter
+from echovlm_edge.runtime.profiling.measurement.machine import this_machine
+from echovlm_edge.runtime.profiling.measurement.measurer import (
     InProcess,
     Measured,
     Measurement,
@@ -42,12 +43,11 @@ from echovlm_edge.runtime.profiling.measuring import (
     Target,
     check_images,
 )
-from echovlm_edge.runtime.profiling.memory import gpu_memory
-from echovlm_edge.runtime.profiling.operators import joined
+from echovlm_edge.runtime.profiling.measurement.memory import gpu_memory
+from echovlm_edge.runtime.profiling.measurement.operators import joined
+from echovlm_edge.runtime.profiling.measurement.summary import summarise
 from echovlm_edge.runtime.profiling.outcome import ended
-from echovlm_edge.runtime.profiling.page import html_page
 from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Interval, Operator, Profile, dump
-from echovlm_edge.runtime.profiling.summary import summarise
 from echovlm_edge.runtime.profiling.workloads import NAMED, W1, Workload, grid, size
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from echovlm_edge.runtime.profiling.compare import DEFAULT, Margins
-from echovlm_edge.runtime.profiling.page import html_page
+from echovlm_edge.runtime.profiling.comparison.compare import DEFAULT, Margins
+from echovlm_edge.runtime.profiling.drawing.html_page import html_page
 from echovlm_edge.runtime.profiling.schema import Profile, read
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echovlm_edge.runtime.contracts.stages import words
-from echovlm_edge.runtime.profiling.compare import FigureChange, Margins, percent, signed, summary
+from echovlm_edge.runtime.profiling.comparison.compare import FigureChange, Margins, percent, signed, summary
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
 

@@ -20,7 +20,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UnusableNumbe
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.engine.sampling import Sampler
-from echovlm_edge.runtime.profiling.operators import joined
+from echovlm_edge.runtime.profiling.measurement.operators import joined
 from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.serving.test_golden_service import generate

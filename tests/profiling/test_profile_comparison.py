@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.backends.operator_times import NodeTime
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.profiling import command, schema
-from echovlm_edge.runtime.profiling.bounds import broken, parse
-from echovlm_edge.runtime.profiling.compare import Margins, compare, slower
+from echovlm_edge.runtime.profiling.comparison.bounds import broken, parse
+from echovlm_edge.runtime.profiling.comparison.compare import Margins, compare, slower
 from echovlm_edge.runtime.profiling.distributions import changes
-from echovlm_edge.runtime.profiling.energy import Rapl, energy_of
-from echovlm_edge.runtime.profiling.memory import PeakMemory
-from echovlm_edge.runtime.profiling.operators import layers
+from echovlm_edge.runtime.profiling.measurement.energy import Rapl, energy_of
+from echovlm_edge.runtime.profiling.measurement.memory import PeakMemory
+from echovlm_edge.runtime.profiling.measurement.operators import layers
 from echovlm_edge.runtime.profiling.workloads import W1
 from tests.support.profiles import profile, with_everything
 

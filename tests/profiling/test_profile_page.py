@@ -12,8 +12,8 @@ import pytest
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.stages import ORDER, words
-from echovlm_edge.runtime.profiling import page as page_module
-from echovlm_edge.runtime.profiling.page import html_page
+from echovlm_edge.runtime.profiling.drawing import html_page as page_module
+from echovlm_edge.runtime.profiling.drawing.html_page import html_page
 from echovlm_edge.runtime.profiling.schema import RooflinePoint
 from tests.support.profiles import profile, with_everything
 

@@ -14,7 +14,7 @@ from echovlm_edge.runtime.contracts.stages import NETWORK, ORDER, STAGES, UNACCO
 from echovlm_edge.runtime.engine.clock import PRECEDENCE
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.observability.metrics import Metrics
-from echovlm_edge.runtime.profiling.bounds import parse
+from echovlm_edge.runtime.profiling.comparison.bounds import parse
 from echovlm_edge.runtime.serving.messages import STAGES as ON_THE_WIRE
 from tests.support.dicom_files import png
 from tests.support.watched_engine import MakeEngine

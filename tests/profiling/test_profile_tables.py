@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from echovlm_edge.runtime.contracts.stages import ORDER, words
-from echovlm_edge.runtime.profiling.compare import Margins, compare
+from echovlm_edge.runtime.profiling.comparison.compare import Margins, compare
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.profiling.schema import Energy, Operator, Profile, RooflinePoint, StageFigures
 from echovlm_edge.runtime.profiling.table import comparison, how_to_read, tables

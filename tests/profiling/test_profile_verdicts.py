@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.profiling import command, schema
-from echovlm_edge.runtime.profiling.bounds import judged, parse
-from echovlm_edge.runtime.profiling.compare import Margins, compare, summary, verdict
+from echovlm_edge.runtime.profiling.comparison.bounds import judged, parse
+from echovlm_edge.runtime.profiling.comparison.compare import Margins, compare, summary, verdict
 from echovlm_edge.runtime.profiling.distributions import Change
 from tests.support.profiles import profile
 

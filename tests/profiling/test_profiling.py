@@ -11,8 +11,8 @@ from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.profiling import command, measure_command, schema
-from echovlm_edge.runtime.profiling.measuring import InProcess, Measurer
-from echovlm_edge.runtime.profiling.requests import frame, text_of
+from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Measurer
+from echovlm_edge.runtime.profiling.measurement.requests import frame, text_of
 from echovlm_edge.runtime.profiling.workloads import Workload
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support.dicom_files import png

@@ -14,9 +14,9 @@ import pytest
 
 from echovlm_edge.runtime.doctor.checks import target_for
 from echovlm_edge.runtime.doctor.facts import facts
-from echovlm_edge.runtime.profiling.energy import energy_of, open_meter
-from echovlm_edge.runtime.profiling.machine import this_machine
-from echovlm_edge.runtime.profiling.memory import gpu_memory
+from echovlm_edge.runtime.profiling.measurement.energy import energy_of, open_meter
+from echovlm_edge.runtime.profiling.measurement.machine import this_machine
+from echovlm_edge.runtime.profiling.measurement.memory import gpu_memory
 from echovlm_edge.runtime.resources import jetson
 from echovlm_edge.runtime.resources.nvml import Gpu, compute_capability, nvidia_gpus, open_nvml
 from tests.support.fake_nvml import ORIN, RTX, FakeNvml

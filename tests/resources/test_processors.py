@@ -10,7 +10,7 @@ import pytest
 from echovlm_edge.runtime.backends import onnxruntime
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.doctor.facts import facts
-from echovlm_edge.runtime.profiling.machine import this_machine
+from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 from echovlm_edge.runtime.resources.processors import processor_quota, usable_processors
 
 V2 = "30 23 0:26 {group} {point} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

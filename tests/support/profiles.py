@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
+from echovlm_edge.runtime.profiling.measurement.measurer import Measured, Measurement
+from echovlm_edge.runtime.profiling.measurement.summary import summarise
 from echovlm_edge.runtime.profiling.schema import (
     VERSION,
     BundleFacts,
@@ -19,7 +20,6 @@ from echovlm_edge.runtime.profiling.schema import (
     Profile,
     Run,
 )
-from echovlm_edge.runtime.profiling.summary import summarise
 from echovlm_edge.runtime.profiling.workloads import W1, Workload
 
 MACHINE = Machine("a CPU", 2, 24.0, "Linux", "3.11")

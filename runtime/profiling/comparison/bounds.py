@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.stages import ORDER, TOTALS
-from echovlm_edge.runtime.profiling.compare import FigureChange, described
+from echovlm_edge.runtime.profiling.comparison.compare import FigureChange, described
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.schema import Profile, WorkloadFigures
 

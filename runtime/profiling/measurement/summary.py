@@ -9,7 +9,7 @@ from echovlm_edge.runtime.contracts.request import Span, Stage
 from echovlm_edge.runtime.contracts.stages import ORDER
 from echovlm_edge.runtime.engine.clock import pieces
 from echovlm_edge.runtime.profiling.distributions import Distribution
-from echovlm_edge.runtime.profiling.measuring import Measured, Measurement
+from echovlm_edge.runtime.profiling.measurement.measurer import Measured, Measurement
 from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, StageFigures, WorkloadFigures
 
 

@@ -18,9 +18,9 @@ from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, 
 from echovlm_edge.runtime.contracts.stages import NETWORK
 from echovlm_edge.runtime.contracts.tasks import Task
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
-from echovlm_edge.runtime.profiling.energy import Meter, energy_of
-from echovlm_edge.runtime.profiling.memory import PeakMemory
-from echovlm_edge.runtime.profiling.requests import frame, text_of
+from echovlm_edge.runtime.profiling.measurement.energy import Meter, energy_of
+from echovlm_edge.runtime.profiling.measurement.memory import PeakMemory
+from echovlm_edge.runtime.profiling.measurement.requests import frame, text_of
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Energy, Interval, Run
 from echovlm_edge.runtime.profiling.workloads import Workload
 

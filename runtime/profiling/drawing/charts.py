@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from echovlm_edge.runtime.contracts.stages import ORDER, words
-from echovlm_edge.runtime.profiling.compare import FigureChange, Margins
+from echovlm_edge.runtime.profiling.comparison.compare import FigureChange, Margins
 from echovlm_edge.runtime.profiling.schema import Ceilings, WorkloadFigures
 
 Spec = dict[str, Any]

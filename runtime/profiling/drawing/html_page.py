@@ -11,9 +11,17 @@ from jinja2 import Environment, PackageLoader
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.contracts.stages import ORDER, words
-from echovlm_edge.runtime.profiling import charts
-from echovlm_edge.runtime.profiling.compare import DEFAULT, FigureChange, Margins, compare, percent, signed, summary
+from echovlm_edge.runtime.profiling.comparison.compare import (
+    DEFAULT,
+    FigureChange,
+    Margins,
+    compare,
+    percent,
+    signed,
+    summary,
+)
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
+from echovlm_edge.runtime.profiling.drawing import charts
 from echovlm_edge.runtime.profiling.schema import Ceilings, Profile, WorkloadFigures
 from echovlm_edge.runtime.profiling.table import how_to_read, milliseconds
 
@@ -35,7 +43,7 @@ def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> st
         for label, profile in profiles.items()
     }
     environment = Environment(
-        loader=PackageLoader("echovlm_edge.runtime.profiling", "."), autoescape=True, keep_trailing_newline=True
+        loader=PackageLoader("echovlm_edge.runtime.profiling.drawing", "."), autoescape=True, keep_trailing_newline=True
     )
     return environment.get_template("page.html.jinja").render(
         title=f"{first.bundle.model}: profile",

@@ -1,0 +1,1 @@
+"""Draw: one HTML page of profiles, with its charts."""
