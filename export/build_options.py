@@ -34,7 +34,7 @@ class BuildOptions:
 
     @property
     def cache_type(self) -> str:
-        """The KV cache's type: the requested one, or the target's default."""
+        """Return the KV cache's type: the requested one, or the target's default."""
         return self.kv_cache or target(self.target).cache_types[0]
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
-# Stays in a processor's cache, and is large enough that waiting for Python's lock, which tracing holds, does not rule the time.
+# Fits a processor's cache, and is so large that waiting for Python's lock, which tracing holds, costs little.
 BUFFER = 4 << 20
 
 

@@ -1,4 +1,4 @@
-"""The published config.json, read into frozen dataclasses: old key names and absent defaults included."""
+"""Read the published config.json into frozen dataclasses: old key names and absent defaults included."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class VisionConfig:
 
     @property
     def patch_values(self) -> int:
-        """Numbers in one flattened patch: channels x time x height x width."""
+        """Return the numbers in one flattened patch: channels x time x height x width."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Return the width of one attention head."""
         return self.embed_dim // self.num_heads
 
     @property
     def mlp_dim(self) -> int:
-        """Inner width of a block's MLP."""
+        """Return the inner width of a block's MLP."""
         return int(self.embed_dim * self.mlp_ratio)
 
     @property
     def merged_dim(self) -> int:
-        """Width of one merged patch: the projector's inner width."""
+        """Return the width of one merged patch: the projector's inner width."""
         return self.embed_dim * self.spatial_merge_size**2
 
 
@@ -74,14 +74,14 @@ class DecoderConfig:
 
     @property
     def group_widths(self) -> tuple[int, ...]:
-        """Inner widths of DualPathMoE's groups, in its order: dense, shared, experts."""
+        """Return the inner widths of DualPathMoE's groups, in its order: dense, shared, experts."""
         experts = (self.moe_intermediate_size,) * self.num_experts
         return (self.intermediate_size, self.shared_expert_intermediate_size, *experts)
 
 
 @dataclass(frozen=True)
 class EchoVLMConfig:
-    """A whole EchoVLM checkpoint's config."""
+    """An EchoVLM checkpoint's config."""
 
     vision: VisionConfig
     decoder: DecoderConfig

@@ -1,4 +1,4 @@
-"""The machines that targets run on, by their makers' data sheets: what an estimate and a refusal are reckoned from."""
+"""The machines that targets run on, by their makers' data sheets: what estimates and refusals are based on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reached:
-    """Which parts of its bounds a device's stages reach.
+    """The shares of its bounds that a device's stages reach.
 
     Attributes:
         bandwidth: of the memory's, where that is the bound.
@@ -52,7 +52,7 @@ class Device:
 
     @property
     def usable_gb(self) -> float:
-        """What the model may take: an eighth, and at least 1.5 GB, is left to the system where memory is shared."""
+        """Return what the model may take, in GB: an eighth, and at least 1.5 GB, is left to the system where memory is shared."""
         return self.memory_gb - (max(1.5, self.memory_gb / 8) if self.unified else 0.5)
 
 

@@ -1,4 +1,4 @@
-"""`python -m echovlm_edge.export.estimate`: what a bundle will take on a target, by the roofline. Estimates, nothing measured."""
+"""`python -m echovlm_edge.export.estimate`: estimate what a bundle will take on a target, by the roofline; nothing is measured."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from echovlm_edge.runtime.profiling.workloads import NAMED, USUAL, Workload
 COMPARED = 4096  # the context whose memory is compared
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 ESTIMATE = "ESTIMATE, not measured"
+IMAGES = "images"  # the vision encoder and the projector together
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def estimate(roofline: Roofline, precision: str, workloads: Sequence[Workload] =
 def _costs(model: CostModel, workload: Workload) -> Iterator[tuple[str, Cost]]:
     if frames := workload.encoded_frames:
         tokens = frames * workload.frame_tokens
-        yield "images", model.vision(tokens, frames) + model.projector(tokens, frames)
+        yield IMAGES, model.vision(tokens, frames) + model.projector(tokens, frames)
     yield "prefill", model.prefill(workload.prefill_tokens, workload.cached_tokens)
     yield "decode", model.decode(workload.new_tokens, workload.cached_tokens + workload.prefill_tokens)
 
@@ -120,7 +121,7 @@ def _stage(workload: Workload, name: str, cost: Cost, device: Device) -> Stage:
         cost.operations / 1e12,
         bound_by(cost, device),
         bound_seconds(cost, device),
-        expected_seconds(cost, device, device.reached.images if name == "images" else device.reached.decoder),
+        expected_seconds(cost, device, device.reached.images if name == IMAGES else device.reached.decoder),
     )
 
 
@@ -144,7 +145,11 @@ def show(found: Estimate, console: Console) -> None:
     for stage in found.stages:
         cells = (f"{stage.read_gb:,.1f}", f"{stage.tera_operations:,.2f}", stage.bound)
         stages.add_row(
-            stage.workload, stage.stage, *cells, f"{stage.roofline_seconds:,.3f}", f"{stage.expected_seconds:,.3f}"
+            stage.workload,
+            stage.stage,
+            *cells,
+            f"{stage.roofline_seconds:,.3f}",
+            f"{stage.expected_seconds:,.3f}",
         )
     outcomes = new_table(
         "", names("workload"), figures("first token,\ns"), figures("tokens/s"), figures("whole answer,\ns")

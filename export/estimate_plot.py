@@ -1,11 +1,11 @@
-"""The picture of estimates: time by stage for each workload, memory by context length."""
+"""Draw estimates: time by stage for each workload, memory by context length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from echovlm_edge.export.estimate import ESTIMATE, Estimate
+from echovlm_edge.export.estimate import ESTIMATE, IMAGES, Estimate
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
@@ -25,7 +25,7 @@ def plot(found: Sequence[Estimate], output: Path) -> None:
     for (times, memory), each in zip(grid, found, strict=True):
         names = [outcome.workload for outcome in each.outcomes]
         left = dict.fromkeys(names, 0.0)
-        for stage in ("images", "prefill", "decode"):
+        for stage in (IMAGES, "prefill", "decode"):
             seconds = {entry.workload: entry.expected_seconds for entry in each.stages if entry.stage == stage}
             widths = [seconds.get(name, 0.0) for name in names]
             times.barh(names, widths, left=[left[name] for name in names], label=stage)

@@ -22,7 +22,7 @@ WIDE_ONLY = {(DOMAIN, "DualPathMoE"): 5, ("com.microsoft", "MultiHeadAttention")
 
 @contextlib.contextmanager
 def checkable(folder: BundleFolder, manifest: Manifest) -> Iterator[Bundle | None]:
-    """A bundle being written, with graphs that ONNX Runtime can run here, while the block lasts.
+    """Yield a bundle being written, with graphs that ONNX Runtime can run here; they are deleted at the end of the block.
 
     None where that takes our operators and this install has none.
     """

@@ -25,7 +25,7 @@ class Journal:
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier build is resumed."""
+        """Check whether an earlier build is resumed."""
         return bool(self.known)
 
     def record(self, piece: str, sha256: str) -> None:
@@ -35,7 +35,7 @@ class Journal:
         self._file.flush()
 
     def __enter__(self) -> Journal:
-        """Open for `record`: rewrite the known pieces, without a line that a kill cut short."""
+        """Open for `record`: rewrite the recorded pieces, without a line that a kill cut short."""
         self._file = self._path.open("w", encoding="utf-8")
         self._file.write(json.dumps({"identity": self._identity}) + "\n")
         for piece, sha256 in self.known.items():
@@ -45,7 +45,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the file."""
         assert self._file is not None
         self._file.close()
 

@@ -1,4 +1,4 @@
-"""Scales of an int8 KV cache: from the largest keys and values that the PyTorch model has on sample prompts.
+"""Set the scales of an int8 KV cache, from the largest keys and values that the PyTorch model has on sample prompts.
 
 A key channel and its rotary partner turn into each other as positions move on, so that both take the pair's largest length.
 """
@@ -33,7 +33,7 @@ def give_cache_scales(
 
 
 def _pair_peaks(keys: Floats) -> Floats:
-    """Keys [tokens, kv_heads, head_dim] to the largest length of each rotary pair, [kv_heads, head_dim]."""
+    """Reduce keys [tokens, kv_heads, head_dim] to the largest length of each rotary pair, [kv_heads, head_dim]."""
     first, second = np.split(keys, 2, axis=-1)
     length = np.hypot(first, second).max(0)
     return np.concatenate([length, length], axis=-1)

@@ -1,4 +1,4 @@
-"""Lowering: each `echovlm::` operator of a traced graph becomes what a target runs, each parameter what it stores."""
+"""Lower a traced graph: each `echovlm::` operator becomes what a target runs, each parameter what it stores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Lowering:
     def node(
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Attributes | None = None, domain: str = ""
     ) -> ir.Value:
-        """A node with one output."""
+        """Add a node with one output; returns that."""
         return self.nodes(op_type, inputs, 1, attributes, domain)[0]
 
     def nodes(
@@ -52,7 +52,7 @@ class Lowering:
         attributes: Attributes | None = None,
         domain: str = "",
     ) -> Sequence[ir.Value]:
-        """A node with several outputs."""
+        """Add a node with several outputs; returns them."""
         self._count += 1
         name = f"{self.part}/{op_type}_{self._count}"
         values = [ir.Value(name=f"{name}:{index}") for index in range(outputs)]
@@ -62,7 +62,7 @@ class Lowering:
         return values
 
     def constant(self, value: object, dtype: type[np.generic]) -> ir.Value:
-        """A small constant, shared by all that ask for the same."""
+        """Return a small constant, shared by all that ask for the same."""
         array = np.array(value, dtype=dtype)
         name = f"constant/{array.dtype}/{array.tolist()}"
         if name not in self.graph.initializers:
@@ -74,29 +74,29 @@ class Lowering:
         return self.graph.initializers[name]
 
     def shared(self, name: str, make: Callable[[], ir.Value]) -> ir.Value:
-        """A value that every layer uses, made once, at its first use."""
+        """Return a value that every layer uses, made once, at its first use."""
         if name not in self._shared:
             self._shared[name] = make()
         return self._shared[name]
 
     def input(self, name: str) -> ir.Value:
-        """One of the part's inputs."""
+        """Return one of the part's inputs."""
         return next(value for value in self.graph.inputs if value.name == name)
 
     def add_input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        """A further input that the target wants, made once."""
+        """Return a further input that the target needs, made once."""
         if all(value.name != name for value in self.graph.inputs):
             self.graph.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
         return self.input(name)
 
     def later(self, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
-        """A small initializer whose values are given before the graph is written."""
+        """Declare a small initializer whose values are set before the graph is written."""
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.graph.initializers[name] = value
         return value
 
     def store(self, name: str, storage: Storage, group: int | None = None) -> tuple[ir.Value, ...]:
-        """The initializers of the parameter `name`, or of one of the tensors that it is made of."""
+        """Return the initializers of the parameter `name`, or of one of the tensors that it is made of."""
         weight = self.weights[name] if group is None else self.weights[name].part(group)
         base = name if group is None else f"{name}.{group}"
         tensors = storage.tensors(self.shapes(weight))
@@ -110,7 +110,7 @@ class Lowering:
         return self.stored[key].initializers
 
     def take_nodes(self) -> list[ir.Node]:
-        """The nodes made since the last call, in order."""
+        """Return the nodes made since the last call, in order."""
         nodes, self._nodes = self._nodes, []
         return nodes
 

@@ -24,7 +24,7 @@ class EchoVLMExportCommand(BaseOptimumCLICommand):
         add_options(parser)
 
     def run(self) -> None:
-        """Build, and leave with the command's exit code."""
+        """Build, and exit with the command's exit code."""
         from echovlm_edge.export.build_engines import run
 
         raise SystemExit(run(self.args))

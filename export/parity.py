@@ -1,4 +1,4 @@
-"""Parity: each stage of a bundle, in its own engines, against the PyTorch model on real ultrasound frames."""
+"""Measure parity: compare each stage of a bundle, in its own engines, with the PyTorch model on real ultrasound frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sample:
 
 
 def samples(settings: PreprocessSettings, files: Sequence[Path] = ()) -> list[Sample]:
-    """The images to compare on: the given files' frames, or a real frame and a narrow crop of it."""
+    """Return the images to compare on: the given files' frames, or a real frame and a narrow crop of it."""
     if files:
         return [
             Sample(frame.name, patchify(frame.pixels, settings))
@@ -88,7 +88,7 @@ def compare(
 
 
 def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec, image: Sample) -> DecoderInput:
-    """An image and the prompt that goes with it as the decoder's input, with logits for its last token."""
+    """Make the decoder's input of an image and its prompt, with logits for the last token."""
     angles = vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim)
     projected = reference.project(reference.encode(image.patches.values, angles))
     prompt = prompts.build(PROMPT, [image.patches.grid])
@@ -170,7 +170,7 @@ def _write_text(
 
 
 def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[np.int64], cache: Cache) -> Floats:
-    """Logits at `rows` of a prompt, which goes through in chunks as it is served."""
+    """Compute logits at `rows` of a prompt, prefilled in chunks as it is served."""
     logits = []
     for start in range(0, len(tokens), PREFILL_CHUNK):
         chunk = slice(start, start + PREFILL_CHUNK)
@@ -181,7 +181,7 @@ def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[n
 
 
 def measure(stage: str, sample: str, expected: Floats, actual: Floats, logits: bool = False) -> Parity:
-    """Errors of `actual` against `expected` [..., n]; for logits, agreement of the best and KL divergence too."""
+    """Measure the errors of `actual` against `expected` [..., n]; for logits, also agreement of the best token and KL divergence."""
     error = np.abs(expected.astype(np.float64) - actual)
     agreement, divergence = (
         (_top1_agreement(expected, actual), _divergence(expected, actual)) if logits else (None, None)
@@ -210,7 +210,7 @@ def _top1_agreement(expected: Floats, actual: Floats) -> float:
 
 
 def _divergence(expected: Floats, actual: Floats) -> float:
-    """KL(expected || actual) of the softmax distributions, nats, mean over rows."""
+    """Return KL(expected || actual) of the softmax distributions, nats, mean over rows."""
     p, q = _log_softmax(expected), _log_softmax(actual)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 

@@ -1,4 +1,4 @@
-"""One part of a bundle on disk: a small .onnx file that points into one file of weights."""
+"""Write one part of a bundle: a small .onnx file that points into one file of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle will take before it is built, and whether this machine has it: disk, and a server's memory."""
+"""Plan a bundle before it is built: the disk and the server's memory that it will take, and whether this machine has them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FILES_BESIDE = 16 << 20  # tokenizer, chat template and graphs
 
 @dataclass(frozen=True)
 class Machine:
-    """What this computer has: memory, and bytes free where the bundle shall be."""
+    """This computer's memory, and the bytes free where the bundle will be."""
 
     memory: MachineMemory
     disk_free: int
 
     @classmethod
     def here(cls, output: Path) -> Machine:
-        """This computer, and the file system that `output` will be on."""
+        """Read this computer's memory, and the free space of the file system that `output` will be on."""
         folder = output.absolute()
         while not folder.exists():
             folder = folder.parent
@@ -38,7 +38,7 @@ class Machine:
 
 
 def footprint(shape: BundleShape, limits: Limits) -> Footprint:
-    """What a bundle of this shape takes, as bundle.json says it."""
+    """Compute what a bundle of this shape takes, for its bundle.json."""
     weights, one = shape.weights + shape.embedding, shape.cache_bytes(limits.max_sequence)
     return Footprint(
         disk=weights + FILES_BESIDE,
@@ -57,7 +57,7 @@ def print_plan(
     machine: Machine,
     console: Console,
 ) -> None:
-    """The tables of `--plan`: files on disk, and the memory of a server with these options."""
+    """Print the tables of `--plan`: files on disk, and the memory of a server with these options."""
     disk = sum(files.values()) + FILES_BESIDE
     table = new_table(title, names("on disk"), figures("size"))
     for file, size in files.items():

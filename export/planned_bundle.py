@@ -1,4 +1,4 @@
-"""All that decides a bundle before a byte of it is written: the checkpoint, each part's lowered graph, where each weight goes."""
+"""Decide a bundle before a byte of it is written: check the checkpoint, lower each part's graph, give each weight its place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MakeGraphs = Callable[
 
 @dataclass(frozen=True)
 class LoweredPart:
-    """A part whose graph is ready and whose weights have their places: they are still to be written."""
+    """A part whose graph is ready and whose weights have their places; they are not written yet."""
 
     name: str
     precision: str
@@ -51,16 +51,16 @@ class PlannedBundle:
 
     @property
     def files(self) -> list[WeightFile]:
-        """The files of weights."""
+        """Return the files of weights."""
         return [*(part.file for part in self.parts), self.embedding]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Their bytes."""
+        """Return the bytes of each file of weights."""
         return {file.name: file.size for file in self.files}
 
     def model_spec(self) -> ModelSpec:
-        """What the runtime has to know of the model's shape."""
+        """Return the properties of the model that the runtime needs."""
         decoder, vision = self.checkpoint.config.decoder, self.checkpoint.config.vision
         return ModelSpec(
             hidden_size=decoder.hidden_size,
@@ -77,7 +77,7 @@ class PlannedBundle:
         )
 
     def embedding_spec(self) -> EmbeddingSpec:
-        """How the token embedding is stored."""
+        """Return how the token embedding is stored."""
         storage = self.embedding.pieces[0].storage
         if isinstance(storage, GroupedBlocks):
             return EmbeddingSpec("int8", storage.precision.block_size)
@@ -86,7 +86,7 @@ class PlannedBundle:
 
 
 def open_checkpoint(options: BuildOptions, progress: Progress) -> Checkpoint:
-    """Check the options by themselves, then the checkpoint, then the options against it: nothing that takes long.
+    """Check the options by themselves, then the checkpoint, then the options against it; this takes seconds at most.
 
     Raises:
         NotPossibleHere: the checkpoint or an option cannot be used.
@@ -127,7 +127,7 @@ def lower_parts(
 
 
 def bundle_shape(options: BuildOptions, planned: PlannedBundle) -> BundleShape:
-    """What decides a server's memory, as `BundleShape.of` will read it in the finished bundle."""
+    """Return what decides a server's memory, as `BundleShape.of` will read it in the finished bundle."""
     checkpoint, spec = planned.checkpoint, planned.model_spec()
     return BundleShape(
         target=options.target,

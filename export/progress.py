@@ -36,7 +36,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """One stage; yields what to tell how far it is, in units of `total`."""
+        """Show one stage; yields the function that reports its progress, in units of `total`."""
         task = self._bars.add_task(name, total=total)
         yield lambda amount: self._bars.advance(task, amount)
         self._bars.update(task, total=total or 1, completed=total or 1)

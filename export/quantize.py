@@ -1,4 +1,4 @@
-"""How a weight is stored: as floating point or in blocks of 4 or 8 bits, in the layouts that operators take."""
+"""Store weights: as floating point or in blocks of 4 or 8 bits, in the layouts that operators take."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Precision:
-    """What a linear layer's weights are kept in: `bits` 4 or 8 in blocks along its input, or 16 or 32 floating."""
+    """How a linear layer's weights are stored: `bits` 4 or 8 in blocks along its input, or 16 or 32 floating."""
 
     bits: int
     block_size: int = 128
 
     @property
     def name(self) -> str:
-        """The name in `--precision`."""
+        """Return the name in `--precision`."""
         return {4: "int4", 8: "int8", 16: "fp16", 32: "fp32"}[self.bits]
 
     @property
     def float_type(self) -> ir.DataType:
-        """The type of floating-point weights; those that are never quantized (norms, router, gates, biases, …) stay float32."""
+        """Return the type of floating-point weights; those that are never quantized (norms, router, gates, biases, …) stay float32."""
         return ir.DataType.FLOAT16 if self.bits == 16 else ir.DataType.FLOAT
 
     def for_widths(self, widths: Sequence[int]) -> Precision:
-        """This precision with the largest block that divides every input width; float32 where none does."""
+        """Return this precision with the largest block that divides every input width; float32 where none does."""
         if self.bits > 8:
             return self
         fits = (size for size in BLOCK_SIZES if size <= self.block_size and all(width % size == 0 for width in widths))
@@ -103,7 +103,7 @@ class Storage(Protocol):
 
     @property
     def by_rows(self) -> bool:
-        """Whether rows of a weight become the same rows of every initializer, so that it can be encoded in pieces."""
+        """Check whether rows of a weight become the same rows of every initializer, so that it can be encoded in pieces."""
         ...
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
@@ -124,11 +124,11 @@ class Floating:
 
     @property
     def by_rows(self) -> bool:
-        """Unless rows become columns."""
+        """Return False where rows become columns."""
         return not self.transposed
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
-        """One tensor."""
+        """Describe the one tensor."""
         ending = ".transposed" if self.transposed else ""
         return (StoredTensor(ending, self.dtype, shape[::-1] if self.transposed else shape),)
 
@@ -146,7 +146,7 @@ class GroupedBlocks:
     by_rows: ClassVar[bool] = True
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
-        """Packed values, then scales."""
+        """Describe the packed values, then the scales."""
         rows, columns = shape
         packed = (rows, columns * self.precision.bits // 8)
         return (
@@ -172,7 +172,7 @@ class MatMulNBitsBlocks:
     scale_type: ir.DataType = ir.DataType.FLOAT
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
-        """Packed values, then scales."""
+        """Describe the packed values, then the scales."""
         rows, blocks = shape[0], shape[1] // self.precision.block_size
         packed = (rows, blocks, self.precision.block_size * self.precision.bits // 8)
         return (
@@ -181,7 +181,7 @@ class MatMulNBitsBlocks:
         )
 
     def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
-        """The grouped packing's bytes; 8-bit values move up by 128, its zero point."""
+        """Compute the grouped packing's bytes; 8-bit values move up by 128, its zero point."""
         packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
         stored = packed.view(np.uint8)
         if self.precision.bits == 8:
@@ -201,7 +201,7 @@ class DequantizeColumns:
     scale_type: ir.DataType = ir.DataType.FLOAT
 
     def tensors(self, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
-        """Values, then scales."""
+        """Describe the values, then the scales."""
         rows, columns = shape
         dtype = ir.DataType.INT4 if self.precision.bits == 4 else ir.DataType.INT8
         return (
@@ -210,7 +210,7 @@ class DequantizeColumns:
         )
 
     def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
-        """The grouped packing's values, unpacked and transposed; 4-bit ones packed again along the rows."""
+        """Compute the grouped packing's values, unpacked and transposed; 4-bit ones packed again along the rows."""
         packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
         scales = np.ascontiguousarray(scale.T, dtype=self.scale_type.numpy())
         if self.precision.bits == 8:

@@ -1,4 +1,4 @@
-"""The PyTorch model behind the runtime's own interface: what every bundle is compared with, by the same code that serves it."""
+"""Run the PyTorch model behind the runtime's own interface, so that the code that serves a bundle also runs its reference."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TorchCache:
 
     @property
     def max_sequence(self) -> int:
-        """How many tokens it can hold."""
+        """Return how many tokens it can hold."""
         return self.keys[0].shape[2]
 
     def clear(self, tokens: int) -> None:
-        """Zero them: see `Cache.clear`."""
+        """Zero keys and values, as `Cache.clear` does."""
         for buffer in (*self.keys, *self.values):
             buffer[:, :, :tokens] = 0
 
@@ -44,7 +44,7 @@ class DecoderInput:
 
 
 class TorchBackend:
-    """A checkpoint's parts in float32 (or another dtype, for benchmarks), loaded whole or a layer at a time."""
+    """A checkpoint's parts in float32 (or another dtype, for benchmarks), loaded at once or a layer at a time."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, *, streamed: bool = False) -> None:
         """Read every tensor now, or (`streamed`) each layer's at every call: slow, in little memory."""
@@ -64,16 +64,16 @@ class TorchBackend:
 
     @torch.inference_mode()
     def encode(self, patches: Floats, angles: Angles) -> Floats:
-        """Vision encoder: see `Backend.encode`."""
+        """Run the vision encoder, as `Backend.encode` does."""
         return self._floats(self.parts.vision_encoder(self._tensor(patches), *self._angles(angles)))
 
     @torch.inference_mode()
     def project(self, features: Floats) -> Floats:
-        """Projector: see `Backend.project`."""
+        """Run the projector, as `Backend.project` does."""
         return self._floats(self.parts.projector(self._tensor(features)))
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
-        """Token embedding: see `Backend.embed`."""
+        """Embed token ids, as `Backend.embed` does."""
         if self._embedding is not None:
             return self._floats(self._embedding[torch.from_numpy(token_ids)])
         ids, places = np.unique(token_ids, return_inverse=True)
@@ -81,7 +81,7 @@ class TorchBackend:
         return self._floats(torch.cat(rows)[torch.from_numpy(places)])
 
     def new_cache(self, max_sequence: int) -> TorchCache:
-        """Buffers for one sequence, zeroed."""
+        """Make buffers for one sequence, zeroed."""
         config = self._config
         shape = (1, config.num_key_value_heads, max_sequence, config.head_dim)
         keys, values = (
@@ -93,7 +93,7 @@ class TorchBackend:
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Floats:
-        """Decoder: see `Backend.decode`."""
+        """Run the decoder, as `Backend.decode` does."""
         assert isinstance(cache, TorchCache)
         cos, sin = (table.unsqueeze(0) for table in self._angles(angles))
         tokens, rows = self._tensor(embeddings).unsqueeze(0), torch.from_numpy(logit_rows)
@@ -102,13 +102,13 @@ class TorchBackend:
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[DecoderInput]) -> list[Floats]:
-        """Each sequence's logits [m, vocab_size] at the rows asked for, in one pass through the decoder's layers."""
+        """Compute each sequence's logits [m, vocab_size] at the rows asked for, in one pass through the decoder's layers."""
         logits, _, _ = self._read(sequences)
         return np.split(self._floats(logits), np.cumsum([len(sequence.logit_rows) for sequence in sequences])[:-1])
 
     @torch.inference_mode()
     def caches(self, sequences: Sequence[DecoderInput]) -> tuple[list[Floats], list[Floats]]:
-        """Each layer's keys, and its values, of all the sequences' tokens: [tokens, kv_heads, head_dim]."""
+        """Compute each layer's keys, and its values, of all the sequences' tokens: [tokens, kv_heads, head_dim]."""
         _, keys, values = self._read(sequences)
         lengths = [len(sequence.embeddings) for sequence in sequences]
 
@@ -119,7 +119,7 @@ class TorchBackend:
         return [tokens(cache) for cache in keys], [tokens(cache) for cache in values]
 
     def _read(self, sequences: Sequence[DecoderInput]) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """One pass; shorter sequences are padded at their end, where a causal decoder's earlier tokens do not look."""
+        """Run one pass; shorter sequences are padded at their end, to which causal attention never attends."""
         longest = max(len(sequence.embeddings) for sequence in sequences)
 
         def padded(arrays: Iterable[Floats]) -> torch.Tensor:

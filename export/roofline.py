@@ -47,7 +47,7 @@ class Roofline:
 
     @property
     def costs(self) -> CostModel:
-        """What the model's stages read and compute."""
+        """Return the model that counts what the stages read and compute."""
         # GroupQueryAttention reads what is filled; Attention under a mask, all of the cache.
         filled = self.target.name in ("cpu", "cuda")
         every_expert = not self.target.operator_library
@@ -55,7 +55,7 @@ class Roofline:
 
     @property
     def storage(self) -> Storage:
-        """Bytes of each kind of stored weight."""
+        """Return the bytes of each kind of stored weight."""
         shape, weight = self.shape, self.bytes_per_weight
         inner = shape.merged * shape.vision_width
         return Storage(

@@ -1,4 +1,4 @@
-"""What a build says at its end: its files, how near each stage is to PyTorch and what to think of that, and how to serve it."""
+"""Print a build's summary: its files, how near each stage is to PyTorch, what that means, and how to serve the bundle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STYLES = {Verdict.GOOD: "green", Verdict.LOOK: "yellow", Verdict.BAD: "red"}
 
 
 def versions() -> dict[str, str]:
-    """The toolchain, for bundle.json."""
+    """Return the versions of the toolchain, for bundle.json."""
     return {
         "python": platform.python_version(),
         **{tool: version(tool) for tool in _TOOLS},
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def _onnxruntime() -> str:
-    """Its version, whichever of its two packages is installed."""
+    """Return ONNX Runtime's version, whichever of its two packages is installed."""
     try:
         return version("onnxruntime")
     except PackageNotFoundError:
@@ -49,7 +49,7 @@ def _onnxruntime() -> str:
 
 
 def print_summary(manifest: Manifest, output: Path, warning: str, console: Console) -> None:
-    """The end of a build: files, comparison with PyTorch, notes, memory, and the command that serves the bundle."""
+    """Print the end of a build: files, comparison with PyTorch, notes, memory, and the command that serves the bundle."""
     print_table(console, _files(manifest))
     if manifest.parity:
         print_table(console, _comparison(manifest))
@@ -101,7 +101,7 @@ def _verdict(manifest: Manifest, samples: Sequence[Parity]) -> Verdict:
 
 
 def _figures(samples: Sequence[Parity]) -> list[str]:
-    """The worst of a stage's samples."""
+    """Return the worst of a stage's samples."""
     agreements = [sample.top1_agreement for sample in samples if sample.top1_agreement is not None]
     divergences = [sample.kl_divergence for sample in samples if sample.kl_divergence is not None]
     return [
@@ -113,12 +113,12 @@ def _figures(samples: Sequence[Parity]) -> list[str]:
 
 
 def _short(value: float) -> str:
-    """Two digits, and no exponent where a reader expects none: 15, 0.28, 1.5e-06."""
+    """Format a figure with two digits, and no exponent where a reader expects none: 15, 0.28, 1.5e-06."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _explanation(manifest: Manifest) -> Iterator[str]:
-    """What the comparison's figures are, and what its verdicts ask for."""
+    """Explain the comparison's figures, and what its verdicts ask for."""
     samples = list(dict.fromkeys(entry.sample for entry in manifest.parity))
     named = f": {'; '.join(samples)}" if len(samples) <= NAMED_SAMPLES else ""
     yield f"The worst of {len(samples)} images{named}. The decoder reads a prompt and writes {parity.DECODED_TOKENS} tokens for each."
@@ -131,15 +131,15 @@ def _explanation(manifest: Manifest) -> Iterator[str]:
 
 
 def _notes(manifest: Manifest) -> Iterator[str]:
-    """What the table does not say of a bundle for a GPU."""
+    """Note what the table does not show of a bundle for a GPU."""
     if manifest.parity_of == "graphs":
         yield "the errors are of the graphs, run by ONNX Runtime on this CPU; what runs on the GPU has not been compared."
     elif not manifest.parity:
-        yield "nothing was compared with PyTorch, since this install has no operator library, for want of a C++ compiler."
+        yield "nothing was compared with PyTorch, since this install has no operator library, as there was no C++ compiler."
 
 
 def _ending(manifest: Manifest, output: Path) -> Iterator[str]:
-    """Where the bundle is, what it takes, and the command that comes next."""
+    """Tell where the bundle is, what it takes, and which command comes next."""
     size = readable_bytes(sum(file.bytes for file in manifest.all_files()))
     if manifest.finish_with:
         yield f"The bundle is {output} ({size}); its engines are still to be built. Copy it to the device and run there:"

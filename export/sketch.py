@@ -1,4 +1,4 @@
-"""The parts without their arithmetic: graphs of the operators that hold weights, which are all that decides a bundle's size.
+"""Sketch the parts without their arithmetic: graphs of the operators that hold weights, which are all that decides a bundle's size.
 
 A plan lowers them by the target's own rules in milliseconds, where tracing takes PyTorch a quarter of a minute.
 """
@@ -15,7 +15,7 @@ from echovlm_edge.export.model.operators import DOMAIN, Linear
 
 
 def sketched_parts(config: EchoVLMConfig) -> dict[str, ir.Model]:
-    """Each part by its name, with the parameters of a traced part as inputs, in the same order; it cannot be run."""
+    """Sketch each part, by its name, with the parameters of a traced part as inputs, in the same order; it cannot be run."""
     return {name: _sketch(part) for name, part in weights.parts_without_values(config).by_name().items()}
 
 
@@ -30,7 +30,7 @@ def _sketch(part: nn.Module) -> ir.Model:
 
 
 def _nodes(path: str, module: nn.Module, own: list[ir.Value]) -> list[ir.Node]:
-    """The node that a module becomes when it is traced; where that is an operator of the standard, only a use of its weights."""
+    """Return the node that a module becomes when it is traced; where that is an operator of the standard, only a use of its weights."""
     if isinstance(module, Linear):
         x = _float(f"{path}/x", ("tokens", module.weight.shape[1]))
         return [ir.node("Linear", [x, *own], domain=DOMAIN, num_outputs=1)]

@@ -20,7 +20,7 @@ Product = Callable[[Lowering, ir.Value, str, "int | None", Precision], ir.Value]
 def float_product(
     lowering: Lowering, x: ir.Value, parameter: str, group: int | None, dtype: ir.DataType = ir.DataType.FLOAT
 ) -> ir.Value:
-    """MatMul with a floating weight, which is widened to float32 where it is kept narrower."""
+    """Multiply by a floating-point weight, which is cast to float32 where it is stored narrower."""
     (weight,) = lowering.store(parameter, Floating(dtype, transposed=True), group)
     if dtype != ir.DataType.FLOAT:
         weight = lowering.node("Cast", [weight], {"to": int(ir.DataType.FLOAT)})
@@ -28,7 +28,7 @@ def float_product(
 
 
 def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:
-    """X W^T as MatMul, after DequantizeLinear where the weight is quantized."""
+    """Compute x W^T by MatMul, after DequantizeLinear where the weight is quantized."""
     if precision.bits > 8:
         return float_product(lowering, x, parameter, group, precision.float_type)
     values, scale = lowering.store(parameter, DequantizeColumns(precision), group)
@@ -37,7 +37,7 @@ def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, 
 
 
 def linear(multiply: Product) -> Rule:
-    """`echovlm::Linear` by a given product."""
+    """Lower `echovlm::Linear` with a given product."""
 
     def rule(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
         x, weight = _required(node, 2)
@@ -51,22 +51,22 @@ def linear(multiply: Product) -> Rule:
 
 
 def quick_gelu(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """X * sigmoid(1.702 x)."""
+    """Compute x * sigmoid(1.702 x)."""
     (x,) = _required(node, 1)
     scaled = lowering.node("Mul", [x, lowering.constant(1.702, np.float32)])
     return [lowering.node("Mul", [x, lowering.node("Sigmoid", [scaled])])]
 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """Attention without a mask."""
+    """Use Attention without a mask."""
     heads = node.attributes["heads"].as_int()
     return [lowering.node("Attention", _required(node, 3), {"q_num_heads": heads, "kv_num_heads": heads})]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """TensorScatter into the caches, then Attention over all of them under the input `mask`.
+    """Use TensorScatter into the caches, then Attention over all of them under the input `mask`.
 
-    `mask` is bool [batch, 1, sequence, context], true where a token may look; the host computes it.
+    `mask` is bool [batch, 1, sequence, context], true where a token attends; the host computes it.
     """
     q, k, v, *_ = _required(node, 6)
     return attend_to_cache(lowering, node, q, k, v)
@@ -82,7 +82,7 @@ def type_caches(lowering: Lowering, node: ir.Node) -> None:
 def attend_to_cache(
     lowering: Lowering, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """`cached_attention` of q, k and v in the caches' type."""
+    """Compute `cached_attention` of q, k and v in the caches' type."""
     *_, keys, values, past = _required(node, 6)
     type_caches(lowering, node)
     heads = node.attributes["heads"].as_int()
@@ -101,7 +101,7 @@ def attend_to_cache(
 
 
 def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """One `echovlm::DualPathMoE` node with the weights packed as its specification says.
+    """Make one `echovlm::DualPathMoE` node with the weights packed as its specification defines.
 
     Scales are float16, which rounds them by 0.05 % at most and saves 3 % of the bytes that a token reads.
     """
@@ -110,7 +110,7 @@ def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 
 def dual_path_moe_precision(lowering: Lowering, node: ir.Node) -> Precision:
-    """What the policy keeps the block's weights in."""
+    """Return the precision that the policy stores the block's weights in."""
     x, *_, gate, _, _ = _required(node, 8)
     widths = node.attributes["group_widths"].as_ints()
     return lowering.policy.layer(lowering.part, gate.name or "").for_widths([fixed_size(x, -1), *widths])
@@ -124,7 +124,7 @@ def packed_dual_path_moe(
     scale_type: ir.DataType,
     further: Attributes = types.MappingProxyType({}),
 ) -> ir.Value:
-    """The node `echovlm::DualPathMoE` of these inputs, its weights in `precision`, with `further` attributes."""
+    """Make the node `echovlm::DualPathMoE` of these inputs, its weights in `precision`, with `further` attributes."""
     attributes: Attributes = {
         "group_widths": list(node.attributes["group_widths"].as_ints()),
         "top_k": node.attributes["top_k"].as_int(),
@@ -140,7 +140,7 @@ def packed_dual_path_moe(
 
 
 def spelled_out_dual_path_moe(multiply: Product) -> Rule:
-    """DualPathMoE in standard operators, for a runtime without our library.
+    """Spell DualPathMoE out in standard operators, for a runtime without our library.
 
     Every expert runs on every token and is weighted by zero where it was not chosen: right, at the cost of the experts
     that were not chosen (a tenth of the published model's products).
@@ -176,7 +176,7 @@ def spelled_out_dual_path_moe(multiply: Product) -> Rule:
 
 
 def _chosen_experts(lowering: Lowering, logits: ir.Value, node: ir.Node) -> ir.Value:
-    """Each token's weight of every expert, zero where it is not among the top k."""
+    """Compute each token's weight of every expert, zero where it is not among the top k."""
     probabilities = lowering.node("Softmax", [logits], {"axis": -1})
     k = lowering.constant([node.attributes["top_k"].as_int()], np.int64)
     kept, experts = lowering.nodes("TopK", [probabilities, k], 2, {"axis": -1})
@@ -188,7 +188,7 @@ def _chosen_experts(lowering: Lowering, logits: ir.Value, node: ir.Node) -> ir.V
 
 
 def _small(lowering: Lowering, x: ir.Value, parameter: ir.Value) -> ir.Value:
-    """The product with a parameter that is never quantized."""
+    """Multiply by a parameter that is never quantized."""
     assert parameter.name is not None
     return float_product(lowering, x, parameter.name, None)
 
@@ -198,13 +198,13 @@ def _columns(lowering: Lowering, x: ir.Value, count: int) -> Sequence[ir.Value]:
 
 
 def _split_heads(lowering: Lowering, x: ir.Value, heads: int, dim: int) -> ir.Value:
-    """[b, s, heads * dim] to [b, heads, s, dim]."""
+    """Reshape [b, s, heads * dim] to [b, heads, s, dim]."""
     split = lowering.node("Reshape", [x, lowering.constant([0, 0, heads, dim], np.int64)])
     return lowering.node("Transpose", [split], {"perm": [0, 2, 1, 3]})
 
 
 def fixed_size(value: ir.Value, axis: int) -> int:
-    """A fixed dimension."""
+    """Return the size of a fixed dimension."""
     assert value.shape is not None
     size = value.shape[axis]
     assert isinstance(size, int), f"{value.name} varies along axis {axis}"

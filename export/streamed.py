@@ -1,4 +1,4 @@
-"""A PyTorch part that holds one layer's weights at a time: the published model in float32 would take 47 GB, its largest layer 2.2."""
+"""Run a PyTorch part with one layer's weights at a time: the published model in float32 would take 47 GB, its largest layer 2.2."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Streamed(nn.Module):
 
     def __init__(self, module: nn.Module, sources: dict[str, Weight], checkpoint: Checkpoint) -> None:
         super().__init__()
-        self._hidden = (module,)  # PyTorch looks for parameters in modules, not in tuples: these are not its to load
+        self._hidden = (module,)  # in a tuple, where PyTorch does not find its parameters: they are loaded here
         self._sources, self._checkpoint = sources, checkpoint
 
     def forward(self, *inputs: Any) -> Any:
-        """The module's own."""
+        """Load the weights, run the module, release the weights."""
         (module,) = self._hidden
         load(module, self._sources, self._checkpoint)
         try:
@@ -39,7 +39,7 @@ def load_streamed(part: nn.Module, sources: dict[str, Weight], checkpoint: Check
 
 
 def _layers(part: nn.Module) -> list[str]:
-    """Paths of the modules that are held one at a time: the members of lists of layers, and the head."""
+    """Return the paths of the modules that are held one at a time: the members of lists of layers, and the head."""
     lists = [name for name, child in part.named_children() if isinstance(child, nn.ModuleList)]
     members = [f"{name}.{index}" for name in lists for index in range(len(part.get_submodule(name)))]  # type: ignore[arg-type]
     return [*members, *(name for name, _ in part.named_children() if name == "lm_head")]

@@ -27,14 +27,14 @@ class Target:
         name: as `--target` spells it.
         summary: one line for `--help`.
         rules: what its graphs are lowered by.
-        device: what it is reckoned for, or None where that can be anything.
+        device: the machine that its estimates are for, or None where that can be any.
         precisions: of `--precision`, those it can do.
         cache_types: of `--kv-cache`, those it can do; the first unless another is asked for.
         operator_library: the native library that the lowered graphs need, or None.
         tensorrt: the module that builds its engines, or None where ONNX Runtime runs the graphs.
         tensorrt_versions: that the target's system software comes with.
         on_device: whether only the device itself can build them.
-        warning: what the build says of it.
+        warning: what the build warns of.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def runs_on_cpu(self) -> bool:
-        """Whether a bundle's own files can be run on any machine."""
+        """Check whether a bundle's own files can be run on any machine."""
         return self.name in ("cpu", "portable")
 
     def check(self, precision: str, cache_type: str) -> None:
@@ -71,7 +71,7 @@ class Target:
             )
 
     def builds_here(self) -> bool:
-        """Whether this machine builds the engines: for a device's target, whether it is of that kind."""
+        """Check whether this machine builds the engines: for a device's target, whether it is of that kind."""
         if not self.on_device:
             return True
         assert self.device is not None
@@ -99,7 +99,7 @@ _NOT_NATIVE = replace(
     rules=onnxruntime.SPELLED_OUT,
     operator_library=None,
     warning=(
-        "this install has no operator library, for want of a C++ compiler, so DualPathMoE is spelled out in ONNX Runtime's "
+        "this install has no operator library, as there was no C++ compiler, so DualPathMoE is spelled out in ONNX Runtime's "
         "own operators. The published model will take about twice the time for a token and for reading a prompt. Install a "
         "C++ compiler and echovlm-edge again, then build again."
     ),
@@ -150,7 +150,7 @@ TARGETS = {
 
 
 def target(name: str) -> Target:
-    """The target of that name, as this install can build it.
+    """Return the target of that name, as this install can build it.
 
     Raises:
         NotPossibleHere: there is none.

@@ -1,4 +1,4 @@
-"""PyTorch parts to ONNX graphs of named operators: shapes only, the weights come later, one at a time.
+"""Trace PyTorch parts to ONNX graphs of named operators: shapes only, as the weights are read later, one at a time.
 
 In a traced graph every parameter is one more input, of the parameter's name; lowering stores it the way its target wants.
 """
@@ -29,7 +29,7 @@ OPSET = 24
 
 
 def traced_parts(config: EchoVLMConfig) -> dict[str, ir.Model]:
-    """Each part by its name, traced without its weights."""
+    """Trace each part, by its name, without its weights."""
     parts = weights.parts_without_values(config)
     return {
         "vision_encoder": trace_vision_encoder(config, parts.vision_encoder),
@@ -39,7 +39,7 @@ def traced_parts(config: EchoVLMConfig) -> dict[str, ir.Model]:
 
 
 def trace_vision_encoder(config: EchoVLMConfig, part: VisionEncoder) -> ir.Model:
-    """Inputs patches [patches, values], cos and sin [patches, head_dim / 2]; output features [patches, embed_dim]."""
+    """Trace the vision encoder: patches [patches, values], cos and sin [patches, head_dim / 2] to features [patches, embed_dim]."""
     vision, patches = config.vision, 16
     cos, sin = (torch.empty(patches, vision.head_dim // 2) for _ in range(2))
     return _trace(
@@ -51,7 +51,7 @@ def trace_vision_encoder(config: EchoVLMConfig, part: VisionEncoder) -> ir.Model
 
 
 def trace_projector(config: EchoVLMConfig, part: Projector) -> ir.Model:
-    """Input features [patches, embed_dim], patches a multiple of 4; output embeddings [patches / 4, hidden_size]."""
+    """Trace the projector: input features [patches, embed_dim], patches a multiple of 4; output embeddings [patches / 4, hidden_size]."""
     merged = Dim("merged", min=1)
     square = config.vision.spatial_merge_size**2
     features = torch.empty(4 * square, config.vision.embed_dim)
@@ -59,7 +59,7 @@ def trace_projector(config: EchoVLMConfig, part: Projector) -> ir.Model:
 
 
 def trace_decoder(config: EchoVLMConfig, part: Decoder) -> ir.Model:
-    """Inputs and outputs as `Decoder.forward` has them; the caches are keys.0, values.0, … and present_keys.0, ….
+    """Trace the decoder, with the inputs and outputs of `Decoder.forward`; the caches are keys.0, values.0, … and present_keys.0, ….
 
     Varying dimensions: batch, sequence (new tokens), context (the caches' capacity), rows (logits asked for).
     """

@@ -1,7 +1,7 @@
 """Judge whether a stage of a bundle is as near to the PyTorch model as its weight format allows.
 
 A stage is judged by its relative error, the decoder also by the KL divergence of its next token; the worse of the two counts. `good`
-is what the format costs by itself, `look` more than that, `bad` so much that something besides the format must be wrong:
+is what the format costs by itself, `look` more than that, `bad` so much that something other than the format must be wrong:
 
     format    relative error        KL, nats
               good up to  bad over  good up to  bad over

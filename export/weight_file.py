@@ -1,4 +1,4 @@
-"""A bundle's weight files: the place of each weight, and writing them in parallel, piece by piece.
+"""Lay out a bundle's weight files, and write them in parallel, piece by piece.
 
 A weight is read, encoded and written some rows at a time where its storage allows: memory does not grow with the model.
 """
@@ -46,12 +46,12 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """The piece's name, unique in a bundle."""
+        """Return the piece's name, unique in a bundle."""
         return f"{self.file}@{self.places[0].offset}"
 
     @property
     def bytes(self) -> int:
-        """The bytes of all its tensors."""
+        """Return the bytes of all its tensors."""
         return sum(place.length for place in self.places)
 
 
@@ -66,7 +66,7 @@ class WeightFile:
 
     @property
     def bytes(self) -> int:
-        """The bytes that will be written, without padding."""
+        """Return the bytes that will be written, without padding."""
         return sum(piece.bytes for piece in self.pieces)
 
 

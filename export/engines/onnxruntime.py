@@ -23,7 +23,7 @@ ACCURACY_LEVEL = 4  # int8 activations, int32 accumulation within a block
 
 
 def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:
-    """X W^T as MatMulNBits where the weight is quantized."""
+    """Compute x W^T by MatMulNBits where the weight is quantized."""
     if precision.bits > 8:
         return standard.product(lowering, x, parameter, group, precision)
     stored = MatMulNBitsBlocks(precision)
@@ -38,7 +38,7 @@ def matmul_nbits(
     storage: MatMulNBitsBlocks,
     further: Attributes = types.MappingProxyType({}),
 ) -> ir.Value:
-    """X W^T as a MatMulNBits node, in the type of x and of the stored scales, with `further` attributes."""
+    """Make x W^T a MatMulNBits node, in the type of x and of the stored scales, with `further` attributes."""
     packed, scale = lowering.store(parameter, storage, group)
     rows, blocks = standard.fixed_size(scale, 0), standard.fixed_size(scale, 1)
     attributes: Attributes = {
@@ -52,18 +52,18 @@ def matmul_nbits(
 
 
 def quick_gelu(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """One fused node."""
+    """Make quick GELU one fused node."""
     return [lowering.node("QuickGelu", node.inputs, {"alpha": 1.702}, MICROSOFT)]
 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """MultiHeadAttention: 74 ms against Attention's 85 on a 640 x 480 frame's block of the published model."""
+    """Use MultiHeadAttention: 74 ms against Attention's 85 on a 640 x 480 frame's block of the published model."""
     heads = node.attributes["heads"].as_int()
     return [lowering.node("MultiHeadAttention", node.inputs, {"num_heads": heads}, MICROSOFT)]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """GroupQueryAttention with past and present bound to one buffer; causal by itself, so that no mask is needed.
+    """Use GroupQueryAttention with past and present bound to one buffer; causal by itself, so that no mask is needed.
 
     The caches are of the policy's type; int8 ones have a scale per channel, given later (see `kv_calibration.py`).
     """
@@ -74,7 +74,7 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 def grouped_query_attention(
     lowering: Lowering, node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value
 ) -> Sequence[ir.Value]:
-    """`cached_attention` of q, k and v in the type of the attention's arithmetic: the output and the two caches."""
+    """Compute `cached_attention` of q, k and v in the type of the attention's arithmetic; returns the output and the two caches."""
     *_, keys, values, past = node.inputs
     assert keys is not None and values is not None
     standard.type_caches(lowering, node)
@@ -114,7 +114,7 @@ def grouped_query_attention(
 
 
 def block_quant_linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """`echovlm::Linear` as one BlockQuantLinear node where the weight is quantized."""
+    """Lower `echovlm::Linear` to one BlockQuantLinear node where the weight is quantized."""
     x, weight, *bias = node.inputs
     assert x is not None and weight is not None and weight.name is not None
     precision = lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])

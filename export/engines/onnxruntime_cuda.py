@@ -17,7 +17,7 @@ from echovlm_edge.export.quantize import Floating, MatMulNBitsBlocks, Precision
 
 
 def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:
-    """X W^T in float16, as MatMulNBits where the weight is quantized; x and the result are float32."""
+    """Compute x W^T in float16, by MatMulNBits where the weight is quantized; x and the result are float32."""
     if precision.bits > 8:
         (weight,) = lowering.store(parameter, Floating(HALF, transposed=True), group)
         return full(lowering, lowering.node("MatMul", [half(lowering, x), weight]))
@@ -26,14 +26,14 @@ def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, 
 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """MultiHeadAttention in float16."""
+    """Use MultiHeadAttention in float16."""
     heads: Attributes = {"num_heads": node.attributes["heads"].as_int()}
     halves = [half(lowering, x) for x in node.inputs if x is not None]
     return [full(lowering, lowering.node("MultiHeadAttention", halves, heads, onnxruntime.MICROSOFT))]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """GroupQueryAttention over float16 caches."""
+    """Use GroupQueryAttention over float16 caches."""
     q, k, v = (half(lowering, x) for x in node.inputs[:3] if x is not None)
     attended, keys, values = onnxruntime.grouped_query_attention(lowering, node, q, k, v)
     return [full(lowering, attended), keys, values]

@@ -1,4 +1,4 @@
-"""TensorRT engines, by the module `tensorrt` or `tensorrt_rtx`: a part's graph parsed, profiled, built and reported on.
+"""Build TensorRT engines with the module `tensorrt` or `tensorrt_rtx`: parse a part's graph, set its profiles, build, count layers.
 
 Nothing here needs torch: the same builder finishes a bundle on the device.
 """
@@ -45,11 +45,11 @@ class EngineOptions:
 
     @classmethod
     def of(cls, limits: Limits, max_pixels: int, patch_size: int) -> EngineOptions:
-        """Options for a bundle: an image takes at most `max_pixels`, and no more visual tokens than the context holds."""
+        """Make the options for a bundle: an image takes at most `max_pixels`, and no more visual tokens than the context holds."""
         return cls(limits, min(max_pixels // patch_size**2, MERGED * limits.max_sequence))
 
     def profiles(self, part: str, graph: onnx.GraphProto) -> tuple[Profile, ...]:
-        """A part's optimization profiles, in the engine's order."""
+        """Return a part's optimization profiles, in the engine's order."""
         if part == "decoder":
             batch = self.limits.max_batch
             return (
@@ -153,7 +153,7 @@ def _build(
 
 
 def _strongly_typed(api: Any) -> int:
-    """Network flags: the graph says every type. From TensorRT 11 on networks are so without being asked."""
+    """Return the network flags for a graph that states every type; from TensorRT 11 on, networks are strongly typed by default."""
     flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -184,7 +184,7 @@ def _describe(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _refusal(trt: TensorRT, engine: Path, reasons: Sequence[str]) -> str:
-    # Where there is no driver every error brings one of CUDA's along, which is not the reason.
+    # Without a driver every error is followed by one of CUDA's, which is not the reason.
     lines = [line for line in "\n".join(reasons[:2]).splitlines() if line.strip() and "cudaError" not in line]
     return (
         f"{trt.name} {trt.version} cannot build {engine.name} ({lines[-1] if lines else 'it does not say why'}): install "

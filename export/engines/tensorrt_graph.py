@@ -1,4 +1,4 @@
-"""A part's portable graph as one TensorRT takes it: the cache's length fixed, the best token added, lacking operators inlined."""
+"""Rewrite a part's portable graph for TensorRT: fix the cache's length, add the best token, inline operators that it lacks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fix_dimension(graph: onnx.GraphProto, name: str, size: int) -> None:
 
 
 def add_best(graph: onnx.GraphProto) -> None:
-    """A further output `best`, int64 [rows]: the index of each row's largest logit, so that greedy decoding copies one number."""
+    """Add an output `best`, int64 [rows]: the index of each row's largest logit, so that greedy decoding copies one number."""
     rows = next(output for output in graph.output if output.name == "logits").type.tensor_type.shape.dim[0]
     graph.node.append(helper.make_node("ArgMax", ["logits"], ["best"], axis=-1, keepdims=0, name="best"))
     graph.output.append(helper.make_tensor_value_info("best", TensorProto.INT64, [rows.dim_param or rows.dim_value]))
@@ -71,13 +71,13 @@ class _Nodes:
         self.made: list[onnx.NodeProto] = []
 
     def add(self, operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """A node; returns its output."""
+        """Add a node; returns its output."""
         name = f"{self.name}/{len(self.made)}"
         self.made.append(helper.make_node(operator, inputs, [output or name], name=name, **attributes))
         return output or name
 
     def constant(self, value: object, dtype: type[np.generic] = np.int64) -> str:
-        """A constant; returns its name."""
+        """Add a constant; returns its name."""
         return self.add("Constant", [], value=numpy_helper.from_array(np.array(value, dtype)))
 
 
@@ -86,7 +86,7 @@ def _as_it_is(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _scattered(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """TensorScatter(cache [b, h, S, d], new [b, h, s, d], past [b]), axis 2, as ScatterElements at positions past + (0 .. s - 1)."""
+    """Rewrite TensorScatter(cache [b, h, S, d], new [b, h, s, d], past [b]), axis 2, as ScatterElements at past + (0 .. s - 1)."""
     cache, new, past = node.input
     nodes = _Nodes(node)
     length = nodes.add("Squeeze", [nodes.add("Shape", [new], start=2, end=3)])
@@ -99,7 +99,7 @@ def _scattered(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _normalized(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """RMSNormalization(x, scale) of float32 x over its last axis: x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019)."""
+    """Rewrite RMSNormalization(x, scale) of float32 x over its last axis: x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019)."""
     x, scale = node.input
     epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
     nodes = _Nodes(node)

@@ -1,4 +1,4 @@
-"""The module `tensorrt` or `tensorrt_rtx`: opened with our plugin, its messages kept; one interface for both."""
+"""Open the module `tensorrt` or `tensorrt_rtx` with our plugin, behind one interface, and keep the errors that it logs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TensorRT:
     errors: TensorRTErrors
 
     def release(self) -> tuple[int, int]:
-        """Major and minor version of TensorRT, by which operators differ; TensorRT-RTX has those of TensorRT 10.15 and later."""
+        """Return the major and minor version of TensorRT, by which operators differ; TensorRT-RTX has those of TensorRT 10.15 and later."""
         if self.name == "tensorrt_rtx":
             return (10, 15)
         major, minor, *_ = self.version.split(".")
@@ -90,7 +90,7 @@ def _name_library_as_the_parser_does() -> None:
 
     TensorRT-RTX's parser opens the library by the first, bare name at its first use and ends the process where the loader does
     not find it; the wheel ships the second name only. The parser's search path is the folder it lies in ($ORIGIN), so no
-    other place serves. The link is relative, and making it is one step: a process beside this one sees it or does not.
+    other place serves. The link is relative, and making it is atomic: another process sees it or does not.
 
     Raises:
         NotPossibleHere: the folder cannot be written; the sentence has the command that makes the link.

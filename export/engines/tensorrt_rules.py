@@ -27,22 +27,22 @@ WIDTH_MULTIPLE, MOST_EXPERTS = 64, 64  # that they take
 
 
 def half(lowering: Lowering, x: ir.Value) -> ir.Value:
-    """A float32 value as float16."""
+    """Cast a float32 value to float16."""
     return lowering.node("Cast", [x], {"to": int(HALF)})
 
 
 def full(lowering: Lowering, x: ir.Value) -> ir.Value:
-    """A float16 value as float32."""
+    """Cast a float16 value to float32."""
     return lowering.node("Cast", [x], {"to": int(FULL)})
 
 
 def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """`echovlm::Linear` as MatMul in float16, after DequantizeLinear where the weight is quantized."""
+    """Lower `echovlm::Linear` to MatMul in float16, after DequantizeLinear where the weight is quantized."""
     x, weight, *bias = node.inputs
     assert x is not None and weight is not None and weight.name is not None
     precision = lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])
     if precision.bits > 8 or weight.name == "lm_head.weight":
-        # The head is read whole for every token, and no TensorRT is known to fuse 8-bit blocks into so thin a product.
+        # All of the head is read for every token, and no TensorRT is known to fuse 8-bit blocks into so thin a product.
         (stored,) = lowering.store(weight.name, Floating(HALF, transposed=True))
     else:
         values, scale = lowering.store(weight.name, DequantizeColumns(precision, HALF))
@@ -55,14 +55,14 @@ def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 
 def store_half(lowering: Lowering, parameter: ir.Value) -> ir.Value:
-    """A parameter that is never quantized, in float16."""
+    """Store a parameter that is never quantized in float16."""
     assert parameter.name is not None
     (stored,) = lowering.store(parameter.name, Floating(HALF))
     return stored
 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """Attention in float16."""
+    """Use Attention in float16."""
     heads = node.attributes["heads"].as_int()
     halves = [half(lowering, x) for x in node.inputs if x is not None]
     attributes: Attributes = {"q_num_heads": heads, "kv_num_heads": heads}
@@ -70,14 +70,14 @@ def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """The standard's scatter and attention over float16 caches."""
+    """Use the standard's scatter and attention over float16 caches."""
     q, k, v = (half(lowering, x) for x in node.inputs[:3] if x is not None)
     attended, keys, values = standard.attend_to_cache(lowering, node, q, k, v)
     return [full(lowering, attended), keys, values]
 
 
 def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """One `echovlm::DualPathMoE` node in float16 that TensorRT finds our plugin for."""
+    """Make one `echovlm::DualPathMoE` node in float16 that TensorRT finds our plugin for."""
     x, *parameters = (value for value in node.inputs if value is not None)
     _check_widths(standard.fixed_size(x, -1), node.attributes["group_widths"].as_ints())
     precision = standard.dual_path_moe_precision(lowering, node)

@@ -12,13 +12,13 @@ from echovlm_edge.export.engines.tensorrt_module import TensorRT
 
 
 def default_folder() -> Path:
-    """`echovlm-edge` in the user's cache folder (XDG Base Directory Specification)."""
+    """Return `echovlm-edge` in the user's cache folder (XDG Base Directory Specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "echovlm-edge"
 
 
 @dataclass(frozen=True)
 class TimingCache:
-    """A file for each version of TensorRT in `folder`; TensorRT itself passes over what another device has measured.
+    """A file for each version of TensorRT in `folder`; TensorRT itself ignores what another device has measured.
 
     TensorRT-RTX measures nothing when it builds, so it has none.
     """

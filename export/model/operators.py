@@ -1,7 +1,7 @@
 """The operators the parts are written in: eager PyTorch on one side, one named ONNX node each on the other.
 
 A traced part is a graph of standard operators and of these, domain `echovlm`; each target lowers them its own way
-(`export/lowering/`). So the graph that is lowered says what is computed, and no pattern has to be recognised in it.
+(`export/lower.py`). So the graph that is lowered says what is computed, and no pattern has to be recognised in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def symbol(
     shape: tuple[int | torch.SymInt, ...],
     **attributes: int | list[int],
 ) -> Tensor:
-    """A node `echovlm::name` of `like`'s dtype and the given shape in the graph being traced."""
+    """Add a node `echovlm::name` of `like`'s dtype and the given shape in the graph being traced."""
     node: Tensor = torch.onnx.ops.symbolic(
         f"{DOMAIN}::{name}", inputs, attrs={**attributes}, dtype=like.dtype, shape=shape, version=1
     )
@@ -52,14 +52,14 @@ class LayerNorm(nn.LayerNorm):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """X * sigmoid(1.702 x): CLIP's approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    """Compute x * sigmoid(1.702 x): CLIP's approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
     if torch.compiler.is_exporting():
         return symbol("QuickGelu", (x,), x, tuple(x.shape))
     return x * torch.sigmoid(1.702 * x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Rotary embedding, halves convention: x [b, s, heads * d], cos and sin [b, s, d / 2] (Su et al. 2021, eq. 34).
+    """Apply the rotary embedding, halves convention: x [b, s, heads * d], cos and sin [b, s, d / 2] (Su et al. 2021, eq. 34).
 
     Pairs are (x_i, x_{i + d/2}); every head turns by the same angles.
     """
@@ -73,7 +73,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 
 def self_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Every position attends to every position: q, k, v [b, s, heads * d] to [b, s, heads * d], scale 1 / sqrt(d)."""
+    """Attend from every position to every position: q, k, v [b, s, heads * d] to [b, s, heads * d], scale 1 / sqrt(d)."""
     if torch.compiler.is_exporting():
         return symbol("SelfAttention", (q, k, v), q, tuple(q.shape), heads=heads)
     split = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -83,7 +83,7 @@ def self_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def cached_attention(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: Tensor, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention over a KV cache that is written in place.
+    """Compute causal attention over a KV cache that is written in place.
 
     Args:
         q: [b, s, heads * d].

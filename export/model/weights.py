@@ -24,7 +24,7 @@ class Weight:
     axis: int = 0
 
     def read(self, checkpoint: Checkpoint, rows: slice | None = None) -> Tensor:
-        """The parameter's values, or some of its rows: float32, at most two-dimensional (a convolution's kernel is flattened)."""
+        """Read the parameter's values, or some of its rows: float32, at most two-dimensional (a convolution's kernel is flattened)."""
         parts = [checkpoint.read(name, some).float() for name, some in self._rows_of_tensors(checkpoint, rows)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, self.axis)
         return whole.flatten(1) if whole.dim() > 2 else whole
@@ -42,19 +42,19 @@ class Weight:
             first += count
 
     def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The shape that `read` gives."""
+        """Return the shape that `read` gives."""
         shapes = [checkpoint.tensors[name].shape for name in self.tensors]
         whole = list(shapes[0])
         whole[self.axis] = sum(shape[self.axis] for shape in shapes)
         return (whole[0], math.prod(whole[1:])) if len(whole) > 2 else tuple(whole)
 
     def part(self, index: int) -> Weight:
-        """One of the tensors it is made of."""
+        """Return one of the tensors that it is made of."""
         return Weight((self.tensors[index],))
 
 
 def vision_encoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
-    """The vision encoder's parameters."""
+    """Return the vision encoder's parameters."""
     weights = {"patch_embed.weight": Weight(("visual.patch_embed.proj.weight",))}
     for block in range(config.vision.depth):
         for name in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
@@ -64,7 +64,7 @@ def vision_encoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
 
 
 def projector_weights(_: EchoVLMConfig) -> dict[str, Weight]:
-    """The projector's parameters."""
+    """Return the projector's parameters."""
     published = {"ln_q": "ln_q", "fc1": "mlp.0", "fc2": "mlp.2"}
     return {
         f"{ours}.{kind}": Weight((f"visual.merger.{theirs}.{kind}",))
@@ -74,7 +74,7 @@ def projector_weights(_: EchoVLMConfig) -> dict[str, Weight]:
 
 
 def decoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
-    """The decoder's parameters; DualPathMoE's are stacked by group: dense, shared, experts."""
+    """Return the decoder's parameters; DualPathMoE's are stacked by group: dense, shared, experts."""
     decoder = config.decoder
     weights: dict[str, Weight] = {}
     for index in range(decoder.num_hidden_layers):
@@ -101,7 +101,7 @@ def decoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
 
 
 def part_weights(config: EchoVLMConfig) -> dict[str, dict[str, Weight]]:
-    """The parameters of each part, by the part's name."""
+    """Return the parameters of each part, by the part's name."""
     return {
         "vision_encoder": vision_encoder_weights(config),
         "projector": projector_weights(config),
@@ -128,11 +128,11 @@ class Parts:
     decoder: Decoder
 
     def by_name(self) -> dict[str, nn.Module]:
-        """Each by the name that it has in a bundle."""
+        """Return each by the name that it has in a bundle."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def parts_without_values(config: EchoVLMConfig) -> Parts:
-    """The parts with shapes and no values: enough to trace, and to be loaded into."""
+    """Make the parts with shapes and no values: enough to trace, and to be loaded into."""
     with torch.device("meta"):
         return Parts(VisionEncoder(config.vision), Projector(config.vision), Decoder(config.decoder))

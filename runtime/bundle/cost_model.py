@@ -99,53 +99,53 @@ class ModelShape:
 
     @property
     def group_widths(self) -> tuple[int, ...]:
-        """Inner widths of DualPathMoE's groups, in its order: dense, shared, experts."""
+        """Return the inner widths of DualPathMoE's groups, in its order: dense, shared, experts."""
         return (self.dense, self.shared, *[self.expert] * self.experts)
 
     @property
     def block_weights(self) -> int:
-        """Weights of the linear layers in the vision encoder's blocks."""
+        """Return the weights of the linear layers in the vision encoder's blocks."""
         return self.vision_depth * self.vision_width * (4 * self.vision_width + 2 * self.vision_mlp)
 
     @property
     def patch_weights(self) -> int:
-        """Weights of the vision encoder's first layer."""
+        """Return the weights of the vision encoder's first layer."""
         return self.patch_values * self.vision_width
 
     @property
     def projector_weights(self) -> int:
-        """Weights of the projector's two layers."""
+        """Return the weights of the projector's two layers."""
         inner = self.merged * self.vision_width
         return inner * (inner + self.hidden)
 
     @property
     def attention_weights(self) -> int:
-        """Weights of one decoder layer's attention projections."""
+        """Return the weights of one decoder layer's attention projections."""
         return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
 
     @property
     def always_weights(self) -> int:
-        """Weights of one DualPathMoE that every token uses."""
+        """Return the weights of one DualPathMoE that every token uses."""
         return 3 * self.hidden * (self.dense + self.shared)
 
     @property
     def expert_weights(self) -> int:
-        """Weights of one routed expert."""
+        """Return the weights of one routed expert."""
         return 3 * self.hidden * self.expert
 
     @property
     def head_weights(self) -> int:
-        """Weights of the head; the token embedding has as many."""
+        """Return the weights of the head; the token embedding has as many."""
         return self.hidden * self.vocabulary
 
     @property
     def moe_weights(self) -> int:
-        """Weights of one DualPathMoE with all of its experts."""
+        """Return the weights of one DualPathMoE with all of its experts."""
         return self.always_weights + self.experts * self.expert_weights
 
     @property
     def decoder_weights(self) -> int:
-        """Weights of all the decoder's linear layers."""
+        """Return the weights of all the decoder's linear layers."""
         return self.layers * (self.attention_weights + self.moe_weights) + self.head_weights
 
 
@@ -208,7 +208,7 @@ class CostModel:
         return cls(shape, Storage.of_files(shape, manifest))
 
     def weight_bytes(self) -> dict[str, float]:
-        """Bytes of each part's weights, all of them, by the part's name."""
+        """Return the bytes of each part's weights, all of them, by the part's name."""
         shape, stored = self.shape, self.storage
         layer = shape.attention_weights * stored.attention + shape.moe_weights * stored.moe
         return {
@@ -218,7 +218,7 @@ class CostModel:
         }
 
     def vision(self, tokens: int, frames: int = 1) -> Cost:
-        """The vision encoder on `frames` frames of equal size, `tokens` visual tokens in all."""
+        """Count the vision encoder on `frames` frames of equal size, `tokens` visual tokens in all."""
         shape = self.shape
         patches = shape.merged * tokens / frames
         products = 2 * patches * (shape.block_weights + shape.patch_weights)
@@ -226,23 +226,23 @@ class CostModel:
         return Cost(self.weight_bytes()["vision_encoder"], products + attention) * frames
 
     def projector(self, tokens: int, frames: int = 1) -> Cost:
-        """The projector on the same."""
+        """Count the projector on the same frames."""
         operations = 2 * tokens * self.shape.projector_weights
         return Cost(self.weight_bytes()["projector"] * frames, operations)
 
     def prefill(self, tokens: int, cached: int) -> Cost:
-        """The decoder on `tokens` tokens of a prompt after `cached` ones, a chunk at a time."""
+        """Count the decoder on `tokens` tokens of a prompt after `cached` ones, a chunk at a time."""
         return _total(
             self.decoder_pass(min(PREFILL_CHUNK, tokens - start), cached + start)
             for start in range(0, tokens, PREFILL_CHUNK)
         )
 
     def decode(self, new_tokens: int, cached: int) -> Cost:
-        """All new tokens but the first, which prefill's logits give, one at a time after `cached` tokens."""
+        """Count all new tokens but the first, which prefill's logits give, one at a time after `cached` tokens."""
         return _total(self.decoder_pass(1, cached + token) for token in range(new_tokens - 1))
 
     def decoder_pass(self, tokens: int, cached: int) -> Cost:
-        """One run of the decoder: `tokens` new tokens after `cached` ones, logits of the last."""
+        """Count one run of the decoder: `tokens` new tokens after `cached` ones, logits of the last."""
         shape, stored = self.shape, self.storage
         used = shape.always_weights + self._experts_of_a_token * shape.expert_weights
         products = 2 * tokens * (shape.attention_weights + used)
@@ -257,7 +257,7 @@ class CostModel:
         )
 
     def moe_weights_read(self, tokens: int) -> float:
-        """Weights of one DualPathMoE that a pass over `tokens` tokens reads, where experts are chosen evenly.
+        """Return the weights of one DualPathMoE that a pass over `tokens` tokens reads, where experts are chosen evenly.
 
         Each expert is left out by one token with probability 1 - chosen / experts, and by all of them with that to their number.
         """

@@ -1,1 +1,1 @@
-"""Where the time of a report goes on this machine: measured, drawn, compared and bounded."""
+"""Measure where a report's time goes on this machine; draw, compare and bound the result."""

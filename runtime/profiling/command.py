@@ -1,4 +1,4 @@
-"""`echovlm-profile`: chooses what to do. Only measuring needs the engine; profiles are compared and drawn on any machine."""
+"""`echovlm-profile`: choose what to do. Only measuring needs the engine; profiles are compared and drawn on any machine."""
 
 from __future__ import annotations
 

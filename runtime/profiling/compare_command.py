@@ -17,7 +17,7 @@ from echovlm_edge.runtime.profiling.schema import read
 
 EXIT_CODES = (
     "Exit codes: 0 nothing is slower for certain and every assertion holds; 1 a figure is slower for certain, or an assertion "
-    "is broken; 2 a wrong option or file; 3 an assertion that cannot be told from these runs: it does not pass, measure more "
+    "is broken; 2 a wrong option or file; 3 an assertion that these runs cannot decide: it does not pass, measure more "
     "runs. Figures that cannot be told apart change the exit code only where an assertion is about them: "
     "--assert 'change<10%' fails unless every figure is for certain less than 10% slower."
 )
@@ -50,7 +50,7 @@ def compare_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="echovlm-profile compare",
-        description="Compare two profiles: what is slower, faster or the same for certain, and what cannot be told.",
+        description="Compare two profiles: what is slower, faster or the same for certain, and what is undecided.",
         epilog=EXIT_CODES,
     )
     add = made.add_argument

@@ -1,4 +1,4 @@
-"""Statistics of repeated measurements: percentiles, and how certain a difference is."""
+"""Compute statistics of repeated measurements: percentiles, and how certain a difference is."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def changes(
     generator = np.random.default_rng(SEED)
     drawn = [runs[:, generator.integers(0, runs.shape[1], (RESAMPLES, runs.shape[1]))] for runs in (first, second)]
     deviation = drawn[1].mean(axis=-1) - drawn[0].mean(axis=-1) - difference[:, None]
-    # A resample of one value over and over has no spread of its own: the sample's stands in, in part.
+    # A resample that repeats one value has no spread of its own: a quarter of the sample's is the least.
     spread = np.maximum(_error(*drawn), error[:, None] / 4)
     largest = np.max(np.abs(deviation) / spread, axis=0)
     factor = float(np.quantile(largest, level))
@@ -98,9 +98,9 @@ def changes(
 
 
 def _ordinary(runs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of logarithms with what lies over three deviations from the row's median brought there.
+    """Clip each row of logarithms at three deviations from its median.
 
-    The deviation is the median one, times what makes it a normal distribution's standard deviation.
+    The deviation is the median absolute one, scaled to a normal distribution's standard deviation.
     """
     middle = np.median(runs, axis=1, keepdims=True)
     reach = 3 * 1.4826 * np.median(np.abs(runs - middle), axis=1, keepdims=True)
@@ -108,6 +108,6 @@ def _ordinary(runs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _error(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard error of the difference of two means over the last axis; never quite 0."""
+    """Return the standard error of the difference of two means over the last axis; never quite 0."""
     parts = [runs.var(axis=-1, ddof=1) / runs.shape[-1] for runs in (first, second)]
     return np.asarray(np.sqrt(parts[0] + parts[1]) + 1e-9)

@@ -172,13 +172,13 @@ def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple
 
 def _intervals(measurements: Sequence[Measurement]) -> dict[str, list[tuple[Interval, ...]]]:
     return {
-        measurement.workload.name: [_told(measured) for measured in measurement.requests]
+        measurement.workload.name: [_spans(measured) for measured in measurement.requests]
         for measurement in measurements
     }
 
 
-def _told(measured: Measured) -> tuple[Interval, ...]:
-    """A request's spans; a server's stages one after another, as it tells no more."""
+def _spans(measured: Measured) -> tuple[Interval, ...]:
+    """Return a request's spans; a server's stages one after another, as it reports no more."""
     if measured.intervals:
         return measured.intervals
     start, found = 0.0, []

@@ -1,4 +1,4 @@
-"""How `echovlm-profile` ends: its exit codes, and the sentences that go with them."""
+"""End `echovlm-profile`: its exit codes, and the sentences that go with them."""
 
 from __future__ import annotations
 

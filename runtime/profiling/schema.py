@@ -93,7 +93,7 @@ class Run:
 
     @property
     def accounted(self) -> float:
-        """The share of the time that the stages account for."""
+        """Return the share of the time that the stages account for."""
         return sum(self.stages.values()) / self.seconds
 
     def stage_seconds(self, name: str) -> float:
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def per_token(self) -> float | None:
-        """Seconds for each token after the first."""
+        """Return the seconds for each token after the first."""
         return sum(self.gaps) / (self.generated_tokens - 1) if self.gaps and self.generated_tokens > 1 else None
 
 
@@ -137,12 +137,12 @@ class RooflinePoint:
 
     @property
     def gbps(self) -> float:
-        """Bytes a second, in 1e9."""
+        """Return bytes a second, in 1e9."""
         return self.read_bytes / self.seconds / 1e9
 
     @property
     def gops(self) -> float:
-        """Operations a second, in 1e9 (a multiply-add is two)."""
+        """Return operations a second, in 1e9 (a multiply-add is two)."""
         return self.operations / self.seconds / 1e9
 
 
@@ -160,7 +160,7 @@ class WorkloadFigures:
     """One workload's runs and what follows from them.
 
     Attributes:
-        name: see `Workload`; the next ones too.
+        name: as in `Workload`; the next ones too, up to `seen`.
         runs: each request measured; with several clients, all of theirs.
         stages: by stage, the unaccounted rest too.
         end_to_end: seconds.
@@ -170,7 +170,7 @@ class WorkloadFigures:
         tokens_per_second: of all clients together, while they ran.
         memory: peak bytes by kind.
         energy: of a request.
-        roofline: a point for each stage that the model's shape tells the work of.
+        roofline: a point for each stage whose work is known from the model's shape.
         timeline: of the run with the median time, each moment once; empty for a server's.
     """
 
@@ -209,7 +209,7 @@ class Operator:
 
     @property
     def stage(self) -> str:
-        """The stage that it works in, in words; `decoder` where the phase is not known."""
+        """Return the stage that it works in, in words; `decoder` where the phase is not known."""
         return words(_STAGE_OF_PART[self.part]) if self.part in _STAGE_OF_PART else self.phase or self.part
 
 

@@ -1,4 +1,4 @@
-"""A profile, and a comparison of two, as tables in the terminal: 80 columns hold every figure in full."""
+"""Show a profile, or a comparison of two, as tables in the terminal: 80 columns hold every figure in full."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STYLES = {"slower": "red", "faster": "green", "cannot tell": "dim"}
 
 
 def tables(profile: Profile) -> Iterator[RenderableType]:
-    """A table for each workload, the roofline, the slowest operators."""
+    """Yield a table for each workload, the roofline, the slowest operators."""
     for figures in profile.workloads:
         yield _title(
             f"{figures.name}: {figures.frames} x {figures.width}x{figures.height}, {figures.clients} at a time; "
@@ -38,7 +38,7 @@ def tables(profile: Profile) -> Iterator[RenderableType]:
 
 
 def comparison(workload: str, found: Sequence[FigureChange], margins: Margins) -> Iterator[RenderableType]:
-    """What changed in a workload: a sentence that sums up, the verdict for each figure."""
+    """Yield what changed in a workload: a sentence that sums up, then the verdict for each figure."""
     yield Text(f"{workload}: {summary(found, margins)}", style="bold")
     table = _table(("figure",), ("before, ms", "after, ms", "change", "95% interval", "sees from"), ("verdict",))
     for figure in found:
@@ -57,7 +57,7 @@ def comparison(workload: str, found: Sequence[FigureChange], margins: Margins) -
 
 
 def how_to_read(margins: Margins) -> str:
-    """What the verdicts mean, in three sentences."""
+    """Explain the verdicts in three sentences."""
     return (
         f"Slower or faster: the whole interval is beyond {percent(margins.tolerance)}. The same: the whole interval is within "
         f"{percent(margins.same)}. Sees from: the smallest slowdown that these runs find in 8 tries of 10; about "
@@ -66,13 +66,13 @@ def how_to_read(margins: Margins) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """In milliseconds, to the hundredth below 100 of them, to the tenth below 1,000."""
+    """Format seconds as milliseconds, to the hundredth below 100 of them, to the tenth below 1,000."""
     value = seconds * 1e3
     return f"{value:,.2f}" if value < 99.995 else f"{value:,.1f}" if value < 999.95 else f"{value:,.0f}"
 
 
 def _table(names: Sequence[str], figures: Sequence[str], last: Sequence[str] = (), width: int = 0) -> Table:
-    """Columns of words, which may wrap, around columns of figures, which never do and have at least that width."""
+    """Make a table of columns of words, which may wrap, around columns of figures, which never do and have at least that width."""
     table = Table(box=box.SIMPLE, padding=0, show_edge=False)
     for name in names:
         table.add_column(name, overflow="fold")

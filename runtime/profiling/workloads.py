@@ -1,4 +1,4 @@
-"""The workloads that every figure of the product is given for: measured, estimated, benchmarked; and a grid of others to measure."""
+"""Define the workloads that every figure of the product is given for, and grids of others to measure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, smart_resize
 
 TEMPLATE_TOKENS = 30  # of a prompt's text: the chat template and the frames' marks, which come before the question
-PREPROCESS = (
-    PreprocessSettings()
-)  # the published model's, whose bound on a frame's pixels none of the workloads reaches
+PREPROCESS = PreprocessSettings()  # the published model's; none of the workloads reaches its bound on a frame's pixels
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Workload:
     Attributes:
         name: in tables, files and bounds.
         frames: pictures a request.
-        text_tokens: of the prompt beside the pictures', the chat template's included.
+        text_tokens: of the prompt without the pictures' tokens; the chat template's are included.
         new_tokens: written, past the model's own end where it comes earlier.
         width: of a frame, pixels.
         height: of a frame, pixels.
@@ -41,28 +39,28 @@ class Workload:
 
     @property
     def frame_tokens(self) -> int:
-        """Visual tokens of one frame in the published model; a bundle whose preprocessor bounds frames lower makes fewer."""
+        """Return the visual tokens of one frame in the published model; a bundle whose preprocessor bounds frames lower makes fewer."""
         height, width = smart_resize(self.height, self.width, PREPROCESS)
         return height * width // PREPROCESS.unit**2
 
     @property
     def encoded_frames(self) -> int:
-        """Frames that the vision encoder works on."""
+        """Return the number of frames that the vision encoder works on."""
         return 0 if self.seen else self.frames
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of the prompt that are prefilled already."""
+        """Return the tokens of the prompt that are prefilled already."""
         return self.frames * self.frame_tokens + TEMPLATE_TOKENS if self.seen else 0
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens of the prompt that prefill works on."""
+        """Return the tokens of the prompt that prefill works on."""
         return self.frames * self.frame_tokens + self.text_tokens - self.cached_tokens
 
     @property
     def words(self) -> str:
-        """What it is, in a few words."""
+        """Describe it in a few words."""
         size = f"{self.width}x{self.height}"
         frames = f"a {size} frame" if self.frames == 1 else f"{_NUMBERS.get(self.frames, self.frames)} {size} frames"
         if self.seen:

@@ -143,7 +143,7 @@ BROKEN, CANNOT_TELL, HOLDS = 1, 3, 0
         (0.4, 1.0, "vision_change>-90%", HOLDS),
     ],
 )
-def test_an_assertion_that_cannot_be_told_does_not_pass(
+def test_an_assertion_that_cannot_be_decided_does_not_pass(
     noise: float, factor: float, bound: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [
@@ -152,7 +152,7 @@ def test_an_assertion_that_cannot_be_told_does_not_pass(
     ]
     assert command.main(["compare", *files, "--assert", bound]) == code
     told = capsys.readouterr().err
-    assert ("cannot be told" in told) == (code == CANNOT_TELL)
+    assert ("cannot be decided" in told) == (code == CANNOT_TELL)
     assert ("measure more runs" in told) == (code == CANNOT_TELL)
 
 
@@ -161,7 +161,7 @@ def test_what_is_broken_counts_before_what_cannot_be_told(tmp_path: Path, capsys
     bounds = ["vision_change<5%", "end_to_end_p95<1ms"]
     assert command.main(["compare", *files, "--assert", *bounds]) == BROKEN
     told = capsys.readouterr().err
-    assert "breaks end_to_end_p95<1ms" in told and "vision_change<5% cannot be told" in told
+    assert "breaks end_to_end_p95<1ms" in told and "vision_change<5% cannot be decided" in told
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_help_tells_the_exit_codes(words: list[str], capsys: pytest.CaptureFixtu
     told = " ".join(capsys.readouterr().out.split())
     assert "Exit codes: 0" in told and "1" in told and "2" in told
     if words[0] == "compare":
-        assert "3 an assertion that cannot be told from these runs" in told and "FIGURE_change" in told
+        assert "3 an assertion that these runs cannot decide" in told and "FIGURE_change" in told
 
 
 @pytest.mark.parametrize("action", ["compare", "page"])

@@ -1,5 +1,5 @@
-"""Bounds that integrators assert: of one profile, `ttft_p95<800ms`, `W7.end_to_end_median<=90s`, `tokens_per_second>4`;
-of two, `decode_change<5%`.
+"""Parse and check the bounds that integrators assert: on one profile, `ttft_p95<800ms`, `W7.end_to_end_median<=90s`, `tokens_per_second>4`;
+on two, `decode_change<5%`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Bound:
     unit: str
 
     def broken_by(self, profile: Profile) -> list[str]:
-        """A sentence for each workload that breaks it.
+        """Return a sentence for each workload that breaks it.
 
         Raises:
             InvalidInput: the profile lacks the workload or the figure.
@@ -60,10 +60,10 @@ class Bound:
         if self.figure == "tokens_per_second":
             return figures.tokens_per_second
         if self.figure in ("energy", "power"):
-            told = figures.energy.joules if self.figure == "energy" else figures.energy.watts
-            if not told:
+            by_component = figures.energy.joules if self.figure == "energy" else figures.energy.watts
+            if not by_component:
                 raise InvalidInput(f"{self.text} cannot be judged: the energy is unknown ({figures.energy.unknown}).")
-            return sum(told.values())
+            return sum(by_component.values())
         if self.figure.startswith("memory_"):
             kind = self.figure.removeprefix("memory_")
             if kind not in figures.memory:
@@ -94,7 +94,7 @@ class ChangeBound:
     limit: float
 
     def of(self, found: Mapping[str, Sequence[FigureChange]]) -> dict[str, list[FigureChange]]:
-        """The changes that it is about, by workload.
+        """Select the changes that it is about, by workload.
 
         Raises:
             InvalidInput: the comparison lacks the workload or the figure.
@@ -179,11 +179,11 @@ def judged(found: Mapping[str, Sequence[FigureChange]], bounds: Sequence[ChangeB
     sentences: dict[bool | None, list[str]] = {False: [], None: []}
     for bound in bounds:
         for workload, figures in bound.of(found).items():
-            for verdict, told in sentences.items():
+            for verdict, found_so in sentences.items():
                 if chosen := [described(figure) for figure in figures if bound.holds(figure) is verdict]:
                     named = ", ".join(chosen)
-                    told.append(
-                        f"{workload}: {bound.text} cannot be told of {named}: measure more runs."
+                    found_so.append(
+                        f"{workload}: {bound.text} cannot be decided for {named}: measure more runs."
                         if verdict is None
                         else f"{workload} breaks {bound.text}: {named}."
                     )

@@ -1,4 +1,4 @@
-"""Two profiles, figure by figure: what got slower, got faster or stayed the same for certain, and what cannot be told."""
+"""Compare two profiles, figure by figure: what got slower, got faster or stayed the same for certain, and what is undecided."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Verdict = Literal["slower", "faster", "the same", "cannot tell"]
 
 @dataclass(frozen=True)
 class Margins:
-    """What counts as a change and what as none, as shares.
+    """The limits of what counts as a change and as no change, as shares.
 
     Attributes:
         tolerance: a change that is beyond it for certain is one.
@@ -49,7 +49,7 @@ DEFAULT = Margins()
 
 @dataclass(frozen=True)
 class FigureChange:
-    """A figure's change, in seconds, and what is certain of it.
+    """A figure's change, in seconds, and its verdict.
 
     Attributes:
         name: a stage's or a total's: see `stages.words`.
@@ -65,7 +65,7 @@ class FigureChange:
 
 
 def verdict(change: Change, margins: Margins) -> Verdict:
-    """What is certain of a change, by where its whole interval lies.
+    """Judge a change by where its whole interval lies.
 
     It is the same only where the interval lies within the margin on both sides: a test of equivalence (Schuirmann 1987, two
     one-sided tests), which runs that are few or uneven do not pass. No sign of a change is not the same as no change.
@@ -78,7 +78,7 @@ def verdict(change: Change, margins: Margins) -> Verdict:
 
 
 def compare(before: Profile, after: Profile, margins: Margins = DEFAULT) -> dict[str, tuple[FigureChange, ...]]:
-    """Every figure of the workloads that both have, by workload; stages in the order of time, then the totals.
+    """Compare every figure of the workloads that both have, by workload; stages in the order of time, then the totals.
 
     Intervals (`distributions.changes`) hold for all figures of all workloads at once.
 
@@ -112,14 +112,14 @@ def compare(before: Profile, after: Profile, margins: Margins = DEFAULT) -> dict
 
 
 def summary(figures: Sequence[FigureChange], margins: Margins = DEFAULT) -> str:
-    """One sentence on a workload: `2 figures got slower, 1 got faster, 3 are the same within 5%, 4 cannot be told apart: …`."""
-    said = {
+    """Summarise a workload in a sentence: `2 figures got slower, 1 got faster, 3 are the same within 5%, 4 cannot be told apart: …`."""
+    phrases = {
         "slower": "got slower",
         "faster": "got faster",
         "the same": f"are the same within {percent(margins.same)}",
         "cannot tell": "cannot be told apart",
     }
-    counts = {kind: number for kind in said if (number := sum(figure.verdict == kind for figure in figures))}
+    counts = {kind: number for kind in phrases if (number := sum(figure.verdict == kind for figure in figures))}
     parts: list[str] = []
     for kind, number in counts.items():
         count = f"{number} figure{'s' * (number > 1)}" if not parts else str(number)
@@ -127,12 +127,12 @@ def summary(figures: Sequence[FigureChange], margins: Margins = DEFAULT) -> str:
             if kind == "cannot tell":
                 return f"None of the {number} figures can be told apart: measure more runs."
             count = f"All {number} figures" if number > 1 else "The one figure"
-        parts.append(f"{count} {said[kind] if number > 1 else said[kind].replace('are ', 'is ')}")
+        parts.append(f"{count} {phrases[kind] if number > 1 else phrases[kind].replace('are ', 'is ')}")
     return ", ".join(parts) + (": measure more runs." if "cannot tell" in counts else ".")
 
 
 def slower(found: Mapping[str, Sequence[FigureChange]]) -> list[str]:
-    """One sentence for each workload with a figure that got slower: the stages first, the one that costs the most leading."""
+    """Return a sentence for each workload with a figure that got slower: the stages first, the one that costs the most leading."""
     sentences = []
     for workload, figures in found.items():
         worse = [figure for figure in figures if figure.verdict == "slower"]
@@ -147,25 +147,25 @@ def slower(found: Mapping[str, Sequence[FigureChange]]) -> list[str]:
 
 
 def described(figure: FigureChange) -> str:
-    """A change in words: vision +9.8% (+6.1% to +13.6%)."""
+    """Describe a change in words: vision +9.8% (+6.1% to +13.6%)."""
     change = figure.change
     return f"{words(figure.name)} {signed(change.ratio)} ({signed(change.low)} to {signed(change.high)})"
 
 
 def signed(share: float) -> str:
-    """A change as people read it, in at most 6 characters: +9.8%, -20.6%, +140%; above tenfold >+999%."""
+    """Format a change in at most 6 characters: +9.8%, -20.6%, +140%; above tenfold >+999%."""
     if share >= 9.995:
         return ">+999%"
     return f"{share:+.1%}" if abs(share) < 0.9995 else f"{share:+.0%}"
 
 
 def percent(share: float) -> str:
-    """A share without a sign and without needless decimals."""
+    """Format a share without a sign and without needless decimals."""
     return f"{share * 100:.3g}%"
 
 
 def _samples(figures: WorkloadFigures) -> dict[str, list[float]]:
-    """Positive seconds by figure, a value for each run."""
+    """Collect positive seconds by figure, a value for each run."""
     found = {
         name: [run.stage_seconds(name) for run in figures.runs]
         for name in ORDER

@@ -1,4 +1,4 @@
-"""The page's charts as Vega-Lite specifications: plain values, drawn in the browser as SVG whose marks a screen reader can name.
+"""Make the page's charts as Vega-Lite specifications: plain values, drawn in the browser as SVG whose marks a screen reader can name.
 
 Colours are the page's own CSS variables, so that light and dark need no second drawing.
 """
@@ -56,7 +56,7 @@ VERDICTS = {
 
 
 def charts(figures: WorkloadFigures, ceilings: Ceilings | None) -> dict[str, Spec]:
-    """A workload's charts by the place they have in the page; those without data are left out."""
+    """Make a workload's charts, by their place in the page; those without data are left out."""
     found = {"stages": stages(figures)}
     if figures.timeline:
         found["waterfall"] = waterfall(figures)
@@ -69,7 +69,7 @@ def charts(figures: WorkloadFigures, ceilings: Ceilings | None) -> dict[str, Spe
 
 
 def stages(figures: WorkloadFigures) -> Spec:
-    """A bar for each stage's median, a tick at its 95th percentile."""
+    """Draw a bar for each stage's median, a tick at its 95th percentile."""
     rows = [
         {"stage": words(name), "name": name, "median": stage.seconds.median * 1e3, "p95": stage.seconds.p95 * 1e3}
         for name, stage in figures.stages.items()
@@ -85,7 +85,7 @@ def stages(figures: WorkloadFigures) -> Spec:
 
 
 def waterfall(figures: WorkloadFigures) -> Spec:
-    """When each stage worked in the run with the median time."""
+    """Draw when each stage worked in the run with the median time."""
     rows = [
         {
             "stage": words(span.stage),
@@ -109,7 +109,7 @@ def waterfall(figures: WorkloadFigures) -> Spec:
 
 
 def histogram(figures: WorkloadFigures) -> Spec:
-    """How long the next token takes, over all runs."""
+    """Draw how long the next token takes, over all runs."""
     rows = [{"gap": gap * 1e3} for run in figures.runs for gap in run.gaps]
     spec = _spec("How often a token took how long after the one before, over all runs.", rows, 220)
     spec["mark"] = "bar"
@@ -121,7 +121,7 @@ def histogram(figures: WorkloadFigures) -> Spec:
 
 
 def tokens(figures: WorkloadFigures) -> Spec:
-    """Each token of the run with the median time: does it get slower as the text grows?"""
+    """Draw the time of each token in the run with the median time, which shows whether tokens get slower as the text grows."""
     ordered = sorted(figures.runs, key=lambda run: run.seconds)
     rows = [{"token": index, "gap": gap * 1e3} for index, gap in enumerate(ordered[len(ordered) // 2].gaps, 2)]
     spec = _spec("Milliseconds that each token took, in the run with the median time.", rows, 220)
@@ -135,7 +135,7 @@ def tokens(figures: WorkloadFigures) -> Spec:
 
 
 def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
-    """Each stage under what this machine reads and multiplies at most, both axes logarithmic."""
+    """Draw each stage under what this machine reads and multiplies at most, both axes logarithmic."""
     points = [
         {
             "stage": words(point.stage),
@@ -163,14 +163,14 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
         _tip("gops", "10⁹ operations/s", ",.1f"),
         _tip("reached", "of the roof", ".0%"),
     ]
-    spec = _spec("Each stage's rate beside the most that this machine reads and multiplies.", points, 300)
+    spec = _spec("Each stage's rate compared with the most that this machine reads and multiplies.", points, 300)
     spec["layer"] = [
         {
             "data": {"values": roof},
             "mark": {"type": "line", "color": MUTED, "strokeDash": [4, 3]},
             "encoding": {"x": x, "y": y},
         },
-        # Named by the page's key: labels beside points that lie close together would cover each other.
+        # Named by the page's key: labels at points that lie close together would cover each other.
         {
             "mark": {"type": "point", "size": 110},
             "encoding": {"x": x, "y": y, "color": STAGE_COLOURS, "tooltip": tooltip},
@@ -180,7 +180,7 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
 
 
 def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
-    """The change of each figure with its interval, over the margin within which a figure is the same."""
+    """Draw the change of each figure with its interval, over the margin within which a figure is the same."""
     rows = [
         {
             "figure": words(figure.name),
@@ -195,7 +195,7 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
     verdict: Spec = {"field": "verdict", "type": "nominal", "legend": None}  # the page names them
     colour = verdict | {"scale": {"domain": list(VERDICTS), "range": [colour for colour, _ in VERDICTS.values()]}}
     shape = verdict | {"scale": {"domain": list(VERDICTS), "range": [shape for _, shape in VERDICTS.values()]}}
-    # An interval that ends beyond a doubling tells no more by its length, and would hide the others.
+    # The length of an interval beyond a doubling says nothing more, and would hide the others.
     low = max(min(-margins.same, *(figure.change.low for figure in found)), -1)
     high = min(max(margins.same, *(figure.change.high for figure in found)), 1)
     x = {"type": "quantitative", "scale": {"domain": [low, high], "clamp": True, "nice": True}}
@@ -243,7 +243,7 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
 
 
 def _place(field: str, order: Sequence[str] | None = None) -> Spec:
-    """A line for each name, in that order or the one of the rows."""
+    """Give each name a line, in that order or the one of the rows."""
     return {"field": field, "type": "nominal", "sort": list(order) if order else None, "title": None}
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of one or more profiles: works from a file, without a network, in light and dark."""
+"""Make one self-contained HTML page of one or more profiles, which works from a file, without a network, in light and dark."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGEST_TABLE = 2000  # operators
 
 
 def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> str:
-    """The page of profiles by label; each but the first is compared with the first.
+    """Make the page of profiles by label; each but the first is compared with the first.
 
     Raises:
         NotPossibleHere: the plotting library is not installed.
@@ -38,7 +38,7 @@ def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> st
     library = _library()
     first = next(iter(profiles.values()))
     name = next(iter(profiles))
-    told = {
+    drawn = {
         label: _profile(profile, None if profile is first else compare(first, profile, margins), name, margins)
         for label, profile in profiles.items()
     }
@@ -47,9 +47,9 @@ def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> st
     )
     return environment.get_template("page.html.jinja").render(
         title=f"{first.bundle.model}: profile",
-        # Inside of a script element nothing may look like its end.
+        # Nothing inside a script element may read as its end.
         library=library.replace("</script", "<\\/script"),
-        data=json.dumps({"first": name, "profiles": told}, ensure_ascii=False).replace("<", "\\u003c"),
+        data=json.dumps({"first": name, "profiles": drawn}, ensure_ascii=False).replace("<", "\\u003c"),
     )
 
 
@@ -150,22 +150,20 @@ def _milliseconds(distribution: Distribution) -> list[str]:
 
 
 def _tiles(figures: WorkloadFigures) -> list[tuple[str, str | None, str]]:
-    """Name, figure (None: unknown), and what is to be known beside it or why it is unknown."""
+    """Return the tiles: name, figure (None: unknown), and a note or the reason why it is unknown."""
     name, largest = max(figures.stages.items(), key=lambda stage: stage[1].share)
     memory, energy = figures.memory, figures.energy
     return [
         _time_tile("First token", figures.ttft, "p95", "no token was written"),
-        _time_tile(
-            "Per token", figures.tpot, f"{figures.tokens_per_second:,.1f} tokens/s; p95", "too few tokens to tell"
-        ),
+        _time_tile("Per token", figures.tpot, f"{figures.tokens_per_second:,.1f} tokens/s; p95", "too few tokens"),
         _time_tile("End to end", figures.end_to_end, "p95", ""),
         ("Largest stage", words(name), f"{largest.share:.0%} of the time"),
         ("Peak memory", _bytes(memory["resident"]), f"{_bytes(memory.get('own', 0))} its own")
         if memory
-        else ("Peak memory", None, "a server's cannot be seen from its client"),
+        else ("Peak memory", None, "a server's is not known to its client"),
         ("Energy a request", f"{sum(energy.joules.values()):,.1f} J", energy.source or "")
         if energy.joules
-        else ("Energy a request", None, "this machine does not tell"),
+        else ("Energy a request", None, "not reported by this machine"),
     ]
 
 
@@ -174,7 +172,7 @@ def _time_tile(name: str, found: Distribution | None, note: str, unknown: str) -
 
 
 def _run(figures: WorkloadFigures) -> dict[str, Any]:
-    """The run with the median time as one bar: stages in the order of time, each with the tokens that it worked on."""
+    """Lay out the run with the median time as one bar: stages in the order of time, each with the tokens that it worked on."""
     run = sorted(figures.runs, key=lambda run: run.seconds)[len(figures.runs) // 2]
     tokens = {
         "vision": f"{run.image_tokens:,} image tokens",
@@ -201,7 +199,7 @@ def _run(figures: WorkloadFigures) -> dict[str, Any]:
 
 
 def _roofline(figures: WorkloadFigures, ceilings: Ceilings | None) -> list[tuple[str, str, str]]:
-    """Stage, its name as people read it, what it reaches."""
+    """Return each stage, its name in words, and what it reaches."""
     if not ceilings:
         return []
     return [
@@ -219,5 +217,5 @@ def _bytes(size: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """With its unit, to three digits or more."""
+    """Format seconds with their unit, to three digits or more."""
     return f"{seconds:,.1f} s" if seconds >= 10 else f"{milliseconds(seconds)} ms"

@@ -1,4 +1,4 @@
-"""The most that this machine reads and multiplies, measured by this project's own loops in the same run."""
+"""Measure the most that this machine reads and multiplies, by this project's own loops in the same run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLD_BYTES = 256 << 20  # many times any cache
 
 
 def measured_ceilings(threads: int, runs: int = 5) -> Ceilings | None:
-    """The best of some runs; None where the operators were not built."""
+    """Return the best of `runs` runs on `threads` threads; None where the operators were not built."""
     path = library_path()
     if path is None:
         return None

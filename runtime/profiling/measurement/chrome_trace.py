@@ -1,4 +1,4 @@
-"""The runs as a trace that Perfetto and chrome://tracing open."""
+"""Write the runs as a trace that Perfetto and chrome://tracing open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OWN_THREAD = ("prompt", "detokenize", "deliver", "wait", "queue", "decode_images
 
 
 def chrome_trace(runs: Mapping[str, Sequence[Sequence[Interval]]]) -> dict[str, Any]:
-    """Intervals of each workload's runs as complete events, in microseconds: a process for each workload, two rows for each run,
+    """Make complete events of each workload's intervals, in microseconds: a process for each workload, two rows for each run,
     one of what its own thread does and one of what the model computes.
     """
     events: list[dict[str, Any]] = []

@@ -89,7 +89,7 @@ def energy_of(meter: Meter | None, before: Mapping[str, float], requests: int, s
         return Energy(unknown=UNKNOWN)
     joules = {name: now - before.get(name, 0.0) for name, now in meter.joules().items()}
     if not joules:
-        return Energy(unknown=f"{meter.source} said nothing while the workload ran")
+        return Energy(unknown=f"{meter.source} reported nothing while the workload ran")
     return Energy(
         meter.source,
         {name: value / requests for name, value in joules.items()},

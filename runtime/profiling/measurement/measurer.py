@@ -1,4 +1,4 @@
-"""Runs workloads, in this process or against a server, by a clock outside of what is measured."""
+"""Run workloads, in this process or against a server, by a clock outside of what is measured."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class Measured:
 
 
 class Target(Protocol):
-    """What is asked."""
+    """The engine or server that is measured."""
 
     @property
     def where(self) -> str:
-        """In the profile."""
+        """Return the place, as the profile states it."""
         ...
 
     def facts(self) -> BundleFacts:
-        """What it has loaded."""
+        """Return the loaded bundle's facts."""
         ...
 
     def ask(self, prompt: str, images: Sequence[ImageInput], new_tokens: int) -> Measured:
-        """One request, to its end."""
+        """Run one request to its end."""
         ...
 
 
@@ -60,12 +60,12 @@ class InProcess:
     where: str = "in process"
 
     def facts(self) -> BundleFacts:
-        """See `Target`."""
+        """Return the loaded bundle's facts."""
         info = self.engine.info
         return BundleFacts(info.model, info.bundle_id, info.target, info.precision, info.max_sequence)
 
     def ask(self, prompt: str, images: Sequence[ImageInput], new_tokens: int) -> Measured:
-        """See `Target`."""
+        """Run one request to its end."""
         request = GenerationRequest(prompt, tuple(images), _sampling(new_tokens))
         done: Finished | None = None
         started = time.perf_counter()
@@ -90,18 +90,18 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Remote:
-    """A server: its own stages, and as `network` what of this client's time it does not know of."""
+    """A server: its own stages, and as `network` the rest of the time on this client's clock."""
 
     client: Connection
     where: str
 
     def facts(self) -> BundleFacts:
-        """See `Target`."""
+        """Return the loaded bundle's facts."""
         info = self.client.model_info()
         return BundleFacts(info.model, info.bundle_id, info.target, info.precision, info.limits.max_sequence)
 
     def ask(self, prompt: str, images: Sequence[ImageInput], new_tokens: int) -> Measured:
-        """See `Target`."""
+        """Run one request to its end."""
         task = Task.REPORT if images else Task.QUESTION
         request = ReportRequest(task, images, prompt, sampling=_sampling(new_tokens))
         result: pb.Result | None = None
@@ -138,7 +138,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A workload's runs, and what was seen beside them."""
+    """A workload's runs, and the memory and energy that they took."""
 
     workload: Workload
     requests: tuple[Measured, ...]
@@ -158,7 +158,7 @@ class Measurer:
     gpu: Callable[[], int] | None = None  # bytes in use on it
     images: Sequence[ImageInput] = ()  # a user's own, instead of a workload's frames
     prompt: str = ""  # a user's own
-    tick: Callable[[], None] = lambda: None  # told of every request that ended
+    tick: Callable[[], None] = lambda: None  # called after every request
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     def measure(self, workload: Workload) -> Measurement:
@@ -199,7 +199,7 @@ class Measurer:
         return [frame(next(self._numbers), workload.width, workload.height) for _ in range(workload.frames)]
 
     def _prompt(self, workload: Workload) -> str:
-        """A text whose tokens, the template's included, are the workload's."""
+        """Write a text whose tokens, the template's included, are the workload's."""
         frames = [frame(0, TEMPLATE_PROBE, TEMPLATE_PROBE)] * workload.frames
         counted: dict[int, int] = {}
 
@@ -220,7 +220,7 @@ class Measurer:
 
 
 def check_images(images: Sequence[ImageInput], workloads: Sequence[Workload]) -> None:
-    """One's own pictures make one workload.
+    """Refuse a user's own pictures together with other workloads.
 
     Raises:
         InvalidInput: they come with others.

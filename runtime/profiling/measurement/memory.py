@@ -1,4 +1,4 @@
-"""Peak memory by kind, looked at while the process works: its own, and the GPU's."""
+"""Measure peak memory by kind, polled while the process works: its own, and the GPU's."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from echovlm_edge.runtime.resources.nvml import open_nvml
 
 STATUS = Path("/proc/self/status")
 KINDS = {"VmRSS": "resident", "RssAnon": "own", "RssFile": "mapped_files", "RssShmem": "shared"}
-SECONDS = 0.1  # between two looks: a look takes some 0.1 ms
+SECONDS = 0.1  # between two polls, which take some 0.1 ms each
 
 
 class PeakMemory:
-    """Bytes at most while it is entered, by kind: all that is resident; the process's own (activations, KV cache); mapped files
+    """The most bytes while it is entered, by kind: all that is resident; the process's own (activations, KV cache); mapped files
     (the bundle's weights); shared; the GPU's, whoever uses it.
     """
 
     def __init__(self, gpu: Callable[[], int] | None = None) -> None:
-        """`gpu` gives the bytes in use on the GPU, where there is one: see `gpu_memory`."""
+        """Take `gpu`, which returns the bytes in use on the GPU where there is one, as `gpu_memory` does."""
         self._gpu = gpu
         self.peak: dict[str, int] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
 
     def __enter__(self) -> PeakMemory:
-        self._look()
+        self._poll()
         self._thread.start()
         return self
 
@@ -36,13 +36,13 @@ class PeakMemory:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self._look()
+        self._poll()
 
     def _run(self) -> None:
         while not self._done.wait(SECONDS):
-            self._look()
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if self._gpu:
             self.peak["gpu"] = max(self.peak.get("gpu", 0), self._gpu())
         for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():

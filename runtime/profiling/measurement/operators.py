@@ -1,4 +1,4 @@
-"""Which operator of which layer takes the time: what an engine's own profiler says, joined to this project's names.
+"""Find which operator of which layer takes the time: join what an engine's own profiler reports to this project's names.
 
 Exporters and engines rename and fuse nodes, but keep the order of a layer: a decoder layer begins with the norm before attention,
 its DualPathMoE with the second norm, the head with the last one; a vision block is the same with its MLP. So a node's layer

@@ -1,4 +1,4 @@
-"""What a workload's requests hold: a new ultrasound frame each time, and a prompt of a given number of tokens."""
+"""Make what a workload's requests hold: a new ultrasound frame each time, and a prompt of a given number of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements to figures: distributions, shares, rates and the points of the roofline."""
+"""Turn measurements into figures: distributions, shares, rates and the points of the roofline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echovlm_edge.runtime.profiling.schema import Interval, RooflinePoint, Run, 
 
 
 def summarise(measurement: Measurement, costs: CostModel | None) -> WorkloadFigures:
-    """A workload's figures; `costs` are of the bundle, where it is at hand."""
+    """Compute a workload's figures; `costs` is the bundle's model, None where it is not at hand."""
     workload, runs = measurement.workload, [measured.run for measured in measurement.requests]
     total = sum(run.seconds for run in runs)
     stages = {
@@ -49,7 +49,7 @@ def summarise(measurement: Measurement, costs: CostModel | None) -> WorkloadFigu
 
 
 def typical(measurement: Measurement) -> Measured:
-    """The request whose time is the median, or the next above it."""
+    """Return the request whose time is the median, or the next above it."""
     ordered = sorted(measurement.requests, key=lambda measured: measured.run.seconds)
     return ordered[len(ordered) // 2]
 
