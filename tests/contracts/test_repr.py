@@ -53,6 +53,9 @@ HARMLESS = {
     "ServerOptions": {"listen"},
     "Shown": {"notes"},
     "Source": {"notes"},
+    "StageName": {"words", "meaning"},  # of a table in the code
+    "TensorRTErrors": {"messages"},  # about engines
+    "Gpu": {"name", "capability", "driver"},
     "StillFrames": {"_name"},
     "TensorRTCache": {"buffers"},  # addresses
     "VideoFrames": {"_name", "_codec"},
