@@ -1,4 +1,4 @@
-"""Where this package's native libraries are installed: ONNX Runtime's operators and TensorRT's plugin."""
+"""Find the native libraries that are installed with this package: ONNX Runtime's operators and TensorRT's plugin."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PLUGIN_LIBRARY = "echovlm_plugins"
 
 
 def library_path() -> Path | None:
-    """ONNX Runtime's operators, for `SessionOptions.register_custom_ops_library`; None without a C++ compiler."""
+    """Return the path of ONNX Runtime's operators, for `SessionOptions.register_custom_ops_library`; None if they were not built."""
     return _installed(OPERATOR_LIBRARY)
 
 
 def plugin_path() -> Path | None:
-    """TensorRT's plugin, for `IPluginRegistry.load_library`; None where the package was built without TensorRT's headers."""
+    """Return the path of TensorRT's plugin, for `IPluginRegistry.load_library`; None if it was built without TensorRT's headers."""
     return _installed(PLUGIN_LIBRARY)
 
 

@@ -1,4 +1,4 @@
-"""The native library's plain C functions on numpy arrays, without ONNX Runtime: for tests and measurements."""
+"""Call the native library's plain C functions on numpy arrays, without ONNX Runtime: for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _BlockQuantLinear(ctypes.Structure):
 
 
 class NativeLibrary:
-    """The library at `path`; arrays must be C-contiguous."""
+    """Load the library at `path`; arrays must be C-contiguous."""
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -60,17 +60,17 @@ class NativeLibrary:
 
     @property
     def available_kernels(self) -> tuple[str, ...]:
-        """Names of the kernels that this computer can run, best first."""
+        """Return the names of the kernels that this computer can run, best first."""
         return tuple(self._library.echovlm_available_kernels().decode().split(","))
 
     @property
     def kernel(self) -> str:
-        """The kernels in use."""
+        """Return the name of the kernels in use."""
         return str(self._library.echovlm_kernel().decode())
 
     @contextmanager
     def using(self, kernel: str) -> Iterator[None]:
-        """Everything inside uses these kernels.
+        """Use these kernels inside the block.
 
         Raises:
             ValueError: this computer cannot run them.
@@ -94,10 +94,10 @@ class NativeLibrary:
         attributes: DualPathMoEAttributes,
         threads: int = 1,
     ) -> Floats:
-        """The operator on tokens x [n, H]; `weights` are gate, up and down as stored.
+        """Run DualPathMoE on tokens x [n, H]; `weights` are gate, up and down as stored.
 
         Raises:
-            ValueError: the library's own sentence.
+            ValueError: the library refused the call; has the library's message.
         """
         y = np.empty_like(x)
         widths = np.array(attributes.group_widths, np.int64)
@@ -114,10 +114,10 @@ class NativeLibrary:
     def block_quant_linear(
         self, x: Floats, weight: StoredWeight, bits: int, block_size: int, bias: Floats | None = None, threads: int = 1
     ) -> Floats:
-        """X [n, K] times a weight [N, K], to [n, N].
+        """Multiply X [n, K] by a weight [N, K]; returns [n, N].
 
         Raises:
-            ValueError: the library's own sentence.
+            ValueError: the library refused the call; has the library's message.
         """
         rows = len(weight[0])
         y = np.empty((len(x), rows), np.float32)
@@ -129,7 +129,7 @@ class NativeLibrary:
         return y
 
     def read_bandwidth(self, data: NDArray[np.uint8], threads: int, runs: int = 1) -> float:
-        """Bytes a second that threads read from `data`, the best of `runs`."""
+        """Measure the read bandwidth of threads over `data` in bytes a second, the best of `runs`."""
         return float(
             self._library.echovlm_read_bandwidth(
                 ctypes.c_void_p(data.ctypes.data),
@@ -140,7 +140,7 @@ class NativeLibrary:
         )
 
     def int8_peak(self, threads: int, runs: int = 1) -> float:
-        """Int8 operations a second (a multiply-add is two) of what 4-bit kernels multiply with, alone; the best of `runs`."""
+        """Measure int8 operations a second (a multiply-add is two) of the 4-bit kernels' dot products alone, the best of `runs`."""
         return float(self._library.echovlm_int8_peak(ctypes.c_int64(threads), ctypes.c_int64(runs)))
 
     @staticmethod

@@ -28,7 +28,7 @@ class DualPathMoEAttributes:
     block_size: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no implementation has to take."""
+        """Raise for attributes that the specification does not allow."""
         if not 1 <= self.top_k <= self.experts:
             raise ValueError(f"top_k {self.top_k} is not between 1 and the {self.experts} experts")
         if self.bits not in (0, 4, 8):
@@ -39,13 +39,13 @@ class DualPathMoEAttributes:
 
     @property
     def experts(self) -> int:
-        """How many routed experts there are."""
+        """Return the number of routed experts."""
         return len(self.group_widths) - 2
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What the small products decide for n tokens: coefficients [n, 2], the shared gate [n, 1], every expert's weight [n, E]."""
+    """The routing of n tokens: coefficients [n, 2], the shared gate [n, 1], every expert's weight [n, E]."""
 
     coefficients: Floats
     shared: Floats
@@ -60,7 +60,7 @@ def route(
     coefficient_bias: Floats,
     attributes: DualPathMoEAttributes,
 ) -> Routing:
-    """Routing of tokens x [n, H]; an expert that was not chosen has weight 0."""
+    """Route tokens x [n, H]; an expert that was not chosen has weight 0."""
     probabilities = _softmax(x @ router.T)
     chosen = np.argsort(-probabilities, axis=-1, kind="stable")[:, : attributes.top_k]
     kept = np.take_along_axis(probabilities, chosen, -1)
@@ -72,7 +72,7 @@ def route(
 
 
 def quantize_activations(x: Floats, block_size: int) -> Floats:
-    """What activations [n, K] become on their way through int8 (README.md's section Numerics): values, not integers."""
+    """Quantize activations [n, K] to int8 and back (README.md's section Numerics); returns the rounded values, not the integers."""
     blocks = x.reshape(len(x), x.shape[1] // block_size, block_size)
     scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(INT8_PEAK)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
@@ -92,7 +92,7 @@ def dual_path_moe(
     attributes: DualPathMoEAttributes,
     int8_activations: bool = False,
 ) -> Floats:
-    """The operator with floating weights (see `dequantize_blocks` for the others).
+    """Compute the operator with floating-point weights (apply `dequantize_blocks` to others first).
 
     Args:
         x: [n, H].
@@ -103,10 +103,10 @@ def dual_path_moe(
         gate: [T, H]; up: likewise.
         down: [H, T].
         attributes: the operator's.
-        int8_activations: round what enters each product of a group as the CPU's kernels do, by `block_size`.
+        int8_activations: round the activations of each group's products to int8 per `block_size`, as the CPU's kernels do.
 
     Returns:
-        [n, H], in x's dtype: give float64 for a reference of higher precision.
+        [n, H], in x's dtype: pass float64 for a reference of higher precision.
     """
     routing = route(x, router, shared_gate, coefficient, coefficient_bias, attributes)
     c_moe, c_dense = routing.coefficients[:, :1], routing.coefficients[:, 1:]
@@ -168,7 +168,7 @@ def _quantize_rows(weight: Floats, bits: int, block_size: int) -> tuple[NDArray[
 
 
 def dequantize_blocks(packed: NDArray[np.int8], scale: Floats, bits: int) -> Floats:
-    """The weight [N, K] float32 that packed values and scales stand for."""
+    """Dequantize packed values and scales to a weight [N, K] float32."""
     if bits == 8:
         values = packed
     else:

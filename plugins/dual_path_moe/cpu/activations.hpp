@@ -1,4 +1,4 @@
-// Loops over activations that compilers vectorize by themselves: quantization by block, and SwiGLU.
+// Loops over activations that the compiler vectorizes: block-wise quantization, and SwiGLU.
 #pragma once
 
 #include "float_product.hpp"
@@ -6,10 +6,10 @@
 namespace echovlm {
 namespace {
 
-// 1.5 * 2^23: adding and taking it away again rounds to an integer, half to even.
+// 1.5 * 2^23: adding and then subtracting it rounds to an integer, half to even.
 constexpr float kRounder = 12582912.0f;
 
-// e^x within 2e-7 of its value; below -87 it stays at e^-87, NaN stays NaN.
+// e^x with a relative error below 2e-7. x is clamped to -87 .. 88; NaN gives NaN.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
@@ -32,7 +32,7 @@ inline void swiglu(float* gate, const float* up, std::size_t count, float weight
   for (std::size_t i = 0; i < count; ++i) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i] * weight;
 }
 
-// The eight bytes 0 1 2 3 4 5 6 7 as 0 2 4 6 1 3 5 7.
+// Reorders eight bytes, even positions first:  0 1 2 3 4 5 6 7  ->  0 2 4 6 1 3 5 7
 inline std::uint64_t evens_first(std::uint64_t v) {
   std::uint64_t t = ((v >> 8) ^ v) & 0x0000ff000000ff00ull;
   v ^= t ^ (t << 8);
@@ -42,7 +42,8 @@ inline std::uint64_t evens_first(std::uint64_t v) {
 
 inline void quantize_block(const float* x, std::size_t count, int bits, float weight, std::int8_t* q, float* scale,
                            std::int32_t* sum) {
-  std::uint32_t peak_bits = 0;  // of |x| as integers, which order as floats do and let NaN and infinity come out largest
+  // The largest |x|, found on the floats' bits: as integers they have the same order, and NaN and infinity are the largest.
+  std::uint32_t peak_bits = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t magnitude = bits_of_float(x[i]) & 0x7fffffffu;
     peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
@@ -50,7 +51,7 @@ inline void quantize_block(const float* x, std::size_t count, int bits, float we
   *sum = 0;
   const float peak = float_of_bits(peak_bits);
   const bool finite = peak_bits < 0x7f800000u;
-  if (!finite || peak < 1.5e-36f) {  // 127 / peak would overflow below it
+  if (!finite || peak < 1.5e-36f) {  // below this, 127 / peak would overflow
     std::memset(q, 0, count);
     *scale = finite ? 0.0f * weight : float_of_bits(0x7fc00000u);
     return;

@@ -1,10 +1,10 @@
-// The product of block-wise quantized weights with int8 activations, over an instruction set `Isa`.
+// Multiplies block-wise quantized weights by int8 activations, for an instruction set `Isa`.
 //
-// Three ways through the same bytes:
+// Chooses one of three algorithms over the same packed weights:
 //
 //   rows               few tokens: row_product.hpp
-//   interleaved rows   few tokens, instead of the former where an instruction set says so: interleaved_rows.hpp
-//   panel              many tokens, and what is left over of interleaved rows: tile_panel.hpp
+//   interleaved rows   few tokens, if the instruction set sets `interleaves_rows`: interleaved_rows.hpp
+//   panel              many tokens, and the rows that do not fill a group of interleaved rows: tile_panel.hpp
 #pragma once
 
 #include "interleaved_rows.hpp"

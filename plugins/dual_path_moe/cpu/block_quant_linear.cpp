@@ -1,4 +1,4 @@
-// Two phases: quantize the tokens, then rows of the weight by chunks of tokens.
+// Two phases: quantize the tokens; then multiply, one task per 64 rows of the weight and chunk of tokens.
 #include "block_quant_linear.hpp"
 
 #include <algorithm>
@@ -27,7 +27,7 @@ void block_quant_linear(const Kernels& kernels, const Packing& packing, const Bl
       write_activations(kernels, packing, inputs.x + token * width, token, 0, width, 1.0f, x);
   };
   if (tokens <= kQuantizeTokens)
-    quantize(0, 0, 0);  // less work than waking a thread
+    quantize(0, 0, 0);  // cheaper than waking a thread
   else
     for_each_task(threads, (tokens + kQuantizeTokens - 1) / kQuantizeTokens, quantize);
 

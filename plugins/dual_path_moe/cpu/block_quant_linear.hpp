@@ -1,4 +1,4 @@
-// BlockQuantLinear: y = x W^T + b with block-wise quantized weights, over the same kernels as DualPathMoE.
+// BlockQuantLinear: y = x W^T + b with block-wise quantized weights, using the same kernels as DualPathMoE.
 #pragma once
 
 #include "matrix.hpp"
@@ -13,7 +13,7 @@ struct BlockQuantLinearInputs {
   const float* bias;  // [rows] or nullptr
 };
 
-// y [tokens, rows]; `packing.bits` is 4 or 8. Throws std::invalid_argument where the columns do not fit the block.
+// Writes y [tokens, rows]; `packing.bits` is 4 or 8. Throws std::invalid_argument if the columns are not a multiple of the block.
 void block_quant_linear(const Kernels& kernels, const Packing& packing, const BlockQuantLinearInputs& inputs, float* y,
                         const Threads& threads, Workspace& workspace);
 

@@ -1,10 +1,10 @@
-// What all products of block-wise quantized weights with int8 activations share.
+// Code shared by all products of block-wise quantized weights with int8 activations.
 //
-// int32 sums live for one block of K, then are scaled to float32: block sums are exact, and the float sums run over blocks in the
-// same order whatever the number of threads. Few tokens keep it whatever their number, too: there a token's result does not depend
-// on who shares its pass.
+// The products of one block of K are summed exactly in int32, then scaled and added to a float32 sum, block after block. This order
+// does not depend on the number of threads. In the few-token algorithms it does not depend on the number of tokens either, so that a
+// token's result does not depend on the rest of the batch.
 //
-// Products take weights as stored, q + zero; the correction -zero * (sum of activations) is where the sums begin.
+// Kernels multiply weights as stored, q + zero. To correct for the zero point, sums start at -zero * (sum of activations).
 #pragma once
 
 #include "float_product.hpp"
@@ -13,12 +13,12 @@
 namespace echovlm {
 namespace {
 
-constexpr std::size_t kAnyNumber = ~std::size_t{0};  // of tokens, for Isa::few_tokens
+constexpr std::size_t kAnyNumber = ~std::size_t{0};  // value of Isa::few_tokens: any number of tokens
 
-// How rows are multiplied where one instruction sums four products into 32 bits: packed bytes as Isa::dot takes them.
+// Dot products for instruction sets with one instruction that sums four int8 products into an int32 lane (Isa::dot).
 template <class Isa>
 struct WholeDots {
-  static constexpr int sums_in_flight = 12;  // that hide the instruction's latency
+  static constexpr int sums_in_flight = 12;  // independent sums that hide the instruction's latency
 
   template <int Bits>
   static constexpr int parts = Bits == 4 ? 2 : 1;
@@ -54,13 +54,17 @@ inline std::size_t accumulator_row(const TokenList& list, std::size_t i) {
   return list.by_token ? list.tokens[i] - list.first : i;
 }
 
-// Asks for all lines of these bytes.
+// Prefetches all cache lines of these bytes.
 inline void ask_for(const std::uint8_t* p, std::size_t bytes) {
   for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
   __builtin_prefetch(p + bytes - 1);
 }
 
-// A stretch of K of M tokens as products with rows want it, in vectors: by vector of packed weights, token and part.
+// Copies activations, `values` of K from `k0` on for M tokens, into the order in which row products read them:
+//
+//   for each vector of packed weights | token 0: part 0, part 1 | token 1: part 0, part 1 | ... | token M-1 |
+//
+// Parts are the vectors that a vector of packed weights unpacks to (4 bits: low and high nibbles).
 template <class Isa, int Bits, int M>
 void arrange_tokens(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values, std::uint8_t* to) {
   constexpr std::size_t bytes = 4 * Isa::lanes, step = bytes * 8 / Bits;
@@ -77,7 +81,7 @@ void arrange_tokens(const QuantizedTokens& x, const std::uint32_t* tokens, std::
   }
 }
 
-// `count` rows from `first` on; those behind them come next.
+// Returns `count` rows from `first` on; the rows after them, if any, become the ones to prefetch next.
 inline BlockWeights some_rows(const BlockWeights& w, std::size_t first, std::size_t count) {
   const auto values = [&](std::size_t row) { return w.values + row * w.row_bytes; };
   const auto scales = [&](std::size_t row) {
@@ -94,7 +98,7 @@ inline BlockWeights some_rows(const BlockWeights& w, std::size_t first, std::siz
   return some;
 }
 
-// body(rows, where their results go) for at most `most` rows at a time: as many as have room for their sums.
+// Calls body(rows, accumulator of these rows) for at most `most` rows at a time, so that their sums fit the scratch.
 template <class Body>
 void each_rows(const BlockWeights& w, const Accumulator& c, std::size_t most, Body&& body) {
   for (std::size_t r = 0; r < w.rows; r += most)

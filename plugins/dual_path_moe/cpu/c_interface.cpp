@@ -1,4 +1,4 @@
-// From plain C arguments to the operators.
+// Converts plain C arguments and calls the operators.
 #include "c_interface.hpp"
 
 #include <cstring>

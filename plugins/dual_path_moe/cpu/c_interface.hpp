@@ -1,4 +1,4 @@
-// The operators as plain C functions, without ONNX Runtime: for tests, sanitizers and measurements.
+// The operators as plain C functions, without ONNX Runtime: for tests, sanitizers and benchmarks.
 #pragma once
 
 #include <cstddef>
@@ -31,19 +31,20 @@ struct EchovlmBlockQuantLinear {
   float* y;
 };
 
-// Both return 0, or 1 with a sentence in `error`.
+// Both return 0, or 1 with a message in `error`.
 ECHOVLM_EXPORT int echovlm_dual_path_moe(const EchovlmDualPathMoE* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error, std::size_t error_size);
 
-// Names of the kernels that this computer can run, best first, separated by commas.
+// Returns the names of the kernels that this computer can run, best first, separated by commas.
 ECHOVLM_EXPORT const char* echovlm_available_kernels();
 // The kernels in use.
 ECHOVLM_EXPORT const char* echovlm_kernel();
 // Use the kernels of this name from now on; 0, or 1 where this computer cannot run them.
 ECHOVLM_EXPORT int echovlm_set_kernel(const char* name);
 
-// Bytes a second that `threads` threads read from `data`, the best of `runs`.
+// Returns the read bandwidth of `threads` threads over `data` in bytes a second, the best of `runs`.
 ECHOVLM_EXPORT double echovlm_read_bandwidth(const void* data, std::size_t bytes, std::int64_t threads, std::int64_t runs);
-// Int8 operations a second (a multiply-add is two) of what 4-bit kernels multiply with, alone; the best of `runs`.
+// Returns int8 operations a second (a multiply-add is two) of the dot-product instructions that 4-bit kernels use, without loading
+// weights from memory; the best of `runs`.
 ECHOVLM_EXPORT double echovlm_int8_peak(std::int64_t threads, std::int64_t runs);
 }

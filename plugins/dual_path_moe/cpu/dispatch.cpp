@@ -1,4 +1,4 @@
-// The choice of kernels, once, when the library is loaded.
+// Chooses the kernels for this processor once, at first use.
 #include "dispatch.hpp"
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// Which kernels this computer can run, and the one table that everything uses.
+// Lists the kernels that this computer can run, and holds the table that all operators use.
 #pragma once
 
 #include <vector>
@@ -11,13 +11,13 @@ extern const Kernels kAvx512VnniKernels, kAvxVnniKernels, kAvx2Kernels;
 extern const Kernels kNeonI8mmKernels, kNeonDotprodKernels;
 extern const Kernels kPortableKernels;
 
-// Those whose instructions this processor has, best first; never empty.
+// Returns the kernels whose instructions this processor has, best first; never empty.
 const std::vector<const Kernels*>& available_kernels();
 
-// The best, unless `use_kernels` named another.
+// Returns the best kernels, or those chosen with `use_kernels`.
 const Kernels& kernels();
 
-// Makes everything from now on use the kernels of this name; false, and no change, where they are not available.
+// Switches all operators to the kernels of this name. Returns false, and changes nothing, if they are not available.
 bool use_kernels(const char* name);
 
 }  // namespace echovlm

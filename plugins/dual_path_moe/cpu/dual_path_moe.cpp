@@ -1,7 +1,7 @@
-// Three phases over a slab of tokens: route and quantize; gate, up and SwiGLU of every group; down into the output.
+// Three phases over a slab of up to 512 tokens: route and quantize; gate, up and SwiGLU of every group; down into the output.
 //
-// Each phase is one list of tasks over all groups (the grouped product), so that threads share the bytes evenly. The weight
-// of a token in a group multiplies the scales of its inner values: down then adds the groups up by itself.
+// Each phase is one task list over all groups (a grouped product), so that threads share the weights evenly. A token's weight
+// in a group is multiplied into the scales of its inner values, so that the down product also sums over the groups.
 #include "dual_path_moe.hpp"
 
 #include <algorithm>
@@ -12,14 +12,14 @@
 namespace echovlm {
 namespace {
 
-constexpr std::size_t kSlab = 512;        // tokens whose inner values are kept at once
-constexpr std::size_t kTokenChunk = 256;  // tokens of a task: their sums stay in the second-level cache
+constexpr std::size_t kSlab = 512;        // tokens processed together; bounds the memory of inner values
+constexpr std::size_t kTokenChunk = 256;  // tokens of a task: their sums fit the L2 cache
 constexpr std::size_t kInnerChunk = 128;  // inner values of a task: whole blocks, so that the task can quantize them
 constexpr std::size_t kFewTokens = 2;
 constexpr std::size_t kRouteTokens = 8;
 constexpr std::size_t kDownRows = 64;
 constexpr std::size_t kDownRowsOfFew = 32;
-constexpr std::size_t kInnerStride = 2 * kInnerChunk;  // gate's sums, then up's
+constexpr std::size_t kInnerStride = 2 * kInnerChunk;  // a token's gate sums, followed by its up sums
 
 struct WorkerMemory {
   std::uint8_t* scratch;
@@ -32,7 +32,7 @@ WorkerMemory worker_memory(Buffer& buffer) {
   return {scratch, reinterpret_cast<float*>(scratch + kScratchBytes)};
 }
 
-// In place, as README.md's numpy: shifted by the largest.
+// Computes the softmax in place; subtracting the largest value avoids overflow.
 void softmax(float* values, std::size_t count) {
   const float largest = *std::max_element(values, values + count);
   float total = 0;
@@ -42,7 +42,7 @@ void softmax(float* values, std::size_t count) {
 
 }  // namespace
 
-// Up to kSlab tokens on their way through the phases.
+// Inputs and intermediate results of up to kSlab tokens.
 struct DualPathMoE::Slab {
   const Kernels& kernels;
   const DualPathMoEInputs& inputs;
@@ -95,7 +95,7 @@ void DualPathMoE::run(const Kernels& kernels, const DualPathMoEInputs& inputs, f
     slab.tokens = std::min(kSlab, inputs.tokens - first);
     if (packing_.bits == 0) slab.quantized_x.floats = {slab.x, inputs.hidden};
     if (slab.tokens <= kRouteTokens) {
-      route(slab, 0, slab.tokens);  // less work than waking a thread
+      route(slab, 0, slab.tokens);  // cheaper than waking a thread
     } else {
       for_each_task(threads, (slab.tokens + kRouteTokens - 1) / kRouteTokens, [&](std::size_t task, std::size_t, std::size_t) {
         const std::size_t at = task * kRouteTokens;
@@ -206,8 +206,8 @@ void DualPathMoE::down_sweep(const Slab& slab, float* y) const {
   const std::size_t rows_of_task = slab.tokens <= kFewTokens ? kDownRowsOfFew : kDownRows;
   const std::size_t chunks = (slab.tokens + kTokenChunk - 1) / kTokenChunk;
   const std::size_t tasks = (hidden + rows_of_task - 1) / rows_of_task * chunks;
-  // Dense and shared, which all tokens pass through, are one run of columns. Experts never are part of a run: a token's sums
-  // would depend on where the others go.
+  // All tokens use the dense and the shared group, so their adjacent columns are multiplied as one part. Adjacent experts are never
+  // joined: the summation order of a token would then depend on which experts other tokens chose.
   const bool all = slab.counts[0] == slab.tokens && slab.counts[1] == slab.tokens;
   const auto after = [&](std::size_t group) { return group == 0 && all ? 2 : group + 1; };
   const auto with_tokens = [&](std::size_t group) {

@@ -1,4 +1,4 @@
-// DualPathMoE on the CPU: README.md's operator over the kernels of one instruction set.
+// DualPathMoE on the CPU: the operator of README.md, using the kernels of one instruction set.
 #pragma once
 
 #include <vector>
@@ -20,14 +20,14 @@ struct DualPathMoEInputs {
 
 class DualPathMoE {
  public:
-  // Throws std::invalid_argument, with a sentence for the user, for attributes that README.md refuses.
+  // Throws std::invalid_argument, with a message for the user, for attributes that README.md does not allow.
   DualPathMoE(std::vector<std::size_t> group_widths, std::size_t top_k, bool norm_topk_prob, Packing packing);
 
   std::size_t experts() const { return group_widths_.size() - 2; }
   std::size_t total_width() const { return offsets_.back(); }
   const Packing& packing() const { return packing_; }
 
-  // y [tokens, hidden]. Throws std::invalid_argument where `hidden` does not fit the block.
+  // Writes y [tokens, hidden]. Throws std::invalid_argument if `hidden` is not a multiple of the block.
   void run(const Kernels& kernels, const DualPathMoEInputs& inputs, float* y, const Threads& threads,
            Workspace& workspace) const;
 
@@ -39,7 +39,7 @@ class DualPathMoE {
   void down_sweep(const Slab& slab, float* y) const;
 
   std::vector<std::size_t> group_widths_;
-  std::vector<std::size_t> offsets_;  // of each group's first inner value, then the total
+  std::vector<std::size_t> offsets_;  // index of each group's first inner value, then the total width
   std::size_t top_k_;
   bool norm_topk_prob_;
   Packing packing_;

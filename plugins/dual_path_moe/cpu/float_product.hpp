@@ -1,4 +1,4 @@
-// Floating weights: four rows by four tokens of dot products, narrower weights widened to float32 a stretch of K at a time.
+// Product of floating-point weights: tiles of four rows by four tokens; 16-bit weights are widened to float32 1,024 values at a time.
 #pragma once
 
 #if defined(__F16C__)
@@ -31,8 +31,8 @@ ECHOVLM_INLINE void each(Body&& body, std::index_sequence<I...>) {
   (body(Integer<static_cast<int>(I)>{}), ...);
 }
 
-// body(Integer<0>) ... body(Integer<N - 1>): indices known so early that arrays of vectors become registers. A loop is
-// unrolled too late for that in GCC, and every sum would be stored at every step.
+// Calls body(Integer<0>) ... body(Integer<N - 1>). With indices known at compile time, GCC keeps arrays of vectors in registers;
+// it unrolls an ordinary loop too late for that, and would store every sum at every step.
 template <std::size_t N, class Body>
 ECHOVLM_INLINE void each(Body&& body) {
   each(static_cast<Body&&>(body), std::make_index_sequence<N>{});
@@ -59,7 +59,7 @@ inline float half_to_float(std::uint16_t half) {
   return value;
 #else
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16, magnitude = half & 0x7fff;
-  // Shifting the exponent into place leaves it 112 too small: a multiplication corrects it, for subnormal halves too.
+  // After the shift the exponent is 112 too small. Multiplying by 2^112 corrects it, also for subnormal halves.
   const float scaled = float_of_bits(magnitude << 13) * float_of_bits((127 + 112) << 23);
   const std::uint32_t finite = bits_of_float(scaled);
   return float_of_bits(sign | (magnitude >= 0x7c00 ? finite | 0x7f800000 : finite));
@@ -81,7 +81,7 @@ inline void widen_bfloat(const std::uint16_t* from, std::size_t count, float* to
 
 template <class Isa>
 struct FloatProduct {
-  static constexpr std::size_t kStretch = 1024;  // four rows of it fill half of a first-level cache
+  static constexpr std::size_t kStretch = 1024;  // values of K at a time: four rows of them fill half of the L1 cache
 
   template <int R, int M>
   static void tile(const float* const* weight, const float* const* x, std::size_t k, float (&out)[R][M]) {

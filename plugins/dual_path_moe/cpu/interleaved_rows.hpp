@@ -1,18 +1,24 @@
-// Few tokens: sixteen rows at a time, read straight from memory, in two vectors of pieces of 8 bytes.
+// Product for few tokens: sixteen rows at a time, interleaved into two vectors of 8-byte pieces.
 //
 //   packed, 8 bytes of each row:      | row 0: k .. k+15 | row 1: k .. k+15 | row 4 | row 5 | ... | row 13 |     (4 bits, 64 bytes)
 //                                     | row 2: k .. k+15 | row 3: k .. k+15 | row 6 | row 7 | ... | row 15 |
 //   activations, 8 bytes, broadcast:  | even k           | the same         | ...                          |     and | odd k | ...
 //
-// Isa::dot of the two leaves each row's sum in two lanes. Where a block ends, Isa::add_pairs makes of both vectors one with a lane
-// for each row, in their order: one broadcast serves two products, and one conversion to float and one scale all the rows.
+// Isa::dot leaves each row's sum in two adjacent lanes of one of the two vectors. At the end of a block, Isa::add_pairs adds these
+// pairs and merges both vectors into one with the rows in order:
 //
-// While the products of a step wait for their turn, a processor takes up nothing that comes after them. So the next step's rows
-// are interleaved between this one's products, and wait in memory for their turn.
+//   sums[0]:    | row 0 | row 0 | row 1 | row 1 | row 4 | row 4 | row 5 | row 5 | ...        (int32 lanes)
+//   sums[1]:    | row 2 | row 2 | row 3 | row 3 | row 6 | row 6 | row 7 | row 7 | ...
+//   add_pairs:  | row 0 | row 1 | row 2 | row 3 | row 4 | row 5 | row 6 | row 7 | ... | row 15 |
 //
-// One token is served by none of that: its rows are multiplied as they are read, and a block's lanes added up at its end.
+// So one broadcast of activations serves two products, and one conversion to float and one vector of scales serve all 16 rows.
 //
-// Each block's sum meets the float sums exactly as in tile_panel.hpp: a token's result does not depend on who is in its call.
+// A processor's scheduler fills up with products that wait for their operands, and then starts nothing after them. Therefore the code
+// interleaves the next step's rows in between this step's products, and keeps them in memory until they are used.
+//
+// With one token interleaving does not pay: rows are multiplied as they are read, and the lanes are summed at the end of a block.
+//
+// Block sums are added to the float sums exactly as in tile_panel.hpp, so that a token's result does not depend on the batch.
 #pragma once
 
 #include "block_weights.hpp"
@@ -25,9 +31,9 @@ template <class Isa>
 struct InterleavedRows {
   static constexpr int kRows = Isa::lanes, kPieces = kRows / 2;
   static constexpr std::size_t kBytes = 4 * Isa::lanes, kPiece = 8;
-  static constexpr std::size_t kActivationBytes = 16 * 1024;  // half of a first-level cache
+  static constexpr std::size_t kActivationBytes = 16 * 1024;  // half of the L1 cache
   static constexpr std::size_t kMostBlocks = kActivationBytes / 16;
-  static constexpr std::size_t kMostRows = 128;  // of a pass over all stretches: they stay in the second-level cache
+  static constexpr std::size_t kMostRows = 128;  // rows per pass over all stretches of K: their sums stay in the L2 cache
   static_assert(kActivationBytes + ((3 + kRows) * kMostBlocks + kMostRows) * sizeof(float) <= kScratchBytes);
 
   template <int Bits>
@@ -36,17 +42,17 @@ struct InterleavedRows {
   template <int Bits>
   static constexpr int values_per_vector = kBytes * 8 / Bits;
 
-  // A stretch of K for M tokens, in the scratch: its activations fit half of a first-level cache.
+  // A stretch of K for M tokens, in the scratch memory: its activations fit half of the L1 cache.
   struct Stretch {
     RowPart part;
     std::size_t first_block, blocks;
-    std::uint8_t* x;       // by vector, token and part
-    std::int32_t* begins;  // by block and token: -zero * (sum of activations), and a zero for a row's other lane
-    float* x_scales;       // by block and token
-    float* scales;         // of the rows at hand, by block and row
+    std::uint8_t* x;       // [vector][token][part]
+    std::int32_t* begins;  // [block][token][2]: initial sums, -zero * (sum of activations) and 0, for a row's two lanes
+    float* x_scales;       // [block][token]
+    float* scales;         // [block][row], of the current kRows rows
   };
 
-  // Whether every row ends with a whole vector.
+  // Returns whether a row is a whole number of vectors.
   static bool takes(const BlockWeights& w) { return w.k * static_cast<std::size_t>(w.bits) / 8 % kBytes == 0; }
 
   template <int Bits, int M>
@@ -63,8 +69,8 @@ struct InterleavedRows {
     }
   }
 
-  // The scales of kRows rows, by block. Asks for those of the rows that come next, because nothing of a row can begin without
-  // them, and a hardware prefetcher takes no notice of so few lines.
+  // Transposes the scales of kRows rows into s.scales [block][row]. Prefetches the scales of the next rows: a row cannot start
+  // without them, and hardware prefetchers do not detect so few cache lines.
   template <int Block>
   static ECHOVLM_INLINE void spread_scales(const BlockWeights& w, std::size_t row, const Stretch& s) {
     if (w.half_scales)
@@ -93,14 +99,14 @@ struct InterleavedRows {
     ask(s.blocks - 1);
   }
 
-  // kRows rows from `row` on. The stretch comes by value: vectors that are stored may alias anything, so that behind a reference
-  // its fields would be read at every step.
+  // Multiplies kRows rows from `row` on by M tokens. The stretch is passed by value: vector stores may alias anything, so the compiler
+  // would reload the fields of a reference at every step.
   template <int Bits, int M, int Block>
   static void rows_of_some(const BlockWeights& w, std::size_t row, const Stretch s, float* const* out) {
     constexpr int step = values_per_vector<Bits>;
-    constexpr int vectors = Block > step ? Block / step : 1;  // of a row, that are taken at once
-    constexpr int blocks = step > Block ? step / Block : 1;   // in them
-    constexpr int pieces = kPieces * vectors / blocks;        // of a block
+    constexpr int vectors = Block > step ? Block / step : 1;  // vectors of a row per step
+    constexpr int blocks = step > Block ? step / Block : 1;   // blocks per step
+    constexpr int pieces = kPieces * vectors / blocks;        // 8-byte pieces per block
     typename Isa::Float totals[M];
     each<M>([&](auto m) ECHOVLM_LAMBDA { totals[m.value] = Isa::load_floats(out[m.value] + row); });
     spread_scales<Block>(w, row, s);
@@ -111,7 +117,7 @@ struct InterleavedRows {
     const std::int32_t* begins = s.begins;
     const float *x_scales = s.x_scales, *scales = s.scales;
 
-    typename Isa::Bytes packed[2][vectors][2][kPieces];  // of two steps: one is multiplied while the other is made
+    typename Isa::Bytes packed[2][vectors][2][kPieces];  // double buffer: one step is multiplied while the next is interleaved
     const auto interleave = [&](auto v, auto half, std::size_t at, int turn) ECHOVLM_LAMBDA {
       auto& to = packed[turn][v.value][half.value];
       each<kPieces>([&](auto place) ECHOVLM_LAMBDA {
@@ -126,7 +132,8 @@ struct InterleavedRows {
     });
     int turn = 0;
     for (std::size_t at = 0; at < bytes; at += vectors * kBytes, turn ^= 1) {
-      const std::size_t next = at + vectors * kBytes < bytes ? at + vectors * kBytes : at;  // the last is made again: no branch
+      // After the last step the same one is interleaved again, which avoids a branch.
+      const std::size_t next = at + vectors * kBytes < bytes ? at + vectors * kBytes : at;
       each<blocks>([&](auto block) ECHOVLM_LAMBDA {
         typename Isa::Int sums[2][M];
         each<M>([&](auto m) ECHOVLM_LAMBDA { sums[0][m.value] = sums[1][m.value] = Isa::broadcast_piece(begins + 2 * m.value); });
@@ -161,10 +168,10 @@ struct InterleavedRows {
     each<M>([&](auto m) ECHOVLM_LAMBDA { Isa::store_floats(out[m.value] + row, totals[m.value]); });
   }
 
-  // kRows rows from `row` on for one token; a block is whole vectors.
+  // Multiplies kRows rows from `row` on by one token; a block is a whole number of vectors.
   template <int Bits, int Block>
   static void rows_of_one(const BlockWeights& w, std::size_t row, const Stretch s, float* out) {
-    constexpr int vectors = Block / values_per_vector<Bits>;  // of a block
+    constexpr int vectors = Block / values_per_vector<Bits>;  // vectors per block
     auto total = Isa::load_floats(out + row);
     spread_scales<Block>(w, row, s);
     const std::size_t row_bytes = w.row_bytes;
@@ -208,7 +215,7 @@ struct InterleavedRows {
       rows_of_some<Bits, M, Block>(w, row, s, out);
   }
 
-  // `count` tokens as M: the last is there several times, and only one of its results is kept.
+  // Multiplies `count` <= M tokens. The last token is repeated to fill M; the results of its repetitions are discarded.
   template <int Bits, int M>
   static void tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, std::size_t i, std::size_t count,
                      const Accumulator& c, std::uint8_t* scratch) {
@@ -222,7 +229,7 @@ struct InterleavedRows {
     s.begins = reinterpret_cast<std::int32_t*>(scratch + kActivationBytes);
     s.x_scales = reinterpret_cast<float*>(s.begins + 2 * kMostBlocks);
     s.scales = s.x_scales + kMostBlocks;
-    float* const surplus = s.scales + kRows * kMostBlocks;  // kMostRows results of tokens that are there more than once
+    float* const surplus = s.scales + kRows * kMostBlocks;  // kMostRows discarded results of the repeated token
     float* out[M];
     std::uint32_t tokens[M];
     for (std::size_t m = 0; m < M; ++m) {
@@ -263,7 +270,7 @@ struct InterleavedRows {
     }
   }
 
-  // A whole number of kRows rows.
+  // `w.rows` must be a multiple of kRows.
   template <int Bits>
   static void run(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                   std::uint8_t* scratch) {

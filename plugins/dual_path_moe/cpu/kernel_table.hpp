@@ -1,5 +1,5 @@
-// Makes an instruction set's table of functions; included by one kernel_*.cpp per set, each compiled with its own flags,
-// so everything lives in unnamed namespaces and calls no inline library function that a linker could share between them.
+// Builds an instruction set's table of functions. Each file in arch/ includes this and is compiled with its own flags. Therefore
+// everything is in unnamed namespaces and calls no inline library function, which the linker could share between those files.
 #pragma once
 
 #include "activations.hpp"
@@ -11,7 +11,7 @@ namespace {
 template <class Isa>
 double peak(std::size_t rounds) {
   constexpr int independent = Isa::sums_in_flight;
-  constexpr int products = 4 * independent;  // of a round
+  constexpr int products = 4 * independent;  // per round
   typename Isa::Int sums[independent];
   each<independent>([&](auto i) ECHOVLM_LAMBDA { sums[i.value] = Isa::no_partial(); });
   const auto word = Isa::set_bytes(1);
@@ -19,7 +19,7 @@ double peak(std::size_t rounds) {
   alignas(64) std::uint8_t weights[products * vector];
   std::memset(weights, 3, sizeof weights);
   for (std::size_t round = 0; round < rounds; ++round) {
-    asm volatile("" : : "r"(weights) : "memory");  // or products would be made once for all rounds
+    asm volatile("" : : "r"(weights) : "memory");  // keeps the compiler from hoisting the products out of the loop
     each<products>([&](auto i) ECHOVLM_LAMBDA {
       constexpr int sum = i.value % independent;
       sums[sum] = Isa::template partial_dot<4>(sums[sum], Isa::load(weights + i.value * vector), word);

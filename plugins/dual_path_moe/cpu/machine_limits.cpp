@@ -1,4 +1,4 @@
-// The two ceilings that a benchmark compares with: how fast this computer reads memory, and multiplies int8.
+// Measures the two limits that benchmarks compare with: this computer's memory read bandwidth and int8 operations a second.
 #include <atomic>
 #include <chrono>
 
@@ -11,7 +11,7 @@ namespace {
 using namespace echovlm;
 using Clock = std::chrono::steady_clock;
 
-// Work a second: the best of `runs`, all threads released together.
+// Returns work per second, the best of `runs`. A barrier starts all threads together.
 template <class Work>
 double best_rate(std::int64_t threads, std::int64_t runs, Work&& work) {
   double best = 0;

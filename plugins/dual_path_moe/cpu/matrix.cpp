@@ -1,4 +1,4 @@
-// Narrowing of matrices and activations to the part of a product, for quantized and floating weights alike.
+// Selects the rows and columns of matrices and activations for a product, for quantized and floating-point weights.
 #include "matrix.hpp"
 
 #include <stdexcept>
@@ -25,7 +25,7 @@ Activations reserve_activations(const Packing& packing, std::size_t tokens, std:
     made.floats = {values.reserve<float>(tokens * width), width};
     return made;
   }
-  // Rows a multiple of 4096 bytes apart would all compete for the same few cache lines.
+  // Rows whose stride is a multiple of 4096 bytes would all map to the same few cache sets.
   const std::size_t stride = width % 4096 ? width : width + 64;
   const std::size_t blocks = width / packing.block;
   made.quantized = {values.reserve<std::int8_t>(tokens * stride + kRowSlack), stride,

@@ -1,9 +1,8 @@
-// The slots of ONNX Runtime's C interface that the operators call: no header of it is needed to build them.
+// Declares the functions of ONNX Runtime's C API that the operators call, so that they build without its headers.
 //
-// OrtApi is a table of function pointers that only ever grows at its end, and OrtCustomOp a versioned one of callbacks. A
-// slot's place is its index in the table of version kApiVersion; `OrtGetApi(kApiVersion)` is null on a runtime that lacks
-// any of them. With ONNXRUNTIME_INCLUDE_DIR the build checks every place below against the official header
-// (ort_abi_check.cpp).
+// OrtApi is a table of function pointers to which new versions only append; OrtCustomOp is a versioned table of callbacks. A slot
+// below is an index into OrtApi of version kApiVersion. `OrtGetApi(kApiVersion)` returns null on a runtime that lacks any of them. With
+// ONNXRUNTIME_INCLUDE_DIR the build checks every index below against the official header (ort_abi_check.cpp).
 #pragma once
 
 #include <cstddef>
@@ -11,7 +10,7 @@
 
 namespace echovlm::ort {
 
-constexpr std::uint32_t kApiVersion = 24;  // the oldest that has every slot below (ONNX Runtime 1.24)
+constexpr std::uint32_t kApiVersion = 24;  // the oldest version that has every slot below (ONNX Runtime 1.24)
 
 struct Status;          // OrtStatus: null is success
 struct SessionOptions;  // OrtSessionOptions

@@ -1,4 +1,4 @@
-// Compiled where ONNXRUNTIME_INCLUDE_DIR is given: every place that ort_abi.hpp declares against the official header.
+// Compiled if ONNXRUNTIME_INCLUDE_DIR is given: checks every index that ort_abi.hpp declares against the official header.
 #include <onnxruntime_c_api.h>
 
 #include "ort_abi.hpp"

@@ -1,4 +1,4 @@
-// The library's face to ONNX Runtime: echovlm::DualPathMoE and echovlm::BlockQuantLinear, version 1.
+// Registers the custom operators echovlm::DualPathMoE and echovlm::BlockQuantLinear, version 1, with ONNX Runtime.
 #include <memory>
 #include <mutex>
 
@@ -131,20 +131,20 @@ const CustomOp& custom_op() {
 }  // namespace
 }  // namespace echovlm::ort
 
-// What SessionOptions.register_custom_ops_library looks for.
+// The function that SessionOptions.register_custom_ops_library calls.
 extern "C" ECHOVLM_EXPORT echovlm::ort::Status* RegisterCustomOps(echovlm::ort::SessionOptions* options,
                                                                  const echovlm::ort::ApiBase* base) {
   using namespace echovlm::ort;
   const Api* api = base->get_api(kApiVersion);
   if (!api) {
-    // Version 1 has the slots that say so.
+    // Version 1 of the API suffices to report the error.
     const Api* oldest = base->get_api(1);
     const std::string message = std::string("echovlm's operators need ONNX Runtime 1.") + std::to_string(kApiVersion) +
                                 " or later, and this is " + base->get_version() + ".";
     return oldest ? oldest->get<Api::CreateStatus>()(kFail, message.c_str()) : nullptr;
   }
   return guarded(*api, [&] {
-    // One domain for the life of the process: sessions refer to it, and nothing says when the last of them is gone.
+    // One domain for the life of the process: sessions refer to it, and we are not told when the last one ends.
     static CustomOpDomain* domain = nullptr;
     static std::once_flag once;
     std::call_once(once, [&] {

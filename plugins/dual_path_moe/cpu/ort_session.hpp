@@ -1,4 +1,4 @@
-// A node's attributes, a call's tensors and its threads, as the operators read them from ONNX Runtime.
+// Reads a node's attributes, and a call's tensors and threads, from ONNX Runtime.
 #pragma once
 
 #include <stdexcept>
@@ -12,12 +12,12 @@
 
 namespace echovlm::ort {
 
-// What ONNX Runtime itself reported, to be handed back as it is.
+// An error that ONNX Runtime reported; it is returned to ONNX Runtime unchanged.
 struct Failure {
   Status* status;
 };
 
-// A bad_alloc must reach ONNX Runtime as a status, too; so must anything else thrown in a callback.
+// Runs `work` and returns its exception as a status: no exception, not even bad_alloc, may leave a callback.
 template <class Work>
 Status* guarded(const Api& api, Work&& work) noexcept {
   try {
@@ -41,7 +41,7 @@ class Attributes {
  public:
   Attributes(const Api& api, const KernelInfo* info) : api_(api), info_(info) {}
 
-  // Throws std::invalid_argument where the node has no such attribute.
+  // Throws std::invalid_argument if the node has no such attribute.
   std::int64_t integer(const char* name) const {
     std::int64_t value = 0;
     require(name, api_.get<Api::KernelInfoGetAttributeInt64>()(info_, name, &value));
@@ -97,7 +97,7 @@ class Call {
     ort::call<Api::KernelContextGetInputCount>(api_, static_cast<const KernelContext*>(context_), &inputs_);
   }
 
-  // Null data where an optional input is absent.
+  // The data is null if an optional input is absent.
   Tensor input(std::size_t index) const {
     Tensor tensor;
     if (index >= inputs_) return tensor;
@@ -166,7 +166,7 @@ class Call {
   std::size_t inputs_ = 0;
 };
 
-// ONNX Runtime's own pool, so that two pools never fight for the cores.
+// ONNX Runtime's own thread pool: a second pool would compete for the same cores.
 class SessionThreads final : public Threads {
  public:
   SessionThreads(const Api& api, const KernelContext* context) : api_(api), context_(context) {}

@@ -1,4 +1,4 @@
-// Threads made for one call: what the library uses outside ONNX Runtime (tests, sanitizers, measurements).
+// Threads created for one call, for use without ONNX Runtime (tests, sanitizers, benchmarks).
 #pragma once
 
 #include <thread>

@@ -1,18 +1,21 @@
-// Few tokens: rows read in straight lines against activations that lie ready in the scratch, in the vectors that a vector of
-// packed weights unpacks to (Isa::parts: 4 bits give low and high nibbles). A vector holds 4 * lanes packed bytes of one row, so
-// lane i meets k = 8i .. 8i+7 (4 bits) or 4i .. 4i+3 (8 bits).
+// Product for few tokens, row by row: each row of weights is read sequentially and multiplied by activations that were rearranged into
+// the scratch memory first. A vector has 4 * lanes packed bytes of one row; lane i gets k = 8i .. 8i+7 (4 bits) or 4i .. 4i+3 (8 bits):
+//
+//   packed weights, 4 bits:   | lane 0: k .. k+7           | lane 1: k+8 .. k+15          | ... | lane lanes-1 |
+//   unpacked, part 0 (low):   | k    k+2  k+4  k+6         | k+8  k+10  k+12  k+14        | ...                     times activations
+//   unpacked, part 1 (high):  | k+1  k+3  k+5  k+7         | k+9  k+11  k+13  k+15        | ...                     in the same order
 //
 //   sum over k of w x  =  sum over blocks of  scale_w scale_x (stored . x)  +  scale_w (-zero scale_x sum(x))
 //
-// The second part needs no weight but its scales: it is a short product of its own, a vector of blocks at a time. So are the
-// products of scales, which lie token by token, but block by block where there are as many tokens as lanes.
+// The second term needs only the weights' scales, so it is computed first, for a vector of blocks at a time, together with the products
+// scale_w scale_x. Those are stored [token][block], or [block][token] if there are as many tokens as lanes.
 //
-// K is cut into equal stretches, so short that the activations of Isa::row_tokens tokens fit half of a first-level cache; sums
-// wait in the scratch from one to the next. A pass of fewer tokens takes as many more stretches of a row before the next row.
+// K is divided into equal stretches, short enough that the activations of Isa::row_tokens tokens fit half of the L1 cache; the sums
+// are kept in the scratch memory between stretches. A pass with fewer tokens covers more stretches of a row before the next row.
 //
-// One row at a time while the activations fit the first-level cache beside the stream: one stream is what memory answers
-// fastest. Four rows at a time beyond, because activations that come back from the second level wait behind the weights
-// that come from memory, and four rows share that way.
+// While the activations fit the L1 cache next to the weights, one row is read at a time, because a single stream gets the most
+// bandwidth. With more activations, four rows are read at a time: activations then come from the L2 cache, where they queue behind
+// weights from memory, and four rows share each load of activations.
 #pragma once
 
 #include "block_weights.hpp"
@@ -24,7 +27,7 @@ namespace {
 template <class Isa>
 struct RowProduct {
   static constexpr std::size_t kBytes = 4 * Isa::lanes;
-  static constexpr std::size_t kActivationBytes = 16 * 1024;  // of all tokens of a pass
+  static constexpr std::size_t kActivationBytes = 16 * 1024;  // for all tokens of a pass
   static constexpr std::size_t kBytesOfOneRow = 10 * 1024;
   static constexpr int kRowsAtOnce = 4;
   static constexpr std::size_t kRowsOfSums = 128;
@@ -42,11 +45,11 @@ struct RowProduct {
   template <int M>
   static constexpr int stretches_of_pass = Isa::row_tokens / M;
 
-  // A stretch of K for M tokens, in the scratch.
+  // A stretch of K for M tokens, in the scratch memory.
   struct Stretch {
-    std::size_t first_byte, first_block;  // of a row of the weights
+    std::size_t first_byte, first_block;  // within a row of the weights
     std::size_t values, block, blocks, padded_blocks;
-    std::uint8_t* x;  // by vector and token
+    std::uint8_t* x;  // [vector][token][part]
     float *x_scales, *corrections, *scales, *weight_scales;
   };
 
@@ -54,8 +57,8 @@ struct RowProduct {
   struct Pass {
     RowPart part;
     int count;
-    bool first, last;  // of a row
-    float* sums;       // by row and token, from one pass to the next
+    bool first, last;  // whether it is the first or last pass over a row
+    float* sums;       // [row][token][lane], kept between passes
     Stretch stretches[stretches_of_pass<M>];
   };
 
@@ -64,7 +67,7 @@ struct RowProduct {
     return by_block<M> ? block * M + m : m * x.padded_blocks + block;
   }
 
-  // The `index`-th stretch of a pass.
+  // Prepares the `index`-th stretch of a pass.
   template <int Bits, int M>
   static Stretch prepare(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values,
                          std::size_t block, int index, std::uint8_t* scratch) {
@@ -95,8 +98,8 @@ struct RowProduct {
     return made;
   }
 
-  // A row's scales in floats, zeros behind them to the end of the last vector. Asks for those of the rows that come next: a row
-  // waits for its scales before anything else, and a hardware prefetcher takes no notice of one or two lines a row.
+  // Loads a row's scales as floats, padded with zeros to a whole vector. Prefetches the scales of the next rows: a row cannot start
+  // without its scales, and hardware prefetchers do not detect one or two cache lines per row.
   static ECHOVLM_INLINE void load_scales(const BlockWeights& w, std::size_t row, const Stretch& x, float* to) {
     const std::size_t at = row * w.scale_stride + x.first_block, width = w.half_scales ? 2 : 4;
     const std::uint8_t* ahead = static_cast<const std::uint8_t*>(w.scales) + (at + kRowsAtOnce * w.scale_stride) * width;
@@ -109,7 +112,8 @@ struct RowProduct {
     }
   }
 
-  // The products of a row's scales with the tokens', in the `place`-th of the rows read together; corrections go into the sums.
+  // Computes scale_w * scale_x for one row and all tokens, for the `place`-th of the rows read together, and adds the zero-point
+  // corrections to the sums.
   template <int Bits, int M>
   static ECHOVLM_INLINE void scale_row(const BlockWeights& w, std::size_t r, const Stretch& x, int place,
                                        typename Isa::Float (&sums)[M]) {
@@ -131,8 +135,8 @@ struct RowProduct {
       for (std::size_t b = 0; b < x.blocks; ++b) multiply(b * M, Isa::broadcast(weight_scales[b]));
   }
 
-  // A stretch of R rows from `r` on, a block of V vectors at a time: one scale serves all their lanes. It comes by value, as
-  // the pass does: vectors that are stored may alias anything, so that behind a reference fields would be read at every step.
+  // Multiplies a stretch of R rows from `r` on, where a block is V whole vectors: all lanes have the same scale. Structs are passed by
+  // value: vector stores may alias anything, so the compiler would reload the fields of a reference at every step.
   template <int Bits, int R, int M, int V>
   static ECHOVLM_INLINE void wide_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const RowPart part,
                                           typename Isa::Float (&sums)[R][M]) {
@@ -151,7 +155,7 @@ struct RowProduct {
         each<V>([&](auto v) ECHOVLM_LAMBDA {
           if constexpr (v.value * kBytes % 64 == 0) ahead.ask(row.value * w.row_bytes, at + v.value * kBytes);
           auto packed = Isa::load(from + v.value * kBytes);
-          Isa::keep(packed);  // or it is read again for each part
+          Isa::keep(packed);  // keeps it in a register: the compiler would load it again for each part
           Isa::template unpack<Bits>(packed, stored[v.value]);
         });
         each<M>([&](auto m) ECHOVLM_LAMBDA {
@@ -171,7 +175,7 @@ struct RowProduct {
     }
   }
 
-  // A stretch of a row where a vector holds several blocks: each lane has its block's scale.
+  // Multiplies a stretch of a row where a vector spans several blocks: each lane gets its own block's scale.
   template <int Bits, int M>
   static ECHOVLM_INLINE void narrow_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const RowPart part,
                                             typename Isa::Float (&sums)[M]) {
@@ -207,7 +211,7 @@ struct RowProduct {
     }
   }
 
-  // A pass over R rows from `r` on; V is 0 where a block is narrower than a vector.
+  // Runs a pass over R rows from `r` on; V is 0 if a block is narrower than a vector.
   template <int Bits, int R, int M, int V>
   static void pass_rows(const BlockWeights& w, std::size_t r, const Pass<M>& pass, float* const* out) {
     typename Isa::Float sums[R][M];
@@ -247,9 +251,9 @@ struct RowProduct {
   template <int Bits, int M>
   static void tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, std::size_t i,
                      const Accumulator& c, std::uint8_t* scratch) {
-    constexpr std::size_t step = values_per_vector<Bits>, longest = 128 / step;  // vectors of a block
+    constexpr std::size_t step = values_per_vector<Bits>, longest = 128 / step;  // vectors of the largest block
     constexpr std::size_t most = kActivationBytes * 8 / (Isa::row_tokens * Isa::template parts<Bits> * Bits);
-    constexpr std::size_t unit = 128 * Isa::lanes;  // whole vectors of blocks
+    constexpr std::size_t unit = 128 * Isa::lanes;  // a stretch has whole vectors of block scales
     const std::size_t stretches = (w.k + most - 1) / most;
     const std::size_t even = ((w.k + stretches - 1) / stretches + unit - 1) / unit * unit;
     static_assert(most % unit == 0);

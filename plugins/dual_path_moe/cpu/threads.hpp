@@ -1,4 +1,4 @@
-// Work shared out one task at a time, over threads that somebody else owns.
+// Distributes tasks one at a time over the threads of a thread pool.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +9,19 @@
 namespace echovlm {
 
 constexpr std::size_t kMaxWorkers = 64;
-constexpr std::size_t kPlenty = 4;  // tasks for each worker
+constexpr std::size_t kPlenty = 4;  // tasks left per worker
 
-// Calls `work(data, i)` for every i below `count`, on as many threads as there are, and returns when all are done.
+// Calls `work(data, i)` for every i below `count` on the pool's threads, and returns when all calls have returned.
 class Threads {
  public:
   virtual ~Threads() = default;
   virtual void run(std::size_t count, void (*work)(void*, std::size_t), void* data) const = 0;
 };
 
-// Calls body(task, worker, following) for every task; a worker's number is below kMaxWorkers and belongs to one thread at a time.
-// Each thread takes a task when it is done with one, so that a slow core does not hold up the rest. While there are plenty it
-// takes `following` before it begins, and can ask for its memory in time; later `following` is no task, but `tasks` or above.
+// Calls body(task, worker, following) for every task. A worker number is below kMaxWorkers and used by one thread at a time.
+// A thread takes its next task when it has finished one, so that a slow core does not delay the others. While at least kPlenty tasks per
+// worker are left, it reserves the next task, `following`, before it runs `task`, so that body can prefetch its weights. Near the end
+// nothing is reserved, and `following` is `tasks` or larger.
 template <class Body>
 void for_each_task(const Threads& threads, std::size_t tasks, Body&& body) {
   struct Shared {

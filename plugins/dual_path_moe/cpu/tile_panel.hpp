@@ -1,11 +1,11 @@
-// Many tokens: rows unpacked into a panel that the first-level cache holds, then tiles of tokens by rows in registers.
+// Product for many tokens: unpacks rows into a panel that fits the L1 cache, then multiplies it in register tiles of tokens by rows.
 //
 //   panel, one step of K (4 values):   | row 0: k k+1 k+2 k+3 | row 1: k .. k+3 | ... | row lanes-1 |   x panel_vectors
 //   one activation word, broadcast:    | k k+1 k+2 k+3        | the same        | ...
 //
-// Isa::dot of the two adds four products to each row's int32 sum, which is scaled into a float one at the end of a block. A packed
-// 4-bit word of a row gives two steps: its low nibbles (even k) and its high ones (odd k); the activations are stored in that
-// order.
+// Isa::dot of the two adds four products to each row's int32 sum. At the end of a block the sum is scaled and added to a float32 sum.
+// A 32-bit word of packed 4-bit weights gives two steps, its low nibbles (even k) and its high nibbles (odd k); the activations are
+// stored in that order.
 #pragma once
 
 #include "block_weights.hpp"
@@ -13,9 +13,9 @@
 namespace echovlm {
 namespace {
 
-constexpr std::size_t kPanelBytes = 16 * 1024;  // half of a first-level cache
+constexpr std::size_t kPanelBytes = 16 * 1024;  // half of the L1 cache
 
-// The scales of `blocks` blocks of each of `rows` rows, by block and row; zeros where there is no such row.
+// Copies the scales of `blocks` blocks of `rows` rows to [block][row]; zeros for rows past the last.
 inline void transpose_scales(const BlockWeights& w, std::size_t row0, std::size_t rows, std::size_t block0, std::size_t blocks,
                              float* to) {
   for (std::size_t r = 0; r < rows; ++r) {
@@ -32,9 +32,9 @@ inline void transpose_scales(const BlockWeights& w, std::size_t row0, std::size_
   }
 }
 
-// Asks for weights before a panel wants them: its many rows are more streams than a hardware prefetcher follows. Runs of
-// several lines of a row, because memory answers neighbours faster; a few lines at a time between products, because a processor
-// that has asked for too many at once waits.
+// Prefetches weights for the next panels: a panel has more rows than a hardware prefetcher can follow as streams. It prefetches runs of
+// several adjacent cache lines of a row, which memory delivers faster, and only a few lines between products, because a processor with
+// too many outstanding loads stalls.
 class Prefetch {
  public:
   Prefetch(const BlockWeights& w, std::size_t panel_rows)
@@ -48,16 +48,17 @@ class Prefetch {
     rest();
   }
 
-  // As many bytes of every row of a panel are about to be taken: keeps the distance.
+  // Adds `bytes` per row of a panel to what is still to be prefetched; called when as many bytes are about to be unpacked, so that the
+  // prefetch distance stays the same.
   void owe(std::size_t bytes) { owed_ += bytes * panel_rows_ / kLine; }
 
-  // From now on what is owed is asked for in so many shares.
+  // Divides what is still to be prefetched into `shares` equal shares.
   void divide(std::uint32_t shares) { share_ = (static_cast<std::uint32_t>(owed_) + shares - 1) / shares; }
 
-  // The next of them.
+  // Prefetches the next share.
   void share() { ask(share_ < owed_ ? share_ : owed_); }
 
-  // All that is owed.
+  // Prefetches everything that is left.
   void rest() { ask(owed_); }
 
  private:
@@ -84,7 +85,7 @@ class Prefetch {
     begin_run();
   }
 
-  // Past the last row there is nothing to ask for: the first row's memory is asked for again.
+  // Past the last row there is nothing to prefetch: the first row is prefetched again, which is harmless.
   void begin_run() {
     const std::size_t row = panel_ + row_ < w_.rows ? panel_ + row_ : 0, offset = run_ * kRun, left = row_bytes_ - offset;
     next_ = w_.values + row * w_.row_bytes + offset;
@@ -99,15 +100,15 @@ class Prefetch {
   const std::uint8_t *next_ = nullptr, *end_of_run_ = nullptr;
 };
 
-// Some rows' blocks from `block0` on, unpacked: K from `k0` on.
+// An unpacked panel: kRows rows from `row0` on, `blocks` blocks from `block0` on (K from `k0` on).
 struct PanelChunk {
   const std::uint8_t* panel;
-  const float* scales;  // by block and row
+  const float* scales;  // [block][row]
   std::size_t row0, k0, block, block0, blocks;
 };
 
-// Unpacks each kRows rows by chunk of K, then multiplies. `Panel` lays out kRows bytes for a value of K. No 64-bit division
-// is made for a chunk or a tile: there are processors on which one takes as long as a tile's block.
+// Unpacks kRows rows at a time, one chunk of K after another, and multiplies each chunk. `Panel` defines the layout. There is no 64-bit
+// division per chunk or tile: on some processors one takes as long as a block of a tile.
 template <class Panel>
 void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
@@ -141,7 +142,7 @@ struct TilePanel {
   static constexpr std::size_t kVectors = Isa::panel_vectors;
   static constexpr std::size_t kRows = Isa::lanes * kVectors;
 
-  // Word i of every row, as one or two steps of the panel.
+  // Stores 32-bit word i of every row as one step of the panel (8 bits) or two (4 bits).
   template <int Bits>
   static ECHOVLM_INLINE void store_word(typename Isa::Bytes word, std::size_t i, std::uint8_t* to) {
     if constexpr (Bits == 4) {
@@ -176,14 +177,14 @@ struct TilePanel {
     }
   }
 
-  // M tokens against a panel: integer sums for each block, which are scaled into float sums.
+  // Multiplies a panel by M tokens: int32 sums per block, which are scaled and added to float32 sums.
   template <int Bits, int M>
   static void tile(const PanelChunk& chunk, const QuantizedTokens& x, const std::uint32_t* tokens, float* const* out) {
     constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
     const std::uint8_t* weights = chunk.panel;
     const float* scales = chunk.scales;
     const std::int8_t* values[M];
-    std::size_t place[M];  // of a token's scale and sum
+    std::size_t place[M];  // index of a token's scale and sum of its first block
     typename Isa::Float totals[M][kVectors];
     each<M>([&](auto m) ECHOVLM_LAMBDA {
       values[m.value] = x.values + tokens[m.value] * x.stride + chunk.k0;
@@ -197,7 +198,7 @@ struct TilePanel {
         const auto begin = Isa::set_int(-zero * x.sums[place[m.value] + b]);
         each<kVectors>([&](auto v) ECHOVLM_LAMBDA { sums[m.value][v.value] = begin; });
       });
-      // Two steps at a time: a processor that takes up four instructions at once has none to spare for the loop.
+      // Two steps per iteration: a processor that issues four instructions per cycle has no slot left for loop overhead.
       for (const std::size_t end = step + chunk.block / 4; step < end; step += 2, weights += 2 * kVectors * kBytes) {
         each<2>([&](auto half) ECHOVLM_LAMBDA {
           typename Isa::Bytes weight[kVectors];

@@ -1,4 +1,4 @@
-// Memory that a call works in: it grows to the largest call seen and is then used again, one workspace per concurrent call.
+// Reusable temporary memory, one workspace per concurrent call. It grows to the largest call so far.
 #pragma once
 
 #include <array>
@@ -36,20 +36,20 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
-// A stretch of inner values of one group for some of its tokens.
+// Computes a range of one group's inner values for some of its tokens.
 struct InnerTask {
   std::uint32_t group, first_inner, inner, first, count;
 };
 
 struct Workspace {
   Buffer x_values, x_scales, x_sums;              // quantized input
-  Buffer inner_values, inner_scales, inner_sums;  // what SwiGLU gives, quantized or float
+  Buffer inner_values, inner_scales, inner_sums;  // output of SwiGLU, quantized or float
   Buffer logits, group_weights, token_lists, list_counts;
   std::vector<InnerTask> tasks;
   std::array<Buffer, kMaxWorkers> workers;
 };
 
-// Workspaces for every operator in the process: as many exist as calls have ever run at once.
+// Workspaces for all operators in the process: as many as calls have ever run concurrently.
 class WorkspacePool {
  public:
   class Lease {
@@ -74,7 +74,7 @@ class WorkspacePool {
   std::unique_ptr<Workspace> take() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (free_.empty()) {
-      free_.reserve(++made_);  // so that giving back never allocates
+      free_.reserve(++made_);  // so that give_back never allocates
       return std::make_unique<Workspace>();
     }
     auto workspace = std::move(free_.back());

@@ -18,7 +18,7 @@ class Shape:
     """One operator's sizes, as the kernels take them.
 
     Raises:
-        ValueError: sizes that README.md's section "What is taken" excludes.
+        ValueError: sizes that README.md's section "What the kernels accept" excludes.
     """
 
     hidden: int

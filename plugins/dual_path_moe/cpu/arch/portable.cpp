@@ -1,4 +1,4 @@
-// Plain C++, four lanes: what any processor runs, and the kernel that sanitizers see through.
+// Plain C++ with four lanes: runs on any processor, and lets sanitizers check every access.
 #include "dispatch.hpp"
 #include "kernel_table.hpp"
 

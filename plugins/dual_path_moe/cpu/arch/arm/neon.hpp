@@ -1,4 +1,4 @@
-// NEON with the dot-product instruction (ARMv8.2): sdot adds four signed products to each of four lanes.
+// NEON with the dot-product instruction (ARMv8.2): sdot adds four signed int8 products to each of four int32 lanes.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,4 +1,4 @@
-// ARMv8.6 with int8 matrix products: smmla multiplies two rows by two tokens over eight values of K, twice sdot's work.
+// ARMv8.6 with int8 matrix products: smmla multiplies two rows by two tokens over eight values of K, twice the work of sdot.
 //
 //   panel, eight values of K:  | row 0: k .. k+7 | row 1: k .. k+7 |  x 4 pairs of rows
 //   activations:               | token 0: k .. k+7 | token 1: k .. k+7 |
@@ -20,7 +20,7 @@ struct MatrixPanel {
     for (std::size_t pair = 0; pair < kPairs; ++pair) {
       for (std::size_t at = 0; at < bytes; at += 16) {
         const std::size_t valid = bytes - at < 16 ? bytes - at : 16;
-        int64x2_t eights[2][4];  // of each row, in order
+        int64x2_t eights[2][4];  // each row's groups of eight values, in order
         for (std::size_t r = 0; r < 2; ++r) {
           const std::size_t row = row0 + 2 * pair + r;
           const std::uint8_t* p = w.values + row * w.row_bytes + k0 * Bits / 8 + at;
@@ -46,7 +46,7 @@ struct MatrixPanel {
     }
   }
 
-  // P pairs of tokens; the last token is there twice where their number is odd.
+  // Multiplies P pairs of tokens; if their number is odd, the last token is used twice.
   template <int Bits, int P>
   static void tile(const std::uint8_t* panel, const float* scales, std::size_t values, const QuantizedTokens& x,
                    std::size_t k, std::size_t block, const std::uint32_t* tokens, std::size_t count, float* const* out) {

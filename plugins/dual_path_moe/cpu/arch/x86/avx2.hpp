@@ -10,12 +10,18 @@
 namespace echovlm {
 namespace {
 
-// Rows without VNNI, by pairs of products. 4-bit weights: 16-bit sums, of which a block's four stay below
-// 4 * 2 * 15 * 127 = 15,240. 8-bit ones reach 2 * 127 * 127 with a pair: both sides are widened to 16 bits, even values and
-// odd ones apart, so that each lane keeps its own four values of K.
+// Dot products without VNNI, from instructions that add pairs of products.
+//
+// 4-bit weights: maddubs adds pairs into 16-bit lanes; a block adds four of them, at most 4 * 2 * 15 * 127 = 15,240, which fits.
+// 8-bit weights: a pair reaches 2 * 127 * 127, which may overflow 16 bits. Both operands are widened to 16 bits first, even and odd
+// values separately, so that each 32-bit lane still sums the same four values of K:
+//
+//   bytes of a lane:    | k | k+1 | k+2 | k+3 |
+//   parts[0], 16 bits:  | k       | k+2       |
+//   parts[1], 16 bits:  | k+1     | k+3       |
 template <class Isa>
 struct PairDots {
-  static constexpr int sums_in_flight = 4;  // of an addition that takes one cycle
+  static constexpr int sums_in_flight = 4;  // independent sums; the addition has a latency of one cycle
 
   template <int Bits>
   static constexpr int parts = 2;
@@ -59,8 +65,8 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   using Float = __m256;
   static constexpr int lanes = 8;
   static constexpr int panel_vectors = 2;
-  static constexpr int tile_tokens = 6;  // 12 registers of 16; two of weights and a word
-  // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
+  static constexpr int tile_tokens = 6;  // 6 tokens x 2 vectors: 12 of 16 registers; 2 for weights, 1 for activations
+  // Without VNNI the row product is faster for any number of tokens: its sums stay in 16 bits for a whole block of 4-bit weights.
   static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber, row_tokens = 8;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 4096;
@@ -122,14 +128,20 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
   }
-  // Each of `count` scales in as many lanes as its block has.
+  // Repeats each of `count` scales in all lanes of its block:  s0 s1 ..  ->  s0 s0 s1 s1 ..  for 2 lanes per block.
   static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
     const Int lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const int shift = lanes_of_block == 4 ? 2 : 1;
     return _mm256_permutevar8x32_ps(load_some_floats(scales, count), _mm256_srl_epi32(lane, _mm_cvtsi32_si128(shift)));
   }
 
-  // words[row] lane w becomes words[w] lane row: pairs, fours, then halves of the register change places.
+  // Transposes an 8 x 8 matrix of 32-bit words: words[row] lane w becomes words[w] lane row. Within each 128-bit half, pairs of rows are
+  // interleaved by 32-bit words, then by 64-bit words; last, the halves of the registers are exchanged.
+  //
+  //   a b c d          a e b f          a e i m
+  //   e f g h    ->    c g d h    ->    b f j n         (one 4 x 4 part)
+  //   i j k l          i m j n          c g k o
+  //   m n o p          k o l p          d h l p
   static void transpose(Bytes (&words)[8]) {
     Bytes t[8], u[8];
     for (int i = 0; i < 8; i += 2) {

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: vpdpbusd multiplies unsigned weights by signed activations, 64 products an instruction.
+// AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned weights by signed activations and adds groups of four to 16 int32 lanes.
 #include <immintrin.h>
 
 #include "dispatch.hpp"
@@ -12,13 +12,14 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   using Int = __m512i;
   using Float = __m512;
   static constexpr int lanes = 16;
-  static constexpr int panel_vectors = 2;  // 6 tokens x 2 vectors, of sums and of totals; 2 of weights and a word: 27 of 32 registers
+  // Registers: 6 tokens x 2 vectors of sums and as many of totals, 2 of weights, 1 of activations: 27 of 32.
+  static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 6;
   static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
   static constexpr std::size_t prefetch_bytes = 4096;
   static constexpr int prefetch_level = 3;
-  static constexpr int zero4 = 8, zero8 = 128;  // what stored weights are above their values
+  static constexpr int zero4 = 8, zero8 = 128;  // zero points: stored weight minus its value
 
   static Bytes load(const void* p) { return _mm512_loadu_si512(p); }
   static Bytes load_some(const void* p, std::size_t bytes) {
@@ -46,8 +47,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static Int set_int(std::int32_t value) { return _mm512_set1_epi32(value); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
-    // Not _mm512_dpbusd_epi32: GCC 12 changes the type of every sum before and after it, and the copies cost twice the
-    // registers, so that the tile's sums would live in memory.
+    // Not _mm512_dpbusd_epi32: GCC 12 copies every sum before and after it to change its type, which takes twice the registers and
+    // would spill the tile's sums to memory.
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
     return sum;
   }
@@ -67,9 +68,13 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static void store_floats(float* p, Float v) { _mm512_storeu_ps(p, v); }
   static float sum(Float v) { return _mm512_reduce_add_ps(v); }
 
-  // Piece q of rows[r] becomes piece r of rows[q].
+  // Transposes an 8 x 8 matrix of 8-byte pieces: piece q of rows[r] becomes piece r of rows[q].
+  //
+  //   rows[0]: | r0 p0 | r0 p1 | ... | r0 p7 |          rows[0]: | r0 p0 | r1 p0 | ... | r7 p0 |
+  //   rows[1]: | r1 p0 | r1 p1 | ... | r1 p7 |    ->    rows[1]: | r0 p1 | r1 p1 | ... | r7 p1 |
+  //   ...
   static void interleave(Bytes (&rows)[8]) {
-    Bytes pairs[2][4];  // even pieces of two rows, odd ones
+    Bytes pairs[2][4];  // even pieces of two rows alternating, and odd pieces
     each<4>([&](auto i) ECHOVLM_LAMBDA {
       pairs[0][i.value] = _mm512_unpacklo_epi64(rows[2 * i.value], rows[2 * i.value + 1]);
       pairs[1][i.value] = _mm512_unpackhi_epi64(rows[2 * i.value], rows[2 * i.value + 1]);
@@ -91,16 +96,19 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   }
   static Bytes as_bytes(Float v) { return _mm512_castps_si512(v); }
   static Float as_floats(Bytes v) { return _mm512_castsi512_ps(v); }
-  // Of each four lanes: the sums of a's two pairs, then of b's.
+  // Adds adjacent lanes and merges both vectors; for each four lanes:
+  //
+  //   a: | a0 | a1 | a2 | a3 |   b: | b0 | b1 | b2 | b3 |   ->   | a0+a1 | a2+a3 | b0+b1 | b2+b3 |
   static Int add_pairs(Int a, Int b) {
     const Float x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
   }
 
-  // Of 16 vectors the sums of all their lanes, in their order. `rows(i)` makes the i-th: few are there at a time.
+  // Returns the sums of all lanes of 16 vectors: lane i has the sum of vector i. `rows(i)` computes vector i only when it is needed, so
+  // that few are in registers at a time.
   template <class Rows>
   static Int add_lanes(Rows&& rows) {
-    Int fours[4];  // of each quarter of a register: the sums of four rows
+    Int fours[4];  // partial sums of four rows each, in every 128-bit quarter
     each<4>([&](auto four) ECHOVLM_LAMBDA {
       Int pairs[2];
       each<2>([&](auto i) ECHOVLM_LAMBDA {
@@ -117,7 +125,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
   }
 
-  // words[row] lane w becomes words[w] lane row: pairs, fours, then quarters of the register change places.
+  // Transposes a 16 x 16 matrix of 32-bit words: words[row] lane w becomes words[w] lane row. As in avx2.hpp, rows are
+  // interleaved by 32-bit, then by 64-bit words within each 128-bit quarter; last, the quarters of the registers are exchanged.
   static void transpose(Bytes (&words)[16]) {
     Bytes t[16], u[16];
     each<8>([&](auto pair) ECHOVLM_LAMBDA {
