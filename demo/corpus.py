@@ -15,7 +15,7 @@ from echovlm_edge.runtime.contracts.tasks import Language, Region
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report says; None where it does not say it, or not in words that are known."""
+    """What a report says; None if it does not say it, or not in words that are known."""
 
     region: Region | None
     kind: str | None

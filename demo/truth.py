@@ -29,7 +29,7 @@ class Finding:
 
     Attributes:
         kind: its name; `normal` for none.
-        size_mm: the smallest and largest that are drawn, or None where a size is not reported.
+        size_mm: the smallest and largest that are drawn, or None if a size is not reported.
         margins: how its edge may look; empty where that is not reported.
         echogenicity: what a report calls its brightness.
     """
@@ -141,8 +141,8 @@ class Truth:
     Attributes:
         region: where it was taken.
         kind: the finding's, `normal` for none.
-        side: of the body or the liver's lobe; None where the region has no sides.
-        size_mm: the finding's largest extent as drawn, or None where it has none.
+        side: of the body or the liver's lobe; None if the region has no sides.
+        size_mm: the finding's largest extent as drawn, or None if it has none.
         margin: `smooth` or `irregular`, empty where that is not reported.
         echogenicity: of the finding.
         probe: what it was taken with.

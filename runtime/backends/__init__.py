@@ -1,4 +1,4 @@
-"""Backends run a bundle's parts: one small interface, one file per engine kind."""
+"""Define the interface of backends, which run a bundle's parts; there is one file per kind of engine."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memo
 
 
 class When(Enum):
-    """When memory is taken."""
+    """When memory is allocated."""
 
     START = "at start"
     USED = "as used"

@@ -22,7 +22,7 @@ from echovlm_edge.runtime.resources.system_files import memory_info
 
 
 class DeviceFailed(RuntimeError):
-    """A CUDA call failed in a way that the user cannot fix: this process can no longer use the device."""
+    """A CUDA call failed and the user cannot fix it: this process can no longer use the device."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class CudaDevice:
         return CudaStaging(np.ctypeslib.as_array(block))
 
     def new_stream(self) -> CudaStream:
-        """Make a stream that waits for no other."""
-        # Not the default stream: it waits for all others and they for it, and TensorRT advises against it.
+        """Make a stream that does not synchronize with other streams."""
+        # Not the default stream, because it synchronizes with all others, and TensorRT advises against it.
         handle = self.call("cuStreamCreate", self.cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
         stream = CudaStream(self, handle)
         weakref.finalize(stream, self.release, "cuStreamDestroy", handle)

@@ -154,19 +154,22 @@ class Region:
 
 
 class Arena:
-    """A block of device memory and its page-locked twin for one stream: cut by each call, replaced when a call needs more."""
+    """A block of device memory and one of page-locked host memory for one stream. Each call divides them into tensors.
 
-    ALIGNMENT = 256  # bytes: what cuMemAlloc itself gives, and so what engines may expect of every tensor
+    Both blocks have the same layout. They are replaced when a call needs more memory.
+    """
+
+    ALIGNMENT = 256  # bytes: the alignment of cuMemAlloc, which engines may expect of every tensor
 
     def __init__(self, device: Device, stream: Stream) -> None:
-        """Nothing is allocated yet."""
+        """Allocate nothing yet."""
         self._device, self._stream = device, stream
         self._size = self._used = 0
         self._memory: Memory | None = None
         self._staging: Staging | None = None
 
     def cut(self, tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, Region]:
-        """Regions for named tensors of a type, as bundle.json spells it, and a shape. Those of the call before are void."""
+        """Reserve regions for named tensors of a type, as bundle.json spells it, and a shape. Earlier regions become invalid."""
         sizes = {name: numpy_dtype(dtype).itemsize * int(np.prod(shape)) for name, (dtype, shape) in tensors.items()}
         offsets, end = {}, 0
         for name, size in sizes.items():

@@ -25,7 +25,7 @@ class ProfiledBackend(Protocol):
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
         """Return every run of each part since the backend was opened, by part; to be called once.
 
-        The result is empty where the backend was not opened with `profile`.
+        The result is empty if the backend was not opened with `profile`.
         """
         ...
 

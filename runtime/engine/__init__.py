@@ -7,7 +7,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """The name of version 0.1, with a warning that says where it is now."""
+    """Return a name of version 0.1, with a warning that says where it is now."""
     if name != "ReportEngine":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(

@@ -1,4 +1,4 @@
-"""Where one request's time goes: spans of work, in which each moment is counted once."""
+"""Measure where one request's time goes: spans of work, in which each moment is counted once."""
 
 from __future__ import annotations
 

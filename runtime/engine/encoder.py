@@ -1,4 +1,4 @@
-"""Images to embeddings, concurrently with the decoder: one thread encodes them in turn, and a cached image costs nothing."""
+"""Encode images in one thread, concurrently with the decoder; embeddings are cached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Embedded:
-    """One image's embeddings, float32 [m, hidden_size], and when each of its stages ended, by time.perf_counter.
+    """One image's embeddings, float32 [m, hidden_size], and the time.perf_counter at which each of its stages ended.
 
     The first stage began at `started`. Cached embeddings have no stages.
     """
@@ -37,7 +37,7 @@ class Embedded:
 
 @dataclass(eq=False)
 class _Job:
-    """One image to encode, for all requests of a scope that asked for it while it waited."""
+    """One image to encode, for all requests of a scope that want it before it is encoded."""
 
     scope: str
     frame: Frame
@@ -101,7 +101,7 @@ class Encoder:
             _settle(job.done, Unavailable(self._closed))
 
     def seconds_in_turn(self) -> float:
-        """Return how long the current image has been running, in seconds; 0 where there is none."""
+        """Return how long the current image has been running, in seconds; 0 if there is none."""
         started = self._job_started
         return time.monotonic() - started if started is not None else 0.0
 

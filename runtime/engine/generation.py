@@ -1,4 +1,4 @@
-"""One prompt on its way through the decoder, and the progress that the scheduler reports for it."""
+"""Define a generation: a prompt for the decoder, and the progress that the scheduler reports for it."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ Progress = Queued | Joined | Prefilled | Written | Left | Exception
 class Outbox:
     """A generation's progress: the decoder's thread puts it in, and the call's thread takes out all that is there.
 
-    Waking the call's thread for every token of a fast model costs the decoder more time than the token. So a token wakes it no
-    sooner than DELIVERY_SECONDS after it last took some; the first token, the last one, and whatever ends or delays the
-    generation wake it at once. `Joined` and `Prefilled` do not wake it: they wait for what comes next, or for its next poll.
+    With a fast model, waking the call's thread for every token would cost the decoder more time than the token itself. So a token
+    wakes the thread only if it last took progress at least DELIVERY_SECONDS ago. The first token, the last token, and anything that
+    ends or delays the generation wake it immediately. `Joined` and `Prefilled` do not wake it: it sees them with the next progress,
+    or when it polls.
     """
 
     def __init__(self) -> None:
@@ -94,18 +95,18 @@ class Outbox:
 
 @dataclass(eq=False)
 class Generation:
-    """One prompt on its way through the decoder.
+    """A prompt to run through the decoder, and how to continue it.
 
     Attributes:
         prompt: tokens and positions.
         embed: `embed(start)` makes the embeddings of the prompt's tokens from `start` on, float32 [n - start, hidden_size],
             with the images' in their places; called when the generation gets its slot, with the number of cached tokens.
-        blocks: names of the prompt's prefixes, see `reuse.block_names`.
+        blocks: cache keys of the prompt's prefixes, from `reuse.block_names`.
         sampling: how tokens are chosen; None to prefill up to the last image only and cache that.
         stopped: asked before every chunk and token; once it returns True the generation is released.
-        priority: which generation goes first.
-        client: the client whose turn it counts as.
-        scope: who may reuse what is cached of it.
+        priority: its scheduling priority.
+        client: the client whose share of the decoder it uses.
+        scope: who may reuse its cached keys and values.
         outbox: its progress, which ends with a `Written` whose `finish` is set, with `Left`, or with an exception.
     """
 

@@ -1,4 +1,4 @@
-"""A loaded model: the backend that runs it, and what decoding needs to know about it."""
+"""Define a loaded model: the backend that runs it, and its properties that decoding needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 @dataclass(frozen=True)
 class Model:
-    """A backend and what decoding needs to know about its model."""
+    """A backend, and the properties of its model that decoding needs."""
 
     backend: Backend
     rotary: MultimodalRotary

@@ -1,4 +1,4 @@
-"""How much batch work may have slots: as much as can be moved out of them, all at once, for interactive work."""
+"""Limit the batch sequences in slots to those that could all be parked at once to make room for interactive ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from echovlm_edge.runtime.engine.sequence_state import SequenceState
 
 
 class Parking:
-    """The account of host memory for batch sequences that were preempted by interactive ones.
+    """Accounts for the host memory of batch sequences that were preempted by interactive ones.
 
     A parked sequence's keys and values are copied out of its slot and put back later, so that nothing is computed twice and the
-    text is the same to the bit. The rule: a batch sequence gets a slot only while the budget could hold it and every other
-    batch sequence that is running or parked, each at its full length. So all of them can be parked at any time, and batch never
-    makes interactive work wait. Where the budget is too small even for one sequence, one at a time runs nevertheless; it can be
-    parked while it is short enough, and keeps its slot after that.
+    text stays identical. A batch sequence gets a slot only if the budget can hold it and every other batch sequence that is running
+    or parked, each at its full length. So all of them can be parked at any time, and interactive sequences never wait for batch ones.
+    If the budget is too small even for one sequence, batch sequences run one at a time; such a sequence can be parked while it is
+    short enough, and keeps its slot after that.
 
     A backend whose cache cannot be read (`SingleSlot`) cannot park: its batch sequences run as they come and keep their slots.
     """
@@ -23,7 +23,7 @@ class Parking:
 
         Args:
             budget: host memory for parked sequences, in bytes.
-            token_bytes: size of one token's keys and values; 0 where the cache cannot be read.
+            token_bytes: size of one token's keys and values; 0 if the cache cannot be read.
             max_sequence: tokens that a slot can hold.
         """
         self._budget, self._token_bytes, self._max_sequence = budget, token_bytes, max_sequence

@@ -1,7 +1,7 @@
-"""Who goes next on the decoder: rules over plain values, which the scheduler carries out.
+"""Decide which sequence is next on the decoder: rules over plain values, which the scheduler carries out.
 
-Together with `FairQueue` (whose turn it is) and `Parking` (how much batch work may have slots), these are all of the scheduler's
-decisions.
+Together with `FairQueue` (which client is next) and `Parking` (how many batch sequences may have slots), these are all of the
+scheduler's decisions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Member = TypeVar("Member", bound=Standing)
 def next_to_prefill(running: Sequence[Member], steps: int) -> Member | None:
     """Choose the sequence whose chunk is prefilled next: foreground by priority, then by age; background where there is none.
 
-    While other sequences decode, background gets a chunk only after every BACKGROUND_EVERY of the decode `steps` made so far.
+    While other sequences decode, background gets one chunk after every BACKGROUND_EVERY decode steps; `steps` is their number so far.
     """
     prefilling = [member for member in running if not member.decoding]
     foreground = [member for member in prefilling if member.priority is not Priority.BACKGROUND]
@@ -81,8 +81,8 @@ def chunk_end(member: Standing, running: Iterable[Standing]) -> int:
 def preemptible(running: Iterable[Member], priority: Priority, can_park: Callable[[Member], bool]) -> list[Member]:
     """List the running sequences that a waiting one of `priority` may preempt, in the order in which to try them.
 
-    Any other priority preempts background, whose computed part is kept as a prefix. Interactive preempts batch where the batch
-    sequence can be parked. The least urgent sequence comes first, and of equally urgent ones the youngest.
+    Every other priority preempts background; what background has computed stays cached as a prefix. Interactive preempts batch if
+    the batch sequence can be parked. The least urgent sequence is first, and among equally urgent ones the youngest.
     """
     lower = [
         member

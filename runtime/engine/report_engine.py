@@ -1,4 +1,4 @@
-"""The engine: one loaded bundle that answers many requests at once, from image bytes to streamed text."""
+"""The engine: answers many concurrent requests with one loaded bundle, from image bytes to streamed text."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ POLL_SECONDS = 0.05  # between two checks whether the caller is still there
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How much runs at once, and how much is cached.
+    """How many sequences run at once, and how much memory caches may use.
 
     Attributes:
         slots: sequences on the decoder at once.

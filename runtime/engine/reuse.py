@@ -1,4 +1,4 @@
-"""Caches of bounded memory: embeddings of images, and keys and values of prompt prefixes.
+"""Caches with bounded memory: embeddings of images, and keys and values of prompt prefixes.
 
 Each entry belongs to one scope, that of a client or of the clients that share a cache (`Client.scope`), and is found by that scope
 only: neither a call's time nor its `reused_tokens` reveals that somebody else sent the same image.
@@ -27,12 +27,12 @@ BLOCK = 16
 def block_names(prompt: Prompt, images: Sequence[tuple[bytes, int]], scope: str) -> tuple[bytes, ...]:
     """Name each prefix of a prompt that is a whole number of blocks long, the shortest first.
 
-    Two prompts have equal names for a prefix where everything that decides its keys and values is equal: the tokens and the
-    images' pixels. Another scope has other names. Names are keyed hashes of 128 bits, so that nobody can predict one.
+    Two prompts have the same name for a prefix if and only if its tokens and its images' pixels are equal, because these determine its
+    keys and values. Each scope has different names. Names are keyed hashes of 128 bits, so that nobody can predict them.
 
     Args:
         prompt: the rendered prompt.
-        images: each image's `Frame.identity` and how many tokens it takes, in order. The grid follows from the pixels.
+        images: each image's `Frame.identity` and number of tokens, in order. The grid need not be hashed: the pixels determine it.
         scope: whose prompt it is.
     """
     # [n, 3]: the token's id and 0, 0; at an image's tokens the image token's id, which no text has, and the image's identity.
@@ -105,7 +105,7 @@ class _Prefix:
 class PrefixStore:
     """Cached keys and values of prompt prefixes, in whole blocks, found by their `block_names`.
 
-    Keys and values at a position depend on nothing after it, so that any beginning of a cached prefix can be used. The cost of
+    Keys and values at a position do not depend on later positions, so that any beginning of a cached prefix can be used. The cost of
     a lookup depends on the length of the prompt, not on how many prefixes are cached.
     """
 

@@ -19,18 +19,19 @@ BUCKETS = 4096  # for `_nucleus`; any number gives the same tokens
 class Sampler:
     """Chooses tokens for one generation; the same seed and logits give the same tokens.
 
-    A draw is defined in whole numbers, so that it does not depend on how it is computed; this must never change:
+    Sampling is defined in integers, so that the result does not depend on the order of the computation. The definition must never
+    change, because the same seed must give the same text in all versions:
 
-    1. A token that was seen has its logit divided by the penalty, a negative one multiplied (float32).
+    1. The logit of a token that has occurred is divided by the penalty, or multiplied if it is negative (float32).
     2. A token's weight is exp((logit - largest logit) / temperature) * 2^35 in float64, rounded to a whole number.
-    3. Tokens are ranked by logit, the highest first, equal ones by id, the lowest first. `top_k` keeps the first k. Of these,
-       `top_p` keeps the fewest first ones whose weights add up to at least `top_p` of all their weights.
+    3. Tokens are ranked by logit, highest first; ties by id, lowest first. `top_k` keeps the first k. Of these, `top_p` keeps the
+       shortest leading part whose weights add up to at least `top_p` of their total.
     4. r is the next 64 bits of PCG64(seed) times the sum of the kept weights, divided by 2^64, rounded down. The token is the
        first kept one, in order of ids, at which the running sum of weights is above r.
     """
 
     def __init__(self, options: Sampling, prompt_ids: NDArray[np.int64], vocab_size: int) -> None:
-        """Start from a prompt: its tokens `prompt_ids`, int64 [n], count as seen for the repetition penalty."""
+        """Start from a prompt; the repetition penalty also applies to its tokens `prompt_ids`, int64 [n]."""
         assert vocab_size <= LARGEST_VOCABULARY
         self._options = options
         self._random = np.random.PCG64(options.seed)
@@ -38,7 +39,7 @@ class Sampler:
         self._seen[prompt_ids] = True
 
     def choose(self, logits: Logits) -> int:
-        """Choose the next token for logits float32 [vocab_size]; plain greedy choice does not copy them from the device.
+        """Choose the next token for logits float32 [vocab_size]; greedy choice without a penalty does not copy them from the device.
 
         Raises:
             UnusableNumbers: the logits contain NaN or positive infinity, or nothing but negative infinity.
@@ -51,7 +52,7 @@ class Sampler:
         return token
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Keskar et al. 2019 (CTRL), section 4.1: a seen token's logit is divided by the penalty, a negative one multiplied.
+        # Keskar et al. 2019 (CTRL), section 4.1: a seen token's logit is divided by the penalty, or multiplied if negative.
         penalty, seen = np.float32(self._options.repetition_penalty), np.flatnonzero(self._seen)
         penalised, values = logits.copy(), logits[seen]
         penalised[seen] = np.where(values > 0, values / penalty, values * penalty)

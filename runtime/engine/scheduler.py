@@ -1,4 +1,4 @@
-"""Continuous batching: generations join and leave the decoder between tokens, and each running one gains a token per step."""
+"""Continuous batching: generations join and leave the batch between decode steps; each step adds a token to all running ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SchedulerStats:
 
 
 class Scheduler:
-    """Owns the decoder and the one thread that runs it.
+    """Owns the decoder and the thread that runs it.
 
     Each turn releases stopped sequences, admits waiting ones, prefills one chunk, and runs one decode step for all sequences
     that are prefilled. An error in one sequence ends that sequence only. The lock is held for moments only: keys and values
@@ -103,7 +103,7 @@ class Scheduler:
             sequence.generation.outbox.put(Unavailable(self._closed))
 
     def seconds_in_turn(self) -> float:
-        """Return how long the current turn has been running, in seconds; 0 where the decoder is idle."""
+        """Return how long the current turn has been running, in seconds; 0 if the decoder is idle."""
         started = self._turn_started
         return time.monotonic() - started if started is not None else 0.0
 
@@ -290,7 +290,7 @@ class Scheduler:
             if len(writing) == 1:
                 self._end(writing[0], error)
                 return
-            # One sequence may have caused it: step each alone, so that only that one fails.
+            # One sequence may have caused the error: step each one separately, so that only that one fails.
             for sequence in writing:
                 with self._alone(sequence):
                     self._advance(sequence, self._step([sequence])[0], started)

@@ -1,4 +1,4 @@
-"""The scheduler's state of one generation: whether it waits, has a slot or is parked, and how far it is."""
+"""The scheduler's state of one generation: waiting, in a slot or parked, and how many tokens are done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SequenceState:
         unread: embeddings of the tokens yet to be prefilled, float32 [n, hidden_size], while it has a slot.
         parked: its keys and values [tensors, kv_heads, filled, head_dim], while it is preempted, see `Parking`.
         joined: when it first got a slot, by time.perf_counter.
-        stays: whether its keys and values could not be copied, so that it keeps its slot.
+        stays: whether it must keep its slot, because its keys and values could not be copied.
         sampler: chooses its tokens, once it is prefilled.
         token: the id of the last token that it wrote.
         position: that token's M-RoPE position.

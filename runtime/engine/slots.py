@@ -1,4 +1,4 @@
-"""The decoder's slots: which are taken, and how a sequence moves from one to another."""
+"""Track which of the decoder's slots are taken, and move sequences between slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from echovlm_edge.runtime.backends import SlotCache
 
 
 class SlotTable:
-    """A fixed number of adjacent caches; the lowest free one is taken first, so that those in use stay together."""
+    """A fixed number of adjacent caches; the lowest free one is taken first, so that the batch stays contiguous."""
 
     def __init__(self, caches: Sequence[SlotCache]) -> None:
         """Start with all slots free; `caches` are all of a backend's, at least one."""

@@ -12,7 +12,7 @@ LARGEST = 1e30  # larger values are not plausible; products of values up to this
 
 
 def value(dataset: Dataset, keyword: str) -> object:
-    """Return an attribute's value, the first of several; None where there is no readable one."""
+    """Return an attribute's value, the first of several; None if there is no readable one."""
     found = _stored(dataset, keyword)
     if isinstance(found, MultiValue | list | tuple):
         found = found[0] if len(found) else None
@@ -39,19 +39,19 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """Return a text without padding, in capitals as code strings are; empty where there is none."""
+    """Return a text without padding, in capitals as code strings are; empty if there is none."""
     found = value(dataset, keyword)
     return found.strip(" \0").upper() if isinstance(found, str) else ""
 
 
 def table(dataset: Dataset, keyword: str) -> bytes:
-    """Return binary data; empty where there is none."""
+    """Return binary data; empty if there is none."""
     found = _stored(dataset, keyword)
     return found if isinstance(found, bytes) else b""
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return a sequence's items; empty where there are none."""
+    """Return a sequence's items; empty if there are none."""
     found = _stored(dataset, keyword)
     try:
         return [item for item in found if isinstance(item, Dataset)] if found else []  # type: ignore[attr-defined]

@@ -80,7 +80,7 @@ def choose_frames(
 
 
 def frames_to_read(image: ImageInput, count: int, max_frames: int, cine: Cine | None = None) -> list[int]:
-    """List the 0-based frames that are read of a file: all, where its sender shortened it to those asked for, else those chosen.
+    """List the 0-based frames to read: all if the client has shortened the file to the requested frames, otherwise the selected ones.
 
     Args:
         image: the file, and what is asked of it.
@@ -103,5 +103,5 @@ def frames_to_read(image: ImageInput, count: int, max_frames: int, cine: Cine | 
 
 
 def interruption(count: int, stated: int) -> str:
-    """Return the note about a cine that has fewer frames than it states; empty where it has all."""
+    """Return the note about a cine that has fewer frames than it states; empty if it has all."""
     return "" if count == stated else f"{count} of {stated:,} frames are there."

@@ -115,7 +115,7 @@ def transfer_syntax(dataset: Dataset) -> UID:
 
 
 def stated_frames(dataset: Dataset) -> int:
-    """Read NumberOfFrames from a header; 1 where it is missing or implausible."""
+    """Read NumberOfFrames from a header; 1 if it is missing or implausible."""
     stated = whole(dataset, "NumberOfFrames") or 1
     return stated if 1 <= stated <= MOST_FRAMES else 1
 
@@ -156,7 +156,7 @@ def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelDat
 
 
 def _value_length(file: BinaryIO, little: bool) -> tuple[int | None, bool]:
-    """The length of the value that follows, None where no pixel data does, and whether it is of words (OW).
+    """Read the length of the value that follows, None if no pixel data follows, and whether it has 16-bit words (OW).
 
     Afterwards the file stands at the value.
     """
@@ -175,7 +175,7 @@ def _value_length(file: BinaryIO, little: bool) -> tuple[int | None, bool]:
 
 
 def _frame_bits(pixels: PixelFormat, bits_there: int, stated: int) -> int:
-    """A native frame's size. Frames of the label YBR_FULL_422 are often stored in full, with the label kept: their length says."""
+    """Return a native frame's size. Frames labelled YBR_FULL_422 are often stored without subsampling: their length tells which."""
     if not pixels.halved_chroma:
         return pixels.frame_bits
     full, halved = pixels.frame_bits, pixels.frame_bits * 2 // 3
@@ -188,7 +188,7 @@ def _frame_bits(pixels: PixelFormat, bits_there: int, stated: int) -> int:
 
 
 def _extended_offsets(dataset: Dataset, little: bool) -> tuple[int, ...]:
-    """The Extended Offset Table, PS3.3 C.7.6.3.1.8."""
+    """Read the Extended Offset Table, PS3.3 C.7.6.3.1.8."""
     stored = table(dataset, "ExtendedOffsetTable")
     count = len(stored) // 8
     return struct.unpack(f"{'<' if little else '>'}{count}Q", stored[: 8 * count])
@@ -230,7 +230,7 @@ def _items(file: BinaryIO, name: str) -> list[Fragment]:
 def _by_offsets(
     fragments: list[Fragment], places: list[int], offsets: tuple[int, ...], stated: int
 ) -> list[tuple[Fragment, ...]]:
-    """Group fragments to frames by an offset table; empty where the table does not fit these fragments."""
+    """Group fragments to frames by an offset table; empty if the table does not fit these fragments."""
     if not offsets or len(offsets) > stated or (len(offsets) < stated == len(fragments)):
         return []
     if offsets[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(offsets)):

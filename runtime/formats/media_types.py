@@ -1,4 +1,4 @@
-"""Recognize a file's kind by its first bytes; the media types as which each kind may be sent."""
+"""Recognize a file's kind by its first bytes, and list the media types of each kind."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class FairMemory(Generic[Key]):
-    """The account of the entries that scopes hold in one budget. Not safe for concurrent use: its owner holds a lock.
+    """Accounts for the entries of all scopes in one memory budget. Not safe for concurrent use: its owner holds a lock.
 
-    A scope evicts others' entries only while it holds less than they do, and for its one newest entry. So that this one entry
-    cannot take the whole memory, an entry larger than half of it is accepted only where no other scope holds anything.
+    A scope can evict other scopes' entries while it holds less than they do; otherwise only to make room for its newest entry. So that
+    this one entry cannot take the whole budget, an entry larger than half of it is accepted only if no other scope holds anything.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -20,10 +20,10 @@ class _Entry(Generic[Item]):
 class FairQueue(Generic[Item]):
     """The waiting work of many clients. Not safe for concurrent use: its owner holds a lock.
 
-    The service that a client has received is counted in units of work (tokens, patches), which `charge` adds up. A client that was
-    away starts level with the waiting client that received least: nobody saves up turns by staying away, and nobody waits until
-    others have received as much as the busiest (Sheng et al. 2024, "Fairness in serving large language models", section 4.1). The
-    cost of `push`, `pop` and `charge` depends on the number of clients, not of items.
+    The service that a client has received is counted in units of work (tokens, patches), which `charge` adds up. A client that
+    returns after a pause starts level with the waiting client that has received least. So a client cannot save up service by staying
+    away, and one that stays does not wait until others have caught up (Sheng et al. 2024, "Fairness in serving large language
+    models", section 4.1). The cost of `push`, `pop` and `charge` depends on the number of clients, not of items.
     """
 
     def __init__(self) -> None:

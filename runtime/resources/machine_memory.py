@@ -1,4 +1,4 @@
-"""What memory this process may have: the machine's, and what its control group leaves of it."""
+"""Read how much memory this process may use: the machine's memory, and the limits of its control groups."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GROUP_FILES = {
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Bytes; 0 where the system does not say.
+    """Bytes; 0 if the system does not say.
 
     Attributes:
         total: the machine's memory.
-        limit: the lowest limit of this process's control group and its parents; None where there is none.
+        limit: the lowest limit of this process's control group and its parents; None if there is none.
         available: what can still be allocated within the limit, including the file cache.
     """
 

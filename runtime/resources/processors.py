@@ -1,4 +1,4 @@
-"""How many processors this process may use, by its affinity and by the quotas of its control groups."""
+"""Count the processors that this process may use, by its affinity mask and the quotas of its control groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def usable_processors(root: Path = Path("/")) -> int:
 
 
 def processor_quota(root: Path = Path("/")) -> float | None:
-    """Return the tightest CPU limit of this process's groups, in processors; None where there is none.
+    """Return the tightest CPU limit of this process's groups, in processors; None if there is none.
 
     Args:
         root: where /proc and the mounts of control groups lie.

@@ -14,7 +14,7 @@ def text(path: Path) -> str:
 
 
 def first_line(path: Path) -> str | None:
-    """Read the first line, without the NUL that ends device-tree strings; returns None where there is none."""
+    """Read the first line, without the NUL that ends device-tree strings; returns None if there is none."""
     lines = text(path).replace("\0", "").splitlines()
     return lines[0].strip() or None if lines else None
 

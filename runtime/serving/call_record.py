@@ -1,4 +1,4 @@
-"""One call from its arrival to its status: its id, who called, how it ended, and who observes it."""
+"""Record one call from its arrival to its status: id, client, outcome, and observers."""
 
 from __future__ import annotations
 

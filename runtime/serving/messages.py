@@ -197,7 +197,7 @@ def picture(shown: Picture) -> pb.Picture:
 
 
 def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> pb.ModelInfo:
-    """Make the answer of GetModelInfo; `max_upload_bytes` is 0 where the server accepts no uploads."""
+    """Make the answer of GetModelInfo; `max_upload_bytes` is 0 if the server accepts no uploads."""
     return pb.ModelInfo(
         model=info.model,
         checkpoint_sha256=info.checkpoint_sha256,

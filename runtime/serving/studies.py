@@ -1,8 +1,8 @@
-"""Studies: images that are added one by one and read ahead of the request; bounded in number, memory and age.
+"""Studies: images that are added one by one and prefilled before the request; limited in number, memory and age.
 
-A cart that dies leaves studies open that nobody will end. So a client at its limit of studies, or of their memory, can still begin one
-or add an image: its own studies that have been unused for longest are ended to make room. A study is never ended for this if a call is
-using it, if it was used within `StudyLimits.replaceable_after_seconds`, or if it is another client's.
+A cart that crashes leaves its studies open. So a client at its limit of studies, or of their memory, can still begin one or add an image:
+its least recently used studies are ended to make room. A study is never ended for this if a call is using it, if it was used within
+`StudyLimits.replaceable_after_seconds`, or if it belongs to another client.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Studies:
             limits: of all studies together.
             prepare: reads a study's pictures in the background, as `ReportEngine.prepare` does.
             clock: seconds, for the expiry.
-            home: the beginning of all ids.
+            home: the prefix of all ids.
         """
         self.limits = limits
         self._prepare, self._clock, self._home = prepare, clock, home

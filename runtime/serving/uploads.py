@@ -1,4 +1,4 @@
-"""Files that are larger than a request: they arrive in parts, stay in memory for a while, and calls name them by their ids."""
+"""Uploads: files larger than a request, which arrive in parts, stay in memory for a while, and are named by id in calls."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Uploads:
         self._closed = False
 
     def most_bytes(self, client: Client) -> int:
-        """Return how many bytes a file of this client may have; 0 where the server accepts no uploads."""
+        """Return how many bytes a file of this client may have; 0 if the server accepts no uploads."""
         return min(self.limits.max_file_bytes, client.share(self.limits.max_bytes)) if self.limits.max_bytes else 0
 
     def begin(self, client: Client) -> IncomingFile:

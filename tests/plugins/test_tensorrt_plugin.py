@@ -98,7 +98,7 @@ def graph(constants: dict[str, tuple[tuple[int, ...], Any]], x: Any = np.float16
 
 
 def parse(rtx: TensorRT, builder: Any, model: bytes) -> Any:
-    """The network, or None where the parser refused."""
+    """The network, or None if the parser refused."""
     api = rtx.api
     network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     return network if api.OnnxParser(network, rtx.logger).parse(model) else None

@@ -23,7 +23,7 @@ _PRODUCT = re.compile(r"(UTC)?[HI]?G?MMA\b|UTC\w*MMA")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one cubin uses; `weight_load_bytes` is the narrowest load of weights, 0 where there is none."""
+    """What one cubin uses; `weight_load_bytes` is the narrowest load of weights, 0 if there is none."""
 
     registers: int
     stack_bytes: int

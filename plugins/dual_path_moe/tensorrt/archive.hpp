@@ -36,7 +36,7 @@ class Archive {
   const std::vector<KernelRecord>& records() const { return records_; }
 
   // Finds, of the records that serve a device of compute capability `sm` / 10 and the variant, the one named `kernel`, with
-  // `tile_tokens` unless that is 0, and of several the one for the fewest experts; null where there is none.
+  // `tile_tokens` unless that is 0, and of several the one for the fewest experts; null if there is none.
   const KernelRecord* find(const std::string& kernel, std::uint32_t sm, const Variant& variant,
                            std::uint32_t tile_tokens = 0) const;
 
@@ -48,7 +48,7 @@ class Archive {
   std::vector<std::uint32_t> architectures() const;
 
  private:
-  // The architecture whose cubins a device runs; 0 where there is none.
+  // The architecture whose cubins a device runs; 0 if there is none.
   std::uint32_t architecture_for(std::uint32_t sm) const;
 
   std::vector<KernelRecord> records_;

@@ -31,7 +31,7 @@ void Attributes::validate() const {
   if (bits == 4 && block_size != 64 && block_size != 128)
     refuse("block_size " + std::to_string(block_size) + " is neither 64 nor 128.");
   if (bits == 0 && block_size != 0)
-    refuse("block_size " + std::to_string(block_size) + " must be 0 where bits is 0.");
+    refuse("block_size " + std::to_string(block_size) + " must be 0 if bits is 0.");
   if (experts() > kMostExperts)
     refuse("group_widths has " + std::to_string(experts()) + " experts, and the kernels take up to " +
            std::to_string(kMostExperts) + ".");

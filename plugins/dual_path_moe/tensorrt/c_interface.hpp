@@ -21,14 +21,14 @@ struct EchovlmPlan {
   const char* kernels[4];        // as the archive names them
   std::int64_t grids[4][2];      // gridDim.x and .y
   std::int64_t splits;
-  std::int64_t group_weights, inner, parts, expert_tokens, expert_counts;  // offsets in the workspace; 0 where there is none
+  std::int64_t group_weights, inner, parts, expert_tokens, expert_counts;  // offsets in the workspace; 0 if there is none
   std::int64_t workspace_bytes;
 };
 
 // No launches where no device could hold the workspace.
 ECHOVLM_EXPORT void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan);
 
-// Bytes for every number of tokens up to `tokens`; other fields of the request than the shape's are not read. -1 where no device
+// Bytes for every number of tokens up to `tokens`; other fields of the request than the shape's are not read. -1 if no device
 // could hold them.
 ECHOVLM_EXPORT std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request);
 
@@ -42,11 +42,11 @@ struct EchovlmKernel {
   std::int64_t sm, tile_tokens, tile_rows, num_warps, shared_bytes, parameters, cubin_offset, cubin_bytes;
 };
 
-// The record that would be launched. 0; 1 where there is none; 2, with a sentence in `error`, where `archive` is not one.
+// The record that would be launched. 0; 1 if there is none; 2, with a sentence in `error`, where `archive` is not one.
 ECHOVLM_EXPORT int echovlm_find_kernel(const void* archive, std::size_t bytes, const EchovlmKernelQuery* query,
                                        EchovlmKernel* found, char* error, std::size_t error_size);
 
-// The archive in this library, and null where it was built without one.
+// The archive in this library, and null if it was built without one.
 ECHOVLM_EXPORT const void* echovlm_embedded_archive(std::size_t* bytes);
 
 struct EchovlmCall {
@@ -55,7 +55,7 @@ struct EchovlmCall {
   std::int64_t activation;  // 0 float16, 1 bfloat16
   std::int64_t hidden, tokens;
   std::int64_t tile_tokens;  // of the prefill kernels; 0 leaves it to the library
-  const void* inputs[11];    // device pointers in README.md's order; scales are null where bits is 0
+  const void* inputs[11];    // device pointers in README.md's order; scales are null if bits is 0
   void* y;
   void* workspace;  // of echovlm_largest_workspace's size for these tokens or more
   void* stream;     // CUstream

@@ -6,7 +6,7 @@
 namespace echovlm {
 
 struct ArchiveBytes {
-  const std::uint8_t* data;  // null where the library was built without one
+  const std::uint8_t* data;  // null if the library was built without one
   std::size_t size;
 };
 

@@ -12,7 +12,7 @@
 
 namespace echovlm {
 
-// The device pointers of one call; scales are null where weights are floating.
+// The device pointers of one call; scales are null if weights are floating.
 struct CallBuffers {
   std::array<const void*, kMaxInputs> inputs{};  // in README.md's order
   void* y = nullptr;

@@ -39,7 +39,7 @@ Shape shape_of(const Dims& dims) {
   return {dims.d, dims.d + dims.nbDims};
 }
 
-// -1 where the size is an expression.
+// -1 if the size is an expression.
 Shape shape_of(const nvinfer1::DimsExprs& dims) {
   Shape shape;
   for (std::int32_t axis = 0; axis < dims.nbDims; ++axis)

@@ -63,7 +63,7 @@ class DualPathMoEPlugin final : public nvinfer1::IPluginV3,
   Attributes attributes_;
   std::string description_;
   StoredFields stored_;
-  std::int32_t tile_tokens_ = 0;      // the tactic: of the prefill kernels, 0 where TensorRT has not chosen
+  std::int32_t tile_tokens_ = 0;      // the tactic: of the prefill kernels, 0 if TensorRT has not chosen
   std::int64_t most_tokens_ = 0;      // of the profile that is being built
   std::uint32_t activation_ = kFloat16;
   std::unique_ptr<Launcher> launcher_;  // for the shapes of the last onShapeChange

@@ -11,11 +11,11 @@ namespace echovlm {
 
 enum class ElementType { kHalf, kBFloat16, kFloat, kInt8, kOther };
 
-using Shape = std::vector<std::int64_t>;  // -1 where a size is not known yet
+using Shape = std::vector<std::int64_t>;  // -1 if a size is not known yet
 
 constexpr std::size_t kMaxInputs = 11, kMaxRank = 8;
 
-// How many inputs the operator has: the scales are absent where weights are floating.
+// How many inputs the operator has: the scales are absent if weights are floating.
 std::size_t input_count(const Attributes& attributes);
 
 // The name of input `index` in README.md's table.

@@ -1,4 +1,4 @@
-"""Admission: how many calls run or wait at once, in all and by client, and how much memory their requests take."""
+"""Limit how many calls run or wait at once, in total and per client, and how much memory their requests take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMOOTHING = 0.2  # weight of the newest call in the running mean
 
 
 class Admission:
-    """Admits calls to a bounded number of places. A call that waits for a slot holds a place too, which bounds the queue.
+    """Admits calls to a limited number of places. A call that waits for a slot holds a place too, which bounds the queue.
 
     A client without `max_calls` gets its `Client.share` of the places.
     """

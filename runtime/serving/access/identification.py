@@ -1,4 +1,4 @@
-"""Identification of callers: for every call but health checks, before its message is read."""
+"""Identify the caller of every call except health checks, before the call's message is read."""
 
 from __future__ import annotations
 

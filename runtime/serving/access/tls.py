@@ -85,7 +85,7 @@ class CertificateFiles:
 
 
 def _checked(files: TlsFiles, found: Certificates) -> Certificates:
-    """Check certificates with OpenSSL and return them: these bytes, not the files, which may change meanwhile.
+    """Check certificates with OpenSSL and return their contents, so that later changes of the files have no effect.
 
     Raises:
         NotPossibleHere: the certificates cannot be used.

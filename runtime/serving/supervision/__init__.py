@@ -1,1 +1,1 @@
-"""The process: its options, its start, its engine, its end."""
+"""The server process: options, start, engine replacement, shutdown."""

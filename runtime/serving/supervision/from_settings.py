@@ -34,7 +34,7 @@ GAVE_UP = 70  # exit code where engines hang again and again: sysexits' EX_SOFTW
 
 
 def tls_files(chosen: ServeSettings) -> TlsFiles | None:
-    """Return the certificate files, or None where the options name none.
+    """Return the certificate files, or None if the options name none.
 
     Raises:
         InvalidInput: the options name only some of the files.

@@ -1,4 +1,4 @@
-"""Whether a server's memory fits a machine, in one sentence; where it does not, which option to lower and how far."""
+"""Say in one sentence whether a server's memory fits a machine; if not, which option to lower and how far."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from echovlm_edge.runtime.resources.machine_memory import MachineMemory
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length
 
-# How far each option can be lowered and in which steps. Lowering a cheap one costs time at most; lowering a dear one means that
-# fewer calls run at once or that the context is smaller.
+# How far each option can be lowered and in which steps. Lowering a cheap one at most makes calls slower; lowering an expensive one
+# means that fewer calls run at once or that the context is smaller.
 CHEAP = {
     "prefix_mb": (0, 64),
     "parked_mb": (0, 64),
@@ -24,8 +24,8 @@ CHEAP = {
     "request_mb": (64, 64),
     "max_message_mb": (8, 1),
 }
-DEAR = {"queue": (0, 1), "decode_processes": (1, 1), "slots": (1, 1), "max_sequence": (1024, 256)}
-LOWERABLE = CHEAP | DEAR
+EXPENSIVE = {"queue": (0, 1), "decode_processes": (1, 1), "slots": (1, 1), "max_sequence": (1024, 256)}
+LOWERABLE = CHEAP | EXPENSIVE
 SUGGESTED = 2  # single options in a sentence
 
 Size = Callable[[ServeSettings], int]
@@ -42,7 +42,7 @@ class Fit(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a server fits, in a sentence; `fix` says what to lower, and is empty where it fits."""
+    """How a server fits, in a sentence; `fix` says what to lower, and is empty if it fits."""
 
     fit: Fit
     sentence: str
@@ -121,7 +121,7 @@ class _Lowering:
     room: int
 
     def one(self, name: str) -> dict[str, int]:
-        """Find the largest value of one option that is enough; empty where no value is."""
+        """Find the largest value of one option that is enough; empty if no value is."""
         for value in self._values(name):
             if self.size(self.settings.model_copy(update={name: value})) <= self.room:
                 return {name: value}
@@ -134,7 +134,7 @@ class _Lowering:
     def several(self) -> dict[str, int]:
         """Lower options one after the other, all but the last as far as they go; empty where even all are not enough."""
         changes: dict[str, int] = {}
-        for name in (*sorted(CHEAP, key=self._saved, reverse=True), *DEAR):
+        for name in (*sorted(CHEAP, key=self._saved, reverse=True), *EXPENSIVE):
             rest = replace(self, settings=self.settings.model_copy(update=changes))
             if last := rest.one(name):
                 return changes | last

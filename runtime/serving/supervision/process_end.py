@@ -1,4 +1,4 @@
-"""The end of the process: in time even where a thread hangs, and without leaving child processes behind."""
+"""End the process within a deadline even if a thread hangs, and without leaving child processes behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def end_process(seconds: float, *steps: Callable[[], object]) -> NoReturn:
-    """Run the last steps and end the process with code 0; it ends after `seconds` even where a step still runs.
+    """Run the last steps and end the process with code 0; it ends after `seconds` even if a step still runs.
 
     The process does not end by returning from main: Python would wait for its threads and C++ for its own, and one that hangs
     in a decoder or on a GPU would keep the process for ever.

@@ -20,7 +20,7 @@ from echovlm_edge.runtime.serving.supervision.signals import Signals
 from echovlm_edge.runtime.serving.supervision.systemd import ServiceManager
 from echovlm_edge.runtime.serving.transport.server import ReportServer, parse_address
 
-END_SECONDS = 5.0  # after the grace period, until the process ends even where a thread hangs
+END_SECONDS = 5.0  # after the grace period, until the process ends even if a thread hangs
 
 
 def main(arguments: list[str] | None = None) -> int:

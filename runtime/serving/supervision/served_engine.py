@@ -1,4 +1,4 @@
-"""The engine that serves: replaced without dropping a call when the bundle is reloaded, and when it hangs."""
+"""Replace the serving engine when the bundle is reloaded, without dropping a call, and when the engine hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a server of a bundle needs, item by item: one account for plan, doctor, server and the operations page.
+"""Compute how much memory a server needs, item by item; used by plan, doctor, server and the operations page.
 
 It is an upper bound from the bundle's shape and the server's options. Constants were measured on bundles of width 1024 (see
 `python -m benchmarks.memory_page --measure`); those that were assumed say so.

@@ -49,7 +49,7 @@ class Signals:
         return signal.SIGHUP
 
     def stopped_before(self, work: Future[Any]) -> bool:
-        """Wait for `work` to end; returns True where a stop came first. A SIGHUP is left for `wait`."""
+        """Wait for `work` to end; returns True if a stop came first. A SIGHUP is left for `wait`."""
         work.add_done_callback(lambda _: self._wake())
         while not work.done():
             if self._pending & STOPS:

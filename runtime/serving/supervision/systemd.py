@@ -24,7 +24,7 @@ class ServiceManager:
         self._notify("READY=1")
 
     def reloading(self) -> None:
-        """Report that a reload begins; `ready` reports its end, even where it failed."""
+        """Report that a reload begins; `ready` reports its end, even if it failed."""
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:

@@ -1,1 +1,1 @@
-"""Calls on the wire."""
+"""Receive calls and send answers over gRPC."""

@@ -1,4 +1,4 @@
-"""One address and the gRPC servers on it: the newest one accepts connections, the older ones drain."""
+"""Run the gRPC servers of one address: the newest one accepts connections, older ones drain."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Listener:
                 await _cut([next(iter(self._ending))])
 
     async def stop(self, grace: float, at_work: Callable[[], bool]) -> None:
-        """Close the address; calls may end within `grace` seconds, and once `at_work` is false the rest is cut.
+        """Close the address; calls may end within `grace` seconds, and once `at_work` is false the rest is cut off.
 
         gRPC alone would wait for idle connections too, and a dead client's would take the whole grace period.
         """

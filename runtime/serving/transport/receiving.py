@@ -1,4 +1,4 @@
-"""Bounds on messages that are being received: how many at once, of one client, and for how long."""
+"""Limit the messages that are being received: how many at once, in total and per client, and for how long."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ReceivingLimits:
     """How many messages are received at once; each may take up to the largest message's memory.
 
     Attributes:
-        total: of all clients. One more gives up the oldest message of the client that has the most.
-        per_client: of one client; further ones wait their turn, unread.
+        total: of all clients. When another one arrives, the oldest message of the client that has the most is dropped.
+        per_client: of one client; further ones wait and are not read until then.
         seconds: from a call's arrival until its message must have arrived.
     """
 
@@ -39,8 +39,8 @@ class _Receiving:
 class Receiver:
     """Reads calls' messages within the limits. All methods run on one event loop.
 
-    An honest client sends its message with the call, so that the oldest message is the best guess at a client that sends headers
-    and never a message.
+    A well-behaved client sends its message with the call. So the oldest message most likely belongs to a client that sends headers
+    but never a message.
     """
 
     def __init__(self, limits: ReceivingLimits = ReceivingLimits()) -> None:

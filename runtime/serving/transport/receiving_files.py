@@ -1,4 +1,4 @@
-"""Bounds on files that are being uploaded: how many at once, of one client, and how slowly."""
+"""Limit the files that are being uploaded: how many at once, in total and per client, and their minimum speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hand an answer from the thread that makes it to the event loop that delivers it."""
+"""Pass an answer from the thread that produces it to the event loop that sends it."""
 
 from __future__ import annotations
 

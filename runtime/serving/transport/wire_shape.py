@@ -1,4 +1,4 @@
-"""Check a message's size once parsed, before it is parsed: two bytes can become an object of a hundred bytes."""
+"""Check before parsing how large a message will be once parsed: two bytes can become an object of a hundred bytes."""
 
 from __future__ import annotations
 
