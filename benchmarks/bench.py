@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark that a few minutes allow, into one JSON file, from which docs/performance.md is written.
+"""Run every benchmark that takes only minutes (`make bench`) into one JSON file, from which docs/performance.md is written.
 
 python -m benchmarks.bench [--json build/bench.json] [--only dual_path_moe decoder stages profile checks]
 """
@@ -37,7 +37,7 @@ def benchmarks(bundle: Path) -> dict[str, Sequence[str]]:
 
 
 def main() -> int:
-    """Run them; returns the exit code: 1 where one failed, and then nothing is written."""
+    """Run the benchmarks; returns the exit code: 1 if one failed, and then nothing is written."""
     parser = argparse.ArgumentParser(description="Run all benchmarks into one JSON file.")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--bundle", type=Path, default=DEMO, help="for profile and checks (default: the demo's)")

@@ -1,4 +1,4 @@
-"""A decoder of four layers of the published width: decode and prefill compared with llama.cpp, in alternation in one run.
+"""Compare decode and prefill of four decoder layers of the published width with llama.cpp, alternating in one run.
 
 python -m benchmarks.decoder [--json F]
 
@@ -40,7 +40,7 @@ PHASES = ("decode", "prefill")
 
 @dataclass(frozen=True)
 class Speed:
-    """One implementation in one phase: the median of its turns. `share_outside_moe` is known of ours alone."""
+    """One implementation in one phase: the median of its measurements. `share_outside_moe` is known only for ours."""
 
     impl: str
     phase: str
@@ -49,7 +49,7 @@ class Speed:
 
 
 def made_bundle(folder: Path, console: Console) -> Bundle:
-    """The decoder's bundle at int4; made once, its checkpoint of 5.6 GB deleted afterwards."""
+    """Build the decoder's int4 bundle once; its checkpoint of 5.6 GB is deleted afterwards."""
     path = folder / "bundle"
     if not path.exists():
         checkpoint = make_checkpoint(folder / "checkpoint", CONFIG)
@@ -59,7 +59,7 @@ def made_bundle(folder: Path, console: Console) -> Bundle:
 
 
 def measure(bundle: Bundle, folder: Path, threads: int, turns: int, console: Console) -> tuple[Machine, list[Speed]]:
-    """The machine and every implementation in both phases."""
+    """Measure the machine and every implementation in both phases."""
     limits = Limits(threads, bundle.path / bundle.manifest.part("decoder").files[1].name)
     llama = _llama(folder, threads, console)
     ours: list[DecoderRow] = []
@@ -95,7 +95,7 @@ def _llama(folder: Path, threads: int, console: Console) -> LlamaCpp | None:
 
 
 def print_speeds(machine: Machine, speeds: list[Speed], console: Console) -> None:
-    """Tokens a second by phase."""
+    """Print tokens a second by phase."""
     table = new_table(
         f"{LAYERS} layers of width {HIDDEN}, int4, prefill of {PREFILL}, {machine.cpu}, {machine.threads} threads: "
         f"reads {machine.read_gbps:.1f} GB/s, int8 peak {machine.int8_gops:.0f} GOP/s",

@@ -1,4 +1,4 @@
-"""DualPathMoE at the published layer's width compared with today's alternatives, in alternation in one run.
+"""Compare DualPathMoE at the published width with its alternatives, alternating in one run.
 
 python benchmarks/dual_path_moe.py [--json F] [--plot F.png] [--decoder BUNDLE]
 """
@@ -39,7 +39,7 @@ DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
 WIDTHS = (DENSE, SHARED, *(EXPERT,) * EXPERTS)
 BITS, BLOCK = 4, 128
 TOKENS = (1, 2, 4, 8, 32, 64, 256, 1024)
-COLD_BYTES = 256 << 20  # weights that a call goes through: many times any cache
+COLD_BYTES = 256 << 20  # bytes of weights that one call reads: many times larger than any cache
 PREFILL, DECODE = 256, 32
 OURS, RUNTIME, TORCH_FP32, TORCH_BF16 = "ours", "onnxruntime", "torch_fp32", "torch_bf16"
 
@@ -48,7 +48,7 @@ Run = Callable[[Floats], object]
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation at one number of tokens; `gbps` are bytes of packed weights that these tokens need."""
+    """One implementation at one number of tokens; `gbps` counts the bytes of packed weights that these tokens need."""
 
     impl: str
     tokens: int
@@ -68,7 +68,7 @@ class DecoderRow:
 
 @dataclass(frozen=True)
 class Packed:
-    """A random int4 weight: INT8 [N, K / 2] and scales [N, K / BLOCK], near the size that trained weights have."""
+    """Make a random int4 weight: INT8 [N, K / 2] and scales [N, K / BLOCK], about as large as trained weights."""
 
     values: np.ndarray
     scales: Floats
@@ -117,7 +117,7 @@ class Layer:
 
 
 class Graph:
-    """An ONNX graph in the making."""
+    """An ONNX graph that is being built."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -134,7 +134,7 @@ class Graph:
         return names[0]
 
     def session(self, output: str, threads: int, path: Path) -> ort.InferenceSession:
-        """A session of what is written to `path`, its weights memory-mapped from a file next to it as a bundle's are."""
+        """Open a session of the model written to `path`, with memory-mapped weights in a separate file, as in a bundle."""
         tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", HIDDEN]) for name in ("x", output)]
         graph = helper.make_graph(self._nodes, "layer", tensors[:1], tensors[1:], self._initializers)
         domains = {"": 24, "com.microsoft": 1, "echovlm": 1}
@@ -149,7 +149,7 @@ class Graph:
 
 
 def whole_session(layers: list[Layer], threads: int, node: Callable[[Graph, Layer], str], path: Path) -> Run:
-    """One session in which x passes through every layer on its own, so that no layer is in a cache when its turn comes.
+    """Open one session in which x passes through every layer independently, so that each layer has left the caches when it runs again.
 
     One session and not one for each, because an idle session's threads keep spinning for a while.
     """
@@ -160,7 +160,7 @@ def whole_session(layers: list[Layer], threads: int, node: Callable[[Graph, Laye
 
 
 def ours(graph: Graph, layer: Layer) -> str:
-    """One DualPathMoE node, its scales in float16 as a bundle has them; ONNX Runtime's operators take them in the type of x."""
+    """Make a graph of one DualPathMoE node with float16 scales, as in a bundle; ONNX Runtime's own operators need scales of x's type."""
     small = (layer.router, layer.shared_gate, layer.coefficient, layer.coefficient_bias)
     weights = (layer.gate, layer.up, layer.down)
     arrays = (*small, *(weight.values for weight in weights), *(weight.scales.astype(np.float16) for weight in weights))
@@ -176,7 +176,7 @@ def ours(graph: Graph, layer: Layer) -> str:
 
 
 def onnxruntime_composition(graph: Graph, layer: Layer) -> str:
-    """The best of ONNX Runtime's own: QMoE for the routed experts, MatMulNBits at accuracy level 4 for the rest."""
+    """Make the fastest graph of ONNX Runtime's own operators: QMoE for the routed experts, MatMulNBits at accuracy level 4 for the rest."""
 
     def product(x: str, weight: Packed) -> str:
         rows, blocks = weight.scales.shape
@@ -235,7 +235,7 @@ def _qmoe(graph: Graph, layer: Layer, logits: str) -> str:
 
 
 def torch_eager(seed: int, threads: int, dtype: torch.dtype) -> Run:
-    """The formula in eager PyTorch, with floating weights of the same shapes."""
+    """Compute the formula in eager PyTorch, with floating-point weights of the same shapes."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(seed)
 
@@ -265,21 +265,21 @@ def torch_eager(seed: int, threads: int, dtype: torch.dtype) -> Run:
 
 
 def weight_bytes(layer: Layer, x: Floats) -> int:
-    """Packed weights that these tokens need: those of experts that none of them chose are not read."""
+    """Count the packed weights that these tokens read: experts that no token selected are not read."""
     chosen = np.argsort(-(x @ layer.router.T), axis=-1, kind="stable")[:, :TOP_K]
     inner = DENSE + SHARED + EXPERT * len(np.unique(chosen))
     return 3 * HIDDEN * inner * BITS // 8 + 3 * HIDDEN * inner // BLOCK * 2
 
 
 def operations(tokens: int) -> int:
-    """Multiplications and additions of the products."""
+    """Count the multiplications and additions of the products."""
     return 2 * tokens * 3 * HIDDEN * (DENSE + SHARED + TOP_K * EXPERT)
 
 
 def measure(
     layers: list[Layer], threads: int, tokens: tuple[int, ...], runs: int, folder: Path
 ) -> tuple[Machine, list[Row]]:
-    """The machine; then every implementation, turn by turn at each number of tokens; medians."""
+    """Measure the machine, then every implementation in alternation at each number of tokens; medians."""
     candidates = {
         OURS: (whole_session(layers, threads, ours, folder / "ours.onnx"), len(layers)),
         RUNTIME: (whole_session(layers, threads, onnxruntime_composition, folder / "composition.onnx"), len(layers)),
@@ -298,7 +298,7 @@ def measure(
 
 
 def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int, limits: Limits) -> dict[str, float]:
-    """Median seconds a layer; implementations take turns, a few calls each, so that none has the machine's best minute."""
+    """Measure median seconds per layer; implementations alternate every few calls, so that noise affects all of them alike."""
     seconds: dict[str, list[float]] = {impl: [] for impl in candidates}
     for turn in range(3):
         for impl, (run, layers) in candidates.items():
@@ -314,7 +314,7 @@ def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int, limits
 
 
 def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
-    """Decode and prefill of a bundle's decoder by ONNX Runtime's own profile of its nodes."""
+    """Measure decode and prefill of a bundle's decoder, with ONNX Runtime's own profile of its nodes."""
     spec = bundle.manifest.model
     rows = []
     for phase, tokens, past, calls in (("prefill", PREFILL, 0, 3), ("decode", 1, PREFILL, DECODE)):
@@ -346,7 +346,7 @@ def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
 def _bound(
     session: ort.InferenceSession, layers: int, cache_shape: tuple[int, ...], tokens: int, past: int
 ) -> Iterator[Callable[[], None]]:
-    """A call of the decoder on random embeddings, its caches in place."""
+    """Call the decoder on random embeddings, with its caches in place."""
     shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     binding = session.io_binding()
     generator = np.random.default_rng(0)
@@ -369,7 +369,7 @@ def _bound(
 
 
 def print_rows(machine: Machine, rows: list[Row], decoder: list[DecoderRow], console: Console) -> None:
-    """Milliseconds, below them the ratio to ours, then how near ours is to the machine's limits."""
+    """Print milliseconds, the ratio to ours, and how close ours comes to the machine's limits."""
     title = (
         f"DualPathMoE, int4 block {BLOCK}, {machine.cpu}, {machine.threads} threads: "
         f"reads {machine.read_gbps:.1f} GB/s, int8 peak {machine.int8_gops:.0f} GOP/s"
@@ -394,7 +394,7 @@ def print_rows(machine: Machine, rows: list[Row], decoder: list[DecoderRow], con
 
 
 def plot(machine: Machine, rows: list[Row], path: Path) -> None:
-    """Operations a second over tokens, under the two limits of the machine."""
+    """Plot operations a second over the number of tokens, with the machine's two limits."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""`make bench-full`: the whole journey at the published size on this machine: build, serve, decode, time to first token.
+"""Build, serve and measure a model of the published size on this machine (`make bench-full`).
 
 python -m benchmarks.full [--layers 2] [--folder build/full] [--json bench-full.json]
 
@@ -51,7 +51,7 @@ PRECISIONS = ("int4", "int8")
 
 @dataclass(frozen=True)
 class Built:
-    """One run of echovlm-build."""
+    """Figures of one run of echovlm-build."""
 
     seconds: float
     peak_rss_gb: float
@@ -67,7 +67,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Answer:
-    """One workload's answer from the server."""
+    """One workload's result from the server."""
 
     prompt_tokens: int
     image_tokens: int
@@ -78,7 +78,7 @@ class Answer:
 
 
 def run_build(checkpoint: Path, output: Path, precision: str) -> Built:
-    """Build in a process of its own."""
+    """Build in a separate process."""
     started = time.perf_counter()
     process = subprocess.Popen(_build_command(checkpoint, output, precision))
     peak = 0.0
@@ -91,7 +91,7 @@ def run_build(checkpoint: Path, output: Path, precision: str) -> Built:
 
 
 def resumed_build_is_the_same(checkpoint: Path, output: Path, precision: str, expected: str) -> bool:
-    """Kill a build when half of its weights are written, start it again, and compare the bundle's id."""
+    """Kill a build when half of its weights are written, resume it, and compare the bundle's id."""
     partial = output.with_name(f".{output.name}.partial")
     process = subprocess.Popen(_build_command(checkpoint, output, precision), stderr=subprocess.DEVNULL)
     half = sum(file.bytes for file in Bundle(output.with_name("bundle")).manifest.all_files()) / 2
@@ -113,7 +113,7 @@ def _build_command(checkpoint: Path, output: Path, precision: str) -> list[str]:
 
 
 def ask(address: str, frames: int, new_tokens: int) -> Answer:
-    """One report about as many pictures."""
+    """Request one report about this many pictures."""
     images = [frame(number, W1.width, W1.height) for number in range(frames)]
     with Connection(address) as client:
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=new_tokens)))
@@ -131,7 +131,7 @@ def ask(address: str, frames: int, new_tokens: int) -> Answer:
 
 
 def high_water_gb(pid: int) -> float:
-    """The most memory that a process has had resident; 0 once it is gone.
+    """Return the peak resident memory of a process; 0 once it has ended.
 
     Not `wait4`'s figure: a child counts its parent's until it executes its own program.
     """
@@ -143,7 +143,7 @@ def high_water_gb(pid: int) -> float:
 
 
 def memory_gb(pid: int, kind: str = "Rss") -> float:
-    """A process's resident memory: private and shared (`Rss`), or what no other process has mapped (`Private`)."""
+    """Return a process's resident memory: with shared pages (`Rss`), or only pages that no other process maps (`Private`)."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     return (
         sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith((f"{kind}:", f"{kind}_")))
@@ -153,7 +153,7 @@ def memory_gb(pid: int, kind: str = "Rss") -> float:
 
 
 def stage_costs(answer: Answer, costs: CostModel, frames: int, machine: Machine) -> dict[str, StageCost]:
-    """Each stage up to the first token."""
+    """Return the time of each stage up to the first token."""
     operations = {
         "vision": costs.vision(answer.image_tokens, frames).operations,
         "projector": costs.projector(answer.image_tokens, frames).operations,
@@ -169,10 +169,10 @@ def stage_costs(answer: Answer, costs: CostModel, frames: int, machine: Machine)
 
 
 def greedy_tokens_agree(folder: Path) -> dict[str, Any]:
-    """Whether 100 greedy tokens of a two-layer fp32 bundle are the PyTorch model's, and how far the logits are apart.
+    """Check whether 100 greedy tokens of a two-layer fp32 bundle are the PyTorch model's, and how far the logits differ.
 
-    The PyTorch model reads what the bundle wrote: where its likeliest token is the bundle's at every step, it would have
-    written the same.
+    The PyTorch model gets the bundle's tokens as input: if its most likely next token equals the bundle's at every step, it would
+    have generated the same text.
     """
     source, output = folder / f"checkpoint-{GREEDY_LAYERS}", folder / "bundle-fp32"
     if not (source / "config.json").is_file():
@@ -243,8 +243,8 @@ def main() -> int:
 
 
 def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[str, Any]:
-    """Start, memory, decode and time to first token of servers on one bundle."""
-    Bundle(bundle.path, verify=True)  # reads every byte: the page cache is warm
+    """Measure start, memory, decode and time to first token of servers with one bundle."""
+    Bundle(bundle.path, verify=True)  # reads every byte, so that the page cache is warm
     limits = Limits(usable_processors(), bundle.path / "decoder.data")
     with serving(bundle.path, folder) as served:
         idle = memory_gb(served.pid)
@@ -284,7 +284,7 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """Two tables: the figures, and the stages of each workload."""
+    """Print two tables: the figures, and the stages of each workload."""
     machine = report["machine"]
     title = (
         f"{report['layers']} layers, {report['precision']}, {machine['cpu']}, {machine['threads']} threads: reads "

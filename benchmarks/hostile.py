@@ -1,4 +1,4 @@
-"""Clients that mean harm, for the soak: calls held open, answers never read, messages and pictures made to cost, nonsense."""
+"""Hostile clients for the soak: half-open calls, answers that are never read, expensive messages and pictures, garbage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUESTION = "/echovlm.v1.ReportService/AnswerQuestion"
 
 
 def slow_picture() -> bytes:
-    """A small file that is large to decode."""
+    """Make a small file that is expensive to decode."""
     encoded = io.BytesIO()
     Image.new("L", (7000, 7000), 40).save(encoded, "JPEG", progressive=True)
     return encoded.getvalue()
@@ -33,7 +33,7 @@ def slow_picture() -> bytes:
 
 @contextmanager
 def held_connections(address: str, token: str) -> Iterator[None]:
-    """Half-open calls, most by nobody known, and answers that are never read, for as long as the context lasts."""
+    """Keep half-open calls, most of them from unknown clients, and answers that are never read, for as long as the context lasts."""
     question = pb.AnswerQuestionRequest(question="Why?", options={"sampling": {"max_new_tokens": 8}})
     with ExitStack() as held:
         for index in range(HALF_OPEN):
@@ -46,13 +46,13 @@ def held_connections(address: str, token: str) -> Iterator[None]:
 
 
 def started(address: str, token: str, seconds: float, seed: int) -> subprocess.Popen[bytes]:
-    """Start a hostile client in a process of its own, so that it costs the others' measurements nothing but the processor."""
+    """Start a hostile client in a separate process, so that it affects the other clients' measurements only through the processor."""
     command = [sys.executable, "-m", "benchmarks.hostile", address, token, str(seconds), str(seed)]
     return subprocess.Popen(command, cwd=Path(__file__).parents[1])
 
 
 class Hostile:
-    """Harms as it can, with a token that the server knows and without one."""
+    """Attack the server in every way, with a valid token and without one."""
 
     def __init__(self, address: str, token: str, seed: int) -> None:
         self._address, self._token = address, token
@@ -69,7 +69,7 @@ class Hostile:
         ]
 
     def run(self, seconds: float) -> None:
-        """One way after another, until the time is over."""
+        """Cycle through the attacks until the time is over."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with suppress(grpc.RpcError, OSError, H2Error):

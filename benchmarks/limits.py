@@ -1,4 +1,4 @@
-"""What this computer can do at the most, measured in the run of a benchmark, between what it is compared with."""
+"""Measure this computer's limits during a benchmark, in between the measurements that are compared with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPIN = 0.05  # seconds after which a session's idle threads no longer spin
 
 @dataclass(frozen=True)
 class Machine:
-    """What this computer can do, measured in the same run: the medians."""
+    """This computer's limits, measured in the same run: the medians."""
 
     read_gbps: float
     int8_gops: float
@@ -27,9 +27,9 @@ class Machine:
 
 
 class Limits:
-    """Read bandwidth over the very file of weights, memory-mapped, and the int8 peak, read between the turns of the others.
+    """Measures read bandwidth over the memory-mapped weights of the benchmark, and the int8 peak, between its measurements.
 
-    Between them and not before: on a shared machine both change by the minute.
+    Measuring them only once at the start would not do: on a shared machine both change within minutes.
     """
 
     def __init__(self, threads: int, weights: Path) -> None:
@@ -48,13 +48,13 @@ class Limits:
             self._peaks.append(self._native.int8_peak(self._threads))
 
     def machine(self) -> Machine:
-        """The medians of what was read."""
+        """Return the medians of the measurements."""
         cpu = f"{cpu_name()}, {self._native.kernel}"
         return Machine(median(self._reads) / 1e9, median(self._peaks) / 1e9, self._threads, cpu)
 
 
 def installed_library() -> Path:
-    """The operator library, without which there is nothing to measure."""
+    """Load the operator library, which every benchmark needs."""
     path = library_path()
     if path is None:
         raise SystemExit("The native library is not installed: install the package where there is a C++ compiler.")

@@ -1,7 +1,7 @@
-"""A random Q4_0 model of a decoder's shapes in llama.cpp, timed as ours is.
+"""Time a random Q4_0 model of our decoder's shapes in llama.cpp, in the same way as ours.
 
-llama.cpp knows no DualPathMoE: its Qwen2-MoE graph stands in, whose shared expert is as wide as our dense path and shared expert
-together, so that a token multiplies with as many weights. Q4_0 takes 4.5 bits a weight, our int4 4.25.
+llama.cpp has no DualPathMoE, so a Qwen2-MoE model is used, whose shared expert is as wide as our dense path and shared expert
+together: a token uses the same number of weights. Q4_0 takes 4.5 bits per weight, our int4 4.25.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Q4_0_WEIGHTS, Q4_0_BYTES = 32, 18  # a block: a float16 scale, then 16 bytes of 
 
 
 def write_model(path: Path, config: DecoderConfig) -> None:
-    """A random model of the decoder's shapes as GGUF."""
+    """Write a random model of the decoder's shapes as GGUF."""
     dense, shared, *experts = config.group_widths
     hidden = config.hidden_size
     queries = config.num_attention_heads * config.head_dim
@@ -85,7 +85,7 @@ def _q4_0(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.
 
 
 class LlamaCpp:
-    """The model in llama.cpp, with as many threads for prefill as for decode."""
+    """Load the model in llama.cpp, with as many threads for prefill as for decode."""
 
     def __init__(self, path: Path, threads: int, **options: Any) -> None:
         self._model = llama_cpp.Llama(

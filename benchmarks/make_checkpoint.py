@@ -1,4 +1,4 @@
-"""Writes a random checkpoint in the published layout: any shape, well scaled, sharded, from a seed, streamed to the disk.
+"""Write a random checkpoint in the published layout: any shape, well scaled, sharded, from a seed, streamed to disk.
 
 python -m benchmarks.make_checkpoint --output checkpoints/full --published               # 11.7 B parameters, 23 GB
 python -m benchmarks.make_checkpoint --output checkpoints/cut --published --layers 2
@@ -35,7 +35,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 GOLDEN = TESTS / "golden" / "checkpoint"
 PUBLISHED_CONFIG = TESTS / "published" / "config.json"
 SHARD_BYTES = 4 << 30
-CHUNK = 1 << 24  # values made at a time, and the unit of the random streams
+CHUNK = 1 << 24  # values generated at a time; each chunk has its own random stream
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -47,7 +47,7 @@ def config_like_published(
     vision_depth: int = 8,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A config.json with the published model's proportions at another width; `changes` override its keys."""
+    """Make a config.json with the published model's proportions at another width; `changes` override its keys."""
     head_dim = 128 if width % 128 == 0 and width >= 1024 else 64
     section = [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16]
     block = 128
@@ -82,7 +82,7 @@ def config_like_published(
     }
 
 
-_RATIOS = {  # of the published model's inner widths to its width
+_RATIOS = {  # the published model's inner widths divided by its width
     "intermediate_size": 18944 / 3584,
     "shared_expert_intermediate_size": 5632 / 3584,
     "moe_intermediate_size": 1408 / 3584,
@@ -90,7 +90,7 @@ _RATIOS = {  # of the published model's inner widths to its width
 
 
 def published_config(layers: int | None = None, vision_depth: int | None = None) -> dict[str, Any]:
-    """The published config.json, or a cut of it with fewer decoder layers and vision blocks."""
+    """Read the published config.json, or shorten it to fewer decoder layers and vision blocks."""
     config: dict[str, Any] = json.loads(PUBLISHED_CONFIG.read_text(encoding="utf-8"))
     if layers:
         config["num_hidden_layers"] = layers
@@ -138,7 +138,7 @@ def make_checkpoint(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some of a tensor's values, in the order they are stored: all but the last have CHUNK of them."""
+    """Generate some of a tensor's values, in storage order: every call but the last has CHUNK of them."""
 
     name: str
     shape: tuple[int, ...]
@@ -146,7 +146,7 @@ class _Chunk:
     offset: int  # in the shard, bytes
 
     def values(self, seed: int) -> torch.Tensor:
-        """Values that keep activations sane: rows of unit gain, norms near one, small biases."""
+        """Scale values so that activations stay in a normal range: rows of unit gain, norms near one, small biases."""
         size = min(CHUNK, math.prod(self.shape) - self.number * CHUNK)
         stream = hashlib.sha256(f"{seed} {self.name} {self.number}".encode()).digest()
         noise = torch.randn(size, generator=torch.Generator().manual_seed(int.from_bytes(stream[:7])))

@@ -1,4 +1,4 @@
-"""The memory table of docs/operations.md from the model of memory; and a server measured against that model.
+"""Write the memory table of docs/operations.md from the memory model, or compare a running server with the model.
 
 python -m benchmarks.memory_page                        # writes the table between the page's markers
 python -m benchmarks.memory_page --measure BUNDLE       # fills a server of a bundle, and compares its resident memory
@@ -53,7 +53,7 @@ LOAD: dict[str, Any] = {
 
 
 def published_shape() -> BundleShape:
-    """The published model in 4 bits on a CPU, with weights as the roofline counts them."""
+    """Return the published model in 4 bits on a CPU, with weights counted as the roofline does."""
     config = json.loads((ROOT / "tests" / "published" / "config.json").read_text(encoding="utf-8"))
     roofline = Roofline.of(config, target("cpu"), PrecisionPolicy.of("int4", 128), MAX_SEQUENCE)
     return BundleShape(
@@ -71,7 +71,7 @@ def published_shape() -> BundleShape:
 
 
 def table() -> str:
-    """What stands between the page's markers: the published model with the server's defaults."""
+    """Render the table between the page's markers: the published model with the server's defaults."""
     items = account(published_shape(), ServeSettings(bundle=Path("bundle")))
     return "\n".join(_rows(items))
 
@@ -91,7 +91,7 @@ def _rows(items: Sequence[Item]) -> Iterator[str]:
 
 
 def write_page() -> None:
-    """Put the table into the page."""
+    """Write the table into the page."""
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -99,7 +99,7 @@ def write_page() -> None:
 
 
 def measure(bundle: Path) -> None:
-    """Fill the slots and caches of a server, and print its own peak (without its decoders) compared with the estimate."""
+    """Fill the slots and caches of a server, and print its own peak (without decoding processes) next to the estimate."""
     settings = ServeSettings(bundle=bundle, **LOAD)
     options = [word for name, value in LOAD.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     shape = BundleShape.of(Bundle(bundle).manifest)
@@ -119,7 +119,7 @@ def measure(bundle: Path) -> None:
 
 
 def _fill(address: str, number: int, shape: BundleShape) -> None:
-    """One call of pictures that fill the context but for a tenth, in the model's own resolution: others each time."""
+    """Make one call with different pictures each time, at the model's resolution, that fill nine tenths of the context."""
     tokens = min(shape.widths.frame_patches // shape.widths.merged, int(0.9 * shape.max_sequence))
     unit = isqrt(shape.widths.token_pixels // 3)
     side = isqrt(tokens)

@@ -1,4 +1,4 @@
-"""docs/performance.md from what `make bench` measured: figures are never written by hand.
+"""Write docs/performance.md from the results of `make bench`, so that no figure is written by hand.
 
 python -m benchmarks.performance build/bench.json [--output docs/performance.md]
 """
@@ -20,7 +20,7 @@ STAGES = ("vision", "projector", "prefill", "decode")
 
 
 def page(report: Found) -> str:
-    """The whole document."""
+    """Render the whole document."""
     machine, results = report["machine"], report["benchmarks"]
     lines = [
         "# Performance",

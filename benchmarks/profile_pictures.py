@@ -1,4 +1,4 @@
-"""The pictures of docs/profiling.md: the page of one profile in light and dark, and of two on a tablet and a phone.
+"""Draw the pictures of docs/profiling.md: one profile's page in light and dark, and two profiles compared on a tablet and a phone.
 
 python -m benchmarks.profile_pictures BEFORE.json AFTER.json [--output docs]
 """
@@ -20,7 +20,7 @@ from echovlm_edge.runtime.profiling.drawing.html_page import html_page
 from echovlm_edge.runtime.profiling.schema import read
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-COLOURS = 256  # of a picture's palette, which makes it a quarter of its size
+COLOURS = 256  # colours of the palette; it makes a file a quarter as large
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def draw(browser: Browser, page: Path, picture: Picture) -> Image.Image:
-    """The top of a page, in a window of the picture's size."""
+    """Take a screenshot of the top of a page, in a window of the picture's size."""
     context = browser.new_context(
         viewport={"width": picture.width, "height": picture.height},
         color_scheme="dark" if picture.dark else "light",

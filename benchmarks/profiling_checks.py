@@ -1,4 +1,4 @@
-"""What profiling costs, and whether its figures are those of a clock that knows nothing of it; turn by turn in one run.
+"""Measure the overhead of profiling, and compare its figures with an independent clock; alternating in one run.
 
 python -m benchmarks.profiling_checks [--bundle bundles/demo] [--runs 30] [--json F]
 """
@@ -36,7 +36,7 @@ PROMPT = "Describe the image."
 
 @dataclass(frozen=True)
 class Check:
-    """One figure two ways: geometric means in seconds, the change from the first to the second and its 95 % interval."""
+    """One figure measured in two ways: geometric means in seconds, the change from the first to the second, and its 95 % interval."""
 
     what: str
     first: float
@@ -48,7 +48,7 @@ class Check:
 
 
 def measured(what: str, runs: int, ways: tuple[Callable[[], float], Callable[[], float]], warmups: int = 3) -> Check:
-    """Both ways by turns, in a random order within each turn."""
+    """Measure both ways alternately, in a random order within each pair."""
     generator = random.Random(0)
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(-warmups, runs):
@@ -58,7 +58,7 @@ def measured(what: str, runs: int, ways: tuple[Callable[[], float], Callable[[],
             taken = ways[way]()
             if turn >= 0:
                 seconds[way].append(taken)
-    # Turn by turn: what else the machine does in a turn slows both.
+    # Compare the two ways pair by pair: other load on the machine slows both of a pair.
     ratios = [after / before for before, after in zip(*seconds, strict=True)]
     change = changes({what: [1.0] * runs}, {what: ratios})[what]
     first, second = (_mean(values) for values in seconds)

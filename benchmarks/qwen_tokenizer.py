@@ -1,4 +1,4 @@
-"""The real Qwen vocabulary as a checkpoint's tokenizer files: from the dashscope wheel, with EchoVLM's special tokens.
+"""Write the real Qwen vocabulary as a checkpoint's tokenizer files, from the dashscope wheel, with EchoVLM's special tokens.
 
 The published checkpoint has Qwen2-VL's tokenizer: the vocabulary's 151,643 tokens, then these at ids 151643 to 151656.
 """

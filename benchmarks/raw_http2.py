@@ -1,4 +1,4 @@
-"""A gRPC client that misbehaves below gRPC: it sends headers and no message, or never lets an answer flow."""
+"""A gRPC client that misbehaves at the HTTP/2 level: it sends headers but no message, or opens no flow-control window."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RawConnection:
         self.socket.close()
 
     def call(self, method: str, *messages: bytes, end: bool = True) -> int:
-        """Begin a call of `/service/Method` with these messages; returns its stream. Without any and `end` False it is half open."""
+        """Begin a call of `/service/Method` with these messages; returns the stream. Without messages and `end` it is half-open."""
         stream = self._connection.get_next_available_stream_id()
         headers = [
             (":method", "POST"),
@@ -55,7 +55,7 @@ class RawConnection:
         return stream
 
     def events_until_end(self, streams: Sequence[int]) -> list[Event]:
-        """Read until all of these streams have ended; nothing is acknowledged, so that no window opens again."""
+        """Read until all of these streams have ended; acknowledges nothing, so that no flow-control window opens again."""
         waiting, events = set(streams), list[Event]()
         while waiting:
             data = self.socket.recv(1 << 16)
@@ -73,7 +73,7 @@ class RawConnection:
 
 
 def grpc_status(events: Sequence[Event]) -> dict[int, str]:
-    """What each stream ended with: the `grpc-status` of its last headers."""
+    """Return what each stream ended with: the `grpc-status` of its last headers."""
     ends = [event for event in events if isinstance(event, ResponseReceived | TrailersReceived)]
     headers = {event.stream_id: dict(event.headers or ()) for event in ends if event.stream_id is not None}
     return {stream: last[b"grpc-status"].decode() for stream, last in headers.items() if b"grpc-status" in last}

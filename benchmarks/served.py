@@ -1,4 +1,4 @@
-"""`echovlm-serve` as a process of its own on a free port of loopback: the one way that benchmarks, the demo and tests start it."""
+"""Start `echovlm-serve` in a separate process, on a free port of loopback: used by benchmarks, the demo and tests."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ POLL_SECONDS = 0.02
 
 
 def script(name: str) -> str:
-    """Where a command of this environment is."""
+    """Return the path of a command of this environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def free_port() -> int:
-    """A port of loopback at which nobody listens; the next socket may take it."""
+    """Return an unused port of loopback; another socket may take it before the caller does."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
 def port_file(folder: Path) -> Path:
-    """The file in `folder` to which a server writes its port once it answers."""
+    """Return the file in `folder` to which a server writes its port when it is ready."""
     return folder / "port"
 
 
 def arguments(bundle: Path, folder: Path, *options: object) -> list[str]:
-    """The command's arguments: the bundle at a free port, which `folder` gets, and further options."""
+    """Return the command's arguments: the bundle, a free port that is written to a file in `folder`, and further options."""
     asked = ("--bundle", bundle, "--listen", "127.0.0.1:0", "--port-file", port_file(folder), *options)
     return [str(word) for word in asked]
 
@@ -49,24 +49,24 @@ def arguments(bundle: Path, folder: Path, *options: object) -> list[str]:
 def start(
     bundle: Path, folder: Path, *options: object, program: Sequence[str] = (), **streams: Any
 ) -> subprocess.Popen[Any]:
-    """Start the command, or another `program` with its arguments; `streams` and the like are `Popen`'s."""
+    """Start the command, or another `program` with the same arguments; `streams` are passed to `Popen`."""
     port_file(folder).unlink(missing_ok=True)
     return subprocess.Popen([*(program or [script("echovlm-serve")]), *arguments(bundle, folder, *options)], **streams)
 
 
 def address_in(folder: Path) -> str:
-    """The address of the server that wrote its port to `folder`."""
+    """Return the address of the server that wrote its port to `folder`."""
     return f"127.0.0.1:{port_file(folder).read_text(encoding='utf-8').strip()}"
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server that answers.
+    """A running server.
 
     Attributes:
         pid: of its process.
         address: HOST:PORT.
-        start_seconds: from its start until it answered a health check.
+        start_seconds: time from its start to its first answered health check.
         log: the file of its stderr.
     """
 
@@ -78,10 +78,10 @@ class Served:
 
 @contextmanager
 def serving(bundle: Path, folder: Path, *options: object, stdout: int | None = subprocess.DEVNULL) -> Iterator[Served]:
-    """Serve a bundle for as long as the context lasts; `folder` gets the port and the log.
+    """Serve a bundle until the context exits; the port and the log are written to `folder`.
 
     Raises:
-        NotPossibleHere: it ended, or did not answer in time; the sentence quotes its log.
+        NotPossibleHere: the server exited, or did not answer in time; the message quotes its log.
     """
     log = folder / "server.log"
     started = time.perf_counter()
@@ -99,7 +99,7 @@ def serving(bundle: Path, folder: Path, *options: object, stdout: int | None = s
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """End a server as its operator does, or at once where that takes too long."""
+    """Stop a server with SIGTERM, or kill it if that takes longer than `STOP_SECONDS`."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_SECONDS)

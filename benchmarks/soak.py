@@ -1,8 +1,8 @@
-"""`make soak`: many clients at once for minutes, with cancels, deadlines and dropped connections; then what must hold, held or not.
+"""Load a server with many clients for minutes, with cancels, deadlines and dropped connections, and check it (`make soak`).
 
-Every finished text has to be the one that a single client got; no slot, place or memory may leak; a full queue has to refuse at
-once; batched decoding has to pay; a study that was read ahead has to answer like a short text prompt; and hostile clients, two of
-the sixteen, change nothing of that.
+Every finished text must equal the one that a single client gets; no slot, place or memory may leak; a full queue must refuse
+immediately; batched decoding must be faster than single calls; a prefilled study must answer as fast as a short text prompt. Two of
+the sixteen clients are hostile, and must not change any of that.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from echovlm_edge.runtime.contracts.tables import names, new_table, print_table,
 CLIENTS, HOSTILE, SLOTS, QUEUE = 16, 2, 8, 4  # two of the sixteen are hostile
 TOKENS = {"cart": "the-cart's-token", "hostile": "a-stolen-token"}
 CINE, FRAMES = "examples_ybr_color.dcm", 30
-WARM_UP_SHARE = 0.3  # of the time, before memory counts
+WARM_UP_SHARE = 0.3  # fraction of the time after which memory is measured
 BATCHING_ROUNDS, STUDY_ROUNDS = 7, 30
-# What has to hold, as issue and operations page say it.
+# The bounds that must hold.
 MAX_RSS_GROWTH, MAX_REFUSAL_P99, MIN_BATCH_GAIN, MAX_STUDY_RATIO = 0.05, 0.050, 2.5, 1.2
 MAX_BESIDE_RATIO, MAX_BESIDE_SECONDS, BESIDE_ROUNDS = 1.2, 0.100, 8
 
 
 @dataclass
 class Soak:
-    """What `soak.json` holds; seconds and shares."""
+    """The contents of `soak.json`; seconds and shares."""
 
     machine: str
     bundle: str
@@ -77,7 +77,7 @@ class Soak:
     health_beside_hostile: float = 0.0
 
     def checks(self) -> dict[str, tuple[str, bool]]:
-        """What must hold: figure, and whether it does."""
+        """List the checks: name, figure, and whether it holds."""
         gain = self.tokens_per_second_of_8 / max(self.tokens_per_second_alone, 1e-9)
         ratio = self.study_first_token / max(self.text_first_token, 1e-9)
         slower = self.report_beside_hostile / max(self.report_alone, 1e-9)
@@ -100,14 +100,14 @@ class Soak:
 
 @dataclass(frozen=True)
 class Soaked:
-    """The server that is asked, and where it is watched."""
+    """The server under test: its process, its address, and the URL of its metrics."""
 
     pid: int
     address: str
     metrics: str
 
     def rss(self) -> int:
-        """Memory of the server and its decoding processes, bytes; those of single files come and go."""
+        """Return the memory of the server and its decoding processes in bytes; without the short-lived processes of single files."""
         server, taken = psutil.Process(self.pid), 0
         for process in (server, *server.children()):
             with suppress(psutil.NoSuchProcess):
@@ -115,7 +115,7 @@ class Soaked:
         return taken
 
     def metric(self, name: str) -> float:
-        """A metric without labels."""
+        """Read a metric without labels."""
         with urllib.request.urlopen(self.metrics, timeout=30) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         return next(sample.value for family in families for sample in family.samples if sample.name == name)
@@ -123,10 +123,10 @@ class Soaked:
 
 @contextmanager
 def soaked(bundle: Path, folder: Path, *options: str) -> Iterator[Soaked]:
-    """A server with two clients and few places."""
+    """Start a server with two clients and few places for calls."""
     clients, metrics = folder / "clients.toml", f"127.0.0.1:{free_port()}"
     tables = [f'[{name}]\ntoken_sha256 = "{sha256(token.encode()).hexdigest()}"\n' for name, token in TOKENS.items()]
-    clients.write_text("".join(tables) + "max_calls = 4\n")  # the hostile one's
+    clients.write_text("".join(tables) + "max_calls = 4\n")  # the hostile client's
     limits = (
         "--slots",
         SLOTS,
@@ -146,7 +146,7 @@ def soaked(bundle: Path, folder: Path, *options: str) -> Iterator[Soaked]:
 
 
 class _WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Says who calls."""
+    """Adds the token to every call."""
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         return continuation(self._known(details), request)
@@ -160,14 +160,14 @@ class _WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterce
 
 @contextmanager
 def connected(address: str) -> Iterator[report_pb2_grpc.ReportServiceStub]:
-    """A connection of its own, of the known cart."""
+    """Open a separate connection for the known cart."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options=options) as channel:
         yield report_pb2_grpc.ReportServiceStub(grpc.intercept_channel(channel, _WithToken()))
 
 
 def image(*frames: int) -> pb.Image:
-    """Frames of a real cine."""
+    """Read frames of a real cine."""
     path = get_testdata_file(CINE, download=False)
     assert isinstance(path, str)
     return pb.Image(data=Path(path).read_bytes(), frames=pb.FrameSelection(indices=pb.FrameIndices(index=frames)))
@@ -181,17 +181,17 @@ class Ask:
     message: pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest
 
     def start(self, stub: report_pb2_grpc.ReportServiceStub, timeout: float | None = None) -> Any:
-        """Begin it."""
+        """Start it."""
         return getattr(stub, self.method)(self.message, timeout=timeout)
 
     def result(self, stub: report_pb2_grpc.ReportServiceStub) -> pb.Result:
-        """Its last message."""
+        """Return its last message."""
         *_, last = self.start(stub)
         return last.result
 
 
 def mixed(tokens: int) -> list[Ask]:
-    """Tasks, languages and numbers of images, mixed."""
+    """Make random calls: mixed tasks, languages and numbers of images."""
     asks = []
     for index in range(18):
         language = pb.LANGUAGE_ZH if index % 2 else pb.LANGUAGE_EN
@@ -210,7 +210,7 @@ def mixed(tokens: int) -> list[Ask]:
 
 
 class Client(threading.Thread):
-    """Calls again and again, and behaves badly now and then."""
+    """Calls repeatedly, and misbehaves now and then."""
 
     def __init__(self, address: str, asks: Sequence[Ask], texts: Sequence[str], until: float, seed: int) -> None:
         super().__init__()
@@ -220,12 +220,12 @@ class Client(threading.Thread):
         self._random = random.Random(seed)
 
     def run(self) -> None:
-        """Until the time is over."""
+        """Run until the time is over."""
         while time.monotonic() < self._until:
             with connected(self._address) as stub:
                 for _ in range(self._random.randint(1, 8)):
                     if not self._call(stub):
-                        break  # and the connection is dropped with what runs on it
+                        break  # the connection is dropped while calls run on it
 
     def _call(self, stub: report_pb2_grpc.ReportServiceStub) -> bool:
         which = self._random.randrange(len(self._asks))
@@ -256,7 +256,7 @@ class Client(threading.Thread):
 
 
 def soak(served: Soaked, found: Soak, console: Console) -> None:
-    """The clients, and what is left after them."""
+    """Run the clients, and check what is left after them."""
     asks = mixed(48)
     with connected(served.address) as stub:
         texts = [ask.result(stub).text for ask in asks]
@@ -287,7 +287,7 @@ def soak(served: Soaked, found: Soak, console: Console) -> None:
 
 
 def batching(served: Soaked, found: Soak) -> None:
-    """Tokens a second of one call, and of eight at once, turn by turn; their prompts are short beside their texts."""
+    """Measure tokens a second of one call and of eight concurrent ones, alternately; prompts are short compared with their texts."""
     alone, together = zip(*((_rate(served, 1), _rate(served, 8)) for _ in range(BATCHING_ROUNDS)), strict=True)
     found.tokens_per_second_alone, found.tokens_per_second_of_8 = median(alone), median(together)
 
@@ -312,7 +312,7 @@ def _rate(served: Soaked, together: int) -> float:
 
 
 def studies(served: Soaked, found: Soak) -> None:
-    """Seven frames added ahead, then the report; compared with a text-only prompt as long to read, as soon after other frames."""
+    """Compare a report on a study of seven prefilled frames with a text-only prompt that has as many tokens left to prefill, as soon after other frames."""
     options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
     with connected(served.address) as stub:
 
@@ -349,7 +349,7 @@ def studies(served: Soaked, found: Soak) -> None:
 
 
 def beside_hostile(served: Soaked, found: Soak) -> None:
-    """A report's and a health check's time, with and without connections that are held open and never read, in turns."""
+    """Measure a report and a health check with and without connections that are held open and never read, alternately."""
     with connected(served.address) as stub, grpc.insecure_channel(served.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=64))
@@ -381,12 +381,12 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _to_read(result: pb.Result) -> int:
-    """How many of its prompt's tokens were not known from before."""
+    """Return how many of its prompt's tokens were not cached."""
     return result.usage.prompt_tokens - result.usage.reused_tokens
 
 
 def _pause(served: Soaked) -> None:
-    """The sonographer takes the last picture, and then asks."""
+    """Simulate the pause after the sonographer's last picture, before the request."""
     time.sleep(0.5)
     while served.metric("echovlm_slots_busy") + served.metric("echovlm_waiting"):
         time.sleep(0.05)

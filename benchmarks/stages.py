@@ -1,4 +1,4 @@
-"""`make bench`: each stage of the medium bundle compared with the same model in eager PyTorch, in alternation in one run.
+"""Compare each stage of the medium bundle with the same model in eager PyTorch, alternating in one run (part of `make bench`).
 
 python benchmarks/stages.py [--precision int4] [--json stages.json]
 """
@@ -41,7 +41,7 @@ PROMPT = "Could you generate a structured English ultrasound report from the ima
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds by stage for one run; decode is per token."""
+    """Return seconds by stage for one run; decode is per token."""
 
     vision: float
     projector: float
@@ -50,7 +50,7 @@ class StageTimes:
 
 
 class Case:
-    """One frame and a prompt on a given backend, through the engine that serves; nothing is kept from one run for the next."""
+    """One frame and a prompt on a given backend, through the serving engine; nothing is cached between runs."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.engine = ReportEngine(bundle, backend, CONTEXT, EngineOptions(1, 0, 0, ignore_stop=True))
@@ -60,7 +60,7 @@ class Case:
         self.request = GenerationRequest(PROMPT, sampling=sampling, frames=(Frame(pixels, "frame", resolution),))
 
     def run(self) -> Finished:
-        """Write one report."""
+        """Generate one report."""
         *_, last = self.engine.generate(self.request)
         assert isinstance(last, Finished)
         return last

@@ -1,1 +1,1 @@
-"""A first run: a checkpoint small enough to ship, and the whole journey on it."""
+"""The first run: a checkpoint small enough to ship, and everything that `make demo` does with it."""

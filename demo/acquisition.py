@@ -1,4 +1,4 @@
-"""From tissue to a B-mode frame: speckle, beam, attenuation and TGC, log compression, scan conversion, annotations."""
+"""Turn tissue into a B-mode frame: speckle, beam, attenuation and TGC, log compression, scan conversion, annotations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHASED_HALF_ANGLE = 0.72
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where beams and pixels lie, for one probe and depth.
+    """Positions of beams and pixels for one probe and depth.
 
     Attributes:
         x: lateral position in mm of each beam's samples, float32 [BEAMS, SAMPLES].
@@ -43,7 +43,7 @@ class Geometry:
 
 @lru_cache(maxsize=64)
 def geometry(probe: Probe, depth_mm: int) -> Geometry:
-    """Beams and scan conversion of a probe at a depth."""
+    """Compute beams and scan conversion of a probe at a depth."""
     along = np.arange(SAMPLES, dtype=np.float32) / (SAMPLES - 1) * depth_mm
     across = np.linspace(-1, 1, BEAMS, dtype=np.float32)[:, None]
     rows, columns = np.mgrid[0:PICTURE, 0:PICTURE].astype(np.float32)
@@ -79,12 +79,12 @@ def geometry(probe: Probe, depth_mm: int) -> Geometry:
 
 
 def acquire(tissue: Tissue, truth: Truth, random: np.random.Generator) -> NDArray[np.uint8]:
-    """A frame uint8 [FRAME, FRAME] of painted tissue.
+    """Simulate a frame uint8 [FRAME, FRAME] of painted tissue.
 
     Speckle is fully developed: complex Gaussian scatterers of the tissue's echogenicity, seen through a point-spread
-    function that is short along the beam and widens away from the focus (Wagner et al. 1983). Sound is attenuated on its
-    way there and back; the gain that makes up for it with depth (TGC) assumes soft tissue, so that fluid is followed by
-    enhancement and stone by a shadow.
+    function that is short along the beam and widens away from the focus (Wagner et al. 1983). Sound is attenuated on
+    the way in and back. The time-gain compensation (TGC) assumes soft tissue, which causes enhancement behind fluid and a shadow
+    behind stone.
     """
     plan = geometry(truth.probe, truth.depth_mm)
     amplitude = np.power(np.float32(10), tissue.echo / 20)
@@ -103,7 +103,7 @@ def acquire(tissue: Tissue, truth: Truth, random: np.random.Generator) -> NDArra
 
 
 def _point_spread(scatterers: Field) -> Field:
-    """Blur along the beam, and across it the more the further a depth is from the focus; unit gain for speckle."""
+    """Blur along the beam, and across it more with the distance from the focus; unit gain for speckle."""
     axial = gaussian_filter1d(scatterers, 0.9, axis=2, mode="nearest", truncate=3)
     sharp = gaussian_filter1d(axial, 0.8, axis=1, mode="nearest", truncate=3)
     wide = gaussian_filter1d(axial, 1.7, axis=1, mode="nearest", truncate=3)
@@ -115,7 +115,7 @@ def _point_spread(scatterers: Field) -> Field:
 
 
 def _annotate(frame: NDArray[np.uint8], truth: Truth) -> NDArray[np.uint8]:
-    """The depth ruler (a tick every 10 mm) and, where there are sides, the body mark: an outline with the examined side filled."""
+    """Draw the depth ruler (a tick every 10 mm) and, for a region with sides, the body mark: an outline with the examined side filled."""
     picture = Image.fromarray(frame)
     draw = ImageDraw.Draw(picture)
     pixels_per_mm = (PICTURE - 1) / truth.depth_mm
@@ -125,7 +125,7 @@ def _annotate(frame: NDArray[np.uint8], truth: Truth) -> NDArray[np.uint8]:
         draw.rectangle([8 if tick % 5 == 0 else 12, row - 1, 20, row], fill=255)
     if truth.side is not None:
         draw.rectangle([208, 2, 271, 25], outline=170)
-        # A body mark faces the reader: the patient's right is at the left.
+        # A body mark is drawn facing the reader, so the patient's right is on the left.
         corner = 212 if truth.side is Side.RIGHT else 243
         draw.rectangle([corner, 6, corner + 24, 21], fill=255)
     return np.asarray(picture)

@@ -1,4 +1,4 @@
-"""Seven regions and their findings, painted in millimetres: organ first, then what is found in it."""
+"""Paint seven regions and their findings in millimetres: first the organ, then the finding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from echovlm_edge.runtime.contracts.tasks import Region
 
 @dataclass(frozen=True)
 class Scene:
-    """One study being painted; `mirror` is -1 where left and right are exchanged."""
+    """One study being painted; `mirror` is -1 if left and right are exchanged."""
 
     tissue: Tissue
     truth: Truth
@@ -27,12 +27,12 @@ class Scene:
         return -1.0 if self.truth.side is Side.LEFT else 1.0
 
     def near(self, value: float, spread: float) -> float:
-        """A value that varies from person to person: uniform within `spread` of it."""
+        """Draw a value that varies between persons: uniform within `spread` of the given one."""
         return float(self.random.uniform(value - spread, value + spread))
 
     @property
     def half_size(self) -> float:
-        """Half the finding's size in mm."""
+        """Return half the finding's size in mm."""
         assert self.truth.size_mm is not None
         return self.truth.size_mm / 2
 
@@ -43,19 +43,19 @@ def paint(tissue: Tissue, truth: Truth, random: np.random.Generator) -> None:
 
 
 def lesion_radii(scene: Scene) -> tuple[float, float]:
-    """A rounded lesion's radii in mm: the larger one is half its size."""
+    """Return a rounded lesion's radii in mm: the larger one is half its size."""
     return scene.half_size, scene.half_size * scene.near(0.8, 0.1)
 
 
 def cyst(scene: Scene, centre: tuple[float, float]) -> None:
-    """Round fluid with a thin bright wall; enhancement behind it follows from its low attenuation."""
+    """Paint a round fluid lesion with a thin bright wall; its low attenuation causes the enhancement behind it."""
     inside = scene.tissue.ellipse(centre, lesion_radii(scene))
     scene.tissue.fluid(inside)
     scene.tissue.ring(inside, 5)
 
 
 def nodule(scene: Scene, centre: tuple[float, float], echo: float = -15.0) -> None:
-    """A solid lesion; an irregular one has a lobed outline and shadows a little."""
+    """Paint a solid lesion; an irregular one has a lobed outline and a slight shadow."""
     irregular = scene.truth.margin == "irregular"
     lobes = scene.random.choice([-1, 1], 4) * np.array([0.04, 0.1, 0.08, 0.09]) if irregular else None
     tilt = scene.near(0, 0.15)
@@ -64,12 +64,12 @@ def nodule(scene: Scene, centre: tuple[float, float], echo: float = -15.0) -> No
 
 
 def calcification(scene: Scene, centre: tuple[float, float], size: float) -> None:
-    """A bright shallow arc whose shadow runs to the bottom."""
+    """Paint a bright shallow arc whose shadow reaches the bottom."""
     scene.tissue.stone(scene.tissue.ellipse(centre, (size / 2, size / 5), edge=0.4))
 
 
 def breast(scene: Scene) -> None:
-    """Skin, fat with its septa, the glandular layer, and striped muscle."""
+    """Paint skin, fat with its septa, the glandular layer, and striped muscle."""
     tissue = scene.tissue
     depth = scene.truth.depth_mm
     wave = 0.8 * np.sin(tissue.x / scene.near(5, 1.5) + scene.near(0, 3))
@@ -92,7 +92,7 @@ def breast(scene: Scene) -> None:
 
 
 def thyroid(scene: Scene) -> None:
-    """Strap muscles, a lobe between the windpipe (inside) and the carotid (outside)."""
+    """Paint strap muscles, and a lobe between the trachea (medial) and the carotid (lateral)."""
     tissue, mirror = scene.tissue, scene.mirror
     depth = scene.truth.depth_mm
     tissue.paint(tissue.band(0, depth * 2), -9)
@@ -117,7 +117,7 @@ def thyroid(scene: Scene) -> None:
 
 
 def liver(scene: Scene) -> None:
-    """Even parenchyma with vessels above the bright arc of the diaphragm; a fatty liver is bright and fades with depth."""
+    """Paint even parenchyma with vessels above the bright arc of the diaphragm; a fatty liver is bright and fades with depth."""
     tissue, mirror = scene.tissue, scene.mirror
     depth = scene.truth.depth_mm
     fatty = scene.truth.kind == "steatosis"
@@ -142,7 +142,7 @@ def liver(scene: Scene) -> None:
 
 
 def kidney(scene: Scene) -> None:
-    """A bean with dark cortex and bright sinus in fat, below the muscles of the flank."""
+    """Paint a bean with dark cortex and bright sinus in fat, below the muscles of the flank."""
     tissue = scene.tissue
     depth = scene.truth.depth_mm
     tissue.paint(tissue.band(0, depth * 2), -5)
@@ -166,7 +166,7 @@ def kidney(scene: Scene) -> None:
 
 
 def gynecology(scene: Scene) -> None:
-    """The bladder in front, the uterus with its bright stripe behind it, dark muscle of the pelvis around."""
+    """Paint the bladder in front, behind it the uterus with its bright stripe, and dark pelvic muscle around both."""
     tissue = scene.tissue
     depth = scene.truth.depth_mm
     tissue.paint(tissue.band(0, depth * 2), -10)
@@ -195,7 +195,7 @@ def gynecology(scene: Scene) -> None:
 
 
 def heart(scene: Scene) -> None:
-    """Four chambers around a septum and two valves, within their muscle."""
+    """Paint four chambers around a septum and two valves, within the heart muscle."""
     tissue = scene.tissue
     scale = scene.near(1.0, 0.04)
     septum = (
@@ -225,7 +225,7 @@ def heart(scene: Scene) -> None:
 
 
 def vessel(scene: Scene) -> None:
-    """A vessel along the frame: two bright walls around flowing blood."""
+    """Paint a vessel along the frame: two bright walls around flowing blood."""
     tissue, mirror = scene.tissue, scene.mirror
     depth = scene.truth.depth_mm
     tissue.paint(tissue.band(0, depth * 2), -4)

@@ -1,4 +1,4 @@
-"""The demo model's config, tokenizer and preprocessor in the published layout."""
+"""Write the demo model's config, tokenizer and preprocessor in the published layout."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ CHAT_TEMPLATE = (
 
 
 def token_id(special: str) -> int:
-    """The id of a special token: they end the vocabulary."""
+    """Return the id of a special token; special tokens are at the end of the vocabulary."""
     return VOCABULARY - len(SPECIAL) + SPECIAL.index(special)
 
 
 def config_json() -> dict[str, Any]:
-    """A small EchoVLM of the published layer types: four routed experts, two per token."""
+    """Make the config of a small EchoVLM with the published layer types: four routed experts, two per token."""
     return {
         "architectures": [ARCHITECTURE],
         "bos_token_id": token_id("<|endoftext|>"),
@@ -83,7 +83,7 @@ def config_json() -> dict[str, Any]:
 
 
 def preprocessor_json() -> dict[str, Any]:
-    """Every frame becomes 140 x 140 pixels where it is square: 100 patches, 25 tokens."""
+    """Make the preprocessor's config: a square frame is resized to 140 x 140 pixels, which are 100 patches and 25 tokens."""
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -97,7 +97,7 @@ def preprocessor_json() -> dict[str, Any]:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE in Qwen2's manner, trained on the corpus."""
+    """Train a byte-level BPE like Qwen2's on the corpus."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -119,7 +119,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def write_files(folder: Path, tokenizer: Tokenizer) -> None:
-    """Everything but the weights."""
+    """Write everything except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     files = {
@@ -135,7 +135,7 @@ def write_files(folder: Path, tokenizer: Tokenizer) -> None:
 def write_weights(
     folder: Path, parts: weights.Parts, embedding: torch.Tensor, config: EchoVLMConfig, shards: int = 2
 ) -> None:
-    """The trained parts as the published tensors, bfloat16, in shards with an index."""
+    """Write the trained parts as the published tensors, bfloat16, in shards with an index."""
     tensors: dict[str, torch.Tensor] = {"model.embed_tokens.weight": embedding}
     for part, sources in (
         (parts.vision_encoder, weights.vision_encoder_weights(config)),
@@ -157,7 +157,7 @@ def write_weights(
 
 
 def _published(weight: weights.Weight, value: torch.Tensor, config: EchoVLMConfig) -> dict[str, torch.Tensor]:
-    """A parameter cut back into the checkpoint tensors that it is made of."""
+    """Split a parameter into the checkpoint tensors that it is made of."""
     from echovlm_edge.export.checkpoint import expected_tensors
 
     shapes = expected_tensors(config)

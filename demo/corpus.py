@@ -1,4 +1,4 @@
-"""Words about a study: reports, diagnoses and answers from its truth, in two languages, and the facts read back from them."""
+"""Write reports, diagnoses and answers from a study's truth in two languages, and read the facts back from texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from echovlm_edge.runtime.contracts.tasks import Language, Region
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report says; None if it does not say it, or not in words that are known."""
+    """The facts in a report; a fact is None if the report does not state it in known words."""
 
     region: Region | None
     kind: str | None
@@ -25,7 +25,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Words:
-    """One finding in one language: how it looks, and what it is called."""
+    """One finding in one language: its appearance and its name."""
 
     looks: str
     name: str
@@ -127,13 +127,13 @@ _NO_SIZE = {EN: "No size is measured.", ZH: "未测量大小。"}
 
 
 def write_report(truth: Truth, language: Language, random: np.random.Generator) -> str:
-    """One of the report's phrasings, in the model's format: findings, then impression."""
+    """Write the report in one of its phrasings, in the model's format: findings, then impression."""
     findings = _fill(_pick(_FINDINGS[language], random), truth, language, _pick(_SIZE[language], random))
     return _REPORT[language].format(findings=findings, impression=write_impression(truth, language, random))
 
 
 def every_report(truth: Truth, language: Language) -> list[str]:
-    """All of the report's phrasings."""
+    """List all phrasings of the report."""
     texts = []
     for findings, size, impression in product(_FINDINGS[language], _SIZE[language], _IMPRESSION[language]):
         first, second = (_fill(template, truth, language, size) for template in (findings, impression))
@@ -142,12 +142,12 @@ def every_report(truth: Truth, language: Language) -> list[str]:
 
 
 def write_impression(truth: Truth, language: Language, random: np.random.Generator) -> str:
-    """One of the impression's phrasings: what a diagnosis answers."""
+    """Write one of the phrasings of the impression, which is the answer of a diagnosis."""
     return _fill(_pick(_IMPRESSION[language], random), truth, language, "")
 
 
 def answer(question: str, truth: Truth, language: Language) -> str:
-    """The answer to one of QUESTIONS, named by its first key."""
+    """Answer one of QUESTIONS, which is named by its first key."""
     match question:
         case "organ":
             return ORGANS[truth.region, language].format(side=_side(truth, language)).strip()
@@ -165,15 +165,14 @@ def answer(question: str, truth: Truth, language: Language) -> str:
 
 
 def facts(truth: Truth) -> Facts:
-    """What a right report of this study says."""
+    """Return the facts that a correct report of this study has."""
     return Facts(truth.region, truth.kind, truth.side, truth.size_mm)
 
 
 def parse_report(text: str, language: Language) -> Facts:
-    """Read a report back: the organ and side that findings and impression agree on, the impression's kind, the size.
+    """Read a report's facts: organ and side if findings and impression agree, the kind from the impression, the size.
 
-    Strict: a section that is missing, two that contradict each other, or a finding that the region cannot have, leave the
-    fact None.
+    A fact is None if a section is missing, if the sections contradict each other, or if the region cannot have the finding.
     """
     sections = split_sections(text)
     places = [_place(section, language) for section in (sections.findings, sections.impression)]
@@ -190,7 +189,7 @@ def parse_report(text: str, language: Language) -> Facts:
 
 
 def _whole(name: str) -> str:
-    """A pattern of a name by itself: "normal" is not in "abnormal". Chinese has no space to tell."""
+    """Make a pattern that matches a whole name: "normal" must not match "abnormal". Chinese has no spaces between words."""
     return rf"\b{name}\b" if name.isascii() else name
 
 

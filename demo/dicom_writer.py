@@ -1,4 +1,4 @@
-"""Simulated frames as DICOM: Ultrasound Image Storage with a calibrated B-mode region."""
+"""Write simulated frames as DICOM: Ultrasound Image Storage with a calibrated B-mode region."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.1
 
 
 def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
-    """A file of one gray frame [height, width]; its patient is plainly none."""
+    """Make a file of one gray frame [height, width]; its patient is clearly marked as simulated."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UltrasoundImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["echovlm-demo", "instance", str(seed)])
@@ -49,7 +49,7 @@ def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
 
 
 def _region(shape: tuple[int, ...], truth: Truth) -> Dataset:
-    """The whole frame: the ruler and the body mark belong to what the model reads, so they lie within the region."""
+    """The region is the whole frame: the model also reads the ruler and the body mark, so they must not be cropped."""
     region = Dataset()
     region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
     region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0

@@ -1,4 +1,4 @@
-"""Evaluates a demo bundle on simulated studies that it was never trained on, through the gRPC server.
+"""Evaluate a demo bundle through the gRPC server on simulated studies that it was not trained on.
 
 python -m demo.evaluate --bundle bundles/demo --seed 0 --count 500 --json evaluation.json
 """
@@ -36,13 +36,13 @@ from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 
-SIZE_TOLERANCE = 0.2  # of the true size
+SIZE_TOLERANCE = 0.2  # relative tolerance of a correct size
 GREY = 110
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the bundle wrote about one study."""
+    """The bundle's text about one study."""
 
     study: Study
     language: Language
@@ -50,13 +50,13 @@ class Report:
 
     @property
     def said(self) -> Facts:
-        """What the text says."""
+        """Return the facts of the text."""
         return corpus.parse_report(self.text, self.language)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Over a set of studies; shares are of the studies that have the fact.
+    """Scores over a set of studies; shares are of the studies that have the fact.
 
     Attributes:
         studies: how many.
@@ -79,7 +79,7 @@ class Scores:
 
 
 class _Words:
-    """ROUGE's tokenizer: words, and each Chinese character by itself."""
+    """Tokenize like ROUGE: words, and each Chinese character separately."""
 
     def tokenize(self, text: str) -> list[str]:
         spaced = "".join(f" {character} " if ord(character) > 0x2E80 else character for character in text.lower())
@@ -87,7 +87,7 @@ class _Words:
 
 
 def write_reports(client: Connection, studies: Sequence[Study], blind: bool, console: Console) -> list[Report]:
-    """One report a study and language; `blind` shows a grey image instead, of the same size."""
+    """Request one report per study and language; `blind` sends a grey image of the same size instead."""
     reports = []
     for study in track(studies, "Evaluating", console=console):
         image = ImageInput(grey_png(study) if blind else dicom_bytes(study.image, study.truth, study.seed))
@@ -99,7 +99,7 @@ def write_reports(client: Connection, studies: Sequence[Study], blind: bool, con
 
 
 def grey_png(study: Study) -> bytes:
-    """An even grey frame of a study's size."""
+    """Make a uniform grey frame of a study's size."""
     buffer = io.BytesIO()
     Image.fromarray(np.full_like(study.image, GREY)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Which experts the demo model uses: the share of tokens each gets, by layer and region, as a picture.
+"""Plot which experts the demo model uses: each expert's share of the tokens, by layer and region.
 
 python -m demo.expert_load --checkpoint demo/checkpoint --output docs/expert-load.png
 """
@@ -28,9 +28,9 @@ from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angle
 
 
 def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np.float64]]:
-    """Share of all expert choices [layers, experts] by region, over held-out studies' prompts and true reports.
+    """Compute the share of all routing choices [layers, experts] by region, over held-out studies' prompts and true reports.
 
-    An expert's share is of the choices: with two experts a token, an even load of four is a quarter each.
+    The shares of all experts add up to 1: with four experts and an even load, each has a quarter, although a token uses two.
     """
     from tokenizers import Tokenizer
 
@@ -75,7 +75,7 @@ def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np
 
 
 def draw(loads: dict[Region, NDArray[np.float64]], output: Path) -> None:
-    """A panel per layer: regions down, experts across."""
+    """Draw a panel per layer: regions down, experts across."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,7 +1,6 @@
-"""`make demo`: builds a bundle from the demo checkpoint, serves it, asks for a report about a simulated DICOM study, and
-shows what the study is known to hold beside what the report says.
+"""Run the demo (`make demo`): build a bundle, serve it, request a report about a simulated DICOM study, compare with the truth.
 
-Each step is the command an integrator would type; it is printed before it runs.
+Each step is a command that an integrator would type; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from echovlm_edge.runtime.contracts.tasks import Language
 
 CHECKPOINT = Path("demo/checkpoint")
 BUNDLE = Path("bundles/demo")
-SEED = 27  # of a held-out study
+SEED = 27  # seed of a held-out study
 
 
 def main() -> int:
@@ -36,13 +35,13 @@ def main() -> int:
 
 
 def demo() -> int:
-    """The journey, command by command."""
+    """Run the demo's commands one by one."""
     run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE, "--replace")
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, f"study-{SEED:06}.dcm")
         run("python", "-m", "demo.simulate", "--seed", SEED, "--output", folder)
         show("echovlm-serve", *arguments(BUNDLE, Path(folder)))
-        # Its log goes to a file: a line for each call would run into the reports.
+        # The log goes to a file: a line per call would be mixed with the reports.
         with serving(BUNDLE, Path(folder), stdout=None) as served:
             try:
                 ask = ("echovlm-report", "--server", served.address, "--image", image)
@@ -72,7 +71,7 @@ def side_by_side(reports: dict[Language, dict[str, Any]]) -> Table:
 
 
 def show(command: str, *arguments: object) -> list[str]:
-    """Print a command as it would be typed; returns it with its full path."""
+    """Print a command as a user would type it; returns it with its full path."""
     words = [command, *map(str, arguments)]
     print(f"\n$ {shlex.join(words)}", flush=True)
     return [script(command), *words[1:]]
@@ -89,7 +88,7 @@ def run(command: str, *arguments: object) -> None:
 
 
 def answer(command: str, *arguments: object) -> dict[str, Any]:
-    """What a command prints with --json."""
+    """Run a command with --json and return its parsed output."""
     words = [script(command), *map(str, arguments), "--json"]
     parsed: dict[str, Any] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     return parsed

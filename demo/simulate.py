@@ -1,4 +1,4 @@
-"""Simulated ultrasound studies with their ground truth, from a seed: PNG or DICOM files, or a sheet of samples.
+"""Simulate ultrasound studies with their ground truth from a seed: PNG or DICOM files, or a sheet of samples.
 
 python -m demo.simulate --seed 1 --count 10 --output studies --format dicom
 """
@@ -38,20 +38,20 @@ class Study:
 
 
 def simulate(seed: int) -> Study:
-    """The study of a seed: every region and, within it, every finding is as likely as the others."""
+    """Simulate the study of a seed: all regions are equally likely, and so are all findings within a region."""
     random = np.random.default_rng(seed)
     return Study(seed, picture(truth := draw_truth(random), random), truth)
 
 
 def draw_truth(random: np.random.Generator) -> Truth:
-    """What a study will show: the first numbers that its seed gives."""
+    """Draw a study's ground truth, which are the first random numbers of its seed."""
     region = list(CATALOGUE)[random.integers(len(CATALOGUE))]
     findings = CATALOGUE[region].findings
     return draw_finding(region, findings[random.integers(len(findings))], random)
 
 
 def draw_finding(region: Region, finding: Finding, random: np.random.Generator) -> Truth:
-    """The particulars of a given finding."""
+    """Draw the details of a given finding: side, size, margin, depth."""
     plan = CATALOGUE[region]
     depth = int(random.choice(plan.depths_mm))
     side = list(Side)[random.integers(2)] if plan.has_side else None
@@ -62,7 +62,7 @@ def draw_finding(region: Region, finding: Finding, random: np.random.Generator) 
 
 
 def picture(truth: Truth, random: np.random.Generator) -> NDArray[np.uint8]:
-    """A frame that shows the truth."""
+    """Simulate a frame that shows the truth."""
     points = geometry(truth.probe, truth.depth_mm)
     tissue = Tissue(points.x, points.z, truth.probe)
     paint(tissue, truth, random)
@@ -70,13 +70,13 @@ def picture(truth: Truth, random: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def truth_as_json(study: Study) -> dict[str, Any]:
-    """A study's truth for truth.json."""
+    """Convert a study's truth for truth.json."""
     values = asdict(study.truth)
     return {"seed": study.seed} | {key: getattr(value, "value", value) for key, value in values.items()}
 
 
 def sample_sheet(seed: int) -> Image.Image:
-    """A row per region, a column per finding, each with its name."""
+    """Draw a row per region and a column per finding, each with its name."""
     caption = 18
     sheet = Image.new("L", (4 * FRAME, len(CATALOGUE) * (FRAME + caption)), 20)
     draw = ImageDraw.Draw(sheet)

@@ -1,4 +1,4 @@
-"""Batches of simulated studies for training: frames as the model sees them, and what is asked and answered about them."""
+"""Make training batches of simulated studies: frames as the model sees them, with questions and answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demo.truth import CATALOGUE, Side, Truth
 from echovlm_edge.runtime.contracts.tasks import Language, Task, prompt_for
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
-TRAINING_SEEDS = 10_000_000  # the first training study's; studies below are held out
+TRAINING_SEEDS = 10_000_000  # seed of the first training study; studies with smaller seeds are held out
 CHUNK = 500
 PATCHES = (SIDE // 14) ** 2
 KINDS = sorted({finding.kind for plan in CATALOGUE.values() for finding in plan.findings})
@@ -39,14 +39,14 @@ class Studies:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One thing asked about a study, and the answer."""
+    """One request about a study, and its answer."""
 
     prompt: str
     answer: str
 
 
 def make_studies(count: int, cache: Path) -> Studies:
-    """The first `count` training studies, simulated on every core, or read from `cache` where an earlier run left them."""
+    """Simulate the first `count` training studies on all cores, or read those that an earlier run left in `cache`."""
     file = cache / f"frames-{count}.npy"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def make_studies(count: int, cache: Path) -> Studies:
 
 
 def truth_of(seed: int) -> Truth:
-    """A study's truth without its picture."""
+    """Return a study's truth without simulating its picture."""
     return draw_truth(np.random.default_rng(seed))
 
 
@@ -69,12 +69,12 @@ def _frames(start: int) -> NDArray[np.uint8]:
 
 
 def seen_by_model(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A square frame at the model's size, resized as preprocessing does it."""
+    """Simulate a square frame and resize it to the model's size as preprocessing does."""
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def patches(frames: NDArray[np.uint8]) -> Tensor:
-    """Frames uint8 [b, SIDE, SIDE] to patches float32 [b, PATCHES, values], as `runtime.imaging.preprocess.patchify` makes them."""
+    """Convert frames uint8 [b, SIDE, SIDE] to patches float32 [b, PATCHES, values], as `runtime.imaging.preprocess.patchify` does."""
     settings = PreprocessSettings.from_config(preprocessor_json())
     gray = torch.from_numpy(np.array(frames)).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (settings.image_mean, settings.image_std))
@@ -85,7 +85,7 @@ def patches(frames: NDArray[np.uint8]) -> Tensor:
 
 
 def exchange(truth: Truth, random: np.random.Generator) -> Exchange:
-    """One thing to ask about a study: mostly a report, sometimes a diagnosis or a question."""
+    """Draw a request about a study: usually a report, sometimes a diagnosis or a question."""
     language = Language.EN if random.random() < 0.5 else Language.ZH
     chance = random.random()
     if chance < 0.72:
@@ -99,7 +99,7 @@ def exchange(truth: Truth, random: np.random.Generator) -> Exchange:
 
 
 def tokenizer_texts() -> list[str]:
-    """What the tokenizer is trained on: every prompt, and answers of each kind."""
+    """List the texts for training the tokenizer: every prompt, and answers of each kind."""
     random = np.random.default_rng(0)
     exchanges = [exchange(truth_of(TRAINING_SEEDS + index), random) for index in range(4000)]
     return [text for made in exchanges for text in (made.prompt, made.answer)] + [

@@ -1,4 +1,4 @@
-"""Tissue as the beams meet it: echogenicity and attenuation at every point, painted shape by shape."""
+"""Tissue as a plane of echogenicity and attenuation, painted shape by shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Depth = NDArray[np.floating] | float
 
 ANECHOIC = -60.0  # dB: fluid scatters almost nothing
 STONE_ATTENUATION = 6.0  # dB/mm one way
-# One way, dB/mm: 0.5 dB/cm/MHz at each probe's usual frequency, softened for the low dynamic range of a small picture.
+# One way, dB/mm: 0.5 dB/cm/MHz at each probe's usual frequency, reduced for the low dynamic range of a small picture.
 SOFT_ATTENUATION = {Probe.LINEAR: 0.2, Probe.CURVED: 0.08, Probe.PHASED: 0.05}
 
 
@@ -51,7 +51,7 @@ class Tissue:
         self.paint(inside, ANECHOIC, -SOFT_ATTENUATION[self.probe])
 
     def stone(self, inside: Field) -> None:
-        """Paint stone or calcium: a bright echo that leaves a shadow."""
+        """Paint stone or calcium: a bright echo that casts a shadow."""
         self.paint(inside, 26.0, STONE_ATTENUATION)
 
     def ellipse(
@@ -62,7 +62,7 @@ class Tissue:
         edge: float = 0.6,
         lobes: Field | None = None,
     ) -> Field:
-        """An ellipse's inside, 1 to 0 over `edge` mm.
+        """Return an ellipse's mask: 1 inside, falling to 0 over `edge` mm.
 
         Args:
             centre: x and z in mm.
@@ -82,7 +82,7 @@ class Tissue:
         return _soft((1 - radius) * min(radii) / edge)
 
     def band(self, top: Depth, bottom: Depth, edge: float = 0.4) -> Field:
-        """Between two depths in mm, which may vary along x."""
+        """Return the mask between two depths in mm, which may vary along x."""
         return _soft((self.z - top) / edge) * _soft((bottom - self.z) / edge)
 
     def ring(self, inside: Field, gain: float) -> None:
@@ -91,5 +91,5 @@ class Tissue:
 
 
 def _soft(distance: NDArray[np.floating]) -> Field:
-    """A smooth step from 0 to 1 around distance 0."""
+    """Return a smooth step from 0 to 1 around distance 0."""
     return np.clip(distance + 0.5, 0, 1).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Trains the demo checkpoint: the project's own EchoVLM, small, on simulated studies, from a seed.
+"""Train the demo checkpoint: a small EchoVLM, on simulated studies, from a seed.
 
     python -m demo.train --output demo/checkpoint
 
-First the image side alone learns to tell region, finding, side and size from its tokens (heads that are thrown away
-afterwards); then the whole model learns to write. A killed run resumes from its last saved step.
+First the vision side alone is trained to classify region, finding, side and size from its tokens (with heads that are discarded
+afterwards); then the whole model is trained to generate texts. A killed run resumes from its last saved step.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ IMAGE_TOKENS = PATCHES // 4
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train; the defaults made the committed checkpoint."""
+    """Training settings; the defaults made the committed checkpoint."""
 
     seed: int = 0
     studies: int = 48_000
@@ -72,12 +72,12 @@ class TrainingOptions:
     batch: int = 40
     vision_rate: float = 1.5e-3
     rate: float = 1.5e-3
-    heads_weight: float = 0.15  # of the image heads' loss while the whole model learns
+    heads_weight: float = 0.15  # weight of the image heads' loss while the whole model is trained
     save_every: int = 200
 
 
 class ImageHeads(nn.Module):
-    """Reads region, finding, side and size off the image tokens; only training uses it."""
+    """Reads region, finding, side and size from the image tokens; used only in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class ImageHeads(nn.Module):
         self.side, self.size = nn.Linear(192, len(SIDES)), nn.Linear(192, 1)
 
     def forward(self, tokens: Tensor, truths: Sequence[Truth]) -> Tensor:
-        """The loss on image tokens [b, IMAGE_TOKENS, width]: cross-entropies, and the error of the size's logarithm."""
+        """Compute the loss on image tokens [b, IMAGE_TOKENS, width]: cross-entropies, and the error of log(size)."""
         mixed = functional.gelu(self.mix(tokens.flatten(1)))
         loss = functional.cross_entropy(self.region(mixed), torch.tensor([REGIONS.index(t.region) for t in truths]))
         loss = loss + functional.cross_entropy(self.kind(mixed), torch.tensor([KINDS.index(t.kind) for t in truths]))
@@ -99,7 +99,7 @@ class ImageHeads(nn.Module):
 
 
 class DemoModel(nn.Module):
-    """The parts as they are trained: in batches, without a cache that outlives a step."""
+    """The model's parts for training: batched, without a KV cache."""
 
     def __init__(self, config: EchoVLMConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class DemoModel(nn.Module):
         angles = vision_angles(GRID, config.vision.spatial_merge_size, config.vision.head_dim)
         self.angles = torch.from_numpy(angles.cos)[None], torch.from_numpy(angles.sin)[None]
         self._initialise()
-        self.decoder.lm_head.weight = self.embedding  # tied
+        self.decoder.lm_head.weight = self.embedding  # tied to the token embedding
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -124,14 +124,14 @@ class DemoModel(nn.Module):
             nn.init.zeros_(block.coefficient_bias)
 
     def image_tokens(self, values: Tensor) -> Tensor:
-        """Patches [b, PATCHES, values] to image tokens [b, IMAGE_TOKENS, hidden_size]."""
+        """Run patches [b, PATCHES, values] to image tokens [b, IMAGE_TOKENS, hidden_size]."""
         x = self.vision_encoder.patch_embed(values)
         for block in self.vision_encoder.blocks:
             x = block(x, *self.angles)
         return self.projector(x.flatten(0, 1)).unflatten(0, (len(values), IMAGE_TOKENS))
 
     def forward(self, batch: Batch, images: Tensor) -> Tensor:
-        """Logits [answers' tokens, vocabulary] of a batch."""
+        """Compute the logits [answers' tokens, vocabulary] of a batch."""
         embeddings = self.embedding[batch.ids]
         embeddings = embeddings.masked_scatter(batch.is_image[..., None], images)
         decoder, (rows, length) = self.config.decoder, batch.ids.shape
@@ -157,7 +157,7 @@ class Batch:
 
 
 class BatchMaker:
-    """Exchanges to batches, with the prompt rendered as it will be served."""
+    """Make batches from exchanges, with the prompt rendered as in serving."""
 
     def __init__(self, tokenizer: Tokenizer, config: EchoVLMConfig) -> None:
         self._prompts = PromptBuilder(tokenizer, CHAT_TEMPLATE, config.image_token_id, config.vision.spatial_merge_size)
@@ -167,7 +167,7 @@ class BatchMaker:
         self._end, self._padding = token_id("<|im_end|>"), token_id("<|endoftext|>")
 
     def make(self, exchanges: Sequence[Exchange]) -> Batch:
-        """Pad and mark."""
+        """Pad the sequences, and mark the answers."""
         sequences, starts, longest = [], [], None
         for made in exchanges:
             prompt = self._prompts.build(made.prompt, [GRID])
@@ -182,7 +182,7 @@ class BatchMaker:
         columns = torch.arange(length)
         answers = (columns >= torch.tensor(starts)[:, None] - 1) & (columns < lengths[:, None] - 1)
         rows = answers.flatten().nonzero()[:, 0]
-        # The image comes first, so that every sequence's positions are the longest one's beginning.
+        # The image comes first, so the positions of every sequence are a prefix of the longest one's.
         positions = longest.positions[:, : starts[0]]
         onward = np.arange(length - positions.shape[1]) + longest.next_position
         angles = self._rotary.angles(np.concatenate([positions, np.tile(onward, (3, 1))], axis=1))
@@ -198,7 +198,7 @@ class BatchMaker:
 
 
 class LoadBalance:
-    """The routers' load-balancing loss over a batch (Fedus et al. 2021, equation 4, summed over top-k choices)."""
+    """Compute the routers' load-balancing loss over a batch (Fedus et al. 2021, equation 4, summed over top-k choices)."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._inputs: list[tuple[DualPathMoE, Tensor]] = []
@@ -210,7 +210,7 @@ class LoadBalance:
         self._inputs.append((block, inputs[0]))
 
     def loss(self, is_text: Tensor) -> Tensor:
-        """Experts x sum of (share of tokens x mean probability), mean over layers; 1 x top_k where all is even."""
+        """Compute experts x sum of (share of tokens x mean probability), averaged over layers; it is top_k for a perfectly even load."""
         losses = []
         for block, x in self._inputs:
             probabilities = functional.linear(x[is_text], block.router).softmax(-1)
@@ -223,7 +223,7 @@ class LoadBalance:
 def train(options: TrainingOptions, output: Path, cache: Path, console: Console) -> None:
     """Train and write the checkpoint to `output`; `cache` keeps simulated studies and the last saved step."""
     torch.manual_seed(options.seed)
-    torch.use_deterministic_algorithms(True)  # or gradients of gathered rows would be summed in any order
+    torch.use_deterministic_algorithms(True)  # or gradients of gathered rows are summed in random order
     torch.set_num_threads(usable_processors())
     tokenizer = train_tokenizer(tokenizer_texts())
     config = EchoVLMConfig.from_json(config_json(), "the demo's config")
@@ -283,7 +283,7 @@ def _train_whole(
 
 
 def _sample(seed: int, phase: str, step: int, batch: int, count: int) -> list[int]:
-    """Which studies a step learns from: the same for a seed, however often the run was killed."""
+    """Choose the studies of a step: the same for a seed, even if the run is killed and resumed."""
     random = np.random.default_rng([seed, len(phase), step])
     return sorted(random.choice(count, batch, replace=False).tolist())
 
@@ -312,12 +312,12 @@ class Run:
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._steps))))
 
     def steps(self) -> range:
-        """The steps that are still to do."""
+        """Yield the remaining steps."""
         if self._state.is_file():
             saved = torch.load(self._state, weights_only=True)
             self._model.load_state_dict(saved["model"])
             if saved["phase"] != self._phase:
-                done = self._phase == "image side"  # the saved step is of the other phase
+                done = self._phase == "image side"  # the saved step belongs to the other phase
                 self._progress.update(self._task, completed=self._steps if done else 0)
                 return range(0) if done else range(self._steps)
             self._optimizer.load_state_dict(saved["optimizer"])
@@ -327,7 +327,7 @@ class Run:
         return range(self._steps)
 
     def learn(self, loss: Tensor) -> None:
-        """One optimizer step."""
+        """Make one optimizer step."""
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)

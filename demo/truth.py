@@ -1,4 +1,4 @@
-"""What a simulated study shows: the catalogue of regions and findings, and one study's ground truth."""
+"""Define the catalogue of regions and findings, and one study's ground truth."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from echovlm_edge.runtime.contracts.tasks import Region
 
 
 class Side(enum.Enum):
-    """A side of the body; for the liver, its lobe."""
+    """A side of the body; for the liver, a lobe."""
 
     LEFT = "left"
     RIGHT = "right"
 
 
 class Probe(enum.Enum):
-    """How the sound is sent: parallel beams, a wide fan from a curved face, a fan from a point."""
+    """The probe's beams: parallel, a wide fan from a curved face, or a fan from a point."""
 
     LINEAR = "linear"
     CURVED = "curved"
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """How a region is examined: probe, depths in millimetres, whether it has sides, and what may be found."""
+    """How a region is examined: probe, depths in millimetres, whether it has sides, and its possible findings."""
 
     probe: Probe
     depths_mm: tuple[int, ...]
@@ -136,7 +136,7 @@ CATALOGUE = {
 
 @dataclass(frozen=True)
 class Truth:
-    """What one study shows.
+    """The ground truth of one study.
 
     Attributes:
         region: where it was taken.
@@ -162,5 +162,5 @@ class Truth:
 
 
 def finding(truth: Truth) -> Finding:
-    """The catalogue's entry for a study's finding."""
+    """Return the catalogue's entry for a study's finding."""
     return next(entry for entry in CATALOGUE[truth.region].findings if entry.kind == truth.kind)

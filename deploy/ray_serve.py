@@ -1,7 +1,7 @@
-"""The report service on many computers: `python deploy/ray_serve.py --bundle FOLDER …` on any node of a Ray cluster.
+"""Run the report service on many computers: `python deploy/ray_serve.py --bundle FOLDER …` on any node of a Ray cluster.
 
-Its own options are below; all others are those of `echovlm-serve`, and hold for every replica. docs/operations.md, "A department",
-tells the whole way.
+Its own options are below; all others are those of `echovlm-serve`, and apply to every replica. docs/operations.md, "A department",
+describes the whole set-up.
 """
 
 from __future__ import annotations

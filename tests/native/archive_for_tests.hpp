@@ -1,4 +1,4 @@
-// An archive of ../../plugins/dual_path_moe/cuda/README.md's layout, whose "cubins" are their own entry's name.
+// Writes an archive in the layout of ../../plugins/dual_path_moe/cuda/README.md, whose "cubins" are the names of their own entries.
 //
 // An entry is kernel_activation_bits_tile_PARAMETERS: the last word spells the kernel's parameters, p a pointer and i an i32, as
 // the README's table does, so that cuda_driver_double.cpp can read them.

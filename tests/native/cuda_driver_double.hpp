@@ -1,4 +1,4 @@
-// What cuda_driver_double.cpp saw, for the test that launches through it.
+// What cuda_driver_double.cpp recorded, for the test that launches through it.
 #pragma once
 
 #include <cstdint>

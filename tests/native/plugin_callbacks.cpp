@@ -1,4 +1,4 @@
-// TensorRT's callbacks as TensorRT calls them: creation, clones, stored fields, formats, workspace, tactics, launches.
+// Calls the plugin's callbacks as TensorRT does: creation, clones, stored fields, formats, workspace, tactics, launches.
 #include <NvInferRuntime.h>
 
 #include <algorithm>

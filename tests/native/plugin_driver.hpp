@@ -1,4 +1,4 @@
-// Expectations of plugin_driver.cpp and plugin_callbacks.cpp.
+// Checks used by plugin_driver.cpp and plugin_callbacks.cpp.
 #pragma once
 
 #include <cstdio>

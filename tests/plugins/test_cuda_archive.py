@@ -1,4 +1,4 @@
-"""Kernels compiled for real devices without one: what a build refuses, what the archive holds, what the command says."""
+"""Kernels compiled for real devices without a GPU: what fails the build, the archive's contents, the command's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton kernels on Triton's CPU interpreter, plan and all, against the operator's meaning in numpy."""
+"""The Triton kernels on Triton's CPU interpreter, launched by the plan, against the numpy reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launch plan: every token and row exactly once, nothing beyond the buffers, and what is refused."""
+"""The launch plan: covers every token and row exactly once, stays within its buffers, refuses invalid shapes."""
 
 from __future__ import annotations
 

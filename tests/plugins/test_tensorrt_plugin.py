@@ -1,4 +1,4 @@
-"""The TensorRT plugin in TensorRT-RTX's own registry, parser and builder; its planner and archive against their Python meaning.
+"""The TensorRT plugin in TensorRT-RTX's own registry, parser and builder; its planner and archive against the Python versions.
 
 What TensorRT keeps to itself (clones, stored fields, launches) is driven by tests/native/plugin_driver.cpp, here for aarch64
 under qemu and by `make test-native` under sanitizers. TensorRT-RTX 1.7 offers plugins no logger, so that their sentences are on

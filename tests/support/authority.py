@@ -9,7 +9,7 @@ import trustme
 
 
 class Authority:
-    """Issues certificates into a folder."""
+    """A certificate authority that issues certificates into a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ca = folder, trustme.CA()

@@ -1,4 +1,4 @@
-"""A page in headless Chromium, from a file, with the network blocked: what it logged, what it drew."""
+"""Open a page from a file in headless Chromium, with the network blocked, and record its log and drawing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Opened:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser; skips the test where there is none."""
+    """Start a browser; skips the test if there is none."""
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium): the page was not opened")
@@ -37,7 +37,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Opened]:
-    """The file in a new window whose network is blocked."""
+    """Open the file in a new window whose network is blocked."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", offline=True
     )

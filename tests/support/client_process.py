@@ -1,4 +1,4 @@
-"""A client in a process of its own, while this one's memory is measured."""
+"""Run a client in a separate process while this one's memory is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients files as operators write them."""
+"""Write clients files as operators do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in for `decode_worker` that starts in no time and does what a file tells it to: end, stall or lie at any byte.
+"""A stand-in for `decode_worker` that starts immediately and does what its file says: exit, stall or lie at any byte.
 
 The last three bytes of a file are its picture's only pixel. What stands before them:
     request:N:  ends after N bytes of the request

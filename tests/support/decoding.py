@@ -1,4 +1,4 @@
-"""Reading image files as the engine does: measured, then decoded to what was measured."""
+"""Decode image files as the engine does: first measure a file, then decode it to that size."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ RESOLUTION = PreprocessSettings().resolution
 
 
 def read(decoder: ImageDecoder, image: ImageInput, asker: Asker = NOBODY) -> list[Frame]:
-    """The fitted frames of a file."""
+    """Return a file's frames, resized for the model."""
     return decoder.decode(image, decoder.measure(image, RESOLUTION, asker), asker)
 
 
 def asker(stopped: Callable[[], bool], client: str = "") -> Asker:
-    """Somebody who may be gone."""
+    """A caller that may be gone."""
     return Asker(client, stopped=stopped)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of so many white pixels, in a few kilobytes."""
+    """Make a PNG with this many white pixels, in a few kilobytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")

@@ -1,4 +1,4 @@
-"""An engine for tests of what surrounds one."""
+"""A fake engine for tests of the code around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from echovlm_edge.runtime.imaging.image_file import decode_image
 
 
 class DecodingEngine:
-    """Decodes the images as the real engine does, and answers with one word."""
+    """Decodes images as the real engine does, and answers with one word."""
 
     info = EngineInfo("decoding", "0" * 64, "b", 1, "cpu", "fp32", 100, 1000)
 

@@ -1,4 +1,4 @@
-"""What a model writes about simulated studies, through the real gRPC server: for bundles whose checkpoint is the demo's."""
+"""Generate reports about simulated studies through the real gRPC server, for bundles of the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEEDS = (27, 28, 29)
 
 
 def reports(engine: ReportEngine) -> list[tuple[int, ...]]:
-    """The token ids of one report a study and language, greedily."""
+    """Return the token ids of one greedy report per study and language."""
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))
     try:
         with Connection(server.address) as client:

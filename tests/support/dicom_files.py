@@ -14,20 +14,20 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, UltrasoundImageStorage, gen
 
 
 def shipped(name: str) -> bytes:
-    """One of the DICOM files inside the pydicom package."""
+    """Return one of the DICOM files inside the pydicom package."""
     path = get_testdata_file(name, download=False)
     assert isinstance(path, str), f"{name} is not in this pydicom"
     return Path(path).read_bytes()
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
-    """A PNG of noise."""
+    """Make a PNG of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return encode(Image.fromarray(pixels))
 
 
 def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
-    """A picture's file."""
+    """Encode a picture as a file."""
     buffer = io.BytesIO()
     picture.save(buffer, kind)
     return buffer.getvalue()
@@ -36,7 +36,7 @@ def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
 def ultrasound(
     pixels: NDArray[np.generic], photometric: str = "RGB", syntax: UID = ExplicitVRLittleEndian, **attributes: object
 ) -> FileDataset:
-    """An ultrasound image: pixels [height, width], [height, width, 3], or [frames, …] with `NumberOfFrames` given."""
+    """Make an ultrasound image: pixels [height, width], [height, width, 3], or [frames, …] with `NumberOfFrames` given."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = UltrasoundImageStorage
@@ -63,7 +63,7 @@ def ultrasound(
 
 
 def region(left: int, top: int, right: int, bottom: int, data_type: int = 1) -> Dataset:
-    """One item of SequenceOfUltrasoundRegions, the far edges inclusive."""
+    """Make one item of SequenceOfUltrasoundRegions; the far edges are inclusive."""
     item = Dataset()
     item.RegionSpatialFormat, item.RegionDataType = 1, data_type
     item.RegionLocationMinX0, item.RegionLocationMinY0 = left, top
@@ -72,7 +72,7 @@ def region(left: int, top: int, right: int, bottom: int, data_type: int = 1) -> 
 
 
 def saved(dataset: FileDataset) -> bytes:
-    """The dataset's file."""
+    """Encode the dataset as a file."""
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

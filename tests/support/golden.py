@@ -1,4 +1,4 @@
-"""The golden cases: what the authors' own implementation computes at every stage (tests/golden/README.md)."""
+"""Load the golden cases: the results of the authors' own implementation at every stage (tests/golden/README.md)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Golden:
 
     @property
     def grids(self) -> list[tuple[int, int, int]]:
-        """The images' patches: time, height, width."""
+        """Return the grid of the images' patches: time, height, width."""
         if "image_grid_thw" not in self.arrays:
             return []
         return [(int(t), int(h), int(w)) for t, h, w in self.arrays["image_grid_thw"]]
 
     def patches(self) -> list[NDArray[np.float32]]:
-        """Each image's patches."""
+        """Return each image's patches."""
         if not self.images:
             return []
         ends = np.cumsum([t * h * w for t, h, w in self.grids])[:-1]
@@ -59,7 +59,7 @@ def load(name: str) -> Golden:
 
 
 def check_stages(case: Golden, backend: Backend, spec: ModelSpec) -> Logits:
-    """A bundle's image embeddings and prefill logits are the authors'; returns the logits [n, vocab_size]."""
+    """Check that a bundle's image embeddings and prefill logits are the authors'; returns the logits [n, vocab_size]."""
     images = [
         backend.project(backend.encode(patches, vision_angles(grid, spec.merge_size, spec.vision_head_dim)))
         for patches, grid in zip(case.patches(), case.grids, strict=True)

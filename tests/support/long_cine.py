@@ -1,4 +1,4 @@
-"""An uncompressed colour cine of any length, made part by part; and what a server takes of memory for it."""
+"""Generate an uncompressed colour cine of any length part by part, and measure a server's memory while it receives one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAME_BYTES = 3 * ROWS * COLUMNS
 
 
 def long_cine(frames: int) -> Iterator[bytes]:
-    """A DICOM file of so many frames, one a part: black, but for the middle one."""
+    """Yield a DICOM file with this many frames, one per part; all are black except the middle one."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
@@ -41,7 +41,7 @@ def long_cine(frames: int) -> Iterator[bytes]:
 
 
 class MemoryPeak:
-    """The most that a process, and all that it starts, take together while the context lasts; polled.
+    """Records the peak memory of a process and all its children while the context lasts, by polling.
 
     Pages that several of them share count once. Files in memory count whole, whether a process has mapped them or not.
     """
@@ -64,7 +64,7 @@ class MemoryPeak:
         self._thread.join()
 
     def now(self) -> int:
-        """Bytes that are taken now."""
+        """Return the bytes that are in use now."""
         processes = [self._process, *self._process.children(recursive=True)]
         files = dict[int, int]()
         taken = 0
@@ -87,7 +87,7 @@ def _shares(pid: int) -> Iterator[int]:
 
 
 def _memory_files(pid: int) -> dict[int, int]:
-    """Sizes by inode."""
+    """Return the sizes by inode."""
     found = dict[int, int]()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Addresses that are this computer's, and ones that only look so."""
+"""Loopback addresses, and addresses that look like loopback but are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA's driver interface and TensorRT's Python interface over the device of numpy: what is under test then runs whole.
+"""CUDA's driver API and TensorRT's Python API on the numpy device, so that all of our code above them runs in tests.
 
 Like theirs: calls return a status, work only in a thread that has made the context current, and address memory by number;
 a TensorRT context refuses shapes outside its profile. An engine's file is an ONNX graph.
@@ -37,7 +37,7 @@ DONE = CUresult.CUDA_SUCCESS
 
 @dataclass
 class NumpyDriver:
-    """What `cuda.bindings.driver` has of what is called."""
+    """The functions of `cuda.bindings.driver` that our code calls."""
 
     device: NumpyDevice
     present: bool = True
@@ -162,7 +162,7 @@ class NumpyDriver:
         return (self._in_context(),)
 
     def _refused(self) -> bool:
-        """What cannot be recorded ends this thread's recording, unless its mode is RELAXED."""
+        """A call that cannot be captured invalidates this thread's capture, unless its mode is RELAXED."""
         mine = [stream for stream in self.device.streams if stream.recording and stream.owner == threading.get_ident()]
         if not mine or getattr(self.current, "mode", 0) == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED:
             return False
@@ -179,20 +179,20 @@ class NumpyDriver:
 
 
 def stream_of(device: NumpyDevice, handle: int) -> NumpyStream:
-    """The stream whose handle it is: counted from 1, as 0 is the default stream."""
+    """Return the stream with this handle, counted from 1, as 0 is the default stream."""
     assert handle > 0
     return device.streams[handle - 1]
 
 
 @dataclass
 class NumpyTensorRT:
-    """What `tensorrt` and `tensorrt_rtx` have of what is called; `version` is the module's, `capacity` the engines' context."""
+    """The functions of `tensorrt` and `tensorrt_rtx` that our code calls."""
 
     device: NumpyDevice
     capacity: int
     __version__: str = "1.7.1.116"
     working_bytes: int = 1000
-    plugins: dict[str, object] = field(default_factory=dict)  # libraries that load
+    plugins: dict[str, object] = field(default_factory=dict)  # libraries that load without an error
     ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="for the profile")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 

@@ -1,4 +1,4 @@
-"""A device of numpy for the TensorRT backend: as asynchronous, as unforgiving and as exact as a GPU.
+"""A numpy device for the TensorRT backend that is as asynchronous, strict and exact as a GPU.
 
 Its memory is real addresses, filled with NaN when it is allocated, and checked on every access. What is queued is done only by
 `synchronize`, so that whoever writes over page-locked memory too early, or reads too early, gets wrong numbers. A stream with work
@@ -44,7 +44,7 @@ class NumpyStaging:
 
 @dataclass
 class NumpyDevice:
-    """See `Device`; `memory` bytes large."""
+    """A `Device` with `memory` bytes."""
 
     memory: int = 1 << 30
     name: str = "a device of numpy"
@@ -84,11 +84,11 @@ class NumpyDevice:
         return at_host(address, size)
 
     def is_recording(self) -> bool:
-        """Whether any thread is recording."""
+        """Whether any thread is capturing."""
         return any(stream.recording is not None for stream in self.streams)
 
     def _not_recording(self) -> None:
-        """As CUDA's mode THREAD_LOCAL: what cannot be recorded is refused to the thread that records, to no other."""
+        """Like CUDA's mode THREAD_LOCAL: calls that cannot be captured fail only in the thread that captures."""
         mine = [
             stream for stream in self.streams if stream.recording is not None and stream.owner == threading.get_ident()
         ]
@@ -97,7 +97,7 @@ class NumpyDevice:
 
 @dataclass(eq=False)
 class NumpyStream:
-    """See `Stream`: from the first work that is queued to the end of `synchronize` it is one thread's."""
+    """A `Stream` that belongs to one thread from the first queued work to the end of `synchronize`."""
 
     device: NumpyDevice
     queued: list[Callable[[], None]] = field(default_factory=list)
@@ -231,7 +231,7 @@ class OnnxContext:
 
 
 def at_host(address: int, size: int) -> NDArray[np.uint8]:
-    """The bytes at an address of this process."""
+    """Return the bytes at an address of this process."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 

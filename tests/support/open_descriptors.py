@@ -1,4 +1,4 @@
-"""How many descriptors this process has open."""
+"""Count this process's open descriptors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def descriptors() -> int:
-    """Count them, once what nobody refers to any more is gone."""
+    """Count them, after garbage collection."""
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def memory_files() -> int:
-    """Count those of them that are files in memory."""
+    """Count those that are memory files."""
     return sum("memfd:image" in target for target in map(_target, Path("/proc/self/fd").iterdir()))
 
 

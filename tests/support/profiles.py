@@ -1,4 +1,4 @@
-"""Profiles made of random runs, as a machine with some noise would give them."""
+"""Make profiles of random runs, as a noisy machine would."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def profile(
     slower: dict[str, float] | None = None,
     workload: Workload = W1,
 ) -> Profile:
-    """`runs` requests of `STAGES`, each `noise` uneven and all of a run's a third of it together; some stages times a factor."""
+    """Make `runs` requests of `STAGES` with `noise` per stage and a third of it per run; some stages are multiplied by a factor."""
     generator = np.random.default_rng(seed)
     requests = []
     for _ in range(runs):

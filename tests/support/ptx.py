@@ -1,4 +1,4 @@
-"""The instructions of PTX that the kernels' assembly is made of, on numpy: for Triton's interpreter, which runs none."""
+"""Interpret in numpy the PTX instructions that the kernels use: Triton's interpreter runs no inline assembly."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(assembly: str, word: Words) -> list[Words]:
 
 
 def _choose_bytes(low: Words, high: Words, selector: Words) -> Words:
-    """`prmt.b32`: the bytes of both, by four selectors of 4 bits (the sign mode, their fourth bit, is not used here)."""
+    """Select bytes of both operands by four selectors of 4 bits (`prmt.b32`); their sign mode, the fourth bit, is not supported."""
     every = low.astype(np.uint64) | high.astype(np.uint64) << 32
     chosen = [every >> 8 * (selector.astype(np.uint64) >> 4 * place & 7) & 0xFF for place in range(4)]
     return np.add.reduce([byte << 8 * place for place, byte in enumerate(chosen)]).astype(np.uint32)
 
 
 def _by_table(a: Words, b: Words, c: Words, table: Words) -> Words:
-    """`lop3.b32`: every bit by its place in a table of eight."""
+    """Look up every bit in a truth table of eight (`lop3.b32`)."""
     result = np.zeros_like(a)
     for bit in range(32):
         row = (a >> bit & 1) << 2 | (b >> bit & 1) << 1 | (c >> bit & 1)
@@ -47,7 +47,7 @@ def _by_table(a: Words, b: Words, c: Words, table: Words) -> Words:
 
 
 def _pairs(dtype: Any, compute: Callable[..., Any]) -> Callable[..., Words]:
-    """An operation on both halves of a register, each rounded once."""
+    """Apply an operation to both halves of a register; each result is rounded once."""
 
     def both(*words: Words) -> Words:
         values = [np.ascontiguousarray(word).view(dtype).astype(np.float64) for word in words]

@@ -1,4 +1,4 @@
-"""A question without images, and the result of any call."""
+"""Make a question without images, and get the result of any call."""
 
 from __future__ import annotations
 

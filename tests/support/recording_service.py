@@ -1,4 +1,4 @@
-"""A report service that answers at once and keeps what it was asked: what a client puts on the wire."""
+"""A report service that answers immediately and records its requests, to test what clients send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.contracts.statuses import RETRY_AFTER
 
-USAGE = {field.name: 11 * field.number for field in pb.Usage.DESCRIPTOR.fields}  # no two alike, none 0
+USAGE = {field.name: 11 * field.number for field in pb.Usage.DESCRIPTOR.fields}  # all different, none 0
 
 
 LIMITS = pb.Limits(max_message_bytes=4 << 20, max_images=64, max_upload_bytes=16 << 20)
@@ -84,7 +84,7 @@ class Recording(report_pb2_grpc.ReportServiceServicer):
 
 @contextmanager
 def recording_service() -> Iterator[tuple[Recording, str]]:
-    """The service, running, and its address."""
+    """Run the service; yields its address."""
     servicer, server = (
         Recording(),
         grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1)]),

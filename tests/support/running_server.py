@@ -1,4 +1,4 @@
-"""A server of a real bundle in this process, with everything that tests turn on or off."""
+"""Run a server of a real bundle in this process, with all features that tests switch on or off."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOp
 
 @dataclass(frozen=True)
 class Running:
-    """What a test reaches."""
+    """The parts of a running server that tests use."""
 
     server: ReportServer
     engine: ServedEngine
@@ -40,7 +40,7 @@ def running(
     watchdog: WatchdogOptions = WATCHDOG,
     access: Access | None = None,
 ) -> Iterator[Running]:
-    """Serve a bundle, or what a function opens, on a free port of loopback."""
+    """Serve a bundle, or what a function opens, on a free loopback port."""
     if isinstance(open_engine, Path):
         bundle = open_engine
         open_engine = lambda: ReportEngine.open(bundle, threads=2, options=engine_options)  # noqa: E731

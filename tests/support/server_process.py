@@ -1,4 +1,4 @@
-"""`echovlm-serve` as `benchmarks.served` starts it, with parts of it replaced where a test needs a fault, and what it says."""
+"""Run `echovlm-serve` as `benchmarks.served` starts it, with parts replaced to inject a fault, and read its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks import served
 
-SECONDS = 60  # for what must happen: a test that fails takes so long, one that passes does not wait
+SECONDS = 60  # timeout for expected events: only a failing test waits this long
 STARTS = re.compile(r"\b(memory: The server needs|image decoding is confined by:) ")
 COMMAND = """
 from echovlm_edge.runtime.serving.supervision.serve_command import main
@@ -24,7 +24,7 @@ raise SystemExit(main())
 
 
 class ServerProcess:
-    """A running command, and what it said so far."""
+    """A running command and its output so far."""
 
     def __init__(self, bundle: Path, folder: Path, options: tuple[str, ...], patch: str, env: dict[str, str]) -> None:
         self._folder = folder
@@ -52,18 +52,18 @@ class ServerProcess:
 
     @property
     def address(self) -> str:
-        """Once it serves."""
+        """Wait until it serves."""
         self.wait_for("Serving ")
         return served.address_in(self._folder)
 
     @property
     def said(self) -> str:
-        """All of stdout and stderr."""
+        """Return all of stdout and stderr."""
         with self._more:
             return "".join(self._lines)
 
     def wait_for(self, words: str, count: int = 1) -> None:
-        """Wait until it has said `words` so often."""
+        """Wait until `words` have appeared this many times."""
 
         def said() -> bool:
             return "".join(self._lines).count(words) >= count
@@ -73,13 +73,13 @@ class ServerProcess:
 
     @property
     def output(self) -> str:
-        """All of stdout."""
+        """Return all of stdout."""
         with self._more:
             return "".join(self._output)
 
     @property
     def log(self) -> list[str]:
-        """The lines of stderr after those that every start writes: what memory it takes, and what confines decoding."""
+        """Return the lines of stderr after those of every start: memory needs, and sandbox measures."""
         with self._more:
             return [line.rstrip("\n") for line in self._log if not STARTS.search(line)]
 
@@ -93,13 +93,13 @@ class ServerProcess:
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
-        """SIGTERM ends the process with code 0, and it leaves neither a traceback nor a process."""
+        """Send SIGTERM, and check that the process ends with code 0 and leaves neither a traceback nor child processes."""
         self.tell(signal.SIGTERM)
         assert self.end() == 0, self.said
         assert "Traceback" not in self.said and "Exception" not in self.said, self.said
 
     def end(self) -> int:
-        """Wait for its end: the exit code. What it had started when it was told to stop does not outlive it."""
+        """Wait for its end; returns the exit code. Checks that processes it had started by then have ended, too."""
         code = self.process.wait(SECONDS)
         for reader in self._readers:
             reader.join(SECONDS)
@@ -124,7 +124,7 @@ class ServerProcess:
 def server_process(
     bundle: Path, folder: Path, *options: str, patch: str = "", env: dict[str, str] | None = None
 ) -> Iterator[ServerProcess]:
-    """Start the command; it is killed at the end where it still runs."""
+    """Start the command; if it still runs at the end, it is killed."""
     started = ServerProcess(bundle, folder, options, patch, env or {})
     try:
         yield started

@@ -1,4 +1,4 @@
-"""Bundles as the TensorRT builder writes them, with ONNX graphs in the engines' places: for `numpy_device`."""
+"""Make bundles like the TensorRT builder's, with ONNX graphs in place of engines, for `numpy_device`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tensorrt_like(
     integer: str = "int64",
     capacity: int | None = None,
 ) -> Bundle:
-    """A copy of a portable bundle whose parts are named and described as TensorRT engines.
+    """Copy a portable bundle, with its parts named and described as TensorRT engines.
 
     Args:
         portable: the bundle to copy.
@@ -60,7 +60,7 @@ def tensorrt_like(
 def backend_of(
     bundle: Bundle, device: NumpyDevice, profile: bool = False, before_run: Mapping[str, Callable[[], None]] = {}
 ) -> TensorRTBackend:
-    """The backend with every part on the device of numpy; `before_run` by part is for `OnnxEngine`."""
+    """Open the backend with every part on the numpy device; `before_run` by part is for `OnnxEngine`."""
     engines = {
         part.name: OnnxEngine(device, bundle.path / part.files[0].name, part, before_run.get(part.name, lambda: None))
         for part in bundle.manifest.parts

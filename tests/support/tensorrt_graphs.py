@@ -1,4 +1,4 @@
-"""Bundles for TensorRT whose engines are the graphs that TensorRT parses, so that ONNX Runtime can run them in its place.
+"""Make TensorRT bundles whose engines are the graphs that TensorRT would parse, so that ONNX Runtime can run them.
 
 16-bit products and caches, the cache's length fixed, the best token added: all that the builder does but TensorRT's own part.
 """
@@ -36,7 +36,7 @@ def build_graphs(options: BuildOptions) -> Bundle:
 def _graphs_for_engines(
     trt: object, folder: Path, parts: Sequence[Part], options: EngineOptions, advance: Callable[[int], None]
 ) -> list[Part]:
-    """In the builder's place: each part's graph as TensorRT would parse it, in the engine's file."""
+    """Replace the builder: write each part's graph, as TensorRT would parse it, to the engine's file."""
     built = []
     for part in parts:
         checked = checkable_part(folder, part)

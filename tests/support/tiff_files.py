@@ -1,4 +1,4 @@
-"""TIFF files of every layout, written by hand: Pillow's writer makes few of them."""
+"""Write TIFF files of every layout by hand, because Pillow's writer supports few of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Page:
 
 
 def tiff(*pages: Page, order: str = "<") -> bytes:
-    """A file of uncompressed pages; `order` is struct's sign of the byte order."""
+    """Make a file of uncompressed pages; `order` is struct's byte-order character."""
     file = bytearray(struct.pack(f"{order}2sHL", b"II" if order == "<" else b"MM", 42, 0))
     link = 4
     for page in pages:

@@ -1,4 +1,4 @@
-"""Unix sockets that lead to ports of loopback: a way into a network namespace. `python unix_door.py FILE=PORT …`."""
+"""Forward Unix sockets to loopback ports: a way into a network namespace. `python unix_door.py FILE=PORT …`."""
 
 from __future__ import annotations
 

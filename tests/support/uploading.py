@@ -1,4 +1,4 @@
-"""Uploading files to a server, as clients do."""
+"""Upload files to a server, as clients do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from echovlm.v1 import report_pb2_grpc
 
 
 def parts(data: bytes, size: int = 1 << 16) -> Iterator[pb.UploadRequest]:
-    """A file in parts."""
+    """Split a file into parts."""
     for start in range(0, len(data), size):
         yield pb.UploadRequest(data=data[start : start + size])
 

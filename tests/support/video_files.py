@@ -1,4 +1,4 @@
-"""Tiny videos made for the tests by PyAV's encoders, and FFmpeg's program to compare with."""
+"""Make tiny videos with PyAV's encoders, and decode videos with FFmpeg's program to compare."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LOSSLESS = ("avi raw", "avi ffv1", "avi ffv1 grey")
 
 
 def moving(count: int, height: int = 48, width: int = 64, grey: bool = False) -> list[Pixels]:
-    """Frames of a bright square that moves over a gradient: each is told from the others."""
+    """Make frames of a bright square that moves over a gradient, all of them different."""
     frames = []
     for number in range(count):
         frame = np.zeros((height, width, 3), np.uint8)
@@ -61,7 +61,7 @@ def encoded(
     container: dict[str, str] | None = None,
     **options: str,
 ) -> bytes:
-    """A video of one of `KINDS`."""
+    """Encode a video of one of `KINDS`."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "video"  # which some options have opened twice
         _encode(file, kind, frames, aspect, container or {}, options)
@@ -92,7 +92,7 @@ def _encode(
 
 
 def by_ffmpeg(data: bytes, folder: Path, height: int, width: int, *filters: str) -> Pixels:
-    """All frames [frames, height, width, 3] of a video by FFmpeg's program; the test skips where that is not installed."""
+    """Decode all frames [frames, height, width, 3] of a video with FFmpeg's program; skips the test if that is not installed."""
     if not shutil.which("ffmpeg"):
         pytest.skip("FFmpeg's program is not installed (Debian: apt-get install ffmpeg)")
     file = folder / "video"

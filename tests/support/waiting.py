@@ -1,4 +1,4 @@
-"""Waiting for what other threads and processes bring about."""
+"""Wait for events in other threads and processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Poll until `condition()` is true: a test that fails takes so long, one that passes does not."""
+    """Poll until `condition()` is true; only a failing test waits for the whole timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"

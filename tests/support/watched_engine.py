@@ -1,4 +1,4 @@
-"""A real engine whose backend is watched, held up and broken by tests, and calls in threads of their own."""
+"""A real engine whose backend tests can observe, block and break; and calls in separate threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WatchedBackend(OnnxRuntimeBackend):
         self.steps: list[int] = []
         self.pasts: list[list[int]] = []  # each step's, by row
         self.chunks: list[int] = []
-        self.images: list[int] = []  # patches of each
+        self.images: list[int] = []  # of each step, by row
         self.embedded = 0
         self.fails: Callable[[Sequence[SlotCache]], bool] = lambda slots: False
         self.nan_after: Callable[[int], bool] = lambda past: False
@@ -78,7 +78,7 @@ def finish(engine: ReportEngine, request: GenerationRequest) -> Finished:
 
 
 class Call(threading.Thread):
-    """One request in a thread of its own; it ends where `stop` is set."""
+    """One request in a separate thread; it ends when `stop` is set."""
 
     def __init__(self, engine: ReportEngine, request: GenerationRequest) -> None:
         super().__init__(daemon=True)

@@ -11,7 +11,7 @@ namespace {
 constexpr char kMagic[] = "ECHOCUBN";
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kHeaderBytes = 64, kRecordBytes = 192, kKernelBytes = 32, kEntryBytes = 64;
-constexpr std::uint32_t kFirstExactSm = 90;  // from here on a cubin runs on its own architecture only
+constexpr std::uint32_t kFirstExactSm = 90;  // from this version on a cubin runs only on its own architecture
 
 [[noreturn]] void refuse(const std::string& sentence) { throw std::invalid_argument("The archive of CUDA kernels " + sentence); }
 

@@ -1,4 +1,4 @@
-// The archive of cubins, read in place: layout and choice as ../cuda/README.md specifies them.
+// Reads the archive of cubins in place, and selects kernels from it, as ../cuda/README.md specifies.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ struct KernelRecord {
 constexpr std::uint32_t kAny = 0xFFFFFFFF;  // of activation, bits and block_size
 constexpr std::uint32_t kFloat16 = 0, kBFloat16 = 1;
 
-// What a launch needs of an archive.
+// The properties by which a launch selects kernels from an archive.
 struct Variant {
   std::uint32_t activation;  // kFloat16 or kBFloat16
   std::uint32_t bits, block_size, experts;
@@ -30,25 +30,25 @@ struct Variant {
 
 class Archive {
  public:
-  // `data` must outlive the archive. Throws std::invalid_argument for what is not an archive, is cut short or is of a later version.
+  // `data` must outlive the archive. Throws std::invalid_argument if it is not an archive, is truncated or has a later version.
   Archive(const std::uint8_t* data, std::size_t bytes);
 
   const std::vector<KernelRecord>& records() const { return records_; }
 
-  // Finds, of the records that serve a device of compute capability `sm` / 10 and the variant, the one named `kernel`, with
-  // `tile_tokens` unless that is 0, and of several the one for the fewest experts; null if there is none.
+  // Finds the record named `kernel` for the variant and a device of compute capability `sm` / 10, with `tile_tokens` unless that is 0.
+  // If there are several, returns the one with the smallest experts_limit; null if there is none.
   const KernelRecord* find(const std::string& kernel, std::uint32_t sm, const Variant& variant,
                            std::uint32_t tile_tokens = 0) const;
 
-  // Distinct tile_tokens of gate_up_prefill for the variant, ascending: on any device, or on one of capability `sm` / 10.
+  // Returns the distinct tile_tokens of gate_up_prefill for the variant, ascending: for all devices, or for capability `sm` / 10.
   std::vector<std::uint32_t> prefill_tiles(const Variant& variant) const;
   std::vector<std::uint32_t> prefill_tiles(const Variant& variant, std::uint32_t sm) const;
 
-  // Architectures that it has kernels for, ascending.
+  // Returns the architectures of its kernels, ascending.
   std::vector<std::uint32_t> architectures() const;
 
  private:
-  // The architecture whose cubins a device runs; 0 if there is none.
+  // Returns the architecture whose cubins a device runs; 0 if there is none.
   std::uint32_t architecture_for(std::uint32_t sm) const;
 
   std::vector<KernelRecord> records_;

@@ -1,4 +1,4 @@
-// DualPathMoE's attributes as the GPU's kernels take them.
+// DualPathMoE's attributes, validated for the GPU's kernels.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,17 @@ struct Attributes {
 
   std::int64_t experts() const { return static_cast<std::int64_t>(group_widths.size()) - 2; }
   std::int64_t total_width() const;
-  // The hidden width and every group's must be multiples of it.
+  // Returns the number of which the hidden width and every group's width must be multiples.
   std::int64_t width_step() const;
 
-  // Throws std::invalid_argument, with a sentence that names the attribute.
+  // Throws std::invalid_argument with a message that names the attribute.
   void validate() const;
 };
 
 // Formats the attributes as the engine inspector shows them: group_widths=[384,256],top_k=2,...
 std::string to_string(const Attributes& attributes);
 
-// "4, 8 and 15": numbers in a sentence or a list.
+// Formats a list of numbers for a message, for example "4, 8 and 15".
 std::string joined(const std::vector<std::int64_t>& values, const char* separator = ", ");
 
 }  // namespace echovlm

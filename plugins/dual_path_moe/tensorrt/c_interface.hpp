@@ -1,5 +1,5 @@
-// The parts without TensorRT as plain C functions: what a library holds and plans, which takes no GPU, and the launch itself, for
-// programs of their own and for tests.
+// The parts without TensorRT as plain C functions: the archive and the planner, which need no GPU, and the launch itself, for
+// programs without TensorRT and for tests.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ extern "C" {
 
 struct EchovlmPlanRequest {
   std::int64_t tokens, hidden, dense, shared, expert, experts;
-  std::int64_t decode;  // 1 for the decode kernels, 0 for prefill's
+  std::int64_t decode;  // 1 for the decode kernels, 0 for the prefill kernels
   std::int64_t gate_up_rows, down_rows, tile_tokens, elements;
   std::int64_t multiprocessors;
 };
@@ -25,11 +25,11 @@ struct EchovlmPlan {
   std::int64_t workspace_bytes;
 };
 
-// No launches where no device could hold the workspace.
+// Returns a plan without launches if the workspace would be larger than any device's memory.
 ECHOVLM_EXPORT void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan);
 
-// Bytes for every number of tokens up to `tokens`; other fields of the request than the shape's are not read. -1 if no device
-// could hold them.
+// Returns the bytes of a workspace for any number of tokens up to `tokens`; reads only the request's shape. Returns -1 if they would
+// exceed any device's memory.
 ECHOVLM_EXPORT std::int64_t echovlm_largest_workspace(const EchovlmPlanRequest* request);
 
 struct EchovlmKernelQuery {
@@ -42,11 +42,11 @@ struct EchovlmKernel {
   std::int64_t sm, tile_tokens, tile_rows, num_warps, shared_bytes, parameters, cubin_offset, cubin_bytes;
 };
 
-// The record that would be launched. 0; 1 if there is none; 2, with a sentence in `error`, where `archive` is not one.
+// Finds the record that would be launched. Returns 0; 1 if there is none; 2, with a message in `error`, if `archive` is not an archive.
 ECHOVLM_EXPORT int echovlm_find_kernel(const void* archive, std::size_t bytes, const EchovlmKernelQuery* query,
                                        EchovlmKernel* found, char* error, std::size_t error_size);
 
-// The archive in this library, and null if it was built without one.
+// Returns the archive in this library, or null if it was built without one.
 ECHOVLM_EXPORT const void* echovlm_embedded_archive(std::size_t* bytes);
 
 struct EchovlmCall {
@@ -54,14 +54,14 @@ struct EchovlmCall {
   std::int64_t groups, top_k, norm_topk_prob, bits, block_size;
   std::int64_t activation;  // 0 float16, 1 bfloat16
   std::int64_t hidden, tokens;
-  std::int64_t tile_tokens;  // of the prefill kernels; 0 leaves it to the library
+  std::int64_t tile_tokens;  // of the prefill kernels; 0: the library chooses
   const void* inputs[11];    // device pointers in README.md's order; scales are null if bits is 0
   void* y;
   void* workspace;  // of echovlm_largest_workspace's size for these tokens or more
   void* stream;     // CUstream
 };
 
-// Queues one call with this library's own kernels in the calling thread's CUDA context, and waits for nothing. 0; 2, with a
-// sentence in `error`, where nothing was queued or not all.
+// Queues one call with this library's own kernels in the calling thread's CUDA context, without waiting. Returns 0, or 2 with a
+// message in `error` if it failed, possibly after some kernels were queued.
 ECHOVLM_EXPORT int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size);
 }

@@ -1,7 +1,7 @@
-# Sets `cuda_archive` to the archive of cubins that goes into the library, or leaves it empty and says why.
+# Sets `cuda_archive` to the archive of cubins to put into the library, or leaves it empty and says why.
 set(cuda_archive "")
 if(NOT ECHOVLM_CUDA_KERNELS)
-  message(STATUS "The TensorRT plugin is built without CUDA kernels, as asked: engines with it can be built, not run.")
+  message(STATUS "The TensorRT plugin is built without CUDA kernels, as requested: engines with it can be built, but not run.")
 elseif(ECHOVLM_ARCHIVE)
   if(NOT EXISTS ${ECHOVLM_ARCHIVE})
     message(FATAL_ERROR "There is no file ${ECHOVLM_ARCHIVE}, which ECHOVLM_ARCHIVE names.")

@@ -9,7 +9,7 @@ namespace echovlm::cuda {
 namespace {
 
 constexpr const char* kLibrary = "libcuda.so.1";
-constexpr unsigned kSharedBytesOfAnyFunction = 48 * 1024;  // above, a function must ask for it
+constexpr unsigned kSharedBytesOfAnyFunction = 48 * 1024;  // a function must opt in to use more
 
 template <class Call>
 void find(void* library, const char* name, Call& call) {
@@ -20,7 +20,7 @@ void find(void* library, const char* name, Call& call) {
 }  // namespace
 
 const Driver& Driver::instance() {
-  static const Driver driver;  // made again where the first time threw
+  static const Driver driver;  // constructed again after an attempt that threw
   return driver;
 }
 

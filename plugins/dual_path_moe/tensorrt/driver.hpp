@@ -1,7 +1,7 @@
-// The calls of CUDA's driver interface that launch kernels, from libcuda.so.1, which is opened at the first use.
+// The functions of CUDA's driver API that launch kernels. libcuda.so.1 is opened at the first use.
 //
-// The types and numbers below are part of the driver's stable binary interface, so that neither CUDA's headers nor its
-// libraries are needed to build or to load this library. Where cuda.h is found the build checks each (driver_check.cpp).
+// The types and numbers below are part of the driver's stable ABI, so that neither CUDA's headers nor its libraries are needed to
+// build or to load this library. If cuda.h is found, the build checks each (driver_check.cpp).
 #pragma once
 
 #include <cstddef>
@@ -24,19 +24,19 @@ constexpr int kMultiprocessorCount = 16, kComputeCapabilityMajor = 75, kComputeC
 // CUfunction_attribute
 constexpr int kMaxDynamicSharedBytes = 8;
 
-// All throw std::runtime_error with a sentence: where there is no driver, or with the driver's own words.
+// All functions throw std::runtime_error: if there is no driver, or with the driver's own message.
 class Driver {
  public:
   // Opens the library once; `instance` may be called from any thread.
   static const Driver& instance();
 
-  // The calling thread's context by a number that no other context of this process ever gets.
+  // Returns the unique id of the calling thread's context; ids are never reused in this process.
   unsigned long long current_context() const;
-  // Of the device of that context.
+  // Returns an attribute of that context's device.
   int device_attribute(int attribute) const;
-  // Into that context. `image` must be aligned to 8 bytes.
+  // Loads a cubin into that context. `image` must be aligned to 8 bytes.
   Module load_module(const void* image) const;
-  // With room for `shared_bytes` of dynamic shared memory.
+  // Returns a kernel that may use `shared_bytes` of dynamic shared memory.
   Function function(Module module, const char* name, unsigned shared_bytes) const;
   void launch(Function function, unsigned grid_x, unsigned grid_y, unsigned threads, unsigned shared_bytes, Stream stream,
               void** parameters) const;

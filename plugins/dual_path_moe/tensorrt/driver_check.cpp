@@ -1,4 +1,4 @@
-// Compiled where cuda.h is found: what driver.hpp declares is what the header says.
+// Compiled if cuda.h is found: checks that driver.hpp's declarations match it.
 #include <cuda.h>
 
 #include <type_traits>

@@ -1,4 +1,4 @@
-// ECHOVLM_ARCHIVE is the path of the file, quoted; its bytes become a read-only section, mapped when they are read.
+// ECHOVLM_ARCHIVE is the quoted path of the file. Its bytes become a read-only section, whose pages are loaded only when they are read.
 #include "embedded_archive.hpp"
 
 #include <stdexcept>
@@ -6,7 +6,7 @@
 #ifdef ECHOVLM_ARCHIVE
 
 asm(".pushsection .rodata\n"
-    ".balign 64\n"  // as cubins are in the file
+    ".balign 64\n"  // the alignment of cubins in the file
     ".globl echovlm_archive_begin, echovlm_archive_end\n"
     ".hidden echovlm_archive_begin, echovlm_archive_end\n"
     "echovlm_archive_begin:\n"

@@ -1,4 +1,4 @@
-// The archive of cubins that was linked into this library.
+// Gives access to the archive of cubins that was linked into this library.
 #pragma once
 
 #include "archive.hpp"
@@ -12,7 +12,7 @@ struct ArchiveBytes {
 
 ArchiveBytes embedded_archive_bytes();
 
-// Throws std::runtime_error, with what to do, where the library was built without one.
+// Throws std::runtime_error with a message that says what to do if the library was built without one.
 const Archive& embedded_archive();
 
 }  // namespace echovlm

@@ -1,4 +1,4 @@
-// What loaders look for in the library.
+// The functions that loaders call in the library.
 #pragma once
 
 #include <NvInferRuntime.h>

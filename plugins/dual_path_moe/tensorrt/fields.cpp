@@ -18,7 +18,7 @@ using nvinfer1::PluginFieldType;
 template <class Integer>
 void append(const PluginField& field, std::vector<std::int32_t>& values) {
   for (std::int32_t i = 0; i < field.length; ++i) {
-    Integer value;  // not every caller aligns them
+    Integer value;  // copied, because not every caller aligns the data
     std::memcpy(&value, static_cast<const char*>(field.data) + i * sizeof(Integer), sizeof(Integer));
     if (value < std::numeric_limits<std::int32_t>::min() || value > std::numeric_limits<std::int32_t>::max())
       refuse(std::string(field.name) + " holds " + std::to_string(value) + ", which is out of range.");
@@ -45,7 +45,7 @@ std::int32_t integer(const PluginField& field) {
   return values[0];
 }
 
-// An engine of a later version is refused for its version, whatever other fields it has.
+// Checks the version first, so that an engine of a later version is refused for that and not for an unknown field.
 void check_version(const PluginFieldCollection& fields, bool stored) {
   std::optional<std::int32_t> version;
   for (std::int32_t i = 0; i < fields.nbFields; ++i)

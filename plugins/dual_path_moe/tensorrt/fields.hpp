@@ -1,4 +1,4 @@
-// Attributes from TensorRT's plugin fields, and into those that an engine stores.
+// Converts TensorRT's plugin fields to attributes, and attributes to the fields that an engine stores.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -10,17 +10,17 @@
 
 namespace echovlm {
 
-// The version of the fields that an engine stores. A field whose meaning changes, or one that older libraries must not
-// overlook, raises it.
+// The version of the fields that an engine stores. Increase it when a field changes its meaning, or when a new field must not be
+// ignored by older libraries.
 constexpr std::int32_t kFieldsVersion = 1;
 
-// The fields by name, type and length as the ONNX parser wants to know them.
+// The fields' names, types and lengths, as the ONNX parser needs them.
 const nvinfer1::PluginFieldCollection& declared_fields();
 
-// Throws std::invalid_argument, with a sentence that names the field. `stored`: they come from an engine, so `version` must be there.
+// Throws std::invalid_argument with a message that names the field. `stored`: the fields are from an engine, so they need `version`.
 Attributes attributes_of(const nvinfer1::PluginFieldCollection& fields, bool stored);
 
-// The fields of one plugin for its engine. They point into this object, which therefore stays where it is.
+// The fields of one plugin for its engine. They point into this object, so it must not be copied or moved.
 class StoredFields {
  public:
   explicit StoredFields(const Attributes& attributes);

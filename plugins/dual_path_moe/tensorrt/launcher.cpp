@@ -37,7 +37,7 @@ class Parameters {
   std::size_t count_ = 0;
 };
 
-// What every kernel of one call may be given.
+// All parameters that the kernels of one call can take.
 struct Call {
   const MoeShape& shape;
   std::int64_t tokens, top_k, norm_topk_prob, splits;
@@ -87,7 +87,7 @@ void add_parameters(Kernel kernel, const Call& call, Parameters& to) {
   to.add_all(scratch, scratch);
 }
 
-// Functions stay loaded while their context lives: all layers of all engines share them.
+// Kernels stay loaded as long as their context exists: all layers of all engines share them.
 cuda::Function loaded_function(const KernelRecord& record) {
   static std::mutex mutex;
   static std::map<std::pair<unsigned long long, const KernelRecord*>, cuda::Function> functions;
@@ -111,7 +111,7 @@ std::string capability(std::uint32_t sm) { return std::to_string(sm / 10) + "." 
                            " (it was built for " + known + "): rebuild it for this device.");
 }
 
-// `wanted` where this device has it; else the largest tile that the tokens fill, or the smallest.
+// Returns `wanted` if this device has it; otherwise the largest tile that the tokens fill, or the smallest.
 std::uint32_t choose_tile(const std::vector<std::uint32_t>& tiles, std::uint32_t wanted, std::int64_t tokens) {
   std::uint32_t chosen = tiles.empty() ? wanted : tiles.front();
   for (const std::uint32_t tile : tiles) {

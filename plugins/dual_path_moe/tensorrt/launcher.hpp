@@ -1,4 +1,4 @@
-// One plan's kernels on a stream, through the driver.
+// Launches one plan's kernels on a stream, through the driver API.
 #pragma once
 
 #include <array>
@@ -12,7 +12,7 @@
 
 namespace echovlm {
 
-// The device pointers of one call; scales are null if weights are floating.
+// The device pointers of one call; scales are null if weights are floating-point.
 struct CallBuffers {
   std::array<const void*, kMaxInputs> inputs{};  // in README.md's order
   void* y = nullptr;
@@ -21,13 +21,13 @@ struct CallBuffers {
 
 class Launcher {
  public:
-  // Plans for `tokens` of `hidden` values and loads the kernels into the calling thread's context. `activation` is kFloat16 or
-  // kBFloat16; `tile_tokens` is the prefill kernels' tile, and another is taken where this device has none of it. Throws
-  // std::runtime_error with a sentence: no driver, no kernels for this device.
+  // Plans the launches for `tokens` of `hidden` values and loads the kernels into the calling thread's context. `activation` is
+  // kFloat16 or kBFloat16; `tile_tokens` is the prefill kernels' tile; if the device has no such kernel, another tile is used. Throws
+  // std::runtime_error if there is no driver, or no kernels for this device.
   Launcher(const Archive& archive, const Attributes& attributes, std::uint32_t activation, std::int64_t hidden,
            std::int64_t tokens, std::uint32_t tile_tokens);
 
-  // Nothing is allocated, and nothing waits: a stream that is being captured may be given.
+  // Neither allocates nor waits, so that the stream may be in capture mode.
   void launch(const CallBuffers& buffers, cuda::Stream stream) const;
 
   const LaunchPlan& plan() const { return plan_; }

@@ -1,4 +1,4 @@
-// Sentences for the user through TensorRT's logger, which a loader hands over by `setLoggerFinder`.
+// Logs messages for the user through TensorRT's logger, which a loader sets with `setLoggerFinder`.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -9,10 +9,10 @@ namespace echovlm {
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder);
 
-// An error, "DualPathMoE: …"; to standard error where there is no logger, or where it fails.
+// Logs an error as "DualPathMoE: …"; writes to standard error if there is no logger, or if it fails.
 void report(const char* sentence) noexcept;
 
-// What `work` returns, or `failure` once its exception has been reported: TensorRT's callbacks must not throw.
+// Returns what `work` returns; if it throws, reports the exception and returns `failure`, because TensorRT's callbacks must not throw.
 template <class Result, class Work>
 Result guarded(Result failure, Work&& work) noexcept {
   try {

@@ -14,10 +14,10 @@ constexpr std::int64_t kBufferAlignment = 256, kMostBytes = std::int64_t{1} << 6
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Buffers one after another, each at a multiple of kBufferAlignment.
+// Lays out buffers one after another, each at a multiple of kBufferAlignment.
 class Layout {
  public:
-  // The start of a buffer of as many bytes as the factors' product.
+  // Adds a buffer whose size in bytes is the product of the factors; returns its offset.
   std::size_t place(std::initializer_list<std::int64_t> factors) {
     const std::int64_t start = end_, bytes = product(factors);
     if (bytes > kMostBytes - start) refuse();

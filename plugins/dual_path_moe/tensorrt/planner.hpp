@@ -1,6 +1,6 @@
-// Which kernels run for a number of tokens, on what grids and in what workspace: ../cuda/README.md's formulas, a pure function.
+// Plans which kernels run for a number of tokens, with which grids and workspace: the formulas of ../cuda/README.md as a pure function.
 //
-// ../cuda/planner.py holds the same in Python; a test compares them.
+// ../cuda/planner.py is the same function in Python; a test compares them.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace echovlm {
 
-constexpr std::int64_t kDecodeTokens = 16;  // up to here weights are streamed once
+constexpr std::int64_t kDecodeTokens = 16;  // up to this number the decode kernels run, which read weights once
 
 struct MoeShape {
   std::int64_t hidden, dense, shared, expert, experts;
@@ -41,7 +41,7 @@ struct Launch {
   std::uint32_t grid_x, grid_y;
 };
 
-// Where each buffer of the workspace starts, in bytes, and how many it is together.
+// The offset of each buffer in the workspace, and the total size, in bytes.
 struct WorkspaceLayout {
   std::size_t group_weights, inner, parts, expert_tokens, expert_counts, bytes;
 };
@@ -52,15 +52,15 @@ struct LaunchPlan {
   WorkspaceLayout workspace;
 };
 
-// Throws std::overflow_error where it takes more than 63 bits, or a factor is negative.
+// Throws std::overflow_error if the product needs more than 63 bits, or a factor is negative.
 std::int64_t product(std::initializer_list<std::int64_t> factors);
 
-// `tokens` at least 1; `multiprocessors` of the device. All three throw std::overflow_error where a workspace or grid would be
+// `tokens` at least 1; `multiprocessors` of the device. All three throw std::overflow_error if a workspace or grid would be
 // larger than any device has.
 LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors);
 LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles);
 
-// Enough for any number of tokens up to `most`, on any device and with any tile.
+// Returns a size that suffices for any number of tokens up to `most`, on any device and with any tile.
 std::size_t largest_workspace(const MoeShape& shape, std::int64_t most);
 
 }  // namespace echovlm

@@ -1,4 +1,4 @@
-// TensorRT's callbacks over the parts that know the operator: each translates, asks, and reports what was refused.
+// TensorRT's callbacks: each converts its arguments, calls the operator's own code, and reports errors to TensorRT.
 #include "plugin.hpp"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ using nvinfer1::PluginTensorDesc;
 
 constexpr char kName[] = "DualPathMoE", kVersion[] = "1", kNamespace[] = "echovlm";
 constexpr std::int32_t kDone = 0, kFailed = -1;
-constexpr std::size_t kNoSuchWorkspace = std::size_t{1} << 62;  // no device has it, and rounding it up does not wrap
+constexpr std::size_t kNoSuchWorkspace = std::size_t{1} << 62;  // more than any device has, and rounding it up does not overflow
 
 ElementType element_type(DataType type) {
   switch (type) {
@@ -62,7 +62,7 @@ void check(const Attributes& attributes, const Description* inputs, std::int32_t
   check_shapes(attributes, shapes);
 }
 
-// How many tokens x [..., hidden] holds. Throws where that is no number.
+// Returns the number of tokens in x [..., hidden]. Throws if an axis is dynamic or the product overflows.
 std::int64_t token_count(const Dims& x) {
   const Shape shape = shape_of(x);
   if (shape.empty()) throw std::invalid_argument("x has 0 axes, but it must have between 1 and 8.");
@@ -73,7 +73,7 @@ std::int64_t token_count(const Dims& x) {
   return tokens;
 }
 
-// Of an x that token_count took.
+// Returns the last axis of an x that token_count has accepted.
 std::int64_t hidden_width(const Dims& x) { return x.d[x.nbDims - 1]; }
 
 }  // namespace
@@ -99,7 +99,7 @@ nvinfer1::IPluginCapability* DualPathMoEPlugin::getCapabilityInterface(nvinfer1:
   }
 }
 
-// TensorRT deletes what it was given.
+// TensorRT takes ownership of the returned object.
 nvinfer1::IPluginV3* DualPathMoEPlugin::clone() noexcept {
   return guarded<nvinfer1::IPluginV3*>(nullptr, [&] { return std::make_unique<DualPathMoEPlugin>(*this).release(); });
 }
@@ -150,7 +150,7 @@ std::int32_t DualPathMoEPlugin::configurePlugin(const DynamicPluginTensorDesc* i
   });
 }
 
-// TensorRT has no error value for it: a size that no device has fails the build.
+// TensorRT defines no error value here: on error, return a size that no device has, which fails the build.
 std::size_t DualPathMoEPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std::int32_t,
                                                 const DynamicPluginTensorDesc*, std::int32_t) const noexcept {
   return guarded(kNoSuchWorkspace, [&] {
@@ -159,7 +159,7 @@ std::size_t DualPathMoEPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* i
   });
 }
 
-// A tactic is the prefill kernels' tile. Decode has one of each kernel, and so has a library without kernels.
+// A tactic is the prefill kernels' tile. Decode has only one tactic, and so has a library without kernels.
 std::int32_t DualPathMoEPlugin::getNbTactics() noexcept {
   return guarded(0, [&] {
     if (most_tokens_ <= kDecodeTokens || !embedded_archive_bytes().data) return 0;
@@ -175,7 +175,7 @@ std::int32_t DualPathMoEPlugin::getValidTactics(std::int32_t* tactics, std::int3
   });
 }
 
-// Layers of one shape share what was timed.
+// Layers of one shape share their timings.
 const char* DualPathMoEPlugin::getTimingCacheID() noexcept { return description_.c_str(); }
 const char* DualPathMoEPlugin::getMetadataString() noexcept { return description_.c_str(); }
 

@@ -1,4 +1,4 @@
-// echovlm::DualPathMoE, version 1, as TensorRT sees it (README.md), and the creator that its registry holds.
+// The TensorRT plugin echovlm::DualPathMoE, version 1 (README.md), and its creator for TensorRT's plugin registry.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -19,7 +19,7 @@ class DualPathMoEPlugin final : public nvinfer1::IPluginV3,
  public:
   // The attributes must be validated.
   explicit DualPathMoEPlugin(Attributes attributes);
-  // A clone looks its kernels up again, since another context may use it.
+  // A clone looks up its kernels again, because it may run in another context.
   DualPathMoEPlugin(const DualPathMoEPlugin& other);
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
