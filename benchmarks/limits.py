@@ -41,7 +41,7 @@ class Limits:
         self._peaks: list[float] = []
 
     def read(self, times: int = 1) -> None:
-        """So many times more."""
+        """Measure this many times more."""
         time.sleep(SPIN)
         for _ in range(times):
             self._reads.append(self._native.read_bandwidth(self._data, self._threads))

@@ -25,7 +25,7 @@ def page(report: Found) -> str:
     lines = [
         "# Performance",
         "",
-        "Written by `python -m benchmarks.performance build/bench.json` from what `make bench` measured when each part says; not by hand.",
+        "Written by `python -m benchmarks.performance build/bench.json` from the results of `make bench`. Do not edit it by hand.",
         "",
         *_machine(machine, report["created"]),
     ]
@@ -42,7 +42,7 @@ def page(report: Found) -> str:
 
 
 def _machine(machine: Found, created: str) -> Iterator[str]:
-    yield f"The machine, as it described itself on {created}:"
+    yield f"The machine on {created}:"
     yield ""
     yield from _table(
         ("", ""),
@@ -62,8 +62,8 @@ def _dual_path_moe(found: Found) -> Iterator[str]:
     yield ""
     yield (
         f"int4, {machine['threads']} threads; in the same run the machine read {machine['read_gbps']:.1f} GB/s and multiplied "
-        f"{machine['int8_gops']:,.0f} GOP/s. Milliseconds, and how much longer than ours the others take. ONNX Runtime is the best "
-        "composition of its own operators."
+        f"{machine['int8_gops']:,.0f} GOP/s. Milliseconds, and in brackets the ratio to ours. ONNX Runtime is the fastest "
+        "combination of its own operators."
     )
     yield ""
     names = {
@@ -92,7 +92,7 @@ def _decoder(found: Found) -> Iterator[str]:
     yield "## Four decoder layers of the published width"
     yield ""
     yield (
-        f"int4, {machine['threads']} threads, a vocabulary of 1,024, turn by turn; llama.cpp (Q4_0) with a model of the same shapes. The "
+        f"int4, {machine['threads']} threads, a vocabulary of 1,024, alternating; llama.cpp (Q4_0) with a model of the same shapes. The "
         f"machine read {machine['read_gbps']:.1f} GB/s and multiplied {machine['int8_gops']:,.0f} GOP/s. Tokens a second."
     )
     yield ""
@@ -113,11 +113,11 @@ def _decoder(found: Found) -> Iterator[str]:
 
 def _stages(found: Found) -> Iterator[str]:
     reference, *others = found["stages"]
-    yield "## Each stage beside PyTorch eager"
+    yield "## Each stage compared with PyTorch eager"
     yield ""
     yield (
         f"A random checkpoint of a medium size, one 640x480 frame, {found['prompt_tokens']} prompt tokens, "
-        f"{found['machine']['threads']} threads, turn by turn. Milliseconds (times as fast)."
+        f"{found['machine']['threads']} threads, alternating. Milliseconds (speed-up)."
     )
     yield ""
     rows = []
@@ -174,7 +174,7 @@ def _ms(distribution: Found | None) -> str:
 def _checks(found: Sequence[Found]) -> Iterator[str]:
     yield "## The profiler itself"
     yield ""
-    yield "Turn by turn in one run: the change from the first to the second, with its 95 % interval."
+    yield "Alternating in one run: the change from the first to the second, with its 95 % confidence interval."
     yield ""
     yield from _table(
         ("", "change", "interval", "runs"),

@@ -102,7 +102,7 @@ class CudaDevice:
         status, *results = getattr(self.cuda, function)(*arguments)
         if status == self.cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise NotPossibleHere(
-                f"{self.name} has {self.free_bytes() / 1e9:.2f} GB of memory left, {size / 1e9:.2f} GB were asked for: close "
+                f"{self.name} has {self.free_bytes() / 1e9:.2f} GB of memory left, {size / 1e9:.2f} GB are needed: close "
                 "other programs on the GPU, or give a smaller --max-sequence."
             )
         self._check(function, status)

@@ -229,7 +229,7 @@ def _operator_library(bundle: Bundle) -> Path:
     if path is None:
         raise NotPossibleHere(
             f"The bundle {bundle.path} needs the operator library {bundle.manifest.operator_library}, which this install "
-            "was made without for want of a C++ compiler: install one and reinstall echovlm-edge, or build the bundle with "
+            "lacks because there was no C++ compiler: install one and reinstall echovlm-edge, or build the bundle with "
             "this install."
         )
     return path

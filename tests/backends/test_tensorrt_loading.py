@@ -194,7 +194,7 @@ def test_memory_that_is_dropped_while_a_step_is_recorded_is_freed(machine: Machi
 def test_memory_that_runs_out_later_is_one_sentence(folder: Path, machine: Machine) -> None:
     device = CudaDevice()
     machine.device.memory = 2_000_000_000
-    with pytest.raises(NotPossibleHere, match=r"numpy has 2.00 GB of memory left, 3.00 GB were asked for"):
+    with pytest.raises(NotPossibleHere, match=r"numpy has 2.00 GB of memory left, 3.00 GB are needed"):
         device.allocate(3_000_000_000)
 
 

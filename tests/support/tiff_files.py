@@ -83,7 +83,7 @@ def _tags(page: Page, starts: list[int], lengths: list[int]) -> dict[int, tuple[
 
 
 def _write_directory(file: bytearray, order: str, tags: dict[int, tuple[int, Sequence[int]]]) -> int:
-    """Where the place of the next directory goes."""
+    """Write a directory; returns the offset at which the next directory's offset is to be stored."""
     at = len(file)
     file += bytes(2 + 12 * len(tags) + 4)
     struct.pack_into(f"{order}H", file, at, len(tags))

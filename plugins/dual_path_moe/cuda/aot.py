@@ -1,4 +1,4 @@
-"""Compile every kernel for every device into one archive of cubins, and say what each uses.
+"""Compile every kernel for every device into one archive of cubins, and print each kernel's resource usage.
 
 python -m echovlm_edge.plugins.dual_path_moe.cuda.aot --output kernels.cubins [--sm 87 120] [--table resources.json]
 """
@@ -41,7 +41,7 @@ DEVICES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 2 for an error that the user can fix, 1 for a kernel that came out wrong."""
+    """Run the command; returns 2 for an error that the user can fix, 1 for a kernel that must not be shipped."""
     options = _parser().parse_args(arguments)
     if importlib.util.find_spec("triton") is None:
         return _refuse("Triton is missing: install echovlm-edge[cuda-kernels].", 2)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(sms: Sequence[int], jobs: int, console: Console) -> list[tuple[Variant, Record, bytes, Resources]]:
-    """Every variant for each device, in the archive's order: by device, then as `variants` lists them.
+    """Compile every variant for each device, in the archive's order: by device, then as `variants` lists them.
 
     Raises:
         KernelRefused: the first kernel that must not be shipped; the others are not waited for.
@@ -92,7 +92,7 @@ def build(sms: Sequence[int], jobs: int, console: Console) -> list[tuple[Variant
 
 
 def summary(rows: Sequence[dict[str, Any]], output: Path) -> Table:
-    """A row per device and kernel: the most that any of its variants uses, the narrowest load of weights."""
+    """Print a row per device and kernel: the highest usage of its variants, and the narrowest load of weights."""
     table = Table(title=f"{output}: {len(rows)} kernels, {output.stat().st_size / 1e6:.1f} MB", box=None)
     for heading in ("SM", "kernel"):
         table.add_column(heading)

@@ -1,4 +1,4 @@
-"""The archive of cubins: written atomically, read back by its records (README.md has the layout)."""
+"""Write the archive of cubins atomically, and read its records (README.md has the layout)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Record:
 
 
 def write_archive(path: Path, entries: Sequence[tuple[Record, bytes]], source_hash: bytes) -> None:
-    """Write records and their cubins to `path`, over what was there.
+    """Write records and their cubins to `path` atomically; an existing file is replaced.
 
     Raises:
         ValueError: a name is too long for its field.
@@ -59,7 +59,7 @@ def write_archive(path: Path, entries: Sequence[tuple[Record, bytes]], source_ha
 
 
 def read_archive(path: Path) -> list[tuple[Record, bytes]]:
-    """Every record of an archive with its cubin.
+    """Read every record of an archive with its cubin.
 
     Raises:
         ValueError: the file is no archive, of another version, or cut short.

@@ -1,4 +1,4 @@
-"""One variant for one device: compiled by Triton without a GPU, and inspected."""
+"""Compile one variant for one device with Triton, without a GPU, and check its disassembly."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SCRATCH_POINTERS = 2  # Triton's own, after the kernel's parameters
 
 
 class KernelRefused(Exception):
-    """A kernel came out in a way that must not be shipped; its text is one sentence."""
+    """A compiled kernel must not be shipped; the text is one sentence."""
 
 
 def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources]:
-    """The record, the cubin and what it uses. Triton keeps what it compiled in its cache, by a hash of the sources.
+    """Return the record, the cubin and its resource usage. Triton caches compiled kernels by a hash of the sources.
 
     Raises:
         KernelRefused: it spills, loads weights by less than 16 bytes, or has not the parameters that README.md states.
@@ -57,7 +57,7 @@ def compile_variant(variant: Variant, sm: int) -> tuple[Record, bytes, Resources
 
 
 def _compile(variant: Variant, sm: int, stages: int, most_registers: int | None) -> tuple[Any, Resources]:
-    triton.knobs.compilation.disable_line_info = False  # loads are told apart by their source line
+    triton.knobs.compilation.disable_line_info = False  # loads are distinguished by their source line
     source = triton.compiler.ASTSource(
         fn=FUNCTIONS[variant.kernel], signature=variant.signature, constexprs=variant.constants, attrs=variant.hints
     )
@@ -76,13 +76,13 @@ def _compile(variant: Variant, sm: int, stages: int, most_registers: int | None)
 
 
 def expected_parameters(variant: Variant) -> list[str]:
-    """PTX types of the parameters that README.md states, the two scratch pointers included."""
+    """List the PTX types of the parameters that README.md states, including the two scratch pointers."""
     stated = ["u64" if kind.startswith("*") else "u32" for kind in PARAMETERS[variant.kernel].values()]
     return stated + ["u64"] * SCRATCH_POINTERS
 
 
 def source_hash() -> bytes:
-    """SHA-256 of the kernels' sources, their constants and the compiler's version."""
+    """Hash the kernels' sources, their constants and the compiler's version with SHA-256."""
     digest = hashlib.sha256(triton.__version__.encode())
     for module in (routing, weights, gate_up, down, variants):
         digest.update(inspect.getsource(module).encode())

@@ -1,4 +1,4 @@
-"""The weighted down projection: inner values already carry their group's weight, so that one product adds the groups up."""
+"""The down projection: inner values are already multiplied by their group's weight, so that one product sums over all groups."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # (Triton gives a kernel's arguments their types when it is compiled.)
@@ -19,9 +19,9 @@ def output_tile(
     inner, down, down_scale, group_weights, token, present, rows, dense, shared, expert, experts, split, splits,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Sums float32 [TOKENS, ROWS] over part `split` of `splits` of the columns of dense and shared, and of each expert.
+    """Compute sums float32 [TOKENS, ROWS] over part `split` of `splits` of the columns of dense and shared, and of each expert.
 
-    An expert that none of these tokens chose is passed over; where one did, the others' columns read as zero.
+    An expert that none of these tokens selected is skipped; if one did, the other tokens' columns count as zero.
     """
     sums = tl.zeros((ROWS, TOKENS), tl.float32)
     always = dense + shared
@@ -53,7 +53,7 @@ def down_decode(
     inner, down, down_scale, group_weights, parts, tokens, hidden, dense, shared, expert, experts, splits,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One program per ROWS outputs and part of the columns, for all tokens: `parts` float32 [splits, tokens, hidden]."""
+    """Compute `parts` float32 [splits, tokens, hidden]; one program per ROWS outputs and part of the columns, for all tokens."""
     split = tl.program_id(1)
     token = tl.arange(0, TOKENS)
     present = token < tokens
@@ -68,11 +68,11 @@ def down_decode(
 
 @triton.jit
 def sum_parts(parts, y, elements, splits, ROWS: tl.constexpr):
-    """Y [elements] from parts [splits, elements], added in their order: the same sum on every run."""
+    """Sum parts [splits, elements] to y [elements] in a fixed order, so that the result is the same in every run."""
     element = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = element < elements
     total = tl.zeros((ROWS,), tl.float32)
-    for split in tl.static_range(MOST_SPLITS):  # all of them on their way at once
+    for split in tl.static_range(MOST_SPLITS):  # unrolled, so that all loads are in flight at once
         there = tl.where(split < splits, elements, 0)
         total += tl.load(parts + split * elements + element, mask=element < there, other=0)
     tl.store(y + element, total.to(y.dtype.element_ty), mask=inside)
@@ -83,7 +83,7 @@ def down_prefill(
     inner, down, down_scale, group_weights, y, tokens, hidden, dense, shared, expert, experts,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One program per TOKENS tokens, in their order, and ROWS outputs."""
+    """Compute y; one program per TOKENS consecutive tokens and ROWS outputs."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     present = token < tokens
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)

@@ -1,4 +1,4 @@
-"""The inner values of all groups in one launch: SwiGLU over rows of gate and up, in group order."""
+"""Compute the inner values of all groups in one launch: SwiGLU over rows of gate and up, in group order."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # (Triton gives a kernel's arguments their types when it is compiled.)
@@ -13,7 +13,7 @@ from echovlm_edge.plugins.dual_path_moe.cuda.weights import add_product, tile_po
 
 @triton.jit
 def group_of_row(row, dense, shared, expert):
-    """The group (dense, shared, expert 0, …) whose rows hold `row`; a tile never spans two."""
+    """Return the group (dense, shared, expert 0, …) that contains `row`; a tile never spans two groups."""
     routed = row - dense - shared
     return tl.where(routed >= 0, 2 + tl.maximum(routed, 0) // expert, tl.where(row >= dense, 1, 0))
 
@@ -23,16 +23,16 @@ def inner_tile(
     x, gate, up, gate_scale, up_scale, token, present, first, hidden,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """silu(gate x) * (up x) float32 [TOKENS, ROWS] of the tokens `token` (where `present`) and ROWS rows from `first` on.
+    """Compute silu(gate x) * (up x) float32 [TOKENS, ROWS] for the tokens `token` (if `present`) and ROWS rows from `first` on.
 
-    The rows of gate and those of up are one tile: twice as many warps can share them as if each warp had to have both.
+    The rows of gate and of up form one tile, so that twice as many warps can share the work as with a tile for each.
     """
     both = tl.arange(0, 2 * ROWS)
     is_gate = both < ROWS
     row = first + both % ROWS
     sums = tl.zeros((2 * ROWS, TOKENS), tl.float32)
     x_tile = x + token.to(tl.int64)[:, None] * hidden + tl.arange(0, DEPTH)[None, :]
-    # An offset and no choice of pointers, of which a compiler would forget that they are multiples of 16.
+    # Select by an offset instead of selecting pointers: the compiler would lose track of the pointers' 16-byte alignment.
     apart = (up.to(tl.int64) - gate.to(tl.int64)) // (gate.dtype.element_ty.primitive_bitwidth // 8)
     tile = tile_pointers(gate, row, hidden, BITS, DEPTH) + tl.multiple_of(tl.where(is_gate, 0, apart), 16)[:, None]
     scale = tl.where(is_gate, gate_scale, up_scale)
@@ -48,7 +48,7 @@ def gate_up_decode(
     x, gate, up, gate_scale, up_scale, group_weights, inner, tokens, hidden, dense, shared, expert, experts,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One program per ROWS rows, for all tokens (at most TOKENS): each weight is read once, an expert that nobody chose not at all."""
+    """Run one program per ROWS rows for all (at most TOKENS) tokens: each weight is read once, unselected experts not at all."""
     first = tl.program_id(0) * ROWS
     group = group_of_row(first, dense, shared, expert)
     token = tl.arange(0, TOKENS)
@@ -70,9 +70,9 @@ def gate_up_prefill(
     tokens, hidden, dense, shared, expert, experts,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One program per TOKENS tokens of a group and ROWS of its rows.
+    """Run one program per TOKENS tokens of a group and ROWS of its rows.
 
-    Programs that share a tile of weights are neighbours, and find it in the L2 cache.
+    Programs that share a tile of weights have adjacent indices, so that they find it in the L2 cache.
     """
     first = tl.program_id(1) * ROWS
     group = group_of_row(first, dense, shared, expert)
@@ -90,7 +90,7 @@ def gate_up_prefill(
     values = inner_tile(
         x, gate, up, gate_scale, up_scale, token, present, first, hidden, BITS, BLOCK, TOKENS, ROWS, DEPTH
     )  # fmt: skip
-    # Not before the loop, where it would hold a register for every token of a thread.
+    # Loaded after the loop: before it, this would occupy a register for every token of a thread.
     weight = tl.load(group_weights + token * (2 + experts) + group, mask=present, other=0)
     to = inner + token.to(tl.int64)[:, None] * (dense + shared + experts * expert) + rows[None, :]
     tl.store(to, (values * weight[:, None]).to(inner.dtype.element_ty), mask=present[:, None])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Plan, Shape, Tile, plan_decode, plan_prefill
 from echovlm_edge.plugins.dual_path_moe.cuda.variants import ACTIVATIONS, ANY, FUNCTIONS, PARAMETERS, Variant, variants
 
-POISON = 0xFF  # a byte: NaN in every floating type, -1 as an index
+POISON = 0xFF  # NaN in every floating type if all bytes are this one, -1 as an index
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Operands:
 
 @dataclass(frozen=True)
 class Tactic:
-    """Which kernels run: decode (`tile_tokens` 16) or a prefill tile, of which device's set, for how many multiprocessors."""
+    """The kernels to run: decode (`tile_tokens` 16) or a prefill tile, of which device's set, for how many multiprocessors."""
 
     activation: str
     tile_tokens: int
-    sm: int = 90  # which has every tile
+    sm: int = 90  # the set that has every tile
     multiprocessors: int = 16
 
 
 def run(
     operands: Operands, shape: Shape, tactic: Tactic, norm_topk_prob: bool = False, device: str = "cpu"
 ) -> NDArray[np.float32]:
-    """The operator's output [n, H], widened to float32. Workspace and output are poisoned before the first kernel.
+    """Run the operator; returns its output [n, H], widened to float32. Workspace and output are poisoned before the first kernel.
 
     Raises:
         ValueError: the tactic does not take so many tokens.
@@ -79,7 +79,9 @@ def run(
     for launch in plan.launches:
         variant = chosen(launch.kernel)
         pointers = [name for name, kind in PARAMETERS[launch.kernel].items() if kind.startswith("*")]
-        arguments = [tensors.get(name, tensors["group_weights"]) for name in pointers]  # a scale without 4 bits: unread
+        arguments = [
+            tensors.get(name, tensors["group_weights"]) for name in pointers
+        ]  # a scale without 4-bit weights: never read
         FUNCTIONS[launch.kernel][launch.grid](
             *arguments,
             *launch.scalars,
@@ -92,7 +94,7 @@ def run(
 
 
 def choose(kernel: str, shape: Shape, tactic: Tactic) -> Variant:
-    """The variant that README.md's rules choose for a kernel."""
+    """Return the variant that README.md's rules select for a kernel."""
     wanted = {
         "activation": ACTIVATIONS.index(tactic.activation),
         "bits": shape.bits,

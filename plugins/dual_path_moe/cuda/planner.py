@@ -1,4 +1,4 @@
-"""Which kernels run for so many tokens, over which grids and buffers: a pure function, which every launcher holds alike."""
+"""Plan which kernels run for a number of tokens, with which grids and buffers: a pure function that every launcher implements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 DECODE_TOKENS = 16
 MOST_EXPERTS = 64
 MOST_SPLITS = 8
-PROGRAMS_PER_MULTIPROCESSOR = 4  # enough loads in flight to keep the memory busy
+PROGRAMS_PER_MULTIPROCESSOR = 4  # enough programs to keep the memory busy
 WIDTH_MULTIPLE = 64
 BUFFER_ALIGNMENT = 256
 
@@ -28,7 +28,7 @@ class Shape:
     block_size: int
 
     def __post_init__(self) -> None:
-        """Refuse what the kernels cannot do."""
+        """Raise for shapes that the kernels do not support."""
         if not 3 <= len(self.group_widths) <= 2 + MOST_EXPERTS:
             raise ValueError(f"{len(self.group_widths) - 2} experts: the GPU kernels take 1 to {MOST_EXPERTS}")
         if len(set(self.group_widths[2:])) > 1:
@@ -61,18 +61,18 @@ class Shape:
 
     @property
     def experts(self) -> int:
-        """How many routed experts there are."""
+        """The number of routed experts."""
         return len(self.group_widths) - 2
 
     @property
     def inner(self) -> int:
-        """Rows of gate and up: the widths of all groups."""
+        """Rows of gate and up: the sum of all groups' widths."""
         return sum(self.group_widths)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How much one program of a kernel does: the constants of an archive's record that a grid depends on."""
+    """How much work one program of a kernel does: the constants in an archive's record that determine a grid."""
 
     tokens: int
     rows: int
@@ -80,7 +80,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel, its tile and how many programs along x and y; scalars follow the pointers as README.md lists them."""
+    """One kernel launch: its tile, and the number of programs along x and y; scalars follow the pointers as README.md lists them."""
 
     kernel: str
     tile: Tile
@@ -90,7 +90,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Part of the workspace: where it starts and how many bytes it has."""
+    """A part of the workspace: its offset and size in bytes."""
 
     name: str
     offset: int
@@ -111,7 +111,7 @@ class Plan:
 
 
 def down_splits(row_tiles: int, multiprocessors: int) -> int:
-    """Into how many parts decode cuts the columns of down, so that a wide device has enough programs."""
+    """Return the number of parts into which decode splits the columns of down, so that a large device has enough programs."""
     splits = 1
     while splits < MOST_SPLITS and splits * row_tiles < PROGRAMS_PER_MULTIPROCESSOR * multiprocessors:
         splits *= 2
@@ -121,7 +121,7 @@ def down_splits(row_tiles: int, multiprocessors: int) -> int:
 def plan_decode(
     tokens: int, shape: Shape, multiprocessors: int, tile_of: Callable[[str], Tile], norm_topk_prob: bool = False
 ) -> Plan:
-    """The plan for 1 to 16 tokens; `tile_of` tells the chosen record's tile of a kernel.
+    """Plan 1 to 16 tokens; `tile_of` returns the tile of the selected record of a kernel.
 
     Raises:
         ValueError: fewer than 1 token or more than 16.
@@ -144,7 +144,7 @@ def plan_decode(
 
 
 def plan_prefill(tokens: int, shape: Shape, tile_of: Callable[[str], Tile], norm_topk_prob: bool = False) -> Plan:
-    """The plan for any number of tokens; `tile_of` tells the chosen record's tile of a kernel.
+    """Plan any number of tokens; `tile_of` returns the tile of the selected record of a kernel.
 
     Raises:
         ValueError: fewer than 1 token.

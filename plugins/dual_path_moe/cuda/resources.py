@@ -1,4 +1,4 @@
-"""What a compiled kernel uses, read from its disassembly: registers, spills, tensor-core products, bytes per weight load."""
+"""Read a compiled kernel's resource usage from its disassembly: registers, spills, tensor-core products, bytes per weight load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRODUCT = re.compile(r"(UTC)?[HI]?G?MMA\b|UTC\w*MMA")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one cubin uses; `weight_load_bytes` is the narrowest load of weights, 0 if there is none."""
+    """Resource usage of one cubin; `weight_load_bytes` is the narrowest load of weights, 0 if there is none."""
 
     registers: int
     stack_bytes: int
@@ -34,7 +34,7 @@ class Resources:
     weight_load_bytes: int
 
     def complaints(self, sm: int, weights: bool) -> list[str]:
-        """Why this kernel must not be shipped; `weights` says that it multiplies by stored weights."""
+        """List the reasons why this kernel must not be shipped; `weights` says that it multiplies by stored weights."""
         found = []
         if self.spills or self.stack_bytes:
             found.append(f"spills registers ({self.spills} instructions, {self.stack_bytes} bytes of stack)")
@@ -63,7 +63,7 @@ def measure(cubin: Path, shared_bytes: int, weight_lines: frozenset[int], tools:
 def parse(
     disassembly: str, registers: int, stack_bytes: int, shared_bytes: int, weight_lines: frozenset[int]
 ) -> Resources:
-    """Count in what `nvdisasm -c -gi` prints: instructions, with the source line that each comes from."""
+    """Count instructions in the output of `nvdisasm -c -gi`, with the source line that each comes from."""
     spills = products = 0
     widths = []
     for operation, file, line in _instructions(disassembly):
@@ -75,7 +75,7 @@ def parse(
 
 
 def weight_lines(source: str) -> frozenset[int]:
-    """The lines of weights.py from which weights are loaded: where `load_tile` is called, and its body."""
+    """Return the lines of weights.py from which weights are loaded: the calls of `load_tile`, and its body."""
     lines = source.splitlines()
     return frozenset(
         number for number, text in enumerate(lines, 1) if re.search(r"load_tile\(|tl\.load\(pointers\)", text)
@@ -86,7 +86,7 @@ def _instructions(disassembly: str) -> Iterator[tuple[str, str, int]]:
     file, number, marked = "", 0, False
     for text in disassembly.splitlines():
         if mark := _MARK.match(text):
-            if not marked:  # of several in a row the first is the innermost call
+            if not marked:  # if there are several in a row, the first is the innermost call
                 file, number = Path(mark[1]).name, int(mark[2])
             marked = True
         elif instruction := _INSTRUCTION.match(text):

@@ -1,4 +1,4 @@
-"""What each group counts for, per token, and which tokens an expert gets: the kernels `route` and `sort`."""
+"""Compute each group's weight per token, and the tokens of each expert: the kernels `route` and `sort`."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # (Triton gives a kernel's arguments their types when it is compiled.)
@@ -24,10 +24,10 @@ def route(
     EXPERTS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One program per token: softmax, top-k and coefficients, all in float32, into `group_weights` float32 [n, 2 + experts].
+    """Compute softmax, top-k and coefficients in float32 into `group_weights` float32 [n, 2 + experts]; one program per token.
 
-    Exactly top_k experts are kept whatever the numbers are (the lower index wins a tie, NaN counts as smallest), but one
-    whose weight came to 0 reads like one that was not chosen.
+    Exactly top_k experts are selected for any input (the lower index wins a tie, NaN counts as smallest). An expert whose weight
+    underflows to 0 looks like one that was not selected.
     """
     token = tl.program_id(0)
     expert = tl.arange(0, EXPERTS)

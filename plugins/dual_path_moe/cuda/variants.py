@@ -1,4 +1,4 @@
-"""The kernels that are compiled: each one's types, constants and launch options, for every device alike."""
+"""List the kernels to compile, with their types, constants and launch options."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ FUNCTIONS: dict[str, Any] = {
     )
     for name in names
 }
-# Known divisors of sizes: what lets a compiler prove that 16 bytes may be loaded at once.
+# Known divisors of sizes, from which the compiler can prove that 16-byte loads are aligned.
 DIVISORS = {"hidden": 64, "dense": 64, "shared": 64, "expert": 64, "elements": 64}
 POINTER_ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation of a kernel, apart from the device: what its archive record says beside sizes.
+    """One compilation of a kernel, for any device: the properties in its archive record, without sizes.
 
-    `activation` is an index of ACTIVATIONS, or ANY as `bits` and `block_size` may be.
+    `activation` is an index into ACTIVATIONS; `activation`, `bits` and `block_size` may be ANY.
     """
 
     kernel: str
@@ -99,7 +99,7 @@ class Variant:
     tile_rows: int
     tile_depth: int
     num_warps: int
-    num_stages: int  # of the pipeline that loads; one less where registers run out
+    num_stages: int  # software-pipelining stages; reduced by one if registers run out
     experts_limit: int = MOST_EXPERTS
 
     @property
@@ -148,16 +148,16 @@ class Variant:
         return known
 
 
-# The products' tiles: rows of gate and as many of up, rows of down, values of K a step, warps, steps in flight. What was fastest
-# at the published width on SM 90, the one generation that was at hand; cuda/README.md says what was tried.
+# The products' tiles: rows of gate and of up, rows of down, values of K per step, warps, pipeline stages. These were the fastest at
+# the published width on SM 90, the only generation that was available; cuda/README.md says what else was tried.
 DECODE_TILES = {"int4": (16, 32, None, 2, 3), "float": (64, 64, DEPTH, 4, 3)}  # a step of 4-bit weights is a block
 PREFILL_TILES = {"int4": (32, 64, DEPTH, 4, 3), "float": (64, 64, DEPTH, 4, 3)}
 PREFILL_TOKENS = (32, 64)
-MORE_TOKENS = {90: (128,)}  # where registers suffice for them
+MORE_TOKENS = {90: (128,)}  # if the registers suffice
 
 
 def variants(sm: int) -> Iterator[Variant]:
-    """Every variant for one device, in the archive's order."""
+    """List all variants for one device, in the archive's order."""
     for activation in range(len(ACTIVATIONS)):
         for experts_limit, values in ((8, 2048), (MOST_EXPERTS, 256)):
             yield Variant("route", activation, ANY, ANY, 1, 1, values, 16, 1, experts_limit)

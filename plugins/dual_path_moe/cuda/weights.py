@@ -1,4 +1,4 @@
-"""A step of a product with stored weights: load a tile of rows, unpack it, multiply it, scale it."""
+"""Multiply by stored weights, one step of K: load a tile of rows, unpack it, multiply it, scale it."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # (Triton gives a kernel's arguments their types when it is compiled.)
@@ -11,15 +11,15 @@ import triton.language as tl
 
 @triton.jit
 def load_tile(pointers):
-    """Every weight byte of every kernel comes through this line: `resources.py` finds it in the disassembly by that."""
+    """Load weights. All kernels load all weights in this one line, by which `resources.py` finds the loads in the disassembly."""
     return tl.load(pointers)
 
 
 @triton.jit
 def tile_pointers(matrix, rows, stride, BITS: tl.constexpr, DEPTH: tl.constexpr):
-    """Where the first DEPTH values of each row lie; `stride` values to a row.
+    """Return pointers to the first DEPTH values of each row; a row has `stride` values.
 
-    Widths are multiples of 64, so that the masks and remainders which would break 16-byte loads apart are not needed.
+    Widths are multiples of 64, so no masks and remainders are needed, which would split 16-byte loads.
     """
     if BITS == 4:
         offsets = tl.arange(0, DEPTH // 2)
@@ -34,11 +34,11 @@ def tile_pointers(matrix, rows, stride, BITS: tl.constexpr, DEPTH: tl.constexpr)
 def add_product(
     sums, x, pointers, scale, rows, stride, step, BITS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
-    """Sums float32 [rows, tokens] plus step `step` of the rows times x [tokens, DEPTH]; a block is one step or several.
+    """Add step `step` of the rows times x [tokens, DEPTH] to sums float32 [rows, tokens]; a block is one or more steps.
 
-    4-bit values enter the product as the whole numbers -8..7, exact in float16 and bfloat16; the block's scale multiplies the
-    float32 result, so that nothing is rounded in between. Weights are the left operand: there they are unpacked in the
-    registers of the warp that multiplies them, each once, where on the right every warp would unpack them all.
+    4-bit values are multiplied as integers -8..7, which are exact in float16 and bfloat16; the block's scale is applied to the
+    float32 result, so that nothing is rounded in between. Weights are the left operand, because then each warp unpacks only the
+    rows that it multiplies, in its own registers; as the right operand, every warp would unpack all of them.
     """
     if BITS == 0:
         tile = load_tile(pointers + step * DEPTH)
@@ -51,10 +51,10 @@ def add_product(
 
 
 def _unpacking(upper: int, add: str) -> tl.constexpr:
-    """Assembly for four bytes, a register, to eight values, four registers of two.
+    """Return assembly that converts a register of four bytes to eight values, in four registers of two.
 
-    A byte goes into the lower half and, shifted by 4, into the upper; its nibbles become the last bits of `upper`, a pair of
-    floats whose step is 1; `add` takes those off again, and 8.
+    A byte is copied to the lower half of a register, and the byte shifted right by 4 to the upper half. Its nibbles become the
+    lowest mantissa bits of `upper`, two floats whose unit in the last place is 1; `add` then subtracts these floats and 8.
     """
     each = (
         f"prmt.b32 t, $4, high, 0x{byte + 4}{byte + 4}{byte}{byte}; lop3.b32 t, t, 0x000f000f, {upper:#x}, 0xea; "
@@ -74,7 +74,7 @@ BFLOAT16 = _unpacking(  # 128, 1 and -136
 
 @triton.jit
 def whole_numbers(packed, dtype: tl.constexpr):
-    """The values -8..7 [rows, 2 n] of bytes [rows, n] that hold q + 8 of two neighbours each, the first in the low nibble."""
+    """Unpack bytes [rows, n] to values -8..7 [rows, 2 n]; a byte has q + 8 of two adjacent values, the first in the low nibble."""
     rows: tl.constexpr = packed.shape[0]
     count: tl.constexpr = packed.shape[1]
     if dtype == tl.float16:
@@ -85,6 +85,6 @@ def whole_numbers(packed, dtype: tl.constexpr):
         first, second = tl.inline_asm_elementwise(
             BFLOAT16, "=r,=r,=r,=r,r", [packed], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
         )
-    # `first` are the values of a register's first two bytes, `second` of the others.
+    # `first` has the values of a register's first two bytes, `second` those of the other two.
     both = tl.permute(tl.reshape(tl.join(first, second), (rows, count // 4, 4, 2)), (0, 1, 3, 2))
     return tl.reshape(both, (rows, 2 * count))
