@@ -298,7 +298,7 @@ def measure(
 
 
 def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int, limits: Limits) -> dict[str, float]:
-    """Measure median seconds per layer; implementations alternate every few calls, so that noise affects all of them alike."""
+    """Measure median seconds per layer; implementations alternate every few calls, so that noise affects them equally."""
     seconds: dict[str, list[float]] = {impl: [] for impl in candidates}
     for turn in range(3):
         for impl, (run, layers) in candidates.items():

@@ -84,17 +84,17 @@ class Soak:
         later = self.health_beside_hostile - self.health_alone
         return {
             "texts that differ from the single client's": (str(self.wrong_texts), self.wrong_texts == 0),
-            "slots not given back": (f"{self.leaked_slots:g}", self.leaked_slots == 0),
+            "leaked slots": (f"{self.leaked_slots:g}", self.leaked_slots == 0),
             "memory after warm-up": (f"{self.rss_growth:+.1%}", self.rss_growth <= MAX_RSS_GROWTH),
             "refusal of a full queue, p99": (f"{self.refusal_p99 * 1e3:.1f} ms", self.refusal_p99 <= MAX_REFUSAL_P99),
             "batched decode of 8 over one": (f"{gain:.2f}x", gain >= MIN_BATCH_GAIN),
-            "a study's first token over a text prompt's": (f"{ratio:.2f}x", ratio <= MAX_STUDY_RATIO),
-            "a study's text is that of one call": (str(self.study_equals_one_call), self.study_equals_one_call),
-            f"a report beside {HALF_OPEN} half-open and {DEAF} deaf connections": (
+            "first token of a study, relative to a text prompt": (f"{ratio:.2f}x", ratio <= MAX_STUDY_RATIO),
+            "a study's text equals that of one call": (str(self.study_equals_one_call), self.study_equals_one_call),
+            f"a report with {HALF_OPEN} half-open and {DEAF} unread connections": (
                 f"{slower:.2f}x",
                 slower <= MAX_BESIDE_RATIO and self.report_beside_hostile - self.report_alone <= MAX_BESIDE_SECONDS,
             ),
-            "a health check beside them": (f"{later * 1e3:+.1f} ms", later <= MAX_BESIDE_SECONDS),
+            "a health check with these connections": (f"{later * 1e3:+.1f} ms", later <= MAX_BESIDE_SECONDS),
         }
 
 
@@ -406,7 +406,7 @@ def _table(found: Soak) -> Table:
 
 
 def main() -> int:
-    """Run the soak; returns its exit code: 1 where something did not hold."""
+    """Run the soak; returns its exit code: 1 if a check failed."""
     parser = argparse.ArgumentParser(description="Load a server for minutes and check what must hold.")
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     parser.add_argument("--minutes", type=float, default=10.0)

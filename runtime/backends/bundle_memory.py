@@ -145,7 +145,7 @@ class BundleShape:
 
     @property
     def place(self) -> Where:
-        """Where the parts' weights, caches and activations lie; a GPU that shares the host's memory counts as the host."""
+        """In whose memory the parts' weights, caches and activations are; a GPU that shares the host's memory counts as the host."""
         return Where.GPU if self.on_gpu and not self.target.startswith(UNIFIED) else Where.HOST
 
     def cache_bytes(self, max_sequence: int) -> int:
@@ -175,7 +175,7 @@ def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
 
 
 def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
-    """List what a GPU bundle takes on the GPU before anything runs; a GPU backend has one cache, whatever the number of slots."""
+    """List the memory that a GPU bundle needs on the GPU before it runs; a GPU backend has one cache, however many slots are set."""
     length = shape.cache_context or max_sequence
     return (
         Item("engines", shape.weights, "", When.START, shape.place),

@@ -124,9 +124,9 @@ class CudaDevice:
             raise DeviceFailed(f"{function}: {name.decode() if name else status}")
 
     def release(self, function: str, handle: Any) -> None:
-        """Free a handle, in whatever thread drops it last; an error is ignored, as nothing can be done about it."""
+        """Free a handle, in the thread that drops the last reference; errors are ignored, as nothing can be done about them."""
         self.cuda.cuCtxSetCurrent(self._context)
-        # The thread may be in the middle of a recording, which this is no part of.
+        # The thread may be capturing a graph, of which this call must not become part.
         exchange, relaxed = self.cuda.cuThreadExchangeStreamCaptureMode, self.cuda.CUstreamCaptureMode
         _, before = exchange(relaxed.CU_STREAM_CAPTURE_MODE_RELAXED)
         getattr(self.cuda, function)(handle)
@@ -135,7 +135,7 @@ class CudaDevice:
 
 @dataclass(frozen=True, eq=False)
 class CudaStream:
-    """A `Stream`; `handle` is CUDA's, for others that queue work on it."""
+    """A `Stream`; `handle` is CUDA's, for other libraries that queue work on it."""
 
     device: CudaDevice
     handle: Any
@@ -153,8 +153,8 @@ class CudaStream:
         self.device.call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, self.handle)
 
     def record(self, queue: Callable[[], None]) -> Graph:
-        """Record what `queue` queues into a graph."""
-        # Other threads may allocate and synchronize meanwhile: only what this thread does must be recordable.
+        """Capture what `queue` queues in a graph."""
+        # Other threads may allocate and synchronize during the capture: only this thread's calls must be capturable.
         mode = self.device.cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.device.call("cuStreamBeginCapture", self.handle, mode)
         try:

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class Memory(Protocol):
-    """A block of device memory, freed when the last reference to it goes."""
+    """A block of device memory, freed with its last reference."""
 
     @property
     def address(self) -> int:
@@ -51,11 +51,11 @@ class Stream(Protocol):
         ...
 
     def upload(self, source: NDArray[np.uint8], address: int) -> None:
-        """Queue a copy of `source`, which lies in a `Staging`, to the device."""
+        """Queue a copy of `source`, which is part of a `Staging`, to the device."""
         ...
 
     def download(self, address: int, target: NDArray[np.uint8]) -> None:
-        """Queue a copy from the device into `target`, which lies in a `Staging`."""
+        """Queue a copy from the device into `target`, which is part of a `Staging`."""
         ...
 
     def record(self, queue: Callable[[], None]) -> Graph:
@@ -68,7 +68,7 @@ class Stream(Protocol):
 
 
 class Device(Protocol):
-    """One GPU. Every thread may use it, each with a stream of its own."""
+    """One GPU. Every thread may use it, each with a separate stream."""
 
     @property
     def name(self) -> str:
@@ -106,17 +106,17 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Binding:
-    """Where a tensor lies on the device, and its shape."""
+    """A tensor's address on the device, and its shape."""
 
     address: int
     shape: Shape
 
 
 class Context(Protocol):
-    """A part's engine with memory of its own to work in, on one stream."""
+    """An execution context of a part's engine, with its own working memory, on one stream."""
 
     def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
-        """Queue a run over `inputs`; each output goes to its address.
+        """Queue a run over `inputs`; each output is written to its address.
 
         Raises:
             NotPossibleHere: the engine was not built for such shapes.
@@ -124,11 +124,11 @@ class Context(Protocol):
         ...
 
     def recordable(self) -> bool:
-        """Whether `queue`, as it was last called, can be recorded into a graph."""
+        """Whether the last `queue` can be captured in a CUDA graph."""
         ...
 
     def profile(self, report: Callable[[str, float], None]) -> None:
-        """From now on, report each layer's name and milliseconds after every run; such runs are not recorded."""
+        """Report each layer's name and milliseconds after every run from now on; such runs are not captured."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Give a backend without a batched step the interface of one that has it, with a single slot that cannot be read."""
+"""Wrap a backend without a batched step as a batch backend with one slot, whose cache cannot be read."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OneByOne:
         )
 
     def new_slots(self, count: int, max_sequence: int) -> list[SlotCache]:
-        """Make one slot, whatever `count` is."""
+        """Make one slot, regardless of `count`."""
         return [SingleSlot(self.backend.new_cache(max_sequence))]
 
     def decode(

@@ -207,17 +207,17 @@ def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
     processors = sorted(os.sched_getaffinity(0))
     options.intra_op_num_threads = threads or usable_processors()
     if 1 < options.intra_op_num_threads == len(processors):
-        # A worker that wakes on its caller's processor runs only when the kernel's next tick moves it, after up to 4 ms. So each
-        # worker gets a processor of its own, counted from 1, and the caller stays free to run where there is none.
+        # A worker that wakes up on its caller's processor only runs once the kernel moves it at its next tick, after up to 4 ms. So each
+        # worker is pinned to its own processor (numbered from 1), and the caller can run on the one that is left.
         affinities = ";".join(str(processor + 1) for processor in processors[1:])
         options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
     options.log_severity_level = ERROR
-    # Worker threads spin while a call runs, but not for long, and not between calls: others need the processor.
+    # Worker threads spin only during a call, and only briefly: other threads need the processors.
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if bundle.manifest.precision == "fp32":
-        # Packed float32 weights would be a second copy, in memory that is not shared with the file cache.
+        # Prepacking float32 weights would make a second copy, in addition to the memory-mapped file.
         options.add_session_config_entry("session.disable_prepacking", "1")
     if bundle.manifest.operator_library:
         options.register_custom_ops_library(str(_operator_library(bundle)))
@@ -247,7 +247,7 @@ def _session(
         options.profile_file_prefix = str(Path(traces.name) / part.name)
     try:
         session = ort.InferenceSession(path, options, providers=list(provider.chain))
-    except Exception as error:  # ONNX Runtime raises a class of its own per status, with no common base
+    except Exception as error:  # ONNX Runtime raises a different class per status, without a common base class
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise NotPossibleHere(f"ONNX Runtime cannot load {path} ({reason}): {FIX}.") from None
     provider.check(session, path)

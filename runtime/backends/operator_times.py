@@ -1,4 +1,4 @@
-"""Operator times from an engine's own profiler, per node and run: ONNX Runtime's from its file, TensorRT's from its callbacks."""
+"""Read operator times from an engine's own profiler, per node and run: from ONNX Runtime's file, or TensorRT's callbacks."""
 
 from __future__ import annotations
 

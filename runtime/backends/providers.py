@@ -1,4 +1,4 @@
-"""Where ONNX Runtime runs a graph: on the CPU, or on a GPU with its CUDA or TensorRT provider."""
+"""Choose where ONNX Runtime runs a graph: on the CPU, or on a GPU with its CUDA or TensorRT provider."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GPU_TARGET = "cuda"  # the target whose graphs are for a GPU
 class Provider:
     """A choice of providers: the first one runs what it can, those after it run the rest."""
 
-    device: str  # ONNX Runtime's name of the device where tensors lie
+    device: str  # ONNX Runtime's name of the device that has the tensors
     chain: tuple[tuple[str, dict[str, Any]], ...]
 
     def check(self, session: ort.InferenceSession, file: Path) -> None:

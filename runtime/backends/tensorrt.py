@@ -1,4 +1,4 @@
-"""TensorRT engines behind the runtime's interface: the KV cache stays on the device, and a decode step is one recorded graph.
+"""TensorRT engines behind the runtime's interface: the KV cache stays on the device, and a decode step is one CUDA graph.
 
 Per token the host writes the token's embedding, angles and position into page-locked memory and launches the graph: one copy
 in, the decoder, and the best token's index back. Images have a stream of their own, since one thread encodes while another
@@ -152,8 +152,8 @@ def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
 class DeviceLogits:
     """A decoder's logits, which stay on the device until they are read.
 
-    The index of each row's largest logit came back with the run, and so did each row's first logit: a hidden state with NaN makes
-    all logits of its row NaN, so that the first one shows it.
+    Each run also copies the index of each row's largest logit to the host, and each row's first logit: if a hidden state has NaN, all
+    logits of its row are NaN, so that checking the first one suffices.
     """
 
     best: NDArray[np.int64] = field(repr=False)
@@ -214,7 +214,7 @@ class _ImagePart:
 
 @dataclass
 class _DecoderRun:
-    """The decoder's tensors in arenas of its own, and the graph that was recorded over them."""
+    """The decoder's tensors in its own arenas, and the CUDA graph that was captured over them."""
 
     device: Device
     stream: Stream
@@ -241,7 +241,7 @@ class _DecoderRun:
         return self._finish()
 
     def run_recorded(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> Logits:
-        """Run the step whose shapes and cache never change: queued at first, as an engine initializes, then recorded, then launched."""
+        """Run the step of fixed shapes and cache: first queued, as engines initialize; then captured; from then on launched as a graph."""
         self._place(feeds)
         if self.graph is None and self._warm and self.times is None and self.context.recordable():
             self.graph = self.stream.record(lambda: self._queue(feeds, cache))
@@ -263,7 +263,7 @@ class _DecoderRun:
         )
 
     def _queue(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> None:
-        """Queue the copy in, the decoder and the copy out, which a recorded graph repeats."""
+        """Queue the copy in, the decoder and the copy out; a captured graph repeats these."""
         self.inputs.upload()
         present = {f"present_{name}": buffer.address for name, buffer in cache.items()}
         outputs = {name: region.address for name, region in self._placed.items()}

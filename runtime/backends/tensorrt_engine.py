@@ -144,7 +144,7 @@ class TensorRTEngine:
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         if recorded and hasattr(self.module, "DynamicShapesKernelSpecializationStrategy"):
-            # TensorRT-RTX compiles kernels for a shape in the background, and a graph keeps the kernels it was recorded with.
+            # TensorRT-RTX compiles kernels for a shape in the background, but a graph keeps the kernels that it was captured with.
             config.dynamic_shapes_kernel_specialization_strategy = (
                 self.module.DynamicShapesKernelSpecializationStrategy.EAGER
             )
@@ -174,7 +174,7 @@ class TensorRTContext:
         self._done(self.context.execute_async_v3(stream), "the run")
 
     def recordable(self) -> bool:
-        """Check whether the last run can be recorded; only TensorRT-RTX has runs that cannot."""
+        """Check whether the last run can be captured; only TensorRT-RTX has runs that cannot."""
         asks = getattr(self.context, "is_stream_capturable", None)
         return asks is None or bool(asks(int(self.stream.handle)))
 
@@ -221,7 +221,7 @@ def _profiler(module: Any, report: Callable[[str, float], None]) -> Any:
 def _deserialize(module: Any, runtime: Any, bundle: Bundle, part: Part, errors: TensorRTErrors) -> Any:
     path = bundle.path / part.files[0].name
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as serialized:
-        view = memoryview(serialized)  # mapped: the system can drop the file's pages, but not a copy in memory
+        view = memoryview(serialized)  # memory-mapped: the system can drop the file's pages, but not those of a copy
         try:
             engine = runtime.deserialize_cuda_engine(view)
         finally:

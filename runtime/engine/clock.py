@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from echovlm_edge.runtime.contracts.request import Span, Stage
 
-# Where spans of several threads overlap, the moment counts for the first of these stages: what the model computes goes before
-# what the request's own thread does meanwhile, and that before what the thread waits for.
+# If spans of several threads overlap, the time counts for the first of these stages: model computation has precedence over the
+# request's own thread, and that over waiting.
 PRECEDENCE = (
     Stage.DECODE_IMAGES,
     Stage.PREPROCESS,

@@ -68,10 +68,10 @@ class Encoder:
     def embed(
         self, frame: Frame, client: str, scope: str, priority: Priority, stopped: Callable[[], bool]
     ) -> Embedded | Future[Embedded]:
-        """Return an image's embeddings where they are cached for this scope, or a future of them.
+        """Return an image's embeddings if they are cached for this scope, or a future of them.
 
-        The future raises `Stopped` where nobody wanted the image any more when its turn came, and InvalidInput where the
-        frame's shape cannot be used.
+        The future raises `Stopped` if no request wants the image any more when its turn comes, and InvalidInput if the frame's
+        shape cannot be used.
 
         Raises:
             Unavailable: the encoder is closed.

@@ -20,7 +20,7 @@ from echovlm_edge.runtime.contracts.request import IDENTITY_BYTES, IDENTITY_KEY
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
 
-# Tokens per block. Matrix products give a row the same bits in whatever chunk it is, while chunks begin at multiples of this.
+# Tokens per block. A row of a matrix product is bit-identical in every chunk, as long as chunks begin at multiples of this.
 BLOCK = 16
 
 

@@ -12,7 +12,7 @@ from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.contracts.request import Sampling
 
 WEIGHT_BITS = 35  # of the likeliest token's weight
-LARGEST_VOCABULARY = 1 << 18  # sums of so many weights are below 2^53 and so exact in float64, in any order
+LARGEST_VOCABULARY = 1 << 18  # sums of this many weights are below 2^53, and therefore exact in float64 in any order
 BUCKETS = 4096  # for `_nucleus`; any number gives the same tokens
 
 

@@ -142,7 +142,7 @@ def locate(file: BinaryIO, dataset: Dataset, name: str = "The file") -> PixelDat
     if not length or not present:
         raise InvalidInput(f"{name} is a DICOM file whose pixel data is empty: send a complete file.")
     stated, syntax = stated_frames(dataset), transfer_syntax(dataset)
-    in_items = length == UNDEFINED and _read(file, start, 4) == ITEM_BYTES  # whatever the label says
+    in_items = length == UNDEFINED and _read(file, start, 4) == ITEM_BYTES  # whatever the transfer syntax says
     file.seek(start)
     if in_items or syntax not in NATIVE:
         return _encapsulated_frames(file, stated, _extended_offsets(dataset, little), name)

@@ -16,7 +16,7 @@ FORMATS = {
     "h264": "H.264",
     "hevc": "HEVC",
 }
-# FFmpeg's decoders that may run, each written in C without threads of its own, and their names.
+# FFmpeg's decoders that may run, and their names; all are written in C and start no threads.
 CODECS = {
     "mpeg1video": "MPEG-1",
     "mpeg2video": "MPEG-2",

@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def prompt_tokens(self, frames: Sequence[Frame]) -> int:
-        """Count the tokens of a prompt about these frames; raises InvalidInput where the context cannot hold them."""
+        """Count the tokens of a prompt about these frames; raises InvalidInput if they exceed the context."""
         ...
 
     def read_image(

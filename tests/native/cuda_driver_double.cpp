@@ -1,4 +1,4 @@
-// libcuda.so.1 for a machine without a GPU: takes the calls that the plugin makes and keeps what each launch was given.
+// A stand-in for libcuda.so.1 on machines without a GPU: accepts the plugin's calls and records the arguments of each launch.
 //
 // As strict as the driver: a function that needs more shared memory than 48 KiB must have asked for it.
 #include "cuda_driver_double.hpp"

@@ -1,7 +1,7 @@
-// Runs the operators through their plain C functions and compares with the formula in double precision: what qemu and the
-// sanitizers execute, where Python cannot go.
+// Runs the operators through their plain C functions and compares with the formula in double precision, for qemu and the
+// sanitizers, which cannot run Python.
 //
-//   kernel_driver [KERNEL ...]     every kernel of this processor, or those named; exit code 1 where one is wrong
+//   kernel_driver [KERNEL ...]     tests all kernels of this processor, or the named ones; exit code 1 if one is wrong
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -18,8 +18,8 @@
 
 namespace {
 
-// Left over when the formula rounds activations as the kernels do: the order of float sums, and the inner values that it
-// pushes over a rounding edge.
+// The formula rounds activations as the kernels do. What differs is the order of float sums, and inner values that this makes round
+// to the other side.
 constexpr double kTolerance = 4e-3;
 
 struct Weight {

@@ -1,4 +1,4 @@
-// The plugin's parts and callbacks without TensorRT and without a GPU: what the sanitizers execute, where Python cannot go.
+// Tests the plugin's parts and callbacks without TensorRT and without a GPU, for the sanitizers, which cannot run Python.
 //
 //   plugin_driver            with cuda_driver_double.cpp as libcuda.so.1; exit code 1 where something is wrong
 //   plugin_driver no-driver  where there is no libcuda.so.1
@@ -144,7 +144,7 @@ void damaged_archives_are_refused() {
   std::memset(&around[64 + 145], 0xFF, 7);
   EXPECT_REFUSED(Archive(around.data(), around.size()), "sort lies outside");
   std::mt19937 random(2);
-  for (int round = 0; round < 2000; ++round) {  // whatever the bytes are, nothing outside of them is read
+  for (int round = 0; round < 2000; ++round) {  // for any bytes, nothing outside of them may be read
     std::vector<std::uint8_t> bytes = whole;
     for (int i = 0; i < 4; ++i) bytes[random() % (64 + 20 * 192)] = static_cast<std::uint8_t>(random());
     try {

@@ -1,7 +1,7 @@
 """DualPathMoE and BlockQuantLinear: every kernel of this computer, and ARM's under qemu, against the numpy reference.
 
-Tolerance: the reference rounds activations to int8 as the kernels do, so what is left is the order of float sums, and the
-few inner values that such a difference pushes over a rounding edge (one step of 127).
+Tolerance: the reference rounds activations to int8 as the kernels do, which leaves the order of float sums, and the
+few inner values that another order rounds to the other side (one step of 127).
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_every_figure_comes_from_the_report(tmp_path: Path, monkeypatch: pytest.
     assert "| on | +0.10% | -1.00% to +1.20% | 9 |" in page and "| cpu | a CPU |" in page and "gpu" not in page
 
 
-def test_ways_are_compared_turn_by_turn() -> None:
+def test_ways_are_compared_in_alternation() -> None:
     """A machine that gets slower and slower slows both: what differs between the two is seen all the same."""
     turn = iter(range(1000))
 

@@ -69,7 +69,7 @@ std::int64_t token_count(const Dims& x) {
   std::int64_t tokens = 1;
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis)
     if (shape[axis] < 0 || __builtin_mul_overflow(tokens, shape[axis], &tokens))
-      throw std::invalid_argument("x has shape [" + joined(shape) + "], which is no number of tokens.");
+      throw std::invalid_argument("x has shape [" + joined(shape) + "], which does not give a valid number of tokens.");
   return tokens;
 }
 

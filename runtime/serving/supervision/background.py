@@ -1,4 +1,4 @@
-"""Work in daemon threads, which never keep the process from ending: loading a bundle, and reloading it."""
+"""Run work in daemon threads, which never keep the process from ending: loading a bundle, and reloading it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_background(work: Callable[[], Outcome], name: str) -> Future[Outcome]:
 
 
 class Reloads:
-    """Runs reloads one after another in a thread of its own; requests that arrive before the next one starts count as one."""
+    """Runs reloads one after another in a separate thread; requests that arrive before the next one starts count as one."""
 
     def __init__(self, reload: Callable[[], object]) -> None:
         """Start the thread; it never runs `reload` twice at once."""

@@ -1,4 +1,4 @@
-"""Build what the server's options ask for: certificates, access, decoding processes, the engine, limits."""
+"""Build the parts of a server from its options: certificates, access, decoding processes, the engine, limits."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class _Lowering:
         return {}
 
     def _saved(self, name: str) -> int:
-        """Return the bytes saved where an option is lowered as far as it goes."""
+        """Return the bytes saved if an option is lowered to its minimum."""
         lowest = min(self._values(name), default=self._value(name))
         return self.size(self.settings) - self.size(self.settings.model_copy(update={name: lowest}))
 

@@ -78,7 +78,7 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     length, widths, places = sequence_length(shape, settings), shape.widths, settings.slots + settings.queue
     embeddings, message = 4 * length * widths.hidden, settings.max_message_mb * MB
     inside = "--slots, --queue, --max-sequence"
-    # The context bounds how many pictures a call holds, and frames come at the model's resolution.
+    # The context length bounds how many pictures a call has, as frames are kept at the model's resolution.
     yield Item("pictures of open studies", settings.study_mb * MB, "--study-mb", When.USED)
     yield Item("uploaded files", settings.upload_mb * MB, "--upload-mb", When.USED)
     yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
@@ -88,7 +88,7 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
     parts = PARTS_AT_ONCE * message if settings.upload_mb else 0
     yield Item("parts of uploads being received", parts, "--upload-mb, --max-message-mb", When.PEAK)
-    # An upload lies in memory as decoders read it; a file of a message is copied for them.
+    # Decoders read an upload in place; a file in a message is copied for them.
     copies = settings.decode_processes * message
     yield Item("files being decoded", copies, "--decode-processes, --max-message-mb", When.PEAK)
 

@@ -1,4 +1,4 @@
-"""The event loop on which gRPC's servers run: one per process, in a thread of its own."""
+"""Run the event loop for gRPC's servers in a separate thread; there is one per process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gRPC calls to the report service: identify the caller from the metadata, then read the message, then work in a thread.
+"""Handle gRPC calls to the report service: identify the caller from the metadata, read the message, then work in a thread.
 
 A call takes no thread before its message has arrived and it was admitted. It releases its place when the work is done, not when
 the client has read the last message: the event loop delivers what is left, for a limited time.

@@ -1,4 +1,4 @@
-"""Handlers of gRPC methods that begin before their message is read."""
+"""Make handlers of gRPC methods that start before their message is read."""
 
 from __future__ import annotations
 

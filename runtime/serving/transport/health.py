@@ -1,4 +1,4 @@
-"""The standard health service (grpc.health.v1), for anybody who can connect; it answers even while the server is busy."""
+"""The standard health service (grpc.health.v1), for everybody who can connect; it answers even while the server is busy."""
 
 from __future__ import annotations
 
