@@ -57,5 +57,5 @@ def installed_library() -> Path:
     """Load the operator library, which every benchmark needs."""
     path = library_path()
     if path is None:
-        raise SystemExit("The native library is not installed: install the package where there is a C++ compiler.")
+        raise SystemExit("The native library is not installed: install a C++ compiler and reinstall the package.")
     return path

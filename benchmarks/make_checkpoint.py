@@ -109,7 +109,7 @@ def make_checkpoint(
     """Write the checkpoint.
 
     Args:
-        folder: made where it is missing.
+        folder: made if it is missing.
         config: a parsed config.json.
         seed: of the random values; each tensor's come from the seed and its name, whatever the others are.
         dtype: of the tensors.

@@ -145,7 +145,7 @@ class DemoModel(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids int64 [b, s] padded at the end, and where their answers are."""
+    """Token ids int64 [b, s], padded at the end, and the positions of the answers."""
 
     ids: Tensor
     is_image: Tensor

@@ -30,7 +30,7 @@ class Finding:
     Attributes:
         kind: its name; `normal` for none.
         size_mm: the smallest and largest that are drawn, or None if a size is not reported.
-        margins: how its edge may look; empty where that is not reported.
+        margins: how its edge may look; empty if that is not reported.
         echogenicity: what a report calls its brightness.
     """
 
@@ -143,7 +143,7 @@ class Truth:
         kind: the finding's, `normal` for none.
         side: of the body or the liver's lobe; None if the region has no sides.
         size_mm: the finding's largest extent as drawn, or None if it has none.
-        margin: `smooth` or `irregular`, empty where that is not reported.
+        margin: `smooth` or `irregular`, empty if that is not reported.
         echogenicity: of the finding.
         probe: what it was taken with.
         depth_mm: from the probe's face to the frame's lower edge.

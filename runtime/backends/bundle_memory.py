@@ -37,7 +37,7 @@ class Item:
     Attributes:
         what: its name in tables.
         bytes: its largest size.
-        bound: the options that bound it, as they are typed; empty where none does.
+        bound: the options that bound it, as they are typed; empty if none does.
         when: when the memory is taken.
         where: in whose memory it lies.
     """
@@ -104,7 +104,7 @@ class BundleShape:
         weights: bytes of the parts' files of weights, or of their engines.
         embedding, tokenizer: bytes of these files.
         cache_token: bytes of one token's keys and values.
-        cache_context: the cache's length where an engine was built for one only.
+        cache_context: the cache's length if an engine was built for one only.
         max_sequence: the bundle's context.
         widths: the model's.
     """

@@ -262,7 +262,7 @@ def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Raise MemoryError where ONNX Runtime's message says that memory ran out, as it has no error class for that."""
+    """Raise MemoryError if ONNX Runtime's message says that memory ran out, as it has no error class for that."""
     try:
         yield
     except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node in one run of a part; `tokens` is the run's number of tokens, where it is the decoder's and known."""
+    """One node in one run of a part; `tokens` is the run's number of tokens, if it is the decoder's and known."""
 
     name: str
     kind: str

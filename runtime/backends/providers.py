@@ -28,7 +28,7 @@ class Provider:
     chain: tuple[tuple[str, dict[str, Any]], ...]
 
     def check(self, session: ort.InferenceSession, file: Path) -> None:
-        """Refuse a session that fell back to the CPU, which ONNX Runtime does silently where a provider cannot start.
+        """Refuse a session that fell back to the CPU, which ONNX Runtime does silently if a provider cannot start.
 
         Raises:
             NotPossibleHere: the session fell back to the CPU.

@@ -139,7 +139,7 @@ class TensorRTBackend:
 
 
 def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
-    """Shape of one layer's keys, with the engine's own capacity where it was built for one only, and their aligned bytes."""
+    """Return the shape of one layer's keys, with the engine's capacity if it was built for one only, and their aligned size in bytes."""
     keys = next(tensor for tensor in decoder.inputs if tensor.name == "keys.0")
     _, heads, context, dim = keys.shape
     assert isinstance(heads, int) and isinstance(dim, int)

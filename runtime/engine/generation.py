@@ -69,7 +69,7 @@ class Outbox:
         self._due = 0.0
 
     def put(self, progress: Progress) -> None:
-        """Add the newest progress, and wake the call's thread where it is due."""
+        """Add the newest progress, and wake the call's thread if it is due."""
         with self._changed:
             self._inside.append(progress)
             match progress:

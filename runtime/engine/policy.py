@@ -52,7 +52,7 @@ Member = TypeVar("Member", bound=Standing)
 
 
 def next_to_prefill(running: Sequence[Member], steps: int) -> Member | None:
-    """Choose the sequence whose chunk is prefilled next: foreground by priority, then by age; background where there is none.
+    """Choose the sequence whose chunk is prefilled next: foreground by priority, then by age; background if there is none.
 
     While other sequences decode, background gets one chunk after every BACKGROUND_EVERY decode steps; `steps` is their number so far.
     """

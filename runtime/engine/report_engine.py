@@ -157,7 +157,7 @@ class ReportEngine:
         """
         bundle = Bundle(path, verify)
         context_length(bundle.manifest.limits.max_sequence, max_sequence)  # before the weights are loaded
-        with reading(path / MANIFEST):  # where intact files contradict the manifest, the error names the manifest
+        with reading(path / MANIFEST):  # if intact files contradict the manifest, the error names the manifest
             backend = open_backend(bundle, threads, max_sequence)
             return cls(bundle, backend, max_sequence, options, image_decoder)
 

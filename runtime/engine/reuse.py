@@ -70,7 +70,7 @@ class ImageStore:
         self._hits = self._misses = 0
 
     def get(self, scope: str, identity: bytes) -> Floats | None:
-        """Return an image's embeddings where they are cached."""
+        """Return an image's embeddings if they are cached."""
         with self._lock:
             found = self._kept.get((scope, identity))
             if found is None:
@@ -81,7 +81,7 @@ class ImageStore:
             return found
 
     def put(self, scope: str, identity: bytes, embeddings: Floats) -> None:
-        """Cache an image's embeddings where `FairMemory` has room for them."""
+        """Cache an image's embeddings if `FairMemory` has room for them."""
         key = scope, identity
         with self._lock:
             if key in self._kept or not self._memory.takes(scope, embeddings.nbytes):
@@ -141,7 +141,7 @@ class PrefixStore:
     def put(self, scope: str, names: Sequence[bytes], kept: NDArray[Any]) -> None:
         """Cache the keys and values `kept`, [tensors, kv_heads, n, head_dim], of the n / BLOCK blocks `names`.
 
-        Nothing happens where `FairMemory` has no room for them. Shorter prefixes that are contained in it are dropped.
+        Nothing happens if `FairMemory` has no room for them. Shorter prefixes that are contained in it are dropped.
         """
         with self._lock:
             if not names or names[-1] in self._through or not self._memory.takes(scope, kept.nbytes):

@@ -60,7 +60,7 @@ class Scheduler:
         prefixes: PrefixStore,
         parked_bytes: int,
     ) -> None:
-        """Start the decoder's thread; `slots` are all caches of `new_slots`, `parked_bytes` is the budget of `Parking`."""
+        """Start the decoder's thread; `slots` are all caches that `new_slots` returned, `parked_bytes` is the memory for `Parking`."""
         self._model, self._backend, self._prefixes = model, backend, prefixes
         self._table = SlotTable(slots)
         token_bytes = slots[0].read(0, 1).nbytes
@@ -147,7 +147,7 @@ class Scheduler:
 
     @contextmanager
     def _alone(self, sequence: SequenceState) -> Iterator[None]:
-        """End this sequence, and no other, where the block raises an exception."""
+        """End only this sequence if the block raises an exception."""
         try:
             yield
         except Exception as error:
@@ -189,7 +189,7 @@ class Scheduler:
     def _preempt(self, sequence: SequenceState) -> bool:
         """Move a sequence from its slot back to the queue: batch is parked, background's tokens are cached as a prefix.
 
-        Returns False, and leaves the sequence in its slot, where there is no memory to park it.
+        Returns False, and leaves the sequence in its slot, if there is no memory to park it.
         """
         if sequence.background:
             self._keep(sequence, sequence.filled, self._table[sequence.slot])
@@ -255,7 +255,7 @@ class Scheduler:
         with self._wake:
             self._waiting.charge(generation.client, count)
             self._prefilled += count
-        best(logits)  # raises where they are not finite, before anything of the chunk is cached
+        best(logits)  # raises if they are not finite, before anything of the chunk is cached
         sequence.unread = sequence.unread[count:]
         sequence.filled = stop
         return logits

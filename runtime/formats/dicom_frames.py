@@ -17,7 +17,7 @@ class Cine:
 
     Attributes:
         stated: how many frames it states.
-        default: the frame that is read where none is requested.
+        default: the frame that is read if none is requested.
         first, last: the range over which evenly spaced frames are spread.
     """
 

@@ -201,7 +201,7 @@ def _encapsulated_frames(file: BinaryIO, stated: int, extended: tuple[int, ...],
     basic_item, fragments = items[0], items[1:]
     stored = _read(file, basic_item.start, basic_item.length)
     basic = struct.unpack(f"<{len(stored) // 4}L", stored[: len(stored) // 4 * 4])
-    # Tables first, where they fit what is there. An offset counts from the first fragment's tag to a fragment's tag.
+    # First try offset tables, if they fit the fragments. An offset is the distance from the first fragment's tag to a fragment's tag.
     places = [fragment.start - fragments[0].start for fragment in fragments]
     frames: list[tuple[Fragment, ...]] = []
     for offsets in (extended, basic):

@@ -98,12 +98,12 @@ class FairQueue(Generic[Item]):
         return None
 
     def _lifted(self, client: str) -> float:
-        """Return the service that a client has received, raised to the floor where it has nothing waiting."""
+        """Return the service that a client has received, raised to the floor if it has nothing waiting."""
         had = self._had.get(client, 0.0)
         return had if client in self._waiting else max(had, self._floor())
 
     def _floor(self) -> float:
-        """Return the least service that a waiting client has received; where none waits, that of the client served last."""
+        """Return the least service that a waiting client has received; if none waits, that of the client served last."""
         return min((self._had[name] for name in self._waiting), default=self._level)
 
     def _removed(self, priority: int, client: str, count: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def text(path: Path) -> str:
-    """Read a file; returns an empty text where there is none."""
+    """Read a file; returns an empty text if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -30,7 +30,7 @@ class CallRecord:
         started: when the call arrived, by time.perf_counter.
         gone: set by the transport once nobody waits for the answer: cancelled, disconnected, or past the deadline.
         outcome: `ok`, `cancelled`, or a status code's name in lower case.
-        finished: a generation's result, where there is one.
+        finished: a generation's result, if there is one.
         traceparent: the client's trace that the call belongs to (W3C Trace Context), or empty.
     """
 

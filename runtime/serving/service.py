@@ -73,7 +73,7 @@ class Method:
     Attributes:
         name: its name in report.proto.
         request: the type of its request message.
-        answer: yields the answer's messages, exactly one where the method does not stream; it blocks and raises UserErrors.
+        answer: yields the answer's messages, exactly one if the method does not stream; it blocks and raises UserErrors.
         needs_place: whether a call of it needs a place of `Admission`.
         in_parts: whether its request is a stream of parts of a file; `answer` gets them as an `IncomingFile`.
     """

@@ -89,7 +89,7 @@ class _Study:
 
 @dataclass(frozen=True)
 class Added:
-    """An image that was added: its number, and all pictures of the study, of which the last `own` are the image's."""
+    """An image that was added: its number, and all pictures of the study; the last `own` pictures are the image's."""
 
     number: int
     frames: tuple[Frame, ...]
@@ -198,7 +198,7 @@ class Studies:
             client: whose study it is.
             name: the study's id.
             frames: the image's pictures.
-            check: raises InvalidInput for a study with these pictures, for example where the context cannot hold them.
+            check: raises InvalidInput for a study with these pictures, for example if the context cannot hold them.
             allow_mixed_studies: the image may be of another study of the same patient.
 
         Raises:

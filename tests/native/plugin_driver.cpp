@@ -1,7 +1,7 @@
 // Tests the plugin's parts and callbacks without TensorRT and without a GPU, for the sanitizers, which cannot run Python.
 //
-//   plugin_driver            with cuda_driver_double.cpp as libcuda.so.1; exit code 1 where something is wrong
-//   plugin_driver no-driver  where there is no libcuda.so.1
+//   plugin_driver            with cuda_driver_double.cpp as libcuda.so.1; exit code 1 if something is wrong
+//   plugin_driver no-driver  if there is no libcuda.so.1
 #include "plugin_driver.hpp"
 
 #include <dlfcn.h>

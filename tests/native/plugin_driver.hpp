@@ -10,7 +10,7 @@
 void expect(bool holds, const char* what, int line);
 CudaDriverDouble& driver_double();
 
-// plugin_callbacks.cpp, where TensorRT's headers are.
+// plugin_callbacks.cpp, if TensorRT's headers are.
 void plugin_callbacks();
 
 #define EXPECT(condition) expect((condition), #condition, __LINE__)

@@ -17,7 +17,7 @@ from echovlm_edge.runtime.prompting.rotary import Angles
 
 
 class WatchedBackend(OnnxRuntimeBackend):
-    """Remembers how many sequences each step had and how many tokens each prefill; fails or waits where it is told to.
+    """Remembers how many sequences each step had and how many tokens each prefill; fails or waits if it is told to.
 
     Attributes:
         fails: whether a step over these slots runs out of memory.

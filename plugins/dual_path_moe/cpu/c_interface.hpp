@@ -39,7 +39,7 @@ ECHOVLM_EXPORT int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* cal
 ECHOVLM_EXPORT const char* echovlm_available_kernels();
 // The kernels in use.
 ECHOVLM_EXPORT const char* echovlm_kernel();
-// Use the kernels of this name from now on; 0, or 1 where this computer cannot run them.
+// Use the kernels of this name from now on; 0, or 1 if this computer cannot run them.
 ECHOVLM_EXPORT int echovlm_set_kernel(const char* name);
 
 // Returns the read bandwidth of `threads` threads over `data` in bytes a second, the best of `runs`.

@@ -133,13 +133,13 @@ class Call {
       refuse(" must have the shape [" + std::to_string(rows) + ", " + std::to_string(stored) + "].");
     if (packing.bits == 0) {
       if (values.type != kFloat && values.type != kFloat16 && values.type != kBFloat16)
-        refuse(" must be float32, float16 or bfloat16 where bits is 0.");
+        refuse(" must be float32, float16 or bfloat16 if bits is 0.");
       matrix.type = values.type == kFloat     ? FloatType::kFloat32
                     : values.type == kFloat16 ? FloatType::kFloat16
                                               : FloatType::kBFloat16;
       return matrix;
     }
-    if (values.type != kInt8) refuse(" must be int8 where bits is " + std::to_string(packing.bits) + ".");
+    if (values.type != kInt8) refuse(" must be int8 if bits is " + std::to_string(packing.bits) + ".");
     const Tensor scales = input(scale_index);
     if ((scales.type != kFloat && scales.type != kFloat16) || scales.leading() != rows ||
         scales.last() != columns / packing.block)

@@ -12,7 +12,7 @@ from echovlm_edge.plugins.dual_path_moe.cuda.planner import DECODE_TOKENS, MOST_
 ANY = 0xFFFFFFFF  # in a record: whatever it is
 ACTIVATIONS = ("fp16", "bf16")  # Triton's names, in the order of the archive's numbers
 WEIGHTS = ((0, 0), (4, 64), (4, 128))  # bits, block_size
-DEPTH = 64  # values of K a step, but where a step is a block
+DEPTH = 64  # values of K per step, unless a step is a block
 
 # Parameters in order; "act" is x's type, "weight" that of the matrices.
 SIZES = dict.fromkeys(("tokens", "hidden", "dense", "shared", "expert", "experts"), "i32")

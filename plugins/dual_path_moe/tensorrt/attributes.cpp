@@ -7,7 +7,7 @@ namespace echovlm {
 namespace {
 
 constexpr std::int64_t kMostExperts = 64;
-constexpr std::int64_t kFloatStep = 64;  // of widths, where weights are floating
+constexpr std::int64_t kFloatStep = 64;  // of widths, if weights are floating
 
 [[noreturn]] void refuse(const std::string& sentence) { throw std::invalid_argument(sentence); }
 

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def in_background(work: Callable[[], Outcome], name: str) -> Future[Outcome]:
-    """Run `work` in a thread called `name`; the thread is abandoned where the process ends first."""
+    """Run `work` in a thread called `name`; the thread is abandoned if the process ends first."""
     done: Future[Outcome] = Future()
 
     def run() -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-GAVE_UP = 70  # exit code where engines hang again and again: sysexits' EX_SOFTWARE
+GAVE_UP = 70  # exit code if engines hang again and again: sysexits' EX_SOFTWARE
 
 
 def tls_files(chosen: ServeSettings) -> TlsFiles | None:
@@ -98,7 +98,7 @@ def traces(chosen: ServeSettings) -> Traces | None:
 
 
 def check_memory(chosen: ServeSettings) -> None:
-    """Log how much memory the server needs, as a warning where the machine does not have all of it.
+    """Log how much memory the server needs, as a warning if the machine does not have all of it.
 
     Raises:
         NotPossibleHere: there is no bundle, or the machine is too small even for the weights and what is allocated at start.
@@ -111,7 +111,7 @@ def check_memory(chosen: ServeSettings) -> None:
 
 
 def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: int) -> ServedEngine:
-    """Load the bundle's engine; the process ends with GAVE_UP where engines hang more often than `replacements`.
+    """Load the bundle's engine; the process ends with GAVE_UP if engines hang more often than `replacements`.
 
     Raises:
         NotPossibleHere: the bundle cannot be served, or the decoding processes cannot start.

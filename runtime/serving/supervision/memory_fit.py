@@ -54,7 +54,7 @@ class Verdict:
 
 
 def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gpu: int | None = None) -> Verdict:
-    """Judge whether a server with these options fits; `gpu` is a graphics card's own memory in bytes, None where unknown.
+    """Check whether a server with these options fits; `gpu` is a graphics card's own memory in bytes, None if unknown.
 
     Raises:
         InvalidInput: `max_sequence` or `slots` is above what the bundle allows.
@@ -132,7 +132,7 @@ class _Lowering:
         return min(value / self._value(name) for name, value in lowered.items())
 
     def several(self) -> dict[str, int]:
-        """Lower options one after the other, all but the last as far as they go; empty where even all are not enough."""
+        """Lower options one after the other, all but the last to their minimum; empty if even all of them are not enough."""
         changes: dict[str, int] = {}
         for name in (*sorted(CHEAP, key=self._saved, reverse=True), *EXPENSIVE):
             rest = replace(self, settings=self.settings.model_copy(update=changes))
@@ -159,7 +159,7 @@ class _Lowering:
 
 
 def _fix(lowering: _Lowering) -> str:
-    """Suggest single options where one is enough, those that keep most of their value; otherwise several together."""
+    """Suggest single options if one is enough, those that keep most of their value; otherwise several together."""
     alone = sorted(filter(None, map(lowering.one, LOWERABLE)), key=lowering.kept, reverse=True)
     if alone:
         return "lower " + " or ".join(_said(lowered) for lowered in alone[:SUGGESTED])

@@ -54,7 +54,7 @@ def _end_after(seconds: float) -> None:
 
 
 def _children() -> list[int]:
-    """List this process's children; where the kernel does not list them, they end by themselves when their pipes close."""
+    """List this process's children; if the kernel does not list them, they end by themselves when their pipes close."""
     found: list[int] = []
     for thread in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # a thread that has just ended

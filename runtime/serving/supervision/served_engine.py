@@ -129,7 +129,7 @@ class ServedEngine:
         return True
 
     def check(self) -> None:
-        """End engines that hang, and start to load another where none serves; the watchdog calls this."""
+        """Close engines that hang, and start to load another if none serves; the watchdog calls this."""
         for engine in self._hanging():
             self._end_hung(engine)
         if self._serves() or self._closed.is_set():
@@ -165,7 +165,7 @@ class ServedEngine:
             self._end_unused(engine)
 
     def _take_over(self, engine: ReportEngine) -> bool:
-        """Serve from `engine`; where all has been closed meanwhile, close it too and return False."""
+        """Serve from `engine`; if everything has been closed in the meantime, close it, too, and return False."""
         with self._lock:
             old, closed = self._current, self._closed.is_set()
             if not closed:
@@ -249,7 +249,7 @@ class ServedEngine:
 
 
 def _notify(listener: Callable[[], None]) -> None:
-    """Call a listener; where it fails, that is logged and the engine continues to serve."""
+    """Call a listener; if it fails, log that and continue to serve."""
     try:
         listener()
     except Exception as error:

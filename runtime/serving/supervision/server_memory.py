@@ -20,7 +20,7 @@ LIBRARIES = 200 * MB
 GPU_LIBRARIES = 1024 * MB  # CUDA, cuDNN or TensorRT in the host's memory: assumed, not measured
 TOKENIZER_TIMES = 28  # a tokenizer in memory relative to its file: 217 MB for the published model's 8 MB
 # Weights in memory relative to their files, by whether our operators run and by precision. Mapped weights are 1. ONNX Runtime's own
-# operators copy them into a layout of their own, and float16 is widened to float32 where the CPU has no operator for it.
+# operators copy them into a layout of their own, and float16 is widened to float32 if the CPU has no operator for it.
 WEIGHT_TIMES = {(True, "fp16"): 1.35, (False, "int4"): 1.75, (False, "int8"): 1.65, (False, "fp16"): 2.3}
 DECODER_AT_REST = 64 * MB  # an idle process with Python, numpy, Pillow, pydicom and its decoders: 38 MB are not shared
 MESSAGES_AT_ONCE = ReceivingLimits().total  # of all clients, before a call is admitted

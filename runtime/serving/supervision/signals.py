@@ -17,7 +17,7 @@ class Signals:
 
     A socket wakes `wait`, because the kernel may deliver a signal to a thread of gRPC or ONNX Runtime: then nothing would wake a
     main thread that waits for a lock, and only the main thread runs Python's handlers. The handlers record which signals
-    arrived, so that none is lost where the socket is full.
+    arrived, so that none is lost if the socket is full.
     """
 
     def __init__(self) -> None:

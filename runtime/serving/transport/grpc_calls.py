@@ -36,7 +36,7 @@ class TransportLimits:
     """Limits of connections and calls, apart from the places of `Admission`.
 
     Attributes:
-        connections: open at once; fewer where the process has too few descriptors.
+        connections: open at once; fewer if the process has too few descriptors.
         handshake_seconds: for a connection's TLS and HTTP/2 handshakes.
         idle_seconds: a connection without a call is closed after this; clients reconnect by themselves.
         calls: in flight of all clients, from the metadata to the last byte delivered.
@@ -135,7 +135,7 @@ class ReportCalls(grpc.GenericRpcHandler):
                 del self._in_flight[who]
 
     async def _answer(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
-        """Answer a call; returns its status where it failed in its thread."""
+        """Answer a call; returns its status if it failed in its thread."""
         if method.in_parts:
             return await self._take_file(method, call, who, context)
         if method.needs_place:
@@ -209,7 +209,7 @@ def identified(access: Access, method: str, context: Context) -> Client:
 
 
 def told_apart(client: Client, context: Context) -> str:
-    """Name whose limits a call counts against: its client's, or its connection's where callers are not identified."""
+    """Name the client or connection whose limits a call counts against: its connection if callers are not identified."""
     return client.name if client is not ANYBODY else context.peer()
 
 

@@ -76,7 +76,7 @@ class Health(grpc.GenericRpcHandler):
             self._watches += Counter()  # drops hosts without watches
 
     async def _read_name(self, context: Context) -> None:
-        """Refuse an unknown name, where the request can be read in time."""
+        """Refuse an unknown name, if the request can be read in time."""
         if self._reading:
             return
         self._reading = True

@@ -39,13 +39,13 @@ class Listener:
         self._stopping = False
 
     async def open(self, credentials: grpc.ServerCredentials | None) -> None:
-        """Listen; in plain text where there are no credentials.
+        """Listen; without TLS if there are no credentials.
 
         Raises:
             NotPossibleHere: the address cannot be used.
         """
         try:
-            # This bind has no SO_REUSEPORT, so that it fails where another server has the port; and gRPC does not say why it fails.
+            # This bind has no SO_REUSEPORT, so that it fails if another server has the port; and gRPC does not say why it fails.
             with socket.create_server((self._host, self.port), family=_family(self._host)):
                 pass
         except OSError as error:

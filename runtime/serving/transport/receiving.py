@@ -84,7 +84,7 @@ class Receiver:
         raise InvalidInput("The upload is too slow, or has stopped: send it again.")
 
     async def _comes(self, reading: asyncio.Future[Message], seconds: float, *given_up: asyncio.Future[None]) -> bool:
-        """Wait for a message; returns False, and stops reading it, where the time or something else ended the wait first."""
+        """Wait for a message; returns False, and stops reading it, if the time or something else ended the wait first."""
         closed = asyncio.ensure_future(self._closed.wait())
         try:
             waited_for: set[asyncio.Future[Any]] = {reading, closed, *given_up}

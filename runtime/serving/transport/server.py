@@ -203,7 +203,7 @@ class ReportServer:
 
 
 def _connections(wanted: int) -> int:
-    """Return how many connections to accept: `wanted`, or fewer where the process's limit of descriptors is low."""
+    """Return how many connections to accept: `wanted`, or fewer if the process's limit of descriptors is low."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(wanted, max(descriptors - SPARE_DESCRIPTORS, descriptors // 2))
 

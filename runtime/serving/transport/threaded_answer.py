@@ -21,7 +21,7 @@ class ThreadedAnswer(Generic[Message]):
         self._messages: asyncio.Queue[Message | CallStatus | None] = asyncio.Queue()
 
     async def next(self) -> Message | CallStatus | None:
-        """Wait for the next message; at the end returns None, or a status where the call failed."""
+        """Wait for the next message; at the end returns None, or a status if the call failed."""
         return await self._messages.get()
 
     def write(self, make: Callable[[], Iterable[Message]], call: CallRecord) -> None:
