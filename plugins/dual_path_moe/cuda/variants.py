@@ -9,7 +9,7 @@ from typing import Any
 from echovlm_edge.plugins.dual_path_moe.cuda import down, gate_up, routing
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import DECODE_TOKENS, MOST_EXPERTS
 
-ANY = 0xFFFFFFFF  # in a record: whatever it is
+ANY = 0xFFFFFFFF  # in a record: any value
 ACTIVATIONS = ("fp16", "bf16")  # Triton's names, in the order of the archive's numbers
 WEIGHTS = ((0, 0), (4, 64), (4, 128))  # bits, block_size
 DEPTH = 64  # values of K per step, unless a step is a block
