@@ -135,7 +135,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
     if manifest.parity_of == "graphs":
         yield "the errors are of the graphs, run by ONNX Runtime on this CPU; what runs on the GPU has not been compared."
     elif not manifest.parity:
-        yield "nothing was compared with PyTorch, since this install has no operator library, as there was no C++ compiler."
+        yield "nothing was compared with PyTorch: this install has no operator library, because there was no C++ compiler."
 
 
 def _ending(manifest: Manifest, output: Path) -> Iterator[str]:

@@ -99,9 +99,9 @@ _NOT_NATIVE = replace(
     rules=onnxruntime.SPELLED_OUT,
     operator_library=None,
     warning=(
-        "this install has no operator library, as there was no C++ compiler, so DualPathMoE is spelled out in ONNX Runtime's "
-        "own operators. The published model will take about twice the time for a token and for reading a prompt. Install a "
-        "C++ compiler and echovlm-edge again, then build again."
+        "this install has no operator library, because there was no C++ compiler, so DualPathMoE is built from ONNX Runtime's "
+        "own operators. The published model will take about twice the time for decoding and prefill. Install a C++ compiler, "
+        "reinstall echovlm-edge, then build again."
     ),
 )
 _PORTABLE = Target(

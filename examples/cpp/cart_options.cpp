@@ -43,7 +43,7 @@ Ask a report server about ultrasound images. Options have the names that they ha
 exit codes:
   0  the report was written
   2  wrong input, or refused by the server
-  3  the server is busy: ask again later
+  3  the server is busy: try again later
   4  the server cannot be reached
   5  the time given by --timeout is over
   130  interrupted

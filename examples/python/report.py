@@ -11,7 +11,7 @@ with ReportClient(address, retries=2) as client:
     except InvalidInput as error:
         sys.exit(f"One of the files is at fault: {error}")
     except ServerBusy as error:
-        sys.exit(f"Ask again in {error.retry_after} s: {error}")
+        sys.exit(f"Try again in {error.retry_after} s: {error}")
     except ServerUnavailable as error:
         sys.exit(f"No connection: {error}")
 

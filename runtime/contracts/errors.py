@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-SHUT_DOWN = "The engine was shut down: ask again."
-SHUTTING_DOWN = "The server is shutting down: ask again in a while."
+SHUT_DOWN = "The engine was shut down: try again."
+SHUTTING_DOWN = "The server is shutting down: try again in a while."
 Error = TypeVar("Error", bound=Exception)
 
 
@@ -27,7 +27,7 @@ class NotPossibleHere(UserError):
 
 
 class Busy(UserError):
-    """There is no room now; `retry_seconds` says when to ask again. gRPC RESOURCE_EXHAUSTED."""
+    """There is no room now; `retry_seconds` says when to try again. gRPC RESOURCE_EXHAUSTED."""
 
     def __init__(self, sentence: str, retry_seconds: float) -> None:
         super().__init__(sentence)
@@ -59,7 +59,7 @@ class Unauthenticated(UserError):
 
 
 class ServerBusy(UserError):
-    """The server has no room now. `retry_after` says in how many seconds to ask again; None where the server does not say."""
+    """The server has no room now. `retry_after` says in how many seconds to try again; None where the server does not say."""
 
     exit_code = 3
 

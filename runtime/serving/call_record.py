@@ -79,6 +79,6 @@ class CallRecord:
             extra={"request_id": self.id},
         )
         if isinstance(error, MemoryError):
-            sentence = "The server has no memory for this request now: ask again later."
+            sentence = "The server has no memory for this request now: try again later."
             return status_of(Busy(sentence, NO_MEMORY_RETRY_SECONDS))
         return CallStatus(grpc.StatusCode.INTERNAL, "The server failed on this request; its log says where.")

@@ -134,11 +134,11 @@ def _original(image: pb.Image, name: str) -> OriginalFrames | None:
         return None
     numbers, count = tuple(image.original.index), image.original.count
     if not numbers:
-        raise InvalidInput(f"{name} names no frames of its original: say one for each frame that it has.")
+        raise InvalidInput(f"{name} has no frame numbers of its original: give one for each of its frames.")
     if len(numbers) > (most := ImageLimits().max_frames):
         raise InvalidInput(f"{name} has {len(numbers):,} frames of its original, at most {most} are read from a file.")
     if (largest := max(numbers)) >= count:
-        raise InvalidInput(f"{name} says that frame {largest:,} is of an original that has {count:,}, counted from 0.")
+        raise InvalidInput(f"{name} gives frame {largest:,} of an original that has {count:,} frames, numbered from 0.")
     return OriginalFrames(numbers, count)
 
 

@@ -93,7 +93,7 @@ class Method:
         try:
             return self.request.FromString(data)
         except DecodeError:
-            raise InvalidInput(f"The message is no {self.request.DESCRIPTOR.full_name}: send one.") from None
+            raise InvalidInput(f"The message is not a valid {self.request.DESCRIPTOR.full_name}.") from None
 
 
 class ReportService:

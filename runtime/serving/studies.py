@@ -138,9 +138,7 @@ class Studies:
                     raise self._too_many(client, own)
                 self._replace(replaceable[:excess])
             if len(self._open) >= self.limits.max_studies:
-                raise Busy(
-                    f"{len(self._open)} studies are open, as many as there may be: ask again later.", RETRY_SECONDS
-                )
+                raise Busy(f"{len(self._open)} studies are open, the maximum: try again later.", RETRY_SECONDS)
             name, now = self._home + secrets.token_urlsafe(18), self._clock()
             self._open[name] = _Study(client.name, client.scope, self._home + secrets.token_urlsafe(9), now, now)
             return name
@@ -213,7 +211,7 @@ class Studies:
             together = (*study.frames(), *frames)
             if len(together) > self.limits.max_frames:
                 raise InvalidInput(
-                    f"The study would have {len(together)} pictures, it may have {self.limits.max_frames}: "
+                    f"The study would have {len(together)} pictures, more than the maximum of {self.limits.max_frames}: "
                     "withdraw one first."
                 )
             # Checked again, as other images may have been added while this one was decoded.
@@ -311,7 +309,7 @@ class Studies:
                 "studies that are done."
             )
         if study is None or study.client != client.name:
-            raise NotFound("There is no such study: it was ended, or not used for too long; begin a new one.")
+            raise NotFound("There is no such study: it was ended, or has expired; begin a new one.")
         study.used = self._clock()
         return study
 
@@ -332,9 +330,9 @@ class Studies:
                 ended.append((name, other))
                 freed += other.bytes()
         if excess > freed:
-            raise Busy("The memory for studies is full: end studies that are done, or ask again later.", RETRY_SECONDS)
+            raise Busy("The memory for studies is full: end studies that are done, or try again later.", RETRY_SECONDS)
         if own_excess > freed:
-            raise Busy("Your studies have all the memory that they may have: end those that are done.", RETRY_SECONDS)
+            raise Busy("Your studies use all the memory of your client: end those that are done.", RETRY_SECONDS)
         self._replace(ended)
 
     def _replaceable(self, client: Client) -> list[tuple[str, _Study]]:
@@ -369,8 +367,8 @@ class Studies:
             if study.client == client.name and not study.calls and study.used > now - after
         ]
         return Busy(
-            f"{own} studies of yours are open, as many as you may have, and all were used in the last {after:.0f} s: end one "
-            "first.",
+            f"{own} of your studies are open, the maximum for your client, and all were used in the last {after:.0f} s: "
+            "end one first.",
             min(RETRY_SECONDS, *waits) if waits else RETRY_SECONDS,
         )
 
@@ -388,4 +386,4 @@ class Studies:
         except UserError:
             pass  # a request about the study gets the same error
         except Exception as error:
-            _log.error("a study could not be read ahead: %s", type(error).__name__)
+            _log.error("a study could not be prefilled: %s", type(error).__name__)

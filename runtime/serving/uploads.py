@@ -83,10 +83,11 @@ class Uploads:
             self._refuse_without_room(client, 1)
             own = sum(held.client == client.name for held in self._held)
             if len(self._held) >= self.limits.max_files:
-                raise Busy("As many files are uploaded as there may be: ask again later.", RETRY_SECONDS)
+                raise Busy("The server holds the maximum number of uploaded files: try again later.", RETRY_SECONDS)
             if own >= client.share(self.limits.max_files):
                 raise Busy(
-                    f"{own} uploaded files of yours are here, as many as you may have: forget one first.", RETRY_SECONDS
+                    f"The server holds {own} of your uploaded files, the maximum for your client: forget one first.",
+                    RETRY_SECONDS,
                 )
             held = _Held(client.name, self._clock())
             self._held.add(held)
@@ -175,15 +176,15 @@ class Uploads:
         taken = sum(held.bytes for held in self._held)
         own = sum(held.bytes for held in self._held if held.client == client.name)
         if taken + more > self.limits.max_bytes:
-            raise Busy("The memory for uploaded files is full: ask again later.", RETRY_SECONDS)
+            raise Busy("The memory for uploaded files is full: try again later.", RETRY_SECONDS)
         if own + more > client.share(self.limits.max_bytes):
-            raise Busy("Your uploaded files have all the memory that they may have: forget one first.", RETRY_SECONDS)
+            raise Busy("Your uploaded files use all the memory of your client: forget one first.", RETRY_SECONDS)
 
     def _find(self, client: Client, name: str) -> _Held:
         self._forget_old()
         held = self._named.get(name)
         if held is None or held.client != client.name:
-            raise NotFound("There is no such upload: it was forgotten, or not used for too long; send the file again.")
+            raise NotFound("There is no such upload: it was forgotten, or has expired; send the file again.")
         return held
 
     def _forget_old(self) -> None:
@@ -224,7 +225,7 @@ class IncomingFile:
             InvalidInput: the part is empty, or the file is larger than it may be.
         """
         if not part:
-            raise InvalidInput("A part of the upload is empty: send parts that hold bytes.")
+            raise InvalidInput("A part of the upload is empty: send parts that are not empty.")
         with self._lock:
             if self._abandoned:
                 return
@@ -232,7 +233,7 @@ class IncomingFile:
             try:
                 self._writer.write(part)
             except OSError:
-                raise Busy("The server has no memory for the upload now: ask again later.", RETRY_SECONDS) from None
+                raise Busy("The server has no memory for the upload now: try again later.", RETRY_SECONDS) from None
 
     def finish(self) -> str:
         """Keep the file; returns its id.
@@ -245,7 +246,7 @@ class IncomingFile:
             raise InvalidInput("The upload is empty: send the file's bytes.")
         with self._lock:
             if self._abandoned:
-                raise Unavailable("The upload was given up: send the file again.")
+                raise Unavailable("The upload was aborted: send the file again.")
             return self._uploads.keep(self._held, self._writer.finish())
 
     def abandon(self) -> None:
@@ -260,4 +261,4 @@ def _writer() -> MemoryFileWriter:
     try:
         return MemoryFileWriter()
     except OSError:
-        raise Busy("The server has no descriptor for an upload now: ask again later.", RETRY_SECONDS) from None
+        raise Busy("The server has no free file descriptor for an upload: try again later.", RETRY_SECONDS) from None

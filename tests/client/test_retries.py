@@ -54,7 +54,7 @@ def test_a_full_server_is_asked_again_after_its_delay() -> None:
 
 
 def test_an_engine_that_is_being_replaced_is_asked_again() -> None:
-    engine = Refusing(Unavailable("Ask again in a while."))
+    engine = Refusing(Unavailable("Try again in a while."))
     with asking(engine, Retries(2)) as client:
         assert [event.result.text for event in client.generate(ASKED)] == ["Done"]
 

@@ -198,5 +198,5 @@ def test_options_beyond_the_bundle_are_found(golden_bundle: Path, tmp_path: Path
     manifest = json.loads((other / MANIFEST).read_text())
     (other / MANIFEST).write_text(json.dumps(manifest | {"target": "rtx"}))
     card = replace(FINE, gpus=(RTX,))
-    assert "say --slots 1" in fits(other, card, ServeSettings(bundle=other, slots=8)).what
+    assert "give --slots 1" in fits(other, card, ServeSettings(bundle=other, slots=8)).what
     assert fits(other, card, ServeSettings(bundle=other)).level is Level.FINE

@@ -210,7 +210,7 @@ def test_stopped_from_outside_it_is_not_the_images_fault(slow: ImageInput) -> No
     victims = idle(sandbox, 2)
     for process in victims:
         process.suspend()
-    with pytest.raises(Unavailable, match="was lost: ask again"):
+    with pytest.raises(Unavailable, match="was lost: try again"):
         sandbox.measure(ImageInput(png(64, 64)), RESOLUTION)
     sandbox.close()
     for process in victims:  # those that still are
@@ -225,7 +225,7 @@ def test_a_stopped_child_is_not_the_images_fault(slow: ImageInput) -> None:
     wait_for(lambda: any(process.children() for process in processes))
     child_of(next(process for process in processes if process.children())).suspend()
     call.join()
-    assert isinstance(came[0], Unavailable) and "ask again" in str(came[0])
+    assert isinstance(came[0], Unavailable) and "try again" in str(came[0])
     assert read(sandbox, ImageInput(png(64, 64)))
     sandbox.close()
 
@@ -393,7 +393,7 @@ for pid in sandbox.pids():
 try:
     read(sandbox, picture)  # the pipes of the two that were killed are too few for another one
 except Unavailable as error:
-    assert "can be started (Too many open files): ask again" in str(error), error
+    assert "can be started (Too many open files): try again" in str(error), error
 else:
     raise AssertionError("a process was started without descriptors")
 for descriptor in taken:

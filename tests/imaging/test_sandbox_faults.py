@@ -54,7 +54,7 @@ def check_the_next(sandbox: DecodeSandbox) -> None:
 
 def test_cut_at_every_byte_of_the_answer(sandbox: DecodeSandbox) -> None:
     for at in range(ANSWER_BYTES):
-        with pytest.raises(Unavailable, match="ask again"):
+        with pytest.raises(Unavailable, match="try again"):
             pixel(sandbox, b"answer:%d:EVI" % at)
         check_the_next(sandbox)
     assert pixel(sandbox, b"answer:%d:own" % ANSWER_BYTES) == b"own"
@@ -104,7 +104,7 @@ def test_one_that_is_gone_leaves_nothing_at_any_byte_of_the_answer(
 
 
 def test_an_answer_to_another_request_is_no_answer(sandbox: DecodeSandbox) -> None:
-    with pytest.raises(Unavailable, match="ask again"):
+    with pytest.raises(Unavailable, match="try again"):
         pixel(sandbox, b"number:EVI")
     check_the_next(sandbox)
 

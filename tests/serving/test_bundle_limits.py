@@ -20,7 +20,7 @@ MORE_CONTEXT = (
     "with a larger --max-sequence."
 )
 MORE_SLOTS = (
-    "--slots {asked} is too many for a bundle of a GPU, which writes one report at a time: say --slots 1, and further calls wait "
+    "--slots {asked} is too many for a GPU's bundle, which decodes one report at a time: give --slots 1; further calls wait "
     "in the queue (--queue)."
 )
 
@@ -72,7 +72,7 @@ def test_more_memory_to_decode_with_than_the_process_may_have_is_refused(
         resource, "getrlimit", lambda kind: (limit, limit) if kind == resource.RLIMIT_AS else real(kind)
     )
     assert refusal(capsys, "--bundle", golden_bundle, "--decode-mb", 2048) == (
-        "--decode-mb 2048 is more than a process may have here, 1024 MB (ulimit -Hv): lower it, or raise that limit."
+        "--decode-mb 2048 is above this process's limit of address space, 1024 MB (ulimit -Hv): lower it, or raise that limit."
     )
     assert refusal(capsys, "--bundle", golden_bundle, "--decode-mb", 1024) == "A bundle was loaded."
     assert refusal(capsys, "--bundle", golden_bundle) == "A bundle was loaded.", "the default asks for nothing"

@@ -103,7 +103,7 @@ def test_a_sentence_says_what_is_missing_and_what_to_lower() -> None:
     )
     never = judge(PUBLISHED, plain, MachineMemory(6 * GB, None, 5 * GB))
     assert never.fit is Fit.NEVER and str(never).startswith(
-        "The server needs 7.6 GB before its first call and this machine has 6.0 GB: no option lowers it so far"
+        "The server needs 7.6 GB at start and this machine has 6.0 GB: no option saves enough"
     )
     assert judge(PUBLISHED, plain, MachineMemory(64 * GB, None, 60 * GB)).fit is Fit.FITS
     assert judge(PUBLISHED, plain, MachineMemory(0, None, 0)).fit is Fit.FITS, "a system that says nothing is no error"
@@ -206,7 +206,7 @@ def test_a_server_that_cannot_fit_is_refused_at_start(
 ) -> None:
     monkeypatch.setattr(from_settings, "machine_memory", lambda: MachineMemory(GB // 5, None, GB // 5))
     assert serve_command.main(["--bundle", str(golden_bundle), "--listen", "127.0.0.1:0"]) == 2
-    assert "before its first call and this machine has 0.2 GB" in capsys.readouterr().err
+    assert "at start and this machine has 0.2 GB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("available", "level"), [(64 * GB, "INFO"), (9 * GB, "WARNING"), (2 * GB, "WARNING")])

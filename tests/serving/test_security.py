@@ -182,8 +182,8 @@ def test_the_clients_file_is_followed(start: Serve, clients: Path) -> None:
     ("text", "sentence"),
     [
         ("", "no client"),
-        ("[a]\n", "no way to know a"),
-        ("a = 1\n", "no way to know a"),
+        ("[a]\n", "no credentials for a"),
+        ("a = 1\n", "no credentials for a"),
         ('[a]\ntoken_sha256 = "secret"\n', r"wrong at a\.token_sha256"),
         ('[a]\ncertificate = "x"\nmax_calls = 0\n', r"wrong at a\.max_calls"),
         ('[a]\npassword = "hunter2"\n', r"wrong at a\.password"),
@@ -213,13 +213,13 @@ def test_quotas_are_each_clients_own(start: Serve, clients: Path, engine: QuickE
         stub = report_pb2_grpc.ReportServiceStub(channel)
         first = stub.AnswerQuestion(pb.AnswerQuestionRequest(question="?"), metadata=metadata)
         wait_for(lambda: engine.asked)
-        with pytest.raises(grpc.RpcError, match="as many as you may have") as refused:
+        with pytest.raises(grpc.RpcError, match="the maximum for your client") as refused:
             list(stub.AnswerQuestion(pb.AnswerQuestionRequest(question="?"), metadata=metadata))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
         assert "grpc-retry-pushback-ms" in dict(refused.value.trailing_metadata())  # type: ignore[attr-defined]
         assert list(first)[-1].result.text == "Done"
         stub.BeginStudy(pb.BeginStudyRequest(), metadata=metadata)
-        with pytest.raises(grpc.RpcError, match="studies of yours"):
+        with pytest.raises(grpc.RpcError, match="of your studies are open"):
             stub.BeginStudy(pb.BeginStudyRequest(), metadata=metadata)
 
 
@@ -382,10 +382,10 @@ def test_certificates_that_do_not_belong_together_are_one_sentence(start: Serve,
     ("options", "sentence"),
     [
         (["--listen", "0.0.0.0:0"], "would be served without TLS"),
-        (["--listen", "0.0.0.0:0", "--insecure"], "say --insecure twice"),
+        (["--listen", "0.0.0.0:0", "--insecure"], "give --insecure twice"),
         (["--listen", "[::]:0"], "would be served without TLS"),
         (["--listen", "cart.example:1"], "would be served without TLS"),
-        (["--listen", "0.0.0.0:0", "--tls-certificate", "c", "--tls-key", "k"], "served to whoever asks"),
+        (["--listen", "0.0.0.0:0", "--tls-certificate", "c", "--tls-key", "k"], "served without client authentication"),
         (["--tls-key", "k"], "needs both"),
         (["--clients", "/nowhere.toml"], "/nowhere.toml cannot be read"),
         (["--listen", "0.0.0.0:0", "--insecure", "--insecure"], "no bundle at"),

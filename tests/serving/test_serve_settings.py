@@ -52,11 +52,11 @@ def test_flags_and_what_is_said_twice(file: Path, monkeypatch: pytest.MonkeyPatc
         ([], ("ECHOVLM_GRACE", "-1"), "", "ECHOVLM_GRACE must be between 0 and 3600, got -1."),
         ([], None, "queue = 1.5", "queue in {file} must be between 0 and 4096, got 1.5."),
         ([], None, 'log = "loud"', "log in {file} must be plain or json, got loud."),
-        ([], None, "listen = 7", "listen in {file} must be a text, got 7."),
+        ([], None, "listen = 7", "listen in {file} must be text, got 7."),
         ([], None, "verify = 3", "verify in {file} must be true or false, got 3."),
         ([], None, "study_minutes = 0", "study_minutes in {file} must be above 0, got 0."),
-        ([], None, "slot = 1", "{file} says slot, which is no option: echovlm-serve --print-config lists them."),
-        ([], None, "slots 1", "The configuration file {file} is no TOML"),
+        ([], None, "slot = 1", "{file} has an unknown option, slot: echovlm-serve --print-config lists all options."),
+        ([], None, "slots 1", "The configuration file {file} is not TOML"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_that_says_where(
@@ -76,7 +76,9 @@ def test_what_cannot_be_is_one_sentence_that_says_where(
 
 
 def test_what_is_missing_is_named(file: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"--bundle is missing: say it there, as ECHOVLM_BUNDLE, or in the file"):
+    with pytest.raises(
+        InvalidInput, match=r"--bundle is missing: give it on the command line, as ECHOVLM_BUNDLE, or in the file"
+    ):
         read()
     with pytest.raises(NotPossibleHere, match=r"serve\.toml cannot be read \(No such file"):
         read("--config", file)

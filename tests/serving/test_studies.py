@@ -131,10 +131,10 @@ def test_an_image_that_cannot_be_added_changes_nothing(
 
 def test_a_study_has_bounds(served: Running, study: str) -> None:
     add(served, study, *[PICTURES[0]] * 6)
-    with pytest.raises(grpc.RpcError, match="it may have 6"):
+    with pytest.raises(grpc.RpcError, match="more than the maximum of 6"):
         add(served, study, PICTURES[0])
     others = [served.stub.BeginStudy(pb.BeginStudyRequest()).id for _ in range(3)]
-    with pytest.raises(grpc.RpcError, match="4 studies of yours are open") as refused:
+    with pytest.raises(grpc.RpcError, match="4 of your studies are open") as refused:
         served.stub.BeginStudy(pb.BeginStudyRequest())
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
     for other in others:

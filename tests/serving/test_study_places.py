@@ -65,7 +65,7 @@ def test_a_study_that_was_just_used_keeps_its_place(clock: Clock) -> None:
     studies.begin(MINE)
     clock.now += 40
     studies.begin(MINE)
-    with pytest.raises(Busy, match=r"2 studies of yours are open, .* all were used in the last 60 s") as refused:
+    with pytest.raises(Busy, match=r"2 of your studies are open, .* all were used in the last 60 s") as refused:
         studies.begin(MINE)
     assert refused.value.retry_seconds == 10
     clock.now += 15

@@ -57,7 +57,7 @@ class FakeEngine:
             if stopped():
                 return
         if self.closes:
-            raise self.closes[0] or Unavailable("The engine was shut down: ask again.")
+            raise self.closes[0] or Unavailable("The engine was shut down: try again.")
 
 
 class Loads:

@@ -161,7 +161,7 @@ def test_what_cannot_be_taken_is_refused_before_all_of_it_came(serve: Serve) -> 
         upload(stub, bytes(9000))
     call = stub.Upload.future(endless(bytes(1000)), timeout=20)
     assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert call.details() == "The memory for uploaded files is full: ask again later."
+    assert call.details() == "The memory for uploaded files is full: try again later."
     assert int(dict(call.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1000
     assert server.uploads.counts() == (2, 18_000)
 
@@ -189,7 +189,7 @@ def test_an_image_has_one_file(serve: Serve) -> None:
     assert refused(lambda: stub.ForgetUpload(pb.ForgetUploadRequest(id="guessed"))) == ("NOT_FOUND", NO_SUCH)
 
 
-NO_SUCH = "There is no such upload: it was forgotten, or not used for too long; send the file again."
+NO_SUCH = "There is no such upload: it was forgotten, or has expired; send the file again."
 
 
 # --- where the frames of a shortened cine come from ----------------------------------------------------------------
@@ -206,9 +206,9 @@ def test_a_shortened_cine_is_read_whole() -> None:
 @pytest.mark.parametrize(
     ("index", "count", "sentence"),
     [
-        ([], 30, "image 3 names no frames of its original"),
-        ([0, 30], 30, "image 3 says that frame 30 is of an original that has 30"),
-        ([0], 0, "image 3 says that frame 0 is of an original that has 0"),
+        ([], 30, "image 3 has no frame numbers of its original"),
+        ([0, 30], 30, "image 3 gives frame 30 of an original that has 30 frames"),
+        ([0], 0, "image 3 gives frame 0 of an original that has 0 frames"),
         (range(65), 1000, "image 3 has 65 frames of its original, at most 64"),
     ],
 )
@@ -268,15 +268,15 @@ def test_a_client_has_its_share_and_no_more() -> None:
     uploads = Uploads(UploadLimits(max_bytes=4000, max_files=4))
     for _ in range(2):
         kept(uploads, MINE, bytes(1400))
-    with pytest.raises(Busy, match="Your uploaded files have all the memory"):
+    with pytest.raises(Busy, match="Your uploaded files use all the memory"):
         kept(uploads, MINE, bytes(400))
     with pytest.raises(InvalidInput, match="more than 3,000 bytes"):
         kept(uploads, MINE, bytes(3001))
     kept(uploads, MINE, b"1")
-    with pytest.raises(Busy, match="3 uploaded files of yours are here"):
+    with pytest.raises(Busy, match="The server holds 3 of your uploaded files"):
         uploads.begin(MINE)
     kept(uploads, OTHER, bytes(1000))
-    with pytest.raises(Busy, match="As many files"):
+    with pytest.raises(Busy, match="maximum number of uploaded files"):
         uploads.begin(OTHER)
 
 
@@ -344,7 +344,7 @@ def test_without_memory_or_descriptors_a_client_may_ask_again(monkeypatch: pytes
         file.add(b"data")
     file.abandon()
     monkeypatch.setattr(os, "memfd_create", fail)
-    with pytest.raises(Busy, match="no descriptor for an upload"):
+    with pytest.raises(Busy, match="no free file descriptor for an upload"):
         uploads.begin(MINE)
     assert uploads.counts() == (0, 0)
 

@@ -161,10 +161,10 @@ class DecodeSandbox:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise Unavailable(
-                f"{image.name} cannot be given to a process that decodes it ({reason}): ask again."
+                f"{image.name} cannot be given to a process that decodes it ({reason}): try again."
             ) from None
         except Lost:
-            raise Unavailable(f"The process that decoded {image.name} was lost: ask again.") from None
+            raise Unavailable(f"The process that decoded {image.name} was lost: try again.") from None
         except Unwanted:
             raise Stopped from None
         except TooSlow:
@@ -206,7 +206,7 @@ class DecodeSandbox:
                     raise Unwanted
             started = time.monotonic()
             if turn.process is None:
-                raise Unavailable(f"No process that decodes images can be started ({turn.failure}): ask again.")
+                raise Unavailable(f"No process that decodes images can be started ({turn.failure}): try again.")
             yield turn.process
         finally:
             self._give_back(turn, asker, 0.0 if started is None else time.monotonic() - started)

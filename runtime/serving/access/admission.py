@@ -83,13 +83,13 @@ class Admission:
             self._refuse_without_room(client)
             if batch and self._batch >= self._batch_places:
                 raise Busy(
-                    f"{self._batch} batch calls are inside, as many as there may be: ask again when one has ended.",
+                    f"{self._batch} batch calls are in progress, the maximum: try again when one has ended.",
                     self._wait(self._batch),
                 )
             if self._held and self._held + request_bytes > self._request_bytes:
                 raise Busy(
-                    f"The calls inside hold {self._held / 1e6:.0f} MB of requests, with yours it would be more than there may "
-                    "be: ask again when one has ended.",
+                    f"The calls in progress hold {self._held / 1e6:.0f} MB of requests, and yours would exceed the maximum: "
+                    "try again when one has ended.",
                     self._wait(self._inside.total()),
                 )
             self._inside[client.name] += 1
@@ -101,11 +101,11 @@ class Admission:
             raise Unavailable(SHUTTING_DOWN)
         inside = self._inside.total()
         if inside >= self._places:
-            raise Busy(f"The server is busy with {inside} calls: ask again when one has ended.", self._wait(inside))
+            raise Busy(f"The server is busy with {inside} calls: try again when one has ended.", self._wait(inside))
         most = client.max_calls or client.share(self._places)
         if self._inside[client.name] >= most:
             raise Busy(
-                f"{most} calls of yours are running, as many as you may have: ask again when one has ended.",
+                f"{most} of your calls are in progress, the maximum for your client: try again when one has ended.",
                 self._wait(most),
             )
 

@@ -123,14 +123,20 @@ class ClientsFile:
             digest = sha256(token.encode()).hexdigest()
             matches = [client for client in self._clients if hmac.compare_digest(client.token_sha256, digest)]
             if not matches:
-                raise Unauthenticated("The bearer token is not known here: ask the server's operator for one.", "token")
+                raise Unauthenticated(
+                    "The bearer token is unknown: ask the server's operator for a valid one.", "token"
+                )
             return matches[0]
         for client in self._clients:
             if client.certificate and client.certificate in certificate_names:
                 return client
         if certificate_names:
-            raise Unauthenticated("No client is known by this certificate's names.", "certificate")
-        raise Unauthenticated("Say who you are: send 'authorization: Bearer <token>' or a client certificate.", "none")
+            raise Unauthenticated(
+                "No client is registered under this certificate's names: ask the server's operator.", "certificate"
+            )
+        raise Unauthenticated(
+            "The call has no credentials: send 'authorization: Bearer <token>' or a client certificate.", "none"
+        )
 
     def _read_again(self) -> None:
         with self._lock:
@@ -170,7 +176,7 @@ def _read(path: Path) -> list[Client]:
     nobody += [client.name for client in clients if not (client.token_sha256 or client.certificate)]
     if nobody or not clients:
         raise NotPossibleHere(
-            f"The clients file {path} has {f'no way to know {nobody[0]}' if nobody else 'no client'}: "
+            f"The clients file {path} has {f'no credentials for {nobody[0]}' if nobody else 'no clients'}: "
             "give each client a table with a token_sha256 or a certificate."
         )
     return clients

@@ -56,10 +56,10 @@ def refuse_open_doors(chosen: ServeSettings) -> None:
     known = chosen.clients or chosen.tls_client_ca
     if is_loopback_host(host) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
         return
-    lacks = "without TLS" if not chosen.tls_certificate else "to whoever asks"
+    lacks = "without TLS" if not chosen.tls_certificate else "without client authentication"
     raise InvalidInput(
         f"{chosen.listen} can be reached by others, and would be served {lacks}: give --tls-certificate, --tls-key and "
-        "--clients or --tls-client-ca, or say --insecure twice."
+        "--clients or --tls-client-ca, or give --insecure twice."
     )
 
 
@@ -82,8 +82,8 @@ def decode_sandbox(chosen: ServeSettings) -> DecodeSandbox:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY and memory_bytes > most and "decode_mb" in chosen.model_fields_set:
         raise InvalidInput(
-            f"--decode-mb {chosen.decode_mb} is more than a process may have here, {most >> 20} MB (ulimit -Hv): lower it, or "
-            "raise that limit."
+            f"--decode-mb {chosen.decode_mb} is above this process's limit of address space, {most >> 20} MB (ulimit -Hv): "
+            "lower it, or raise that limit."
         )
     return DecodeSandbox(SandboxLimits(chosen.decode_processes, memory_bytes, seconds, chosen.decode_user))
 
@@ -119,7 +119,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
     """
     check_memory(chosen)
     if chosen.debug_ignore_stop:
-        _log.warning("--debug-ignore-stop is for measuring only: texts go on past the model's own end")
+        _log.warning("--debug-ignore-stop is for measuring only: generation ignores the stop token")
     options = EngineOptions(
         chosen.slots,
         chosen.prefix_mb << 20,

@@ -75,7 +75,7 @@ def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gp
     used, worst = (total(items, Where.HOST, When.START, When.USED, *more) for more in ((), (When.PEAK,)))
     return Verdict(
         Fit.FITS,
-        f"The server needs {_gb(used)}, {_gb(worst)} at its worst, and this machine has {_gb(memory.available)} free",
+        f"The server needs {_gb(used)}, {_gb(worst)} at a peak, and this machine has {_gb(memory.available)} free",
     )
 
 
@@ -89,8 +89,8 @@ def refuse_more_slots(shape: BundleShape, settings: ServeSettings) -> None:
     """
     if shape.on_gpu and settings.slots > 1 and "slots" in settings.model_fields_set:
         raise InvalidInput(
-            f"--slots {settings.slots} is too many for a bundle of a GPU, which writes one report at a time: say --slots 1, and "
-            "further calls wait in the queue (--queue)."
+            f"--slots {settings.slots} is too many for a GPU's bundle, which decodes one report at a time: give --slots 1; further "
+            "calls wait in the queue (--queue)."
         )
 
 
@@ -102,9 +102,9 @@ def _verdict(
 
     needed = _gb(size(settings))
     needs = {
-        Fit.NEVER: f"The server needs {needed} before its first call",
+        Fit.NEVER: f"The server needs {needed} at start",
         Fit.SHORT: f"The server needs {needed}",
-        Fit.CROWDED: f"At its worst the server takes {needed}",
+        Fit.CROWDED: f"At a peak the server needs {needed}",
     }[fit]
     owner = "this machine has" if where is Where.HOST else "the GPU has"
     free = "" if fit is Fit.NEVER or where is Where.GPU else " free"
@@ -165,7 +165,7 @@ def _fix(lowering: _Lowering) -> str:
         return "lower " + " or ".join(_said(lowered) for lowered in alone[:SUGGESTED])
     if several := lowering.several():
         return f"lower {_said(several)}"
-    return "no option lowers it so far; build the bundle with fewer bits, or take a machine with more memory"
+    return "no option saves enough; build the bundle with fewer bits, or use a machine with more memory"
 
 
 def _said(lowered: Mapping[str, int]) -> str:

@@ -29,7 +29,7 @@ def end_process(seconds: float, *steps: Callable[[], object]) -> NoReturn:
         try:
             step()
         except Exception as error:
-            _log.error("a step of the server's end failed with %s", type(error).__name__)
+            _log.error("a shutdown step failed with %s", type(error).__name__)
     logging.shutdown()
     with suppress(OSError, ValueError):  # its reader is gone
         sys.stdout.flush()
@@ -46,7 +46,7 @@ def exit_now(code: int) -> NoReturn:
 
 def _end_after(seconds: float) -> None:
     time.sleep(seconds)
-    line = "what still runs is abandoned: it did not end in time"
+    line = "shutdown took too long: the process exits without waiting for the rest"
     logging_ = threading.Thread(target=_log.warning, args=(line,), daemon=True)
     logging_.start()
     logging_.join(LOG_SECONDS)

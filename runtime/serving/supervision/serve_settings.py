@@ -22,7 +22,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.serving.transport.server import DEFAULT_ADDRESS
 
 ENVIRONMENT = "ECHOVLM_"
-LOAD, WHO, EYES, MEASURING = "load", "who may call", "what is seen", "for measuring only"
+LOAD, WHO, EYES, MEASURING = "load", "access", "observability", "for measuring only"
 
 
 def _option(default: Any, said: str, metavar: str | None = None, group: str = "", **limits: float) -> Any:
@@ -35,50 +35,54 @@ class ServeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle: Path = _option(..., "folder that echovlm-build made, or a link to one", "FOLDER")
-    listen: str = _option(DEFAULT_ADDRESS, "port 0: a free one", "HOST:PORT")
-    port_file: Path | None = _option(None, "write the port there once the server answers", "F")
+    bundle: Path = _option(..., "output folder of echovlm-build, or a link to one", "FOLDER")
+    listen: str = _option(DEFAULT_ADDRESS, "address to serve; port 0 takes a free one", "HOST:PORT")
+    port_file: Path | None = _option(None, "write the port to this file when the server is ready", "F")
     threads: int | None = _option(
-        None, "threads that compute; without it one per processor that affinity and quota allow", "N", ge=1
+        None, "compute threads; by default one per processor within the affinity mask and CPU quota", "N", ge=1
     )
-    max_sequence: int | None = _option(None, "a smaller context than the bundle's, for less memory", "N", ge=1)
-    max_message_mb: int = _option(64, "largest request", "N", ge=1, le=2047)  # gRPC's limit is an int32
-    grace: float = _option(10.0, "time for running calls when the server is stopped", "SECONDS", ge=0, le=3600)
+    max_sequence: int | None = _option(
+        None, "context length in tokens, if less than the bundle's; saves memory", "N", ge=1
+    )
+    max_message_mb: int = _option(64, "maximum size of a request", "N", ge=1, le=2047)  # gRPC's limit is an int32
+    grace: float = _option(
+        10.0, "time that running calls have to finish when the server stops", "SECONDS", ge=0, le=3600
+    )
     verify: bool = _option(False, "check every file's hash before loading")
 
-    slots: int = _option(8, "reports written together", "N", LOAD, ge=1, le=256)
+    slots: int = _option(8, "reports decoded at the same time", "N", LOAD, ge=1, le=256)
     queue: int = _option(32, "calls that may wait for a slot", "N", LOAD, ge=0, le=4096)
     request_mb: int = _option(512, "memory for the requests of admitted calls", "N", LOAD, ge=1)
     prefix_mb: int = _option(1024, "memory for cached prompts", "N", LOAD, ge=0)
     image_mb: int = _option(256, "memory for cached images", "N", LOAD, ge=0)
     parked_mb: int = _option(1024, "memory for the keys and values of preempted batch reports", "N", LOAD, ge=0)
-    max_studies: int = _option(64, "studies open at once", "N", LOAD, ge=0)
+    max_studies: int = _option(64, "maximum number of open studies", "N", LOAD, ge=0)
     study_mb: int = _option(1024, "memory for the pictures of open studies", "N", LOAD, ge=0)
     study_minutes: float = _option(30.0, "a study expires when unused for this long", "M", LOAD, gt=0)
     upload_mb: int = _option(1024, "memory for uploaded files; 0 accepts none", "N", LOAD, ge=0)
     upload_minutes: float = _option(5.0, "an uploaded file expires when unused for this long", "M", LOAD, gt=0)
-    hang_seconds: float = _option(300.0, "a step that takes longer is a hang", "S", LOAD, gt=0)
+    hang_seconds: float = _option(300.0, "an engine whose step takes longer is replaced", "S", LOAD, gt=0)
     decode_processes: int = _option(2, "processes that decode image files", "N", LOAD, ge=1, le=64)
-    decode_mb: int = _option(3072, "memory of each decoding process", "N", LOAD, ge=512)
-    decode_seconds: float = _option(20.0, "time to decode one file", "S", LOAD, gt=0)
-    decode_user: int = _option(65534, "user id of the decoding processes where root starts the server", "N", LOAD, ge=1)
+    decode_mb: int = _option(3072, "memory limit of each decoding process", "N", LOAD, ge=512)
+    decode_seconds: float = _option(20.0, "time limit to decode one file", "S", LOAD, gt=0)
+    decode_user: int = _option(65534, "user id of the decoding processes if root starts the server", "N", LOAD, ge=1)
 
     clients: Path | None = _option(None, "TOML file of clients by token or certificate, and their quotas", "F", WHO)
-    tls_certificate: Path | None = _option(None, "PEM chain of the server", "F", WHO)
-    tls_key: Path | None = _option(None, "PEM key of that certificate", "F", WHO)
-    tls_client_ca: Path | None = _option(None, "PEM CA: clients need a certificate that it signed", "F", WHO)
+    tls_certificate: Path | None = _option(None, "PEM file of the server's certificate chain", "F", WHO)
+    tls_key: Path | None = _option(None, "PEM file of the certificate's private key", "F", WHO)
+    tls_client_ca: Path | None = _option(None, "PEM file of a CA; clients need a certificate that it signed", "F", WHO)
     insecure: int = _option(
-        *(0, "said twice (2 in a file): without TLS, or without asking who calls, on an address others can reach"),
+        *(0, "given twice (2 in a file): allow other addresses than loopback without TLS or client authentication"),
         *(None, WHO),
         ge=0,
     )
 
-    metrics: str | None = _option(None, "serve Prometheus metrics there", "HOST:PORT", EYES)
+    metrics: str | None = _option(None, "serve Prometheus metrics at this address", "HOST:PORT", EYES)
     traces: str | None = _option(None, "send OpenTelemetry traces to this collector (OTLP over gRPC)", "URL", EYES)
-    log: Literal["plain", "json"] = _option("plain", "lines on stderr", None, EYES)
+    log: Literal["plain", "json"] = _option("plain", "format of the log on stderr", None, EYES)
 
     debug_ignore_stop: bool = _option(
-        False, "write every text to its max_new_tokens, past the model's own end", None, MEASURING
+        False, "generate max_new_tokens tokens for every call; ignore the stop token", None, MEASURING
     )
 
 
@@ -143,7 +147,7 @@ def with_absolute_paths(settings: ServeSettings) -> ServeSettings:
 
 
 def _toml_lines(settings: ServeSettings) -> Iterator[str]:
-    yield "# echovlm-serve --config FILE. The command line goes before it, and so does the environment: ECHOVLM_SLOTS=4."
+    yield "# echovlm-serve --config FILE. The command line and the environment (ECHOVLM_SLOTS=4) override it."
     group = None
     for name, field in ServeSettings.model_fields.items():
         value, extra = getattr(settings, name), _extra(field)
@@ -170,7 +174,7 @@ def _written(path: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise NotPossibleHere(f"The configuration file {path} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"The configuration file {path} is no TOML ({error}).") from None
+        raise InvalidInput(f"The configuration file {path} is not TOML ({error}).") from None
 
 
 def _checked(
@@ -183,9 +187,11 @@ def _checked(
         name = str(first["loc"][0])
     field = ServeSettings.model_fields.get(name)
     if field is None:
-        raise InvalidInput(f"{path} says {name}, which is no option: echovlm-serve --print-config lists them.")
+        raise InvalidInput(f"{path} has an unknown option, {name}: echovlm-serve --print-config lists all options.")
     if name not in values:
-        raise InvalidInput(f"{_flag(name)} is missing: say it there, as {_variable(name)}, or in the file of --config.")
+        raise InvalidInput(
+            f"{_flag(name)} is missing: give it on the command line, as {_variable(name)}, or in the file of --config."
+        )
     where = _flag(name) if name in typed else _variable(name) if name in variables else f"{name} in {path}"
     raise InvalidInput(f"{where} must be {_expected(field)}, got {values[name]}.")
 
@@ -199,7 +205,10 @@ def _parser() -> argparse.ArgumentParser:
     add_version(parser)
     parser.add_argument("--config", type=Path, default=None, metavar="F", help="TOML file of options")
     parser.add_argument(
-        "--print-config", action="store_true", default=False, help="print the options in force as a TOML file, and exit"
+        "--print-config",
+        action="store_true",
+        default=False,
+        help="print the effective options as a TOML file, and exit",
     )
     groups: dict[str, Any] = {"": parser}
     for name, field in ServeSettings.model_fields.items():
@@ -238,7 +247,7 @@ def _expected(field: FieldInfo) -> str:
         return f"at least {limits['ge']}"
     if "gt" in limits:
         return f"above {limits['gt']}"
-    return " or ".join(_choices(field)) or ("true or false" if field.annotation is bool else "a text")
+    return " or ".join(_choices(field)) or ("true or false" if field.annotation is bool else "text")
 
 
 def _flag(name: str) -> str:

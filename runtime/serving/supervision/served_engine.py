@@ -212,10 +212,10 @@ class ServedEngine:
             self._lost = time.monotonic()
         self._notify_serving()
         if self._hangs > self._options.replacements:
-            self._end_all("engines hang again and again")
+            self._end_all("engines hang repeatedly")
 
     def _end_all(self, why: str) -> None:
-        _log.critical("%s: giving up", why)
+        _log.critical("%s: the server exits", why)
         self.close()
         self._give_up()
 
@@ -263,4 +263,4 @@ def _reason(error: Exception) -> str:
 
 # A new one for each call: an exception that several calls raise would keep the frames of all of them.
 def _hung() -> Unavailable:
-    return Unavailable("The engine hung and is being replaced: ask again in a while.")
+    return Unavailable("The engine hung and is being replaced: try again in a while.")

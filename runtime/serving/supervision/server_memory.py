@@ -69,9 +69,9 @@ def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
         yield Item("KV caches", settings.slots * cache, "--slots, --max-sequence", When.USED)
         # Slots change places so that those in use stay together, and what is kept is copied out of one.
         yield Item("copies of two KV caches", 2 * cache, "--max-sequence", When.USED)
-        yield Item("prompts seen before", settings.prefix_mb * MB, "--prefix-mb", When.USED)
-        yield Item("batch reports that wait", settings.parked_mb * MB, "--parked-mb", When.USED)
-    yield Item("images seen before", settings.image_mb * MB, "--image-mb", When.USED)
+        yield Item("prompt cache", settings.prefix_mb * MB, "--prefix-mb", When.USED)
+        yield Item("preempted batch reports", settings.parked_mb * MB, "--parked-mb", When.USED)
+    yield Item("image cache", settings.image_mb * MB, "--image-mb", When.USED)
 
 
 def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
@@ -82,8 +82,8 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("pictures of open studies", settings.study_mb * MB, "--study-mb", When.USED)
     yield Item("uploaded files", settings.upload_mb * MB, "--upload-mb", When.USED)
     yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
-    yield Item("their embeddings", (places + READ_AHEAD) * embeddings, inside, When.USED)
-    yield Item("prompts being read", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
+    yield Item("embeddings of calls", (places + READ_AHEAD) * embeddings, inside, When.USED)
+    yield Item("prompts in prefill", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
     yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
     parts = PARTS_AT_ONCE * message if settings.upload_mb else 0

@@ -125,7 +125,7 @@ class ReportCalls(grpc.GenericRpcHandler):
     @contextmanager
     def _counted(self, who: str) -> Iterator[None]:
         if self._in_flight.total() >= self._limits.calls or self._in_flight[who] >= self._limits.calls_per_client:
-            raise Busy("Too many calls are in flight: ask again when one has ended.", 1.0)
+            raise Busy("Too many calls are in flight: try again when one has ended.", 1.0)
         self._in_flight[who] += 1
         try:
             yield

@@ -61,7 +61,7 @@ class Health(grpc.GenericRpcHandler):
         await self._read_name(context)
         host = context.peer().rpartition(":")[0]
         if self._watches.total() >= MAX_WATCHES or self._watches[host] >= MAX_WATCHES_PER_HOST:
-            raise Busy("Too many calls watch this server's health: ask again later.", 10.0)
+            raise Busy("Too many calls are watching this server's health: try again later.", 10.0)
         self._watches[host] += 1
         try:
             sent = None
@@ -89,13 +89,13 @@ class Health(grpc.GenericRpcHandler):
         if not isinstance(data, bytes):
             raise InvalidInput("The call has no message: send a HealthCheckRequest.")
         if len(data) > MAX_REQUEST_BYTES:
-            raise NotFound("There is no service of that name here.")
+            raise NotFound("This server has no service of that name.")
         try:
             name = health_pb2.HealthCheckRequest.FromString(data).service
         except DecodeError:
-            raise InvalidInput("The message is no HealthCheckRequest.") from None
+            raise InvalidInput("The message is not a valid HealthCheckRequest.") from None
         if name not in self._names:
-            raise NotFound("There is no service of that name here.")
+            raise NotFound("This server has no service of that name.")
 
 
 def _encoded(status: int) -> bytes:

@@ -68,8 +68,10 @@ class Receiver:
         if await self._comes(reading, self._limits.seconds, one.given_up):
             return reading.result()
         if one.given_up.done():
-            raise Busy("Too many messages are on their way, and this one took longest: send it again.", 1.0)
-        raise InvalidInput(f"The call's message did not come within {self._limits.seconds:g} s: send it with the call.")
+            raise Busy("Too many messages are being received, and this one took the longest: send it again.", 1.0)
+        raise InvalidInput(
+            f"The call's message did not arrive within {self._limits.seconds:g} s: send it with the call."
+        )
 
     async def receive_part(self, read: Read[Message], seconds: float) -> Message:
         """Wait for a part of a file. It does not count against the limits of messages: files have their own limits.

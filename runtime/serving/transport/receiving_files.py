@@ -50,11 +50,11 @@ class FileReceiver:
             Busy: all places are taken, or all that this client may have.
         """
         if self._receiving.total() >= self._limits.total:
-            raise Busy("As many files are being uploaded as there may be: ask again when one has come.", RETRY_SECONDS)
+            raise Busy("The maximum number of files is being uploaded: try again when one has arrived.", RETRY_SECONDS)
         if self._receiving[client] >= self._limits.per_client:
             raise Busy(
-                f"{self._limits.per_client} files of yours are being uploaded, as many as there may be: ask again when one has "
-                "come.",
+                f"{self._limits.per_client} of your files are being uploaded, the maximum for your client: try again when one "
+                "has arrived.",
                 RETRY_SECONDS,
             )
         self._receiving[client] += 1

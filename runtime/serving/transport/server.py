@@ -216,5 +216,5 @@ def parse_address(listen: str) -> tuple[str, int]:
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise NotPossibleHere(f"{listen} is no address: give HOST:PORT, for example {DEFAULT_ADDRESS}.")
+        raise NotPossibleHere(f"{listen} is not an address: give HOST:PORT, for example {DEFAULT_ADDRESS}.")
     return host.strip("[]"), int(port)

@@ -41,4 +41,4 @@ class Reflection(grpc.GenericRpcHandler):
             try:
                 yield reflection_pb2.ServerReflectionRequest.FromString(data)
             except DecodeError:
-                raise InvalidInput("The message is no ServerReflectionRequest.") from None
+                raise InvalidInput("The message is not a valid ServerReflectionRequest.") from None
