@@ -21,6 +21,9 @@ PHRASES = (
     "g(?:ive|ives|iving|ave) way",
     "referees?",  # reference
     "turn by turn",  # alternating
+    "for want of",  # without, because there is no
+    "seen before",  # cached
+    "as many as (?:there|you) may",  # the maximum
     "to the bit",  # identical, bit-identical
     "(?:first|second)-level cache",  # L1, L2
     "what was told",

@@ -194,7 +194,7 @@ def test_a_question_about_the_same_image_costs_no_second_look(make_engine: MakeE
     assert stats.images.hits == 1 and stats.prefixes.hits == 1 and stats.scheduler.reused_tokens == answer.reused_tokens
 
 
-def test_another_image_is_never_taken_for_one_seen_before(make_engine: MakeEngine) -> None:
+def test_another_image_is_never_taken_for_a_cached_one(make_engine: MakeEngine) -> None:
     engine, _ = make_engine()
     forgetful, _ = make_engine(NOTHING_KEPT)
     asked = [
