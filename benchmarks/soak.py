@@ -312,7 +312,10 @@ def _rate(served: Soaked, together: int) -> float:
 
 
 def studies(served: Soaked, found: Soak) -> None:
-    """Compare a report on a study of seven prefilled frames with a text-only prompt that has as many tokens left to prefill, as soon after other frames."""
+    """Compare a report on a study of seven prefilled frames (W7) with a text-only prompt.
+
+    The text-only prompt has as many tokens left to prefill, and comes as soon after other frames.
+    """
     options = pb.GenerationOptions(include_token_ids=True, sampling=pb.Sampling(max_new_tokens=64))
     with connected(served.address) as stub:
 

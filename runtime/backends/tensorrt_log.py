@@ -17,12 +17,12 @@ class TensorRTErrors:
 
     @property
     def last(self) -> str:
-        """The last error's first line, for the end of a sentence."""
+        """Return the first line of the last error, to end a sentence with."""
         return self.messages[-1].splitlines()[0].rstrip(".") if self.messages else "it gave no reason"
 
 
 def error_logger(module: Any, errors: TensorRTErrors) -> Any:
-    """Make an ILogger of `tensorrt` or `tensorrt_rtx` that adds to `errors`; whoever is given it must keep it alive."""
+    """Make an ILogger of `tensorrt` or `tensorrt_rtx` that adds to `errors`; the caller must keep a reference to it."""
 
     class ErrorLogger(module.ILogger):  # TensorRT calls it back
         def __init__(self) -> None:

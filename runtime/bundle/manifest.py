@@ -94,7 +94,7 @@ class Part:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of its weights: an ONNX graph lies before them, an engine has them in itself."""
+        """Return the bytes of its weights: an ONNX graph comes first, then its weights; an engine contains its weights."""
         return sum(file.bytes for file in self.files[1:] or self.files)
 
 
@@ -213,7 +213,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the numpy dtype of a tensor's type as bundle.json spells it: ONNX's names in small letters."""
+    """Return the numpy dtype of a tensor type in bundle.json, which has ONNX's names in lower case."""
     return np.dtype("float32" if name == "float" else name)
 
 

@@ -1,4 +1,4 @@
-"""The stages of a request in the order of time: one name and one meaning for reports, profiles, metrics, traces and the docs.
+"""The stages of a request in chronological order: one name and one meaning for reports, profiles, metrics, traces and the docs.
 
 The names are `request.Stage`'s values; a profile has two more. Only report.proto, and so `echovlm-report --json`, has older names
 for two of them.
@@ -15,7 +15,7 @@ NETWORK, UNACCOUNTED = "network", "unaccounted"
 
 @dataclass(frozen=True)
 class StageName:
-    """A stage as people read it.
+    """A stage's display name and its meaning.
 
     Attributes:
         words: in tables and on the page.
@@ -27,23 +27,23 @@ class StageName:
 
 
 STAGES = {
-    NETWORK: StageName("network", "Of a server only: sending, receiving, gRPC."),
+    NETWORK: StageName("network", "Only with a server: sending, receiving, gRPC."),
     Stage.DECODE_IMAGES.value: StageName("decode images", "Image files to frames of pixels."),
     Stage.PREPROCESS.value: StageName("preprocess", "Frames to patches: resizing, normalising."),
     Stage.VISION.value: StageName("vision", "The vision encoder: patches to features."),
     Stage.PROJECTOR.value: StageName("projector", "Features to image tokens of the decoder's width."),
-    Stage.PROMPT.value: StageName("prompt", "Words to tokens and positions; looking up what is cached."),
+    Stage.PROMPT.value: StageName("prompt", "Text to tokens and positions; cache look-ups."),
     Stage.QUEUE.value: StageName("queue", "The prompt is ready, and all slots of the decoder are taken."),
-    Stage.PREFILL.value: StageName("prefill", "The decoder reads the prompt."),
-    Stage.DECODE.value: StageName(
-        "decode", "The decoder writes, one token after another; choosing each token included."
-    ),
+    Stage.PREFILL.value: StageName("prefill", "The decoder processes the prompt."),
+    Stage.DECODE.value: StageName("decode", "The decoder generates tokens one by one; includes sampling."),
     Stage.DETOKENIZE.value: StageName("detokenize", "Tokens to text."),
-    Stage.DELIVER.value: StageName("deliver", "The caller has the text or the request; of a server, the connection."),
+    Stage.DELIVER.value: StageName(
+        "deliver", "The caller handles the text or prepares the request; on a server, the connection does."
+    ),
     Stage.WAIT.value: StageName(
         "wait", "Between pieces of work, at any time: other requests' turns, switching threads."
     ),
-    UNACCOUNTED: StageName("unaccounted", "What the clock outside of the engine saw and no stage explains."),
+    UNACCOUNTED: StageName("unaccounted", "Time seen by the clock outside the engine that no stage explains."),
 }
 ORDER = tuple(STAGES)
 OF_THE_ENGINE = tuple(name for name in ORDER if name not in (NETWORK, UNACCOUNTED))
@@ -58,7 +58,7 @@ _OLDER = {Stage.DECODE_IMAGES: "DECODING_IMAGES", Stage.PREPROCESS: "PREPROCESSI
 
 
 def words(name: str) -> str:
-    """Return a stage's or a total's name as people read it."""
+    """Return the display name of a stage or a total."""
     return TOTALS[name] if name in TOTALS else STAGES[name].words
 
 

@@ -50,7 +50,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "echovlm_stage_seconds",
-            f"One call's time in a stage, in the order of time: {', '.join(OF_THE_ENGINE)}.",
+            f"One call's time in a stage, in chronological order: {', '.join(OF_THE_ENGINE)}.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,

@@ -25,7 +25,7 @@ class Workload:
         width: of a frame, pixels.
         height: of a frame, pixels.
         clients: that ask at the same time.
-        seen: the frames have been reported on before, so that all up to the question is cached.
+        seen: the frames have been reported on already, so that everything before the question is cached.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Workload:
 
     @property
     def frame_tokens(self) -> int:
-        """Return the visual tokens of one frame in the published model; a bundle whose preprocessor bounds frames lower makes fewer."""
+        """Return the visual tokens of one frame in the published model; a bundle with a lower limit on pixels has fewer."""
         height, width = smart_resize(self.height, self.width, PREPROCESS)
         return height * width // PREPROCESS.unit**2
 
@@ -64,7 +64,7 @@ class Workload:
         size = f"{self.width}x{self.height}"
         frames = f"a {size} frame" if self.frames == 1 else f"{_NUMBERS.get(self.frames, self.frames)} {size} frames"
         if self.seen:
-            return f"a question about {frames} that were reported on before, {self.new_tokens} written"
+            return f"a question about {frames} that are cached, {self.new_tokens} written"
         return f"{frames}, {self.text_tokens} tokens of text, {self.new_tokens} written"
 
 

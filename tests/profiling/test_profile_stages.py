@@ -1,4 +1,4 @@
-"""A stage has one name, and stages stand in the order of time: in profiles, tables, pages, bounds, the metrics and the docs."""
+"""A stage has one name, and stages stand in chronological order: in profiles, tables, pages, bounds, the metrics and the docs."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_a_question_finds_all_before_it_cached() -> None:
 def test_the_docs_have_its_row(workload: Workload) -> None:
     text = (DOCS / "profiling.md").read_text(encoding="utf-8")
     row = (
-        f"| `{workload.name}` | {workload.frames}{', reported on before' if workload.seen else ''} | "
+        f"| `{workload.name}` | {workload.frames}{', already cached' if workload.seen else ''} | "
         f"{workload.width}x{workload.height} | {workload.frame_tokens} | {workload.text_tokens} | {workload.new_tokens} |"
     )
     assert row in text

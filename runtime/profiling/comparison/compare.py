@@ -78,7 +78,7 @@ def verdict(change: Change, margins: Margins) -> Verdict:
 
 
 def compare(before: Profile, after: Profile, margins: Margins = DEFAULT) -> dict[str, tuple[FigureChange, ...]]:
-    """Compare every figure of the workloads that both have, by workload; stages in the order of time, then the totals.
+    """Compare every figure of the workloads that both have, by workload; stages in chronological order, then the totals.
 
     Intervals (`distributions.changes`) hold for all figures of all workloads at once.
 

@@ -172,7 +172,7 @@ def _time_tile(name: str, found: Distribution | None, note: str, unknown: str) -
 
 
 def _run(figures: WorkloadFigures) -> dict[str, Any]:
-    """Lay out the run with the median time as one bar: stages in the order of time, each with the tokens that it worked on."""
+    """Lay out the run with the median time as one bar: stages in chronological order, each with the tokens that it worked on."""
     run = sorted(figures.runs, key=lambda run: run.seconds)[len(figures.runs) // 2]
     tokens = {
         "vision": f"{run.image_tokens:,} image tokens",
