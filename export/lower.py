@@ -115,6 +115,7 @@ class Lowering:
         return nodes
 
 
+# A node to the values that replace its outputs; outputs at the end that nothing but the graph gives out may be left off.
 Rule = Callable[[Lowering, ir.Node], Sequence[ir.Value]]
 
 
@@ -144,11 +145,12 @@ def lower(
     for node in list(graph):
         if node.domain == DOMAIN:
             outputs = rules[node.op_type](lowering, node)
-            for old, new in zip(node.outputs, outputs, strict=True):
+            kept = list(node.outputs)[: len(outputs)]
+            for old in node.outputs[len(outputs) :]:
+                graph.outputs.remove(old)
+            for old, new in zip(kept, outputs, strict=True):
                 new.name, new.shape, new.type = old.name, old.shape, old.type
-            ir.convenience.replace_nodes_and_values(
-                graph, node, [node], lowering.take_nodes(), list(node.outputs), list(outputs)
-            )
+            ir.convenience.replace_nodes_and_values(graph, node, [node], lowering.take_nodes(), kept, list(outputs))
     for value in list(graph.inputs):
         if value.name in weights:
             graph.inputs.remove(value)
@@ -156,6 +158,8 @@ def lower(
                 assert value.name is not None
                 (initializer,) = lowering.store(value.name, Floating())
                 value.replace_all_uses_with(initializer)
+        elif not value.uses():
+            graph.inputs.remove(value)
     for stored in lowering.stored.values():
         for initializer in stored.initializers:
             assert initializer.name is not None

@@ -78,6 +78,11 @@ class PrecisionPolicy:
         sensitive = part != "decoder" or parameter == "lm_head.weight"
         return Precision(8, self.decoder.block_size) if sensitive and self.decoder.bits == 4 else self.decoder
 
+    @property
+    def image_attention_bits(self) -> int:
+        """Bits of the products in the vision encoder's attention: 8 where its linear layers have 8, 0 for float32."""
+        return 8 if self.decoder.bits <= 8 else 0
+
     def embedding(self, width: int) -> Storage:
         """Choose how the token embedding, whose rows have `width` values, is stored: in at least 8 bits.
 

@@ -57,10 +57,35 @@ def quick_gelu(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     return [lowering.node("Mul", [x, lowering.node("Sigmoid", [scaled])])]
 
 
+def rotated_qkv(lowering: Lowering, node: ir.Node, heads: int, kv_heads: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """An attention node's first inputs (qkv, cos, sin) as rotary queries, rotary keys, and values."""
+    qkv, cos, sin = _required(node, 3)
+    dim = fixed_size(qkv, -1) // (heads + 2 * kv_heads)
+    widths = lowering.constant([heads * dim, kv_heads * dim, kv_heads * dim], np.int64)
+    q, k, v = lowering.nodes("Split", [qkv, widths], 3, {"axis": -1})
+
+    def rotated(x: ir.Value, count: int) -> ir.Value:
+        return lowering.node("RotaryEmbedding", [x, cos, sin], {"num_heads": count})
+
+    return rotated(q, heads), rotated(k, kv_heads), v
+
+
+def rotated_self(lowering: Lowering, node: ir.Node) -> tuple[int, tuple[ir.Value, ir.Value, ir.Value]]:
+    """A `SelfAttention` node's heads, and its rotary queries, rotary keys, and values."""
+    heads = node.attributes["heads"].as_int()
+    return heads, rotated_qkv(lowering, node, heads, heads)
+
+
+def rotated_cached(lowering: Lowering, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """A `CachedAttention` node's rotary queries, rotary new keys, and new values."""
+    keys = _required(node, 6)[3]
+    return rotated_qkv(lowering, node, node.attributes["heads"].as_int(), fixed_size(keys, 1))
+
+
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use Attention without a mask."""
-    heads = node.attributes["heads"].as_int()
-    return [lowering.node("Attention", _required(node, 3), {"q_num_heads": heads, "kv_num_heads": heads})]
+    heads, qkv = rotated_self(lowering, node)
+    return [lowering.node("Attention", qkv, {"q_num_heads": heads, "kv_num_heads": heads})]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
@@ -68,8 +93,7 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
     `mask` is bool [batch, 1, sequence, context], true where a token attends; the host computes it.
     """
-    q, k, v, *_ = _required(node, 6)
-    return attend_to_cache(lowering, node, q, k, v)
+    return attend_to_cache(lowering, node, *rotated_cached(lowering, node))
 
 
 def type_caches(lowering: Lowering, node: ir.Node) -> None:

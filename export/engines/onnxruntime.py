@@ -16,6 +16,7 @@ from echovlm_edge.export import standard
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import GroupedBlocks, MatMulNBitsBlocks, Precision
+from echovlm_edge.plugins.attention.reference import KEY_BLOCK
 
 MICROSOFT = "com.microsoft"
 K_SCALE = 12  # GroupQueryAttention's input; v_scale follows it
@@ -58,8 +59,8 @@ def quick_gelu(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use MultiHeadAttention: 74 ms against Attention's 85 on a 640 x 480 frame's block of the published model."""
-    heads = node.attributes["heads"].as_int()
-    return [lowering.node("MultiHeadAttention", node.inputs, {"num_heads": heads}, MICROSOFT)]
+    heads, qkv = standard.rotated_self(lowering, node)
+    return [lowering.node("MultiHeadAttention", qkv, {"num_heads": heads}, MICROSOFT)]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
@@ -67,8 +68,7 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
     The caches are of the policy's type; int8 ones have a scale per channel, given later (see `kv_calibration.py`).
     """
-    q, k, v = (x for x in node.inputs[:3] if x is not None)
-    return grouped_query_attention(lowering, node, q, k, v)
+    return grouped_query_attention(lowering, node, *standard.rotated_cached(lowering, node))
 
 
 def grouped_query_attention(
@@ -125,6 +125,37 @@ def block_quant_linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     return [lowering.node("BlockQuantLinear", [x, *stored, *bias], attributes, DOMAIN)]
 
 
+def own_self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """`echovlm::SelfAttention`, rotary inside; of quantized bundles in bytes where the processor multiplies them."""
+    attributes: Attributes = {
+        "heads": node.attributes["heads"].as_int(),
+        "bits": lowering.policy.image_attention_bits,
+    }
+    return [lowering.node("SelfAttention", node.inputs, attributes, DOMAIN)]
+
+
+def packed_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """`echovlm::CachedAttention` on packed rows: the tokens of all sequences side by side, each with its slot and position.
+
+    The caches are inputs that it writes in place, so that the graph has none among its outputs; `past` is no longer read.
+    """
+    qkv, cos, sin, keys, values, _ = node.inputs
+    assert keys is not None and values is not None
+    standard.type_caches(lowering, node)
+    kv_heads, dim = standard.fixed_size(keys, 1), standard.fixed_size(keys, 3)
+    keys.shape = ir.Shape(["slots", kv_heads, "blocks", dim, KEY_BLOCK])
+    values.shape = ir.Shape(["slots", kv_heads, "context", dim])
+    inputs = [
+        *(qkv, cos, sin),
+        *(lowering.add_input(name, ir.DataType.INT64, ["sequence"]) for name in ("slots", "positions")),
+        *(keys, values),
+    ]
+    if lowering.policy.kv_cache == ir.DataType.INT8:
+        inputs += [lowering.later(f"{cache.name}.scale", ir.DataType.FLOAT, [kv_heads * dim]) for cache in (keys, values)]
+    attributes: Attributes = {"heads": node.attributes["heads"].as_int(), "kv_heads": kv_heads}
+    return [lowering.node("CachedAttention", inputs, attributes, DOMAIN)]
+
+
 # Works without this project's operator library.
 SPELLED_OUT: dict[str, Rule] = {
     "Linear": standard.linear(product),
@@ -134,4 +165,9 @@ SPELLED_OUT: dict[str, Rule] = {
     "DualPathMoE": standard.spelled_out_dual_path_moe(product),
 }
 
-NATIVE: dict[str, Rule] = SPELLED_OUT | {"Linear": block_quant_linear, "DualPathMoE": standard.dual_path_moe}
+NATIVE: dict[str, Rule] = SPELLED_OUT | {
+    "Linear": block_quant_linear,
+    "SelfAttention": own_self_attention,
+    "CachedAttention": packed_attention,
+    "DualPathMoE": standard.dual_path_moe,
+}

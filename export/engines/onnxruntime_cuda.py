@@ -12,7 +12,7 @@ import onnx_ir as ir
 from echovlm_edge.export import standard
 from echovlm_edge.export.engines import onnxruntime
 from echovlm_edge.export.engines.tensorrt_rules import HALF, full, half
-from echovlm_edge.export.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.lower import Lowering, Rule
 from echovlm_edge.export.quantize import Floating, MatMulNBitsBlocks, Precision
 
 
@@ -27,14 +27,14 @@ def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use MultiHeadAttention in float16."""
-    heads: Attributes = {"num_heads": node.attributes["heads"].as_int()}
-    halves = [half(lowering, x) for x in node.inputs if x is not None]
-    return [full(lowering, lowering.node("MultiHeadAttention", halves, heads, onnxruntime.MICROSOFT))]
+    heads, qkv = standard.rotated_self(lowering, node)
+    halves = [half(lowering, x) for x in qkv]
+    return [full(lowering, lowering.node("MultiHeadAttention", halves, {"num_heads": heads}, onnxruntime.MICROSOFT))]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use GroupQueryAttention over float16 caches."""
-    q, k, v = (half(lowering, x) for x in node.inputs[:3] if x is not None)
+    q, k, v = (half(lowering, x) for x in standard.rotated_cached(lowering, node))
     attended, keys, values = onnxruntime.grouped_query_attention(lowering, node, q, k, v)
     return [full(lowering, attended), keys, values]
 

@@ -63,15 +63,15 @@ def store_half(lowering: Lowering, parameter: ir.Value) -> ir.Value:
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use Attention in float16."""
-    heads = node.attributes["heads"].as_int()
-    halves = [half(lowering, x) for x in node.inputs if x is not None]
+    heads, qkv = standard.rotated_self(lowering, node)
+    halves = [half(lowering, x) for x in qkv]
     attributes: Attributes = {"q_num_heads": heads, "kv_num_heads": heads}
     return [full(lowering, lowering.node("Attention", halves, attributes))]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use the standard's scatter and attention over float16 caches."""
-    q, k, v = (half(lowering, x) for x in node.inputs[:3] if x is not None)
+    q, k, v = (half(lowering, x) for x in standard.rotated_cached(lowering, node))
     attended, keys, values = standard.attend_to_cache(lowering, node, q, k, v)
     return [full(lowering, attended), keys, values]
 

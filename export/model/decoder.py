@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from echovlm_edge.export.config import DecoderConfig
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
-from echovlm_edge.export.model.operators import Linear, cached_attention, rotate
+from echovlm_edge.export.model.operators import Linear, cached_attention
 
 
 class DecoderAttention(nn.Module):
@@ -16,18 +16,16 @@ class DecoderAttention(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.widths = [self.heads * config.head_dim, *[self.kv_heads * config.head_dim] * 2]
-        self.qkv_proj = Linear(config.hidden_size, sum(self.widths))
-        self.o_proj = Linear(self.widths[0], config.hidden_size, bias=False)
+        self.heads = config.num_attention_heads
+        width, kv_width = self.heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.qkv_proj = Linear(config.hidden_size, width + 2 * kv_width)
+        self.o_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, past: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """X [b, s, hidden_size] to the same shape, and the layer's caches."""
-        q, k, v = self.qkv_proj(x).split(self.widths, dim=-1)
-        q, k = rotate(q, cos, sin, self.heads), rotate(k, cos, sin, self.kv_heads)
-        attended, keys, values = cached_attention(q, k, v, keys, values, past, self.heads)
+        attended, keys, values = cached_attention(self.qkv_proj(x), cos, sin, keys, values, past, self.heads)
         return self.o_proj(attended), keys, values
 
 

@@ -63,31 +63,39 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
     Pairs are (x_i, x_{i + d/2}); every head turns by the same angles.
     """
-    if torch.compiler.is_exporting():
-        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos, sin, num_heads=heads)
-        return rotated
     batch, length, width = x.shape
     first, second = x.view(batch, length, heads, 2, width // heads // 2).unbind(3)
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=3).view(batch, length, width)
 
 
-def self_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attend from every position to every position: q, k, v [b, s, heads * d] to [b, s, heads * d], scale 1 / sqrt(d)."""
+def self_attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Attend from every position to every position, with rotary queries and keys, scale 1 / sqrt(d).
+
+    Args:
+        qkv: queries, keys and values side by side, [b, s, 3 * heads * d].
+        cos: [b, s, d / 2], each position's angles; sin: likewise.
+        heads: attention heads.
+
+    Returns:
+        [b, s, heads * d].
+    """
     if torch.compiler.is_exporting():
-        return symbol("SelfAttention", (q, k, v), q, tuple(q.shape), heads=heads)
+        return symbol("SelfAttention", (qkv, cos, sin), qkv, (*qkv.shape[:-1], qkv.shape[-1] // 3), heads=heads)
+    q, k, v = qkv.chunk(3, dim=-1)
+    q, k = rotate(q, cos, sin, heads), rotate(k, cos, sin, heads)
     split = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     return functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
 def cached_attention(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: Tensor, heads: int
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, past: Tensor, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute causal attention over a KV cache that is written in place.
+    """Compute causal attention with rotary queries and keys, over a KV cache that is written in place.
 
     Args:
-        q: [b, s, heads * d].
-        k: new keys [b, s, kv_heads * d]; v: new values, likewise.
+        qkv: queries, new keys and new values side by side, [b, s, (heads + 2 * kv_heads) * d].
+        cos: [b, s, d / 2], each token's angles; sin: likewise.
         keys: the cache [b, kv_heads, S, d]; values: likewise. Positions `past` to `past + s` are written.
         past: int64 [b], tokens already in each sequence's cache.
         heads: query heads; each KV head serves heads / kv_heads of them in turn (grouped-query attention).
@@ -95,18 +103,20 @@ def cached_attention(
     Returns:
         The attention's output [b, s, heads * d], and the two caches.
     """
-    batch, length, _ = q.shape
+    batch, length, _ = qkv.shape
+    kv_heads, _, dim = keys.shape[1:]
     if torch.compiler.is_exporting():
         outputs = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::CachedAttention",
-            (q, k, v, keys, values, past),
+            (qkv, cos, sin, keys, values, past),
             attrs={"heads": heads},
-            dtypes=(q.dtype, keys.dtype, values.dtype),
-            shapes=(q.shape, keys.shape, values.shape),
+            dtypes=(qkv.dtype, keys.dtype, values.dtype),
+            shapes=((batch, length, heads * dim), keys.shape, values.shape),
             version=1,
         )
         return outputs[0], outputs[1], outputs[2]
-    kv_heads, _, dim = keys.shape[1:]
+    q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+    q, k = rotate(q, cos, sin, heads), rotate(k, cos, sin, kv_heads)
     position = past[:, None] + torch.arange(length)  # [b, s]
     rows = torch.arange(batch)[:, None]
     keys[rows, :, position] = k.view(batch, length, kv_heads, dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from echovlm_edge.export.config import VisionConfig
-from echovlm_edge.export.model.operators import LayerNorm, Linear, quick_gelu, rotate, self_attention
+from echovlm_edge.export.model.operators import LayerNorm, Linear, quick_gelu, self_attention
 
 
 class VisionAttention(nn.Module):
@@ -19,10 +19,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """X [1, p, width] to the same shape."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(
-            self_attention(rotate(q, cos, sin, self.heads), rotate(k, cos, sin, self.heads), v, self.heads)
-        )
+        return self.proj(self_attention(self.qkv(x), cos, sin, self.heads))
 
 
 class VisionMLP(nn.Module):

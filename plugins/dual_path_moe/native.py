@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from echovlm_edge.plugins.dual_path_moe.reference import DualPathMoEAttributes, 
 # A stored weight: float32, float16 or bfloat16 (as uint16) [N, K] without scales; or packed int8 with its scales.
 StoredWeight = tuple[NDArray[np.generic], "NDArray[np.generic] | None"]
 
+Integers = NDArray[np.int64]
+
+_CACHE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 _FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2, np.dtype(np.int8): 0}
 
 
@@ -45,6 +49,22 @@ class _BlockQuantLinear(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("weight", _Matrix),
         ("y", ctypes.c_void_p),
+    )
+
+
+class _CachedAttention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim")),
+        *((name, ctypes.c_int64) for name in ("cache_type", "slot_count", "capacity", "threads")),
+        *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "slots", "positions")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales", "y")),
+    )
+
+
+class _SelfAttention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "dim", "bits", "windows", "threads")),
+        *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "offsets", "y")),
     )
 
 
@@ -126,6 +146,54 @@ class NativeLibrary:
             *(_floats(x), None if bias is None else _floats(bias), _matrix(weight), y.ctypes.data),
         )
         self._call(self._library.echovlm_block_quant_linear, call)
+        return y
+
+    def cached_attention(
+        self,
+        qkv: Floats,
+        cos: Floats,
+        sin: Floats,
+        slots: Integers,
+        positions: Integers,
+        keys: NDArray[Any],
+        values: NDArray[Any],
+        heads: int,
+        scales: tuple[Floats, Floats] | None = None,
+        threads: int = 1,
+    ) -> Floats:
+        """CachedAttention, with the arguments of its numpy reference; writes into `keys` and `values`.
+
+        Raises:
+            ValueError: the library's own sentence.
+        """
+        slot_count, kv_heads, blocks, dim, block = keys.shape
+        y = np.empty((len(qkv), heads * dim), np.float32)
+        call = _CachedAttention(
+            *(len(qkv), heads, kv_heads, dim, _CACHE_TYPES[keys.dtype], slot_count, blocks * block, threads),
+            *(_floats(array) for array in (qkv, cos, sin)),
+            *(slots.ctypes.data, positions.ctypes.data, keys.ctypes.data, values.ctypes.data),
+            *((_floats(array) for array in scales) if scales else (None, None)),
+            y.ctypes.data,
+        )
+        self._call(self._library.echovlm_cached_attention, call)
+        return y
+
+    def self_attention(
+        self, qkv: Floats, cos: Floats, sin: Floats, offsets: Integers, heads: int, bits: int = 0, threads: int = 1
+    ) -> Floats:
+        """SelfAttention, with the arguments of its numpy reference; with `bits` 8 in bytes, where the kernels can.
+
+        Raises:
+            ValueError: the library's own sentence.
+        """
+        rows, width = qkv.shape
+        y = np.empty((rows, width // 3), np.float32)
+        call = _SelfAttention(
+            *(rows, heads, width // 3 // heads, bits, len(offsets) - 1, threads),
+            *(_floats(array) for array in (qkv, cos, sin)),
+            *(offsets.ctypes.data, y.ctypes.data),
+        )
+        self._call(self._library.echovlm_self_attention, call)
         return y
 
     def read_bandwidth(self, data: NDArray[np.uint8], threads: int, runs: int = 1) -> float:

@@ -94,11 +94,14 @@ class SlotCache(Cache, Protocol):
     """A cache among several whose contents can be copied out and back in, so that a prefix is computed once."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Copy the keys and values at positions `start` to `stop`: [tensors, kv_heads, stop - start, head_dim]."""
+        """Copy the keys and values at positions `start` to `stop`: [tensors, kv_heads, positions, head_dim].
+
+        `start` is a multiple of the engine's BLOCK; there may be some positions more than `stop - start`, to the end of a block.
+        """
         ...
 
     def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Write what `read` returned, from position `start` on; a prefix of positions is a prefix of axis 2."""
+        """Write what `read` returned, from position `start` on; a prefix of whole BLOCKs is a prefix of axis 2."""
         ...
 
 

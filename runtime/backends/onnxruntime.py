@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from echovlm_edge.plugins.attention.reference import KEY_BLOCK
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
@@ -76,6 +77,44 @@ class OrtCache:
 
 
 @dataclass(frozen=True)
+class PackedCache:
+    """One slot's keys and values for `echovlm::CachedAttention`, whose keys lie in transposed blocks of KEY_BLOCK positions.
+
+    Attributes:
+        buffers: keys [slots, kv_heads, blocks, head_dim, KEY_BLOCK] and values [slots, kv_heads, capacity, head_dim] of the decoder's
+            cache type, by the decoder's names keys.0 to values.n.
+        slot: the row of this slot.
+        max_sequence: how many tokens it can hold; the capacity is that, rounded up to whole blocks.
+    """
+
+    buffers: Mapping[str, NDArray[Any]] = field(repr=False)
+    slot: int
+    max_sequence: int
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Copy the keys and values of the blocks from `start` up to `stop`, as `SlotCache.read` does; keys stay transposed."""
+        return np.stack([self._blocks(name, start, stop) for name in self.buffers])
+
+    def write(self, start: int, kept: NDArray[Any]) -> None:
+        """Write whole blocks of keys and values from `start` on, as `SlotCache.write` does."""
+        for name, rows in zip(self.buffers, kept, strict=True):
+            self._blocks(name, start, start + rows.shape[1])[:] = rows
+
+    def clear(self, tokens: int) -> None:
+        """Zero the blocks of the first `tokens` positions."""
+        for name in self.buffers:
+            self._blocks(name, 0, tokens)[:] = 0
+
+    def _blocks(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """A view [kv_heads, positions, head_dim] of whole blocks; for keys, positions and head_dim are those of the bytes only."""
+        assert start % KEY_BLOCK == 0, f"position {start} is inside a block"
+        blocks = slice(start // KEY_BLOCK, -(-stop // KEY_BLOCK))
+        buffer = self.buffers[name][self.slot]
+        heads, dim = buffer.shape[0], self.buffers["values.0"].shape[3]
+        return buffer.reshape(heads, -1, KEY_BLOCK * dim)[:, blocks].reshape(heads, -1, dim)
+
+
+@dataclass(frozen=True)
 class DeviceCache:
     """One sequence's keys and values in a GPU's memory: [1, kv_heads, max_sequence, head_dim] by the decoder's names."""
 
@@ -123,7 +162,7 @@ class OnnxRuntimeBackend:
                 lambda name: _session(bundle, bundle.manifest.part(name), options, provider, self._traces), PARTS
             )
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
-        self._wants_mask = "mask" in inputs
+        self._packs_rows, self._wants_mask = "slots" in inputs, "mask" in inputs
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
 
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
@@ -148,7 +187,7 @@ class OnnxRuntimeBackend:
         """Embed token ids, as `Backend.embed` does."""
         return self._embedding[token_ids]
 
-    def new_cache(self, max_sequence: int) -> OrtCache | DeviceCache:
+    def new_cache(self, max_sequence: int) -> OrtCache | PackedCache | DeviceCache:
         """Make zeroed buffers for one sequence, in the memory of the provider's device."""
         (slot,) = self.new_slots(1, max_sequence)
         if self._device == ON_CPU.device:
@@ -156,31 +195,67 @@ class OnnxRuntimeBackend:
         move = ort.OrtValue.ortvalue_from_numpy
         return DeviceCache({name: move(buffer, self._device) for name, buffer in slot.buffers.items()})
 
-    def new_slots(self, count: int, max_sequence: int) -> list[OrtCache]:
+    def new_slots(self, count: int, max_sequence: int) -> Sequence[OrtCache | PackedCache]:
         """Make zeroed adjacent rows in host memory, as `BatchBackend.new_slots` does."""
-        shape = (count, self._spec.num_kv_heads, max_sequence, self._spec.head_dim)
-        names = (f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._spec.num_layers))
-        buffers = {name: np.zeros(shape, self._cache_type) for name in names}
+        heads, dim, layers = self._spec.num_kv_heads, self._spec.head_dim, range(self._spec.num_layers)
+        blocks = -(-max_sequence // KEY_BLOCK)
+        shape = (count, heads, blocks * KEY_BLOCK if self._packs_rows else max_sequence, dim)
+        keys = (count, heads, blocks, dim, KEY_BLOCK) if self._packs_rows else shape
+        buffers = {
+            f"{name}.{layer}": np.zeros(size, self._cache_type)
+            for name, size in (("keys", keys), ("values", shape))
+            for layer in layers
+        }
+        if self._packs_rows:
+            return [PackedCache(buffers, slot, max_sequence) for slot in range(count)]
         return [OrtCache(buffers, slot) for slot in range(count)]
 
     def decode(
         self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
     ) -> Floats:
         """Run the decoder, as `Backend.decode` does."""
+        if isinstance(cache, PackedCache):
+            positions = past + np.arange(len(embeddings))
+            return self._run_rows(embeddings, angles, np.full_like(positions, cache.slot), positions, logit_rows, cache)
         batch = Angles(angles.cos[None], angles.sin[None])
         return self._run_decoder(embeddings[None], batch, np.array([past]), logit_rows, cache)
 
     def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
         """Run one decode step, as `BatchBackend.step` does."""
+        first, rows = slots[0], np.arange(len(past))
+        if isinstance(first, PackedCache):
+            return self._run_rows(embeddings, angles, first.slot + rows, past, rows, first)
         batch = Angles(angles.cos[:, None], angles.sin[:, None])
-        return self._run_decoder(embeddings[:, None], batch, past, np.arange(len(past)), slots[0])
+        return self._run_decoder(embeddings[:, None], batch, past, rows, first)
+
+    def _run_rows(
+        self,
+        embeddings: Floats,
+        angles: Angles,
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        logit_rows: NDArray[np.int64],
+        cache: PackedCache,
+    ) -> Floats:
+        """Run packed rows, embeddings [rows, hidden_size], each with its slot of `cache`'s buffers and its position there."""
+        feeds: dict[str, NDArray[Any]] = {
+            "embeddings": embeddings[None],
+            "cos": angles.cos[None],
+            "sin": angles.sin[None],
+            "slots": slots,
+            "positions": positions,
+            "logit_rows": logit_rows,
+        }
+        binding = self._bound(feeds)
+        for name, buffer in cache.buffers.items():  # written in place: the graph does not give them out
+            binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        return self._logits(binding)
 
     def _run_decoder(
         self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], logit_rows: NDArray[np.int64], first: Cache
     ) -> Floats:
         """Run s tokens of b sequences, embeddings [b, s, hidden_size], in the slots from `first` on."""
         assert isinstance(first, OrtCache | DeviceCache)
-        binding = self._decoder.io_binding()
         feeds: dict[str, NDArray[Any]] = {
             "embeddings": embeddings,
             "cos": angles.cos,
@@ -192,9 +267,17 @@ class OnnxRuntimeBackend:
         if self._wants_mask:
             positions = past[:, None] + np.arange(length)
             feeds["mask"] = (np.arange(first.max_sequence) <= positions[..., None])[:, None]
+        binding = self._bound(feeds)
+        first.bind(binding, batch)
+        return self._logits(binding)
+
+    def _bound(self, feeds: Mapping[str, NDArray[Any]]) -> ort.IOBinding:
+        binding = self._decoder.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        first.bind(binding, batch)
+        return binding
+
+    def _logits(self, binding: ort.IOBinding) -> Floats:
         binding.bind_output("logits")
         with _memory_errors():
             self._decoder.run_with_iobinding(binding)

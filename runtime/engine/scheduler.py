@@ -63,7 +63,8 @@ class Scheduler:
         """Start the decoder's thread; `slots` are all caches that `new_slots` returned, `parked_bytes` is the memory for `Parking`."""
         self._model, self._backend, self._prefixes = model, backend, prefixes
         self._table = SlotTable(slots)
-        token_bytes = slots[0].read(0, 1).nbytes
+        block = slots[0].read(0, BLOCK)
+        token_bytes = block.nbytes // max(1, block.shape[2])
         self._parking = Parking(parked_bytes, token_bytes, self._table.max_sequence)
         self._alive: dict[SequenceState, None] = {}  # submitted and not ended
         self._running: list[SequenceState] = []  # those in slots
@@ -224,7 +225,7 @@ class Scheduler:
             self._running.append(sequence)
             self._parking.enter(sequence)
         if known is not None:
-            self._table[sequence.slot].write(0, known[:, :, : sequence.filled])
+            self._table[sequence.slot].write(0, known if parked is not None else known[:, :, : sequence.filled])
         if sequence.sampler is None:
             sequence.unread = generation.embed(sequence.filled)
         if parked is not None:

@@ -5,6 +5,8 @@
 #include <exception>
 #include <string>
 
+#include "../../attention/cpu/cached_attention.hpp"
+#include "../../attention/cpu/self_attention.hpp"
 #include "block_quant_linear.hpp"
 #include "dispatch.hpp"
 #include "dual_path_moe.hpp"
@@ -65,6 +67,40 @@ int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error,
                                         call->bias};
     WorkspacePool::Lease workspace(WorkspacePool::shared());
     block_quant_linear(kernels(), packing, inputs, call->y, OwnThreads(static_cast<std::size_t>(call->threads)), *workspace);
+  });
+}
+
+int echovlm_cached_attention(const EchovlmCachedAttention* call, char* error, std::size_t error_size) {
+  return with_error(error, error_size, [&] {
+    const auto size = [](std::int64_t value) { return static_cast<std::size_t>(value); };
+    const CachedAttentionInputs inputs{size(call->rows),
+                                       size(call->heads),
+                                       size(call->kv_heads),
+                                       size(call->dim),
+                                       call->qkv,
+                                       call->cos,
+                                       call->sin,
+                                       call->slots,
+                                       call->positions,
+                                       call->keys,
+                                       call->values,
+                                       static_cast<CacheType>(call->cache_type),
+                                       size(call->slot_count),
+                                       size(call->capacity),
+                                       call->key_scales,
+                                       call->value_scales};
+    WorkspacePool::Lease workspace(WorkspacePool::shared());
+    cached_attention(kernels(), inputs, call->y, OwnThreads(size(call->threads)), *workspace);
+  });
+}
+
+int echovlm_self_attention(const EchovlmSelfAttention* call, char* error, std::size_t error_size) {
+  return with_error(error, error_size, [&] {
+    const auto size = [](std::int64_t value) { return static_cast<std::size_t>(value); };
+    const SelfAttentionInputs inputs{size(call->rows), size(call->heads), size(call->dim), call->bits == 8, call->qkv,
+                                     call->cos,        call->sin,         call->offsets,   size(call->windows)};
+    WorkspacePool::Lease workspace(WorkspacePool::shared());
+    self_attention(kernels(), inputs, call->y, OwnThreads(size(call->threads)), *workspace);
   });
 }
 

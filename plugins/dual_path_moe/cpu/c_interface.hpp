@@ -31,9 +31,28 @@ struct EchovlmBlockQuantLinear {
   float* y;
 };
 
-// Both return 0, or 1 with a message in `error`.
+// Caches of type 0 float32, 1 float16, 2 int8 with its scales; see ../../attention/README.md.
+struct EchovlmCachedAttention {
+  std::int64_t rows, heads, kv_heads, dim, cache_type, slot_count, capacity, threads;
+  const float *qkv, *cos, *sin;
+  const std::int64_t *slots, *positions;
+  void *keys, *values;
+  const float *key_scales, *value_scales;
+  float* y;
+};
+
+struct EchovlmSelfAttention {
+  std::int64_t rows, heads, dim, bits, windows, threads;
+  const float *qkv, *cos, *sin;
+  const std::int64_t* offsets;
+  float* y;
+};
+
+// All return 0, or 1 with a message in `error`.
 ECHOVLM_EXPORT int echovlm_dual_path_moe(const EchovlmDualPathMoE* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error, std::size_t error_size);
+ECHOVLM_EXPORT int echovlm_cached_attention(const EchovlmCachedAttention* call, char* error, std::size_t error_size);
+ECHOVLM_EXPORT int echovlm_self_attention(const EchovlmSelfAttention* call, char* error, std::size_t error_size);
 
 // Returns the names of the kernels that this computer can run, best first, separated by commas.
 ECHOVLM_EXPORT const char* echovlm_available_kernels();

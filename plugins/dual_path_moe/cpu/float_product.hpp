@@ -66,6 +66,26 @@ inline float half_to_float(std::uint16_t half) {
 #endif
 }
 
+// Rounded half to even.
+inline std::uint16_t float_to_half(float value) {
+#if defined(__F16C__)
+  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__ARM_FP16_FORMAT_IEEE)
+  const __fp16 half = static_cast<__fp16>(value);
+  std::uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+#else
+  const std::uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);   // NaN
+  if (magnitude >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);  // rounds to 65,536 or above: infinity
+  // Below the smallest normal half, adding 1/2 leaves the half's bits at the float's end, rounded.
+  if (magnitude < 0x38800000)
+    return static_cast<std::uint16_t>(sign | (bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f)));
+  return static_cast<std::uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - ((127u - 15u) << 23)) >> 13));
+#endif
+}
+
 inline void widen_half(const std::uint16_t* from, std::size_t count, float* to) {
   std::size_t i = 0;
 #if defined(__F16C__)

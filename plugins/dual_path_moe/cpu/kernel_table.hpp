@@ -2,6 +2,7 @@
 // everything is in unnamed namespaces and calls no inline library function, which the linker could share between those files.
 #pragma once
 
+#include "../../attention/cpu/attention_tiles.hpp"
 #include "activations.hpp"
 #include "block_product.hpp"
 
@@ -50,8 +51,8 @@ std::uint64_t read(const std::uint8_t* data, std::size_t bytes) {
 }
 
 template <class Isa, class Panel = TilePanel<Isa>>
-constexpr Kernels table(const char* name) {
-  return {name, block_product<Isa, Panel>, FloatProduct<Isa>::run, quantize, swiglu, peak<Isa>, read<Isa>};
+constexpr Kernels table(const char* name, ByteAttentionKernels byte_attention = {}) {
+  return {name, block_product<Isa, Panel>, FloatProduct<Isa>::run, quantize, swiglu, AttentionTiles<Isa>::table(byte_attention), peak<Isa>, read<Isa>};
 }
 
 }  // namespace

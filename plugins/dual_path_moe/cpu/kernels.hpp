@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../../attention/cpu/attention_kernels.hpp"
+
 namespace echovlm {
 
 enum class FloatType { kFloat32, kFloat16, kBFloat16 };
@@ -87,6 +89,8 @@ struct Kernels {
 
   // gate = silu(gate) * up * weight
   void (*swiglu)(float* gate, const float* up, std::size_t count, float weight);
+
+  AttentionKernels attention;
 
   // Runs only the int8 products, `rounds` times; returns the number of operations (a multiply-add is two).
   double (*peak)(std::size_t rounds);

@@ -20,7 +20,7 @@ struct KernelContext;   // OrtKernelContext: one call's inputs, outputs and thre
 struct Value;           // OrtValue
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // OrtApi, up to the last slot used. `Slot<I, F>` is function pointer F at index I of the table.

@@ -60,6 +60,7 @@ static_assert(ORT_API_VERSION >= ours::kApiVersion, "the header is older than th
 static_assert(ORT_FAIL == int{ours::kFail} && ORT_INVALID_ARGUMENT == int{ours::kInvalidArgument});
 static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == int{ours::kFloat} &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 == int{ours::kInt8} &&
+              ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 == int{ours::kInt64} &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == int{ours::kFloat16} &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == int{ours::kBFloat16});
 static_assert(INPUT_OUTPUT_REQUIRED == int{ours::kRequired} && INPUT_OUTPUT_OPTIONAL == int{ours::kOptional});

@@ -2,6 +2,7 @@
 #include <memory>
 #include <mutex>
 
+#include "../../attention/cpu/ort_kernels.hpp"
 #include "block_quant_linear.hpp"
 #include "c_interface.hpp"
 #include "dispatch.hpp"
@@ -151,6 +152,8 @@ extern "C" ECHOVLM_EXPORT echovlm::ort::Status* RegisterCustomOps(echovlm::ort::
       call<Api::CreateCustomOpDomain>(*api, "echovlm", &domain);
       call<Api::CustomOpDomainAdd>(*api, domain, &custom_op<DualPathMoEKernel>());
       call<Api::CustomOpDomainAdd>(*api, domain, &custom_op<BlockQuantLinearKernel>());
+      call<Api::CustomOpDomainAdd>(*api, domain, &custom_op<CachedAttentionKernel>());
+      call<Api::CustomOpDomainAdd>(*api, domain, &custom_op<SelfAttentionKernel>());
     });
     call<Api::AddCustomOpDomain>(*api, options, domain);
   });

@@ -18,6 +18,7 @@ struct Portable : WholeDots<Portable> {
   static constexpr int lanes = 4;
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 4;
+  static constexpr int attention_rows = 4;
   static constexpr std::size_t few_tokens = 3, row_tokens = 4;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
@@ -85,6 +86,34 @@ struct Portable : WholeDots<Portable> {
   static Float multiply_add(const Float& a, const Float& b, Float c) {
     for (int i = 0; i < 4; ++i) c.at[i] += a.at[i] * b.at[i];
     return c;
+  }
+  static Float add_floats(Float a, const Float& b) {
+    for (int i = 0; i < 4; ++i) a.at[i] += b.at[i];
+    return a;
+  }
+  static Float subtract(Float a, const Float& b) {
+    for (int i = 0; i < 4; ++i) a.at[i] -= b.at[i];
+    return a;
+  }
+  static Float larger(const Float& a, Float b) {  // b where either is NaN
+    for (int i = 0; i < 4; ++i) b.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+    return b;
+  }
+  static float largest(const Float& v) {
+    const Float pairs = larger(v, {{v.at[2], v.at[3], v.at[0], v.at[1]}});
+    return pairs.at[0] > pairs.at[1] ? pairs.at[0] : pairs.at[1];
+  }
+  static Float round(Float v) {
+    for (float& value : v.at) value = (value + kRounder) - kRounder;
+    return v;
+  }
+  // n an integer, v times 2^n a normal number.
+  static Float times_power_of_two(Float v, const Float& n) {
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t exponent = bits_of_float(n.at[i] + kRounder) - bits_of_float(kRounder);
+      v.at[i] = float_of_bits(bits_of_float(v.at[i]) + (exponent << 23));
+    }
+    return v;
   }
   static Float load_floats(const float* p) { return load_some_floats(p, 4); }
   static Float load_some_floats(const float* p, std::size_t count) {

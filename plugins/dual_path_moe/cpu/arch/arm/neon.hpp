@@ -15,6 +15,7 @@ struct Neon : WholeDots<Neon> {
   static constexpr int lanes = 4;
   static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
   static constexpr int tile_tokens = 6;
+  static constexpr int attention_rows = 8;  // x 2 vectors of sums, 2 of keys or values and a query: 19 of 32 registers
   static constexpr std::size_t few_tokens = 3, row_tokens = 4;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
@@ -57,6 +58,15 @@ struct Neon : WholeDots<Neon> {
   static Float broadcast(float v) { return vdupq_n_f32(v); }
   static Float multiply(Float a, Float b) { return vmulq_f32(a, b); }
   static Float multiply_add(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float add_floats(Float a, Float b) { return vaddq_f32(a, b); }
+  static Float subtract(Float a, Float b) { return vsubq_f32(a, b); }
+  static Float larger(Float a, Float b) { return vmaxq_f32(a, b); }  // NaN where either is
+  static float largest(Float v) { return vmaxvq_f32(v); }
+  static Float round(Float v) { return vrndnq_f32(v); }
+  // n an integer, v times 2^n a normal number.
+  static Float times_power_of_two(Float v, Float n) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(v), vshlq_n_s32(vcvtq_s32_f32(n), 23)));
+  }
   static Float load_floats(const float* p) { return vld1q_f32(p); }
   static Float load_some_floats(const float* p, std::size_t count) {
     float whole[4] = {};

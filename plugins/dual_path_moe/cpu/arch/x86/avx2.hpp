@@ -66,6 +66,7 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static constexpr int lanes = 8;
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 6;  // 6 tokens x 2 vectors: 12 of 16 registers; 2 for weights, 1 for activations
+  static constexpr int attention_rows = 6;  // likewise
   // Without VNNI the row product is faster for any number of tokens: its sums stay in 16 bits for a whole block of 4-bit weights.
   static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber, row_tokens = 8;
   static constexpr bool interleaves_rows = false;
@@ -110,6 +111,20 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static Float broadcast(float v) { return _mm256_set1_ps(v); }
   static Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float add_floats(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float subtract(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float larger(Float a, Float b) { return _mm256_max_ps(a, b); }  // b where either is NaN
+  static float largest(Float v) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static Float round(Float v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // n an integer, v times 2^n a normal number.
+  static Float times_power_of_two(Float v, Float n) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+  }
   static Float load_floats(const float* p) { return _mm256_loadu_ps(p); }
   static Float load_some_floats(const float* p, std::size_t count) {
     if (count >= 8) return load_floats(p);

@@ -1,6 +1,7 @@
 // AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned weights by signed activations and adds groups of four to 16 int32 lanes.
 #include <immintrin.h>
 
+#include "../../../../attention/cpu/byte_attention.hpp"
 #include "dispatch.hpp"
 #include "kernel_table.hpp"
 
@@ -15,6 +16,7 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   // Registers: 6 tokens x 2 vectors of sums and as many of totals, 2 of weights, 1 of activations: 27 of 32.
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 6;
+  static constexpr int attention_rows = 12;  // x 2 vectors of sums, 2 of keys or values and a query: 27 of 32 registers
   static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
   static constexpr std::size_t prefetch_bytes = 4096;
@@ -53,10 +55,29 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     return sum;
   }
 
+  static Int load_ints(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+  // Lanes rounded to integers, each one byte.
+  static void store_bytes(std::uint8_t* p, Float v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
   static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
   static Float broadcast(float v) { return _mm512_set1_ps(v); }
   static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float add_floats(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float subtract(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+  static float largest(Float v) { return _mm512_reduce_max_ps(v); }
+  static float first(Float v) { return _mm512_cvtss_f32(v); }
+  static void largest_of_four(const Float (&v)[4], float* largest) {
+    const Float a = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    const Float b = _mm512_max_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    const Float c = _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));  // of each quarter: one of each
+    const __m256 d = _mm256_max_ps(_mm512_castps512_ps256(c), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(c), 1)));
+    _mm_storeu_ps(largest, _mm_max_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)));
+  }
+  static Float round(Float v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Float times_power_of_two(Float v, Float n) { return _mm512_scalef_ps(v, n); }
   static Float load_floats(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_some_floats(const float* p, std::size_t count) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << (count < 16 ? count : 16)) - 1), p);
@@ -155,6 +176,6 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = table<Avx512Vnni>("avx512_vnni");
+const Kernels kAvx512VnniKernels = table<Avx512Vnni>("avx512_vnni", ByteAttentionTiles<Avx512Vnni>::kTable);
 
 }  // namespace echovlm
