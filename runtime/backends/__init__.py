@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
@@ -105,27 +106,42 @@ class SlotCache(Cache, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SlotRows:
+    """New tokens of one sequence in a turn: a chunk of its prompt, or the token that it wrote last.
+
+    Attributes:
+        slot: its cache; the tokens are appended after the first `past`.
+        past: tokens in the cache before these.
+        embeddings: [s, hidden_size].
+        angles: M-RoPE angles of the s tokens.
+    """
+
+    slot: SlotCache
+    past: int
+    embeddings: Floats
+    angles: Angles
+
+
 @runtime_checkable
 class BatchBackend(Backend, Protocol):
-    """A backend that runs one decode step of several sequences together.
+    """A backend that runs new tokens of several sequences together.
 
-    `encode` and `project` may run in one thread while `decode` and `step` run in another.
+    `encode` and `project` may run in one thread while `decode` and `turn` run in another.
     """
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether one call takes chunks and tokens of any slots; else only single tokens of adjacent slots run together."""
+        ...
 
     def new_slots(self, count: int, max_sequence: int) -> Sequence[SlotCache]:
         """Make `count` adjacent caches, each for one sequence; the system gives them memory as they are written."""
         ...
 
-    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
-        """Run one decode step: append one token to each of n sequences.
+    def turn(self, rows: Sequence[SlotRows]) -> Logits:
+        """Append new tokens to each of n sequences; returns the logits of each one's last token, [n, vocab_size].
 
-        Args:
-            embeddings: [n, hidden_size].
-            angles: M-RoPE angles of each sequence's token.
-            past: int64 [n], tokens in each cache before this one.
-            slots: n adjacent caches of `new_slots`, in their order; written in place.
-
-        Returns:
-            Logits [n, vocab_size], valid until the next call.
+        The slots are some of one call of `new_slots`, in their order and each once. The logits are valid until the next call.
         """
         ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from echovlm_edge.plugins.attention.reference import KEY_BLOCK
 from echovlm_edge.runtime.bundle.cost_model import ModelShape, bundle_cache_token_bytes
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, TOKEN_EMBEDDING, TOKENIZER, Manifest
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
@@ -149,8 +150,8 @@ class BundleShape:
         return Where.GPU if self.on_gpu and not self.target.startswith(UNIFIED) else Where.HOST
 
     def cache_bytes(self, max_sequence: int) -> int:
-        """Return the bytes of one sequence's keys and values."""
-        return self.cache_token * (self.cache_context or max_sequence)
+        """Return the bytes of one sequence's keys and values; on a CPU their positions are allocated in whole blocks."""
+        return self.cache_token * (self.cache_context or -(-max_sequence // KEY_BLOCK) * KEY_BLOCK)
 
 
 def activation_bytes(shape: BundleShape, max_sequence: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Backend, Cache, Floats, Logits, SlotCache
+from echovlm_edge.runtime.backends import Backend, Cache, Floats, Logits, SlotCache, SlotRows
 from echovlm_edge.runtime.prompting.rotary import Angles
 
 
@@ -61,7 +61,13 @@ class OneByOne:
         held = cache.cache if isinstance(cache, SingleSlot) else cache
         return self.backend.decode(embeddings, angles, past, logit_rows, held)
 
-    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Logits:
-        """Run one decode step, as `BatchBackend.step` does, for the one sequence."""
-        (slot,) = slots
-        return self.decode(embeddings, angles, int(past[0]), np.zeros(1, np.int64), slot)
+    @property
+    def packs_rows(self) -> bool:
+        """One slot has nothing to pack."""
+        return False
+
+    def turn(self, rows: Sequence[SlotRows]) -> Logits:
+        """Append new tokens to the one sequence, as `BatchBackend.turn` does."""
+        (only,) = rows
+        last = np.array([len(only.embeddings) - 1])
+        return self.decode(only.embeddings, only.angles, only.past, last, only.slot)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from echovlm_edge.plugins.attention.reference import KEY_BLOCK
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.runtime.backends import Cache, Floats, SlotCache
+from echovlm_edge.runtime.backends import Cache, Floats, SlotRows
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
 from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
 from echovlm_edge.runtime.bundle.manifest import FIX, PARTS, Bundle, Part
@@ -220,13 +220,30 @@ class OnnxRuntimeBackend:
         batch = Angles(angles.cos[None], angles.sin[None])
         return self._run_decoder(embeddings[None], batch, np.array([past]), logit_rows, cache)
 
-    def step(self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], slots: Sequence[SlotCache]) -> Floats:
-        """Run one decode step, as `BatchBackend.step` does."""
-        first, rows = slots[0], np.arange(len(past))
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the decoder's graph takes packed rows."""
+        return self._packs_rows
+
+    def turn(self, rows: Sequence[SlotRows]) -> Floats:
+        """Append new tokens to several sequences, as `BatchBackend.turn` does."""
+        first = rows[0].slot
         if isinstance(first, PackedCache):
-            return self._run_rows(embeddings, angles, first.slot + rows, past, rows, first)
-        batch = Angles(angles.cos[:, None], angles.sin[:, None])
-        return self._run_decoder(embeddings[:, None], batch, past, rows, first)
+            embeddings, angles = _side_by_side(rows)
+            lengths = [len(part.embeddings) for part in rows]
+            slots = np.repeat([part.slot.slot for part in rows], lengths)
+            positions = np.concatenate([part.past + np.arange(len(part.embeddings)) for part in rows])
+            return self._run_rows(embeddings, angles, slots, positions, np.cumsum(lengths) - 1, first)
+        return np.concatenate([self._rectangle(group) for group in _rectangles(rows)])
+
+    def _rectangle(self, rows: Sequence[SlotRows]) -> Floats:
+        """Run one sequence's tokens, or one token of each of adjacent slots; returns a copy of the logits of each one's last token."""
+        embeddings, angles = _side_by_side(rows)
+        length = len(embeddings) // len(rows)
+        batch, past = (len(rows), length), np.array([part.past for part in rows])
+        shaped = Angles(angles.cos.reshape(*batch, -1), angles.sin.reshape(*batch, -1))
+        last = np.arange(1, len(rows) + 1) * length - 1
+        return self._run_decoder(embeddings.reshape(*batch, -1), shaped, past, last, rows[0].slot).copy()
 
     def _run_rows(
         self,
@@ -283,6 +300,24 @@ class OnnxRuntimeBackend:
             self._decoder.run_with_iobinding(binding)
         logits: Floats = binding.get_outputs()[-1].numpy()
         return logits
+
+
+def _side_by_side(rows: Sequence[SlotRows]) -> tuple[Floats, Angles]:
+    angles = Angles(*(np.concatenate([getattr(part.angles, name) for part in rows]) for name in ("cos", "sin")))
+    return np.concatenate([part.embeddings for part in rows]), angles
+
+
+def _rectangles(rows: Sequence[SlotRows]) -> list[list[SlotRows]]:
+    """Group what one call takes: neighbouring slots' single tokens, or one sequence's chunk."""
+    groups: list[list[SlotRows]] = []
+    for part in rows:
+        last = groups[-1][-1] if groups else None
+        single = last is not None and len(last.embeddings) == len(part.embeddings) == 1
+        if single and part.slot.slot == last.slot.slot + 1:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
 
 
 def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:

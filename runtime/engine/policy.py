@@ -12,9 +12,11 @@ from typing import Protocol, TypeVar
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.engine.reuse import BLOCK
+from echovlm_edge.runtime.engine.turn_time import TurnTime
 
-# Tokens prefilled at once: alone, and while others wait for their next token.
-CHUNK, CHUNK_BESIDE_OTHERS = PREFILL_CHUNK, 64
+CHUNK = PREFILL_CHUNK  # tokens of a prompt that are prefilled at once while nobody waits for a token
+ROWS_AT_FIRST = 32  # while others wait, until it is known what a row takes
+SLOWER_BESIDE_PROMPTS = 3.0  # times a turn without a prompt; measured: a prompt's first token comes as early as with chunks of 64
 # While other sequences decode, background gets one chunk per this many decode steps.
 BACKGROUND_EVERY = 8
 
@@ -66,16 +68,31 @@ def next_to_prefill(running: Sequence[Member], steps: int) -> Member | None:
     return prefilling[0]
 
 
-def chunk_end(member: Standing, running: Iterable[Standing]) -> int:
-    """Return how many tokens are in a sequence's cache after its next chunk.
+def chunk_end(member: Standing, running: Iterable[Standing], rows: int) -> int:
+    """Return how many tokens are in a sequence's cache after its next chunk: up to `rows` more while others wait, else CHUNK.
 
-    Chunks end at multiples of BLOCK, or at the target, so that a token's bits do not depend on where chunks begin.
+    Chunks end at multiples of BLOCK, or at the target: kernels for attention that are not our own give a token other bits where
+    chunks begin elsewhere.
     """
     others_wait = any(
         other.decoding or other.priority is not Priority.BACKGROUND for other in running if other is not member
     )
-    size = CHUNK_BESIDE_OTHERS if others_wait else CHUNK
+    size = max(1, min(rows, CHUNK) // BLOCK) * BLOCK if others_wait else CHUNK
     return min(member.filled // BLOCK * BLOCK + size, member.target)
+
+
+def rows_beside(written: int, time: TurnTime, most_seconds: float | None) -> int:
+    """Return how many rows of a prompt a turn may have beside `written` tokens of others.
+
+    Args:
+        written: how many sequences get a token in this turn.
+        time: what turns have taken.
+        most_seconds: what a turn may take; by default SLOWER_BESIDE_PROMPTS times what it takes without a prompt.
+    """
+    if most_seconds is None:
+        most_seconds = SLOWER_BESIDE_PROMPTS * time.of(max(1, written))
+    rows = time.rows_within(most_seconds)
+    return ROWS_AT_FIRST if rows is None else max(0, rows - written)
 
 
 def preemptible(running: Iterable[Member], priority: Priority, can_park: Callable[[Member], bool]) -> list[Member]:

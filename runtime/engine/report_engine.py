@@ -64,6 +64,7 @@ class EngineOptions:
     image_bytes: int = 256 << 20
     parked_bytes: int = 1 << 30
     ignore_stop: bool = False
+    turn_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ class ReportEngine:
         self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
         slots = batch.new_slots(options.slots, context_length(manifest.limits.max_sequence, max_sequence))
         self._encoder = Encoder(batch, self.settings, spec.vision_head_dim, self._images)
-        self._scheduler = Scheduler(self.model, batch, slots, self._prefixes, options.parked_bytes)
+        self._scheduler = Scheduler(
+            self.model, batch, slots, self._prefixes, options.parked_bytes, options.turn_seconds
+        )
         self.info = EngineInfo(
             model=manifest.source.name,
             checkpoint_sha256=manifest.source.sha256,

@@ -12,7 +12,7 @@ from traceback import format_tb
 
 import numpy as np
 
-from echovlm_edge.runtime.backends import BatchBackend, Logits, SlotCache
+from echovlm_edge.runtime.backends import BatchBackend, Logits, SlotCache, SlotRows
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine import policy
@@ -23,6 +23,7 @@ from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
 from echovlm_edge.runtime.engine.sampling import Sampler, best
 from echovlm_edge.runtime.engine.sequence_state import SequenceState
 from echovlm_edge.runtime.engine.slots import SlotTable
+from echovlm_edge.runtime.engine.turn_time import TurnTime
 from echovlm_edge.runtime.resources.fair_queue import FairQueue
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
@@ -47,8 +48,8 @@ class SchedulerStats:
 class Scheduler:
     """Owns the decoder and the thread that runs it.
 
-    Each turn releases stopped sequences, admits waiting ones, prefills one chunk, and runs one decode step for all sequences
-    that are prefilled. An error in one sequence ends that sequence only. The lock is held for moments only: keys and values
+    Each turn releases stopped sequences, admits waiting ones, and runs a chunk of one prompt together with a token of every
+    sequence that is prefilled. An error in one sequence ends that sequence only. The lock is held for moments only: keys and values
     are copied without it.
     """
 
@@ -59,9 +60,20 @@ class Scheduler:
         slots: Sequence[SlotCache],
         prefixes: PrefixStore,
         parked_bytes: int,
+        most_seconds: float | None = None,
     ) -> None:
-        """Start the decoder's thread; `slots` are all caches that `new_slots` returned, `parked_bytes` is the memory for `Parking`."""
+        """Start the decoder's thread.
+
+        Args:
+            model: its rotary positions and tokens.
+            backend: runs the decoder.
+            slots: all caches of one call of `new_slots`.
+            prefixes: keys and values of prompts that were read.
+            parked_bytes: the budget of `Parking`.
+            most_seconds: what a turn may take while a prompt is read and others write; see `policy.rows_beside`.
+        """
         self._model, self._backend, self._prefixes = model, backend, prefixes
+        self._most_seconds, self._turn_time = most_seconds, TurnTime()
         self._table = SlotTable(slots)
         block = slots[0].read(0, BLOCK)
         token_bytes = block.nbytes // max(1, block.shape[2])
@@ -129,8 +141,7 @@ class Scheduler:
             try:
                 self._release_stopped()
                 self._admit()
-                self._prefill_chunk()
-                self._write_tokens()
+                self._take_turn()
             except Exception as error:  # the running sequences cannot continue, waiting ones can
                 where = "".join(format_tb(error.__traceback__))
                 _log.error("a turn of the decoder failed with %s:\n%s", type(error).__name__, where)
@@ -236,30 +247,79 @@ class Scheduler:
             self._reused += reused
         generation.outbox.put(Joined(reused))
 
-    def _prefill_chunk(self) -> None:
-        sequence = policy.next_to_prefill(self._running, self._steps)
-        if sequence is None:
+    def _take_turn(self) -> None:
+        """Run a chunk of one prompt and one token of every sequence that writes, in one call where the backend can."""
+        reading = policy.next_to_prefill(self._running, self._steps)
+        if reading is not None and reading.filled == reading.target:  # all of it was cached
+            with self._alone(reading):
+                self._prefilled_all(reading, None)
+            reading = None
+        writing = [sequence for sequence in self._running if sequence.decoding]
+        if self._backend.packs_rows:
+            self._run_parts(([reading] if reading else []) + writing)
             return
-        with self._alone(sequence):
-            logits = self._prefill(sequence) if sequence.filled < sequence.generation.target else None
-            if sequence.filled == sequence.generation.target:
-                self._prefilled_all(sequence, logits)
+        if reading:
+            self._run_parts([reading])
+            writing = [sequence for sequence in self._running if sequence.decoding]
+        if writing:
+            self._pack(writing)
+            self._run_parts(writing)
 
-    def _prefill(self, sequence: SequenceState) -> Logits:
-        generation, filled = sequence.generation, sequence.filled
-        stop = policy.chunk_end(sequence, self._running)
-        count = stop - filled
-        angles = self._model.rotary.angles(generation.prompt.positions[:, filled:stop])
-        logits: Logits = self._backend.decode(
-            sequence.unread[:count], angles, filled, np.array([count - 1]), self._table[sequence.slot]
-        )[0]
+    def _run_parts(self, members: Sequence[SequenceState]) -> None:
+        if not members:
+            return
+        members = sorted(members, key=lambda sequence: sequence.slot)
+        started = time.perf_counter()
+        try:
+            parts = [self._part(sequence) for sequence in members]
+            logits = self._backend.turn(parts)
+        except Exception as error:
+            if len(members) == 1:
+                self._end(members[0], error)
+                return
+            # One sequence may have caused it: run each alone, so that only that one fails.
+            for sequence in members:
+                with self._alone(sequence):
+                    part = self._part(sequence)
+                    self._advance(sequence, part, self._backend.turn([part])[0], started)
+            return
+        written = sum(sequence.decoding for sequence in members)
+        if written:
+            self._steps += 1
+            self._turn_time.learn(sum(len(part.embeddings) for part in parts), time.perf_counter() - started)
+        for row, (sequence, part) in enumerate(zip(members, parts, strict=True)):
+            with self._alone(sequence):
+                self._advance(sequence, part, logits[row], started)
+
+    def _part(self, sequence: SequenceState) -> SlotRows:
+        """The tokens that a sequence has in the next turn."""
+        filled, slot = sequence.filled, self._table[sequence.slot]
+        if sequence.decoding:
+            positions = np.full((3, 1), sequence.position)
+            embeddings = self._backend.embed(np.array([sequence.token]))
+        else:
+            written = sum(other.decoding for other in self._running)
+            rows = policy.rows_beside(written, self._turn_time, self._most_seconds)
+            stop = policy.chunk_end(sequence, self._running, rows)
+            positions = sequence.generation.prompt.positions[:, filled:stop]
+            embeddings = sequence.unread[: stop - filled]
+        return SlotRows(slot, filled, embeddings, self._model.rotary.angles(positions))
+
+    def _advance(self, sequence: SequenceState, part: SlotRows, logits: Logits, started: float) -> None:
+        if sequence.decoding:
+            sequence.filled += 1
+            sequence.position += 1
+            self._choose(sequence, logits, started)
+            return
+        count = len(part.embeddings)
         with self._wake:
-            self._waiting.charge(generation.client, count)
+            self._waiting.charge(sequence.generation.client, count)
             self._prefilled += count
         best(logits)  # raises if they are not finite, before anything of the chunk is cached
         sequence.unread = sequence.unread[count:]
-        sequence.filled = stop
-        return logits
+        sequence.filled += count
+        if sequence.filled == sequence.target:
+            self._prefilled_all(sequence, logits)
 
     def _prefilled_all(self, sequence: SequenceState, logits: Logits | None) -> None:
         generation = sequence.generation
@@ -278,40 +338,6 @@ class Scheduler:
         self._choose(sequence, logits, started)  # the first token may end it: the slot is free then, but still filled
         if generation.lasting:
             self._keep(sequence, generation.lasting, cache)
-
-    def _write_tokens(self) -> None:
-        writing = [sequence for sequence in self._running if sequence.decoding]
-        if not writing:
-            return
-        started = time.perf_counter()
-        try:
-            self._pack(writing)
-            logits = self._step(writing)
-        except Exception as error:
-            if len(writing) == 1:
-                self._end(writing[0], error)
-                return
-            # One sequence may have caused the error: step each one separately, so that only that one fails.
-            for sequence in writing:
-                with self._alone(sequence):
-                    self._advance(sequence, self._step([sequence])[0], started)
-            return
-        self._steps += 1
-        for row, sequence in enumerate(writing):
-            with self._alone(sequence):
-                self._advance(sequence, logits[row], started)
-
-    def _step(self, writing: Sequence[SequenceState]) -> Logits:
-        embeddings = self._backend.embed(np.array([sequence.token for sequence in writing]))
-        positions = np.tile(np.array([sequence.position for sequence in writing]), (3, 1))
-        past = np.array([sequence.filled for sequence in writing])
-        slots = self._table.range(writing[0].slot, len(writing))
-        return self._backend.step(embeddings, self._model.rotary.angles(positions), past, slots)
-
-    def _advance(self, sequence: SequenceState, logits: Logits, started: float) -> None:
-        sequence.filled += 1
-        sequence.position += 1
-        self._choose(sequence, logits, started)
 
     def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> None:
         assert sequence.sampler is not None

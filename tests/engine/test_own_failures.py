@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats
-from echovlm_edge.runtime.backends.onnxruntime import OrtCache
+from echovlm_edge.runtime.backends.onnxruntime import PackedCache
 from echovlm_edge.runtime.contracts.errors import Busy, Unavailable, UserError, fresh
 from echovlm_edge.runtime.contracts.request import (
     FinishReason,
@@ -138,7 +138,7 @@ def test_an_image_that_fails_fails_for_each_caller_by_itself(
     assert len({id(failure) for failure in failures}) == 3
 
 
-@pytest.mark.parametrize("where", ["encode", "decode", "step"])
+@pytest.mark.parametrize("where", ["encode", "turn"])
 def test_a_failure_keeps_no_picture_alive(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     engine, _ = make_engine(EngineOptions(1, 0, 0))
 
@@ -191,9 +191,9 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
 ) -> None:
     engine, backend = make_engine(EngineOptions(1))
     copying, may_go_on = threading.Event(), threading.Event()
-    read = OrtCache.read
+    read = PackedCache.read
 
-    def slow_read(self: OrtCache, start: int, stop: int) -> NDArray[np.float32]:
+    def slow_read(self: PackedCache, start: int, stop: int) -> NDArray[np.float32]:
         copying.set()
         may_go_on.wait(20)
         return read(self, start, stop)
@@ -209,7 +209,7 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
         first = threading.Thread(target=engine.prepare, args=(frames, "", "", stop.is_set), daemon=True)
         first.start()
     wait_for(lambda: engine.stats().scheduler.busy == 1)
-    monkeypatch.setattr(OrtCache, "read", slow_read)
+    monkeypatch.setattr(PackedCache, "read", slow_read)
     second = Call(engine, GenerationRequest("How?", sampling=Sampling(3)))
     wait_for(lambda: engine.stats().scheduler.waiting == 1)
     backend.gate.set()

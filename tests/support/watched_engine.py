@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Floats, SlotCache
+from echovlm_edge.runtime.backends import Floats, SlotCache, SlotRows
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, TextDelta
@@ -52,19 +52,17 @@ class WatchedBackend(OnnxRuntimeBackend):
         self.embeds.wait()
         return super().embed(token_ids)
 
-    def decode(self, embeddings, angles, past, logit_rows, cache):  # type: ignore[no-untyped-def]
+    def turn(self, rows: Sequence[SlotRows]) -> Floats:
         self.gate.wait()
-        self.chunks.append(len(embeddings))
-        return super().decode(embeddings, angles, past, logit_rows, cache)
-
-    def step(self, embeddings, angles, past, slots):  # type: ignore[no-untyped-def]
-        self.gate.wait()
-        if self.fails(slots):
+        tokens = [part for part in rows if len(part.embeddings) == 1]
+        if tokens and self.fails([part.slot for part in tokens]):
             raise MemoryError
-        self.steps.append(len(past))
-        self.pasts.append(past.tolist())
-        logits = super().step(embeddings, angles, past, slots).copy()
-        logits[[self.nan_after(int(tokens)) for tokens in past]] = np.nan
+        self.chunks += [len(part.embeddings) for part in rows if len(part.embeddings) > 1]
+        if tokens:
+            self.steps.append(len(tokens))
+            self.pasts.append([part.past for part in tokens])
+        logits = super().turn(rows).copy()
+        logits[[len(part.embeddings) == 1 and self.nan_after(part.past) for part in rows]] = np.nan
         return logits
 
 
