@@ -125,6 +125,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
         chosen.prefix_mb << 20,
         chosen.image_mb << 20,
         chosen.parked_mb << 20,
+        chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
         chosen.debug_ignore_stop,
     )
 

@@ -50,7 +50,12 @@ class ServeSettings(BaseModel):
     )
     verify: bool = _option(False, "check every file's hash before loading")
 
-    slots: int = _option(8, "reports decoded at the same time", "N", LOAD, ge=1, le=256)
+    slots: int = _option(8, "reports written together", "N", LOAD, ge=1, le=256)
+    turn_milliseconds: float | None = _option(
+        *(None, "time between two tokens of a report while another's prompt is read; without it three times the usual"),
+        *("MS", LOAD),
+        gt=0,
+    )
     queue: int = _option(32, "calls that may wait for a slot", "N", LOAD, ge=0, le=4096)
     request_mb: int = _option(512, "memory for the requests of admitted calls", "N", LOAD, ge=1)
     prefix_mb: int = _option(1024, "memory for cached prompts", "N", LOAD, ge=0)
