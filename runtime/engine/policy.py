@@ -15,8 +15,9 @@ from echovlm_edge.runtime.engine.reuse import BLOCK
 from echovlm_edge.runtime.engine.turn_time import TurnTime
 
 CHUNK = PREFILL_CHUNK  # tokens of a prompt that are prefilled at once while nobody waits for a token
-ROWS_AT_FIRST = 32  # while others wait, until it is known what a row takes
-SLOWER_BESIDE_PROMPTS = 3.0  # times a turn without a prompt; measured: a prompt's first token comes as early as with chunks of 64
+ROWS_AT_FIRST, ROWS_AT_LEAST = 32, 4  # while others wait: until it is known what a row takes, and however little time there is
+# Writers wait little more than half as long as for a step and a chunk of 64, and a prompt's first token comes 5 to 10 % later.
+TURN_SHARE = 0.58
 # While other sequences decode, background gets one chunk per this many decode steps.
 BACKGROUND_EVERY = 8
 
@@ -68,31 +69,57 @@ def next_to_prefill(running: Sequence[Member], steps: int) -> Member | None:
     return prefilling[0]
 
 
-def chunk_end(member: Standing, running: Iterable[Standing], rows: int) -> int:
-    """Return how many tokens are in a sequence's cache after its next chunk: up to `rows` more while others wait, else CHUNK.
+def chunks(running: Sequence[Member], steps: int, rows: int) -> list[tuple[Member, int]]:
+    """Choose the prompts that the next turn reads, in the order of `next_to_prefill`: pairs of a sequence and its chunk's end.
 
-    Chunks end at multiples of BLOCK, or at the target: kernels for attention that are not our own give a token other bits where
-    chunks begin elsewhere.
+    They have `rows` tokens in all while others wait, else CHUNK. Background is read alone.
     """
-    others_wait = any(
+    chosen: list[tuple[Member, int]] = []
+    following = next_to_prefill(running, steps)
+    left = rows if following and _others_wait(following, running) else CHUNK
+    while following and left > 0:
+        end = min(following.filled + min(left, CHUNK), following.target)
+        chosen.append((following, end))
+        left -= end - following.filled
+        taken = [member for member, _ in chosen]
+        rest = [member for member in running if member not in taken and member.priority is not Priority.BACKGROUND]
+        following = next_to_prefill(rest, steps) if following.priority is not Priority.BACKGROUND else None
+    return chosen
+
+
+def chunk_in_blocks(running: Sequence[Member], steps: int, rows: int) -> list[tuple[Member, int]]:
+    """Choose as `chunks` does, one prompt only, whose chunks end at multiples of BLOCK or at the target.
+
+    Kernels that are not our own give a token other bits where chunks begin elsewhere.
+    """
+    member = next_to_prefill(running, steps)
+    if member is None:
+        return []
+    size = max(BLOCK, min(rows, CHUNK)) if _others_wait(member, running) else CHUNK
+    return [(member, min((member.filled + size) // BLOCK * BLOCK, member.target))]
+
+
+def _others_wait(member: Standing, running: Iterable[Standing]) -> bool:
+    """Return whether others wait for a token, or for their prompts to be read."""
+    return any(
         other.decoding or other.priority is not Priority.BACKGROUND for other in running if other is not member
     )
-    size = max(1, min(rows, CHUNK) // BLOCK) * BLOCK if others_wait else CHUNK
-    return min(member.filled // BLOCK * BLOCK + size, member.target)
 
 
 def rows_beside(written: int, time: TurnTime, most_seconds: float | None) -> int:
-    """Return how many rows of a prompt a turn may have beside `written` tokens of others.
+    """Return how many rows of a prompt a turn may have in which `written` sequences get a token.
 
     Args:
-        written: how many sequences get a token in this turn.
+        written: sequences that get a token.
         time: what turns have taken.
-        most_seconds: what a turn may take; by default SLOWER_BESIDE_PROMPTS times what it takes without a prompt.
+        most_seconds: what a turn may take; by default TURN_SHARE of what a step and a chunk of 64 would take one after the other.
     """
+    if time.step is None or not time.row:
+        return ROWS_AT_FIRST
     if most_seconds is None:
-        most_seconds = SLOWER_BESIDE_PROMPTS * time.of(max(1, written))
-    rows = time.rows_within(most_seconds)
-    return ROWS_AT_FIRST if rows is None else max(0, rows - written)
+        # Both read the weights, which a turn reads once: the chunk alone takes what the step does, and its further rows.
+        most_seconds = TURN_SHARE * (2 * time.step + max(0, 64 - written) * time.row)
+    return max(ROWS_AT_LEAST, int((most_seconds - time.step) / time.row))
 
 
 def preemptible(running: Iterable[Member], priority: Priority, can_park: Callable[[Member], bool]) -> list[Member]:

@@ -56,7 +56,7 @@ class EngineOptions:
         prefix_bytes: memory for the cached keys and values of prompts; 0 for none.
         image_bytes: memory for the cached embeddings of images; 0 for none.
         parked_bytes: memory for batch generations that were preempted by interactive ones, see `Parking`.
-        turn_seconds: what a turn of the decoder may take while a prompt is read and others write; None: three times the usual.
+        turn_seconds: what a turn of the decoder may take while a prompt is read and others write; see `policy.rows_beside`.
         ignore_stop: write every text to its max_new_tokens, past the model's own end: for measuring only.
     """
 

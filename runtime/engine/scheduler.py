@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from traceback import format_tb
@@ -248,30 +248,32 @@ class Scheduler:
         generation.outbox.put(Joined(reused))
 
     def _take_turn(self) -> None:
-        """Run a chunk of one prompt and one token of every sequence that writes, in one call where the backend can."""
-        reading = policy.next_to_prefill(self._running, self._steps)
-        if reading is not None and reading.filled == reading.target:  # all of it was cached
-            with self._alone(reading):
-                self._prefilled_all(reading, None)
-            reading = None
-        writing = [sequence for sequence in self._running if sequence.decoding]
+        """Run rows of prompts and one token of every sequence that writes, in one call where the backend can."""
+        for sequence in [sequence for sequence in self._running if sequence.prefilled and not sequence.decoding]:
+            with self._alone(sequence):  # all of its prompt was cached
+                self._prefilled_all(sequence, None)
+        written = sum(sequence.decoding for sequence in self._running)
+        rows = policy.rows_beside(written, self._turn_time, self._most_seconds)
         if self._backend.packs_rows:
-            self._run_parts(([reading] if reading else []) + writing)
+            ends = dict(policy.chunks(self._running, self._steps, rows))
+            self._run_parts(self._writing(), ends)
             return
-        if reading:
-            self._run_parts([reading])
-            writing = [sequence for sequence in self._running if sequence.decoding]
-        if writing:
-            self._pack(writing)
-            self._run_parts(writing)
+        self._run_parts([], dict(policy.chunk_in_blocks(self._running, self._steps, rows)))
+        writing = self._writing()
+        self._pack(writing)
+        self._run_parts(writing, {})
 
-    def _run_parts(self, members: Sequence[SequenceState]) -> None:
+    def _writing(self) -> list[SequenceState]:
+        return [sequence for sequence in self._running if sequence.decoding]
+
+    def _run_parts(self, writing: Sequence[SequenceState], ends: Mapping[SequenceState, int]) -> None:
+        """Run a token of each of `writing`, and prompts up to their `ends`."""
+        members = sorted([*writing, *ends], key=lambda sequence: sequence.slot)
         if not members:
             return
-        members = sorted(members, key=lambda sequence: sequence.slot)
         started = time.perf_counter()
         try:
-            parts = [self._part(sequence) for sequence in members]
+            parts = [self._part(sequence, ends) for sequence in members]
             logits = self._backend.turn(parts)
         except Exception as error:
             if len(members) == 1:
@@ -280,29 +282,26 @@ class Scheduler:
             # One sequence may have caused it: run each alone, so that only that one fails.
             for sequence in members:
                 with self._alone(sequence):
-                    part = self._part(sequence)
+                    part = self._part(sequence, ends)
                     self._advance(sequence, part, self._backend.turn([part])[0], started)
             return
-        written = sum(sequence.decoding for sequence in members)
-        if written:
+        if writing:
             self._steps += 1
-            self._turn_time.learn(sum(len(part.embeddings) for part in parts), time.perf_counter() - started)
+            prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
+            self._turn_time.learn(prompt_rows, time.perf_counter() - started)
         for row, (sequence, part) in enumerate(zip(members, parts, strict=True)):
             with self._alone(sequence):
                 self._advance(sequence, part, logits[row], started)
 
-    def _part(self, sequence: SequenceState) -> SlotRows:
+    def _part(self, sequence: SequenceState, ends: Mapping[SequenceState, int]) -> SlotRows:
         """The tokens that a sequence has in the next turn."""
         filled, slot = sequence.filled, self._table[sequence.slot]
         if sequence.decoding:
             positions = np.full((3, 1), sequence.position)
             embeddings = self._backend.embed(np.array([sequence.token]))
         else:
-            written = sum(other.decoding for other in self._running)
-            rows = policy.rows_beside(written, self._turn_time, self._most_seconds)
-            stop = policy.chunk_end(sequence, self._running, rows)
-            positions = sequence.generation.prompt.positions[:, filled:stop]
-            embeddings = sequence.unread[: stop - filled]
+            positions = sequence.generation.prompt.positions[:, filled : ends[sequence]]
+            embeddings = sequence.unread[: ends[sequence] - filled]
         return SlotRows(slot, filled, embeddings, self._model.rotary.angles(positions))
 
     def _advance(self, sequence: SequenceState, part: SlotRows, logits: Logits, started: float) -> None:
@@ -318,7 +317,7 @@ class Scheduler:
         best(logits)  # raises if they are not finite, before anything of the chunk is cached
         sequence.unread = sequence.unread[count:]
         sequence.filled += count
-        if sequence.filled == sequence.target:
+        if sequence.prefilled:
             self._prefilled_all(sequence, logits)
 
     def _prefilled_all(self, sequence: SequenceState, logits: Logits | None) -> None:

@@ -55,6 +55,11 @@ class SequenceState:
         return self.generation.target
 
     @property
+    def prefilled(self) -> bool:
+        """Whether all of them are prefilled."""
+        return self.filled >= self.target
+
+    @property
     def decoding(self) -> bool:
         """Whether it is prefilled and gains one token per step."""
         return self.sampler is not None

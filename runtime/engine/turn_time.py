@@ -1,49 +1,31 @@
-"""How long a turn of the decoder takes by its number of rows, learnt from the turns so far."""
+"""How long a turn of the decoder takes, learnt from the turns so far."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-KEPT = 0.97  # of what was learnt, after each turn
-SPREAD = 4.0  # variance of the rows from which on a slope is believed
+KEPT = 0.9  # of what was learnt, at each turn
 
 
 @dataclass
 class TurnTime:
-    """A line through recent turns, seconds = base + per_row * rows, by least squares with weights that fade.
+    """What turns take on this machine, as averages that fade.
 
-    Turns are alike as long as a few rows are among them: memory is read once for all rows, and arithmetic grows with them.
+    Attributes:
+        step: seconds of a turn in which sequences write and no prompt is read; None until there was one.
+        row: seconds that each row of a prompt adds to such a turn; None until there was one.
     """
 
-    weight: float = 0.0
-    rows: float = 0.0  # means
-    seconds: float = 0.0
-    variance: float = 0.0
-    covariance: float = 0.0
+    step: float | None = None
+    row: float | None = None
 
-    def learn(self, rows: int, seconds: float) -> None:
-        """Take one turn into account."""
-        self.weight = self.weight * KEPT + 1
-        share = 1 / self.weight
-        apart, late = rows - self.rows, seconds - self.seconds
-        self.rows += share * apart
-        self.seconds += share * late
-        self.variance = (1 - share) * (self.variance + share * apart * apart)
-        self.covariance = (1 - share) * (self.covariance + share * apart * late)
+    def learn(self, prompt_rows: int, seconds: float) -> None:
+        """Take a turn into account in which sequences wrote and `prompt_rows` of a prompt were read."""
+        if prompt_rows == 0:
+            self.step = _faded(self.step, seconds)
+        elif self.step is not None:
+            self.row = _faded(self.row, max(0.0, seconds - self.step) / prompt_rows)
 
-    @property
-    def per_row(self) -> float | None:
-        """Seconds that one more row takes; None until turns of different sizes were seen."""
-        if self.variance < SPREAD or self.covariance <= 0:
-            return None
-        return self.covariance / self.variance
 
-    def of(self, rows: int) -> float:
-        """Estimate the seconds of a turn of `rows`; 0 before the first."""
-        return max(0.0, self.seconds + (self.per_row or 0.0) * (rows - self.rows))
-
-    def rows_within(self, seconds: float) -> int | None:
-        """Estimate how many rows a turn of at most `seconds` has; None where nothing is known."""
-        if self.per_row is None:
-            return None
-        return max(0, int(self.rows + (seconds - self.seconds) / self.per_row))
+def _faded(average: float | None, value: float) -> float:
+    return value if average is None else KEPT * average + (1 - KEPT) * value

@@ -52,7 +52,7 @@ class ServeSettings(BaseModel):
 
     slots: int = _option(8, "reports written together", "N", LOAD, ge=1, le=256)
     turn_milliseconds: float | None = _option(
-        *(None, "time between two tokens of a report while another's prompt is read; without it three times the usual"),
+        *(None, "longest time between two tokens of a report while another's prompt is read (default: measured, see operations.md)"),
         *("MS", LOAD),
         gt=0,
     )
