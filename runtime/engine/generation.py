@@ -99,9 +99,9 @@ class Generation:
 
     Attributes:
         prompt: tokens and positions.
-        embed: `embed(start)` makes the embeddings of the prompt's tokens from `start` on, float32 [n - start, hidden_size],
-            with the images' in their places; called when the generation gets its slot, with the number of cached tokens.
-        blocks: cache keys of the prompt's prefixes, from `reuse.block_names`.
+        embed: `embed(start, stop)` makes the embeddings of the prompt's tokens `start` to `stop`, float32
+            [stop - start, hidden_size], with the images' in their places; called for each chunk, so that nobody waits for all.
+        blocks: names of the prompt's prefixes, see `reuse.block_names`.
         sampling: how tokens are chosen; None to prefill up to the last image only and cache that.
         stopped: asked before every chunk and token; once it returns True the generation is released.
         priority: its scheduling priority.
@@ -111,7 +111,7 @@ class Generation:
     """
 
     prompt: Prompt
-    embed: Callable[[int], Floats] = field(repr=False)
+    embed: Callable[[int, int], Floats] = field(repr=False)
     blocks: Sequence[bytes] = field(repr=False)
     sampling: Sampling | None
     stopped: Callable[[], bool]

@@ -22,20 +22,28 @@ class Model:
     stop_token_ids: frozenset[int]
 
 
-def prompt_embeddings(backend: Backend, prompt: Prompt, images: Sequence[Floats], start: int = 0) -> Floats:
-    """Embed a prompt's tokens from `start` on, with the images' embeddings in their places.
+def prompt_embeddings(
+    backend: Backend, prompt: Prompt, images: Sequence[Floats], start: int = 0, stop: int | None = None
+) -> Floats:
+    """Embed a prompt's tokens from `start` up to `stop`, with the images' embeddings in their places.
 
     Args:
         backend: embeds token ids.
         prompt: n tokens, and at which of them images stand.
         images: each image's embeddings, float32 [m, hidden_size], in the prompt's order.
         start: the first token to embed.
+        stop: the token after the last; by default the prompt's end.
 
     Returns:
-        float32 [n - start, hidden_size].
+        float32 [stop - start, hidden_size].
     """
-    embeddings = backend.embed(prompt.token_ids[start:])
-    before = int(np.searchsorted(prompt.image_rows, start))
-    if before < len(prompt.image_rows):
-        embeddings[prompt.image_rows[before:] - start] = np.concatenate(images)[before:]
+    stop = len(prompt.token_ids) if stop is None else stop
+    embeddings = backend.embed(prompt.token_ids[start:stop])
+    first, last = np.searchsorted(prompt.image_rows, (start, stop))
+    rows, before = prompt.image_rows[first:last] - start, 0  # image rows of the images before this one
+    for image in images:
+        part = image[max(first - before, 0) : max(last - before, 0)]
+        place = max(before - first, 0)
+        embeddings[rows[place : place + len(part)]] = part
+        before += len(image)
     return embeddings

@@ -213,7 +213,6 @@ class Scheduler:
                 _log.warning("no memory to park a batch generation: it keeps its slot")
                 sequence.stays = True
                 return False
-        sequence.unread = sequence.unread[:0].copy()
         self._leave_slot(sequence)
         with self._wake:
             if sequence in self._alive:
@@ -237,8 +236,6 @@ class Scheduler:
             self._parking.enter(sequence)
         if known is not None:
             self._table[sequence.slot].write(0, known if parked is not None else known[:, :, : sequence.filled])
-        if sequence.sampler is None:
-            sequence.unread = generation.embed(sequence.filled)
         if parked is not None:
             sequence.parked = None
             return
@@ -301,7 +298,7 @@ class Scheduler:
             embeddings = self._backend.embed(np.array([sequence.token]))
         else:
             positions = sequence.generation.prompt.positions[:, filled : ends[sequence]]
-            embeddings = sequence.unread[: ends[sequence] - filled]
+            embeddings = sequence.generation.embed(filled, ends[sequence])
         return SlotRows(slot, filled, embeddings, self._model.rotary.angles(positions))
 
     def _advance(self, sequence: SequenceState, part: SlotRows, logits: Logits, started: float) -> None:
@@ -314,8 +311,7 @@ class Scheduler:
         with self._wake:
             self._waiting.charge(sequence.generation.client, count)
             self._prefilled += count
-        best(logits)  # raises if they are not finite, before anything of the chunk is cached
-        sequence.unread = sequence.unread[count:]
+        best(logits)  # raises where they are not finite, before anything of the chunk is cached
         sequence.filled += count
         if sequence.prefilled:
             self._prefilled_all(sequence, logits)
@@ -329,7 +325,6 @@ class Scheduler:
             return
         assert logits is not None, "at least one token of a prompt is always run"
         started = time.perf_counter()
-        sequence.unread = sequence.unread.copy()  # it is empty, and the copy frees the array that it was a view of
         sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
         sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
         sequence.position = generation.prompt.next_position

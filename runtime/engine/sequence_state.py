@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.engine.generation import Generation
 from echovlm_edge.runtime.engine.sampling import Sampler
@@ -22,7 +20,6 @@ class SequenceState:
         generation: the prompt and how to continue it.
         slot: the index of its KV cache; -1 while it has none.
         filled: tokens in the cache, or in `parked`.
-        unread: embeddings of the tokens yet to be prefilled, float32 [n, hidden_size], while it has a slot.
         parked: its keys and values [tensors, kv_heads, filled, head_dim], while it is preempted, see `Parking`.
         joined: when it first got a slot, by time.perf_counter.
         stays: whether it must keep its slot, because its keys and values could not be copied.
@@ -35,7 +32,6 @@ class SequenceState:
     generation: Generation
     slot: int = -1
     filled: int = 0
-    unread: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     parked: NDArray[Any] | None = field(default=None, repr=False)
     joined: float = 0.0
     stays: bool = False

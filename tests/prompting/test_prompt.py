@@ -70,6 +70,8 @@ def test_embeddings_from_a_token_on_are_the_end_of_the_whole_prompts(patches: li
     whole = prompt_embeddings(backend, prompt, images)
     assert whole[prompt.image_rows, 0].tolist() == [row[0] for image in images for row in image]
     np.testing.assert_array_equal(prompt_embeddings(backend, prompt, images, start), whole[start:])
+    for stop in range(start + 1, len(whole) + 1):
+        np.testing.assert_array_equal(prompt_embeddings(backend, prompt, images, start, stop), whole[start:stop])
 
 
 def test_streamed_text_is_the_tokenizers(case: golden.Golden) -> None:
