@@ -61,7 +61,7 @@ constexpr std::size_t kLargestHead = 512;
 constexpr std::size_t byte_words(std::size_t dim) { return (dim + 3) / 4; }
 
 struct ByteAttentionKernels {
-  void (*arrange)(float* q, float* k, float* v, std::size_t count, std::size_t dim, const ByteWindow&);
+  void (*arrange)(const float* q, float* k, float* v, std::size_t count, std::size_t dim, const ByteWindow&);
   void (*attend)(const ByteWindow&, std::size_t positions, std::size_t dim, std::size_t first, std::size_t count, float* y,
                  std::size_t stride, float* scratch);
 };

@@ -28,98 +28,111 @@ struct ByteAttentionTiles {
   static constexpr int kKeyVectors = kSoftmaxBlock / kLanes;
   static constexpr int kValueVectors = 5;  // with 4 rows: 20 sums, 5 of values and a weight: 26 of 32 registers
 
-  static std::int32_t rounded(float x) {
-    return static_cast<std::int32_t>(bits_of_float(x + kRounder) - bits_of_float(kRounder));
-  }
-
-  // The scale that makes the largest of |x| 127; 0 for zeros, NaN where one is not finite.
-  static float scale_of(const float* x, std::size_t count) {
-    std::uint32_t peak = 0;  // as integers, which order as floats do and let NaN and infinity come out largest
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::uint32_t magnitude = bits_of_float(x[i]) & 0x7fffffffu;
-      peak = magnitude > peak ? magnitude : peak;
-    }
-    const float largest = float_of_bits(peak);
-    return peak >= 0x7f800000u ? __builtin_nanf("") : largest < 1e-30f ? 0.0f : largest / 127.0f;
-  }
-
   static float inverse(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
-  // `q`, `k` and `v` [count][dim] float; `k` and `v` are changed.
-  static void arrange(float* __restrict q, float* __restrict k, float* __restrict v, std::size_t count, std::size_t dim, const ByteWindow& to) {
-    const std::size_t words = byte_words(dim), width = padded_dim(dim);
-    const float share = 1.0f / static_cast<float>(count);
-    float mean_key[kLargestHead], mean_value[kLargestHead];
-    for (std::size_t d = 0; d < dim; ++d) mean_key[d] = mean_value[d] = 0.0f;
-    for (std::size_t i = 0; i < count; ++i) {
-      for (std::size_t d = 0; d < dim; ++d) mean_key[d] += k[i * dim + d];
-      for (std::size_t d = 0; d < dim; ++d) mean_value[d] += v[i * dim + d];
-    }
-    float peaks[kLargestHead];
-    for (std::size_t d = 0; d < dim; ++d) {
-      mean_key[d] *= share;
-      mean_value[d] *= share;
-      peaks[d] = 0.0f;
-    }
-    bool finite = true;  // all keys
-    const std::size_t padded = (count + kSoftmaxBlock - 1) / kSoftmaxBlock * kSoftmaxBlock;
-    std::memset(to.keys, 0, padded * words * 4);
-    std::memset(to.values, 0, padded * width);
-    for (std::size_t i = 0; i < padded; ++i) to.key_scales[i] = 0.0f;
-    for (std::size_t i = 0; i < padded; ++i) to.key_corrections[i] = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      const float query_scale = scale_of(q + i * dim, dim), query_inverse = inverse(query_scale);
-      std::uint8_t* __restrict const query = to.queries + i * words * 4;
-      for (std::size_t d = 0; d < dim; ++d) query[d] = static_cast<std::uint8_t>(rounded(q[i * dim + d] * query_inverse) + 128);
-      for (std::size_t d = dim; d < words * 4; ++d) query[d] = 0;
-      to.query_scales[i] = query_scale;
-      float* __restrict const key = k + i * dim;
-      for (std::size_t d = 0; d < dim; ++d) key[d] -= mean_key[d];
-      const float key_scale = scale_of(key, dim), key_inverse = inverse(key_scale);
-      finite = finite && key_scale == key_scale;
-      std::int8_t bytes[kLargestHead + 4] = {};
-      std::int32_t sum = 0;
-      for (std::size_t d = 0; d < dim; ++d) {
-        const std::int32_t value = rounded(key[d] * key_inverse);
-        bytes[d] = static_cast<std::int8_t>(value);
-        sum += value;
+  // The scale that makes the largest magnitude 127; 0 for zeros, NaN where one is not finite. Magnitudes are compared as integers,
+  // which order as floats do and let NaN and infinity come out largest.
+  static float scale_of(std::int32_t largest) {
+    return largest >= 0x7f800000 ? __builtin_nanf("") : largest < 0x0da24260 /* 1e-30 */ ? 0.0f : float_of_bits(static_cast<std::uint32_t>(largest)) / 127.0f;
+  }
+
+  static float row_scale(const float* x, std::size_t width) {
+    Int largest = Isa::magnitude(Isa::load_floats(x));
+    for (std::size_t i = kLanes; i < width; i += kLanes) largest = Isa::larger(largest, Isa::magnitude(Isa::load_floats(x + i)));
+    return scale_of(Isa::largest(largest));
+  }
+
+  // The mean of rows [count][width], taken away from each.
+  static void centre(float* rows, std::size_t count, std::size_t width, float* mean) {
+    const Float share = Isa::broadcast(1.0f / static_cast<float>(count));
+    for (std::size_t column = 0; column < width; column += kLanes) {
+      Float sum = Isa::broadcast(0.0f);
+      for (std::size_t i = 0; i < count; ++i) sum = Isa::add_floats(sum, Isa::load_floats(rows + i * width + column));
+      const Float of_column = Isa::multiply(sum, share);
+      Isa::store_floats(mean + column, of_column);
+      for (std::size_t i = 0; i < count; ++i) {
+        float* const value = rows + i * width + column;
+        Isa::store_floats(value, Isa::subtract(Isa::load_floats(value), of_column));
       }
-      std::int8_t* const keys = to.keys + i / kKeyBlock * kKeyBlock * words * 4 + i % kKeyBlock * 4;
-      for (std::size_t w = 0; w < words; ++w) std::memcpy(keys + w * kKeyBlock * 4, bytes + w * 4, 4);
-      to.key_scales[i] = key_scale;
-      to.key_corrections[i] = -128 * sum;
-      float* __restrict const value = v + i * dim;
-      for (std::size_t d = 0; d < dim; ++d) {
-        value[d] -= mean_value[d];
-        const float magnitude = value[d] < 0.0f ? -value[d] : value[d];
-        peaks[d] = magnitude > peaks[d] ? magnitude : peaks[d];
-      }
-    }
-    float inverses[kLargestHead], zeros[kLargestHead] = {};
-    for (std::size_t d = 0; d < width; ++d) {
-      to.value_scales[d] = d < dim ? scale_of(peaks + d, 1) : 0.0f;
-      to.value_means[d] = d < dim ? (finite ? mean_value[d] : __builtin_nanf("")) : 0.0f;
-      inverses[d] = inverse(to.value_scales[d]);
-    }
-    for (std::size_t i = 0; i < count; i += 4) {
-      const float* rows[4];
-      for (std::size_t n = 0; n < 4; ++n) rows[n] = i + n < count ? v + (i + n) * dim : zeros;
-      std::uint32_t quads[kLargestHead];
-      for (std::size_t d = 0; d < dim; ++d) {
-        const auto byte = [&](std::size_t n) { return static_cast<std::uint32_t>(rounded(rows[n][d] * inverses[d])) & 0xff; };
-        quads[d] = byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
-      }
-      std::memcpy(to.values + i * width, quads, dim * 4);
     }
   }
 
-  // 255 * 2^x within 2e-4 of its value, for x up to 0: what is rounded to a byte needs no more.
+  static void arrange_queries(const float* q, std::size_t count, std::size_t width, std::size_t bytes, const ByteWindow& to) {
+    alignas(64) std::uint8_t row[kLargestHead];
+    const Float middle = Isa::broadcast(128.0f);
+    for (std::size_t i = 0; i < count; ++i) {
+      const float scale = row_scale(q + i * width, width);
+      const Float factor = Isa::broadcast(inverse(scale));
+      for (std::size_t d = 0; d < width; d += kLanes)
+        Isa::store_bytes(row + d, Isa::multiply_add(Isa::load_floats(q + i * width + d), factor, middle));
+      std::memcpy(to.queries + i * bytes, row, bytes);
+      to.query_scales[i] = scale;
+    }
+  }
+
+  static void arrange_keys(const float* k, std::size_t count, std::size_t padded, std::size_t width, std::size_t words, const ByteWindow& to) {
+    alignas(64) std::uint8_t row[kLargestHead];
+    std::memset(to.keys + count / kKeyBlock * kKeyBlock * words * 4, 0, (padded - count / kKeyBlock * kKeyBlock) * words * 4);
+    for (std::size_t i = count; i < padded; ++i) to.key_scales[i] = 0.0f;
+    for (std::size_t i = 0; i < count; ++i) {
+      const float scale = row_scale(k + i * width, width);
+      const Float factor = Isa::broadcast(inverse(scale));
+      for (std::size_t d = 0; d < width; d += kLanes)
+        Isa::store_bytes(row + d, Isa::multiply(Isa::load_floats(k + i * width + d), factor));
+      std::int8_t* const keys = to.keys + i / kKeyBlock * kKeyBlock * words * 4 + i % kKeyBlock * 4;
+      for (std::size_t w = 0; w < words; ++w) std::memcpy(keys + w * kKeyBlock * 4, row + w * 4, 4);
+      to.key_scales[i] = scale;
+    }
+    for (std::size_t i = 0; i < padded; i += kLanes) {
+      const std::int8_t* const keys = to.keys + i / kKeyBlock * kKeyBlock * words * 4 + i % kKeyBlock * 4;
+      Int sum = Isa::set_int(0);
+      for (std::size_t w = 0; w < words; ++w) sum = Isa::template dot<8>(sum, Isa::set_bytes(128), Isa::load(keys + w * kKeyBlock * 4));
+      Isa::store_ints(to.key_corrections + i, Isa::negative(sum));
+    }
+  }
+
+  static void arrange_values(const float* v, std::size_t count, std::size_t padded, std::size_t width, const ByteWindow& to) {
+    for (std::size_t column = 0; column < width; column += kLanes) {
+      Int largest = Isa::set_int(0);
+      for (std::size_t i = 0; i < count; ++i) largest = Isa::larger(largest, Isa::magnitude(Isa::load_floats(v + i * width + column)));
+      alignas(64) std::int32_t peaks[kLanes];
+      alignas(64) float inverses[kLanes];
+      Isa::store_ints(peaks, largest);
+      for (std::size_t d = 0; d < kLanes; ++d) {
+        to.value_scales[column + d] = scale_of(peaks[d]);
+        inverses[d] = inverse(to.value_scales[column + d]);
+      }
+      const Float factor = Isa::load_floats(inverses), zero = Isa::broadcast(0.0f);
+      for (std::size_t i = 0; i < padded; i += 4) {
+        Float quad[4];
+        for (std::size_t n = 0; n < 4; ++n)
+          quad[n] = i + n < count ? Isa::multiply(Isa::load_floats(v + (i + n) * width + column), factor) : zero;
+        Isa::store_ints(reinterpret_cast<std::int32_t*>(to.values + i * width + column * 4), Isa::quads(quad));
+      }
+    }
+  }
+
+  // `q`, `k` and `v` [count][padded_dim] float, with zeros beyond dim; `k` and `v` are changed.
+  static void arrange(const float* q, float* k, float* v, std::size_t count, std::size_t dim, const ByteWindow& to) {
+    const std::size_t words = byte_words(dim), width = padded_dim(dim);
+    const std::size_t padded = (count + kSoftmaxBlock - 1) / kSoftmaxBlock * kSoftmaxBlock;
+    float mean_key[kLargestHead];
+    centre(k, count, width, mean_key);
+    centre(v, count, width, to.value_means);
+    arrange_queries(q, count, width, words * 4, to);
+    arrange_keys(k, count, padded, width, words, to);
+    arrange_values(v, count, padded, width, to);
+    // A mean that is not finite spoils every key, and so every output.
+    for (std::size_t d = 0; d < dim; ++d)
+      if (!(mean_key[d] - mean_key[d] == 0.0f)) to.value_means[0] = to.value_means[d] = __builtin_nanf("");
+  }
+
+  // 255 * 2^x within 2e-3 of its value, for x up to 0: what is rounded to a byte needs no more.
   static Float weight(Float x) {
     const Float n = Isa::round(x), r = Isa::subtract(x, n);
-    Float p = Isa::broadcast(255 * 5.5829009e-2f);
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 2.4263191e-1f));
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 6.9312103e-1f));
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 9.9992450e-1f));
+    Float p = Isa::broadcast(255 * 0.23842892f);
+    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 0.703448f));
+    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 1.0004431f));
     return Isa::times_power_of_two(p, n);
   }
 

@@ -55,6 +55,18 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     return sum;
   }
 
+  static Int magnitude(Float v) { return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)); }
+  static Int larger(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static std::int32_t largest(Int v) { return _mm512_reduce_max_epi32(v); }
+  static Int negative(Int v) { return _mm512_sub_epi32(_mm512_setzero_si512(), v); }
+  static void store_ints(std::int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
+  // Four vectors rounded to signed bytes: of each lane one word, the first vector's byte lowest.
+  static Int quads(const Float (&v)[4]) {
+    const __m512i low = _mm512_set1_epi32(255);
+    const __m512i a = _mm512_and_si512(_mm512_cvtps_epi32(v[0]), low), b = _mm512_and_si512(_mm512_cvtps_epi32(v[1]), low);
+    const __m512i c = _mm512_and_si512(_mm512_cvtps_epi32(v[2]), low), d = _mm512_cvtps_epi32(v[3]);
+    return _mm512_or_si512(_mm512_or_si512(a, _mm512_slli_epi32(b, 8)), _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24)));
+  }
   static Int load_ints(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   // Lanes rounded to integers, each one byte.
   static void store_bytes(std::uint8_t* p, Float v) {
