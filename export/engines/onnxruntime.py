@@ -151,7 +151,9 @@ def packed_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
         *(keys, values),
     ]
     if lowering.policy.kv_cache == ir.DataType.INT8:
-        inputs += [lowering.later(f"{cache.name}.scale", ir.DataType.FLOAT, [kv_heads * dim]) for cache in (keys, values)]
+        inputs += [
+            lowering.later(f"{cache.name}.scale", ir.DataType.FLOAT, [kv_heads * dim]) for cache in (keys, values)
+        ]
     attributes: Attributes = {"heads": node.attributes["heads"].as_int(), "kv_heads": kv_heads}
     return [lowering.node("CachedAttention", inputs, attributes, DOMAIN)]
 

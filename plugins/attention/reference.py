@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def self_attention(qkv: Floats, cos: Floats, sin: Floats, offsets: NDArray[np.in
     q, k, v = (part[:, 0] for part in np.split(qkv.reshape(rows, 3, heads, -1), 3, axis=1))
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     y = np.empty((rows, heads * q.shape[-1]), np.float32)
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         key, value = k[first:last].swapaxes(0, 1), v[first:last].swapaxes(0, 1)
         for row in range(first, last):
             y[row] = attend(q[row], key, value).reshape(-1)

@@ -231,7 +231,7 @@ class OnnxRuntimeBackend:
         if isinstance(first, PackedCache):
             embeddings, angles = _side_by_side(rows)
             lengths = [len(part.embeddings) for part in rows]
-            slots = np.repeat([part.slot.slot for part in rows], lengths)
+            slots = np.repeat([_number(part) for part in rows], lengths)
             positions = np.concatenate([part.past + np.arange(len(part.embeddings)) for part in rows])
             return self._run_rows(embeddings, angles, slots, positions, np.cumsum(lengths) - 1, first)
         return np.concatenate([self._rectangle(group) for group in _rectangles(rows)])
@@ -311,13 +311,19 @@ def _rectangles(rows: Sequence[SlotRows]) -> list[list[SlotRows]]:
     """Group what one call takes: neighbouring slots' single tokens, or one sequence's chunk."""
     groups: list[list[SlotRows]] = []
     for part in rows:
-        last = groups[-1][-1] if groups else None
-        single = last is not None and len(last.embeddings) == len(part.embeddings) == 1
-        if single and part.slot.slot == last.slot.slot + 1:
+        before = groups[-1][-1] if groups else None
+        single = before is not None and len(before.embeddings) == len(part.embeddings) == 1
+        if before is not None and single and _number(part) == _number(before) + 1:
             groups[-1].append(part)
         else:
             groups.append([part])
     return groups
+
+
+def _number(part: SlotRows) -> int:
+    """The number of a slot that `new_slots` made."""
+    assert isinstance(part.slot, OrtCache | PackedCache)
+    return part.slot.slot
 
 
 def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:

@@ -15,7 +15,10 @@ from echovlm_edge.runtime.engine.reuse import BLOCK
 from echovlm_edge.runtime.engine.turn_time import TurnTime
 
 CHUNK = PREFILL_CHUNK  # tokens of a prompt that are prefilled at once while nobody waits for a token
-ROWS_AT_FIRST, ROWS_AT_LEAST = 32, 4  # while others wait: until it is known what a row takes, and however little time there is
+ROWS_AT_FIRST, ROWS_AT_LEAST = (
+    32,
+    4,
+)  # while others wait: until it is known what a row takes, and however little time there is
 # Writers wait little more than half as long as for a step and a chunk of 64, and a prompt's first token comes 5 to 10 % later.
 TURN_SHARE = 0.58
 # While other sequences decode, background gets one chunk per this many decode steps.
@@ -101,9 +104,7 @@ def chunk_in_blocks(running: Sequence[Member], steps: int, rows: int) -> list[tu
 
 def _others_wait(member: Standing, running: Iterable[Standing]) -> bool:
     """Return whether others wait for a token, or for their prompts to be read."""
-    return any(
-        other.decoding or other.priority is not Priority.BACKGROUND for other in running if other is not member
-    )
+    return any(other.decoding or other.priority is not Priority.BACKGROUND for other in running if other is not member)
 
 
 def rows_beside(written: int, time: TurnTime, most_seconds: float | None) -> int:

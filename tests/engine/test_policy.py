@@ -71,7 +71,9 @@ def test_chunks_are_short_beside_others() -> None:
 
 def test_short_prompts_share_a_turn() -> None:
     writer = Place("writer", decoding=True)
-    short = [Place(name, joined=joined, target=target) for name, joined, target in (("a", 1, 20), ("b", 2, 30), ("c", 3, 9))]
+    short = [
+        Place(name, joined=joined, target=target) for name, joined, target in (("a", 1, 20), ("b", 2, 30), ("c", 3, 9))
+    ]
     assert chunks([writer, *short], 1, 40) == [(short[0], 20), (short[1], 20)]
     assert chunks([writer, *short], 1, 100) == [(short[0], 20), (short[1], 30), (short[2], 9)]
 

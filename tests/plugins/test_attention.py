@@ -128,7 +128,9 @@ def test_cached_attention_is_the_reference(kernel: str, dtype: type[np.generic],
     y, written_keys, written_values = rows.run(kernel, threads=2)
     assert relative(y, expected) < TOLERANCE * (200 if dtype is np.float16 else 1), "a half's rounding of a new key"
     # Rotation rounds its two products apart or as one, which moves a value over a rounding edge now and then.
-    assert np.allclose(written_keys.astype(np.float32), keys.astype(np.float32), rtol=2e-3, atol=1 if dtype is np.int8 else 1e-6)
+    assert np.allclose(
+        written_keys.astype(np.float32), keys.astype(np.float32), rtol=2e-3, atol=1 if dtype is np.int8 else 1e-6
+    )
     assert np.array_equal(written_values, values)
 
 
@@ -137,7 +139,11 @@ def test_cached_attention_is_the_reference(kernel: str, dtype: type[np.generic],
 @given(data=st.data())
 def test_a_row_has_the_bits_that_it_has_alone(kernel: str, data: st.DataObject) -> None:
     """Any mixture of sequences, chunks, drafts, cache types, cuts into calls and threads."""
-    runs = data.draw(st.lists(st.tuples(st.sampled_from([0, 5, 63, 64, 250, 1020, 2050]), st.integers(1, 40)), min_size=1, max_size=5))
+    runs = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from([0, 5, 63, 64, 250, 1020, 2050]), st.integers(1, 40)), min_size=1, max_size=5
+        )
+    )
     rows = random_rows(
         runs,
         kv_heads=data.draw(st.integers(1, 3)),

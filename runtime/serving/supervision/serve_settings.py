@@ -50,9 +50,12 @@ class ServeSettings(BaseModel):
     )
     verify: bool = _option(False, "check every file's hash before loading")
 
-    slots: int = _option(8, "reports written together", "N", LOAD, ge=1, le=256)
+    slots: int = _option(8, "reports decoded at the same time", "N", LOAD, ge=1, le=256)
     turn_milliseconds: float | None = _option(
-        *(None, "longest time between two tokens of a report while another's prompt is read (default: measured, see operations.md)"),
+        *(
+            None,
+            "longest time between two tokens of a report while another's prompt is read (default: measured, see operations.md)",
+        ),
         *("MS", LOAD),
         gt=0,
     )
