@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
@@ -119,7 +119,7 @@ class SlotRows:
 
     slot: SlotCache
     past: int
-    embeddings: Floats
+    embeddings: Floats = field(repr=False)
     angles: Angles
 
 
