@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FIRST := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/dual_path_moe/cpu/* plugins/dual_path_moe/cpu/arch/* plugins/dual_path_moe/cpu/arch/*/*) \
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/attention/cpu/*) $(wildcard plugins/dual_path_moe/cpu/* plugins/dual_path_moe/cpu/arch/* plugins/dual_path_moe/cpu/arch/*/*) \
            $(wildcard plugins/dual_path_moe/tensorrt/*)
 
 # The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
