@@ -62,7 +62,6 @@ HARMLESS = {
     "VideoHeader": {"codec", "notes"},
     "_DecoderRun": {"_placed"},  # regions, which show no contents
     "_Entry": {"client"},
-    "_Said": {"text"},  # TensorRT's errors
     "_File": {"notes"},
     "_Held": WHO,
     "_Job": {"scope"},

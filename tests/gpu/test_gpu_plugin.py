@@ -16,7 +16,8 @@ from echovlm_edge.plugins.dual_path_moe.cuda.planner import Shape
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream
 from echovlm_edge.runtime.backends.device import Arena, Context
-from echovlm_edge.runtime.backends.tensorrt_engine import UNSUPPORTED, TensorRTEngine, _Said
+from echovlm_edge.runtime.backends.tensorrt_engine import UNSUPPORTED, TensorRTEngine
+from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors
 from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec
 from tests.gpu.test_gpu_kernels import TOLERANCE, Operator, inputs, relative_error
 
@@ -62,7 +63,7 @@ def layer(folder: Path, operator: Operator, gpu: CudaDevice, stream: CudaStream)
     assert engine is not None, trt.errors.messages
     x_spec, y_spec = (TensorSpec(name, "float16", ("tokens", shape.hidden)) for name in "xy")
     part = Part("layer", "", (), (x_spec,), (y_spec,))
-    return TensorRTEngine(trt.api, engine, part, gpu, runtime, _Said()).new_context(stream, recorded=True)
+    return TensorRTEngine(trt.api, engine, part, gpu, runtime, TensorRTErrors()).new_context(stream, recorded=True)
 
 
 @pytest.mark.parametrize(("bits", "block"), [(0, 0), (4, 64), (4, 128)], ids=["fp16", "int4-64", "int4-128"])
