@@ -11,8 +11,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,10 +27,11 @@ from torch.nn import functional
 
 from benchmarks.limits import Limits, Machine, installed_library
 from echovlm_edge.plugins.dual_path_moe.reference import Floats
-from echovlm_edge.runtime.backends.operator_times import onnxruntime_runs
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.tables import figures, new_table, print_table
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from echovlm_edge.runtime.resources.processors import usable_processors
 
 HIDDEN = 3584
@@ -314,58 +314,25 @@ def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int, limits
 
 
 def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
-    """Measure decode and prefill of a bundle's decoder, with ONNX Runtime's own profile of its nodes."""
-    spec = bundle.manifest.model
+    """Measure decode and prefill of a bundle's decoder as it is served, with ONNX Runtime's own profile of its nodes."""
+    spec, generator = bundle.manifest.model, np.random.default_rng(0)
+    rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
     rows = []
     for phase, tokens, past, calls in (("prefill", PREFILL, 0, 3), ("decode", 1, PREFILL, DECODE)):
-        with tempfile.TemporaryDirectory() as folder:
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.log_severity_level = 3
-            options.register_custom_ops_library(str(installed_library()))
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "decoder")
-            path = bundle.path / bundle.manifest.part("decoder").files[0].name
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            with _bound(
-                session, spec.num_layers, (1, spec.num_kv_heads, PREFILL + 1, spec.head_dim), tokens, past
-            ) as call:
-                seconds = []
-                for _ in range(calls + 1):
-                    started = time.perf_counter()
-                    call()
-                    seconds.append(time.perf_counter() - started)
-            runs = onnxruntime_runs(Path(session.end_profiling()))
+        backend = OnnxRuntimeBackend(bundle, threads, profile=True)
+        cache = backend.new_cache(PREFILL + 1)
+        embeddings = generator.standard_normal((tokens, spec.hidden_size), dtype=np.float32)
+        angles = rotary.angles(np.tile(past + np.arange(tokens), (3, 1)))
+        seconds = []
+        for _ in range(calls + 1):
+            started = time.perf_counter()
+            backend.decode(embeddings, angles, past, np.array([tokens - 1]), cache)
+            seconds.append(time.perf_counter() - started)
+        runs = backend.operator_times()["decoder"]
         inside = sum(node.seconds for run in runs for node in run if node.kind == "DualPathMoE")
         share = 1 - inside / sum(seconds)
         rows.append(DecoderRow(phase, tokens / median(seconds[1:]), share))
     return rows
-
-
-@contextmanager
-def _bound(
-    session: ort.InferenceSession, layers: int, cache_shape: tuple[int, ...], tokens: int, past: int
-) -> Iterator[Callable[[], None]]:
-    """Call the decoder on random embeddings, with its caches in place."""
-    shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
-    binding = session.io_binding()
-    generator = np.random.default_rng(0)
-    half = shapes["cos"][-1]
-    binding.bind_cpu_input(
-        "embeddings", generator.standard_normal((1, tokens, shapes["embeddings"][-1]), dtype=np.float32)
-    )
-    for name in ("cos", "sin"):
-        binding.bind_cpu_input(name, np.full((1, tokens, half), math.sqrt(0.5), np.float32))
-    binding.bind_cpu_input("past", np.array([past]))
-    binding.bind_cpu_input("logit_rows", np.array([tokens - 1]))
-    buffers = []
-    for name in ("keys", "values"):
-        for layer in range(layers):
-            buffers.append(ort.OrtValue.ortvalue_from_numpy(np.zeros(cache_shape, np.float32)))
-            binding.bind_ortvalue_input(f"{name}.{layer}", buffers[-1])
-            binding.bind_ortvalue_output(f"present_{name}.{layer}", buffers[-1])
-    binding.bind_output("logits")
-    yield lambda: session.run_with_iobinding(binding)
 
 
 def print_rows(machine: Machine, rows: list[Row], decoder: list[DecoderRow], console: Console) -> None:

@@ -7,7 +7,8 @@
 //
 // Products of four bytes at a time:
 //
-//   keys    [16 positions][4 values of the head] x dim / 4      values  [channel][4 positions] x 16 quads of a block
+//   keys    [16 positions][4 values of the head] x dim / 4      values  [channel][4 positions] x 16 quads of a block, in the order
+//                                                                       in which four vectors of weights become one of bytes
 //
 // A block's weighted sum is exact in int32 and joins the row's float sum relative to the row's largest score so far.
 #pragma once
@@ -107,7 +108,8 @@ struct ByteAttentionTiles {
         Float quad[4];
         for (std::size_t n = 0; n < 4; ++n)
           quad[n] = i + n < count ? Isa::multiply(Isa::load_floats(v + (i + n) * width + column), factor) : zero;
-        Isa::store_ints(reinterpret_cast<std::int32_t*>(to.values + i * width + column * 4), Isa::quads(quad));
+        const std::size_t block = i / kSoftmaxBlock * kSoftmaxBlock, place = Isa::place_of_quad(i % kSoftmaxBlock / 4);
+        Isa::store_ints(reinterpret_cast<std::int32_t*>(to.values + (block + place * 4) * width + column * 4), Isa::quads(quad));
       }
     }
   }
@@ -127,13 +129,14 @@ struct ByteAttentionTiles {
       if (!(mean_key[d] - mean_key[d] == 0.0f)) to.value_means[0] = to.value_means[d] = __builtin_nanf("");
   }
 
-  // 255 * 2^x within 2e-3 of its value, for x up to 0: what is rounded to a byte needs no more.
+  // 255 * 2^x within 2e-3 of its value, for x up to 0: what is rounded to a byte needs no more. With x = floor(x) + r, the polynomial
+  // of degree 2 with the least relative error on [0, 1) gives 2^r.
   static Float weight(Float x) {
-    const Float n = Isa::round(x), r = Isa::subtract(x, n);
-    Float p = Isa::broadcast(255 * 0.23842892f);
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 0.703448f));
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 1.0004431f));
-    return Isa::times_power_of_two(p, n);
+    const Float r = Isa::fraction(x);
+    Float p = Isa::broadcast(255 * 0.33718942f);
+    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 0.65763629f));
+    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 1.0017248f));
+    return Isa::times_power_of_floor(p, x);
   }
 
   template <int M>
@@ -218,16 +221,20 @@ struct ByteAttentionTiles {
       now[m] = of_block[m] - peak;
       peaks[m] = peak;
       const Float factor = Isa::broadcast(scale), shift = Isa::broadcast(-of_block[m]);
-      Float sum = Isa::broadcast(0.0f);
-      for (std::size_t i = 0; i < padded; i += kLanes) {
-        const Float w8 = weight(Isa::multiply_add(Isa::load_floats(scores + m * kByteBlock + i), factor, shift));
-        Isa::store_bytes(weights + m * kByteBlock + i, w8);
-        sum = Isa::add_floats(sum, w8);
+      Int sum = Isa::set_int(0);
+      for (std::size_t i = 0; i < padded; i += 4 * kLanes) {
+        Float w[4];
+        each<4>([&](auto n) ECHOVLM_LAMBDA {
+          w[n.value] = weight(Isa::multiply_add(Isa::load_floats(scores + m * kByteBlock + i + n.value * kLanes), factor, shift));
+        });
+        const auto bytes = Isa::unsigned_bytes(w);
+        Isa::store(weights + m * kByteBlock + i, bytes);
+        sum = Isa::template dot<8>(sum, bytes, Isa::set_bytes(1));
       }
       const Float old = AttentionTiles<Isa>::power_of_two(Isa::broadcast(before[m]));
       const Float added = AttentionTiles<Isa>::power_of_two(Isa::broadcast(now[m]));
       float* const divisor = divisors + m * kLanes;
-      Isa::store_floats(divisor, Isa::multiply_add(sum, added, Isa::multiply(Isa::load_floats(divisor), old)));
+      Isa::store_floats(divisor, Isa::multiply_add(Isa::to_float(sum), added, Isa::multiply(Isa::load_floats(divisor), old)));
       before[m] = Isa::first(old);
       now[m] = Isa::first(added);
     }

@@ -41,7 +41,8 @@ std::vector<const Kernels*> probe() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
     found.push_back(&kAvx512VnniKernels);
 #if defined(ECHOVLM_AVX_VNNI)
   if (avx2 && has_avx_vnni()) found.push_back(&kAvxVnniKernels);

@@ -60,6 +60,14 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static std::int32_t largest(Int v) { return _mm512_reduce_max_epi32(v); }
   static Int negative(Int v) { return _mm512_sub_epi32(_mm512_setzero_si512(), v); }
   static void store_ints(std::int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
+  // Four vectors of up to 255 as bytes. Packing works within quarters of a register:
+  //   | a0-3 b0-3 c0-3 d0-3 | a4-7 b4-7 c4-7 d4-7 | a8-11 ... | a12-15 b12-15 c12-15 d12-15 |
+  static Bytes unsigned_bytes(const Float (&v)[4]) {
+    const __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(v[0]), _mm512_cvtps_epi32(v[1]));
+    return _mm512_packus_epi16(low, _mm512_packs_epi32(_mm512_cvtps_epi32(v[2]), _mm512_cvtps_epi32(v[3])));
+  }
+  // Where that puts the four bytes 4q .. 4q + 3 of the four vectors one after the other.
+  static constexpr std::size_t place_of_quad(std::size_t q) { return q % 4 * 4 + q / 4; }
   // Four vectors rounded to signed bytes: of each lane one word, the first vector's byte lowest.
   static Int quads(const Float (&v)[4]) {
     const __m512i low = _mm512_set1_epi32(255);
@@ -89,6 +97,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     _mm_storeu_ps(largest, _mm_max_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)));
   }
   static Float round(Float v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Float fraction(Float v) { return _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static Float times_power_of_floor(Float v, Float x) { return _mm512_scalef_ps(v, x); }
   static Float times_power_of_two(Float v, Float n) { return _mm512_scalef_ps(v, n); }
   static Float load_floats(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_some_floats(const float* p, std::size_t count) {
