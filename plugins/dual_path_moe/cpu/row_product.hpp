@@ -1,306 +1,162 @@
-// Product for few tokens, row by row: each row of weights is read sequentially and multiplied by activations that were rearranged into
-// the scratch memory first. A vector has 4 * lanes packed bytes of one row; lane i gets k = 8i .. 8i+7 (4 bits) or 4i .. 4i+3 (8 bits):
+// Few tokens: rows are multiplied as they are read, as many at a time as a vector of floats has lanes. A vector holds 4 * lanes packed
+// bytes of one row, against the activations of the same k, which lie ready in the vectors that it unpacks to (Isa::parts: 4 bits give low
+// and high nibbles). Two rows are taken together: one load of activations serves both.
 //
-//   packed weights, 4 bits:   | lane 0: k .. k+7           | lane 1: k+8 .. k+15          | ... | lane lanes-1 |
-//   unpacked, part 0 (low):   | k    k+2  k+4  k+6         | k+8  k+10  k+12  k+14        | ...                     times activations
-//   unpacked, part 1 (high):  | k+1  k+3  k+5  k+7         | k+9  k+11  k+13  k+15        | ...                     in the same order
+//   a block's int32 sums, by row:  | row 0: its lanes |     | row 1: its lanes |    ...
+//   Isa::add_pairs of two rows:    | row 0: half as many | row 1: half as many |   ...
+//   Isa::add_lanes of all pairs:   | row 0 | row 1 | ... | row lanes-1 |            one vector, or one for each block in the vectors
 //
-//   sum over k of w x  =  sum over blocks of  scale_w scale_x (stored . x)  +  scale_w (-zero scale_x sum(x))
-//
-// The second term needs only the weights' scales, so it is computed first, for a vector of blocks at a time, together with the products
-// scale_w scale_x. Those are stored [token][block], or [block][token] if there are as many tokens as lanes.
-//
-// K is divided into equal stretches, short enough that the activations of Isa::row_tokens tokens fit half of the L1 cache; the sums
-// are kept in the scratch memory between stretches. A pass with fewer tokens covers more stretches of a row before the next row.
-//
-// While the activations fit the L1 cache next to the weights, one row is read at a time, because a single stream gets the most
-// bandwidth. With more activations, four rows are read at a time: activations then come from the L2 cache, where they queue behind
-// weights from memory, and four rows share each load of activations.
+// Each block's sum meets the float sums exactly as in tile_panel.hpp: a token's result does not depend on who is in its call.
 #pragma once
 
-#include "block_weights.hpp"
-#include "rows_ahead.hpp"
+#include "interleaved_rows.hpp"
+#include "row_groups.hpp"
 
 namespace echovlm {
 namespace {
 
 template <class Isa>
 struct RowProduct {
-  static constexpr std::size_t kBytes = 4 * Isa::lanes;
-  static constexpr std::size_t kActivationBytes = 16 * 1024;  // for all tokens of a pass
-  static constexpr std::size_t kBytesOfOneRow = 10 * 1024;
-  static constexpr int kRowsAtOnce = 4;
-  static constexpr std::size_t kRowsOfSums = 128;
-  static constexpr std::size_t kScales = kActivationBytes / 16 + Isa::row_tokens * Isa::lanes;
-  static constexpr std::size_t kScaleArrays = 2 + 2 * kRowsAtOnce;
-  static constexpr std::size_t kSums = kRowsOfSums * Isa::row_tokens * Isa::lanes;
-  static_assert(kActivationBytes + (kScaleArrays * kScales + kSums) * sizeof(float) <= kScratchBytes);
+  using Groups = RowGroups<Isa>;
+  using Stretch = typename Groups::Stretch;
+  static constexpr int kRows = Groups::kRows;
+  static constexpr std::size_t kBytes = Groups::kBytes;
 
   template <int Bits>
-  static constexpr std::size_t values_per_vector = kBytes * 8 / Bits;
+  static constexpr int parts = Isa::template parts<Bits>;
 
-  template <int M>
-  static constexpr bool by_block = M == Isa::lanes;
-
-  template <int M>
-  static constexpr int stretches_of_pass = Isa::row_tokens / M;
-
-  // A stretch of K for M tokens, in the scratch memory.
-  struct Stretch {
-    std::size_t first_byte, first_block;  // within a row of the weights
-    std::size_t values, block, blocks, padded_blocks;
-    std::uint8_t* x;  // [vector][token][part]
-    float *x_scales, *corrections, *scales, *weight_scales;
-  };
-
-  template <int M>
-  struct Pass {
-    RowPart part;
-    int count;
-    bool first, last;  // whether it is the first or last pass over a row
-    float* sums;       // [row][token][lane], kept between passes
-    Stretch stretches[stretches_of_pass<M>];
-  };
-
-  template <int M>
-  static ECHOVLM_INLINE std::size_t scale_place(const Stretch& x, std::size_t m, std::size_t block) {
-    return by_block<M> ? block * M + m : m * x.padded_blocks + block;
-  }
-
-  // Prepares the `index`-th stretch of a pass.
-  template <int Bits, int M>
-  static Stretch prepare(const QuantizedTokens& x, const std::uint32_t* tokens, std::size_t k0, std::size_t values,
-                         std::size_t block, int index, std::uint8_t* scratch) {
-    constexpr std::size_t scales = kScales / stretches_of_pass<M>;
-    constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
-    Stretch made{};
-    made.first_byte = k0 * Bits / 8;
-    made.first_block = k0 / block;
-    made.values = values;
-    made.block = block;
-    made.blocks = values / block;
-    made.padded_blocks = (made.blocks + Isa::lanes - 1) / Isa::lanes * Isa::lanes;
-    made.x = scratch + index * (kActivationBytes / stretches_of_pass<M>);
-    made.x_scales = reinterpret_cast<float*>(scratch + kActivationBytes) + index * scales;
-    made.corrections = made.x_scales + kScales;
-    made.scales = made.x_scales + 2 * kScales;
-    made.weight_scales = made.scales + kRowsAtOnce * kScales;
-    arrange_tokens<Isa, Bits, M>(x, tokens, k0, values, made.x);
-    for (int m = 0; m < M; ++m) {
-      const std::size_t first = tokens[m] * x.scale_stride + k0 / block;
-      for (std::size_t b = 0; b < made.padded_blocks; ++b) {
-        const bool there = b < made.blocks;
-        made.x_scales[scale_place<M>(made, m, b)] = there ? x.scales[first + b] : 0.0f;
-        made.corrections[m * made.padded_blocks + b] =
-            there ? static_cast<float>(-zero * x.sums[first + b]) * x.scales[first + b] : 0.0f;
-      }
-    }
-    return made;
-  }
-
-  // Loads a row's scales as floats, padded with zeros to a whole vector. Prefetches the scales of the next rows: a row cannot start
-  // without its scales, and hardware prefetchers do not detect one or two cache lines per row.
-  static ECHOVLM_INLINE void load_scales(const BlockWeights& w, std::size_t row, const Stretch& x, float* to) {
-    const std::size_t at = row * w.scale_stride + x.first_block, width = w.half_scales ? 2 : 4;
-    const std::uint8_t* ahead = static_cast<const std::uint8_t*>(w.scales) + (at + kRowsAtOnce * w.scale_stride) * width;
-    ask_for(ahead, x.blocks * width);
-    for (std::size_t b = 0; b < x.blocks; b += Isa::lanes) {
-      const std::size_t left = x.blocks - b;
-      Isa::store_floats(to + b, w.half_scales
-                                    ? Isa::load_some_halves(static_cast<const std::uint16_t*>(w.scales) + at + b, left)
-                                    : Isa::load_some_floats(static_cast<const float*>(w.scales) + at + b, left));
-    }
-  }
-
-  // Computes scale_w * scale_x for one row and all tokens, for the `place`-th of the rows read together, and adds the zero-point
-  // corrections to the sums.
-  template <int Bits, int M>
-  static ECHOVLM_INLINE void scale_row(const BlockWeights& w, std::size_t r, const Stretch& x, int place,
-                                       typename Isa::Float (&sums)[M]) {
-    constexpr int zero = Bits == 4 ? Isa::zero4 : Isa::zero8;
-    float *scales = x.scales + place * kScales, *weight_scales = x.weight_scales + place * kScales;
-    load_scales(w, r, x, weight_scales);
-    const auto multiply = [&](std::size_t at, auto scale) ECHOVLM_LAMBDA {
-      Isa::store_floats(scales + at, Isa::multiply(scale, Isa::load_floats(x.x_scales + at)));
-    };
-    for (std::size_t b = 0; b < x.blocks && !(by_block<M> && zero == 0); b += Isa::lanes) {
-      const auto scale = Isa::load_floats(weight_scales + b);
-      each<M>([&](auto m) ECHOVLM_LAMBDA {
-        const std::size_t at = m.value * x.padded_blocks + b;
-        if constexpr (!by_block<M>) multiply(at, scale);
-        if constexpr (zero != 0) sums[m.value] = Isa::multiply_add(scale, Isa::load_floats(x.corrections + at), sums[m.value]);
-      });
-    }
-    if constexpr (by_block<M>)
-      for (std::size_t b = 0; b < x.blocks; ++b) multiply(b * M, Isa::broadcast(weight_scales[b]));
-  }
-
-  // Multiplies a stretch of R rows from `r` on, where a block is V whole vectors: all lanes have the same scale. Structs are passed by
-  // value: vector stores may alias anything, so the compiler would reload the fields of a reference at every step.
-  template <int Bits, int R, int M, int V>
-  static ECHOVLM_INLINE void wide_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const RowPart part,
-                                          typename Isa::Float (&sums)[R][M]) {
-    constexpr int parts = Isa::template parts<Bits>;
-    const std::uint8_t* weight = w.values + r * w.row_bytes + x.first_byte;
-    const RowsAhead<Isa> ahead(w, part, r, R, x.first_byte - part.begin);
-    each<R>([&](auto row) ECHOVLM_LAMBDA {
-      scale_row<Bits, M>(w, r + row.value, x, row.value, sums[row.value]);
-    });
-    const std::uint8_t* values = x.x;
-    std::size_t at = 0;
-    for (std::size_t block = 0; block < x.blocks; ++block) {
-      each<R>([&](auto row) ECHOVLM_LAMBDA {
-        const std::uint8_t* from = weight + row.value * w.row_bytes + at;
-        typename Isa::Bytes stored[V][parts];
-        each<V>([&](auto v) ECHOVLM_LAMBDA {
-          if constexpr (v.value * kBytes % 64 == 0) ahead.ask(row.value * w.row_bytes, at + v.value * kBytes);
-          auto packed = Isa::load(from + v.value * kBytes);
-          Isa::keep(packed);  // keeps it in a register: the compiler would load it again for each part
-          Isa::template unpack<Bits>(packed, stored[v.value]);
-        });
-        each<M>([&](auto m) ECHOVLM_LAMBDA {
-          auto partial = Isa::no_partial();
-          each<V * parts>([&](auto h) ECHOVLM_LAMBDA {
-            constexpr int v = h.value / parts, part = h.value % parts;
-            partial = Isa::template partial_dot<Bits>(
-                partial, stored[v][part], Isa::load(values + ((v * M + m.value) * parts + part) * kBytes));
+  // kRows rows from `row` on. The stretch comes by value: vectors that are stored may alias anything, so that behind a reference
+  // its fields would be read at every step.
+  template <int Bits, int M, int Block>
+  static void rows_as_read(const BlockWeights& w, std::size_t row, const Stretch s, float* const* out) {
+    constexpr int step = Groups::template values_per_vector<Bits>;
+    constexpr int vectors = Block > step ? Block / step : 1;  // of a row, that are taken at once
+    constexpr int blocks = step > Block ? step / Block : 1;   // in them
+    constexpr int words = vectors * parts<Bits>;              // of a token, against them
+    typename Isa::Float totals[M];
+    each<M>([&](auto m) ECHOVLM_LAMBDA { totals[m.value] = Isa::load_floats(out[m.value] + row); });
+    Groups::template spread_scales<Block>(w, row, s);
+    const std::size_t bytes = s.part.bytes, row_bytes = w.row_bytes;
+    const std::uint8_t* from = w.values + row * row_bytes + s.part.begin;
+    const RowsAhead<Isa> ahead(w, s.part, row, kRows, 0);
+    const std::uint8_t* x = s.x;
+    const std::int32_t* begins = s.begins;
+    const float *x_scales = s.x_scales, *scales = s.scales;
+    for (std::size_t at = 0; at < bytes; at += vectors * kBytes) {
+      typename Isa::Int pairs[M][kRows / 2];
+      const auto take = [&](int pair) ECHOVLM_LAMBDA {
+        typename Isa::Bytes stored[2][words];
+        each<2>([&](auto half) ECHOVLM_LAMBDA {
+          const std::size_t offset = (2 * pair + half.value) * row_bytes;
+          each<vectors>([&](auto v) ECHOVLM_LAMBDA {
+            if constexpr (v.value * kBytes % 64 == 0) ahead.ask(offset, at + v.value * kBytes);
+            typename Isa::Bytes unpacked[parts<Bits>];
+            Isa::template unpack<Bits>(Isa::load(from + offset + at + v.value * kBytes), unpacked);
+            each<parts<Bits>>([&](auto part) ECHOVLM_LAMBDA { stored[half.value][v.value * parts<Bits> + part.value] = unpacked[part.value]; });
           });
-          const float* scale = x.scales + row.value * kScales + scale_place<M>(x, m.value, block);
-          auto& sum = sums[row.value][m.value];
-          sum = Isa::multiply_add(Isa::to_float(Isa::template whole<Bits>(partial)), Isa::broadcast(*scale), sum);
         });
-      });
-      values += V * M * parts * kBytes;
-      at += V * kBytes;
-    }
-  }
-
-  // Multiplies a stretch of a row where a vector spans several blocks: each lane gets its own block's scale.
-  template <int Bits, int M>
-  static ECHOVLM_INLINE void narrow_stretch(const BlockWeights& w, std::size_t r, const Stretch x, const RowPart part,
-                                            typename Isa::Float (&sums)[M]) {
-    constexpr std::size_t step = values_per_vector<Bits>;
-    constexpr int parts = Isa::template parts<Bits>;
-    const std::uint8_t* weight = w.values + r * w.row_bytes + x.first_byte;
-    const RowsAhead<Isa> ahead(w, part, r, 1, x.first_byte - part.begin);
-    scale_row<Bits, M>(w, r, x, 0, sums);
-    const std::uint8_t* values = x.x;
-    const std::size_t bytes = x.values * Bits / 8;
-    for (std::size_t at = 0; at < bytes; at += kBytes) {
-      const std::size_t some = bytes - at < kBytes ? bytes - at : kBytes;
-      const std::size_t first = at * 8 / Bits / x.block, blocks = (some * 8 / Bits + x.block - 1) / x.block;
-      ahead.ask(0, at);
-      typename Isa::Bytes stored[parts];
-      Isa::template unpack<Bits>(some == kBytes ? Isa::load(weight + at) : Isa::load_some(weight + at, some), stored);
-      each<M>([&](auto m) ECHOVLM_LAMBDA {
-        auto partial = Isa::no_partial();
-        each<parts>([&](auto part) ECHOVLM_LAMBDA {
-          partial = Isa::template partial_dot<Bits>(partial, stored[part.value],
-                                                    Isa::load(values + (m.value * parts + part.value) * kBytes));
-        });
-        const float* scales = x.scales + scale_place<M>(x, m.value, first);
-        float gathered[Isa::lanes];
-        if constexpr (by_block<M>) {
-          for (std::size_t b = 0; b < blocks; ++b) gathered[b] = scales[b * M];
-          scales = gathered;
-        }
-        const auto scale = Isa::spread(scales, blocks, x.block / (step / Isa::lanes));
-        sums[m.value] = Isa::multiply_add(Isa::to_float(Isa::template whole<Bits>(partial)), scale, sums[m.value]);
-      });
-      values += M * parts * kBytes;
-    }
-  }
-
-  // Runs a pass over R rows from `r` on; V is 0 if a block is narrower than a vector.
-  template <int Bits, int R, int M, int V>
-  static void pass_rows(const BlockWeights& w, std::size_t r, const Pass<M>& pass, float* const* out) {
-    typename Isa::Float sums[R][M];
-    const auto each_sum = [&](auto body) ECHOVLM_LAMBDA {
-      each<R>([&](auto row) ECHOVLM_LAMBDA {
         each<M>([&](auto m) ECHOVLM_LAMBDA {
-          body(sums[row.value][m.value], pass.sums + ((r + row.value) * M + m.value) * Isa::lanes, out[m.value] + r + row.value);
+          typename Isa::Int sums[2] = {Isa::no_partial(), Isa::no_partial()};
+          each<words>([&](auto i) ECHOVLM_LAMBDA {
+            constexpr int v = i.value / parts<Bits>, part = i.value % parts<Bits>;
+            const auto word = Isa::load(x + ((v * M + m.value) * parts<Bits> + part) * kBytes);
+            each<2>([&](auto half) ECHOVLM_LAMBDA {
+              sums[half.value] = Isa::template partial_dot<Bits>(sums[half.value], stored[half.value][i.value], word);
+            });
+          });
+          pairs[m.value][pair] = Isa::add_pairs(Isa::template whole<Bits>(sums[0]), Isa::template whole<Bits>(sums[1]));
+        });
+      };
+      if constexpr (M == 1)
+        each<kRows / 2>([&](auto pair) ECHOVLM_LAMBDA { take(pair.value); });
+      else
+        for (int pair = 0; pair < kRows / 2; ++pair) take(pair);
+      each<M>([&](auto m) ECHOVLM_LAMBDA {
+        typename Isa::Int sums[blocks];
+        Isa::add_lanes(pairs[m.value], sums);
+        each<blocks>([&](auto block) ECHOVLM_LAMBDA {
+          const auto whole = Isa::add(sums[block.value], Isa::set_int(begins[2 * (block.value * M + m.value)]));
+          const auto scaled = Isa::multiply(Isa::to_float(whole), Isa::load_floats(scales + block.value * kRows));
+          totals[m.value] = Isa::multiply_add(scaled, Isa::broadcast(x_scales[block.value * M + m.value]), totals[m.value]);
         });
       });
-    };
-    if (pass.first)
-      each_sum([](auto& sum, float*, float*) ECHOVLM_LAMBDA { sum = Isa::broadcast(0.0f); });
-    else
-      each_sum([](auto& sum, float* kept, float*) ECHOVLM_LAMBDA { sum = Isa::load_floats(kept); });
-    for (int i = 0; i < pass.count; ++i) {
-      if constexpr (V == 0)
-        narrow_stretch<Bits, M>(w, r, pass.stretches[i], pass.part, sums[0]);
-      else
-        wide_stretch<Bits, R, M, V>(w, r, pass.stretches[i], pass.part, sums);
+      begins += 2 * blocks * M;
+      x_scales += blocks * M;
+      scales += blocks * kRows;
+      x += M * words * kBytes;
     }
-    if (pass.last)
-      each_sum([](auto& sum, float*, float* result) ECHOVLM_LAMBDA { *result += Isa::sum(sum); });
-    else
-      each_sum([](auto& sum, float* kept, float*) ECHOVLM_LAMBDA { Isa::store_floats(kept, sum); });
+    each<M>([&](auto m) ECHOVLM_LAMBDA { Isa::store_floats(out[m.value] + row, totals[m.value]); });
   }
 
-  template <int Bits, int M, int V>
-  static void all_rows(const BlockWeights& w, const Pass<M>& pass, float* const* out) {
-    std::size_t r = 0;
-    if constexpr (M <= 2 && V > 0) {
-      if (pass.part.bytes * Isa::template parts<Bits> * M > kBytesOfOneRow)
-        for (; r + kRowsAtOnce <= w.rows; r += kRowsAtOnce) pass_rows<Bits, kRowsAtOnce, M, V>(w, r, pass, out);
-    }
-    for (; r < w.rows; ++r) pass_rows<Bits, 1, M, V>(w, r, pass, out);
+  template <int Bits, int M, int Block>
+  static void rows(const BlockWeights& w, std::size_t row, const Stretch& s, float* const* out) {
+    constexpr bool whole = Block >= Groups::template values_per_vector<Bits>;
+    if constexpr (Isa::interleaves_rows && !(M == 1 && whole))
+      InterleavedRows<Isa>::template rows<Bits, M, Block>(w, row, s, out);
+    else
+      rows_as_read<Bits, M, Block>(w, row, s, out);
   }
 
+  // `count` tokens as M: the last is there several times, and only one of its results is kept.
   template <int Bits, int M>
-  static void tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, std::size_t i,
+  static void tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, std::size_t i, std::size_t count,
                      const Accumulator& c, std::uint8_t* scratch) {
-    constexpr std::size_t step = values_per_vector<Bits>, longest = 128 / step;  // vectors of the largest block
-    constexpr std::size_t most = kActivationBytes * 8 / (Isa::row_tokens * Isa::template parts<Bits> * Bits);
-    constexpr std::size_t unit = 128 * Isa::lanes;  // a stretch has whole vectors of block scales
+    constexpr std::size_t unit = 128;
+    static_assert(unit % Groups::template values_per_vector<Bits> == 0);
+    constexpr std::size_t most = Groups::kActivationBytes * 8 / (M * parts<Bits> * Bits) / unit * unit;
     const std::size_t stretches = (w.k + most - 1) / most;
     const std::size_t even = ((w.k + stretches - 1) / stretches + unit - 1) / unit * unit;
-    static_assert(most % unit == 0);
+    Stretch s{};
+    s.x = scratch;
+    s.begins = reinterpret_cast<std::int32_t*>(scratch + Groups::kActivationBytes);
+    s.x_scales = reinterpret_cast<float*>(s.begins + 2 * Groups::kMostBlocks);
+    s.scales = s.x_scales + Groups::kMostBlocks;
+    float* const surplus = s.scales + kRows * Groups::kMostBlocks;  // kMostRows results of tokens that are there more than once
     float* out[M];
-    for (int m = 0; m < M; ++m) out[m] = c.values + accumulator_row(list, i + m) * c.stride;
-    Pass<M> pass{};
-    pass.sums = reinterpret_cast<float*>(scratch + kActivationBytes) + kScaleArrays * kScales;
-    for (std::size_t k0 = 0; k0 < w.k;) {
-      pass.first = k0 == 0;
-      const std::size_t begin = k0 * Bits / 8;
-      for (pass.count = 0; k0 < w.k && pass.count < stretches_of_pass<M>; ++pass.count) {
-        const std::size_t values = w.k - k0 < even ? w.k - k0 : even;
-        pass.stretches[pass.count] = prepare<Bits, M>(x, list.tokens + i, k0, values, w.block, pass.count, scratch);
-        k0 += values;
+    std::uint32_t tokens[M];
+    for (std::size_t m = 0; m < M; ++m) {
+      tokens[m] = list.tokens[i + (m < count ? m : count - 1)];
+      out[m] = m < count ? c.values + accumulator_row(list, i + m) * c.stride : surplus;
+    }
+    for (std::size_t k0 = 0; k0 < w.k; k0 += even) {
+      const std::size_t values = w.k - k0 < even ? w.k - k0 : even;
+      s.part = RowPart(w, k0 * Bits / 8, values * Bits / 8, Isa::prefetch_bytes / kRows);
+      s.first_block = k0 / w.block;
+      s.blocks = values / w.block;
+      Groups::template prepare<Bits, M>(x, tokens, k0, values, s);
+      for (std::size_t row = 0; row < w.rows; row += kRows) {
+        switch (w.block) {
+          case 16: rows<Bits, M, 16>(w, row, s, out); break;
+          case 32: rows<Bits, M, 32>(w, row, s, out); break;
+          case 64: rows<Bits, M, 64>(w, row, s, out); break;
+          default: rows<Bits, M, 128>(w, row, s, out); break;
+        }
       }
-      pass.last = k0 == w.k;
-      pass.part = RowPart(w, begin, k0 * Bits / 8 - begin, Isa::prefetch_bytes);
-      if (w.block < step)
-        all_rows<Bits, M, 0>(w, pass, out);
-      else if (w.block == step)
-        all_rows<Bits, M, 1>(w, pass, out);
-      else if (w.block == 2 * step)
-        all_rows<Bits, M, longest >= 2 ? 2 : 1>(w, pass, out);
-      else if (w.block == 4 * step)
-        all_rows<Bits, M, longest >= 4 ? 4 : 1>(w, pass, out);
-      else
-        all_rows<Bits, M, longest >= 8 ? 8 : 1>(w, pass, out);
     }
   }
 
   template <int Bits>
   static void all_tokens(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                          std::uint8_t* scratch) {
-    std::size_t i = 0;
-    if constexpr (Isa::row_tokens >= 8)
-      for (; i + 8 <= list.count; i += 8) tokens<Bits, 8>(w, x, list, i, c, scratch);
-    if constexpr (Isa::few_tokens >= 4)
-      for (; i + 4 <= list.count; i += 4) tokens<Bits, 4>(w, x, list, i, c, scratch);
-    if (i + 3 == list.count) return tokens<Bits, 3>(w, x, list, i, c, scratch);
-    for (; i + 2 <= list.count; i += 2) tokens<Bits, 2>(w, x, list, i, c, scratch);
-    for (; i < list.count; ++i) tokens<Bits, 1>(w, x, list, i, c, scratch);
+    for (std::size_t i = 0; i < list.count; i += 8) {
+      const std::size_t left = list.count - i;
+      switch (left) {
+        case 1: tokens<Bits, 1>(w, x, list, i, left, c, scratch); break;
+        case 2: tokens<Bits, 2>(w, x, list, i, left, c, scratch); break;
+        case 3: tokens<Bits, 3>(w, x, list, i, left, c, scratch); break;
+        case 4: tokens<Bits, 4>(w, x, list, i, left, c, scratch); break;
+        case 5:
+        case 6: tokens<Bits, 6>(w, x, list, i, left, c, scratch); break;
+        default: tokens<Bits, 8>(w, x, list, i, left < 8 ? left : 8, c, scratch); break;
+      }
+    }
   }
 
+  // A whole number of kRows rows.
   template <int Bits>
   static void run(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                   std::uint8_t* scratch) {
-    each_rows(w, c, kRowsOfSums, [&](const BlockWeights& some, const Accumulator& to) {
+    each_rows(w, c, Groups::kMostRows, [&](const BlockWeights& some, const Accumulator& to) {
       all_tokens<Bits>(some, x, list, to, scratch);
     });
   }

@@ -19,7 +19,7 @@ struct Portable : WholeDots<Portable> {
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 4;
   static constexpr int attention_rows = 4;
-  static constexpr std::size_t few_tokens = 3, row_tokens = 4;
+  static constexpr std::size_t few_tokens = 3;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
   static constexpr int prefetch_level = 0;
@@ -50,7 +50,6 @@ struct Portable : WholeDots<Portable> {
     for (int i = 0; i < 16; ++i) a.at[i] |= b.at[i];
     return a;
   }
-  static void keep(Bytes& v) { asm volatile("" : "+m"(v)); }
   static Bytes broadcast_word(const std::int8_t* p) {
     Bytes v;
     for (int i = 0; i < 4; ++i) std::memcpy(v.at + 4 * i, p, 4);
@@ -65,6 +64,30 @@ struct Portable : WholeDots<Portable> {
     }
   }
 
+  static Int add(Int a, const Int& b) {
+    for (int i = 0; i < 4; ++i) a.at[i] += b.at[i];
+    return a;
+  }
+  // The sums of a's two pairs of lanes, then of b's.
+  static Int add_pairs(const Int& a, const Int& b) {
+    return {{a.at[0] + a.at[1], a.at[2] + a.at[3], b.at[0] + b.at[1], b.at[2] + b.at[3]}};
+  }
+  // Four rows' lanes, two rows' sums of pairs in a vector: their sums, by row, or those of each block in them.
+  static void add_lanes(const Int (&pairs)[2], Int (&sums)[1]) { sums[0] = add_pairs(pairs[0], pairs[1]); }
+  static void add_lanes(const Int (&pairs)[2], Int (&sums)[2]) {
+    for (int i = 0; i < 2; ++i)
+      sums[i] = {{pairs[0].at[i], pairs[0].at[i + 2], pairs[1].at[i], pairs[1].at[i + 2]}};
+  }
+  static Bytes as_bytes(const Float& v) {
+    Bytes bytes;
+    std::memcpy(bytes.at, v.at, 16);
+    return bytes;
+  }
+  static Float as_floats(const Bytes& v) {
+    Float floats;
+    std::memcpy(floats.at, v.at, 16);
+    return floats;
+  }
   static Int set_int(std::int32_t value) { return {{value, value, value, value}}; }
   template <int Bits>
   static Int dot(Int sum, const Bytes& weight, const Bytes& x) {
@@ -128,11 +151,6 @@ struct Portable : WholeDots<Portable> {
   }
   static void store_floats(float* p, const Float& v) { std::memcpy(p, v.at, sizeof v.at); }
   static float sum(const Float& v) { return (v.at[0] + v.at[2]) + (v.at[1] + v.at[3]); }
-  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
-    Float v = {};
-    for (std::size_t i = 0; i < 4; ++i) v.at[i] = i / lanes_of_block < count ? scales[i / lanes_of_block] : 0.0f;
-    return v;
-  }
   static void transpose(Bytes (&words)[4]) {
     Bytes t[4];
     for (int i = 0; i < 4; ++i)

@@ -16,7 +16,7 @@ struct Neon : WholeDots<Neon> {
   static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
   static constexpr int tile_tokens = 6;
   static constexpr int attention_rows = 8;  // x 2 vectors of sums, 2 of keys or values and a query: 19 of 32 registers
-  static constexpr std::size_t few_tokens = 3, row_tokens = 4;
+  static constexpr std::size_t few_tokens = 3;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;
   static constexpr int prefetch_level = 0;
@@ -34,7 +34,6 @@ struct Neon : WholeDots<Neon> {
   static Bytes high(Bytes v) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4)); }
   static Bytes stored8(Bytes v) { return v; }
   static Bytes either(Bytes a, Bytes b) { return vorrq_s8(a, b); }
-  static void keep(Bytes& v) { asm volatile("" : "+w"(v)); }
   static Bytes broadcast_word(const std::int8_t* p) {
     std::int32_t word;
     std::memcpy(&word, p, 4);
@@ -48,6 +47,17 @@ struct Neon : WholeDots<Neon> {
     odd = vreinterpretq_s8_s32(vuzp2q_s32(a, b));
   }
 
+  static Int add(Int a, Int b) { return vaddq_s32(a, b); }
+  // The sums of a's two pairs of lanes, then of b's.
+  static Int add_pairs(Int a, Int b) { return vpaddq_s32(a, b); }
+  // Four rows' lanes, two rows' sums of pairs in a vector: their sums, by row, or those of each block in them.
+  static void add_lanes(const Int (&pairs)[2], Int (&sums)[1]) { sums[0] = add_pairs(pairs[0], pairs[1]); }
+  static void add_lanes(const Int (&pairs)[2], Int (&sums)[2]) {
+    sums[0] = vuzp1q_s32(pairs[0], pairs[1]);
+    sums[1] = vuzp2q_s32(pairs[0], pairs[1]);
+  }
+  static Bytes as_bytes(Float v) { return vreinterpretq_s8_f32(v); }
+  static Float as_floats(Bytes v) { return vreinterpretq_f32_s8(v); }
   static Int set_int(std::int32_t value) { return vdupq_n_s32(value); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
@@ -80,11 +90,6 @@ struct Neon : WholeDots<Neon> {
   }
   static void store_floats(float* p, Float v) { vst1q_f32(p, v); }
   static float sum(Float v) { return vaddvq_f32(v); }
-  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
-    float lane[4];
-    for (std::size_t i = 0; i < 4; ++i) lane[i] = i / lanes_of_block < count ? scales[i / lanes_of_block] : 0.0f;
-    return vld1q_f32(lane);
-  }
   static void transpose(Bytes (&words)[4]) {
     const int32x4x2_t a = vtrnq_s32(vreinterpretq_s32_s8(words[0]), vreinterpretq_s32_s8(words[1]));
     const int32x4x2_t b = vtrnq_s32(vreinterpretq_s32_s8(words[2]), vreinterpretq_s32_s8(words[3]));

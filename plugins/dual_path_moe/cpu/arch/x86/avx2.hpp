@@ -67,11 +67,11 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 6;  // 6 tokens x 2 vectors: 12 of 16 registers; 2 for weights, 1 for activations
   static constexpr int attention_rows = 6;  // likewise
-  // Without VNNI the row product is faster for any number of tokens: its sums stay in 16 bits for a whole block of 4-bit weights.
-  static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber, row_tokens = 8;
+  // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
+  static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber;
   static constexpr bool interleaves_rows = false;
-  static constexpr std::size_t prefetch_bytes = 4096;
-  static constexpr int prefetch_level = 0;
+  static constexpr std::size_t prefetch_bytes = 8192;
+  static constexpr int prefetch_level = 3;
   static constexpr int zero4 = 8, zero8 = Vnni ? 128 : 0;
 
   static Bytes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -84,9 +84,8 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static Bytes set_bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
   static Bytes low(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static Bytes high(Bytes v) { return low(_mm256_srli_epi16(v, 4)); }
-  static Bytes stored8(Bytes v) { return _mm256_xor_si256(v, set_bytes(128)); }
+  static Bytes stored8(Bytes v) { return Vnni ? _mm256_xor_si256(v, set_bytes(128)) : v; }
   static Bytes either(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
-  static void keep(Bytes& v) { asm volatile("" : "+x"(v)); }
   static Bytes broadcast_word(const std::int8_t* p) {
     std::int32_t word;
     std::memcpy(&word, p, 4);
@@ -99,12 +98,48 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
     odd = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8);
   }
 
+  static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int whole_pairs(Int sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+  // Of each four lanes: the sums of a's two pairs, then of b's.
+  static Int add_pairs(Int a, Int b) { return _mm256_hadd_epi32(a, b); }
+  // Eight rows' lanes, two rows' sums of pairs in a vector: their sums, by row, or those of each block in them.
+  template <int Blocks>
+  static void add_lanes(const Int (&pairs)[4], Int (&sums)[Blocks]) {
+    const auto low_halves = [](Int a, Int b) { return _mm256_permute2x128_si256(a, b, 0x20); };
+    const auto high_halves = [](Int a, Int b) { return _mm256_permute2x128_si256(a, b, 0x31); };
+    if constexpr (Blocks <= 2) {
+      const Int a = add_pairs(pairs[0], pairs[1]), b = add_pairs(pairs[2], pairs[3]);
+      if constexpr (Blocks == 1) {
+        sums[0] = add(low_halves(a, b), high_halves(a, b));
+      } else {
+        sums[0] = low_halves(a, b);
+        sums[1] = high_halves(a, b);
+      }
+    } else {
+      const auto some = [](Int a, Int b, auto odd) ECHOVLM_LAMBDA {
+        return _mm256_castps_si256(_mm256_shuffle_ps(as_floats(a), as_floats(b), odd.value ? 0xdd : 0x88));
+      };
+      each<2>([&](auto odd) ECHOVLM_LAMBDA {
+        const Int a = some(pairs[0], pairs[1], odd), b = some(pairs[2], pairs[3], odd);
+        sums[odd.value] = low_halves(a, b);
+        sums[2 + odd.value] = high_halves(a, b);
+      });
+    }
+  }
+  static Bytes as_bytes(Float v) { return _mm256_castps_si256(v); }
+  static Float as_floats(Bytes v) { return _mm256_castsi256_ps(v); }
   static Int set_int(std::int32_t value) { return _mm256_set1_epi32(value); }
   template <int Bits>
   static Int dot(Int sum, Bytes weight, Bytes x) {
-    // Not _mm256_dpbusd_avx_epi32: see avx512_vnni.cpp.
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
-    return sum;
+    if constexpr (Vnni) {
+      // Not _mm256_dpbusd_avx_epi32: see avx512_vnni.cpp.
+      asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
+      return sum;
+    } else if constexpr (Bits == 4) {
+      return _mm256_add_epi32(sum, whole_pairs(_mm256_maddubs_epi16(weight, x)));
+    } else {
+      return _mm256_add_epi32(sum, whole_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(x, weight))));
+    }
   }
 
   static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
@@ -142,12 +177,6 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-  }
-  // Repeats each of `count` scales in all lanes of its block:  s0 s1 ..  ->  s0 s0 s1 s1 ..  for 2 lanes per block.
-  static Float spread(const float* scales, std::size_t count, std::size_t lanes_of_block) {
-    const Int lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const int shift = lanes_of_block == 4 ? 2 : 1;
-    return _mm256_permutevar8x32_ps(load_some_floats(scales, count), _mm256_srl_epi32(lane, _mm_cvtsi32_si128(shift)));
   }
 
   // Transposes an 8 x 8 matrix of 32-bit words: words[row] lane w becomes words[w] lane row. Within each 128-bit half, pairs of rows are

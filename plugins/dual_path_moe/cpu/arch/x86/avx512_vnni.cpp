@@ -147,25 +147,14 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
   }
 
-  // Returns the sums of all lanes of 16 vectors: lane i has the sum of vector i. `rows(i)` computes vector i only when it is needed, so
-  // that few are in registers at a time.
-  template <class Rows>
-  static Int add_lanes(Rows&& rows) {
-    Int fours[4];  // partial sums of four rows each, in every 128-bit quarter
-    each<4>([&](auto four) ECHOVLM_LAMBDA {
-      Int pairs[2];
-      each<2>([&](auto i) ECHOVLM_LAMBDA {
-        constexpr int first = four.value * 4 + i.value * 2;
-        const Int a = rows(std::integral_constant<int, first>()), b = rows(std::integral_constant<int, first + 1>());
-        pairs[i.value] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-      });
-      fours[four.value] =
-          _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[0], pairs[1]), _mm512_unpackhi_epi64(pairs[0], pairs[1]));
-    });
+  // Sixteen rows' lanes, two rows' sums of pairs in a vector: their sums, by row.
+  static void add_lanes(const Int (&pairs)[8], Int (&sums)[1]) {
+    Int fours[4];  // of each quarter of a register: the sums of four rows
+    each<4>([&](auto i) ECHOVLM_LAMBDA { fours[i.value] = add_pairs(pairs[2 * i.value], pairs[2 * i.value + 1]); });
     const auto add_quarters = [](Int a, Int b) ECHOVLM_LAMBDA {
       return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
     };
-    return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
+    sums[0] = add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
   }
 
   // Transposes a 16 x 16 matrix of 32-bit words: words[row] lane w becomes words[w] lane row. As in avx2.hpp, rows are
