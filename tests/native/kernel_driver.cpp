@@ -13,7 +13,9 @@
 #include <thread>
 #include <vector>
 
+#include "attention_checks.hpp"
 #include "c_interface.hpp"
+#include "checks.hpp"
 #include "own_threads.hpp"
 
 namespace {
@@ -50,12 +52,15 @@ class Operator {
 
   std::vector<float>& x() { return x_; }
 
-  std::vector<float> run(std::int64_t threads) const {
-    std::vector<float> y(x_.size());
+  std::vector<float> run(std::int64_t threads) const { return run(threads, 0, shape_.tokens); }
+
+  // Some of the tokens alone.
+  std::vector<float> run(std::int64_t threads, std::int64_t first, std::int64_t count) const {
+    std::vector<float> y(count * shape_.hidden);
     char error[256] = "";
     const auto matrix = [](const Weight& w) { return EchovlmMatrix{w.packed.data(), w.scales.data(), 0, 0}; };
     const EchovlmDualPathMoE call{shape_.widths.data(), static_cast<std::int64_t>(shape_.widths.size()), shape_.top_k,
-                                  shape_.norm, shape_.bits, shape_.block, shape_.tokens, shape_.hidden, threads, x_.data(),
+                                  shape_.norm, shape_.bits, shape_.block, count, shape_.hidden, threads, x_.data() + first * shape_.hidden,
                                   router_.data(), shared_gate_.data(), coefficient_.data(), bias_.data(), matrix(gate_),
                                   matrix(up_), matrix(down_), y.data()};
     if (echovlm_dual_path_moe(&call, error, sizeof error)) std::fprintf(stderr, "refused: %s\n", error);
@@ -163,33 +168,6 @@ class Operator {
   Weight gate_, up_, down_;
 };
 
-double relative_error(const std::vector<float>& actual, const std::vector<double>& expected) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    difference += std::pow(actual[i] - expected[i], 2);
-    norm += std::pow(expected[i], 2);
-  }
-  return std::sqrt(difference / norm);
-}
-
-class Checks {
- public:
-  void expect(bool holds, const std::string& what) {
-    ++made_;
-    if (holds) return;
-    ++failed_;
-    std::printf("FAILED: %s\n", what.c_str());
-  }
-
-  int report(const char* what) const {
-    std::printf("%s: %d checks, %d failed\n", what, made_, failed_);
-    return failed_;
-  }
-
- private:
-  int made_ = 0, failed_ = 0;
-};
-
 void check_shapes(Checks& checks) {
   unsigned seed = 0;
   for (const std::int64_t bits : {4, 8})
@@ -202,6 +180,26 @@ void check_shapes(Checks& checks) {
         std::snprintf(what, sizeof what, "%d bits, block %d, %d tokens: error %g", static_cast<int>(bits),
                       static_cast<int>(block), static_cast<int>(tokens), error);
         checks.expect(error < kTolerance, what);
+      }
+}
+
+// Rows that end with whole vectors and rows that do not.
+void check_batches(Checks& checks) {
+  unsigned seed = 100;
+  for (const std::int64_t bits : {4, 8})
+    for (const std::int64_t block : {16, 32, 64, 128})
+      for (const std::int64_t blocks : {3, 8}) {
+        const Shape shape{{3 * block, 2 * block, block, 2 * block, block}, 2, bits, block, blocks * block, 21, true};
+        const Operator made(shape, ++seed);
+        const std::vector<float> together = made.run(2);
+        bool same = true;
+        for (const std::int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 17})
+          for (std::int64_t first = 0; first + count <= shape.tokens; first += count > 1 ? 4 : 1) {
+            const std::vector<float> some = made.run(1, first, count);
+            same &= std::memcmp(some.data(), together.data() + first * shape.hidden, some.size() * sizeof(float)) == 0;
+          }
+        checks.expect(same, std::to_string(bits) + " bits, block " + std::to_string(block) + ", width " + std::to_string(shape.hidden) +
+                                ": a token has the bits that it has alone");
       }
 }
 
@@ -223,7 +221,7 @@ void check_not_finite(Checks& checks) {
       if (i / 64 == 4)
         spoiled = spoiled && !std::isfinite(y[i]);
       else
-        same = same && std::abs(y[i] - clean[i]) < 1e-4f;  // tokens that share a tile decide its sums' order
+        same = same && y[i] == clean[i];
     }
     checks.expect(spoiled && same, "a token that is not finite spoils only itself");
   }
@@ -261,6 +259,37 @@ void check_linear(Checks& checks) {
       expected.push_back(sum);
     }
   checks.expect(relative_error(y, expected) < 0.02, "BlockQuantLinear, within what int8 activations cost");
+}
+
+void check_linear_batches(Checks& checks) {
+  constexpr std::int64_t tokens = 19, rows = 77;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (const std::int64_t bits : {4, 8})
+    for (const std::int64_t block : {16, 32, 64, 128})
+      for (const std::int64_t columns : {5 * block, std::int64_t{2304}}) {
+        std::vector<float> x(tokens * columns), bias(rows), scales(rows * columns / block);
+        for (auto* values : {&x, &bias, &scales})
+          for (float& value : *values) value = normal(random);
+        std::vector<std::int8_t> weight(rows * columns * bits / 8);
+        for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+        const auto run = [&](std::int64_t first, std::int64_t count) {
+          std::vector<float> y(count * rows);
+          const EchovlmMatrix matrix{weight.data(), scales.data(), 0, 0};
+          const EchovlmBlockQuantLinear call{bits, block, count, columns, rows, 2, x.data() + first * columns, bias.data(), matrix, y.data()};
+          char error[256] = "";
+          checks.expect(echovlm_block_quant_linear(&call, error, sizeof error) == 0, error);
+          return y;
+        };
+        const std::vector<float> together = run(0, tokens);
+        bool same = true;
+        for (const std::int64_t count : {1, 2, 3, 4, 5, 6, 8, 9, 17}) {
+          const std::vector<float> some = run(tokens - count, count);
+          same &= std::memcmp(some.data(), together.data() + (tokens - count) * rows, some.size() * sizeof(float)) == 0;
+        }
+        checks.expect(same, "BlockQuantLinear, " + std::to_string(bits) + " bits, block " + std::to_string(block) + ", " +
+                                std::to_string(columns) + " columns: a token has the bits that it has alone");
+      }
 }
 
 void check_tasks(Checks& checks) {
@@ -305,10 +334,14 @@ int main(int count, char** names) {
     }
     Checks checks;
     check_shapes(checks);
+    check_batches(checks);
     check_many_tokens(checks);
     check_not_finite(checks);
     check_concurrent_calls(checks);
     check_linear(checks);
+    check_linear_batches(checks);
+    attention_checks::check_cached(checks);
+    attention_checks::check_self(checks);
     failed += checks.report(kernel.c_str());
   }
   return failed != 0;

@@ -1,8 +1,7 @@
 // Code shared by all products of block-wise quantized weights with int8 activations.
 //
-// The products of one block of K are summed exactly in int32, then scaled and added to a float32 sum, block after block. This order
-// does not depend on the number of threads. In the few-token algorithms it does not depend on the number of tokens either, so that a
-// token's result does not depend on the rest of the batch.
+// int32 sums live for one block of K, then are scaled to float32: block sums are exact, and the float sums run over blocks in the
+// same order whatever the number of threads and of tokens. So a token's result does not depend on who is in its call.
 //
 // Kernels multiply weights as stored, q + zero. To correct for the zero point, sums start at -zero * (sum of activations).
 #pragma once
