@@ -233,7 +233,10 @@ def test_a_linear_token_has_the_bits_that_it_has_alone(
     columns = 5 * block if columns == 5 else columns
     generator = np.random.default_rng(bits)
     weight = quantize_blocks(_normal(generator, rows, columns), bits, block)
-    bias, x = generator.standard_normal(rows, dtype=np.float32), generator.standard_normal((20, columns), dtype=np.float32)
+    bias, x = (
+        generator.standard_normal(rows, dtype=np.float32),
+        generator.standard_normal((20, columns), dtype=np.float32),
+    )
     with library().using(kernel):
         together = library().block_quant_linear(x, weight, bits, block, bias, threads=2)
         for count in range(1, 20):
