@@ -204,7 +204,7 @@ struct AttentionTiles {
         widen(keys, cache.type, (positions + kKeyBlock - 1) / kKeyBlock * kKeyBlock * dim, wide_keys);
         block.keys = wide_keys;
       }
-      if (!in_place || dim % kLanes != 0) {
+      if (!in_place || dim != width) {
         for (std::size_t i = 0; i < positions; ++i) {
           float* const to = wide_values + i * width;
           widen(values + i * cache.value_stride * size, cache.type, dim, to);
