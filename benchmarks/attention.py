@@ -57,9 +57,8 @@ def bound(nodes: Sequence[Any], feeds: Arrays, outputs: Arrays, threads: int) ->
     def info(name: str, array: NDArray[Any]) -> Any:
         return helper.make_tensor_value_info(name, TYPES[array.dtype.type], array.shape)
 
-    graph = helper.make_graph(
-        nodes, "attention", *([info(name, array) for name, array in some.items()] for some in (feeds, outputs))
-    )
+    inputs, made = ([info(name, array) for name, array in some.items()] for some in (feeds, outputs))
+    graph = helper.make_graph(nodes, "attention", inputs, made)
     opsets = [
         helper.make_opsetid(domain, version) for domain, version in (("", 23), ("com.microsoft", 1), ("echovlm", 1))
     ]
@@ -104,8 +103,8 @@ def cached(past: int, new: int, sequences: int, dtype: type[np.generic], threads
     made = (random.integers(-127, 128, shape) if dtype is np.int8 else random.standard_normal(shape) for _ in range(2))
     keys, values = (array.astype(dtype) for array in made)
     scale = np.full(KV_HEADS * DIM, 0.02, np.float32)
-    scales = {"key_scales": scale, "value_scales": scale} if dtype is np.int8 else {}
-    feeds = {
+    scales: Arrays = {"key_scales": scale, "value_scales": scale} if dtype is np.int8 else {}
+    feeds: Arrays = {
         "qkv": qkv,
         "cos": np.ones((rows, DIM // 2), np.float32),
         "sin": np.zeros((rows, DIM // 2), np.float32),
@@ -118,7 +117,7 @@ def cached(past: int, new: int, sequences: int, dtype: type[np.generic], threads
     node = helper.make_node("CachedAttention", list(feeds), ["y"], domain="echovlm", heads=HEADS, kv_heads=KV_HEADS)
     ours = bound([node], feeds, {"y": np.empty((rows, HEADS * DIM), np.float32)}, threads)
     q, k, v = np.split(qkv.reshape(sequences, new, width), [HEADS * DIM, (HEADS + KV_HEADS) * DIM], axis=-1)
-    theirs = {
+    theirs: Arrays = {
         **{name: np.ascontiguousarray(array) for name, array in (("q", q), ("k", k), ("v", v))},
         **{"keys": keys, "values": values},
         "last": np.full(sequences, past + new - 1, np.int32),
@@ -129,7 +128,7 @@ def cached(past: int, new: int, sequences: int, dtype: type[np.generic], threads
         {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8} if scales else {}
     )
     inputs = [*list(theirs)[:7], *([""] * 5 if scales else []), *scales]
-    attributes = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, **quantized}
+    attributes: dict[str, Any] = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, **quantized}
     node = helper.make_node(
         "GroupQueryAttention", inputs, ["y", "written_keys", "written_values"], domain="com.microsoft", **attributes
     )

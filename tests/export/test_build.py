@@ -325,7 +325,7 @@ def test_bundle_json_tells_what_an_integrator_asks(golden_bundle: Path) -> None:
     assert {"torch", "onnx", "onnxruntime", "echovlm-edge"} <= set(told["toolchain"])
     decoder = next(part for part in told["parts"] if part["name"] == "decoder")
     inputs = {tensor["name"]: tensor["shape"] for tensor in decoder["inputs"]}
-    assert inputs["embeddings"] == ["batch", "sequence", 96] and inputs["keys.2"] == ["batch", 2, "context", 16]
+    assert inputs["embeddings"] == ["batch", "sequence", 96] and inputs["keys.2"] == ["slots", 2, "blocks", 16, 16]
     assert all(len(file["sha256"]) == 64 for part in told["parts"] for file in part["files"])
 
 

@@ -29,6 +29,12 @@ def graphs() -> dict[str, ir.Model]:
     return traced_parts(EchoVLMConfig.from_json(CONFIG, "the demo's config"))
 
 
+PRODUCTS = (
+    "Linear",
+    "DualPathMoE",
+)  # of their input's width; attention has queries, keys and values side by side there
+
+
 def sizes(value: ir.Value | None, bound: Mapping[str, int]) -> list[int]:
     """A value's shape, its varying dimensions bound to numbers."""
     assert value is not None and value.shape is not None
@@ -40,7 +46,7 @@ def counted(graph: ir.Model, bound: Mapping[str, int], cached: int = 0) -> Itera
     for node in graph.graph:
         if node.domain != DOMAIN:
             continue
-        *lead, width = sizes(node.inputs[0], bound)
+        *lead, width = sizes(node.inputs[0] if node.op_type in PRODUCTS else node.outputs[0], bound)
         match node.op_type:
             case "Linear":
                 yield 2 * prod(lead) * prod(sizes(node.inputs[1], bound))

@@ -12,9 +12,9 @@ template <class Isa>
 struct RowGroups {
   static constexpr int kRows = Isa::lanes;
   static constexpr std::size_t kBytes = 4 * Isa::lanes;
-  static constexpr std::size_t kActivationBytes = 16 * 1024;  // half of a first-level cache
+  static constexpr std::size_t kActivationBytes = 16 * 1024;  // half of an L1 cache
   static constexpr std::size_t kMostBlocks = kActivationBytes / 16;
-  static constexpr std::size_t kMostRows = 128;  // of a pass over all stretches: they stay in the second-level cache
+  static constexpr std::size_t kMostRows = 128;  // of a pass over all stretches: they stay in the L2 cache
   static_assert(kActivationBytes + ((3 + kRows) * kMostBlocks + kMostRows) * sizeof(float) <= kScratchBytes);
 
   template <int Bits>
@@ -23,7 +23,7 @@ struct RowGroups {
   template <int Bits>
   static constexpr int values_per_vector = kBytes * 8 / Bits;
 
-  // A stretch of K for M tokens, in the scratch: its activations fit half of a first-level cache.
+  // A stretch of K for M tokens, in the scratch: its activations fit half of an L1 cache.
   struct Stretch {
     RowPart part;
     std::size_t first_block, blocks;
