@@ -81,14 +81,14 @@ def test_gone_clients_leave_nothing_behind(golden_bundle: Path) -> None:
 def test_no_memory_fails_one_call_with_a_clear_status(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(golden_bundle) as served:
         backend = served.engine._current.model.backend
-        decode = backend.decode
+        turn = backend.turn
 
-        def scarce(embeddings, angles, past, *rest):  # type: ignore[no-untyped-def]
-            if past > 200:
+        def scarce(rows):  # type: ignore[no-untyped-def]
+            if any(part.past > 200 and len(part.embeddings) > 1 for part in rows):
                 raise MemoryError
-            return decode(embeddings, angles, past, *rest)
+            return turn(rows)
 
-        monkeypatch.setattr(backend, "decode", scarce)
+        monkeypatch.setattr(backend, "turn", scarce)
         running_call = served.stub.AnswerQuestion(question(200))
         next(running_call)
         with pytest.raises(grpc.RpcError, match="no memory for this request") as refused:
@@ -98,10 +98,10 @@ def test_no_memory_fails_one_call_with_a_clear_status(golden_bundle: Path, monke
         assert result(running_call).usage.generated_tokens > 1, "another call failed with it"
 
 
-def hold_steps(engine: ReportEngine, until: threading.Event) -> None:
-    """Let no step of `engine`'s decoder go on before `until` is set."""
-    step = engine.model.backend.step  # type: ignore[attr-defined]
-    engine.model.backend.step = lambda *given: (until.wait(), step(*given))[1]  # type: ignore[attr-defined]
+def hold_turns(engine: ReportEngine, until: threading.Event) -> None:
+    """Let no turn of `engine`'s decoder go on before `until` is set."""
+    turn = engine.model.backend.turn
+    engine.model.backend.turn = lambda rows: (until.wait(), turn(rows))[1]  # type: ignore[method-assign]
 
 
 def test_a_hung_engine_is_replaced(golden_bundle: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_hung_engine_is_replaced(golden_bundle: Path) -> None:
     def open_engine() -> ReportEngine:
         engine = ReportEngine.open(golden_bundle, threads=2)
         if not engines:
-            hold_steps(engine, hang)
+            hold_turns(engine, hang)
         engines.append(engine)
         return engine
 
@@ -136,7 +136,7 @@ def test_engines_that_hang_again_and_again_are_given_up(golden_bundle: Path) -> 
 
     def open_engine() -> ReportEngine:
         engine = ReportEngine.open(golden_bundle, threads=1)
-        hold_steps(engine, hang)
+        hold_turns(engine, hang)
         return engine
 
     engine = ServedEngine(open_engine, WatchdogOptions(0.2, 1, 0.05), gave_up.set)
