@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
 from echovlm_edge.runtime.backends import SlotCache
 from echovlm_edge.runtime.contracts.errors import Unavailable
 from echovlm_edge.runtime.contracts.request import (
@@ -58,9 +57,8 @@ def requests(count: int, tokens: int = 40) -> list[GenerationRequest]:
 def test_the_text_is_the_same_alone_and_in_a_batch(
     make_engine: MakeEngine, build_bundle: BuildBundle, slots: int, precision: str
 ) -> None:
-    library = library_path()
-    if precision == "int4" and not (library and NativeLibrary(library).kernel in ("avx2", "avx512_vnni")):
-        pytest.skip("the kernels here do not sum in one order for any number of tokens")
+    if precision == "int4" and library_path() is None:
+        pytest.skip("ONNX Runtime's own products do not sum in one order for any number of tokens")
     path = build_bundle(precision=precision)
     asked = requests(10, tokens=90)  # no text ends before the last prompt is read
     alone, _ = make_engine(EngineOptions(1, 0, 0), path)
