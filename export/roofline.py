@@ -69,7 +69,7 @@ class Roofline:
         )
 
     def bytes_per_weight(self, part: str, parameter: str, widths: Sequence[int]) -> float:
-        """Return the bytes of one weight, its share of the block's scale included; `widths` are those of the layer's inputs."""
+        """Return the bytes of one weight, including its share of the block's scale; `widths` are the layer's input widths."""
         precision = self.policy.layer(part, parameter).for_widths(widths)
         gpu = self.target.name not in ("cpu", "portable")
         grouped = parameter.endswith("gate")

@@ -33,7 +33,7 @@ def open_backend(
 
     Raises:
         NotPossibleHere: this machine or install cannot run the bundle.
-        InvalidInput: `max_sequence` is above the bundle's limit, where its engines have the cache.
+        InvalidInput: `max_sequence` is above the bundle's limit, and its TensorRT engines have caches of that length.
     """
     if bundle.manifest.part("decoder").files[0].name.endswith(ENGINE):
         return _tensorrt(bundle, context_length(bundle.manifest.limits.max_sequence, max_sequence), profile)

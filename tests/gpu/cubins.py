@@ -123,7 +123,7 @@ class Kernels:
 
 
 class Launcher:
-    """Launches plans over addresses by the driver."""
+    """Launches a plan's kernels by the CUDA driver, on tensors given by device address."""
 
     def __init__(self, driver: Any, kernels: Kernels, stream: Any) -> None:
         self._driver, self._kernels, self._stream = driver, kernels, stream

@@ -73,7 +73,7 @@ def with_frames(
 
 
 def shown(data: bytes, **fields: object) -> list[tuple[np.ndarray, Source]]:
-    """The frames; what was measured agrees."""
+    """Decode the frames, and check that their number and sizes match what was measured from the header."""
     image = ImageInput(data, **fields)  # type: ignore[arg-type]
     header, found = read_header(image, *LIMITS), decode(image, *LIMITS)
     assert [pixels.shape for pixels, _ in found] == [(header.height, header.width, 3)] * len(header.frames)

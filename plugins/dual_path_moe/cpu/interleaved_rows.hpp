@@ -1,4 +1,5 @@
-// Two to sixteen tokens with AVX-512: sixteen rows at a time, read straight from memory, in two vectors of pieces of 8 bytes.
+// Two to sixteen tokens with AVX-512: sixteen weight rows at a time, read straight from memory into two vectors, each with 8 bytes
+// of each of 8 rows.
 //
 //   packed, 8 bytes of each row:      | row 0: k .. k+15 | row 1: k .. k+15 | row 4 | row 5 | ... | row 13 |     (4 bits, 64 bytes)
 //                                     | row 2: k .. k+15 | row 3: k .. k+15 | row 6 | row 7 | ... | row 15 |

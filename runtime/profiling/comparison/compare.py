@@ -80,7 +80,7 @@ def verdict(change: Change, margins: Margins) -> Verdict:
 def compare(before: Profile, after: Profile, margins: Margins = DEFAULT) -> dict[str, tuple[FigureChange, ...]]:
     """Compare every figure of the workloads that both have, by workload; stages in chronological order, then the totals.
 
-    Intervals (`distributions.changes`) hold for all figures of all workloads at once.
+    The confidence level of the intervals (`distributions.changes`) covers all figures of all workloads together.
 
     Raises:
         InvalidInput: no workload in common, or too few runs.

@@ -15,7 +15,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 async def abort(context: Context, status: CallStatus) -> None:
-    """End a call with a status; raises what `grpc.aio` ends handlers with."""
+    """End a call with a status; never returns, because `grpc.aio` raises an exception that ends the handler."""
     await context.abort(status.code, status.sentence, status.metadata)
 
 
