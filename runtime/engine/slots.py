@@ -32,10 +32,6 @@ class SlotTable:
         """How many slots are free."""
         return len(self._free)
 
-    def range(self, first: int, count: int) -> Sequence[SlotCache]:
-        """Return `count` adjacent caches, from slot `first` on."""
-        return self._caches[first : first + count]
-
     def take(self) -> int:
         """Take the lowest free slot; returns its index.
 

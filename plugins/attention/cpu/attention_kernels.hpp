@@ -6,6 +6,7 @@
 //   keys    [block][value of the head][16 positions]         values  [position][value of the head]
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,6 +14,10 @@ namespace echovlm {
 
 enum class CacheType { kFloat32, kFloat16, kInt8 };
 
+// These are static: a linker must not share a function between files that are compiled for different instruction sets.
+static constexpr std::size_t size_of(CacheType type) { return type == CacheType::kFloat32 ? 4 : type == CacheType::kFloat16 ? 2 : 1; }
+
+constexpr std::size_t kLargestHead = 512;    // values of a head
 constexpr std::size_t kKeyBlock = 16;        // positions whose keys lie together
 constexpr std::size_t kSoftmaxBlock = 64;    // positions between two corrections of a row's running maximum
 constexpr std::size_t kAttentionRows = 12;   // query rows of the largest tile of any instruction set
@@ -39,10 +44,13 @@ struct SoftmaxState {
   float *values, *divisors, *peaks;
 };
 
-constexpr std::size_t padded_dim(std::size_t dim) { return (dim + 15) / 16 * 16; }
+// What queries are multiplied by: scores are logarithms to base 2, so that weights are powers of two.
+static inline float query_scale(std::size_t dim) { return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(dim))); }
+
+static constexpr std::size_t padded_dim(std::size_t dim) { return (dim + 15) / 16 * 16; }
 
 // Floats that `attend` works in.
-constexpr std::size_t attend_scratch(std::size_t dim, std::size_t rows) {
+static constexpr std::size_t attend_scratch(std::size_t dim, std::size_t rows) {
   return (kAttentionRows + 2 * padded_dim(dim)) * kSoftmaxBlock + rows * 16;
 }
 
@@ -57,8 +65,7 @@ struct ByteWindow {
   float *value_scales, *value_means;  // [padded_dim]
 };
 
-constexpr std::size_t kLargestHead = 512;
-constexpr std::size_t byte_words(std::size_t dim) { return (dim + 3) / 4; }
+static constexpr std::size_t byte_words(std::size_t dim) { return (dim + 3) / 4; }
 
 struct ByteAttentionKernels {
   void (*arrange)(const float* q, float* k, float* v, std::size_t count, std::size_t dim, const ByteWindow&);

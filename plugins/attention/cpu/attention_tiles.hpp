@@ -176,10 +176,6 @@ struct AttentionTiles {
     }
   }
 
-  static constexpr std::size_t size_of(CacheType type) {
-    return type == CacheType::kFloat32 ? 4 : type == CacheType::kFloat16 ? 2 : 1;
-  }
-
   static void attend(const KeysAndValues& cache, const QueryRows& rows, std::size_t first, std::size_t last, const SoftmaxState& state,
                      float* scratch) {
     const std::size_t dim = cache.dim, width = padded_dim(dim), size = size_of(cache.type);

@@ -55,7 +55,7 @@ class Call {
  public:
   Call(const Kernels& kernels, const CachedAttentionInputs& in, float* y, Workspace& workspace)
       : kernels_(kernels.attention), in_(in), y_(y), workspace_(workspace), group_(in.heads / in.kv_heads), width_(padded_dim(in.dim)),
-        size_(in.type == CacheType::kFloat32 ? 4 : in.type == CacheType::kFloat16 ? 2 : 1) {
+        size_(size_of(in.type)) {
     q_ = workspace.x_values.reserve<float>(in.rows * in.heads * in.dim);
     limits_ = workspace.token_lists.reserve<std::size_t>(in.rows * group_);
     for (std::size_t row = 0; row < in.rows; ++row)
@@ -89,12 +89,12 @@ class Call {
     const std::size_t dim = in_.dim, position = static_cast<std::size_t>(in_.positions[row]);
     const float* const x = in_.qkv + row * (in_.heads + 2 * in_.kv_heads) * dim;
     const float *const cos = in_.cos + row * dim / 2, *const sin = in_.sin + row * dim / 2;
-    const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(dim)));  // log2(e): weights are powers of two
+    const float scale = query_scale(dim);
     for (std::size_t kv_head = 0; kv_head < in_.kv_heads; ++kv_head) {
       const float* const key_scales = in_.key_scales ? in_.key_scales + kv_head * dim : nullptr;
       for (std::size_t head = 0; head < group_; ++head)
         kernels_.rotate(x + (kv_head * group_ + head) * dim, cos, sin, dim, scale, key_scales, query(kv_head, row) + head * dim);
-      float key[kLargestDim];
+      float key[kLargestHead];
       kernels_.rotate(x + (in_.heads + kv_head) * dim, cos, sin, dim, 1.0f, nullptr, key);
       const std::size_t head = cache_head(row, kv_head) * in_.capacity * dim;
       auto* const keys = static_cast<std::uint8_t*>(in_.keys) + (head + position / kKeyBlock * kKeyBlock * dim + position % kKeyBlock) * size_;
@@ -191,8 +191,6 @@ class Call {
     }
   }
 
-  static constexpr std::size_t kLargestDim = 512;
-
   const AttentionKernels& kernels_;
   const CachedAttentionInputs& in_;
   float* const y_;
@@ -209,7 +207,7 @@ class Call {
 
 void cached_attention(const Kernels& kernels, const CachedAttentionInputs& inputs, float* y, const Threads& threads,
                       Workspace& workspace) {
-  if (inputs.kv_heads == 0 || inputs.heads % inputs.kv_heads != 0 || inputs.dim == 0 || inputs.dim % 2 != 0 || inputs.dim > 512)
+  if (inputs.kv_heads == 0 || inputs.heads % inputs.kv_heads != 0 || inputs.dim == 0 || inputs.dim % 2 != 0 || inputs.dim > kLargestHead)
     throw std::invalid_argument("heads must be a multiple of kv_heads, and a head have an even number of values up to 512.");
   if (inputs.capacity % kKeyBlock != 0) throw std::invalid_argument("a cache's capacity must be a multiple of 16.");
   if (inputs.rows == 0) return;

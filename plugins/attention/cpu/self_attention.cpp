@@ -1,7 +1,6 @@
 // Two phases: turn queries and keys, and lay out every head's keys and values; attend, by stretches of a window's rows.
 #include "self_attention.hpp"
 
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -58,7 +57,7 @@ void ask_for(const float* x, std::size_t row_values, std::size_t dim) {
 void in_bytes(const AttentionKernels& kernels, const SelfAttentionInputs& in, const std::vector<Window>& windows, float* y,
               const Threads& threads, Workspace& workspace) {
   const std::size_t dim = in.dim, width = padded_dim(dim), bytes = byte_words(dim) * 4, row_values = in.heads * dim;
-  const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(dim)));
+  const float scale = query_scale(dim);
   std::size_t longest = 0;
   std::vector<std::size_t> starts;  // of each window's positions, padded
   std::size_t padded = 0;
@@ -96,26 +95,21 @@ void in_bytes(const AttentionKernels& kernels, const SelfAttentionInputs& in, co
     }
     kernels.bytes.arrange(q, k, v, count, dim, bytes_of(head, window));
   });
-  struct Part {
-    std::size_t window, first, count;
-  };
-  std::vector<Part> parts;
-  for (std::size_t window = 0; window < windows.size(); ++window)
-    for (std::size_t first = 0; first < windows[window].count; first += kByteRowsOfTask)
-      parts.push_back({window, first, std::min(kByteRowsOfTask, windows[window].count - first)});
-  for_each_task(threads, parts.size() * in.heads, [&](std::size_t task, std::size_t worker, std::size_t) {
-    const std::size_t head = task / parts.size();
-    const Part& part = parts[task % parts.size()];
+  const std::vector<Stretch> attended = stretches_of(windows, kByteRowsOfTask);
+  for_each_task(threads, attended.size() * in.heads, [&](std::size_t task, std::size_t worker, std::size_t) {
+    const std::size_t head = task / attended.size();
+    const Stretch& stretch = attended[task % attended.size()];
+    const Window& window = *stretch.window;
     auto* const scratch = workspace.workers[worker].reserve<float>(kByteRowsOfTask * (width + 17));
-    kernels.bytes.attend(bytes_of(head, part.window), windows[part.window].count, dim, part.first, part.count,
-                         y + (windows[part.window].row + part.first) * row_values + head * dim, row_values, scratch);
+    kernels.bytes.attend(bytes_of(head, static_cast<std::size_t>(&window - windows.data())), window.count, dim, stretch.first,
+                         stretch.count, y + (window.row + stretch.first) * row_values + head * dim, row_values, scratch);
   });
 }
 
 }  // namespace
 
 void self_attention(const Kernels& kernels, const SelfAttentionInputs& in, float* y, const Threads& threads, Workspace& workspace) {
-  if (in.dim == 0 || in.dim % 2 != 0 || in.dim > 512)
+  if (in.dim == 0 || in.dim % 2 != 0 || in.dim > kLargestHead)
     throw std::invalid_argument("a head must have an even number of values up to 512.");
   std::size_t blocks = 0;
   const std::vector<Window> windows = windows_of(in, &blocks);
@@ -125,7 +119,7 @@ void self_attention(const Kernels& kernels, const SelfAttentionInputs& in, float
     return;
   }
   const std::size_t dim = in.dim, width = padded_dim(dim), row_values = in.heads * dim;
-  const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(dim)));  // log2(e): weights are powers of two
+  const float scale = query_scale(dim);
   float* const q = workspace.x_values.reserve<float>(in.rows * row_values);
   float* const k = workspace.inner_values.reserve<float>(blocks * kKeyBlock * row_values);
   float* const v = workspace.inner_scales.reserve<float>(in.rows * row_values);
@@ -134,7 +128,7 @@ void self_attention(const Kernels& kernels, const SelfAttentionInputs& in, float
   for_each_task(threads, arranged.size() * in.heads, [&](std::size_t task, std::size_t, std::size_t) {
     const Stretch& stretch = arranged[task / in.heads];
     const std::size_t head = task % in.heads;
-    float key[512];
+    float key[kLargestHead];
     for (std::size_t i = stretch.first; i < stretch.first + stretch.count; ++i) {
       const std::size_t row = stretch.window->row + i;
       const float* const x = in.qkv + row * 3 * row_values + head * dim;
@@ -153,7 +147,7 @@ void self_attention(const Kernels& kernels, const SelfAttentionInputs& in, float
     const Stretch& stretch = attended[task % attended.size()];
     const Window& window = *stretch.window;
     const std::size_t work = attend_scratch(dim, stretch.count);
-    auto* const scratch = workspace.workers[worker].reserve<float>(work + kRowsOfTask * (width + 2) + kRowsOfTask * 2);
+    auto* const scratch = workspace.workers[worker].reserve<float>(work + kRowsOfTask * (width + 2));
     float* const values = scratch + work;
     const SoftmaxState state{values, values + kRowsOfTask * width, values + kRowsOfTask * (width + 1)};
     std::size_t limits[kRowsOfTask];
