@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.bundle.manifest import CHAT_TEMPLATE, MANIFEST, TOKEN_EMBEDDING, TOKENIZER, Bundle
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import GenerationRequest, Sampling
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
@@ -153,6 +153,14 @@ JSON = st.one_of(
 )
 
 
+def test_a_bundle_of_a_shorter_context_than_asked_for_is_refused_at_the_start(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["limits"]["max_sequence"] = 1
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInput, match="--max-sequence 64 is more than the bundle's context of 1 tokens:"):
+        ReportEngine.open(bundle, threads=1, max_sequence=64, options=EngineOptions(1, 0, 0))
+
+
 @settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_bundle_json_says_is_served_or_refused_in_one_sentence(bundle: Path, data: st.DataObject) -> None:
@@ -176,6 +184,8 @@ def test_whatever_bundle_json_says_is_served_or_refused_in_one_sentence(bundle: 
         engine = ReportEngine.open(bundle, threads=1, max_sequence=64, options=EngineOptions(1, 0, 0))
     except NotPossibleHere as refused:
         assert "\n" not in str(refused) and str(bundle) in str(refused)
+    except InvalidInput as refused:  # a bundle may say that its context is one token
+        assert str(refused).startswith("--max-sequence 64 is more than the bundle's context")
     else:
         engine.close()
     finally:
