@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from benchmarks.limits import Limits, Machine, installed_library
 from echovlm_edge.plugins.dual_path_moe.reference import Floats
+from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import SEVERAL
@@ -320,7 +321,7 @@ def measure_decoder(bundle: Bundle, threads: int) -> list[DecoderRow]:
     rows = []
     for phase, tokens, past, calls in (("prefill", PREFILL, 0, 3), ("decode", 1, PREFILL, DECODE)):
         backend = OnnxRuntimeBackend(bundle, threads, profile=True)
-        cache = backend.new_cache(PREFILL + 1)
+        cache = new_cache(backend, PREFILL + 1)
         embeddings = generator.standard_normal((tokens, spec.hidden_size), dtype=np.float32)
         angles = rotary.angles(np.tile(past + np.arange(tokens), (3, 1)))
         seconds = []

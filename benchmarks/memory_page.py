@@ -31,7 +31,7 @@ from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.measurement.requests import frame
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
-from echovlm_edge.runtime.serving.supervision.server_memory import account
+from echovlm_edge.runtime.serving.supervision.server_memory import account, served_slots
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "operations.md"
@@ -66,6 +66,7 @@ def published_shape() -> BundleShape:
         cache_token=roofline.cache_bytes(1),
         cache_context=None,
         max_sequence=MAX_SEQUENCE,
+        most_slots=None,
         widths=Widths.of(config, PreprocessSettings(max_pixels=MAX_PIXELS)),
     )
 
@@ -103,16 +104,17 @@ def measure(bundle: Path) -> None:
     settings = ServeSettings(bundle=bundle, **LOAD)
     options = [word for name, value in LOAD.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     shape = BundleShape.of(Bundle(bundle).manifest)
+    slots = served_slots(shape, settings)
     items = [item for item in account(shape, settings) if "decoding" not in item.what]
     start, used, worst = (total(items, Where.HOST, *list(When)[: count + 1]) / 1e9 for count in range(3))
     with tempfile.TemporaryDirectory() as folder, serving(bundle, Path(folder), *options) as served:
         print(f"at start: {high_water_gb(served.pid):.3f} GB seen, {start:.3f} in the model")
         for round_ in range(ROUNDS):
-            with ThreadPoolExecutor(settings.slots) as pool:
+            with ThreadPoolExecutor(slots) as pool:
                 list(
                     pool.map(
-                        lambda slot, r=round_: _fill(served.address, settings.slots * r + slot, shape),
-                        range(settings.slots),
+                        lambda slot, r=round_: _fill(served.address, slots * r + slot, shape),
+                        range(slots),
                     )
                 )
             print(f"round {round_}: {high_water_gb(served.pid):.3f} GB seen, {used:.3f} as used, {worst:.3f} at a peak")

@@ -20,6 +20,7 @@ from demo.simulate import simulate
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task, prompt_for
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
@@ -69,7 +70,7 @@ def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np
         tokens[prompt.image_rows] = image
         onward = np.tile(np.arange(len(answer)) + prompt.next_position, (3, 1))
         positions = np.concatenate([prompt.positions, onward], axis=1)
-        cache = backend.new_cache(len(tokens))
+        cache = new_cache(backend, len(tokens))
         backend.decode(tokens, rotary.angles(positions), 0, np.array([len(tokens) - 1]), cache)
     return {name: load / load.sum(-1, keepdims=True) for name, load in counts.items()}
 

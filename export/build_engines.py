@@ -17,7 +17,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from echovlm_edge.export import parity
-from echovlm_edge.export.build_options import BuildOptions
+from echovlm_edge.export.build_options import GPU_BATCH, BuildOptions
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder, check_output
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.checkpoint_hash import hashing
@@ -211,7 +211,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="context in tokens, at most the model's (default: that, up to 4096)",
     )
-    add("--max-batch", type=int, default=1, metavar="N", help="sequences decoded together (default 1)")
+    add(
+        "--max-batch",
+        type=int,
+        metavar="N",
+        help=f"sequences that a GPU decodes together, with as many KV caches (default {GPU_BATCH})",
+    )
     add(
         "--kv-cache",
         choices=CACHE_TYPES,

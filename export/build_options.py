@@ -8,10 +8,11 @@ from pathlib import Path
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.targets import Target, target
-from echovlm_edge.runtime.bundle.manifest import Limits
+from echovlm_edge.runtime.bundle.manifest import Limits, on_gpu
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 DEFAULT_MAX_SEQUENCE = 4096
+GPU_BATCH = 8  # sequences that a GPU decodes together, unless another number is asked for
 LONGEST_NAME = 64  # characters of a DICOM Long String, which carries the name in a structured report (PS3.5 6.2)
 
 
@@ -25,7 +26,7 @@ class BuildOptions:
     precision: str = "int4"
     block_size: int = 128
     max_sequence: int | None = None
-    max_batch: int = 1
+    max_batch: int | None = None
     samples: tuple[Path, ...] = ()
     kv_cache: str | None = None
     device_plugin: Path | None = None
@@ -74,9 +75,10 @@ class BuildOptions:
         positions = config.decoder.max_position_embeddings
         context = min(DEFAULT_MAX_SEQUENCE, positions) if self.max_sequence is None else self.max_sequence
         check_context(context, positions)
-        if self.max_batch < 1:
-            raise NotPossibleHere(f"--max-batch {self.max_batch} decodes nothing: give at least 1.")
-        return Limits(context, self.max_batch)
+        batch = self.max_batch if self.max_batch is not None else GPU_BATCH if on_gpu(self.target) else 1
+        if batch < 1:
+            raise NotPossibleHere(f"--max-batch {batch} decodes nothing: give at least 1.")
+        return Limits(context, batch)
 
     def model_name(self) -> str:
         """Return the model's name: `--name`, or that of the checkpoint's folder.

@@ -119,6 +119,15 @@ class Lowering:
 Rule = Callable[[Lowering, ir.Node], Sequence[ir.Value]]
 
 
+def add_best(model: ir.Model) -> None:
+    """Add an output `best`, int64 [rows], to a decoder: the index of each row's largest logit, so that one number is copied back."""
+    graph = model.graph
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    best = ir.Value(name="best", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([logits.shape[0]]))  # type: ignore[index]
+    graph.append(ir.node("ArgMax", [logits], {"axis": -1, "keepdims": 0}, name="best", outputs=[best]))
+    graph.outputs.append(best)
+
+
 def lower(
     model: ir.Model,
     part: str,

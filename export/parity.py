@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
-from echovlm_edge.runtime.backends import Backend, Cache, Floats
+from echovlm_edge.runtime.backends import Backend, Floats, SlotCache, new_cache
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, ModelSpec, Parity
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import ImageInput
@@ -148,7 +148,7 @@ def _write_text(
     decoded: int,
 ) -> _Text:
     length = len(prompt.token_ids)
-    cache = candidate.new_cache(length + decoded)
+    cache = new_cache(candidate, length + decoded)
     written = prompt.next_position + np.arange(decoded)
     angles = rotary.angles(np.concatenate([prompt.positions, np.tile(written, (3, 1))], axis=1))
     tokens = [prompt_embeddings(reference, prompt, [projected])]
@@ -169,7 +169,7 @@ def _write_text(
     )
 
 
-def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[np.int64], cache: Cache) -> Floats:
+def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[np.int64], cache: SlotCache) -> Floats:
     """Compute logits at `rows` of a prompt, prefilled in chunks as it is served."""
     logits = []
     for start in range(0, len(tokens), PREFILL_CHUNK):

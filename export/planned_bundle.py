@@ -11,7 +11,7 @@ from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.device_bundle import check_plugin
-from echovlm_edge.export.lower import StoredWeight, lower
+from echovlm_edge.export.lower import StoredWeight, add_best, lower
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import CACHE_TYPES, GroupedBlocks, PrecisionPolicy
@@ -19,7 +19,7 @@ from echovlm_edge.export.targets import Target
 from echovlm_edge.export.weight_file import WeightFile, lay_out
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Widths
 from echovlm_edge.runtime.bundle.cost_model import cache_token_bytes
-from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, EmbeddingSpec, Limits, ModelSpec
+from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, EmbeddingSpec, Limits, ModelSpec, on_gpu
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 MakeGraphs = Callable[
@@ -121,6 +121,8 @@ def lower_parts(
     sources, lowered = weights.part_weights(checkpoint.config), []
     for name, model in graphs(checkpoint.config).items():
         stored = lower(model, name, sources[name], lambda weight: weight.shape(checkpoint), policy, chosen.rules)
+        if name == "decoder" and on_gpu(chosen.name) and chosen.tensorrt is None:  # TensorRT's builder adds it itself
+            add_best(model)
         file = lay_out(f"{name}.data", [(weight.weight, weight.storage) for weight in stored.values()], checkpoint)
         lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored, file))
     return lowered
@@ -141,5 +143,6 @@ def bundle_shape(options: BuildOptions, planned: PlannedBundle) -> BundleShape:
         ),
         cache_context=None,
         max_sequence=planned.limits.max_sequence,
+        most_slots=planned.limits.max_batch if on_gpu(options.target) else None,
         widths=Widths.of(checkpoint.read_json("config.json"), planned.settings),
     )

@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.streamed import load_streamed
-from echovlm_edge.runtime.backends import Cache, Floats
+from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows
+from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.prompting.rotary import Angles
 
 
 @dataclass(frozen=True)
 class TorchCache:
-    """One sequence's keys and values, float32 [1, kv_heads, max_sequence, head_dim] per layer."""
+    """One sequence's keys and values, float32 [1, kv_heads, max_sequence, head_dim] per layer; a `SlotCache`."""
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
+
+    @property
+    def _tensors(self) -> tuple[torch.Tensor, ...]:
+        return (*self.keys, *self.values)
 
     @property
     def max_sequence(self) -> int:
@@ -29,9 +34,34 @@ class TorchCache:
         return self.keys[0].shape[2]
 
     def clear(self, tokens: int) -> None:
-        """Zero keys and values, as `Cache.clear` does."""
-        for buffer in (*self.keys, *self.values):
+        """Zero keys and values, as `SlotCache.clear` does."""
+        for buffer in self._tensors:
             buffer[:, :, :tokens] = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Return the size of one token's keys and values."""
+        return sum(buffer[:, :, 0].nbytes for buffer in self._tensors)
+
+    def read(self, tokens: int) -> HostKept:
+        """Copy the first `tokens` tokens', as `SlotCache.read` does."""
+        return HostKept(np.stack([buffer[0, :, :tokens].float().numpy() for buffer in self._tensors]))
+
+    def park(self, tokens: int) -> HostKept:
+        """Copy them, as `read` does."""
+        return self.read(tokens)
+
+    def write(self, kept: Kept) -> None:
+        """Write what `read` returned."""
+        assert isinstance(kept, HostKept)
+        for buffer, rows in zip(self._tensors, kept.values, strict=True):
+            buffer[0, :, : rows.shape[1]] = torch.from_numpy(rows)
+
+    def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
+        """Move the first `tokens` positions, as `SlotCache.move` does."""
+        displaced = target.read(target_tokens)
+        target.write(self.read(tokens))
+        self.write(displaced)
 
 
 @dataclass(frozen=True)
@@ -80,18 +110,19 @@ class TorchBackend:
         rows = [weights.TOKEN_EMBEDDING.read(self._checkpoint, slice(token, token + 1)) for token in ids.tolist()]
         return self._floats(torch.cat(rows)[torch.from_numpy(places)])
 
-    def new_cache(self, max_sequence: int) -> TorchCache:
-        """Make buffers for one sequence, zeroed."""
+    def new_slots(self, memory: SlotMemory) -> Sequence[TorchCache]:
+        """Make zeroed caches, as `Backend.new_slots` does."""
         config = self._config
-        shape = (1, config.num_key_value_heads, max_sequence, config.head_dim)
-        keys, values = (
-            tuple(torch.zeros(shape, dtype=self._dtype) for _ in range(config.num_hidden_layers)) for _ in range(2)
-        )
-        return TorchCache(keys, values)
+        shape = (1, config.num_key_value_heads, memory.max_sequence, config.head_dim)
+
+        def buffers() -> tuple[torch.Tensor, ...]:
+            return tuple(torch.zeros(shape, dtype=self._dtype) for _ in range(config.num_hidden_layers))
+
+        return [TorchCache(buffers(), buffers()) for _ in range(memory.count)]
 
     @torch.inference_mode()
     def decode(
-        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: SlotCache
     ) -> Floats:
         """Run the decoder, as `Backend.decode` does."""
         assert isinstance(cache, TorchCache)
@@ -99,6 +130,18 @@ class TorchBackend:
         tokens, rows = self._tensor(embeddings).unsqueeze(0), torch.from_numpy(logit_rows)
         logits, _, _ = self.parts.decoder(tokens, cos, sin, torch.tensor([past]), rows, cache.keys, cache.values)
         return self._floats(logits)
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether one call takes any rows: as far as the engine sees."""
+        return True
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+        """Append new tokens to each sequence, one after another, as `Backend.turn` does."""
+        return [
+            self.decode(part.embeddings, part.angles, part.past, np.array([len(part.embeddings) - 1]), part.slot)[0]
+            for part in rows
+        ]
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[DecoderInput]) -> list[Floats]:

@@ -21,6 +21,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 ENGINE = ".engine"
 MERGED = 4  # patches of one visual token
+DRAFTED = 8  # tokens of each sequence in a step, at most
 TYPICAL_PATCHES = 1564  # a frame of 640 x 480
 STEPS = 1000  # of one engine on the progress bar
 
@@ -53,7 +54,10 @@ class EngineOptions:
         if part == "decoder":
             batch = self.limits.max_batch
             return (
-                Profile("decode", {"batch": (1, 1, batch), "sequence": (1, 1, 1), "rows": (1, 1, batch)}),
+                # Mostly a token of each sequence; a few of each where drafts are verified.
+                Profile(
+                    "decode", {"batch": (1, 1, batch), "sequence": (1, 1, DRAFTED), "rows": (1, 1, batch * DRAFTED)}
+                ),
                 Profile(
                     "prefill", {"batch": (1, 1, 1), "sequence": (1, PREFILL_CHUNK, PREFILL_CHUNK), "rows": (1, 1, 1)}
                 ),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors, error_logger
+from echovlm_edge.runtime.backends.gpu.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 

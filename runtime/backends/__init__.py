@@ -1,10 +1,10 @@
-"""Define the interface of backends, which run a bundle's parts; there is one file per kind of engine."""
+"""Define the interface of backends, which run a bundle's parts; there is one file or folder per kind of engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, SupportsInt, runtime_checkable
+from typing import Any, Protocol, SupportsInt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,72 +37,75 @@ class Logits(Protocol):
         ...
 
 
-class Cache(Protocol):
-    """The KV cache of one slot: fixed buffers that the decoder writes in place. One generation at a time owns it."""
+class Kept(Protocol):
+    """Keys and values that were copied out of a slot: those of a sequence's first tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens' keys and values it has."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        ...
+
+    def first(self, tokens: int) -> Kept:
+        """Return those of the first `tokens` tokens, a multiple of the engine's BLOCK; no copy is made."""
+        ...
+
+    def spilled(self) -> Kept:
+        """Return a copy in the host's memory, or itself if it lies there.
+
+        Raises:
+            MemoryError: the host has no room for it.
+        """
+        ...
+
+    def restored(self) -> Kept:
+        """Return a copy in the memory of the slots, or itself if it lies there.
+
+        Raises:
+            MemoryError: there is no room for it.
+        """
+        ...
+
+
+class SlotCache(Protocol):
+    """The KV cache of one sequence: fixed buffers that the decoder writes in place. One generation at a time owns it."""
 
     @property
     def max_sequence(self) -> int:
         """How many tokens it can hold."""
         ...
 
+    @property
+    def token_bytes(self) -> int:
+        """The size of one token's keys and values."""
+        ...
+
     def clear(self, tokens: int) -> None:
         """Zero at least the first `tokens` positions."""
         ...
 
+    def read(self, tokens: int) -> Kept:
+        """Copy the keys and values of at least the first `tokens` tokens, in the memory of the slots if there is room.
 
-class Backend(Protocol):
-    """Runs a model's three parts.
-
-    One thread encodes and projects while another one decodes, so the two must not share mutable state. The engine never makes
-    two calls of the same kind at once.
-    """
-
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
-        """Run the vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""
-        ...
-
-    def project(self, features: Floats) -> Floats:
-        """Run the projector: features [p, embed_dim] to image embeddings [p / 4, hidden_size]."""
-        ...
-
-    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
-        """Embed token ids: int64 [n] to float32 [n, hidden_size]."""
-        ...
-
-    def new_cache(self, max_sequence: int) -> Cache:
-        """Make an empty KV cache for one sequence of up to `max_sequence` tokens."""
-        ...
-
-    def decode(
-        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
-    ) -> Logits:
-        """Run the decoder: append s tokens to the sequence in `cache`, after its first `past` tokens.
-
-        Args:
-            embeddings: [s, hidden_size].
-            angles: M-RoPE angles of the s tokens.
-            past: tokens in the cache before these.
-            logit_rows: int64 [n], which of the s tokens to compute logits for.
-            cache: written in place.
-
-        Returns:
-            Logits [n, vocab_size], valid until the next call.
+        Raises:
+            MemoryError: there is no room anywhere.
         """
         ...
 
-
-class SlotCache(Cache, Protocol):
-    """A cache among several whose contents can be copied out and back in, so that a prefix is computed once."""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Copy the keys and values at positions `start` to `stop`: [tensors, kv_heads, positions, head_dim].
-
-        `start` is a multiple of the engine's BLOCK; there may be some positions more than `stop - start`, to the end of a block.
-        """
+    def park(self, tokens: int) -> Kept:
+        """Copy them to the host's memory, as `read` does; raises what it raises."""
         ...
 
-    def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Write what `read` returned, from position `start` on; a prefix of whole BLOCKs is a prefix of axis 2."""
+    def write(self, kept: Kept) -> None:
+        """Write what `read` or `park` of a slot of the same backend returned."""
+        ...
+
+    def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
+        """Move the first `tokens` positions to `target`, whose first `target_tokens` come here."""
         ...
 
 
@@ -123,25 +126,81 @@ class SlotRows:
     angles: Angles
 
 
-@runtime_checkable
-class BatchBackend(Backend, Protocol):
-    """A backend that runs new tokens of several sequences together.
+@dataclass(frozen=True)
+class SlotMemory:
+    """What slots take, and the memory beside them for keys and values that are kept.
 
-    `encode` and `project` may run in one thread while `decode` and `turn` run in another.
+    Attributes:
+        count: how many slots, each for one sequence.
+        max_sequence: tokens that each can hold.
+        kept_bytes: for kept keys and values beside the slots; only a device with its own memory reserves it.
+        spilled_bytes: of the host's memory for those that the device has no room for; reserved likewise.
     """
+
+    count: int
+    max_sequence: int
+    kept_bytes: int = 0
+    spilled_bytes: int = 0
+
+
+class Backend(Protocol):
+    """Runs a model's three parts.
+
+    One thread may encode and project while another one decodes, so the two must not share mutable state. The engine never makes
+    two calls of the same kind at once.
+    """
+
+    def encode(self, patches: Floats, angles: Angles) -> Floats:
+        """Run the vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""
+        ...
+
+    def project(self, features: Floats) -> Floats:
+        """Run the projector: features [p, embed_dim] to image embeddings [p / 4, hidden_size]."""
+        ...
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Floats:
+        """Embed token ids: int64 [n] to float32 [n, hidden_size]."""
+        ...
+
+    def new_slots(self, memory: SlotMemory) -> Sequence[SlotCache]:
+        """Make adjacent empty caches.
+
+        Raises:
+            NotPossibleHere: the engines were built for fewer sequences, or there is too little memory.
+        """
+        ...
+
+    def decode(
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: SlotCache
+    ) -> Logits:
+        """Run the decoder: append s tokens to the sequence in `cache`, after its first `past` tokens.
+
+        Args:
+            embeddings: [s, hidden_size].
+            angles: M-RoPE angles of the s tokens.
+            past: tokens in the cache before these.
+            logit_rows: int64 [n], which of the s tokens to compute logits for.
+            cache: written in place.
+
+        Returns:
+            Logits [n, vocab_size], valid until the next call.
+        """
+        ...
 
     @property
     def packs_rows(self) -> bool:
-        """Whether one call takes chunks and tokens of any slots; else only single tokens of adjacent slots run together."""
+        """Whether one call takes chunks and tokens of any slots; else only tokens of adjacent slots run together."""
         ...
 
-    def new_slots(self, count: int, max_sequence: int) -> Sequence[SlotCache]:
-        """Make `count` adjacent caches, each for one sequence; the system gives them memory as they are written."""
-        ...
-
-    def turn(self, rows: Sequence[SlotRows]) -> Logits:
-        """Append new tokens to each of n sequences; returns the logits of each one's last token, [n, vocab_size].
+    def turn(self, rows: Sequence[SlotRows]) -> Sequence[Logits]:
+        """Append new tokens to each of n sequences; returns the logits [vocab_size] of each one's last token.
 
         The slots are some of one call of `new_slots`, in their order and each once. The logits are valid until the next call.
         """
         ...
+
+
+def new_cache(backend: Backend, max_sequence: int) -> SlotCache:
+    """Make one empty cache for a sequence of up to `max_sequence` tokens."""
+    (slot,) = backend.new_slots(SlotMemory(1, max_sequence))
+    return slot

@@ -8,8 +8,9 @@ from enum import Enum
 from typing import Any
 
 from echovlm_edge.plugins.attention.reference import KEY_BLOCK
+from echovlm_edge.runtime.backends import SlotMemory
 from echovlm_edge.runtime.bundle.cost_model import ModelShape, bundle_cache_token_bytes
-from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, TOKEN_EMBEDDING, TOKENIZER, Manifest
+from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, TOKEN_EMBEDDING, TOKENIZER, Manifest, on_gpu
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 UNIFIED = ("jetson", "igx", "dgx")  # targets whose GPU works in the host's memory
@@ -107,6 +108,7 @@ class BundleShape:
         cache_token: bytes of one token's keys and values.
         cache_context: the cache's length if an engine was built for one only.
         max_sequence: the bundle's context.
+        most_slots: how many sequences a GPU decodes together at most; None on a CPU.
         widths: the model's.
     """
 
@@ -119,6 +121,7 @@ class BundleShape:
     cache_token: int
     cache_context: int | None
     max_sequence: int
+    most_slots: int | None
     widths: Widths
 
     @classmethod
@@ -136,13 +139,14 @@ class BundleShape:
             cache_token=bundle_cache_token_bytes(manifest),
             cache_context=context if isinstance(context, int) else None,
             max_sequence=manifest.limits.max_sequence,
+            most_slots=manifest.most_slots,
             widths=Widths.of(manifest.source.config, PreprocessSettings.from_config(manifest.preprocess)),
         )
 
     @property
     def on_gpu(self) -> bool:
         """Whether its parts run on a GPU."""
-        return self.target not in ("cpu", "portable")
+        return on_gpu(self.target)
 
     @property
     def place(self) -> Where:
@@ -151,7 +155,8 @@ class BundleShape:
 
     def cache_bytes(self, max_sequence: int) -> int:
         """Return the bytes of one sequence's keys and values; on a CPU their positions are allocated in whole blocks."""
-        return self.cache_token * (self.cache_context or -(-max_sequence // KEY_BLOCK) * KEY_BLOCK)
+        blocks = max_sequence if self.on_gpu else -(-max_sequence // KEY_BLOCK) * KEY_BLOCK
+        return self.cache_token * (self.cache_context or blocks)
 
 
 def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
@@ -175,18 +180,20 @@ def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
     return 4 * (frame + projector + prefill)
 
 
-def device_items(shape: BundleShape, max_sequence: int) -> tuple[Item, ...]:
-    """List the memory that a GPU bundle needs on the GPU before it runs; a GPU backend has one cache, however many slots are set."""
-    length = shape.cache_context or max_sequence
+def device_items(shape: BundleShape, memory: SlotMemory) -> tuple[Item, ...]:
+    """List the memory that a GPU bundle takes on the GPU at its start, beside its activations."""
+    length, slots = shape.cache_context or memory.max_sequence, memory.count
+    caches = "a KV cache" if slots == 1 else f"{slots} KV caches"
     return (
-        Item("engines", shape.weights, "", When.START, shape.place),
+        Item("weights", shape.weights, "", When.START, shape.place),
         Item(
-            f"a KV cache of {length} tokens",
-            shape.cache_bytes(max_sequence),
-            "--max-sequence",
+            f"{caches} of {length} tokens",
+            slots * shape.cache_bytes(memory.max_sequence),
+            "--slots, --max-sequence",
             When.START,
             shape.place,
         ),
+        Item("prompt cache", memory.kept_bytes, "--prefix-mb", When.START, shape.place),
     )
 
 

@@ -1,11 +1,9 @@
-"""ONNX Runtime: the bundle's parts as sessions, the KV cache as fixed buffers."""
+"""Run a bundle of ONNX graphs on the CPU: the parts as sessions of ONNX Runtime, the slots as fixed buffers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,151 +14,134 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.attention.reference import KEY_BLOCK
-from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.runtime.backends import Cache, Floats, SlotRows
+from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows
+from echovlm_edge.runtime.backends.onnxruntime_session import CPU, memory_errors, open_session, session_options
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
-from echovlm_edge.runtime.backends.providers import ON_CPU, Provider
-from echovlm_edge.runtime.bundle.manifest import FIX, PARTS, Bundle, Part
+from echovlm_edge.runtime.backends.rectangles import join, rectangles
+from echovlm_edge.runtime.bundle.manifest import PARTS, Bundle
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.prompting.rotary import Angles
-from echovlm_edge.runtime.resources.processors import usable_processors
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
-WARNING, ERROR = 2, 3  # ONNX Runtime's severities
-SPIN_MICROSECONDS = 10  # as fast as unlimited spinning, and leaves processors to the threads that are waited for
-SAID_WITHOUT_MEMORY = (
-    "Failed to allocate memory",
-    "std::bad_alloc",
-)  # messages of its arena, and of operators, ours among them
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 @dataclass(frozen=True)
-class OrtCache:
-    """One slot's keys and values: a row of each of the buffers, which all slots share. The decoder reads and writes them in place.
+class HostKept:
+    """Keys and values that were copied out of a slot in the host's memory, a `Kept`.
 
     Attributes:
-        buffers: [slots, kv_heads, max_sequence, head_dim] of the decoder's cache type, by the decoder's names keys.0 to values.n.
-        slot: the row of this slot.
+        values: [tensors, kv_heads, positions, head_dim] of the decoder's cache type.
     """
 
-    buffers: Mapping[str, NDArray[Any]] = field(repr=False)
-    slot: int
+    values: NDArray[Any] = field(repr=False)
 
     @property
-    def max_sequence(self) -> int:
-        """How many tokens it can hold."""
-        return int(next(iter(self.buffers.values())).shape[2])
+    def tokens(self) -> int:
+        """How many tokens' keys and values it has."""
+        return int(self.values.shape[2])
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Copy the keys and values at these positions, as `SlotCache.read` does."""
-        return np.stack([buffer[self.slot, :, start:stop] for buffer in self.buffers.values()])
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.values.nbytes
 
-    def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Write keys and values from `start` on, as `SlotCache.write` does."""
-        for buffer, rows in zip(self.buffers.values(), kept, strict=True):
-            buffer[self.slot, :, start : start + rows.shape[1]] = rows
+    def first(self, tokens: int) -> HostKept:
+        """Return a view of the first `tokens` tokens'."""
+        return HostKept(self.values[:, :, :tokens])
 
-    def clear(self, tokens: int) -> None:
-        """Zero the first `tokens` positions."""
-        for buffer in self.buffers.values():
-            buffer[self.slot, :, :tokens] = 0
+    def spilled(self) -> HostKept:
+        """Return itself: the slots are in the same memory."""
+        return self
 
-    def bind(self, binding: ort.IOBinding, batch: int) -> None:
-        """Bind `batch` slots from this one on, for the decoder to write in place."""
-        for name, buffer in self.buffers.items():
-            rows = buffer[self.slot : self.slot + batch]
-            where = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
-            binding.bind_input(name, *where)
-            binding.bind_output(f"present_{name}", *where)
+    def restored(self) -> HostKept:
+        """Return itself."""
+        return self
 
 
 @dataclass(frozen=True)
-class PackedCache:
-    """One slot's keys and values for `echovlm::CachedAttention`, whose keys lie in transposed blocks of KEY_BLOCK positions.
+class HostSlot:
+    """One slot's keys and values: a row of each of the buffers, which all slots share. The decoder writes them in place.
 
     Attributes:
-        buffers: keys [slots, kv_heads, blocks, head_dim, KEY_BLOCK] and values [slots, kv_heads, capacity, head_dim] of the decoder's
-            cache type, by the decoder's names keys.0 to values.n.
-        slot: the row of this slot.
-        max_sequence: how many tokens it can hold; the capacity is that, rounded up to whole blocks.
+        buffers: by the decoder's names keys.0 to values.n, of its cache type: [slots, kv_heads, max_sequence, head_dim]; for
+            `echovlm::CachedAttention`, keys [slots, kv_heads, blocks, head_dim, KEY_BLOCK] and values of as many positions.
+        number: the row of this slot.
+        max_sequence: how many tokens it can hold.
     """
 
     buffers: Mapping[str, NDArray[Any]] = field(repr=False)
-    slot: int
+    number: int
     max_sequence: int
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Copy the keys and values of the blocks from `start` up to `stop`, as `SlotCache.read` does; keys stay transposed."""
-        return np.stack([self._blocks(name, start, stop) for name in self.buffers])
-
-    def write(self, start: int, kept: NDArray[Any]) -> None:
-        """Write whole blocks of keys and values from `start` on, as `SlotCache.write` does."""
-        for name, rows in zip(self.buffers, kept, strict=True):
-            self._blocks(name, start, start + rows.shape[1])[:] = rows
+    @property
+    def token_bytes(self) -> int:
+        """The size of one token's keys and values."""
+        values = self.buffers["values.0"]
+        return len(self.buffers) * values.shape[1] * values.shape[3] * values.itemsize
 
     def clear(self, tokens: int) -> None:
-        """Zero the blocks of the first `tokens` positions."""
+        """Zero the first `tokens` positions, as `SlotCache.clear` does."""
         for name in self.buffers:
-            self._blocks(name, 0, tokens)[:] = 0
+            self._first(name, tokens)[:] = 0
 
-    def _blocks(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """A view [kv_heads, positions, head_dim] of whole blocks; for keys, positions and head_dim are those of the bytes only."""
-        assert start % KEY_BLOCK == 0, f"position {start} is inside a block"
-        blocks = slice(start // KEY_BLOCK, -(-stop // KEY_BLOCK))
-        buffer = self.buffers[name][self.slot]
-        heads, dim = buffer.shape[0], self.buffers["values.0"].shape[3]
-        return buffer.reshape(heads, -1, KEY_BLOCK * dim)[:, blocks].reshape(heads, -1, dim)
+    def read(self, tokens: int) -> HostKept:
+        """Copy the first `tokens` tokens', as `SlotCache.read` does."""
+        return HostKept(np.stack([self._first(name, tokens) for name in self.buffers]))
 
+    def park(self, tokens: int) -> HostKept:
+        """Copy them, as `read` does."""
+        return self.read(tokens)
 
-@dataclass(frozen=True)
-class DeviceCache:
-    """One sequence's keys and values in a GPU's memory: [1, kv_heads, max_sequence, head_dim] by the decoder's names."""
+    def write(self, kept: Kept) -> None:
+        """Write what `read` returned."""
+        assert isinstance(kept, HostKept)
+        for name, rows in zip(self.buffers, kept.values, strict=True):
+            self._first(name, rows.shape[1])[:] = rows
 
-    buffers: Mapping[str, ort.OrtValue]
+    def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
+        """Move the first `tokens` positions, as `SlotCache.move` does."""
+        displaced = target.read(target_tokens) if target_tokens else None
+        target.write(self.read(tokens))
+        if displaced is not None:
+            self.write(displaced)
+
+    def _first(self, name: str, tokens: int) -> NDArray[Any]:
+        """A view [kv_heads, positions, head_dim] of the first positions; transposed keys in whole blocks, as bytes only."""
+        buffer, dim = self.buffers[name][self.number], self.buffers["values.0"].shape[3]
+        if not self.transposed:
+            return buffer[:, :tokens]
+        blocks = buffer.reshape(len(buffer), -1, KEY_BLOCK * dim)[:, : -(-tokens // KEY_BLOCK)]
+        return blocks.reshape(len(buffer), -1, dim)
 
     @property
-    def max_sequence(self) -> int:
-        """How many tokens it can hold."""
-        return int(next(iter(self.buffers.values())).shape()[2])
-
-    def clear(self, tokens: int) -> None:
-        """Zero the whole cache."""
-        for buffer in self.buffers.values():
-            buffer.update_inplace(np.zeros_like(buffer.numpy()))
-
-    def bind(self, binding: ort.IOBinding, batch: int) -> None:
-        """Bind the cache, for the decoder to write in place."""
-        assert batch == 1, "a cache on a device is one sequence's"
-        for name, buffer in self.buffers.items():
-            binding.bind_ortvalue_input(name, buffer)
-            binding.bind_ortvalue_output(f"present_{name}", buffer)
+    def transposed(self) -> bool:
+        """Whether keys lie in transposed blocks."""
+        return self.buffers["keys.0"].ndim > self.buffers["values.0"].ndim
 
 
 class OnnxRuntimeBackend:
-    """Runs the three parts of a bundle of ONNX graphs, on the CPU or with one of ONNX Runtime's GPU providers.
+    """Runs the three parts of a bundle of ONNX graphs on the CPU.
 
     Raises:
         NotPossibleHere: a part cannot be loaded, or this install lacks the operators it needs; the sentence names the file.
     """
 
-    def __init__(
-        self, bundle: Bundle, threads: int | None = None, provider: Provider = ON_CPU, profile: bool = False
-    ) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, profile: bool = False) -> None:
         """Load the parts; `threads` defaults to `usable_processors`, `profile` is for `operator_times`."""
-        options = _session_options(bundle, threads)
-        options.enable_profiling = profile
+        options = session_options(bundle, threads)
         self._traces = TemporaryDirectory(prefix="echovlm-operators-") if profile else None
-        self._device = provider.device
         self._spec = bundle.manifest.model
         self._embedding = TokenEmbedding.of(bundle)
+
+        def load(name: str) -> ort.InferenceSession:
+            trace = Path(self._traces.name) / name if self._traces else None
+            return open_session(bundle, bundle.manifest.part(name), options, [(CPU, {})], trace)
+
         with ThreadPoolExecutor(
             1, initializer=lower_thread_priority
         ) as opener:  # a session's worker threads inherit the priority of the thread that opens it
-            self._vision, self._projector, self._decoder = opener.map(
-                lambda name: _session(bundle, bundle.manifest.part(name), options, provider, self._traces), PARTS
-            )
+            self._vision, self._projector, self._decoder = opener.map(load, PARTS)
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._packs_rows, self._wants_mask = "slots" in inputs, "mask" in inputs
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
@@ -187,92 +168,62 @@ class OnnxRuntimeBackend:
         """Embed token ids, as `Backend.embed` does."""
         return self._embedding[token_ids]
 
-    def new_cache(self, max_sequence: int) -> OrtCache | PackedCache | DeviceCache:
-        """Make zeroed buffers for one sequence, in the memory of the provider's device."""
-        (slot,) = self.new_slots(1, max_sequence)
-        if self._device == ON_CPU.device:
-            return slot
-        move = ort.OrtValue.ortvalue_from_numpy
-        return DeviceCache({name: move(buffer, self._device) for name, buffer in slot.buffers.items()})
-
-    def new_slots(self, count: int, max_sequence: int) -> Sequence[OrtCache | PackedCache]:
-        """Make zeroed adjacent rows in host memory, as `BatchBackend.new_slots` does."""
+    def new_slots(self, memory: SlotMemory) -> Sequence[HostSlot]:
+        """Make zeroed adjacent rows, as `Backend.new_slots` does; the system gives them memory as they are written."""
         heads, dim, layers = self._spec.num_kv_heads, self._spec.head_dim, range(self._spec.num_layers)
-        blocks = -(-max_sequence // KEY_BLOCK)
-        shape = (count, heads, blocks * KEY_BLOCK if self._packs_rows else max_sequence, dim)
+        count, blocks = memory.count, -(-memory.max_sequence // KEY_BLOCK)
+        shape = (count, heads, blocks * KEY_BLOCK if self._packs_rows else memory.max_sequence, dim)
         keys = (count, heads, blocks, dim, KEY_BLOCK) if self._packs_rows else shape
         buffers = {
             f"{name}.{layer}": np.zeros(size, self._cache_type)
             for name, size in (("keys", keys), ("values", shape))
             for layer in layers
         }
-        if self._packs_rows:
-            return [PackedCache(buffers, slot, max_sequence) for slot in range(count)]
-        return [OrtCache(buffers, slot) for slot in range(count)]
+        return [HostSlot(buffers, number, memory.max_sequence) for number in range(count)]
 
     def decode(
-        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: SlotCache
     ) -> Floats:
         """Run the decoder, as `Backend.decode` does."""
-        if isinstance(cache, PackedCache):
-            positions = past + np.arange(len(embeddings))
-            return self._run_rows(embeddings, angles, np.full_like(positions, cache.slot), positions, logit_rows, cache)
-        batch = Angles(angles.cos[None], angles.sin[None])
-        return self._run_decoder(embeddings[None], batch, np.array([past]), logit_rows, cache)
+        rows = [SlotRows(cache, past, embeddings, angles)]
+        return self._packed(rows, logit_rows) if self._packs_rows else self._rectangle(rows, logit_rows)
 
     @property
     def packs_rows(self) -> bool:
-        """Whether the decoder's graph takes packed rows."""
+        """Whether the decoder's graph takes packed rows; those of older bundles do not."""
         return self._packs_rows
 
-    def turn(self, rows: Sequence[SlotRows]) -> Floats:
-        """Append new tokens to several sequences, as `BatchBackend.turn` does."""
-        first = rows[0].slot
-        if isinstance(first, PackedCache):
-            embeddings, angles = _side_by_side(rows)
-            lengths = [len(part.embeddings) for part in rows]
-            slots = np.repeat([_number(part) for part in rows], lengths)
-            positions = np.concatenate([part.past + np.arange(len(part.embeddings)) for part in rows])
-            return self._run_rows(embeddings, angles, slots, positions, np.cumsum(lengths) - 1, first)
-        return np.concatenate([self._rectangle(group) for group in _rectangles(rows)])
+    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+        """Append new tokens to several sequences, as `Backend.turn` does."""
+        lengths = [len(part.embeddings) for part in rows]
+        if self._packs_rows:
+            return list(self._packed(rows, np.cumsum(lengths) - 1))
+        found = list[Logits]()
+        for group in rectangles(rows, lambda part: _slot(part).number, longest=1):
+            last = np.arange(1, len(group) + 1) * len(group[0].embeddings) - 1
+            found += list(self._rectangle(group, last).copy())
+        return found
 
-    def _rectangle(self, rows: Sequence[SlotRows]) -> Floats:
-        """Run one sequence's tokens, or one token of each of adjacent slots; returns a copy of the logits of each one's last token."""
-        embeddings, angles = _side_by_side(rows)
-        length = len(embeddings) // len(rows)
-        batch, past = (len(rows), length), np.array([part.past for part in rows])
-        shaped = Angles(angles.cos.reshape(*batch, -1), angles.sin.reshape(*batch, -1))
-        last = np.arange(1, len(rows) + 1) * length - 1
-        return self._run_decoder(embeddings.reshape(*batch, -1), shaped, past, last, rows[0].slot).copy()
-
-    def _run_rows(
-        self,
-        embeddings: Floats,
-        angles: Angles,
-        slots: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        logit_rows: NDArray[np.int64],
-        cache: PackedCache,
-    ) -> Floats:
-        """Run packed rows, embeddings [rows, hidden_size], each with its slot of `cache`'s buffers and its position there."""
+    def _packed(self, rows: Sequence[SlotRows], logit_rows: NDArray[np.int64]) -> Floats:
+        """Run all rows in one call, each with its slot and its position there."""
+        lengths = [len(part.embeddings) for part in rows]
         feeds: dict[str, NDArray[Any]] = {
-            "embeddings": embeddings[None],
-            "cos": angles.cos[None],
-            "sin": angles.sin[None],
-            "slots": slots,
-            "positions": positions,
+            "embeddings": np.concatenate([part.embeddings for part in rows])[None],
+            "cos": np.concatenate([part.angles.cos for part in rows])[None],
+            "sin": np.concatenate([part.angles.sin for part in rows])[None],
+            "slots": np.repeat([_slot(part).number for part in rows], lengths),
+            "positions": np.concatenate([part.past + np.arange(len(part.embeddings)) for part in rows]),
             "logit_rows": logit_rows,
         }
         binding = self._bound(feeds)
-        for name, buffer in cache.buffers.items():  # written in place: the graph does not give them out
+        for name, buffer in _slot(rows[0]).buffers.items():  # written in place: the graph does not give them out
             binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         return self._logits(binding)
 
-    def _run_decoder(
-        self, embeddings: Floats, angles: Angles, past: NDArray[np.int64], logit_rows: NDArray[np.int64], first: Cache
-    ) -> Floats:
-        """Run s tokens of b sequences, embeddings [b, s, hidden_size], in the slots from `first` on."""
-        assert isinstance(first, OrtCache | DeviceCache)
+    def _rectangle(self, rows: Sequence[SlotRows], logit_rows: NDArray[np.int64]) -> Floats:
+        """Run one sequence's tokens, or one token of each of adjacent slots."""
+        embeddings, angles = join(rows)
+        past, slot = np.array([part.past for part in rows]), _slot(rows[0])
         feeds: dict[str, NDArray[Any]] = {
             "embeddings": embeddings,
             "cos": angles.cos,
@@ -280,12 +231,15 @@ class OnnxRuntimeBackend:
             "past": past,
             "logit_rows": logit_rows,
         }
-        batch, length = embeddings.shape[:2]
         if self._wants_mask:
-            positions = past[:, None] + np.arange(length)
-            feeds["mask"] = (np.arange(first.max_sequence) <= positions[..., None])[:, None]
+            positions = past[:, None] + np.arange(embeddings.shape[1])
+            feeds["mask"] = (np.arange(slot.max_sequence) <= positions[..., None])[:, None]
         binding = self._bound(feeds)
-        first.bind(binding, batch)
+        for name, buffer in slot.buffers.items():
+            part = buffer[slot.number : slot.number + len(rows)]
+            where = ("cpu", 0, part.dtype, part.shape, part.ctypes.data)
+            binding.bind_input(name, *where)
+            binding.bind_output(f"present_{name}", *where)
         return self._logits(binding)
 
     def _bound(self, feeds: Mapping[str, NDArray[Any]]) -> ort.IOBinding:
@@ -296,100 +250,18 @@ class OnnxRuntimeBackend:
 
     def _logits(self, binding: ort.IOBinding) -> Floats:
         binding.bind_output("logits")
-        with _memory_errors():
+        with memory_errors():
             self._decoder.run_with_iobinding(binding)
         logits: Floats = binding.get_outputs()[-1].numpy()
         return logits
 
 
-def _side_by_side(rows: Sequence[SlotRows]) -> tuple[Floats, Angles]:
-    angles = Angles(*(np.concatenate([getattr(part.angles, name) for part in rows]) for name in ("cos", "sin")))
-    return np.concatenate([part.embeddings for part in rows]), angles
-
-
-def _rectangles(rows: Sequence[SlotRows]) -> list[list[SlotRows]]:
-    """Group what one call takes: neighbouring slots' single tokens, or one sequence's chunk."""
-    groups: list[list[SlotRows]] = []
-    for part in rows:
-        before = groups[-1][-1] if groups else None
-        single = before is not None and len(before.embeddings) == len(part.embeddings) == 1
-        if before is not None and single and _number(part) == _number(before) + 1:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-    return groups
-
-
-def _number(part: SlotRows) -> int:
-    """The number of a slot that `new_slots` made."""
-    assert isinstance(part.slot, OrtCache | PackedCache)
-    return part.slot.slot
-
-
-def _session_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    processors = sorted(os.sched_getaffinity(0))
-    options.intra_op_num_threads = threads or usable_processors()
-    if 1 < options.intra_op_num_threads == len(processors):
-        # A worker that wakes up on its caller's processor only runs once the kernel moves it at its next tick, after up to 4 ms. So each
-        # worker is pinned to its own processor (numbered from 1), and the caller can run on the one that is left.
-        affinities = ";".join(str(processor + 1) for processor in processors[1:])
-        options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
-    options.log_severity_level = ERROR
-    # Worker threads spin only during a call, and only briefly: other threads need the processors.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-    if bundle.manifest.precision == "fp32":
-        # Prepacking float32 weights would make a second copy, in addition to the memory-mapped file.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if bundle.manifest.operator_library:
-        options.register_custom_ops_library(str(_operator_library(bundle)))
-    return options
-
-
-def _operator_library(bundle: Bundle) -> Path:
-    path = library_path()
-    if path is None:
-        raise NotPossibleHere(
-            f"The bundle {bundle.path} needs the operator library {bundle.manifest.operator_library}, which this install "
-            "lacks because there was no C++ compiler: install one and reinstall echovlm-edge, or build the bundle with "
-            "this install."
-        )
-    return path
-
-
-def _session(
-    bundle: Bundle,
-    part: Part,
-    options: ort.SessionOptions,
-    provider: Provider,
-    traces: TemporaryDirectory[str] | None,
-) -> ort.InferenceSession:
-    path = bundle.path / part.files[0].name
-    if traces:
-        options.profile_file_prefix = str(Path(traces.name) / part.name)
-    try:
-        session = ort.InferenceSession(path, options, providers=list(provider.chain))
-    except Exception as error:  # ONNX Runtime raises a different class per status, without a common base class
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise NotPossibleHere(f"ONNX Runtime cannot load {path} ({reason}): {FIX}.") from None
-    provider.check(session, path)
-    return session
+def _slot(part: SlotRows) -> HostSlot:
+    assert isinstance(part.slot, HostSlot)
+    return part.slot
 
 
 def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:
-    with _memory_errors():
+    with memory_errors():
         output: Floats = session.run(None, feeds)[0]
     return output
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Raise MemoryError if ONNX Runtime's message says that memory ran out, as it has no error class for that."""
-    try:
-        yield
-    except Exception as error:
-        if any(said in str(error) for said in SAID_WITHOUT_MEMORY):
-            raise MemoryError from None
-        raise

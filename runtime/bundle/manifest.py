@@ -200,6 +200,16 @@ class Manifest:
         return next(part for part in self.parts if part.name == name)
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether its parts run on a GPU."""
+        return on_gpu(self.target)
+
+    @property
+    def most_slots(self) -> int | None:
+        """How many sequences a GPU decodes together at most; on a CPU any number, None."""
+        return self.limits.max_batch if self.on_gpu else None
+
+    @property
     def cache_tensor(self) -> TensorSpec:
         """The first layer's keys, as the decoder takes them: [batch, kv_heads, context, head_dim]."""
         return next(tensor for tensor in self.part("decoder").inputs if tensor.name == "keys.0")
@@ -210,6 +220,11 @@ class Manifest:
 
 
 _MANIFEST = TypeAdapter(Manifest)
+
+
+def on_gpu(target: str) -> bool:
+    """Return whether bundles for a target run on a GPU."""
+    return target not in ("cpu", "portable")
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

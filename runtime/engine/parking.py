@@ -14,8 +14,6 @@ class Parking:
     or parked, each at its full length. So all of them can be parked at any time, and interactive sequences never wait for batch ones.
     If the budget is too small even for one sequence, batch sequences run one at a time; such a sequence can be parked while it is
     short enough, and keeps its slot after that.
-
-    A backend whose cache cannot be read (`SingleSlot`) cannot park: its batch sequences run as they come and keep their slots.
     """
 
     def __init__(self, budget: int, token_bytes: int, max_sequence: int) -> None:
@@ -23,7 +21,7 @@ class Parking:
 
         Args:
             budget: host memory for parked sequences, in bytes.
-            token_bytes: size of one token's keys and values; 0 if the cache cannot be read.
+            token_bytes: size of one token's keys and values.
             max_sequence: tokens that a slot can hold.
         """
         self._budget, self._token_bytes, self._max_sequence = budget, token_bytes, max_sequence
@@ -41,7 +39,7 @@ class Parking:
 
     def admits(self, sequence: SequenceState) -> bool:
         """Check whether a sequence may have a slot now."""
-        if sequence.priority is not Priority.BATCH or not self._token_bytes or sequence in self._reserved:
+        if sequence.priority is not Priority.BATCH or sequence in self._reserved:
             return True
         return not self._reserved or sum(self._reserved.values()) + self._full_length(sequence) <= self._budget
 
@@ -53,7 +51,7 @@ class Parking:
     def has_room(self, sequence: SequenceState) -> bool:
         """Check whether a sequence in a slot could be parked now."""
         size = sequence.filled * self._token_bytes
-        return bool(self._token_bytes) and not sequence.stays and self.bytes + size <= self._budget
+        return not sequence.stays and self.bytes + size <= self._budget
 
     def park(self, sequence: SequenceState) -> None:
         """Count the memory of a sequence that was copied out of its slot."""

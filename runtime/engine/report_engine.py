@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from echovlm_edge.runtime.backends import Backend, BatchBackend
-from echovlm_edge.runtime.backends.one_by_one import OneByOne
+from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.opening import open_backend
-from echovlm_edge.runtime.bundle.context import context_length
-from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, reading
+from echovlm_edge.runtime.bundle.context import context_length, slot_count
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Manifest, reading
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Stopped, Unavailable, fresh
 from echovlm_edge.runtime.contracts.origins import Origin, refuse_mixed
 from echovlm_edge.runtime.contracts.request import (
@@ -52,20 +51,31 @@ class EngineOptions:
     """How many sequences run at once, and how much memory caches may use.
 
     Attributes:
-        slots: sequences on the decoder at once.
-        prefix_bytes: memory for the cached keys and values of prompts; 0 for none.
+        slots: sequences on the decoder at once; by default 8, or as many as a GPU's bundle decodes together if those are fewer.
+        prefix_bytes: memory for the cached keys and values of prompts, on a GPU the GPU's; 0 for none.
+        spilled_bytes: the host's memory for those that a GPU's own memory has no room for; 0 for none.
         image_bytes: memory for the cached embeddings of images; 0 for none.
         parked_bytes: memory for batch generations that were preempted by interactive ones, see `Parking`.
         turn_seconds: what a turn of the decoder may take while a prompt is read and others write; see `policy.rows_beside`.
         ignore_stop: write every text to its max_new_tokens, past the model's own end: for measuring only.
     """
 
-    slots: int = 8
+    slots: int | None = None
     prefix_bytes: int = 1 << 30
     image_bytes: int = 256 << 20
     parked_bytes: int = 1 << 30
     turn_seconds: float | None = None
     ignore_stop: bool = False
+    spilled_bytes: int = 0
+
+    def slot_memory(self, manifest: Manifest, max_sequence: int | None) -> SlotMemory:
+        """Return what slots a bundle needs; `max_sequence` lowers its context.
+
+        Raises:
+            InvalidInput: `max_sequence` or `slots` is above what the bundle allows.
+        """
+        context = context_length(manifest.limits.max_sequence, max_sequence)
+        return SlotMemory(slot_count(manifest.most_slots, self.slots), context, self.prefix_bytes, self.spilled_bytes)
 
 
 @dataclass(frozen=True)
@@ -112,24 +122,25 @@ class ReportEngine:
             image_decoder: reads image files.
 
         Raises:
-            InvalidInput: `max_sequence` is above the bundle's own limit.
+            InvalidInput: `max_sequence` or the slots are above the bundle's own limit.
+            NotPossibleHere: a GPU has too little memory for the slots.
         """
         manifest = bundle.manifest
         spec = manifest.model
-        batch = backend if isinstance(backend, BatchBackend) else OneByOne(backend)
         rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
         stops = () if options.ignore_stop else spec.stop_token_ids
-        self.model = Model(batch, rotary, spec.vocab_size, frozenset(stops))
+        self.model = Model(backend, rotary, spec.vocab_size, frozenset(stops))
         self.settings = PreprocessSettings.from_config(manifest.preprocess)
         self.prompts = PromptBuilder.from_bundle(bundle)
         self._token_text = TokenText(self.prompts.tokenizer)
         self._image_decoder = image_decoder
         self.new_clock: Callable[[], Clock] = Clock
-        self._images, self._prefixes = ImageStore(options.image_bytes), PrefixStore(options.prefix_bytes)
-        slots = batch.new_slots(options.slots, context_length(manifest.limits.max_sequence, max_sequence))
-        self._encoder = Encoder(batch, self.settings, spec.vision_head_dim, self._images)
+        self._images = ImageStore(options.image_bytes)
+        self._prefixes = PrefixStore(options.prefix_bytes, options.spilled_bytes)
+        slots = backend.new_slots(options.slot_memory(manifest, max_sequence))
+        self._encoder = Encoder(backend, self.settings, spec.vision_head_dim, self._images)
         self._scheduler = Scheduler(
-            self.model, batch, slots, self._prefixes, options.parked_bytes, options.turn_seconds
+            self.model, backend, slots, self._prefixes, options.parked_bytes, options.turn_seconds
         )
         self.info = EngineInfo(
             model=manifest.source.name,
@@ -160,9 +171,9 @@ class ReportEngine:
             InvalidInput: `max_sequence` is above the bundle's own limit.
         """
         bundle = Bundle(path, verify)
-        context_length(bundle.manifest.limits.max_sequence, max_sequence)  # before the weights are loaded
+        memory = options.slot_memory(bundle.manifest, max_sequence)  # before the weights are loaded
         with reading(path / MANIFEST):  # if intact files contradict the manifest, the error names the manifest
-            backend = open_backend(bundle, threads, max_sequence)
+            backend = open_backend(bundle, threads, memory)
             return cls(bundle, backend, max_sequence, options, image_decoder)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:

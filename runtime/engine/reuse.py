@@ -7,15 +7,14 @@ only: neither a call's time nor its `reused_tokens` reveals that somebody else s
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Floats
+from echovlm_edge.runtime.backends import Floats, Kept
 from echovlm_edge.runtime.contracts.request import IDENTITY_BYTES, IDENTITY_KEY
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
@@ -96,10 +95,11 @@ class ImageStore:
             return StoreStats(self._hits, self._misses, len(self._kept), self._memory.bytes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Prefix:
     names: Sequence[bytes] = field(repr=False)
-    kept: NDArray[Any] = field(repr=False)
+    scope: str = field(repr=False)
+    kept: Kept = field(repr=False)
 
 
 class PrefixStore:
@@ -107,59 +107,101 @@ class PrefixStore:
 
     Keys and values at a position do not depend on later positions, so that any beginning of a cached prefix can be used. The cost of
     a lookup depends on the length of the prompt, not on how many prefixes are cached.
+
+    They lie in the memory of the slots. Where the host has a memory of its own, those that have no room there spill to it, and come
+    back when they are used. One thread puts and looks up, any thread may ask for `stats`.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        """`max_bytes` 0 keeps nothing."""
-        self._memory: FairMemory[bytes] = FairMemory(max_bytes)
+    def __init__(self, max_bytes: int, spilled_bytes: int = 0) -> None:
+        """`max_bytes` are in the memory of the slots, 0 keeps nothing; `spilled_bytes` in the host's besides."""
+        self._near: FairMemory[bytes] = FairMemory(max_bytes)
+        self._far: FairMemory[bytes] = FairMemory(spilled_bytes)
         self._prefixes: dict[bytes, _Prefix] = {}  # by the name of the whole prefix
         self._through: dict[
             bytes, dict[bytes, None]
         ] = {}  # a block's name to the names of the prefixes that contain it
-        self._lock = threading.Lock()
         self._hits = self._misses = 0
 
-    def longest(self, names: Sequence[bytes]) -> NDArray[Any] | None:
-        """Return the keys and values of as many leading blocks as are cached, [tensors, kv_heads, n, head_dim]."""
-        with self._lock:
-            blocks = 0
-            while blocks < len(names) and names[blocks] in self._through:
-                blocks += 1
-            if not blocks:
-                self._misses += 1
-                return None
-            self._hits += 1
-            found = next(iter(self._through[names[blocks - 1]]))
-            self._memory.touch(found)
-            return self._prefixes[found].kept[:, :, : blocks * BLOCK]
+    def longest(self, names: Sequence[bytes]) -> Kept | None:
+        """Return the keys and values of as many leading blocks as are cached."""
+        blocks = 0
+        while blocks < len(names) and names[blocks] in self._through:
+            blocks += 1
+        if not blocks:
+            self._misses += 1
+            return None
+        self._hits += 1
+        last = next(iter(self._through[names[blocks - 1]]))
+        found = self._prefixes[last]
+        if last in self._near:
+            self._near.touch(last)
+        else:
+            self._restore(last, found)
+        return found.kept.first(blocks * BLOCK)
 
     def covers(self, names: Sequence[bytes]) -> bool:
         """Check whether all of these blocks are cached, so that there is nothing to `put`."""
-        with self._lock:
-            return not names or names[-1] in self._through
+        return not names or names[-1] in self._through
 
-    def put(self, scope: str, names: Sequence[bytes], kept: NDArray[Any]) -> None:
-        """Cache the keys and values `kept`, [tensors, kv_heads, n, head_dim], of the n / BLOCK blocks `names`.
+    def put(self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[], Kept]) -> None:
+        """Cache the keys and values of the blocks `names`, of `size` bytes, which `copy` makes once there is room for them.
 
         Nothing happens if `FairMemory` has no room for them. Shorter prefixes that are contained in it are dropped.
+
+        Raises:
+            MemoryError: `copy` found no memory.
         """
-        with self._lock:
-            if not names or names[-1] in self._through or not self._memory.takes(scope, kept.nbytes):
-                return
-            for name in names:
-                if name in self._prefixes:
-                    self._memory.remove(name)
-                    self._drop(name)
-            self._prefixes[names[-1]] = _Prefix(tuple(names), kept)
-            for name in names:
-                self._through.setdefault(name, {})[names[-1]] = None
-            for displaced in self._memory.add(scope, names[-1], kept.nbytes):
-                self._drop(displaced)
+        if not names or names[-1] in self._through or not self._near.takes(scope, size):
+            return
+        for name in names:
+            if name in self._prefixes:
+                self._forget(name)
+        self._make_room(scope, names[-1], size)
+        try:
+            kept = copy()
+        except BaseException:
+            self._near.remove(names[-1])
+            raise
+        self._prefixes[names[-1]] = _Prefix(tuple(names), scope, kept)
+        for name in names:
+            self._through.setdefault(name, {})[names[-1]] = None
 
     def stats(self) -> StoreStats:
         """Its counts."""
-        with self._lock:
-            return StoreStats(self._hits, self._misses, len(self._prefixes), self._memory.bytes)
+        size = self._near.bytes + self._far.bytes
+        return StoreStats(self._hits, self._misses, len(self._prefixes), size)
+
+    def _make_room(self, scope: str, last: bytes, size: int) -> None:
+        """Account for a prefix in the memory of the slots; those that it displaces spill, or are dropped."""
+        for displaced in self._near.add(scope, last, size):
+            self._spill(displaced, self._prefixes[displaced])
+
+    def _spill(self, last: bytes, prefix: _Prefix) -> None:
+        size = prefix.kept.nbytes
+        if not self._far.takes(prefix.scope, size):
+            self._drop(last)
+            return
+        for displaced in self._far.add(prefix.scope, last, size):
+            self._drop(displaced)
+        try:
+            prefix.kept = prefix.kept.spilled()
+        except MemoryError:
+            self._forget(last)
+
+    def _restore(self, last: bytes, prefix: _Prefix) -> None:
+        """Bring a spilled prefix back if there is room; it can be used from where it is, too."""
+        size = prefix.kept.nbytes
+        self._far.touch(last)
+        if not self._near.takes(prefix.scope, size):
+            return
+        self._far.remove(last)
+        self._make_room(prefix.scope, last, size)
+        with suppress(MemoryError):  # it stays where it is, and counts as restored
+            prefix.kept = prefix.kept.restored()
+
+    def _forget(self, last: bytes) -> None:
+        (self._near if last in self._near else self._far).remove(last)
+        self._drop(last)
 
     def _drop(self, last: bytes) -> None:
         for name in self._prefixes.pop(last).names:

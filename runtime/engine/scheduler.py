@@ -12,7 +12,7 @@ from traceback import format_tb
 
 import numpy as np
 
-from echovlm_edge.runtime.backends import BatchBackend, Logits, SlotCache, SlotRows
+from echovlm_edge.runtime.backends import Backend, Kept, Logits, SlotCache, SlotRows
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine import policy
@@ -56,7 +56,7 @@ class Scheduler:
     def __init__(
         self,
         model: Model,
-        backend: BatchBackend,
+        backend: Backend,
         slots: Sequence[SlotCache],
         prefixes: PrefixStore,
         parked_bytes: int,
@@ -75,9 +75,7 @@ class Scheduler:
         self._model, self._backend, self._prefixes = model, backend, prefixes
         self._most_seconds, self._turn_time = most_seconds, TurnTime()
         self._table = SlotTable(slots)
-        block = slots[0].read(0, BLOCK)
-        token_bytes = block.nbytes // max(1, block.shape[2])
-        self._parking = Parking(parked_bytes, token_bytes, self._table.max_sequence)
+        self._parking = Parking(parked_bytes, slots[0].token_bytes, self._table.max_sequence)
         self._alive: dict[SequenceState, None] = {}  # submitted and not ended
         self._running: list[SequenceState] = []  # those in slots
         self._waiting: FairQueue[SequenceState] = FairQueue()  # new ones and parked ones
@@ -208,7 +206,7 @@ class Scheduler:
             sequence.filled = 0
         else:
             try:
-                sequence.parked = self._table[sequence.slot].read(0, sequence.filled)
+                sequence.parked = self._table[sequence.slot].park(sequence.filled)
             except MemoryError:
                 _log.warning("no memory to park a batch generation: it keeps its slot")
                 sequence.stays = True
@@ -224,18 +222,19 @@ class Scheduler:
     def _join(self, sequence: SequenceState) -> None:
         """Give a sequence a slot, and copy into it the parked keys and values or the longest cached prefix of its prompt."""
         generation, parked, reused = sequence.generation, sequence.parked, 0
-        known = parked
+        known: Kept | None = parked
         if parked is None:
             known = self._prefixes.longest(generation.blocks[: generation.target // BLOCK])
             if known is not None:
                 limit = generation.target if generation.sampling is None else generation.target - 1
-                reused = sequence.filled = min(known.shape[2], limit) // BLOCK * BLOCK
+                reused = sequence.filled = min(known.tokens, limit) // BLOCK * BLOCK
+                known = known.first(reused)
         with self._wake:
             sequence.slot = self._table.take()
             self._running.append(sequence)
             self._parking.enter(sequence)
         if known is not None:
-            self._table[sequence.slot].write(0, known if parked is not None else known[:, :, : sequence.filled])
+            self._table[sequence.slot].write(known)
         if parked is not None:
             sequence.parked = None
             return
@@ -361,10 +360,12 @@ class Scheduler:
     def _keep(self, sequence: SequenceState, tokens: int, cache: SlotCache) -> None:
         """Cache the keys and values of the first `tokens` tokens, in whole blocks, for prompts with the same prefix."""
         names = sequence.generation.blocks[: tokens // BLOCK]
+        tokens = len(names) * BLOCK
         if self._prefixes.covers(names):
             return
         try:
-            self._prefixes.put(sequence.generation.scope, names, cache.read(0, len(names) * BLOCK))
+            size = tokens * cache.token_bytes
+            self._prefixes.put(sequence.generation.scope, names, size, lambda: cache.read(tokens))
         except MemoryError:
             _log.warning("no memory to keep a prompt's prefix")
 

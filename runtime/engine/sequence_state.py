@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from numpy.typing import NDArray
-
+from echovlm_edge.runtime.backends import Kept
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.engine.generation import Generation
 from echovlm_edge.runtime.engine.sampling import Sampler
@@ -20,7 +18,7 @@ class SequenceState:
         generation: the prompt and how to continue it.
         slot: the index of its KV cache; -1 while it has none.
         filled: tokens in the cache, or in `parked`.
-        parked: its keys and values [tensors, kv_heads, filled, head_dim], while it is preempted, see `Parking`.
+        parked: its keys and values, while it is preempted, see `Parking`.
         joined: when it first got a slot, by time.perf_counter.
         stays: whether it must keep its slot, because its keys and values could not be copied.
         sampler: chooses its tokens, once it is prefilled.
@@ -32,7 +30,7 @@ class SequenceState:
     generation: Generation
     slot: int = -1
     filled: int = 0
-    parked: NDArray[Any] | None = field(default=None, repr=False)
+    parked: Kept | None = field(default=None, repr=False)
     joined: float = 0.0
     stays: bool = False
     sampler: Sampler | None = None

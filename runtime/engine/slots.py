@@ -49,10 +49,7 @@ class SlotTable:
 
         The target's own sequence, of `target_tokens` (0: the slot is free), takes the source's place.
         """
-        displaced = self._caches[target].read(0, target_tokens) if target_tokens else None
-        self._caches[target].write(0, self._caches[source].read(0, tokens))
-        if displaced is not None:
-            self._caches[source].write(0, displaced)
+        self._caches[source].move(self._caches[target], tokens, target_tokens)
         if target in self._free:
             self._free.remove(target)
             heapq.heapify(self._free)

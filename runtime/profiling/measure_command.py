@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from echovlm_edge.runtime.backends.one_by_one import OneByOne
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
 from echovlm_edge.runtime.bundle.cost_model import CostModel
@@ -124,8 +123,9 @@ def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stac
         client = stack.enter_context(Connection(options.server, Credentials.read(options.token_file, options.tls_ca)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
-    backend = open_backend(bundle, options.threads)
-    engine = ReportEngine(bundle, backend, options=EngineOptions(slots=slots, ignore_stop=True))
+    chosen = EngineOptions(slots=slots, ignore_stop=True)
+    backend = open_backend(bundle, options.threads, chosen.slot_memory(bundle.manifest, None))
+    engine = ReportEngine(bundle, backend, options=chosen)
     stack.callback(engine.close)
     return InProcess(engine)
 
@@ -157,16 +157,15 @@ def _run(
 def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple[Operator, ...]:
     """Measure operators with separate requests, because an engine's profiler slows them down."""
     backend = open_backend(bundle, threads, profile=True)
-    inner = backend.backend if isinstance(backend, OneByOne) else backend
     engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0, ignore_stop=True))
     try:
         measurer = Measurer(InProcess(engine), OPERATOR_REQUESTS, 1)
         measurer.measure(replace(workload, new_tokens=OPERATOR_TOKENS, clients=1, seen=False))
     finally:
         engine.close()
-    if not isinstance(inner, ProfiledBackend):
+    if not isinstance(backend, ProfiledBackend):
         return ()
-    times = inner.operator_times()
+    times = backend.operator_times()
     return joined({part: runs[len(runs) // (OPERATOR_REQUESTS + 1) :] for part, runs in times.items()})
 
 

@@ -14,6 +14,7 @@ from ray.serve.config import (
     gRPCOptions,
 )
 
+from echovlm_edge.runtime.bundle.context import SLOTS
 from echovlm_edge.runtime.ray_serve.ingress import add_report_service
 from echovlm_edge.runtime.ray_serve.replica import ReportReplica
 from echovlm_edge.runtime.ray_serve.routing import StudyRouter
@@ -67,16 +68,16 @@ def start(settings: ServeSettings, replicas: Replicas, plain_port: int) -> None:
 
 
 def _application(settings: ServeSettings, replicas: Replicas) -> serve.Application:
-    threads = settings.threads or replicas.cpus
+    threads, slots = settings.threads or replicas.cpus, settings.slots or SLOTS
     deployment = serve.deployment(
         name="reports",
         autoscaling_config=AutoscalingConfig(
             min_replicas=replicas.fewest,
             max_replicas=replicas.most,
-            target_ongoing_requests=settings.slots,
+            target_ongoing_requests=slots,
             downscale_delay_s=60 * settings.study_minutes,
         ),
-        max_ongoing_requests=settings.slots + settings.queue,
+        max_ongoing_requests=slots + settings.queue,
         max_queued_requests=settings.queue,
         graceful_shutdown_timeout_s=settings.grace,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},

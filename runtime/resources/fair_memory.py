@@ -27,6 +27,9 @@ class FairMemory(Generic[Key]):
     def __len__(self) -> int:
         return len(self._scopes)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._scopes
+
     def takes(self, scope: str, size: int) -> bool:
         """Check whether `add` accepts an entry of `size` bytes for this scope."""
         alone = not (self._held.keys() - {scope})

@@ -17,7 +17,7 @@ from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.export.targets import target
 from echovlm_edge.plugins.attention.reference import by_position
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
-from echovlm_edge.runtime.backends import Backend
+from echovlm_edge.runtime.backends import Backend, new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
@@ -79,7 +79,7 @@ def test_decoding_leaves_the_cache_where_it_is(golden_bundle: Path) -> None:
     bundle = Bundle(golden_bundle)
     spec = bundle.manifest.model
     backend = OnnxRuntimeBackend(bundle)
-    cache = backend.new_cache(64)
+    cache = new_cache(backend, 64)
     addresses = [buffer.ctypes.data for buffer in cache.buffers.values()]
     rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
     for past in range(20):

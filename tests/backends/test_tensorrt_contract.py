@@ -12,8 +12,9 @@ from echovlm_edge.export.build_engines import BuildOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.plugins.dual_path_moe.library import library_path
+from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from tests.support.demo_reports import CHECKPOINT, reports
 from tests.support.numpy_device import NumpyDevice
@@ -38,15 +39,15 @@ def reference() -> TorchBackend:
 
 def test_the_server_writes_what_the_pytorch_model_writes(bundle: Bundle, reference: TorchBackend) -> None:
     device = NumpyDevice()
-    written = reports(ReportEngine(bundle, backend_of(bundle, device)))
+    written = reports(ReportEngine(bundle, backend_of(bundle, device), options=EngineOptions(2, 1 << 20)))
     assert written == reports(ReportEngine(bundle, reference))
     assert device.launches > 0.8 * sum(map(len, written))
 
 
 def test_logits_of_prompts_and_steps(bundle: Bundle, reference: TorchBackend) -> None:
     backend, spec = backend_of(bundle, NumpyDevice()), bundle.manifest.model
-    cache, expected_cache = backend.new_cache(40), reference.new_cache(40)
-    assert cache.capacity == MAX_SEQUENCE and cache.max_sequence == 40
+    cache, expected_cache = new_cache(backend, 40), new_cache(reference, 40)
+    assert cache.slots.layout.capacity == MAX_SEQUENCE and cache.max_sequence == 40  # type: ignore[attr-defined]
     rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
     for past, count in ((0, 20), (20, 7), (27, 1), (28, 1), (29, 1)):
         embeddings = reference.embed(np.arange(past, past + count) * 17 % spec.vocab_size)

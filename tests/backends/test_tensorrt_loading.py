@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 
 from echovlm_edge.plugins.dual_path_moe.library import PLUGIN_LIBRARY
-from echovlm_edge.runtime.backends import cuda_driver, opening, tensorrt_engine
+from echovlm_edge.runtime.backends import SlotMemory, new_cache, opening
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, device_items
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, DeviceFailed
-from echovlm_edge.runtime.backends.one_by_one import OneByOne
+from echovlm_edge.runtime.backends.gpu import cuda_driver, tensorrt_engine
+from echovlm_edge.runtime.backends.gpu.backend import GpuBackend
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice, DeviceFailed
+from echovlm_edge.runtime.backends.gpu.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.backends.tensorrt import TensorRTBackend
-from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.prompting.rotary import Angles
 from echovlm_edge.runtime.resources.system_files import memory_info
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
@@ -36,6 +36,8 @@ from tests.support.tensorrt_bundles import tensorrt_like
 
 BuildBundle = Callable[..., Path]
 MAX_SEQUENCE = 512
+ONE_SLOT = SlotMemory(1, MAX_SEQUENCE)
+FEW = EngineOptions(1, prefix_bytes=0)
 ANGLES = Angles(np.ones((1, 8), np.float32), np.zeros((1, 8), np.float32))  # of position 0
 
 
@@ -77,9 +79,9 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short_chunks")
 def test_a_bundle_is_opened_and_answers_as_the_authors_do(folder: Path, machine: Machine, case: golden.Golden) -> None:
-    engine = ReportEngine.open(folder)
+    engine = ReportEngine.open(folder, options=FEW)
     backend = engine.model.backend
-    assert isinstance(backend, OneByOne) and isinstance(backend.backend, TensorRTBackend)
+    assert isinstance(backend, GpuBackend)
     server = ReportServer(engine, ServerOptions("127.0.0.1:0"))  # whose calls run in threads of their own
     try:
         with Connection(server.address) as client:
@@ -95,7 +97,7 @@ def test_a_bundle_is_opened_and_answers_as_the_authors_do(folder: Path, machine:
 @pytest.mark.usefixtures("short_chunks")
 def test_a_dropped_engine_leaves_nothing_on_the_device(folder: Path, machine: Machine) -> None:
     backend = opening.open_backend(Bundle(folder))
-    cache = backend.new_cache(MAX_SEQUENCE)
+    cache = new_cache(backend, MAX_SEQUENCE)
     for index in range(4):
         backend.decode(np.zeros((1, 96), np.float32), ANGLES, index, np.zeros(1, np.int64), cache)
     assert machine.driver.blocks
@@ -112,20 +114,20 @@ def test_a_chunk_no_profile_admits_is_refused(folder: Path, machine: Machine) ->
     with pytest.raises(
         NotPossibleHere, match=rf"decoder engine was not built for the shapes embeddings \[1, {CHUNK + 1}"
     ):
-        backend.decode(tokens, angles, 0, np.array([CHUNK]), backend.new_cache(MAX_SEQUENCE))
+        backend.decode(tokens, angles, 0, np.array([CHUNK]), new_cache(backend, MAX_SEQUENCE))
     assert not machine.device.is_recording()
 
 
 def test_no_driver(folder: Path, machine: Machine) -> None:
     machine.driver.present = False
     with pytest.raises(NotPossibleHere, match=r"finds no GPU here .*NO_DEVICE.*install NVIDIA's driver.*gpu\.conf"):
-        ReportEngine.open(folder)
+        ReportEngine.open(folder, options=FEW)
 
 
 def test_no_cuda_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(NotPossibleHere, match=r"cuda-python, which is not installed: pip install .*\[tensorrt\]"):
-        ReportEngine.open(folder)
+    with pytest.raises(NotPossibleHere, match=r"cuda-python, which is not installed: pip install cuda-python"):
+        ReportEngine.open(folder, options=FEW)
 
 
 @pytest.mark.parametrize(("name", "fix"), [("tensorrt_rtx", r"pip install .*\[rtx\]"), ("tensorrt", "JetPack")])
@@ -140,20 +142,20 @@ def test_too_little_memory_for_engines_and_cache_is_told_before_anything_is_load
     folder: Path, machine: Machine
 ) -> None:
     bundle = Bundle(folder)
-    items = device_items(BundleShape.of(bundle.manifest), MAX_SEQUENCE)
+    items = device_items(BundleShape.of(bundle.manifest), ONE_SLOT)
     machine.device.memory = sum(item.bytes for item in items) - 1
     machine.tensorrt.Runtime = None  # type: ignore[assignment, method-assign] # nothing is loaded
     needed = (machine.device.memory + 1) / 1e9
     with pytest.raises(NotPossibleHere) as refusal:
-        ReportEngine.open(folder)
-    for part in (f"{needed:.2f} GB", "numpy", "engines", "KV cache of 512 tokens", "are free", "--max-sequence"):
+        ReportEngine.open(folder, options=FEW)
+    for part in (f"{needed:.2f} GB", "numpy", "weights", "a KV cache of 512 tokens", "are free", "--max-sequence"):
         assert part in str(refusal.value)
 
 
 def test_too_little_memory_to_work_in(folder: Path, machine: Machine) -> None:
     machine.tensorrt.working_bytes = machine.device.memory
     with pytest.raises(NotPossibleHere, match=r"working memory of the decoder 0\.54 GB"):
-        ReportEngine.open(folder)
+        ReportEngine.open(folder, options=FEW)
 
 
 def test_a_shared_memory_counts_what_the_file_cache_would_give(
@@ -236,11 +238,11 @@ def test_an_engine_that_bundle_json_does_not_describe(folder: Path, machine: Mac
 def test_plugins(folder: Path, machine: Machine) -> None:
     bundle, device = changed(Bundle(folder), operator_library=PLUGIN_LIBRARY), CudaDevice()
     with pytest.raises(NotPossibleHere, match="needs the plugin library echovlm_plugins"):
-        tensorrt_engine.load_engines(bundle, device, MAX_SEQUENCE, None)
+        tensorrt_engine.load_engines(bundle, device, ONE_SLOT, None)
     with pytest.raises(NotPossibleHere, match=r"cannot load the plugin library /nowhere\.so"):
-        tensorrt_engine.load_engines(bundle, device, MAX_SEQUENCE, Path("/nowhere.so"))
+        tensorrt_engine.load_engines(bundle, device, ONE_SLOT, Path("/nowhere.so"))
     machine.tensorrt.plugins["/lib.so"] = object()
-    assert set(tensorrt_engine.load_engines(bundle, device, MAX_SEQUENCE, Path("/lib.so"))) == {
+    assert set(tensorrt_engine.load_engines(bundle, device, ONE_SLOT, Path("/lib.so"))) == {
         "vision_encoder",
         "projector",
         "decoder",

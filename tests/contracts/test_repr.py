@@ -21,7 +21,6 @@ WITHOUT_PATIENTS = (
     "serving.supervision.server_memory",
     "backends.bundle_memory",
     "backends.operator_times",
-    "backends.providers",
 )
 # What can hold words, bytes, numbers of tokens, or the numbers made of a picture.
 HOLDS = re.compile(r"\b(str|bytes|NDArray|Floats|Logits|Dataset)\b")
@@ -33,7 +32,6 @@ HARMLESS = {
     "Client": {"name", "certificate", "group"},
     "Codestream": {"kind", "colour"},  # each one of a few words, as in the next ones
     "Confinement": {"holds", "lacks"},
-    "DeviceCache": {"buffers"},  # addresses
     "EngineInfo": {"model", "checkpoint_sha256", "bundle_id", "target", "precision"},
     "Finished": {"model", "bundle_id"},
     "Generation": WHO,
@@ -57,7 +55,6 @@ HARMLESS = {
     "TensorRTErrors": {"messages"},  # about engines
     "Gpu": {"name", "capability", "driver"},
     "StillFrames": {"_name"},
-    "TensorRTCache": {"buffers"},  # addresses
     "VideoFrames": {"_name", "_codec"},
     "VideoHeader": {"codec", "notes"},
     "_DecoderRun": {"_placed"},  # regions, which show no contents

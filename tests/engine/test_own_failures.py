@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats
-from echovlm_edge.runtime.backends.onnxruntime import PackedCache
+from echovlm_edge.runtime.backends.onnxruntime import HostKept, HostSlot
 from echovlm_edge.runtime.contracts.errors import Busy, Unavailable, UserError, fresh
 from echovlm_edge.runtime.contracts.request import (
     FinishReason,
@@ -191,12 +191,12 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
 ) -> None:
     engine, backend = make_engine(EngineOptions(1))
     copying, may_go_on = threading.Event(), threading.Event()
-    read = PackedCache.read
+    read = HostSlot.read
 
-    def slow_read(self: PackedCache, start: int, stop: int) -> NDArray[np.float32]:
+    def slow_read(self: HostSlot, tokens: int) -> HostKept:
         copying.set()
         may_go_on.wait(20)
-        return read(self, start, stop)
+        return read(self, tokens)
 
     backend.gate.clear()
     stop = threading.Event()
@@ -209,7 +209,7 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
         first = threading.Thread(target=engine.prepare, args=(frames, "", "", stop.is_set), daemon=True)
         first.start()
     wait_for(lambda: engine.stats().scheduler.busy == 1)
-    monkeypatch.setattr(PackedCache, "read", slow_read)
+    monkeypatch.setattr(HostSlot, "read", slow_read)
     second = Call(engine, GenerationRequest("How?", sampling=Sampling(3)))
     wait_for(lambda: engine.stats().scheduler.waiting == 1)
     backend.gate.set()

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.contracts.request import Frame
 from echovlm_edge.runtime.engine.reuse import BLOCK, ImageStore, PrefixStore, block_names
 from echovlm_edge.runtime.prompting.prompt import Prompt
@@ -24,9 +25,14 @@ def names(blocks: Sequence[int], scope: str = "a") -> tuple[bytes, ...]:
     return block_names(prompt(np.repeat(blocks, BLOCK).tolist()), [], scope)
 
 
-def kept(blocks: Sequence[int]) -> np.ndarray:
+def kept(blocks: Sequence[int]) -> HostKept:
     """Keys and values that tell which prompt they are of."""
-    return np.repeat(np.array(blocks, np.float32), BLOCK)[None, None, :, None].repeat(4, axis=3)
+    return HostKept(np.repeat(np.array(blocks, np.float32), BLOCK)[None, None, :, None].repeat(4, axis=3))
+
+
+def put(store: PrefixStore, blocks: Sequence[int], named: Sequence[bytes] | None = None) -> None:
+    copied = kept(blocks)
+    store.put("a", named or names(blocks), copied.nbytes, lambda: copied)
 
 
 ONE_BLOCK = kept([0]).nbytes
@@ -37,16 +43,18 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 def test_the_longest_known_prefix_is_found_and_memory_bounded(puts: list[list[int]], wanted: list[int]) -> None:
     bound = ONE_BLOCK * 10
     store = PrefixStore(bound)
-    for put in puts:
-        store.put("a", names(put), kept(put))
-        assert store.stats().bytes <= bound and store.covers(names(put))
+    for blocks in puts:
+        put(store, blocks)
+        assert store.stats().bytes <= bound and store.covers(names(blocks))
         assert store.stats().bytes == sum(prefix.kept.nbytes for prefix in store._prefixes.values())
-    known = [[round(float(value)) for value in prefix.kept[0, 0, ::BLOCK, 0]] for prefix in store._prefixes.values()]
+    known = [
+        [round(float(value)) for value in prefix.kept.values[0, 0, ::BLOCK, 0]] for prefix in store._prefixes.values()
+    ]
     shared = max((common(prefix, wanted) for prefix in known), default=0)
     found = store.longest(names(wanted))
-    assert (0 if found is None else found.shape[2]) == shared * BLOCK
+    assert (0 if found is None else found.tokens) == shared * BLOCK
     if found is not None:
-        np.testing.assert_array_equal(found, kept(wanted[:shared]))
+        np.testing.assert_array_equal(found.values, kept(wanted[:shared]).values)
     if puts:
         assert shared >= common(puts[-1], wanted), "the newest is always still there"
     assert store.longest(names(wanted, "b")) is None and not store.covers(names(wanted, "b"))
@@ -61,10 +69,10 @@ def common(first: list[int], second: list[int]) -> int:
 @given(st.lists(prompts, min_size=1, max_size=12))
 def test_what_is_displaced_leaves_nothing_behind(puts: list[list[int]]) -> None:
     store = PrefixStore(ONE_BLOCK * 6)
-    for put in puts:
-        store.put("a", names(put), kept(put))
+    for blocks in puts:
+        put(store, blocks)
     indexed = {last for through in store._through.values() for last in through}
-    assert indexed == store._prefixes.keys() and len(store._memory) == len(store._prefixes)
+    assert indexed == store._prefixes.keys() and len(store._near) == len(store._prefixes)
 
 
 class Counted(bytes):
@@ -81,12 +89,12 @@ def test_a_search_takes_no_longer_where_more_is_kept() -> None:
     def lookups(others: int) -> int:
         store = PrefixStore(ONE_BLOCK * 10_000)
         for other in range(others):
-            store.put("a", names([1, 10 + other]), kept([1, 10 + other]))
+            put(store, [1, 10 + other])
         wanted = [Counted(name) for name in names([1, 2, 3])]
         Counted.lookups = 0
         assert store.longest(wanted) is not None
         assert not store.covers(wanted)
-        store.put("a", wanted, kept([1, 2, 3]))
+        put(store, [1, 2, 3], wanted)
         return Counted.lookups
 
     assert lookups(1) == lookups(500)

@@ -154,7 +154,7 @@ def test_who_runs_out_of_memory_fails_alone(make_engine: MakeEngine) -> None:
     alone: list[object] = []
 
     def too_much(slots: Sequence[SlotCache]) -> bool:  # what is in slot 1, until it has failed alone
-        if alone or all(slot.slot != 1 for slot in slots):  # type: ignore[attr-defined]
+        if alone or all(slot.number != 1 for slot in slots):  # type: ignore[attr-defined]
             return False
         alone.extend(slots if len(slots) == 1 else ())
         return True

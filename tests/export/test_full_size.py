@@ -31,6 +31,7 @@ from echovlm_edge.export.model.weights import TOKEN_EMBEDDING, decoder_weights
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision, Storage
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
 from echovlm_edge.export.weight_file import lay_out, write_weights
+from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
@@ -193,7 +194,7 @@ def test_the_streamed_model_is_the_model() -> None:
         angles = rotary.angles(np.tile(np.arange(length), (3, 1)))
         sequences.append(DecoderInput(whole.embed(ids), angles, np.array([0, length - 1])))
     for sequence, logits in zip(sequences, streamed.logits(sequences), strict=True):
-        cache = whole.new_cache(len(sequence.embeddings))
+        cache = new_cache(whole, len(sequence.embeddings))
         expected = whole.decode(sequence.embeddings, sequence.angles, 0, sequence.logit_rows, cache)
         np.testing.assert_allclose(logits, expected, atol=2e-5)
     case = golden.load("one_image_en")
@@ -248,7 +249,7 @@ def test_the_token_embedding_keeps_its_values(small: Path, build_bundle: BuildBu
 def test_a_smaller_kv_cache(build_bundle: BuildBundle, kv_cache: str, item_size: int, worst: float) -> None:
     """float16 rounds to 11 bits; int8 has 127 levels for 1.5 times the samples' largest value, about 1 % of a typical one."""
     bundle = Bundle(build_bundle(kv_cache=kv_cache))
-    spec, cache = bundle.manifest.model, OnnxRuntimeBackend(bundle).new_cache(64)
+    spec, cache = bundle.manifest.model, new_cache(OnnxRuntimeBackend(bundle), 64)
     elements = 64 * spec.num_kv_heads * spec.head_dim
     for buffer in cache.buffers.values():
         assert buffer.nbytes == elements * item_size

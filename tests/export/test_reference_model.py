@@ -7,6 +7,7 @@ import pytest
 
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 from tests.support import golden
 
@@ -39,7 +40,7 @@ def test_logits_at_every_prompt_position(case: golden.Golden, checkpoint: Checkp
     decoder = checkpoint.config.decoder
     embeddings = case.arrays["hidden_states"][0].astype(np.float32)
     angles = MultimodalRotary(decoder.mrope_section, decoder.rope_theta).angles(case.arrays["position_ids"][:, 0])
-    cache = backend.new_cache(len(embeddings))
+    cache = new_cache(backend, len(embeddings))
     logits = backend.decode(embeddings, angles, 0, np.arange(len(embeddings)), cache)
     np.testing.assert_allclose(logits, case.arrays["prefill_logits"], atol=TOLERANCE)
 

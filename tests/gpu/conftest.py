@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 HERE = Path(__file__).parent

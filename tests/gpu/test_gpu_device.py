@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
-from echovlm_edge.runtime.backends.device import Arena
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends.gpu.device import Arena
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 

@@ -21,7 +21,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     dual_path_moe,
     quantize_blocks,
 )
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice, CudaStream
 from tests.gpu.c_launch import c_launch
 from tests.gpu.cubins import Kernels, Launcher, Record, embedded_archive, prefill_tiles, read_archive, serving
 

@@ -14,10 +14,10 @@ from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
 from echovlm_edge.export.engines.timing_cache import TimingCache
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Shape
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream
-from echovlm_edge.runtime.backends.device import Arena, Context
-from echovlm_edge.runtime.backends.tensorrt_engine import UNSUPPORTED, TensorRTEngine
-from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice, CudaStream
+from echovlm_edge.runtime.backends.gpu.device import Arena, Context
+from echovlm_edge.runtime.backends.gpu.tensorrt_engine import UNSUPPORTED, TensorRTEngine
+from echovlm_edge.runtime.backends.gpu.tensorrt_log import TensorRTErrors
 from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec
 from tests.gpu.test_gpu_kernels import TOLERANCE, Operator, inputs, relative_error
 

@@ -15,8 +15,8 @@ from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
-from echovlm_edge.runtime.backends import Backend
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends import Backend, new_cache
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.providers import CUDA
 from echovlm_edge.runtime.bundle.manifest import Bundle
@@ -106,7 +106,7 @@ def test_every_stage_against_onnx_runtime(
     features = by_onnx_runtime.encode(patches.values, angles)
     errors = {"vision encoder": _close(backend.encode(patches.values, angles), features, precision)}
     errors["projector"] = _close(backend.project(features), by_onnx_runtime.project(features), precision)
-    caches = backend.new_cache(MAX_SEQUENCE), by_onnx_runtime.new_cache(MAX_SEQUENCE)
+    caches = new_cache(backend, MAX_SEQUENCE), new_cache(by_onnx_runtime, MAX_SEQUENCE)
     rotary, past = MultimodalRotary(spec.mrope_section, spec.rope_theta), 0
     for count in (200, 17, 16, 1, 1, 1, 1, 3, 1):  # prompts in chunks, and steps before and after the graph is recorded
         embeddings = by_onnx_runtime.embed(np.arange(past, past + count) * 17 % spec.vocab_size)

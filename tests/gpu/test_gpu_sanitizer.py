@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 
 ROOT = Path(__file__).parents[2]
 FOUND = 9

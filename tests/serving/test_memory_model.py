@@ -22,6 +22,7 @@ from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.planned_bundle import bundle_shape, plan
 from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.runtime.backends import SlotMemory
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
@@ -61,7 +62,7 @@ def test_the_plan_counts_what_the_bundle_will_take(options: dict[str, Any], buil
 def test_every_slot_is_counted_as_it_is_allocated(kv_cache: str, build_bundle: BuildBundle) -> None:
     bundle = Bundle(build_bundle(kv_cache=kv_cache) if kv_cache != "float32" else build_bundle())
     settings = ServeSettings(bundle=bundle.path, slots=3, max_sequence=50)
-    slot, *_ = OnnxRuntimeBackend(bundle).new_slots(3, 50)
+    slot, *_ = OnnxRuntimeBackend(bundle).new_slots(SlotMemory(3, 50))
     allocated = sum(buffer.nbytes for buffer in slot.buffers.values())
     assert bytes_of(BundleShape.of(bundle.manifest), settings, "KV caches") == allocated
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Backend, Logits
+from echovlm_edge.runtime.backends import Backend, Logits, new_cache
 from echovlm_edge.runtime.bundle.manifest import ModelSpec
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 
@@ -68,7 +68,7 @@ def check_stages(case: Golden, backend: Backend, spec: ModelSpec) -> Logits:
         np.testing.assert_allclose(np.concatenate(images), case.arrays["image_embeds"], atol=1e-4)
     embeddings = case.arrays["hidden_states"][0].astype(np.float32)
     angles = MultimodalRotary(spec.mrope_section, spec.rope_theta).angles(case.arrays["position_ids"][:, 0])
-    cache = backend.new_cache(len(embeddings) + 7)
+    cache = new_cache(backend, len(embeddings) + 7)
     logits = backend.decode(embeddings, angles, 0, np.arange(len(embeddings)), cache)
     np.testing.assert_allclose(np.asarray(logits), case.arrays["prefill_logits"], atol=1e-3)
     return logits

@@ -18,9 +18,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.backends.gpu.device import Planes
 from tests.support.numpy_device import NumpyDevice, NumpyStream, at_host, numpy_type
 
 CHUNK = 64  # the longest prompt chunk that the engines are built for
+DRAFTED = 8  # tokens of each sequence in a step
 
 
 class CUresult(enum.Enum):
@@ -35,6 +37,10 @@ class CUresult(enum.Enum):
 DONE = CUresult.CUDA_SUCCESS
 
 
+class CUDA_MEMCPY3D(SimpleNamespace):
+    """A copy of planes; a field that is not set is 0."""
+
+
 @dataclass
 class NumpyDriver:
     """The functions of `cuda.bindings.driver` that our code calls."""
@@ -47,6 +53,8 @@ class NumpyDriver:
     destroyed_streams: set[int] = field(default_factory=set)
     current: threading.local = field(default_factory=threading.local)
     CUresult = CUresult
+    CUDA_MEMCPY3D = CUDA_MEMCPY3D
+    CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_HOST="host", CU_MEMORYTYPE_DEVICE="device")
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_INTEGRATED="integrated",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
@@ -77,8 +85,11 @@ class NumpyDriver:
     def cuDeviceGetAttribute(self, attribute: str, device: int) -> tuple[CUresult, int]:
         return DONE, {"integrated": int(self.integrated), "major": 8, "minor": 7}[attribute]
 
-    def cuStreamCreate(self, flags: int) -> tuple[CUresult, int]:
-        self.device.new_stream()
+    def cuCtxGetStreamPriorityRange(self) -> tuple[CUresult, int, int]:
+        return self._in_context(), 0, -5  # the lowest and the highest
+
+    def cuStreamCreateWithPriority(self, flags: int, priority: int) -> tuple[CUresult, int]:
+        self.device.new_stream(urgent=priority < 0)
         return self._in_context(), len(self.device.streams)
 
     def cuStreamDestroy(self, stream: int) -> tuple[CUresult]:
@@ -129,6 +140,19 @@ class NumpyDriver:
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[CUresult]:
         self._stream(stream).download(source, at_host(target, size))
+        return (self._in_context(),)
+
+    def cuMemcpy3DAsync(self, copy: CUDA_MEMCPY3D, stream: int) -> tuple[CUresult]:
+        ends = [
+            Planes(
+                copy.__dict__[f"{end}Host" if copy.__dict__[f"{end}MemoryType"] == "host" else f"{end}Device"],
+                copy.__dict__[f"{end}Pitch"],
+                copy.__dict__[f"{end}Height"],
+                copy.__dict__[f"{end}MemoryType"] == "host",
+            )
+            for end in ("src", "dst")
+        ]
+        self._stream(stream).copy(ends[0], ends[1], copy.WidthInBytes, copy.Height, copy.Depth)
         return (self._in_context(),)
 
     def cuStreamSynchronize(self, stream: int) -> tuple[CUresult]:
@@ -191,6 +215,7 @@ class NumpyTensorRT:
     device: NumpyDevice
     capacity: int
     __version__: str = "1.7.1.116"
+    batch: int = 4  # sequences of a step
     working_bytes: int = 1000
     plugins: dict[str, object] = field(default_factory=dict)  # libraries that load without an error
     ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="for the profile")
@@ -250,8 +275,12 @@ class NumpyEngine:
         def size(dimension: int | str, largest: bool) -> int:
             if isinstance(dimension, int):
                 return dimension
-            sequence = CHUNK if profile == 1 and largest else 1
-            limits = {"batch": 1, "rows": 1, "sequence": sequence, "context": self.module.capacity}
+            step, most = profile == 0, self.module.batch
+            batch, sequence = (most, DRAFTED) if step else (1, CHUNK)
+            if not largest:
+                batch = sequence = 1
+            limits = {"batch": batch, "rows": batch * DRAFTED if step else 1, "sequence": sequence}
+            limits["context"] = self.module.capacity
             return limits.get(dimension, 4096 if largest else 1)
 
         shape = self.tensors[name].shape

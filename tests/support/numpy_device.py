@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.runtime.backends.device import Binding
+from echovlm_edge.runtime.backends.gpu.device import Binding, EngineLimits, Planes
 from echovlm_edge.runtime.bundle.manifest import Part, numpy_dtype
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
@@ -73,7 +73,7 @@ class NumpyDevice:
         self._not_recording()
         return NumpyStaging(np.full(size, POISON, np.uint8))
 
-    def new_stream(self) -> NumpyStream:
+    def new_stream(self, urgent: bool = False) -> NumpyStream:
         self.streams.append(NumpyStream(self))
         return self.streams[-1]
 
@@ -114,6 +114,20 @@ class NumpyStream:
         def copy() -> None:
             np.copyto(target, self.device.at(address, target.nbytes))
             self.device.downloaded += target.nbytes
+
+        self.queue(copy)
+
+    def copy(self, source: Planes, target: Planes, width: int, rows: int, planes: int) -> None:
+        def copy() -> None:
+            for plane in range(planes):
+                for row in range(rows):
+                    places = [
+                        (at_host if end.on_host else self.device.at)(
+                            end.address + (plane * end.height + row) * end.pitch, width
+                        )
+                        for end in (target, source)
+                    ]
+                    np.copyto(*places)
 
         self.queue(copy)
 
@@ -187,6 +201,13 @@ class OnnxEngine:
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
         self.layers = [node.name for node in onnx.load(graph, load_external_data=False).graph.node]
 
+    @property
+    def limits(self) -> EngineLimits:
+        return EngineLimits(tokens=8, recorded=True)
+
+    def profiled_runs(self) -> None:
+        return None
+
     def new_context(self, stream: NumpyStream, recorded: bool) -> OnnxContext:
         return OnnxContext(self, stream)
 
@@ -198,7 +219,7 @@ class OnnxContext:
     runs: int = 0
     report: Callable[[str, float], None] | None = None
 
-    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
+    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
         assert set(inputs) == set(self.engine.types) and set(outputs) == set(self.engine.outputs)
         self.runs += 1
         self.engine.before_run()
@@ -211,13 +232,13 @@ class OnnxContext:
     def recordable(self) -> bool:
         return self.runs > 2  # as TensorRT-RTX, whose kernels are compiled meanwhile
 
-    def _run(self, inputs: dict[str, Binding], outputs: dict[str, int]) -> None:
+    def _run(self, inputs: dict[str, Binding], outputs: dict[str, Binding]) -> None:
         feeds = {
             name: self._tensor(name, binding.address, binding.shape).astype(self.engine.types[name])
             for name, binding in inputs.items()
         }
         for name, array in zip(self.engine.outputs, self.engine.session.run(None, feeds), strict=True):
-            self._tensor(name, outputs[name], array.shape)[...] = array
+            self._tensor(name, outputs[name].address, array.shape)[...] = array
         for layer in self.engine.layers if self.report else ():
             self.report(layer, 0.5)  # type: ignore[misc]
 

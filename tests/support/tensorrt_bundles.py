@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from echovlm_edge.export.engines.tensorrt_graph import add_best
-from echovlm_edge.runtime.backends.tensorrt import BEST, TensorRTBackend
+from echovlm_edge.runtime.backends.gpu.backend import BEST, GpuBackend
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, describe_file
 from tests.support.numpy_device import NumpyDevice, OnnxEngine
 
@@ -59,10 +59,10 @@ def tensorrt_like(
 
 def backend_of(
     bundle: Bundle, device: NumpyDevice, profile: bool = False, before_run: Mapping[str, Callable[[], None]] = {}
-) -> TensorRTBackend:
+) -> GpuBackend:
     """Open the backend with every part on the numpy device; `before_run` by part is for `OnnxEngine`."""
     engines = {
         part.name: OnnxEngine(device, bundle.path / part.files[0].name, part, before_run.get(part.name, lambda: None))
         for part in bundle.manifest.parts
     }
-    return TensorRTBackend(bundle, device, engines, profile)
+    return GpuBackend(bundle, device, engines, profile)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Floats, SlotCache, SlotRows
+from echovlm_edge.runtime.backends import Floats, Logits, SlotCache, SlotRows
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, TextDelta
@@ -22,6 +22,7 @@ class WatchedBackend(OnnxRuntimeBackend):
     Attributes:
         fails: whether a step over these slots runs out of memory.
         nan_after: whether the row of a sequence with so many tokens in the cache is NaN.
+        holds_after: after so many steps of several sequences, the gate closes.
         gate: steps and prefills wait for it; `embeds` and `encodes` are those of embeddings and of images.
     """
 
@@ -32,6 +33,7 @@ class WatchedBackend(OnnxRuntimeBackend):
         self.chunks: list[int] = []
         self.images: list[int] = []  # of each step, by row
         self.embedded = 0
+        self.holds_after: int | None = None
         self.fails: Callable[[Sequence[SlotCache]], bool] = lambda slots: False
         self.nan_after: Callable[[int], bool] = lambda past: False
         self.gate, self.embeds, self.encodes = threading.Event(), threading.Event(), threading.Event()
@@ -52,7 +54,7 @@ class WatchedBackend(OnnxRuntimeBackend):
         self.embeds.wait()
         return super().embed(token_ids)
 
-    def turn(self, rows: Sequence[SlotRows]) -> Floats:
+    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
         self.gate.wait()
         tokens = [part for part in rows if len(part.embeddings) == 1]
         if tokens and self.fails([part.slot for part in tokens]):
@@ -61,8 +63,12 @@ class WatchedBackend(OnnxRuntimeBackend):
         if tokens:
             self.steps.append(len(tokens))
             self.pasts.append([part.past for part in tokens])
-        logits = super().turn(rows).copy()
-        logits[[len(part.embeddings) == 1 and self.nan_after(part.past) for part in rows]] = np.nan
+            if len(tokens) > 1 and sum(count > 1 for count in self.steps) == self.holds_after:
+                self.gate.clear()
+        logits = [row.copy() for row in super().turn(rows)]
+        for part, row in zip(rows, logits, strict=True):
+            if len(part.embeddings) == 1 and self.nan_after(part.past):
+                row[:] = np.nan
         return logits
 
 

@@ -18,10 +18,11 @@ from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.studies import StudyLimits
-from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge, refuse_more_slots
+from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
+from echovlm_edge.runtime.serving.supervision.server_memory import served_slots, spilled_bytes
 from echovlm_edge.runtime.serving.transport.server import ServerOptions, parse_address
 from echovlm_edge.runtime.serving.uploads import UploadLimits
 
@@ -120,17 +121,18 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
     check_memory(chosen)
     if chosen.debug_ignore_stop:
         _log.warning("--debug-ignore-stop is for measuring only: generation ignores the stop token")
-    options = EngineOptions(
-        chosen.slots,
-        chosen.prefix_mb << 20,
-        chosen.image_mb << 20,
-        chosen.parked_mb << 20,
-        chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
-        chosen.debug_ignore_stop,
-    )
 
     def open_engine() -> ReportEngine:
-        refuse_more_slots(_shape(chosen), chosen)  # of the bundle that is there now: it may have been replaced
+        shape = _shape(chosen)  # of the bundle that is there now: it may have been replaced
+        options = EngineOptions(
+            slots=served_slots(shape, chosen),
+            prefix_bytes=chosen.prefix_mb << 20,
+            spilled_bytes=spilled_bytes(shape, chosen),
+            image_bytes=chosen.image_mb << 20,
+            parked_bytes=chosen.parked_mb << 20,
+            turn_seconds=chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
+            ignore_stop=chosen.debug_ignore_stop,
+        )
         return ReportEngine.open(
             chosen.bundle,
             threads=chosen.threads,
@@ -153,13 +155,13 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
     """Collect the address, and the limits of calls, studies and uploads.
 
     Raises:
-        InvalidInput: the options name only some of the certificate files.
+        InvalidInput: the options name only some of the certificate files, or more slots than the bundle allows.
     """
     return ServerOptions(
         chosen.listen,
         chosen.port_file,
         chosen.grace,
-        chosen.slots,
+        served_slots(_shape(chosen), chosen),
         chosen.queue,
         chosen.request_mb << 20,
         CallLimits(chosen.max_message_mb << 20),

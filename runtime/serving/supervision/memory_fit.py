@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
-from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length
@@ -59,7 +58,6 @@ def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gp
     Raises:
         InvalidInput: `max_sequence` or `slots` is above what the bundle allows.
     """
-    refuse_more_slots(shape, settings)
     items = account(shape, settings)
     if gpu and total(items, Where.GPU, When.START, When.USED) > gpu:
         return _verdict(Fit.SHORT, shape, settings, Where.GPU, gpu, (When.START, When.USED))
@@ -77,21 +75,6 @@ def judge(shape: BundleShape, settings: ServeSettings, memory: MachineMemory, gp
         Fit.FITS,
         f"The server needs {_gb(used)}, {_gb(worst)} at a peak, and this machine has {_gb(memory.available)} free",
     )
-
-
-def refuse_more_slots(shape: BundleShape, settings: ServeSettings) -> None:
-    """Refuse more slots than the bundle's engines have, where somebody asked for them: on a GPU they have one.
-
-    The default asks for nothing: it means as many as the engines have, up to its number.
-
-    Raises:
-        InvalidInput: more slots were asked for.
-    """
-    if shape.on_gpu and settings.slots > 1 and "slots" in settings.model_fields_set:
-        raise InvalidInput(
-            f"--slots {settings.slots} is too many for a GPU's bundle, which decodes one report at a time: give --slots 1; further "
-            "calls wait in the queue (--queue)."
-        )
 
 
 def _verdict(

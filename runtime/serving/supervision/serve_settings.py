@@ -50,7 +50,11 @@ class ServeSettings(BaseModel):
     )
     verify: bool = _option(False, "check every file's hash before loading")
 
-    slots: int = _option(8, "reports decoded at the same time", "N", LOAD, ge=1, le=256)
+    slots: int | None = _option(
+        *(None, "reports decoded at the same time (default 8, on a GPU at most the bundle's --max-batch)", "N", LOAD),
+        ge=1,
+        le=256,
+    )
     turn_milliseconds: float | None = _option(
         *(
             None,
@@ -61,7 +65,10 @@ class ServeSettings(BaseModel):
     )
     queue: int = _option(32, "calls that may wait for a slot", "N", LOAD, ge=0, le=4096)
     request_mb: int = _option(512, "memory for the requests of admitted calls", "N", LOAD, ge=1)
-    prefix_mb: int = _option(1024, "memory for cached prompts", "N", LOAD, ge=0)
+    prefix_mb: int = _option(1024, "memory for cached prompts, on a GPU the GPU's", "N", LOAD, ge=0)
+    prefix_host_mb: int = _option(
+        1024, "host memory for cached prompts that a GPU's own memory has no room for", "N", LOAD, ge=0
+    )
     image_mb: int = _option(256, "memory for cached images", "N", LOAD, ge=0)
     parked_mb: int = _option(1024, "memory for the keys and values of preempted batch reports", "N", LOAD, ge=0)
     max_studies: int = _option(64, "maximum number of open studies", "N", LOAD, ge=0)

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Item, When, activation_bytes, device_items, total
-from echovlm_edge.runtime.bundle.context import context_length
+from echovlm_edge.runtime.backends import SlotMemory
+from echovlm_edge.runtime.backends.bundle_memory import (
+    BundleShape,
+    Item,
+    When,
+    Where,
+    activation_bytes,
+    device_items,
+    total,
+)
+from echovlm_edge.runtime.bundle.context import context_length, slot_count
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
@@ -33,7 +42,7 @@ def account(shape: BundleShape, settings: ServeSettings) -> tuple[Item, ...]:
     """List everything that a server with these options needs.
 
     Raises:
-        InvalidInput: `max_sequence` is above the bundle's limit.
+        InvalidInput: `max_sequence` or `slots` is above the bundle's limit.
     """
     libraries = Item("libraries", LIBRARIES + (GPU_LIBRARIES if shape.on_gpu else 0), "", When.START)
     engine = tuple(_engine(shape, settings))
@@ -53,29 +62,45 @@ def sequence_length(shape: BundleShape, settings: ServeSettings) -> int:
     return context_length(shape.max_sequence, settings.max_sequence)
 
 
+def served_slots(shape: BundleShape, settings: ServeSettings) -> int:
+    """Return how many reports are decoded at the same time.
+
+    Raises:
+        InvalidInput: `slots` is above the bundle's limit.
+    """
+    return slot_count(shape.most_slots, settings.slots)
+
+
+def spilled_bytes(shape: BundleShape, settings: ServeSettings) -> int:
+    """Return the host's memory for cached prompts that a GPU has no room for; a GPU that shares the host's has none."""
+    return settings.prefix_host_mb * MB if shape.place is Where.GPU else 0
+
+
 def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     """List what each engine needs; there are two engines while a bundle is replaced."""
-    length = sequence_length(shape, settings)
+    length, slots = sequence_length(shape, settings), served_slots(shape, settings)
     yield Item("tokenizer", TOKENIZER_TIMES * shape.tokenizer, "", When.START)
     if shape.on_gpu:
         yield Item("token embedding", shape.embedding, "", When.START)
-        yield from device_items(shape, length)
+        yield from device_items(shape, SlotMemory(slots, length, settings.prefix_mb * MB))
+        yield Item("prompts that left the GPU", spilled_bytes(shape, settings), "--prefix-host-mb", When.START)
     else:
         times = WEIGHT_TIMES.get((shape.native, shape.precision), 1.0)
         yield Item("weights", int(times * shape.weights) + shape.embedding, "", When.START)
     yield Item("activations", activation_bytes(shape, length), "--max-sequence", When.USED, shape.place)
-    if not shape.on_gpu:  # a GPU's one cache is never copied
+    if not shape.on_gpu:
         cache = shape.cache_bytes(length)
-        yield Item("KV caches", settings.slots * cache, "--slots, --max-sequence", When.USED)
+        yield Item("KV caches", slots * cache, "--slots, --max-sequence", When.USED)
         # Slots change places so that those in use stay together, and what is kept is copied out of one.
         yield Item("copies of two KV caches", 2 * cache, "--max-sequence", When.USED)
         yield Item("prompt cache", settings.prefix_mb * MB, "--prefix-mb", When.USED)
-        yield Item("preempted batch reports", settings.parked_mb * MB, "--parked-mb", When.USED)
+    yield Item("preempted batch reports", settings.parked_mb * MB, "--parked-mb", When.USED)
     yield Item("image cache", settings.image_mb * MB, "--image-mb", When.USED)
 
 
 def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
-    length, widths, places = sequence_length(shape, settings), shape.widths, settings.slots + settings.queue
+    length, widths, slots = sequence_length(shape, settings), shape.widths, served_slots(shape, settings)
+    places = slots + settings.queue
     embeddings, message = 4 * length * widths.hidden, settings.max_message_mb * MB
     inside = "--slots, --queue, --max-sequence"
     # The context length bounds how many pictures a call has, as frames are kept at the model's resolution.
@@ -83,7 +108,7 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("uploaded files", settings.upload_mb * MB, "--upload-mb", When.USED)
     yield Item("pictures of calls", places * length * widths.token_pixels, inside, When.USED)
     yield Item("embeddings of calls", (places + READ_AHEAD) * embeddings, inside, When.USED)
-    yield Item("prompts in prefill", (settings.slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
+    yield Item("prompts in prefill", (slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
     yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
     parts = PARTS_AT_ONCE * message if settings.upload_mb else 0

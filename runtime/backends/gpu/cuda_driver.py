@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends.device import Graph
+from echovlm_edge.runtime.backends.gpu.device import Graph, Planes
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.resources.system_files import memory_info
 
 
@@ -90,10 +89,12 @@ class CudaDevice:
         weakref.finalize(block, self.release, "cuMemFreeHost", address)
         return CudaStaging(np.ctypeslib.as_array(block))
 
-    def new_stream(self) -> CudaStream:
-        """Make a stream that does not synchronize with other streams."""
+    def new_stream(self, urgent: bool = False) -> CudaStream:
+        """Make a stream that does not synchronize with other streams, of the highest priority if `urgent`."""
         # Not the default stream, because it synchronizes with all others, and TensorRT advises against it.
-        handle = self.call("cuStreamCreate", self.cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        lowest, highest = self.call("cuCtxGetStreamPriorityRange")
+        flags = self.cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value
+        handle = self.call("cuStreamCreateWithPriority", flags, highest if urgent else lowest)
         stream = CudaStream(self, handle)
         weakref.finalize(stream, self.release, "cuStreamDestroy", handle)
         return stream
@@ -152,6 +153,18 @@ class CudaStream:
         """Queue a copy from the device."""
         self.device.call("cuMemcpyDtoHAsync", target.ctypes.data, address, target.nbytes, self.handle)
 
+    def copy(self, source: Planes, target: Planes, width: int, rows: int, planes: int) -> None:
+        """Queue a copy of planes of rows, as `Stream.copy` does."""
+        call = self.device.cuda.CUDA_MEMCPY3D()
+        for end, place in (("src", source), ("dst", target)):
+            kind = "HOST" if place.on_host else "DEVICE"
+            setattr(call, f"{end}MemoryType", getattr(self.device.cuda.CUmemorytype, f"CU_MEMORYTYPE_{kind}"))
+            setattr(call, f"{end}Host" if place.on_host else f"{end}Device", place.address)
+            setattr(call, f"{end}Pitch", place.pitch)
+            setattr(call, f"{end}Height", place.height)
+        call.WidthInBytes, call.Height, call.Depth = width, rows, planes
+        self.device.call("cuMemcpy3DAsync", call, self.handle)
+
     def record(self, queue: Callable[[], None]) -> Graph:
         """Capture what `queue` queues in a graph."""
         # Other threads may allocate and synchronize during the capture: only this thread's calls must be capturable.
@@ -189,7 +202,6 @@ def _driver() -> Any:
         from cuda.bindings import driver
     except ImportError:
         raise NotPossibleHere(
-            "TensorRT bundles are served through the Python package cuda-python, which is not installed: "
-            f"{install_hint('tensorrt')}."
+            "Bundles for a GPU are served through the Python package cuda-python, which is not installed: pip install cuda-python."
         ) from None
     return driver

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echovlm_edge.runtime.backends.cuda_driver import CudaDevice, CudaStream, DeviceFailed
-from echovlm_edge.runtime.backends.device import Binding, Context, PartEngine, Shape
-from echovlm_edge.runtime.backends.memory import check_memory, check_working_memory
-from echovlm_edge.runtime.backends.tensorrt_log import TensorRTErrors, error_logger
+from echovlm_edge.runtime.backends import SlotMemory
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice, CudaStream, DeviceFailed
+from echovlm_edge.runtime.backends.gpu.device import Binding, Context, EngineLimits, PartEngine, Shape, step_sizes
+from echovlm_edge.runtime.backends.gpu.memory import check_memory, check_working_memory
+from echovlm_edge.runtime.backends.gpu.tensorrt_log import TensorRTErrors, error_logger
 from echovlm_edge.runtime.bundle.manifest import Bundle, Part
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
@@ -25,13 +26,13 @@ UNSUPPORTED = "does not support this compute capability"  # TensorRT-RTX's messa
 DTYPES = {"FLOAT": "float", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
 
-def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins: Path | None) -> dict[str, PartEngine]:
+def load_engines(bundle: Bundle, device: CudaDevice, memory: SlotMemory, plugins: Path | None) -> dict[str, PartEngine]:
     """Load the bundle's parts onto the device.
 
     Args:
         bundle: a bundle of TensorRT engines.
         device: the GPU to load them on.
-        max_sequence: length in tokens of the one cache for which there must be memory.
+        memory: the slots for which there must be memory.
         plugins: the plugin library, if this install has one.
 
     Raises:
@@ -39,7 +40,7 @@ def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins:
             TensorRT or for another GPU; the sentence names which.
     """
     module = _module(bundle)
-    check_memory(bundle, device, max_sequence)
+    check_memory(bundle, device, memory)
     errors = TensorRTErrors()
     logger = error_logger(module, errors)
     if bundle.manifest.operator_library:
@@ -62,9 +63,10 @@ def load_engines(bundle: Bundle, device: CudaDevice, max_sequence: int, plugins:
     }
     for engine in engines.values():
         engine.check_tensors(bundle.path)
-    # The decoder has two contexts, one for prompts and one for the recorded step.
-    working = {name: engine.working_bytes() * (2 if name == "decoder" else 1) for name, engine in engines.items()}
-    check_working_memory(bundle, device, max_sequence, working)
+    working = {name: max(engine.working_bytes()) for name, engine in engines.items()}
+    # The decoder has a context for prompts, and one for each recorded step.
+    working["decoder"] += len(step_sizes(memory.count)) * min(engines["decoder"].working_bytes())
+    check_working_memory(bundle, device, memory, working)
     return {**engines}
 
 
@@ -88,12 +90,21 @@ class TensorRTEngine:
         """Make a context on a stream, as `PartEngine.new_context` does."""
         return TensorRTContext(self, self._execution_context(recorded), stream)
 
-    def working_bytes(self) -> int:
-        """Return the bytes of device memory that one context needs, at the largest profile."""
-        return max(
+    @property
+    def limits(self) -> EngineLimits:
+        """The decoder's first profile is that of steps."""
+        _, _, most = self.engine.get_tensor_profile_shape("embeddings", 0)  # [batch, sequence, hidden_size]
+        return EngineLimits(tokens=most[1], recorded=True)
+
+    def working_bytes(self) -> list[int]:
+        """Return the bytes of device memory that one context needs, for each profile."""
+        return [
             self.engine.get_device_memory_size_for_profile_v2(profile)
             for profile in range(self.engine.num_optimization_profiles)
-        )
+        ]
+
+    def profiled_runs(self) -> None:
+        """None: its contexts report each layer's time."""
 
     def profile_for(self, shapes: Mapping[str, Shape]) -> int:
         """Find the optimization profile that admits these input shapes and is closest to them.
@@ -162,15 +173,15 @@ class TensorRTContext:
     _profiler: Any = None
     _profiles: dict[tuple[Shape, ...], int] = field(default_factory=dict)
 
-    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
+    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
         """Queue a run, as `Context.queue` does."""
         stream = int(self.stream.handle)
         self._use_profile(inputs, stream)
         for name, binding in inputs.items():
             self._done(self.context.set_input_shape(name, binding.shape), f"the shape of {name}")
             self._done(self.context.set_tensor_address(name, binding.address), f"the address of {name}")
-        for name, address in outputs.items():
-            self._done(self.context.set_tensor_address(name, address), f"the address of {name}")
+        for name, binding in outputs.items():
+            self._done(self.context.set_tensor_address(name, binding.address), f"the address of {name}")
         self._done(self.context.execute_async_v3(stream), "the run")
 
     def recordable(self) -> bool:

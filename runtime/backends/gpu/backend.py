@@ -1,71 +1,56 @@
-"""TensorRT engines behind the runtime's interface: the KV cache stays on the device, and a decode step is one CUDA graph.
+"""Engines on a GPU behind the runtime's interface: slots stay on the device, and a decode step is one CUDA graph.
 
-Per token the host writes the token's embedding, angles and position into page-locked memory and launches the graph: one copy
-in, the decoder, and the best token's index back. Images have a stream of their own, since one thread encodes while another
-decodes; image embeddings pass from one to the other as a host array. All code here uses the protocols of `device.py`; the tests
-run it on a device made of numpy.
+Per step the host writes the tokens' embeddings, angles and positions into page-locked memory and launches the graph: one copy in, the
+decoder, and each row's best token back. Images have a stream of their own, since one thread encodes while another decodes; image
+embeddings pass from one to the other as a host array. All code here uses the protocols of `device.py`; the tests run it on a device
+made of numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Cache, Floats, Logits
-from echovlm_edge.runtime.backends.device import (
+from echovlm_edge.runtime.backends import Floats, Logits, SlotCache, SlotMemory, SlotRows
+from echovlm_edge.runtime.backends.gpu.device import (
     Arena,
     Binding,
     Context,
     Device,
     Graph,
-    Memory,
     PartEngine,
     Region,
-    Shape,
     Stream,
+    step_sizes,
 )
+from echovlm_edge.runtime.backends.gpu.slots import DeviceSlot, DeviceSlots, SlotLayout
 from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
-from echovlm_edge.runtime.bundle.manifest import Bundle, Part, numpy_dtype
+from echovlm_edge.runtime.backends.rectangles import join, rectangles
+from echovlm_edge.runtime.bundle.manifest import Bundle, Part
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.prompting.rotary import Angles
 
 BEST = "best"  # the output with the index of each row's largest logit
+WARM_UPS = 4  # runs of a step before it must have become a graph: engines initialize in the first, and some in a second
 
 
-@dataclass(frozen=True)
-class TensorRTCache:
-    """One sequence's keys and values on the device, [1, kv_heads, capacity, head_dim] per layer, and its recorded step."""
-
-    max_sequence: int
-    capacity: int
-    memory: Memory
-    size: int  # bytes of `memory`
-    buffers: Mapping[str, Binding]  # keys.0, values.0, …
-    step: _DecoderRun
-
-    def clear(self, tokens: int) -> None:
-        """Zero the whole cache."""
-        self.step.device.enter()
-        self.step.stream.clear(self.memory.address, self.size)
-        self.step.stream.synchronize()
-
-
-class TensorRTBackend:
-    """Runs the three parts of a bundle of TensorRT engines."""
+class GpuBackend:
+    """Runs the three parts of a bundle on a GPU."""
 
     def __init__(
         self, bundle: Bundle, device: Device, engines: Mapping[str, PartEngine], profile: bool = False
     ) -> None:
         """Run `engines`, the bundle's parts by name, loaded on `device`; `profile` measures for `operator_times`."""
-        self._device, self._stream, images = device, device.new_stream(), device.new_stream()
+        self._bundle, self._device = bundle, device
+        self._stream, images = device.new_stream(urgent=True), device.new_stream()
         self._embedding = TokenEmbedding.of(bundle)
         manifest = bundle.manifest
-        self._layers = manifest.model.num_layers
         self._times = {part.name: LayerTimes() for part in manifest.parts} if profile else {}
         self._image_parts = {
             name: _ImagePart(
@@ -75,17 +60,14 @@ class TensorRTBackend:
             for name in ("vision_encoder", "projector")
         }
         self._square = manifest.model.merge_size**2
-        self._decoder = manifest.part("decoder")
-        self._one_token = engines["decoder"].new_context(self._stream, recorded=not profile)
-        chunk, times = engines["decoder"].new_context(self._stream, recorded=False), self._times.get("decoder")
-        self._chunk = _DecoderRun(device, self._stream, self._decoder, chunk, times)
-        if times:
-            for context in (chunk, self._one_token):
-                context.profile(times.report)
+        self._decoder, self._engine, self._engines = manifest.part("decoder"), engines["decoder"], engines
+        self._takes_mask = any(tensor.name == "mask" for tensor in self._decoder.inputs)
+        self._chunk = self._new_run(recorded=False)
+        self._steps: WeakKeyDictionary[DeviceSlots, dict[int, _DecoderRun]] = WeakKeyDictionary()
 
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
-        """Return every run's layer times, as `ProfiledBackend.operator_times` does."""
-        return {part: times.runs for part, times in self._times.items()}
+        """Return every run's operator times, as `ProfiledBackend.operator_times` does."""
+        return {part: self._engines[part].profiled_runs() or times.runs for part, times in self._times.items()}
 
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         """Run the vision encoder, as `Backend.encode` does."""
@@ -100,52 +82,102 @@ class TensorRTBackend:
         """Embed token ids, as `Backend.embed` does."""
         return self._embedding[token_ids]
 
-    def new_cache(self, max_sequence: int) -> TensorRTCache:
-        """Make a zeroed cache for one sequence. Attention weighs what lies beyond the sequence by zero, and zero times NaN is NaN.
-
-        Raises:
-            NotPossibleHere: the device has too little memory left.
-        """
+    def new_slots(self, memory: SlotMemory) -> Sequence[DeviceSlot]:
+        """Make zeroed adjacent caches, as `Backend.new_slots` does, and record the step of every number of sequences."""
         self._device.enter()
-        shape, stride = _cache_layout(self._decoder, max_sequence)
-        names = [f"{name}.{layer}" for name in ("keys", "values") for layer in range(self._layers)]
-        size = stride * len(names)
-        memory = self._device.allocate(size)
-        self._stream.clear(memory.address, size)
-        self._stream.synchronize()
-        buffers = {name: Binding(memory.address + stride * index, shape) for index, name in enumerate(names)}
-        step = _DecoderRun(self._device, self._stream, self._decoder, self._one_token, self._times.get("decoder"))
-        return TensorRTCache(max_sequence, shape[2], memory, size, buffers, step)
+        layout = SlotLayout.of(self._decoder, self._bundle.manifest.model.num_layers, memory.count, memory.max_sequence)
+        slots = DeviceSlots(self._device, self._stream, layout, memory)
+        made = [DeviceSlot(slots, number) for number in range(memory.count)]
+        if self._engine.limits.recorded and not self._times:
+            self._steps[slots] = {size: self._new_run(recorded=True) for size in step_sizes(memory.count)}
+            for size, step in self._steps[slots].items():
+                for _ in range(WARM_UPS):
+                    step.run_recorded(self._padding(layout, size), slots.bindings(0, size))
+        return made
 
     def decode(
-        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: Cache
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: SlotCache
     ) -> Logits:
-        """Run the decoder, as `Backend.decode` does; one token with one logit row uses the recorded step."""
-        assert isinstance(cache, TensorRTCache)
+        """Run the decoder, as `Backend.decode` does."""
+        assert isinstance(cache, DeviceSlot)
         self._device.enter()
-        feeds: dict[str, NDArray[Any]] = {
-            "embeddings": embeddings[None],
-            "cos": angles.cos[None],
-            "sin": angles.sin[None],
-            "past": np.array([past]),
-            "logit_rows": logit_rows,
-        }
-        if any(tensor.name == "mask" for tensor in self._decoder.inputs):
-            positions = past + np.arange(len(embeddings))
-            feeds["mask"] = (np.arange(cache.capacity) <= positions[:, None])[None, None]
         if len(embeddings) == len(logit_rows) == 1:
-            return cache.step.run_recorded(feeds, cache.buffers)
-        return self._chunk.run(feeds, cache.buffers)
+            return self._run([SlotRows(cache, past, embeddings, angles)])
+        feeds = self._feeds(cache.slots.layout, join([SlotRows(cache, past, embeddings, angles)]), np.array([past]))
+        return self._chunk.run({**feeds, "logit_rows": logit_rows}, cache.slots.bindings(cache.number, 1))
+
+    @property
+    def packs_rows(self) -> bool:
+        """An engine takes tokens of adjacent slots, all as many."""
+        return False
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+        """Append new tokens to several sequences, as `Backend.turn` does."""
+        self._device.enter()
+        groups = rectangles(rows, _number, self._engine.limits.tokens)
+        found = list[Logits]()
+        for group in groups:
+            logits = self._run(group)
+            kept = logits if len(groups) == 1 else logits.copy()  # the next group may overwrite it
+            found += [kept[row] for row in range(len(group))]
+        return found
+
+    def _run(self, rows: Sequence[SlotRows]) -> Logits:
+        """Run equally many tokens of adjacent slots; a token each is a recorded step where there is one."""
+        slot = rows[0].slot
+        assert isinstance(slot, DeviceSlot)
+        slots, count = slot.slots, len(rows)
+        feeds = self._feeds(slots.layout, join(rows), np.array([part.past for part in rows]))
+        steps = self._steps.get(slots, {})
+        size = next((size for size in steps if size >= count), None)
+        if size is None or slot.number or len(rows[0].embeddings) > 1:
+            return self._chunk.run(feeds, slots.bindings(slot.number, count))
+        padding = self._padding(slots.layout, size)
+        padded = {name: np.concatenate([array, padding[name][count:]]) for name, array in feeds.items()}
+        return steps[size].run_recorded(padded, slots.bindings(0, size))
+
+    def _feeds(
+        self, layout: SlotLayout, joined: tuple[Floats, Angles], past: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """The decoder's inputs for b sequences' tokens, embeddings and angles [b, s, …], after `past` [b] tokens."""
+        embeddings, angles = joined
+        batch, length = embeddings.shape[:2]
+        feeds: dict[str, NDArray[Any]] = {
+            "embeddings": embeddings,
+            "cos": angles.cos,
+            "sin": angles.sin,
+            "past": past,
+            "logit_rows": np.arange(1, batch + 1) * length - 1,
+        }
+        if self._takes_mask:
+            positions = past[:, None] + np.arange(length)
+            feeds["mask"] = (np.arange(layout.capacity) <= positions[..., None])[:, None]
+        return feeds
+
+    def _padding(self, layout: SlotLayout, size: int) -> dict[str, NDArray[Any]]:
+        """A step's inputs for rows without a sequence. Each writes to its slot's last position, which no sequence reaches.
+
+        A sequence's last token is chosen, but not appended: the last position of a slot is nobody's.
+        """
+        hidden, half = (
+            next(t for t in self._decoder.inputs if t.name == name).shape[-1] for name in ("embeddings", "cos")
+        )
+        assert isinstance(hidden, int) and isinstance(half, int)
+        angles = Angles(np.ones((size, 1, half), np.float32), np.zeros((size, 1, half), np.float32))
+        past = np.full(size, layout.capacity - 1)
+        return self._feeds(layout, (np.zeros((size, 1, hidden), np.float32), angles), past)
+
+    def _new_run(self, recorded: bool) -> _DecoderRun:
+        times = self._times.get("decoder")
+        context = self._engine.new_context(self._stream, recorded)
+        if times:
+            context.profile(times.report)
+        return _DecoderRun(self._device, self._stream, self._decoder, context, times)
 
 
-def _cache_layout(decoder: Part, max_sequence: int) -> tuple[Shape, int]:
-    """Return the shape of one layer's keys, with the engine's capacity if it was built for one only, and their aligned size in bytes."""
-    keys = next(tensor for tensor in decoder.inputs if tensor.name == "keys.0")
-    _, heads, context, dim = keys.shape
-    assert isinstance(heads, int) and isinstance(dim, int)
-    shape = (1, heads, context if isinstance(context, int) else max_sequence, dim)
-    size = int(np.prod(shape)) * numpy_dtype(keys.dtype).itemsize
-    return shape, size + -size % Arena.ALIGNMENT
+def _number(part: SlotRows) -> int:
+    assert isinstance(part.slot, DeviceSlot)
+    return part.slot.number
 
 
 @dataclass
@@ -158,7 +190,7 @@ class DeviceLogits:
 
     best: NDArray[np.int64] = field(repr=False)
     first: Floats = field(repr=False)
-    fetch: Callable[[], Floats] = field(repr=False)
+    fetch: Callable[[slice], Floats] = field(repr=False)
     row: int | None = None
 
     def argmax(self) -> int:
@@ -176,9 +208,10 @@ class DeviceLogits:
         return DeviceLogits(self.best, self.first, self.fetch, range(len(self.best))[row])
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> Floats:
-        """Copy the logits from the device; possible until the next decoder call."""
-        logits = self.fetch()
-        return logits if self.row is None else logits[self.row]
+        """Copy the logits from the device, of one row only that row's; possible until the next decoder call."""
+        if self.row is None:
+            return self.fetch(slice(None))
+        return self.fetch(slice(self.row, self.row + 1))[0]
 
     def copy(self) -> Floats:
         """Copy the logits from the device into an array that stays valid."""
@@ -204,7 +237,7 @@ class _ImagePart:
         assert isinstance(width, int)
         output = self._outputs.cut({name: (self._output.dtype, (rows, width))})[name]
         self._inputs.upload()
-        self._context.queue(inputs, {name: output.address})
+        self._context.queue(inputs, {name: output.binding})
         self._outputs.download(output)
         self._stream.synchronize()
         if self._times:
@@ -254,7 +287,7 @@ class _DecoderRun:
 
     def _place(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Write the feeds into page-locked memory, and reserve memory for the outputs."""
-        self._tokens = int(feeds["embeddings"].shape[1])
+        self._tokens = int(np.prod(feeds["embeddings"].shape[:2]))
         self._filled = _fill(self.inputs, self._dtypes, feeds)
         rows = len(feeds["logit_rows"])
         shapes = {name: (rows, *spec.shape[1:]) for name, spec in self._output_types.items()}
@@ -265,16 +298,17 @@ class _DecoderRun:
     def _queue(self, feeds: Mapping[str, NDArray[Any]], cache: Mapping[str, Binding]) -> None:
         """Queue the copy in, the decoder and the copy out; a captured graph repeats these."""
         self.inputs.upload()
-        present = {f"present_{name}": buffer.address for name, buffer in cache.items()}
-        outputs = {name: region.address for name, region in self._placed.items()}
+        present = {f"present_{name}": buffer for name, buffer in cache.items()}
+        outputs = {name: region.binding for name, region in self._placed.items()}
         self.context.queue({**self._filled, **cache}, outputs | present)
         logits = self._placed["logits"]
         if BEST not in self._placed:
             self.outputs.download(logits)
             return
         self.outputs.download(self._placed[BEST])
-        for row, values in enumerate(logits.host):
-            self.outputs.download(Region(logits.address + row * values.nbytes, values[:1]))
+        for row in range(len(logits.host)):
+            first = logits[row : row + 1]
+            self.outputs.download(Region(first.address, first.host[:, :1]))
 
     def _finish(self) -> Logits:
         self.stream.synchronize()
@@ -285,13 +319,14 @@ class _DecoderRun:
             return self._placed["logits"].host.astype(np.float32)
         serial = self.serial
 
-        def fetch() -> Floats:
+        def fetch(rows: slice) -> Floats:
             if serial != self.serial:
                 raise RuntimeError("these logits were overwritten by a later decoder call")
             self.device.enter()
-            self.outputs.download(self._placed["logits"])
+            wanted = self._placed["logits"][rows]
+            self.outputs.download(wanted)
             self.stream.synchronize()
-            return self._placed["logits"].host.astype(np.float32)
+            return wanted.host.astype(np.float32)
 
         first = self._placed["logits"].host[:, 0].astype(np.float32)
         return DeviceLogits(self._placed[BEST].host.astype(np.int64), first, fetch)

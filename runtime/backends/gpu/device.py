@@ -1,4 +1,4 @@
-"""The interfaces that the TensorRT backend needs: a device's memory and streams, and an engine that runs a part on one."""
+"""The interfaces that the GPU backend needs: a device's memory and streams, and an engine that runs a part on one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from echovlm_edge.runtime.backends.operator_times import NodeTime
 from echovlm_edge.runtime.bundle.manifest import numpy_dtype
 
 Shape = tuple[int, ...]
@@ -40,6 +41,23 @@ class Graph(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Planes:
+    """Where the rows of a copy lie: the first at `address`, each `pitch` bytes after the one before.
+
+    Attributes:
+        address: of the first byte.
+        pitch: bytes from one row to the next.
+        height: rows from one plane to the next.
+        on_host: whether this is page-locked host memory; else the device's.
+    """
+
+    address: int
+    pitch: int
+    height: int
+    on_host: bool = False
+
+
 class Stream(Protocol):
     """A queue of work for a device, which runs in order and is certain to be done only after `synchronize`.
 
@@ -56,6 +74,10 @@ class Stream(Protocol):
 
     def download(self, address: int, target: NDArray[np.uint8]) -> None:
         """Queue a copy from the device into `target`, which is part of a `Staging`."""
+        ...
+
+    def copy(self, source: Planes, target: Planes, width: int, rows: int, planes: int) -> None:
+        """Queue a copy of `planes` planes of `rows` rows of `width` bytes, between any two memories that do not overlap."""
         ...
 
     def record(self, queue: Callable[[], None]) -> Graph:
@@ -99,24 +121,25 @@ class Device(Protocol):
         """
         ...
 
-    def new_stream(self) -> Stream:
-        """Make a stream that waits for no other."""
+    def new_stream(self, urgent: bool = False) -> Stream:
+        """Make a stream that waits for no other; work on an `urgent` one goes before other work that has not begun."""
         ...
 
 
 @dataclass(frozen=True)
 class Binding:
-    """A tensor's address on the device, and its shape."""
+    """A tensor's address on the device, its shape, and where the host has a page-locked copy, if it has one."""
 
     address: int
     shape: Shape
+    host_address: int | None = None
 
 
 class Context(Protocol):
     """An execution context of a part's engine, with its own working memory, on one stream."""
 
-    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, int]) -> None:
-        """Queue a run over `inputs`; each output is written to its address.
+    def queue(self, inputs: Mapping[str, Binding], outputs: Mapping[str, Binding]) -> None:
+        """Queue a run over `inputs`; each output is written to its place.
 
         Raises:
             NotPossibleHere: the engine was not built for such shapes.
@@ -132,8 +155,35 @@ class Context(Protocol):
         ...
 
 
+def step_sizes(slots: int) -> list[int]:
+    """Return the numbers of sequences for which a step is recorded: powers of two, and all slots."""
+    return [*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What a decoder's engine runs in one call.
+
+    Attributes:
+        tokens: the most tokens of each of several sequences.
+        recorded: whether its runs of one shape can become a graph, which is then queued as a whole.
+    """
+
+    tokens: int
+    recorded: bool
+
+
 class PartEngine(Protocol):
     """A part's loaded engine, with its weights on the device. Its tensors' types are those of bundle.json."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What its decoder's runs may be."""
+        ...
+
+    def profiled_runs(self) -> list[list[NodeTime]] | None:
+        """Return every run's operator times where the engine keeps them itself, else None: its contexts report them."""
+        ...
 
     def new_context(self, stream: Any, recorded: bool) -> Context:
         """Make a context on a stream of the engine's device; `recorded` if its runs, all of one shape, will be recorded."""
@@ -147,10 +197,15 @@ class Region:
     address: int
     host: NDArray[Any] = field(repr=False)
 
+    def __getitem__(self, rows: slice) -> Region:
+        """Return some of its rows."""
+        begin = range(len(self.host))[rows].start
+        return Region(self.address + begin * self.host[:1].nbytes, self.host[rows])
+
     @property
     def binding(self) -> Binding:
         """Where an engine finds it."""
-        return Binding(self.address, self.host.shape)
+        return Binding(self.address, self.host.shape, self.host.ctypes.data)
 
 
 class Arena:
