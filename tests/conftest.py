@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from benchmarks import served
+from benchmarks.served import script
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from tests.support import golden
+from tests.support.stand_in_gpu import BACKENDS, BATCH, install, write_command
+from tests.support.tensorrt_bundles import tensorrt_like
 from tests.support.watched_engine import MakeEngine, WatchedBackend
 
 settings.register_profile("house", deadline=None)  # a test of speed is a benchmark
@@ -41,10 +45,27 @@ def build_bundle(tmp_path_factory: pytest.TempPathFactory) -> BuildBundle:
     return bundle
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend", choices=BACKENDS, default="cpu", help="what serves the golden bundle; a GPU is one of numpy"
+    )
+
+
 @pytest.fixture(scope="session")
-def golden_bundle(build_bundle: BuildBundle) -> Path:
-    """The golden checkpoint's fp32 bundle for the CPU."""
-    return build_bundle()
+def golden_bundle(
+    build_bundle: BuildBundle, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """The golden checkpoint's bundle: float32 for the CPU, or what `--backend` serves."""
+    backend = request.config.getoption("--backend")
+    if backend == "cpu":
+        return build_bundle()
+    install(backend)
+    command = write_command(tmp_path_factory.mktemp("command") / "echovlm-serve", backend)
+    served.script = lambda name: command if name == "echovlm-serve" else script(name)
+    if backend == "cuda":
+        return build_bundle(target="cuda", precision="fp16")
+    folder = tmp_path_factory.mktemp("tensorrt") / "bundle"
+    return tensorrt_like(build_bundle(target="portable"), folder, batch=BATCH).path
 
 
 @pytest.fixture
@@ -63,9 +84,9 @@ def make_engine(golden_bundle: Path) -> Iterator[MakeEngine]:
     engines = []
 
     def make(options: EngineOptions | None = None, path: Path = golden_bundle) -> tuple[ReportEngine, WatchedBackend]:
-        bundle = Bundle(path)
-        backend = WatchedBackend(bundle)
-        engine = ReportEngine(bundle, backend, options=options or EngineOptions())
+        bundle, options = Bundle(path), options or EngineOptions()
+        backend = WatchedBackend(bundle, options.slot_memory(bundle.manifest, None))
+        engine = ReportEngine(bundle, backend, options=options)
         engines.append(engine)
         return engine, backend
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Floats
-from echovlm_edge.runtime.backends.onnxruntime import HostKept, HostSlot
+from echovlm_edge.runtime.backends import Floats, Kept, SlotCache, SlotMemory
 from echovlm_edge.runtime.contracts.errors import Busy, Unavailable, UserError, fresh
 from echovlm_edge.runtime.contracts.request import (
     FinishReason,
@@ -23,6 +23,7 @@ from echovlm_edge.runtime.contracts.request import (
     Sampling,
 )
 from echovlm_edge.runtime.engine.report_engine import EngineOptions
+from echovlm_edge.runtime.engine.reuse import BLOCK
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png
 from tests.support.waiting import wait_for
@@ -191,12 +192,16 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
 ) -> None:
     engine, backend = make_engine(EngineOptions(1))
     copying, may_go_on = threading.Event(), threading.Event()
-    read = HostSlot.read
+    (slot,) = backend.inner.new_slots(SlotMemory(1, BLOCK))
+    copies = {name: getattr(type(slot), name) for name in ("read", "park")}
 
-    def slow_read(self: HostSlot, tokens: int) -> HostKept:
-        copying.set()
-        may_go_on.wait(20)
-        return read(self, tokens)
+    def slow(name: str) -> Callable[[SlotCache, int], Kept]:
+        def copy(slot: SlotCache, tokens: int) -> Kept:
+            copying.set()
+            may_go_on.wait(20)
+            return copies[name](slot, tokens)  # type: ignore[no-any-return]
+
+        return copy
 
     backend.gate.clear()
     stop = threading.Event()
@@ -209,7 +214,8 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
         first = threading.Thread(target=engine.prepare, args=(frames, "", "", stop.is_set), daemon=True)
         first.start()
     wait_for(lambda: engine.stats().scheduler.busy == 1)
-    monkeypatch.setattr(HostSlot, "read", slow_read)
+    for name in copies:
+        monkeypatch.setattr(type(slot), name, slow(name))
     second = Call(engine, GenerationRequest("How?", sampling=Sampling(3)))
     wait_for(lambda: engine.stats().scheduler.waiting == 1)
     backend.gate.set()

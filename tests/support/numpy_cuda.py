@@ -17,11 +17,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.backends.gpu.device import Planes
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from tests.support.numpy_device import NumpyDevice, NumpyStream, at_host, numpy_type
 
-CHUNK = 64  # the longest prompt chunk that the engines are built for
+CHUNK = 64  # the longest prompt chunk that engines are built for, unless they say otherwise
 DRAFTED = 8  # tokens of each sequence in a step
 
 
@@ -37,8 +37,8 @@ class CUresult(enum.Enum):
 DONE = CUresult.CUDA_SUCCESS
 
 
-class CUDA_MEMCPY3D(SimpleNamespace):
-    """A copy of planes; a field that is not set is 0."""
+class Memcpy3D(SimpleNamespace):
+    """CUDA's description of a copy of planes."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class NumpyDriver:
     destroyed_streams: set[int] = field(default_factory=set)
     current: threading.local = field(default_factory=threading.local)
     CUresult = CUresult
-    CUDA_MEMCPY3D = CUDA_MEMCPY3D
+    CUDA_MEMCPY3D = Memcpy3D
     CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_HOST="host", CU_MEMORYTYPE_DEVICE="device")
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_INTEGRATED="integrated",
@@ -142,7 +142,7 @@ class NumpyDriver:
         self._stream(stream).download(source, at_host(target, size))
         return (self._in_context(),)
 
-    def cuMemcpy3DAsync(self, copy: CUDA_MEMCPY3D, stream: int) -> tuple[CUresult]:
+    def cuMemcpy3DAsync(self, copy: Memcpy3D, stream: int) -> tuple[CUresult]:
         ends = [
             Planes(
                 copy.__dict__[f"{end}Host" if copy.__dict__[f"{end}MemoryType"] == "host" else f"{end}Device"],
@@ -216,6 +216,7 @@ class NumpyTensorRT:
     capacity: int
     __version__: str = "1.7.1.116"
     batch: int = 4  # sequences of a step
+    chunk: int = CHUNK  # the longest prompt chunk
     working_bytes: int = 1000
     plugins: dict[str, object] = field(default_factory=dict)  # libraries that load without an error
     ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="for the profile")
@@ -275,13 +276,10 @@ class NumpyEngine:
         def size(dimension: int | str, largest: bool) -> int:
             if isinstance(dimension, int):
                 return dimension
-            step, most = profile == 0, self.module.batch
-            batch, sequence = (most, DRAFTED) if step else (1, CHUNK)
-            if not largest:
-                batch = sequence = 1
-            limits = {"batch": batch, "rows": batch * DRAFTED if step else 1, "sequence": sequence}
-            limits["context"] = self.module.capacity
-            return limits.get(dimension, 4096 if largest else 1)
+            batch, sequence = (self.module.batch, DRAFTED) if profile == 0 else (1, self.module.chunk)
+            rows = batch * DRAFTED if profile == 0 else 1
+            most = {"batch": batch, "rows": rows, "sequence": sequence, "context": self.module.capacity}
+            return most.get(dimension, 4096) if largest else 1
 
         shape = self.tensors[name].shape
         return [tuple(size(dimension, largest) for dimension in shape) for largest in (False, True, True)]

@@ -25,6 +25,14 @@ from echovlm_edge.runtime.bundle.manifest import Part, numpy_dtype
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 POISON = 0xFF  # NaN in every floating type
+POISONED = 64 << 20  # bytes of a block; what is larger becomes memory as it is used
+
+
+def poisoned(size: int) -> NDArray[np.uint8]:
+    """A new block whose contents nobody should read."""
+    block = np.empty(size, np.uint8)
+    block[:POISONED] = POISON
+    return block
 
 
 @dataclass(eq=False)
@@ -48,6 +56,7 @@ class NumpyDevice:
 
     memory: int = 1 << 30
     name: str = "a device of numpy"
+    stream: type[NumpyStream] = field(default_factory=lambda: NumpyStream)
     streams: list[NumpyStream] = field(default_factory=list)
     blocks: dict[int, int] = field(default_factory=dict)  # address to size
     launches: int = 0
@@ -57,13 +66,13 @@ class NumpyDevice:
         pass
 
     def free_bytes(self) -> int:
-        return self.memory - sum(self.blocks.values())
+        return self.memory - sum(list(self.blocks.values()))
 
     def allocate(self, size: int) -> NumpyMemory:
         self._not_recording()
         if size > self.free_bytes():
             raise NotPossibleHere(f"{self.name} is full")
-        memory = NumpyMemory(np.full(size + 256, POISON, np.uint8))
+        memory = NumpyMemory(poisoned(size + 256))
         address = memory.address
         self.blocks[address] = size
         weakref.finalize(memory, self.blocks.pop, address)
@@ -71,15 +80,15 @@ class NumpyDevice:
 
     def stage(self, size: int) -> NumpyStaging:
         self._not_recording()
-        return NumpyStaging(np.full(size, POISON, np.uint8))
+        return NumpyStaging(poisoned(size))
 
     def new_stream(self, urgent: bool = False) -> NumpyStream:
-        self.streams.append(NumpyStream(self))
+        self.streams.append(self.stream(self))
         return self.streams[-1]
 
     def at(self, address: int, size: int) -> NDArray[np.uint8]:
         """The device's bytes, which must lie in one live block."""
-        start = max((start for start in self.blocks if start <= address), default=0)
+        start = max((start for start in list(self.blocks) if start <= address), default=0)
         assert address + size <= start + self.blocks.get(start, 0), "an illegal memory access"
         return at_host(address, size)
 
@@ -171,6 +180,15 @@ class NumpyStream:
         me = threading.get_ident()
         assert self.owner in (None, me), "two threads use one stream"
         self.owner = me
+
+
+class EagerStream(NumpyStream):
+    """A stream whose work is done as soon as it is queued, as for an engine that does not wait for it."""
+
+    def queue(self, work: Callable[[], None]) -> None:
+        super().queue(work)
+        if self.recording is None:
+            self.synchronize()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def tensorrt_like(
     floating: str = "float",
     integer: str = "int64",
     capacity: int | None = None,
+    batch: int = 4,
 ) -> Bundle:
     """Copy a portable bundle, with its parts named and described as TensorRT engines.
 
@@ -32,10 +33,12 @@ def tensorrt_like(
         floating: type of the floating inputs and outputs.
         integer: type of `past`, `logit_rows` and `best`.
         capacity: the cache's length, if the engine was built for one only.
+        batch: sequences of a step.
     """
     shutil.copytree(portable, folder)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["toolchain"]["tensorrt_rtx"] = "1.7.1.116"
+    manifest["target"], manifest["limits"]["max_batch"] = "rtx", batch
     if capacity:
         manifest["limits"]["max_sequence"] = capacity
     for part in manifest["parts"]:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.runtime.backends import Floats, Logits, SlotCache, SlotRows
-from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.backends import Floats, Logits, SlotCache, SlotMemory, SlotRows
+from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, TextDelta
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import Angles
 
 
-class WatchedBackend(OnnxRuntimeBackend):
+class WatchedBackend:
     """Remembers how many sequences each step had and how many tokens each prefill; fails or waits if it is told to.
 
     Attributes:
@@ -26,8 +26,8 @@ class WatchedBackend(OnnxRuntimeBackend):
         gate: steps and prefills wait for it; `embeds` and `encodes` are those of embeddings and of images.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle, threads=2)
+    def __init__(self, bundle: Bundle, memory: SlotMemory | None = None) -> None:
+        self.inner = open_backend(bundle, threads=2, memory=memory)
         self.steps: list[int] = []
         self.pasts: list[list[int]] = []  # each step's, by row
         self.chunks: list[int] = []
@@ -44,15 +44,30 @@ class WatchedBackend(OnnxRuntimeBackend):
     def encoded(self) -> int:
         return len(self.images)
 
+    @property
+    def packs_rows(self) -> bool:
+        return self.inner.packs_rows
+
+    def new_slots(self, memory: SlotMemory) -> Sequence[SlotCache]:
+        return self.inner.new_slots(memory)
+
+    def decode(
+        self, embeddings: Floats, angles: Angles, past: int, logit_rows: NDArray[np.int64], cache: SlotCache
+    ) -> Logits:
+        return self.inner.decode(embeddings, angles, past, logit_rows, cache)
+
+    def project(self, features: Floats) -> Floats:
+        return self.inner.project(features)
+
     def encode(self, patches: Floats, angles: Angles) -> Floats:
         self.images.append(len(patches))
         self.encodes.wait()
-        return super().encode(patches, angles)
+        return self.inner.encode(patches, angles)
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
         self.embedded += len(token_ids)
         self.embeds.wait()
-        return super().embed(token_ids)
+        return self.inner.embed(token_ids)
 
     def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
         self.gate.wait()
@@ -65,10 +80,10 @@ class WatchedBackend(OnnxRuntimeBackend):
             self.pasts.append([part.past for part in tokens])
             if len(tokens) > 1 and sum(count > 1 for count in self.steps) == self.holds_after:
                 self.gate.clear()
-        logits = [row.copy() for row in super().turn(rows)]
-        for part, row in zip(rows, logits, strict=True):
+        logits = list(self.inner.turn(rows))
+        for index, part in enumerate(rows):
             if len(part.embeddings) == 1 and self.nan_after(part.past):
-                row[:] = np.nan
+                logits[index] = np.full_like(logits[index].copy(), np.nan)
         return logits
 
 

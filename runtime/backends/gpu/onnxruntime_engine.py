@@ -27,6 +27,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 
 CUDA = "CUDAExecutionProvider"
+WHERE = "cuda"  # ONNX Runtime's name of the device that has the tensors
 ON_HOST = ("int32", "int64")  # types of what the provider's operators read on the host: lengths and indices
 
 
@@ -61,7 +62,6 @@ class OnnxRuntimeEngine:
     part: Part
     providers: Callable[[Any], Sequence[Provider]]
     profile: bool = False
-    where: str = "cuda"  # ONNX Runtime's name of the device that has the tensors
     _session: ort.InferenceSession | None = None
     _trace: TemporaryDirectory[str] | None = None
 
@@ -102,13 +102,13 @@ class OnnxRuntimeContext:
         part, binding = self.engine.part, self.session.io_binding()
         for tensor in part.inputs:
             at = inputs[tensor.name]
-            where, address = (self.engine.where, at.address)
+            where, address = (WHERE, at.address)
             if tensor.dtype in ON_HOST and at.host_address is not None:
                 where, address = "cpu", at.host_address
             binding.bind_input(tensor.name, where, 0, numpy_dtype(tensor.dtype), at.shape, address)
         for tensor in part.outputs:
             at = outputs[tensor.name]
-            binding.bind_output(tensor.name, self.engine.where, 0, numpy_dtype(tensor.dtype), at.shape, at.address)
+            binding.bind_output(tensor.name, WHERE, 0, numpy_dtype(tensor.dtype), at.shape, at.address)
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         with memory_errors():
