@@ -62,14 +62,6 @@ class Kept(Protocol):
         """
         ...
 
-    def restored(self) -> Kept:
-        """Return a copy in the memory of the slots, or itself if it lies there.
-
-        Raises:
-            MemoryError: there is no room for it.
-        """
-        ...
-
 
 class SlotCache(Protocol):
     """The KV cache of one sequence: fixed buffers that the decoder writes in place. One generation at a time owns it."""

@@ -54,10 +54,6 @@ class HostKept:
         """Return itself: the slots are in the same memory."""
         return self
 
-    def restored(self) -> HostKept:
-        """Return itself."""
-        return self
-
 
 @dataclass(frozen=True)
 class HostSlot:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -108,8 +107,8 @@ class PrefixStore:
     Keys and values at a position do not depend on later positions, so that any beginning of a cached prefix can be used. The cost of
     a lookup depends on the length of the prompt, not on how many prefixes are cached.
 
-    They lie in the memory of the slots. Where the host has a memory of its own, those that have no room there spill to it, and come
-    back when they are used. One thread puts and looks up, any thread may ask for `stats`.
+    They lie in the memory of the slots. Where the host has a memory of its own, those that have no room there spill to it; one that is
+    used again is copied from its slot once more. One thread puts and looks up, any thread may ask for `stats`.
     """
 
     def __init__(self, max_bytes: int, spilled_bytes: int = 0) -> None:
@@ -131,17 +130,14 @@ class PrefixStore:
             self._misses += 1
             return None
         self._hits += 1
-        last = next(iter(self._through[names[blocks - 1]]))
-        found = self._prefixes[last]
-        if last in self._near:
-            self._near.touch(last)
-        else:
-            self._restore(last, found)
-        return found.kept.first(blocks * BLOCK)
+        having = self._through[names[blocks - 1]]
+        last = next((name for name in having if name in self._near), next(iter(having)))
+        (self._near if last in self._near else self._far).touch(last)
+        return self._prefixes[last].kept.first(blocks * BLOCK)
 
     def covers(self, names: Sequence[bytes]) -> bool:
-        """Check whether all of these blocks are cached, so that there is nothing to `put`."""
-        return not names or names[-1] in self._through
+        """Check whether all of these blocks are cached and none has spilled, so that there is nothing to `put`."""
+        return not names or any(last in self._near for last in self._through.get(names[-1], ()))
 
     def put(self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[], Kept]) -> None:
         """Cache the keys and values of the blocks `names`, of `size` bytes, which `copy` makes once there is room for them.
@@ -151,12 +147,13 @@ class PrefixStore:
         Raises:
             MemoryError: `copy` found no memory.
         """
-        if not names or names[-1] in self._through or not self._near.takes(scope, size):
+        if self.covers(names) or not self._near.takes(scope, size):
             return
         for name in names:
             if name in self._prefixes:
                 self._forget(name)
-        self._make_room(scope, names[-1], size)
+        for displaced in self._near.add(scope, names[-1], size):
+            self._spill(displaced, self._prefixes[displaced])
         try:
             kept = copy()
         except BaseException:
@@ -171,12 +168,8 @@ class PrefixStore:
         size = self._near.bytes + self._far.bytes
         return StoreStats(self._hits, self._misses, len(self._prefixes), size)
 
-    def _make_room(self, scope: str, last: bytes, size: int) -> None:
-        """Account for a prefix in the memory of the slots; those that it displaces spill, or are dropped."""
-        for displaced in self._near.add(scope, last, size):
-            self._spill(displaced, self._prefixes[displaced])
-
     def _spill(self, last: bytes, prefix: _Prefix) -> None:
+        """Move a prefix that was displaced to the host's memory, or drop it."""
         size = prefix.kept.nbytes
         if not self._far.takes(prefix.scope, size):
             self._drop(last)
@@ -187,17 +180,6 @@ class PrefixStore:
             prefix.kept = prefix.kept.spilled()
         except MemoryError:
             self._forget(last)
-
-    def _restore(self, last: bytes, prefix: _Prefix) -> None:
-        """Bring a spilled prefix back if there is room; it can be used from where it is, too."""
-        size = prefix.kept.nbytes
-        self._far.touch(last)
-        if not self._near.takes(prefix.scope, size):
-            return
-        self._far.remove(last)
-        self._make_room(prefix.scope, last, size)
-        with suppress(MemoryError):  # it stays where it is, and counts as restored
-            prefix.kept = prefix.kept.restored()
 
     def _forget(self, last: bytes) -> None:
         (self._near if last in self._near else self._far).remove(last)

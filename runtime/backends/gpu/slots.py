@@ -211,13 +211,9 @@ class DeviceKept:
 
     def spilled(self) -> DeviceKept:
         """Return a copy in the host's memory that was reserved for it, as `Kept.spilled` does."""
-        return self if self.on_host else self._copied(self.slots.far(self.tokens))
-
-    def restored(self) -> DeviceKept:
-        """Return a copy on the device, as `Kept.restored` does."""
-        return self._copied(self.slots.near(self.tokens)) if self.on_host else self
-
-    def _copied(self, target: DeviceKept) -> DeviceKept:
+        if self.on_host:
+            return self
+        target = self.slots.far(self.tokens)
         self.slots.device.enter()
         self.slots.copy(self.planes, target.planes, self.tokens)
         return target
