@@ -136,6 +136,7 @@ def test_prompts_that_have_no_room_spill_to_the_host_and_come_back() -> None:
     assert isinstance(found, DeviceKept) and found.on_host and not store.covers([b"\0"])
     slot.write(found)
     assert contents(device, slot)[0, 1] == 1, "it has what was kept of it"
+    del found
     store.put("", [b"\0"], size, lambda: slot.read(BLOCK))
     assert on_host(store) == {0: False, 1: True, 2: True, 3: False}, "it came back, for the oldest"
     store.put("", [b"\4"], size, lambda: slot.read(BLOCK))
