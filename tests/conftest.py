@@ -60,7 +60,7 @@ def golden_bundle(
     if backend == "cpu":
         return build_bundle()
     install(backend)
-    command = write_command(tmp_path_factory.mktemp("command") / "echovlm-serve", backend)
+    command = write_command(tmp_path_factory.mktemp("command") / "echovlm-serve")
     served.script = lambda name: command if name == "echovlm-serve" else script(name)
     if backend == "cuda":
         return build_bundle(target="cuda", precision="fp16")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
@@ -55,6 +55,12 @@ class ModelSpec:
     merge_size: Size
     image_token_id: Count
     stop_token_ids: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _rotates_a_head(self) -> Self:
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError("mrope_section is not half of head_dim")
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -52,7 +52,8 @@ class ReportReplica:
         self._engine = from_settings.served_engine(settings, self._decode, replacements=0)
         home = serve.get_replica_context().replica_id.unique_id
         self._studies = Studies(options.studies, self._engine.prepare, home=f"{home}{SEPARATOR}")
-        places = options.slots + options.queue
+        slots = self._engine.stats().scheduler.slots
+        places = slots + options.queue
         self._threads = ThreadPoolExecutor(places + SPARE_THREADS)
         self._traces = from_settings.traces(settings)
         self._observers = (logs.log_call, self._traces.observe) if self._traces else (logs.log_call,)
@@ -60,7 +61,7 @@ class ReportReplica:
             self._engine,
             self._studies,
             Uploads(NO_UPLOADS),
-            Admission(places, options.slots, options.request_bytes),
+            Admission(places, slots, options.request_bytes),
             options.limits,
         )
 

@@ -136,6 +136,6 @@ def test_without_the_library_the_operators_are_spelled_out(
 def test_a_bundle_that_needs_a_library_this_install_lacks_is_one_sentence(
     golden_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.backends.onnxruntime.library_path", lambda: None)
+    monkeypatch.setattr("echovlm_edge.runtime.backends.onnxruntime_session.library_path", lambda: None)
     with pytest.raises(NotPossibleHere, match="needs the operator library echovlm_dual_path_moe"):
         OnnxRuntimeBackend(Bundle(golden_bundle))

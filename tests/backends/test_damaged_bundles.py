@@ -153,6 +153,14 @@ JSON = st.one_of(
 )
 
 
+def test_a_rotary_embedding_of_no_heads_width_is_refused_before_it_is_made(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["model"]["mrope_section"][0] = 10**12  # terabytes of frequencies
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(NotPossibleHere, match=rf"{MANIFEST}.*damaged at model"):
+        ReportEngine.open(bundle)
+
+
 def test_a_bundle_of_a_shorter_context_than_asked_for_is_refused_at_the_start(bundle: Path) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["limits"]["max_sequence"] = 1

@@ -198,5 +198,8 @@ def test_options_beyond_the_bundle_are_found(golden_bundle: Path, tmp_path: Path
     manifest = json.loads((other / MANIFEST).read_text())
     (other / MANIFEST).write_text(json.dumps(manifest | {"target": "rtx"}))
     card = replace(FINE, gpus=(RTX,))
-    assert "give --slots 1" in fits(other, card, ServeSettings(bundle=other, slots=8)).what
+    assert (
+        "--slots 8 is more than the 1 that the bundle decodes together"
+        in fits(other, card, ServeSettings(bundle=other, slots=8)).what
+    )
     assert fits(other, card, ServeSettings(bundle=other)).level is Level.FINE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.backends import onnxruntime
+from echovlm_edge.runtime.backends import onnxruntime_session
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.doctor.facts import facts
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
@@ -117,12 +117,12 @@ def test_onnx_runtime_makes_as_many_threads_and_pins_none_under_a_quota(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     bundle, pinned = Bundle(golden_bundle), "session.intra_op_thread_affinities"
-    monkeypatch.setattr(onnxruntime, "usable_processors", lambda: 2)
-    options = onnxruntime._session_options(bundle, None)
+    monkeypatch.setattr(onnxruntime_session, "usable_processors", lambda: 2)
+    options = onnxruntime_session.session_options(bundle, None)
     assert options.intra_op_num_threads == 2
     with pytest.raises(RuntimeError):
         options.get_session_config_entry(pinned)
-    monkeypatch.setattr(onnxruntime, "usable_processors", lambda: 64)
-    options = onnxruntime._session_options(bundle, None)
+    monkeypatch.setattr(onnxruntime_session, "usable_processors", lambda: 64)
+    options = onnxruntime_session.session_options(bundle, None)
     assert options.intra_op_num_threads == 64 and options.get_session_config_entry(pinned)
-    assert onnxruntime._session_options(bundle, 5).intra_op_num_threads == 5
+    assert onnxruntime_session.session_options(bundle, 5).intra_op_num_threads == 5

@@ -20,8 +20,8 @@ MORE_CONTEXT = (
     "with a larger --max-sequence."
 )
 MORE_SLOTS = (
-    "--slots {asked} is too many for a GPU's bundle, which decodes one report at a time: give --slots 1; further calls wait "
-    "in the queue (--queue)."
+    "--slots {asked} is more than the {most} that the bundle decodes together: give at most that many, or build the bundle with "
+    "--max-batch {asked}."
 )
 
 
@@ -79,17 +79,20 @@ def test_more_memory_to_decode_with_than_the_process_may_have_is_refused(
 
 
 @pytest.mark.usefixtures("not_loaded")
-def test_slots_above_one_are_refused_where_engines_write_one_report_at_a_time(
+def test_more_slots_than_a_gpus_bundle_decodes_together_are_refused(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert refusal(capsys, "--bundle", bundle, "--slots", 2) == "A bundle was loaded.", "a CPU has slots"
-    change(bundle, target="cuda")
-    assert refusal(capsys, "--bundle", bundle, "--slots", 2) == MORE_SLOTS.format(asked=2)
-    assert refusal(capsys, "--bundle", bundle, "--slots", 1) == "A bundle was loaded."
+    assert refusal(capsys, "--bundle", bundle, "--slots", 5) == "A bundle was loaded.", (
+        "a CPU decodes any number together"
+    )
+    limits = Bundle(bundle).manifest.limits
+    change(bundle, target="cuda", limits={"max_sequence": limits.max_sequence, "max_batch": 4})
+    assert refusal(capsys, "--bundle", bundle, "--slots", 5) == MORE_SLOTS.format(asked=5, most=4)
+    assert refusal(capsys, "--bundle", bundle, "--slots", 4) == "A bundle was loaded."
     assert refusal(capsys, "--bundle", bundle) == "A bundle was loaded.", "the default asks for nothing"
     file = tmp_path / "serve.toml"
     file.write_text("slots = 8\n")
-    assert refusal(capsys, "--bundle", bundle, "--config", file) == MORE_SLOTS.format(asked=8)
+    assert refusal(capsys, "--bundle", bundle, "--config", file) == MORE_SLOTS.format(asked=8, most=4)
     monkeypatch.setenv("ECHOVLM_SLOTS", "1")
     assert refusal(capsys, "--bundle", bundle, "--config", file) == "A bundle was loaded."
 

@@ -78,10 +78,10 @@ def test_every_option_that_bounds_something_lowers_it() -> None:
                 assert (after.bytes < before.bytes) == (flag in before.bound.split(", ")), (flag, before)
 
 
-def test_a_graphics_card_holds_the_weights_and_one_cache() -> None:
-    card = replace(PUBLISHED, target="rtx", native=True)
+def test_a_graphics_card_holds_the_weights_the_slots_and_the_cached_prompts() -> None:
+    card = replace(PUBLISHED, target="rtx", native=True, most_slots=4)
     items = account(card, DEFAULTS)
-    assert total(items, Where.GPU, When.START) == card.weights + card.cache_bytes(4096)
+    assert total(items, Where.GPU, When.START) == card.weights + 4 * card.cache_bytes(4096) + (1024 << 20)
     assert total(items, Where.HOST, When.START) < card.weights
     shared = account(replace(card, target="jetson-orin"), DEFAULTS)
     assert total(shared, Where.GPU) == 0 and total(shared, Where.HOST, When.START) > card.weights

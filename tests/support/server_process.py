@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import served
+from tests.support.stand_in_gpu import preamble
 
 SECONDS = 60  # timeout for expected events: only a failing test waits this long
 STARTS = re.compile(r"\b(memory: The server needs|image decoding is confined by:) ")
@@ -32,7 +33,7 @@ class ServerProcess:
             bundle,
             folder,
             *options,
-            program=[sys.executable, "-c", patch + COMMAND],
+            program=[sys.executable, "-c", preamble() + patch + COMMAND],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

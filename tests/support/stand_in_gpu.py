@@ -18,11 +18,13 @@ from tests.support.numpy_device import EagerStream, NumpyDevice
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("cpu", "tensorrt", "cuda")
 MEMORY = 16 << 30
+installed: list[str] = []
 BATCH, CONTEXT = 8, 4096  # of its TensorRT engines
 
 
 def install(backend: str) -> None:
     """Put the stand-in for `backend` into this process."""
+    installed.append(backend)
     eager = backend == "cuda"  # ONNX Runtime runs at once, so that what it waits for must be done
     device = NumpyDevice(memory=MEMORY, stream=EagerStream) if eager else NumpyDevice(memory=MEMORY)
     driver = NumpyDriver(device)
@@ -37,18 +39,20 @@ def install(backend: str) -> None:
         onnxruntime_engine.WHERE = "cpu"
 
 
-def write_command(file: Path, backend: str) -> str:
-    """Write an executable that is `echovlm-serve` on the stand-in; returns its path."""
-    file.write_text(
-        f"""#!{sys.executable}
-import sys
+def preamble() -> str:
+    """Return the lines of a program that put the same stand-in into its process, if there is one in this."""
+    if not installed:
+        return ""
+    return f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.support.stand_in_gpu import install
-install({backend!r})
-from echovlm_edge.commands import serve
-sys.exit(serve())
-""",
-        encoding="utf-8",
-    )
+install({installed[-1]!r})
+"""
+
+
+def write_command(file: Path) -> str:
+    """Write an executable that is `echovlm-serve` on the same stand-in; returns its path."""
+    program = f"#!{sys.executable}\n{preamble()}from echovlm_edge.commands import serve\nsys.exit(serve())\n"
+    file.write_text(program, encoding="utf-8")
     file.chmod(0o755)
     return str(file)

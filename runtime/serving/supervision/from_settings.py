@@ -7,6 +7,7 @@ import resource
 from typing import TYPE_CHECKING
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape
+from echovlm_edge.runtime.bundle.context import SLOTS
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.addresses import is_loopback_host
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
@@ -152,16 +153,16 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
 
 
 def server_options(chosen: ServeSettings) -> ServerOptions:
-    """Collect the address, and the limits of calls, studies and uploads.
+    """Collect the address, and the limits of calls, studies and uploads; how many slots there are the engine knows.
 
     Raises:
-        InvalidInput: the options name only some of the certificate files, or more slots than the bundle allows.
+        InvalidInput: the options name only some of the certificate files.
     """
     return ServerOptions(
         chosen.listen,
         chosen.port_file,
         chosen.grace,
-        served_slots(_shape(chosen), chosen),
+        chosen.slots or SLOTS,
         chosen.queue,
         chosen.request_mb << 20,
         CallLimits(chosen.max_message_mb << 20),

@@ -9,7 +9,7 @@ from enum import Enum
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
-from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length
+from echovlm_edge.runtime.serving.supervision.server_memory import account, sequence_length, served_slots
 
 # How far each option can be lowered and in which steps. Lowering a cheap one at most makes calls slower; lowering an expensive one
 # means that fewer calls run at once or that the context is smaller.
@@ -138,6 +138,8 @@ class _Lowering:
     def _value(self, name: str) -> int:
         if name == "max_sequence":
             return sequence_length(self.shape, self.settings)
+        if name == "slots":
+            return served_slots(self.shape, self.settings)
         return int(getattr(self.settings, name))
 
 

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.observability import logs
@@ -58,6 +59,7 @@ def _run(chosen: ServeSettings | None) -> int:
         if traces := from_settings.traces(chosen):
             ending.callback(traces.close)
             observers.append(traces.observe)
+        options = replace(options, slots=engine.stats().scheduler.slots)
         server = ReportServer(engine, options, access=known, observers=observers)
         if scraped:
             scraped.start()  # only now, because its metrics read the server's studies
