@@ -281,6 +281,9 @@ def test_the_names_that_are_called_exist() -> None:
     assert len(called) > 15 and not [name for name in called if not hasattr(driver, name)]
     assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED and driver.CUstream_flags.CU_STREAM_NON_BLOCKING
     assert driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    assert driver.CUmemorytype.CU_MEMORYTYPE_HOST and driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+    for field in ("MemoryType", "Host", "Device", "Pitch", "Height"):
+        assert {f"src{field}", f"dst{field}"} <= set(dir(driver.CUDA_MEMCPY3D))
 
 
 def test_the_names_of_tensorrt_exist() -> None:

@@ -9,8 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from echovlm_edge.runtime.backends import SlotMemory
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.gpu.device import Arena
+from echovlm_edge.runtime.backends.gpu.slots import DeviceSlot, DeviceSlots, SlotLayout
+from echovlm_edge.runtime.backends.gpu.stretches import Stretch
+from echovlm_edge.runtime.bundle.manifest import FileSpec, Part, TensorSpec
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
@@ -52,6 +56,26 @@ def test_recorded_work_reads_what_lies_there_when_it_is_launched(gpu: CudaDevice
         graph.launch()
         stream.synchronize()
         assert (target.bytes == value).all()
+
+
+def test_a_sequences_keys_and_values_move_between_slots_and_memories(gpu: CudaDevice) -> None:
+    gpu.enter()
+    keys = TensorSpec("keys.0", "float16", ("batch", 4, "context", 128))
+    decoder = Part("decoder", "", (FileSpec("decoder.engine", 1, ""),), (keys,))
+    layout = SlotLayout.of(decoder, 2, 3, 300)
+    slots = DeviceSlots(gpu, gpu.new_stream(), layout, SlotMemory(3, 300, 1 << 22, 1 << 22))
+    one, two, three = (DeviceSlot(slots, number) for number in range(3))
+    values = np.random.default_rng(0).integers(0, 256, 257 * layout.token_bytes, np.uint8)
+    written = slots.staged(257)
+    assert not isinstance(written.place, Stretch)
+    written.place.staging.bytes[:] = values
+    two.write(written)
+    two.move(three, 257, 0)
+    three.move(one, 257, 100)
+    two.write(one.read(257).spilled())
+    parked = two.park(257)
+    assert not isinstance(parked.place, Stretch)
+    np.testing.assert_array_equal(parked.place.staging.bytes, values)
 
 
 def test_clearing(gpu: CudaDevice) -> None:

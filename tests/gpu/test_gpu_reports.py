@@ -17,11 +17,11 @@ from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.backends import Backend, new_cache
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
+from echovlm_edge.runtime.backends.gpu.onnxruntime_engine import CUDA
 from echovlm_edge.runtime.backends.opening import open_backend
-from echovlm_edge.runtime.backends.providers import CUDA
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.imaging.sample import sample_image
@@ -35,6 +35,7 @@ from tests.support.tensorrt_bundles import backend_of
 from tests.support.tensorrt_graphs import build_graphs
 
 MAX_SEQUENCE = 1024
+OPTIONS = EngineOptions(8, prefix_bytes=64 << 20, spilled_bytes=64 << 20)
 PRECISIONS = ("fp16", "int4")
 # Largest error of a stage in units of its largest value. At fp16 both sides round products to 16 bits, in another order. At
 # int4 the CPU's DualPathMoE rounds activations to 8 bits besides, which the GPU's does not.
@@ -78,7 +79,7 @@ def _options(output: Path, precision: str) -> BuildOptions:
 
 @pytest.fixture(scope="module")
 def backend(engines: Bundle) -> Backend:
-    return open_backend(engines)
+    return open_backend(engines, memory=OPTIONS.slot_memory(engines.manifest, None))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_reports_through_the_server(
     engines: Bundle, backend: Backend, precision: str, note: Callable[[str], None]
 ) -> None:
     """At fp16 every token is the PyTorch model's; at int4 the weights differ, and the same texts twice are asked for."""
-    engine = ReportEngine(engines, backend)
+    engine = ReportEngine(engines, backend, options=OPTIONS)
     written = reports(engine)
     assert written == reports(engine), "not the same on every run"
     reference = reports(ReportEngine(engines, TorchBackend(Checkpoint(CHECKPOINT))))
@@ -137,15 +138,15 @@ def test_reports_through_the_server(
     assert precision != "fp16" or written == reference
 
 
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_golden_cases_by_onnx_runtimes_providers(
-    gpu: CudaDevice, provider: str, case: golden.Golden, build_bundle: Callable[..., Path]
+def test_golden_cases_by_onnx_runtimes_cuda_provider(
+    gpu: CudaDevice, case: golden.Golden, build_bundle: Callable[..., Path]
 ) -> None:
     """The authors' own tokens, up to the first step that 16 bits leave open."""
     if CUDA not in ort.get_available_providers():
         pytest.skip("the installed ONNX Runtime has no CUDA provider (extra gpu)")
-    bundle = Bundle(build_bundle(target="cuda", precision="fp16"))
-    server = ReportServer(ReportEngine(bundle, open_backend(bundle, provider=provider)), ServerOptions("127.0.0.1:0"))
+    server = ReportServer(
+        ReportEngine.open(build_bundle(target="cuda", precision="fp16")), ServerOptions("127.0.0.1:0")
+    )
     try:
         with Connection(server.address) as client:
             _, result = generate(client, case)

@@ -88,7 +88,7 @@ def test_a_graphics_card_holds_the_weights_the_slots_and_the_cached_prompts() ->
     memory = MachineMemory(64 * GB, None, 60 * GB)
     assert judge(card, DEFAULTS, memory, gpu=20 * GB).fit is Fit.FITS
     small = judge(card, DEFAULTS, memory, gpu=8 * GB)
-    assert small.fit is Fit.SHORT and "the GPU has 8.0 GB: lower --max-sequence to" in str(small)
+    assert small.fit is Fit.SHORT and "the GPU has 8.0 GB: lower --prefix-mb to 0, --slots to 1 and" in str(small)
 
 
 # --- the sentence --------------------------------------------------------------------------------------------------
