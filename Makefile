@@ -13,6 +13,9 @@ CUDA_KERNELS ?= OFF
 # The rooms of `make test-fast`, by what they took: 70 s of a core with the one small bundle that they share.
 FAST := tests/test_house.py $(addprefix tests/,clinical contracts installation prompting resources)
 
+# What a GPU serves as a CPU does: `make test` runs some of it on GPUs of numpy too, `make test-long` all.
+SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies.py engine/test_scheduler.py engine/test_preemption.py)
+
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
@@ -50,6 +53,7 @@ demo: say-demo $(FIRST)
 test: say-test setup $(if $(CI),debian)
 	@echo "make test: the whole tests, some twenty minutes on two cores. make test-fast takes two."
 	$(BIN)/python -m pytest
+	for backend in tensorrt cuda; do $(BIN)/python -m pytest $(SERVED) --backend $$backend || exit 1; done
 
 # The inner loop: the rooms that start few servers.
 test-fast: say-test setup
@@ -57,6 +61,7 @@ test-fast: say-test setup
 
 # The full counts of what `make test` samples, an hour or more; docs/test-long.md has the last results.
 test-long: setup
+	for backend in tensorrt cuda; do $(BIN)/python -m pytest tests/engine tests/serving --backend $$backend || exit 1; done
 	$(MAKE) fuzz
 	$(MAKE) test-native
 	$(MAKE) soak
