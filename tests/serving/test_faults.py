@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import Unavailable
 from echovlm_edge.runtime.contracts.request import GenerationRequest
@@ -177,7 +178,7 @@ def test_a_corrupt_bundle_is_not_swapped_in(golden_bundle: Path, tmp_path: Path)
     shutil.copytree(golden_bundle, folder)
     with server_process(folder, tmp_path) as server, Connection(server.address) as client:
         before = client.model_info().bundle_id
-        (folder / "decoder.onnx").write_bytes(b"")
+        (folder / Bundle(folder).manifest.part("decoder").files[0].name).write_bytes(b"")
         server.reload()
         server.wait_for("the new bundle cannot be served, the old one stays")
         assert client.model_info().bundle_id == before

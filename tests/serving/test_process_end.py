@@ -36,11 +36,12 @@ def hang(*_):
 HUNG_DECODER = (
     HANG
     + """
+from echovlm_edge.runtime.backends.gpu.backend import GpuBackend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 def turn(*_):
     threading.Thread(target=hang).start()  # as a library's own, which Python waits for at its end
     hang()
-OnnxRuntimeBackend.turn = turn
+GpuBackend.turn = OnnxRuntimeBackend.turn = turn
 # As a destructor that waits for the threads of its library:
 ctypes.CDLL(None).__cxa_atexit(ctypes.cast(pause, ctypes.c_void_p), None, None)
 """

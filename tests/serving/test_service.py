@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client import report_command
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
@@ -299,7 +300,7 @@ def test_a_taken_port_is_one_sentence(server: ReportServer, engine: SlowEngine) 
 
 
 def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cine = tmp_path / "cine.dcm"
+    cine, manifest = tmp_path / "cine.dcm", Bundle(golden_bundle).manifest
     cine.write_bytes(shipped("examples_ybr_color.dcm"))
     with server_process(golden_bundle, tmp_path) as server:
         address = server.address
@@ -322,7 +323,7 @@ def test_the_commands(golden_bundle: Path, tmp_path: Path, capsys: pytest.Captur
     assert "image decoding is confined by:" in server.said
     assert server.log and all(" call request_id=" in line for line in server.log), server.said
     assert "cine.dcm" not in server.said and "long" not in server.said, "the log says what was asked"
-    assert server.output == f"Serving golden (fp32, cpu) on {address}\n"
+    assert server.output == f"Serving golden ({manifest.precision}, {manifest.target}) on {address}\n"
 
 
 def test_no_server_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,8 +244,10 @@ class NumpyRuntime:
     logger: Any
 
     def deserialize_cuda_engine(self, serialized: memoryview) -> NumpyEngine | None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only: an engine says nothing of its own
         try:
-            session = ort.InferenceSession(bytes(serialized), providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(bytes(serialized), options, providers=["CPUExecutionProvider"])
         except Exception:
             self.logger.log("warning", "this is not the reason")
             self.logger.log("error", WHY_NOT)

@@ -211,6 +211,7 @@ class OnnxEngine:
     ) -> None:
         self.device, self.before_run = device, before_run
         options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors only: an engine says nothing of its own
         if library := library_path():
             options.register_custom_ops_library(str(library))  # DualPathMoE, where the plugin would be
         self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

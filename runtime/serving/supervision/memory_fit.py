@@ -15,6 +15,7 @@ from echovlm_edge.runtime.serving.supervision.server_memory import account, sequ
 # means that fewer calls run at once or that the context is smaller.
 CHEAP = {
     "prefix_mb": (0, 64),
+    "prefix_host_mb": (0, 64),
     "parked_mb": (0, 64),
     "image_mb": (0, 16),
     "study_mb": (64, 64),
