@@ -56,7 +56,7 @@ static constexpr std::size_t attend_scratch(std::size_t dim, std::size_t rows) {
 
 // A window's queries, keys and values of one head as bytes; see byte_attention.hpp. `positions` are padded to kSoftmaxBlock.
 struct ByteWindow {
-  std::uint8_t* queries;           // [rows][byte_words * 4]
+  std::uint8_t* queries;           // [rows][padded_dim]
   float* query_scales;             // [rows]
   std::int8_t* keys;               // [positions / 16][byte_words][16][4]
   float* key_scales;               // [positions]
@@ -67,8 +67,18 @@ struct ByteWindow {
 
 static constexpr std::size_t byte_words(std::size_t dim) { return (dim + 3) / 4; }
 
+// A window's rows of one head: query, key and value of a row are `part` elements apart, rows `stride`.
+struct ByteRows {
+  const float *qkv, *cos, *sin;
+  std::size_t count, dim, part, stride;
+};
+
+constexpr std::size_t kByteGroup = 16;  // query rows that go through the positions together
+
 struct ByteAttentionKernels {
-  void (*arrange)(const float* q, float* k, float* v, std::size_t count, std::size_t dim, const ByteWindow&);
+  // Fills `to`; `scratch` holds 2 [count][padded_dim].
+  void (*arrange)(const ByteRows&, const ByteWindow& to, float* scratch);
+  // y [count][dim], `stride` apart: rows first .. first + count of the window; `scratch` holds [kByteGroup][padded_dim].
   void (*attend)(const ByteWindow&, std::size_t positions, std::size_t dim, std::size_t first, std::size_t count, float* y,
                  std::size_t stride, float* scratch);
 };

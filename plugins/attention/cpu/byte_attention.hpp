@@ -26,8 +26,17 @@ struct ByteAttentionTiles {
   static constexpr int kRows = 4;
   static constexpr std::size_t kByteBlock = 2 * kSoftmaxBlock;
   static constexpr float kUnseen = -1e20f;  // a score whose weight is zero, and that no arithmetic turns into NaN
-  static constexpr int kKeyVectors = kSoftmaxBlock / kLanes;
-  static constexpr int kValueVectors = 5;  // with 4 rows: 20 sums, 5 of values and a weight: 26 of 32 registers
+  static constexpr int kKeyVectors = Isa::byte_key_vectors, kValueVectors = Isa::byte_value_vectors;
+  static constexpr std::size_t kPacked = 4 * kLanes;  // positions whose weights become one vector of bytes
+  static constexpr std::size_t kTilePositions = kKeyVectors * kLanes;
+
+  static constexpr std::size_t kRowsAhead = 6;
+
+  // Asks memory for a row's query, key and value of one head: rows are too far apart for a hardware prefetcher.
+  static void ask_for(const float* x, std::size_t part, std::size_t dim) {
+    for (std::size_t i = 0; i < 3; ++i)
+      for (std::size_t d = 0; d < dim; d += 16) __builtin_prefetch(x + i * part + d);
+  }
 
   static float inverse(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
@@ -43,43 +52,58 @@ struct ByteAttentionTiles {
     return scale_of(Isa::largest(largest));
   }
 
-  // The mean of rows [count][width], taken away from each.
-  static void centre(float* rows, std::size_t count, std::size_t width, float* mean) {
-    const Float share = Isa::broadcast(1.0f / static_cast<float>(count));
-    for (std::size_t column = 0; column < width; column += kLanes) {
-      Float sum = Isa::broadcast(0.0f);
-      for (std::size_t i = 0; i < count; ++i) sum = Isa::add_floats(sum, Isa::load_floats(rows + i * width + column));
-      const Float of_column = Isa::multiply(sum, share);
-      Isa::store_floats(mean + column, of_column);
-      for (std::size_t i = 0; i < count; ++i) {
-        float* const value = rows + i * width + column;
-        Isa::store_floats(value, Isa::subtract(Isa::load_floats(value), of_column));
+  static void store_row(const float* x, std::size_t width, float scale, float middle, std::uint8_t* to) {
+    const Float factor = Isa::broadcast(inverse(scale)), shift = Isa::broadcast(middle);
+    for (std::size_t d = 0; d < width; d += kLanes) Isa::store_bytes(to + d, Isa::multiply_add(Isa::load_floats(x + d), factor, shift));
+  }
+
+  // What a window's keys and values have in common, and how far values reach, [padded_dim] each.
+  struct Channels {
+    alignas(64) float key_sums[kLargestHead], value_sums[kLargestHead], lowest[kLargestHead], highest[kLargestHead];
+  };
+
+  // Queries as bytes; keys, rotated, and values into `k` and `v` [count][padded_dim].
+  static void gather(const ByteRows& rows, const ByteWindow& to, float* k, float* v, Channels& channels) {
+    const std::size_t dim = rows.dim, width = padded_dim(dim);
+    const float scale_of_queries = query_scale(dim);
+    alignas(64) float q[kLargestHead] = {};
+    for (std::size_t d = 0; d < width; d += kLanes) {
+      Isa::store_floats(channels.key_sums + d, Isa::broadcast(0.0f));
+      Isa::store_floats(channels.value_sums + d, Isa::broadcast(0.0f));
+      Isa::store_floats(channels.lowest + d, Isa::broadcast(__builtin_inff()));
+      Isa::store_floats(channels.highest + d, Isa::broadcast(-__builtin_inff()));
+    }
+    for (std::size_t i = 0; i < rows.count; ++i, k += width, v += width) {
+      const float* const x = rows.qkv + i * rows.stride;
+      if (i + kRowsAhead < rows.count) ask_for(x + kRowsAhead * rows.stride, rows.part, dim);
+      const float *const cos = rows.cos + i * dim / 2, *const sin = rows.sin + i * dim / 2;
+      for (std::size_t d = dim; d < width; ++d) k[d] = 0.0f;
+      AttentionTiles<Isa>::rotate(x, cos, sin, dim, scale_of_queries, nullptr, q);
+      AttentionTiles<Isa>::rotate(x + rows.part, cos, sin, dim, 1.0f, nullptr, k);
+      const float scale = row_scale(q, width);
+      to.query_scales[i] = scale;
+      store_row(q, width, scale, 128.0f, to.queries + i * width);
+      for (std::size_t d = 0; d < width; d += kLanes) {
+        const Float value = d + kLanes <= dim ? Isa::load_floats(x + 2 * rows.part + d) : Isa::load_some_floats(x + 2 * rows.part + d, d < dim ? dim - d : 0);
+        Isa::store_floats(v + d, value);
+        Isa::store_floats(channels.key_sums + d, Isa::add_floats(Isa::load_floats(channels.key_sums + d), Isa::load_floats(k + d)));
+        Isa::store_floats(channels.value_sums + d, Isa::add_floats(Isa::load_floats(channels.value_sums + d), value));
+        Isa::store_floats(channels.lowest + d, Isa::smaller(value, Isa::load_floats(channels.lowest + d)));
+        Isa::store_floats(channels.highest + d, Isa::larger(value, Isa::load_floats(channels.highest + d)));
       }
     }
   }
 
-  static void arrange_queries(const float* q, std::size_t count, std::size_t width, std::size_t bytes, const ByteWindow& to) {
+  static void arrange_keys(const float* k, std::size_t count, std::size_t padded, std::size_t width, std::size_t words, const float* mean,
+                           const ByteWindow& to) {
     alignas(64) std::uint8_t row[kLargestHead];
-    const Float middle = Isa::broadcast(128.0f);
-    for (std::size_t i = 0; i < count; ++i) {
-      const float scale = row_scale(q + i * width, width);
-      const Float factor = Isa::broadcast(inverse(scale));
-      for (std::size_t d = 0; d < width; d += kLanes)
-        Isa::store_bytes(row + d, Isa::multiply_add(Isa::load_floats(q + i * width + d), factor, middle));
-      std::memcpy(to.queries + i * bytes, row, bytes);
-      to.query_scales[i] = scale;
-    }
-  }
-
-  static void arrange_keys(const float* k, std::size_t count, std::size_t padded, std::size_t width, std::size_t words, const ByteWindow& to) {
-    alignas(64) std::uint8_t row[kLargestHead];
+    alignas(64) float centred[kLargestHead];
     std::memset(to.keys + count / kKeyBlock * kKeyBlock * words * 4, 0, (padded - count / kKeyBlock * kKeyBlock) * words * 4);
-    for (std::size_t i = count; i < padded; ++i) to.key_scales[i] = 0.0f;
     for (std::size_t i = 0; i < count; ++i) {
-      const float scale = row_scale(k + i * width, width);
-      const Float factor = Isa::broadcast(inverse(scale));
       for (std::size_t d = 0; d < width; d += kLanes)
-        Isa::store_bytes(row + d, Isa::multiply(Isa::load_floats(k + i * width + d), factor));
+        Isa::store_floats(centred + d, Isa::subtract(Isa::load_floats(k + i * width + d), Isa::load_floats(mean + d)));
+      const float scale = row_scale(centred, width);
+      store_row(centred, width, scale, 0.0f, row);
       std::int8_t* const keys = to.keys + i / kKeyBlock * kKeyBlock * words * 4 + i % kKeyBlock * 4;
       for (std::size_t w = 0; w < words; ++w) std::memcpy(keys + w * kKeyBlock * 4, row + w * 4, 4);
       to.key_scales[i] = scale;
@@ -90,102 +114,164 @@ struct ByteAttentionTiles {
       for (std::size_t w = 0; w < words; ++w) sum = Isa::template dot<8>(sum, Isa::set_bytes(128), Isa::load(keys + w * kKeyBlock * 4));
       Isa::store_ints(to.key_corrections + i, Isa::negative(sum));
     }
+    for (std::size_t i = count; i < padded; ++i) {
+      to.key_corrections[i] = -1;
+      to.key_scales[i] = -kUnseen;
+    }
   }
 
-  static void arrange_values(const float* v, std::size_t count, std::size_t padded, std::size_t width, const ByteWindow& to) {
+  static void arrange_values(const float* v, std::size_t count, std::size_t padded, std::size_t width, const Channels& channels,
+                             const ByteWindow& to) {
     for (std::size_t column = 0; column < width; column += kLanes) {
-      Int largest = Isa::set_int(0);
-      for (std::size_t i = 0; i < count; ++i) largest = Isa::larger(largest, Isa::magnitude(Isa::load_floats(v + i * width + column)));
+      const Float mean = Isa::load_floats(to.value_means + column), zero = Isa::broadcast(0.0f);
+      const Float above = Isa::subtract(Isa::load_floats(channels.highest + column), mean);
+      const Float below = Isa::subtract(mean, Isa::load_floats(channels.lowest + column));
       alignas(64) std::int32_t peaks[kLanes];
       alignas(64) float inverses[kLanes];
-      Isa::store_ints(peaks, largest);
+      Isa::store_ints(peaks, Isa::larger(Isa::magnitude(above), Isa::magnitude(below)));
       for (std::size_t d = 0; d < kLanes; ++d) {
         to.value_scales[column + d] = scale_of(peaks[d]);
         inverses[d] = inverse(to.value_scales[column + d]);
       }
-      const Float factor = Isa::load_floats(inverses), zero = Isa::broadcast(0.0f);
+      const Float factor = Isa::load_floats(inverses);
       for (std::size_t i = 0; i < padded; i += 4) {
         Float quad[4];
         for (std::size_t n = 0; n < 4; ++n)
-          quad[n] = i + n < count ? Isa::multiply(Isa::load_floats(v + (i + n) * width + column), factor) : zero;
-        const std::size_t block = i / kSoftmaxBlock * kSoftmaxBlock, place = Isa::place_of_quad(i % kSoftmaxBlock / 4);
+          quad[n] = i + n < count ? Isa::multiply(Isa::subtract(Isa::load_floats(v + (i + n) * width + column), mean), factor) : zero;
+        const std::size_t block = i / kPacked * kPacked, place = Isa::place_of_quad(i % kPacked / 4);
         Isa::store_ints(reinterpret_cast<std::int32_t*>(to.values + (block + place * 4) * width + column * 4), Isa::quads(quad));
       }
     }
   }
 
-  // `q`, `k` and `v` [count][padded_dim] float, with zeros beyond dim; `k` and `v` are changed.
-  static void arrange(const float* q, float* k, float* v, std::size_t count, std::size_t dim, const ByteWindow& to) {
-    const std::size_t words = byte_words(dim), width = padded_dim(dim);
+  // `scratch` holds 2 [count][padded_dim] floats.
+  static void arrange(const ByteRows& rows, const ByteWindow& to, float* scratch) {
+    const std::size_t count = rows.count, width = padded_dim(rows.dim), words = byte_words(rows.dim);
     const std::size_t padded = (count + kSoftmaxBlock - 1) / kSoftmaxBlock * kSoftmaxBlock;
-    float mean_key[kLargestHead];
-    centre(k, count, width, mean_key);
-    centre(v, count, width, to.value_means);
-    arrange_queries(q, count, width, words * 4, to);
-    arrange_keys(k, count, padded, width, words, to);
-    arrange_values(v, count, padded, width, to);
+    float *const k = scratch, *const v = scratch + count * width;
+    Channels channels;
+    gather(rows, to, k, v, channels);
+    const Float share = Isa::broadcast(1.0f / static_cast<float>(count));
+    float* const key_means = channels.key_sums;
+    for (std::size_t d = 0; d < width; d += kLanes) {
+      Isa::store_floats(key_means + d, Isa::multiply(Isa::load_floats(channels.key_sums + d), share));
+      Isa::store_floats(to.value_means + d, Isa::multiply(Isa::load_floats(channels.value_sums + d), share));
+    }
+    arrange_keys(k, count, padded, width, words, key_means, to);
+    arrange_values(v, count, padded, width, channels, to);
     // A mean that is not finite spoils every key, and so every output.
-    for (std::size_t d = 0; d < dim; ++d)
-      if (!(mean_key[d] - mean_key[d] == 0.0f)) to.value_means[0] = to.value_means[d] = __builtin_nanf("");
+    for (std::size_t d = 0; d < rows.dim; ++d)
+      if (!(key_means[d] - key_means[d] == 0.0f)) to.value_means[0] = to.value_means[d] = __builtin_nanf("");
   }
 
-  // 255 * 2^x within 2e-3 of its value, for x up to 0: what is rounded to a byte needs no more. With x = floor(x) + r, the polynomial
-  // of degree 2 with the least relative error on [0, 1) gives 2^r.
-  static Float weight(Float x) {
-    const Float r = Isa::fraction(x);
-    Float p = Isa::broadcast(255 * 0.33718942f);
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 0.65763629f));
-    p = Isa::multiply_add(p, r, Isa::broadcast(255 * 1.0017248f));
-    return Isa::times_power_of_floor(p, x);
-  }
-
-  template <int M>
-  static void score(const ByteWindow& w, std::size_t row, std::size_t first, std::size_t words, float* scores) {
-    Int sums[M][kKeyVectors];
-    const std::int8_t* keys = w.keys + first * words * 4;
-    each<kKeyVectors>([&](auto n) ECHOVLM_LAMBDA {
+  // Rows row .. row + M of the window by N vectors of positions; `highest` becomes the largest of each row's lanes so far.
+  template <int M, int N>
+  static void score(const ByteWindow& w, std::size_t row, std::size_t first, std::size_t words, float* scores, Float* highest) {
+    Int sums[M][N];
+    const std::int8_t* keys[N];
+    each<N>([&](auto n) ECHOVLM_LAMBDA {
+      const std::size_t at = first + n.value * kLanes;
+      keys[n.value] = w.keys + at / kKeyBlock * kKeyBlock * words * 4 + at % kKeyBlock * 4;
+    });
+    each<N>([&](auto n) ECHOVLM_LAMBDA {
       const Int start = Isa::load_ints(w.key_corrections + first + n.value * kLanes);
       each<M>([&](auto m) ECHOVLM_LAMBDA { sums[m.value][n.value] = start; });
     });
     const std::uint8_t* query[M];
-    each<M>([&](auto m) ECHOVLM_LAMBDA { query[m.value] = w.queries + (row + m.value) * words * 4; });
+    each<M>([&](auto m) ECHOVLM_LAMBDA { query[m.value] = w.queries + (row + m.value) * padded_dim(words * 4); });
     for (std::size_t i = 0; i < words; ++i) {
-      typename Isa::Bytes k[kKeyVectors];
-      each<kKeyVectors>([&](auto n) ECHOVLM_LAMBDA {
-        constexpr std::size_t at = n.value * kLanes;
-        k[n.value] = Isa::load(keys + at / kKeyBlock * kKeyBlock * words * 4 + (i * kKeyBlock + at % kKeyBlock) * 4);
-      });
+      typename Isa::Bytes k[N];
+      each<N>([&](auto n) ECHOVLM_LAMBDA { k[n.value] = Isa::load(keys[n.value] + i * kKeyBlock * 4); });
       each<M>([&](auto m) ECHOVLM_LAMBDA {
         const auto word = Isa::broadcast_word(reinterpret_cast<const std::int8_t*>(query[m.value]) + i * 4);
-        each<kKeyVectors>([&](auto n) ECHOVLM_LAMBDA {
+        each<N>([&](auto n) ECHOVLM_LAMBDA {
           sums[m.value][n.value] = Isa::template dot<8>(sums[m.value][n.value], word, k[n.value]);
         });
       });
     }
-    each<kKeyVectors>([&](auto n) ECHOVLM_LAMBDA {
+    each<N>([&](auto n) ECHOVLM_LAMBDA {
       const Float scale = Isa::load_floats(w.key_scales + first + n.value * kLanes);
       each<M>([&](auto m) ECHOVLM_LAMBDA {
-        Isa::store_floats(scores + m.value * kByteBlock + n.value * kLanes,
-                          Isa::multiply(Isa::to_float(sums[m.value][n.value]), scale));
+        const Float score = Isa::multiply(Isa::to_float(sums[m.value][n.value]), scale);
+        Isa::store_floats(scores + m.value * kByteBlock + n.value * kLanes, score);
+        highest[m.value] = Isa::larger(highest[m.value], score);
       });
     });
   }
 
+  // Rows that go through the positions together: what is done once a row and block is done for all of them in a vector.
+  struct Group {
+    alignas(64) float scores[kByteGroup * kByteBlock];
+    alignas(64) std::uint8_t weights[kByteGroup * kByteBlock];
+    alignas(64) float divisors[kByteGroup * kLanes];
+    // Of each row: its query's scale; the largest score so far, and in this block; what is multiplied by the sums so far, and by the block's.
+    alignas(64) float scales[kByteGroup], peaks[kByteGroup], of_block[kByteGroup], before[kByteGroup], now[kByteGroup];
+  };
+
+  // The scores of a block's positions, `some` of them; what lies between them and `padded` is unseen.
+  template <int M>
+  static void scores(const ByteWindow& w, std::size_t row, std::size_t first, std::size_t some, std::size_t padded, std::size_t words, float* scores,
+                     float* largest) {
+    Float highest[kRows];
+    each<kRows>([&](auto m) ECHOVLM_LAMBDA { highest[m.value] = Isa::broadcast(kUnseen); });
+    std::size_t at = 0;
+    for (; at + kTilePositions <= some; at += kTilePositions) score<M, kKeyVectors>(w, row, first + at, words, scores + at, highest);
+    for (; at < some; at += kLanes) score<M, 1>(w, row, first + at, words, scores + at, highest);
+    for (; at < padded; at += kLanes)
+      for (int m = 0; m < M; ++m) Isa::store_floats(scores + m * kByteBlock + at, Isa::broadcast(kUnseen));
+    float four[kRows];
+    Isa::largest_of_four(highest, four);
+    for (int m = 0; m < M; ++m) largest[m] = four[m];
+  }
+
+  static void move_peaks(Group& group) {
+    for (std::size_t i = 0; i < kByteGroup; i += kLanes) {
+      const Float of_block = Isa::multiply(Isa::load_floats(group.of_block + i), Isa::load_floats(group.scales + i));
+      const Float last = Isa::load_floats(group.peaks + i), peak = Isa::larger(of_block, last);
+      Isa::store_floats(group.of_block + i, of_block);
+      Isa::store_floats(group.peaks + i, peak);
+      Isa::store_floats(group.before + i, AttentionTiles<Isa>::power_of_two(Isa::subtract(last, peak)));
+      Isa::store_floats(group.now + i, AttentionTiles<Isa>::power_of_two(Isa::subtract(of_block, peak)));
+    }
+  }
+
+  static void weigh(Group& group, std::size_t row, std::size_t padded) {
+    const Float factor = Isa::broadcast(-Isa::fall_unit * group.scales[row]), shift = Isa::broadcast(Isa::fall_unit * group.of_block[row]);
+    const float* const scores = group.scores + row * kByteBlock;
+    Int sum = Isa::set_int(0);
+    for (std::size_t i = 0; i < padded; i += kPacked) {
+      Float falls[4];
+      each<4>([&](auto n) ECHOVLM_LAMBDA { falls[n.value] = Isa::multiply_add(Isa::load_floats(scores + i + n.value * kLanes), factor, shift); });
+      const auto bytes = Isa::byte_weights(falls);
+      Isa::store(group.weights + row * kByteBlock + i, bytes);
+      sum = Isa::template dot<8>(sum, bytes, Isa::set_bytes(1));
+    }
+    float* const divisor = group.divisors + row * kLanes;
+    const Float old = Isa::multiply(Isa::load_floats(divisor), Isa::broadcast(group.before[row]));
+    Isa::store_floats(divisor, Isa::multiply_add(Isa::to_float(sum), Isa::broadcast(group.now[row]), old));
+  }
+
+  // Rows row .. row + M of a group, N vectors of channels.
   template <int M, int N>
-  static void add_values(const std::int8_t* values, std::size_t width, std::size_t quads, const std::uint8_t* weights, const float (&before)[kRows],
-                         const float (&now)[kRows], float* sums) {
+  static void add_values(const std::int8_t* values, std::size_t width, std::size_t positions, const Group& group, std::size_t row, float* sums) {
     Int block[M][N];
     each<M>([&](auto m) ECHOVLM_LAMBDA { each<N>([&](auto n) ECHOVLM_LAMBDA { block[m.value][n.value] = Isa::set_int(0); }); });
-    for (std::size_t quad = 0; quad < quads; ++quad) {
+    const auto* const weights = reinterpret_cast<const std::int8_t*>(group.weights) + row * kByteBlock;
+    const auto add = [&](std::size_t quad) ECHOVLM_LAMBDA {
       typename Isa::Bytes v[N];
       each<N>([&](auto n) ECHOVLM_LAMBDA { v[n.value] = Isa::load(values + quad * 4 * width + n.value * kLanes * 4); });
       each<M>([&](auto m) ECHOVLM_LAMBDA {
-        const auto word = Isa::broadcast_word(reinterpret_cast<const std::int8_t*>(weights) + m.value * kByteBlock + quad * 4);
+        const auto word = Isa::broadcast_word(weights + m.value * kByteBlock + quad * 4);
         each<N>([&](auto n) ECHOVLM_LAMBDA { block[m.value][n.value] = Isa::template dot<8>(block[m.value][n.value], word, v[n.value]); });
       });
-    }
+    };
+    const std::size_t whole = positions / kPacked * kPacked, last = positions - whole;
+    for (std::size_t quad = 0; quad < whole / 4; ++quad) add(quad);
+    // Of the last, partly seen vector of weights: the quads of the score vectors that are seen.
+    for (std::size_t quad = whole / 4; last != 0 && quad < (whole + kPacked) / 4; ++quad)
+      if (quad % 4 * kLanes < last) add(quad);
     each<M>([&](auto m) ECHOVLM_LAMBDA {
-      const Float old = Isa::broadcast(before[m.value]), added = Isa::broadcast(now[m.value]);
+      const Float old = Isa::broadcast(group.before[row + m.value]), added = Isa::broadcast(group.now[row + m.value]);
       each<N>([&](auto n) ECHOVLM_LAMBDA {
         float* const sum = sums + m.value * width + n.value * kLanes;
         Isa::store_floats(sum, Isa::multiply_add(Isa::to_float(block[m.value][n.value]), added, Isa::multiply(Isa::load_floats(sum), old)));
@@ -193,82 +279,52 @@ struct ByteAttentionTiles {
     });
   }
 
-  // Rows row .. row + M over one block of positions.
   template <int M>
-  static void rows(const ByteWindow& w, std::size_t row, std::size_t first, std::size_t positions, std::size_t dim, float* values,
-                   float* divisors, float* peaks) {
-    alignas(64) float scores[kRows * kByteBlock];
-    alignas(64) std::uint8_t weights[kRows * kByteBlock];
-    const std::size_t width = padded_dim(dim), padded = (positions + kSoftmaxBlock - 1) / kSoftmaxBlock * kSoftmaxBlock;
-    for (std::size_t at = 0; at < padded; at += kSoftmaxBlock) score<M>(w, row, first + at, byte_words(dim), scores + at);
-    if (positions < padded)
-      for (int m = 0; m < M; ++m)
-        for (std::size_t i = positions; i < padded; ++i) scores[m * kByteBlock + i] = kUnseen;
-
-    Float highest[kRows];
-    for (int m = 0; m < kRows; ++m) {
-      highest[m] = Isa::load_floats(scores + (m < M ? m : 0) * kByteBlock);
-      for (std::size_t i = kLanes; m < M && i < padded; i += kLanes)
-        highest[m] = Isa::larger(highest[m], Isa::load_floats(scores + m * kByteBlock + i));
-    }
-    float of_block[kRows], before[kRows], now[kRows];
-    Isa::largest_of_four(highest, of_block);
-    for (int m = 0; m < M; ++m) {
-      const float scale = w.query_scales[row + m];
-      of_block[m] *= scale;
-      const float last = peaks[m], peak = of_block[m] > last ? of_block[m] : last;
-      before[m] = last - peak;
-      now[m] = of_block[m] - peak;
-      peaks[m] = peak;
-      const Float factor = Isa::broadcast(scale), shift = Isa::broadcast(-of_block[m]);
-      Int sum = Isa::set_int(0);
-      for (std::size_t i = 0; i < padded; i += 4 * kLanes) {
-        Float w[4];
-        each<4>([&](auto n) ECHOVLM_LAMBDA {
-          w[n.value] = weight(Isa::multiply_add(Isa::load_floats(scores + m * kByteBlock + i + n.value * kLanes), factor, shift));
-        });
-        const auto bytes = Isa::unsigned_bytes(w);
-        Isa::store(weights + m * kByteBlock + i, bytes);
-        sum = Isa::template dot<8>(sum, bytes, Isa::set_bytes(1));
-      }
-      const Float old = AttentionTiles<Isa>::power_of_two(Isa::broadcast(before[m]));
-      const Float added = AttentionTiles<Isa>::power_of_two(Isa::broadcast(now[m]));
-      float* const divisor = divisors + m * kLanes;
-      Isa::store_floats(divisor, Isa::multiply_add(Isa::to_float(sum), added, Isa::multiply(Isa::load_floats(divisor), old)));
-      before[m] = Isa::first(old);
-      now[m] = Isa::first(added);
-    }
-    const std::int8_t* v = w.values + first * width;
-    const std::size_t quads = padded / 4;
+  static void add_values(const std::int8_t* values, std::size_t width, std::size_t positions, const Group& group, std::size_t row, float* sums) {
     std::size_t column = 0;
     for (; column + kValueVectors * kLanes <= width; column += kValueVectors * kLanes)
-      add_values<M, kValueVectors>(v + column * 4, width, quads, weights, before, now, values + column);
-    for (; column < width; column += kLanes) add_values<M, 1>(v + column * 4, width, quads, weights, before, now, values + column);
+      add_values<M, kValueVectors>(values + column * 4, width, positions, group, row, sums + column);
+    for (; column < width; column += kLanes) add_values<M, 1>(values + column * 4, width, positions, group, row, sums + column);
+  }
+
+  // Rows first .. first + count, up to kByteGroup of them, over all positions: `sums` [kByteGroup][padded_dim].
+  static void attend_group(const ByteWindow& w, std::size_t positions, std::size_t dim, std::size_t first, std::size_t count, float* y,
+                           std::size_t stride, float* sums) {
+    const std::size_t width = padded_dim(dim), words = byte_words(dim), fours = count / kRows * kRows;
+    Group group;
+    std::memset(group.divisors, 0, sizeof group.divisors);
+    std::memset(group.scales, 0, sizeof group.scales);
+    std::memset(group.of_block, 0, sizeof group.of_block);
+    std::memset(sums, 0, count * width * sizeof(float));
+    std::memcpy(group.scales, w.query_scales + first, count * sizeof(float));
+    for (float& peak : group.peaks) peak = -__builtin_inff();
+    for (std::size_t at = 0; at < positions; at += kByteBlock) {
+      const std::size_t some = positions - at < kByteBlock ? positions - at : kByteBlock;
+      const std::size_t padded = (some + kPacked - 1) / kPacked * kPacked;
+      std::size_t i = 0;
+      for (; i < fours; i += kRows) scores<kRows>(w, first + i, at, some, padded, words, group.scores + i * kByteBlock, group.of_block + i);
+      for (; i < count; ++i) scores<1>(w, first + i, at, some, padded, words, group.scores + i * kByteBlock, group.of_block + i);
+      move_peaks(group);
+      for (i = 0; i < count; ++i) weigh(group, i, padded);
+      const std::int8_t* const values = w.values + at * width;
+      for (i = 0; i < fours; i += kRows) add_values<kRows>(values, width, some, group, i, sums + i * width);
+      for (; i < count; ++i) add_values<1>(values, width, some, group, i, sums + i * width);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const float share = 1.0f / Isa::sum(Isa::load_floats(group.divisors + i * kLanes)) + 0.0f * group.scales[i];  // a row that holds NaN gives NaN
+      float* __restrict const to = y + i * stride;
+      const float* __restrict const from = sums + i * width;
+      const float* __restrict const scales = w.value_scales;
+      const float* __restrict const means = w.value_means;
+      for (std::size_t d = 0; d < dim; ++d) to[d] = from[d] * share * scales[d] + means[d];
+    }
   }
 
   // y [count][dim], `stride` apart: rows first .. first + count of the window.
   static void attend(const ByteWindow& w, std::size_t positions, std::size_t dim, std::size_t first, std::size_t count, float* y,
                      std::size_t stride, float* scratch) {
-    const std::size_t width = padded_dim(dim);
-    float *const values = scratch, *const divisors = values + count * width, *const peaks = divisors + count * kLanes;
-    std::memset(values, 0, count * width * sizeof(float));
-    std::memset(divisors, 0, count * kLanes * sizeof(float));
-    for (std::size_t i = 0; i < count; ++i) peaks[i] = -__builtin_inff();
-    for (std::size_t at = 0; at < positions; at += kByteBlock) {
-      const std::size_t some = positions - at < kByteBlock ? positions - at : kByteBlock;
-      std::size_t i = 0;
-      for (; i + kRows <= count; i += kRows)
-        rows<kRows>(w, first + i, at, some, dim, values + i * width, divisors + i * kLanes, peaks + i);
-      for (; i < count; ++i) rows<1>(w, first + i, at, some, dim, values + i * width, divisors + i * kLanes, peaks + i);
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      const float share = 1.0f / Isa::sum(Isa::load_floats(divisors + i * kLanes)) + 0.0f * w.query_scales[first + i];  // a row that holds NaN gives NaN
-      float* __restrict const to = y + i * stride;
-      const float* __restrict const from = values + i * width;
-      const float* __restrict const scales = w.value_scales;
-      const float* __restrict const means = w.value_means;
-      for (std::size_t d = 0; d < dim; ++d) to[d] = from[d] * share * scales[d] + means[d];
-    }
+    for (std::size_t i = 0; i < count; i += kByteGroup)
+      attend_group(w, positions, dim, first + i, count - i < kByteGroup ? count - i : kByteGroup, y + i * stride, stride, scratch);
   }
 
   static constexpr ByteAttentionKernels kTable{arrange, attend};

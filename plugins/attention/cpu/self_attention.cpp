@@ -45,19 +45,11 @@ std::vector<Stretch> stretches_of(const std::vector<Window>& windows, std::size_
   return stretches;
 }
 
-constexpr std::size_t kByteRowsOfTask = 64;
-constexpr std::size_t kRowsAhead = 6;
-
-// Asks memory for a row's query, key and value of one head: rows are too far apart for a hardware prefetcher.
-void ask_for(const float* x, std::size_t row_values, std::size_t dim) {
-  for (std::size_t part = 0; part < 3; ++part)
-    for (std::size_t d = 0; d < dim; d += 16) __builtin_prefetch(x + part * row_values + d);
-}
+constexpr std::size_t kByteRowsOfTask = 4 * kByteGroup;
 
 void in_bytes(const AttentionKernels& kernels, const SelfAttentionInputs& in, const std::vector<Window>& windows, float* y,
               const Threads& threads, Workspace& workspace) {
   const std::size_t dim = in.dim, width = padded_dim(dim), bytes = byte_words(dim) * 4, row_values = in.heads * dim;
-  const float scale = query_scale(dim);
   std::size_t longest = 0;
   std::vector<std::size_t> starts;  // of each window's positions, padded
   std::size_t padded = 0;
@@ -66,7 +58,7 @@ void in_bytes(const AttentionKernels& kernels, const SelfAttentionInputs& in, co
     starts.push_back(padded);
     padded += (window.count + kSoftmaxBlock - 1) / kSoftmaxBlock * kSoftmaxBlock;
   }
-  auto* const queries = workspace.x_values.reserve<std::uint8_t>(in.heads * in.rows * bytes);
+  auto* const queries = workspace.x_values.reserve<std::uint8_t>(in.heads * in.rows * width);
   auto* const query_scales = workspace.x_scales.reserve<float>(in.heads * in.rows);
   auto* const keys = workspace.inner_values.reserve<std::int8_t>(in.heads * padded * bytes);
   auto* const key_scales = workspace.inner_scales.reserve<float>(in.heads * padded);
@@ -76,31 +68,21 @@ void in_bytes(const AttentionKernels& kernels, const SelfAttentionInputs& in, co
   const auto bytes_of = [&](std::size_t head, std::size_t window) {
     const std::size_t row = head * in.rows + windows[window].row, at = head * padded + starts[window];
     float* const channel = channels + (head * windows.size() + window) * width * 2;
-    return ByteWindow{queries + row * bytes, query_scales + row,  keys + at * bytes, key_scales + at,
+    return ByteWindow{queries + row * width, query_scales + row,  keys + at * bytes, key_scales + at,
                       corrections + at,      values + at * width, channel,           channel + width};
   };
   for_each_task(threads, in.heads * windows.size(), [&](std::size_t task, std::size_t worker, std::size_t) {
     const std::size_t head = task % in.heads, window = task / in.heads, count = windows[window].count;
-    float* const q = workspace.workers[worker].reserve<float>(3 * longest * width);
-    float *const k = q + longest * width, *const v = k + longest * width;
-    if (width != dim) std::memset(q, 0, 3 * longest * width * sizeof(float));
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t row = windows[window].row + i;
-      const float* const x = in.qkv + row * 3 * row_values + head * dim;
-      if (i + kRowsAhead < count) ask_for(x + kRowsAhead * 3 * row_values, row_values, dim);
-      const float *const cos = in.cos + row * dim / 2, *const sin = in.sin + row * dim / 2;
-      kernels.rotate(x, cos, sin, dim, scale, nullptr, q + i * width);
-      kernels.rotate(x + row_values, cos, sin, dim, 1.0f, nullptr, k + i * width);
-      std::memcpy(v + i * width, x + 2 * row_values, dim * sizeof(float));
-    }
-    kernels.bytes.arrange(q, k, v, count, dim, bytes_of(head, window));
+    const std::size_t row = windows[window].row;
+    const ByteRows rows{in.qkv + row * 3 * row_values + head * dim, in.cos + row * dim / 2, in.sin + row * dim / 2, count, dim, row_values, 3 * row_values};
+    kernels.bytes.arrange(rows, bytes_of(head, window), workspace.workers[worker].reserve<float>(2 * longest * width));
   });
   const std::vector<Stretch> attended = stretches_of(windows, kByteRowsOfTask);
   for_each_task(threads, attended.size() * in.heads, [&](std::size_t task, std::size_t worker, std::size_t) {
     const std::size_t head = task / attended.size();
     const Stretch& stretch = attended[task % attended.size()];
     const Window& window = *stretch.window;
-    auto* const scratch = workspace.workers[worker].reserve<float>(kByteRowsOfTask * (width + 17));
+    auto* const scratch = workspace.workers[worker].reserve<float>(kByteGroup * width);
     kernels.bytes.attend(bytes_of(head, static_cast<std::size_t>(&window - windows.data())), window.count, dim, stretch.first,
                          stretch.count, y + (window.row + stretch.first) * row_values + head * dim, row_values, scratch);
   });

@@ -67,6 +67,7 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 6;  // 6 tokens x 2 vectors: 12 of 16 registers; 2 for weights, 1 for activations
   static constexpr int attention_rows = 6;  // likewise
+  static constexpr int byte_key_vectors = 2, byte_value_vectors = 2;  // attention in bytes, 4 rows: 8 sums, 2 vectors and a query or weight
   // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
   static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber;
   static constexpr bool interleaves_rows = false;
@@ -142,6 +143,48 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
     }
   }
 
+  static Int magnitude(Float v) { return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff)); }
+  static Int larger(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static std::int32_t largest(Int v) {
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+  }
+  static Int negative(Int v) { return _mm256_sub_epi32(_mm256_setzero_si256(), v); }
+  static Int load_ints(const std::int32_t* p) { return load(p); }
+  static void store_ints(std::int32_t* p, Int v) { store(p, v); }
+  // As in avx512_vnni.cpp, in float32: there are no shifts of 16-bit lanes by each its own count.
+  static constexpr float fall_unit = 1;
+  static Bytes byte_weights(const Float (&x)[4]) {
+    const auto power = [](Float x) ECHOVLM_LAMBDA {
+      x = _mm256_min_ps(x, broadcast(126));
+      const Float n = round(x), r = subtract(x, n);
+      Float p = multiply_add(broadcast(255 * 0.23842693f), r, broadcast(255 * -0.70344794f));
+      p = multiply_add(p, r, broadcast(255 * 1.00044327f));
+      return _mm256_cvtps_epi32(times_power_of_two(p, subtract(broadcast(0), n)));
+    };
+    const Int low = _mm256_packs_epi32(power(x[0]), power(x[1]));
+    return _mm256_packus_epi16(low, _mm256_packs_epi32(power(x[2]), power(x[3])));
+  }
+  static constexpr std::size_t place_of_quad(std::size_t q) { return q % 2 * 4 + q / 2; }
+  static Int quads(const Float (&v)[4]) {
+    const __m256i low = _mm256_set1_epi32(255);
+    const __m256i a = _mm256_and_si256(_mm256_cvtps_epi32(v[0]), low), b = _mm256_and_si256(_mm256_cvtps_epi32(v[1]), low);
+    const __m256i c = _mm256_and_si256(_mm256_cvtps_epi32(v[2]), low), d = _mm256_cvtps_epi32(v[3]);
+    return either(either(a, _mm256_slli_epi32(b, 8)), either(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));
+  }
+  static void store_bytes(std::uint8_t* p, Float v) {
+    const __m256i first_bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m256i fours = _mm256_shuffle_epi8(_mm256_cvtps_epi32(v), first_bytes);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
+  }
+  static void largest_of_four(const Float (&v)[4], float* largest) {
+    const Float a = _mm256_max_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+    const Float b = _mm256_max_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+    const Float c = _mm256_max_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));  // of each half: one of each
+    _mm_storeu_ps(largest, _mm_max_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+  }
+
   static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
   static Float broadcast(float v) { return _mm256_set1_ps(v); }
   static Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
@@ -149,6 +192,7 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   static Float add_floats(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float subtract(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static Float larger(Float a, Float b) { return _mm256_max_ps(a, b); }  // b where either is NaN
+  static Float smaller(Float a, Float b) { return _mm256_min_ps(a, b); }  // likewise
   static float largest(Float v) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));

@@ -17,6 +17,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 6;
   static constexpr int attention_rows = 12;  // x 2 vectors of sums, 2 of keys or values and a query: 27 of 32 registers
+  // Attention in bytes, 4 rows: 20 sums, 5 of values and a weight: 26 of 32 registers.
+  static constexpr int byte_key_vectors = 4, byte_value_vectors = 5;
   static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
   static constexpr std::size_t prefetch_bytes = 4096;
@@ -60,11 +62,20 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static std::int32_t largest(Int v) { return _mm512_reduce_max_epi32(v); }
   static Int negative(Int v) { return _mm512_sub_epi32(_mm512_setzero_si512(), v); }
   static void store_ints(std::int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
-  // Four vectors of up to 255 as bytes. Packing works within quarters of a register:
+  // 255 * 2^(-x / fall_unit) within 2e-3 of 255 times it, as bytes, of four vectors of x from 0. In 16 bits: n the nearest whole number, the
+  // rest r from -1/2 to 1/2 in 1/65,536, and 2^-r by the polynomial of degree 2 with the least relative error, times 255 * 128.
+  // Packing saturates, and works within quarters of a register:
   //   | a0-3 b0-3 c0-3 d0-3 | a4-7 b4-7 c4-7 d4-7 | a8-11 ... | a12-15 b12-15 c12-15 d12-15 |
-  static Bytes unsigned_bytes(const Float (&v)[4]) {
-    const __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(v[0]), _mm512_cvtps_epi32(v[1]));
-    return _mm512_packus_epi16(low, _mm512_packs_epi32(_mm512_cvtps_epi32(v[2]), _mm512_cvtps_epi32(v[3])));
+  static constexpr float fall_unit = 2048;
+  static Bytes byte_weights(const Float (&x)[4]) {
+    const auto power = [](Int x) ECHOVLM_LAMBDA {
+      const Int n = _mm512_mulhrs_epi16(x, _mm512_set1_epi16(16)), r = _mm512_slli_epi16(x, 5);
+      Int p = _mm512_add_epi16(_mm512_mulhrs_epi16(r, _mm512_set1_epi16(1946)), _mm512_set1_epi16(-11480));
+      p = _mm512_add_epi16(_mm512_mulhrs_epi16(r, p), _mm512_set1_epi16(32654));
+      return _mm512_avg_epu16(_mm512_srli_epi16(_mm512_srlv_epi16(p, n), 6), _mm512_setzero_si512());
+    };
+    const Int low = power(_mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])));
+    return _mm512_packus_epi16(low, power(_mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]))));
   }
   // Where that puts the four bytes 4q .. 4q + 3 of the four vectors one after the other.
   static constexpr std::size_t place_of_quad(std::size_t q) { return q % 4 * 4 + q / 4; }
@@ -87,8 +98,8 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static Float add_floats(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float subtract(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+  static Float smaller(Float a, Float b) { return _mm512_min_ps(a, b); }  // likewise
   static float largest(Float v) { return _mm512_reduce_max_ps(v); }
-  static float first(Float v) { return _mm512_cvtss_f32(v); }
   static void largest_of_four(const Float (&v)[4], float* largest) {
     const Float a = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
     const Float b = _mm512_max_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
@@ -97,8 +108,6 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     _mm_storeu_ps(largest, _mm_max_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)));
   }
   static Float round(Float v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Float fraction(Float v) { return _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-  static Float times_power_of_floor(Float v, Float x) { return _mm512_scalef_ps(v, x); }
   static Float times_power_of_two(Float v, Float n) { return _mm512_scalef_ps(v, n); }
   static Float load_floats(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_some_floats(const float* p, std::size_t count) {
