@@ -13,6 +13,7 @@ from traceback import format_tb
 from echovlm_edge.runtime.backends import Backend, Floats
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Stopped, Unavailable, UserError
 from echovlm_edge.runtime.contracts.request import Frame, Priority, Stage
+from echovlm_edge.runtime.engine.at_exit import close_at_exit
 from echovlm_edge.runtime.engine.reuse import ImageStore
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.prompting.rotary import vision_angles
@@ -63,7 +64,9 @@ class Encoder:
         self._wake = threading.Condition()
         self._closed: str | None = None  # the reason, once closed
         self._job_started: float | None = None
-        threading.Thread(target=self._run, name="encoder", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        close_at_exit(self, thread)
+        thread.start()
 
     def embed(
         self, frame: Frame, client: str, scope: str, priority: Priority, stopped: Callable[[], bool]

@@ -16,6 +16,7 @@ from echovlm_edge.runtime.backends import Backend, Kept, Logits, SlotCache, Slot
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine import policy
+from echovlm_edge.runtime.engine.at_exit import close_at_exit
 from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.engine.model import Model
 from echovlm_edge.runtime.engine.parking import Parking
@@ -83,8 +84,9 @@ class Scheduler:
         self._closed: str | None = None  # the reason, once closed
         self._turn_started: float | None = None
         self._prefilled = self._reused = self._written = self._steps = 0
-        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        close_at_exit(self, thread)
+        thread.start()
 
     def submit(self, generation: Generation) -> None:
         """Queue a generation for a slot.
