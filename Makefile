@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 FIRST := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/attention/cpu/*) $(wildcard plugins/dual_path_moe/cpu/* plugins/dual_path_moe/cpu/arch/* plugins/dual_path_moe/cpu/arch/*/*) \
-           $(wildcard plugins/dual_path_moe/tensorrt/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/attention/cpu/*) \
+           $(wildcard plugins/dual_path_moe/*.cmake $(addprefix plugins/dual_path_moe/,cpu/* cpu/arch/* cpu/arch/*/* launch/* onnxruntime/* tensorrt/*))
 
 # The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
 CUDA_KERNELS ?= OFF
@@ -36,7 +36,7 @@ $(STAMP): $(SOURCES)
 	$(INSTALL) --editable ".[serve,dev]" --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(CUDA_KERNELS)
 	touch $(FIRST) $@
 
-# GPU kernels for every generation into TensorRT's plugin.
+# GPU kernels for every generation into ONNX Runtime's operators and TensorRT's plugin.
 kernels: setup
 	$(MAKE) --always-make $(STAMP) CUDA_KERNELS=ON
 

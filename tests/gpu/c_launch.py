@@ -16,7 +16,7 @@ SIZES = ("groups", "top_k", "norm_topk_prob", "bits", "block_size", "activation"
 
 
 class Call(ctypes.Structure):
-    """EchovlmCall of c_interface.hpp."""
+    """EchovlmCall of launch/c_launch.hpp."""
 
     _fields_ = (
         ("group_widths", ctypes.POINTER(ctypes.c_int32)),

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "c_interface.hpp"
+#include "c_launch.hpp"
 #include "exports.hpp"
 #include "plugin_driver.hpp"
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../../dual_path_moe/cpu/dispatch.hpp"
-#include "../../dual_path_moe/cpu/ort_session.hpp"
+#include "../../dual_path_moe/onnxruntime/ort_session.hpp"
 #include "cached_attention.hpp"
 #include "self_attention.hpp"
 

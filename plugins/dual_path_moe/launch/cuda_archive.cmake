@@ -1,7 +1,9 @@
-# Sets `cuda_archive` to the archive of cubins to put into the library, or leaves it empty and says why.
+# Sets `cuda_archive` to the archive of cubins to put into the libraries, or leaves it empty and says why.
 set(cuda_archive "")
+set(without_kernels "engines for TensorRT can be built, but not run, and bundles for cuda have DualPathMoE in ONNX Runtime's operators.")
+include(${CMAKE_CURRENT_LIST_DIR}/../find_python.cmake)
 if(NOT ECHOVLM_CUDA_KERNELS)
-  message(STATUS "The TensorRT plugin is built without CUDA kernels, as requested: engines with it can be built, but not run.")
+  message(STATUS "Building without CUDA kernels, as requested: ${without_kernels}")
 elseif(ECHOVLM_ARCHIVE)
   if(NOT EXISTS ${ECHOVLM_ARCHIVE})
     message(FATAL_ERROR "There is no file ${ECHOVLM_ARCHIVE}, which ECHOVLM_ARCHIVE names.")
@@ -25,6 +27,6 @@ elseif(IS_DIRECTORY "${python_packages}/triton")
     DEPENDS ${kernel_sources}
     COMMENT "Compiling the CUDA kernels")
 else()
-  message(WARNING "The TensorRT plugin is built without CUDA kernels, since triton is not installed (pip install \
-'echovlm-edge[cuda-kernels]'): engines with it can be built, not run.")
+  message(WARNING "Building without CUDA kernels, since triton is not installed (pip install 'echovlm-edge[cuda-kernels]'): \
+${without_kernels}")
 endif()

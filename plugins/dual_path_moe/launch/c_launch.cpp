@@ -1,4 +1,4 @@
-#include "c_interface.hpp"
+#include "c_launch.hpp"
 
 #include <algorithm>
 #include <exception>
