@@ -1,4 +1,4 @@
-// A stand-in for libcuda.so.1 on machines without a GPU: accepts the plugin's calls and records the arguments of each launch.
+// A stand-in for libcuda.so.1 on machines without a GPU: accepts the launcher's calls and records the arguments of each launch.
 //
 // As strict as the driver: a function that needs more shared memory than 48 KiB must have asked for it.
 #include "cuda_driver_double.hpp"
@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 
 namespace {
 
@@ -22,6 +23,7 @@ struct Module {
 };
 
 std::map<void*, std::unique_ptr<Module>> modules;
+std::mutex launching;
 
 }  // namespace
 
@@ -31,6 +33,8 @@ CudaDriverDouble* cuda_driver_double() {
   static CudaDriverDouble seen;
   return &seen;
 }
+
+void cuda_driver_double_on_launch(decltype(CudaDriverDouble::on_launch) called) { cuda_driver_double()->on_launch = called; }
 
 int cuCtxGetCurrent(void** context) {
   *context = reinterpret_cast<void*>(static_cast<std::uintptr_t>(cuda_driver_double()->context));
@@ -85,12 +89,18 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   const Function& it = *static_cast<Function*>(function);
   if (extra || threads_y != 1 || threads_z != 1 || grid_x == 0 || grid_y == 0 || shared_bytes > it.shared_limit)
     return kInvalidValue;
+  if (const int result = cuda_driver_double()->launch_result) return result;
   LaunchSeen seen{it.entry, grid_x, grid_y, grid_z, threads, shared_bytes, reinterpret_cast<std::uintptr_t>(stream), {}};
   const std::string kinds = it.entry.substr(it.entry.rfind('_') + 1);
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     std::uint64_t value = 0;
     std::memcpy(&value, parameters[i], kinds[i] == 'p' ? 8 : 4);
     seen.parameters.push_back(value);
+  }
+  const std::lock_guard lock(launching);
+  if (const auto called = cuda_driver_double()->on_launch) {
+    const unsigned grid[] = {grid_x, grid_y};
+    called(seen.entry.c_str(), grid, seen.stream, seen.parameters.data());
   }
   cuda_driver_double()->launches.push_back(seen);
   return 0;

@@ -47,10 +47,10 @@ class Archive {
   // Returns the architectures of its kernels, ascending.
   std::vector<std::uint32_t> architectures() const;
 
- private:
-  // Returns the architecture whose cubins a device runs; 0 if there is none.
+  // Returns the architecture whose cubins a device of capability `sm` / 10 runs; 0 if there is none.
   std::uint32_t architecture_for(std::uint32_t sm) const;
 
+ private:
   std::vector<KernelRecord> records_;
 };
 

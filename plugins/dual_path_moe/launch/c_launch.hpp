@@ -1,5 +1,5 @@
-// The parts without TensorRT as plain C functions: the archive and the planner, which need no GPU, and the launch itself, for
-// programs without TensorRT and for tests.
+// Plain C functions: the archive and the planner, which need no GPU, and the launch itself, for programs without TensorRT and
+// ONNX Runtime, and for tests.
 #pragma once
 
 #include <cstddef>
@@ -48,6 +48,10 @@ ECHOVLM_EXPORT int echovlm_find_kernel(const void* archive, std::size_t bytes, c
 
 // Returns the archive in this library, or null if it was built without one.
 ECHOVLM_EXPORT const void* echovlm_embedded_archive(std::size_t* bytes);
+
+// Returns 0 if the archive in this library has kernels for compute capability `sm` / 10; 2, with a message in `error`, if it has none or
+// there is no archive.
+ECHOVLM_EXPORT int echovlm_check_device(std::int64_t sm, char* error, std::size_t error_size);
 
 struct EchovlmCall {
   const std::int32_t* group_widths;  // of dense, shared, expert 0, ...

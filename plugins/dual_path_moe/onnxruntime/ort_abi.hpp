@@ -18,10 +18,13 @@ struct CustomOpDomain;  // OrtCustomOpDomain
 struct KernelInfo;      // OrtKernelInfo: a node's attributes
 struct KernelContext;   // OrtKernelContext: one call's inputs, outputs and threads
 struct Value;           // OrtValue
+struct Allocator;       // OrtAllocator: a provider's memory
+struct MemoryInfo;      // OrtMemoryInfo: whose memory an allocator gives
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
+enum MemoryType : int { kDefaultMemory = 0 };  // OrtMemType: the provider's own
 
 // OrtApi, up to the last slot used. `Slot<I, F>` is function pointer F at index I of the table.
 class Api {
@@ -37,16 +40,22 @@ class Api {
   using CustomOpDomainAdd = Slot<27, Status* (*)(CustomOpDomain*, const struct CustomOp*)>;
   using AddCustomOpDomain = Slot<28, Status* (*)(SessionOptions*, CustomOpDomain*)>;
   using GetTensorMutableData = Slot<51, Status* (*)(Value*, void**)>;
+  using AllocatorFree = Slot<76, Status* (*)(Allocator*, void*)>;
+  using AllocatorGetInfo = Slot<77, Status* (*)(const Allocator*, const MemoryInfo**)>;
   using KernelInfoGetAttributeInt64 = Slot<86, Status* (*)(const KernelInfo*, const char*, std::int64_t*)>;
   using KernelContextGetInputCount = Slot<88, Status* (*)(const KernelContext*, std::size_t*)>;
   using KernelContextGetInput = Slot<90, Status* (*)(const KernelContext*, std::size_t, const Value**)>;
   using KernelContextGetOutput =
       Slot<91, Status* (*)(KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)>;
   using ReleaseStatus = Slot<93, void (*)(Status*)>;
+  using ReleaseAllocator = Slot<132, void (*)(Allocator*)>;
   using KernelInfoGetAttributeArrayInt64 =
       Slot<163, Status* (*)(const KernelInfo*, const char*, std::int64_t*, std::size_t*)>;
+  using KernelContextGetGPUComputeStream = Slot<193, Status* (*)(const KernelContext*, void**)>;
   using KernelContextParallelFor =
       Slot<274, Status* (*)(const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*)>;
+  using KernelContextGetScratchBuffer = Slot<277, Status* (*)(const KernelContext*, const MemoryInfo*, std::size_t, void**)>;
+  using KernelInfoGetAllocator = Slot<278, Status* (*)(const KernelInfo*, MemoryType, Allocator**)>;
   using GetTensorElementTypeAndShape =
       Slot<414, Status* (*)(const Value*, ElementType*, const std::int64_t**, std::size_t*)>;
 

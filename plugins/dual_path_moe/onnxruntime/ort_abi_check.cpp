@@ -15,13 +15,19 @@ CHECK_SLOT(CreateCustomOpDomain, CreateCustomOpDomain);
 CHECK_SLOT(CustomOpDomain_Add, CustomOpDomainAdd);
 CHECK_SLOT(AddCustomOpDomain, AddCustomOpDomain);
 CHECK_SLOT(GetTensorMutableData, GetTensorMutableData);
+CHECK_SLOT(AllocatorFree, AllocatorFree);
+CHECK_SLOT(AllocatorGetInfo, AllocatorGetInfo);
 CHECK_SLOT(KernelInfoGetAttribute_int64, KernelInfoGetAttributeInt64);
 CHECK_SLOT(KernelContext_GetInputCount, KernelContextGetInputCount);
 CHECK_SLOT(KernelContext_GetInput, KernelContextGetInput);
 CHECK_SLOT(KernelContext_GetOutput, KernelContextGetOutput);
 CHECK_SLOT(ReleaseStatus, ReleaseStatus);
+CHECK_SLOT(ReleaseAllocator, ReleaseAllocator);
 CHECK_SLOT(KernelInfoGetAttributeArray_int64, KernelInfoGetAttributeArrayInt64);
+CHECK_SLOT(KernelContext_GetGPUComputeStream, KernelContextGetGPUComputeStream);
 CHECK_SLOT(KernelContext_ParallelFor, KernelContextParallelFor);
+CHECK_SLOT(KernelContext_GetScratchBuffer, KernelContextGetScratchBuffer);
+CHECK_SLOT(KernelInfoGetAllocator, KernelInfoGetAllocator);
 CHECK_SLOT(GetTensorElementTypeAndShapeDataReference, GetTensorElementTypeAndShape);
 
 #define CHECK_CALLBACK(official, declared) \
@@ -63,6 +69,7 @@ static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == int{ours::kFloat} &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 == int{ours::kInt64} &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == int{ours::kFloat16} &&
               ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == int{ours::kBFloat16});
+static_assert(OrtMemTypeDefault == int{ours::kDefaultMemory});
 static_assert(INPUT_OUTPUT_REQUIRED == int{ours::kRequired} && INPUT_OUTPUT_OPTIONAL == int{ours::kOptional});
 
 }  // namespace

@@ -17,18 +17,25 @@ struct Failure {
   Status* status;
 };
 
-// Runs `work` and returns its exception as a status: no exception, not even bad_alloc, may leave a callback.
+// Runs `work` and returns its exception as a status, as "DualPathMoE: …": no exception, not even bad_alloc, may leave a callback.
 template <class Work>
-Status* guarded(const Api& api, Work&& work) noexcept {
+Status* guarded(const Api& api, const char* name, Work&& work) noexcept {
+  const auto status = [&](ErrorCode code, const char* sentence) {
+    try {
+      return api.get<Api::CreateStatus>()(code, (std::string(name) + ": " + sentence).c_str());
+    } catch (const std::exception&) {  // no memory for the name
+      return api.get<Api::CreateStatus>()(code, sentence);
+    }
+  };
   try {
     work();
     return nullptr;
   } catch (const Failure& failure) {
     return failure.status;
   } catch (const std::invalid_argument& error) {
-    return api.get<Api::CreateStatus>()(kInvalidArgument, error.what());
+    return status(kInvalidArgument, error.what());
   } catch (const std::exception& error) {
-    return api.get<Api::CreateStatus>()(kFail, error.what());
+    return status(kFail, error.what());
   }
 }
 
@@ -63,6 +70,8 @@ class Attributes {
       if (value <= 0) throw std::invalid_argument("attribute " + std::string(name) + " holds a width that is not positive.");
     return {values.begin(), values.end()};
   }
+
+  const KernelInfo* info() const { return info_; }
 
  private:
   void require(const char* name, Status* status) const {
@@ -150,12 +159,14 @@ class Call {
     return matrix;
   }
 
-  float* output(const std::int64_t* shape, std::size_t rank) const {
+  float* output(const std::int64_t* shape, std::size_t rank) const { return static_cast<float*>(untyped_output(shape, rank)); }
+
+  void* untyped_output(const std::int64_t* shape, std::size_t rank) const {
     Value* value = nullptr;
     void* data = nullptr;
     ort::call<Api::KernelContextGetOutput>(api_, context_, std::size_t{0}, shape, rank, &value);
     ort::call<Api::GetTensorMutableData>(api_, value, &data);
-    return static_cast<float*>(data);
+    return data;
   }
 
   const KernelContext* context() const { return context_; }
