@@ -175,7 +175,7 @@ def _manifest(
         parts=tuple(parts),
         files=files,
         toolchain=versions(),
-        operator_library=options.chosen_target.operator_library,
+        operator_library=planned.operator_library(options.chosen_target),
         footprint=footprint(bundle_shape(options, planned), planned.limits),
     )
 
@@ -203,6 +203,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "that is called checkpoint)",
     )
     add("--target", choices=TARGETS, default="cpu", help=f"where it will run ({targets})")
+    add(
+        "--spell-out",
+        action="store_true",
+        help="express DualPathMoE in ONNX Runtime's own operators, so that the bundle needs no operator library (targets cpu and cuda; "
+        "slower)",
+    )
     add("--precision", choices=PRECISIONS, default="int4", help="of the decoder's weights (default int4)")
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
     add(
@@ -258,12 +264,14 @@ def run(arguments: argparse.Namespace) -> int:
             device_plugin=arguments.device_plugin,
             name=arguments.name,
             replace=arguments.replace,
+            spell_out=arguments.spell_out,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))
             return 0
         manifest = build(options, Console(stderr=True))
-        print_summary(manifest, options.output, options.chosen_target.warning, Console())
+        warning = options.chosen_target.warning_about(manifest.operator_library)
+        print_summary(manifest, options.output, warning, Console())
         return 0
 
     return run_command(command)

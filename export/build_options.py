@@ -32,11 +32,12 @@ class BuildOptions:
     device_plugin: Path | None = None
     name: str | None = None
     replace: bool = False
+    spell_out: bool = False
 
     @property
     def cache_type(self) -> str:
         """Return the KV cache's type: the requested one, or the target's default."""
-        return self.kv_cache or target(self.target).cache_types[0]
+        return self.kv_cache or target(self.target, self.spell_out).cache_types[0]
 
     def check(self) -> None:
         """Refuse options that are wrong for every checkpoint.
@@ -62,7 +63,7 @@ class BuildOptions:
         Raises:
             NotPossibleHere: there is no such target, or it does not support the precision or the cache's type.
         """
-        chosen = target(self.target)
+        chosen = target(self.target, self.spell_out, self.precision)
         chosen.check(self.precision, self.cache_type)
         return chosen
 

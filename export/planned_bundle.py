@@ -13,6 +13,7 @@ from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.device_bundle import check_plugin
 from echovlm_edge.export.lower import StoredWeight, add_best, lower
 from echovlm_edge.export.model import weights
+from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import CACHE_TYPES, GroupedBlocks, PrecisionPolicy
 from echovlm_edge.export.targets import Target
@@ -58,6 +59,11 @@ class PlannedBundle:
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each file of weights."""
         return {file.name: file.size for file in self.files}
+
+    def operator_library(self, chosen: Target) -> str | None:
+        """Return the native library that the graphs need, as lowered to `chosen`; None if they have none of its operators."""
+        needed = any(node.domain == DOMAIN for part in self.parts for node in part.model.graph)
+        return chosen.operator_library if needed else None
 
     def model_spec(self) -> ModelSpec:
         """Return the properties of the model that the runtime needs."""
@@ -134,7 +140,7 @@ def bundle_shape(options: BuildOptions, planned: PlannedBundle) -> BundleShape:
     return BundleShape(
         target=options.target,
         precision=options.precision,
-        native=options.chosen_target.operator_library is not None,
+        native=planned.operator_library(options.chosen_target) is not None,
         weights=sum(part.file.size for part in planned.parts),
         embedding=planned.embedding.size,
         tokenizer=len(checkpoint.tokenizer_json().encode()),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echovlm_edge.export.devices import Device
-from echovlm_edge.export.engines.tensorrt_rules import KERNEL_BLOCKS
+from echovlm_edge.export.engines.gpu_kernels import KERNEL_BLOCKS, take_precision, take_widths
 from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.export.targets import Target
 from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel, ModelShape, Storage, cache_token_bytes
@@ -50,8 +50,16 @@ class Roofline:
         """Return the model that counts what the stages read and compute."""
         # GroupQueryAttention reads what is filled; Attention under a mask, all of the cache.
         filled = self.target.name in ("cpu", "cuda")
-        every_expert = not self.target.operator_library
-        return CostModel(self.shape, self.storage, every_expert, None if filled else self.max_sequence)
+        return CostModel(self.shape, self.storage, not self.one_operator, None if filled else self.max_sequence)
+
+    @property
+    def one_operator(self) -> bool:
+        """Whether DualPathMoE runs as one operator, which reads the chosen experts only; otherwise every expert runs."""
+        if self.target.name != "cuda":
+            return self.target.operator_library is not None
+        widths = (self.shape.hidden, self.shape.group_widths)
+        precision = self.policy.layer("decoder", "gate").for_widths([widths[0], *widths[1]])
+        return self.target.operator_library is not None and take_widths(*widths) and take_precision(precision)
 
     @property
     def storage(self) -> Storage:
@@ -79,8 +87,8 @@ class Roofline:
             precision = Precision(16)
         if precision.bits > 8:
             return 2 if gpu else precision.bits / 8
-        gpu_floats = gpu and not (self.target.tensorrt and grouped)
-        scale = 2 if self.target.operator_library or gpu_floats else 4
+        packed = grouped and self.one_operator  # with float32 scales on a GPU, float16 ones on a CPU
+        scale = 2 if (gpu and not packed) or (self.target.operator_library and not gpu) else 4
         return precision.bits / 8 + scale / precision.block_size
 
     def embedding_bytes(self) -> float:

@@ -1,4 +1,4 @@
-"""Rules for ONNX Runtime on a GPU: its own operators in float16, in a float32 graph; DualPathMoE spelled out.
+"""Rules for ONNX Runtime on a GPU: its own operators in float16, in a float32 graph, and DualPathMoE by this project's kernels.
 
 Its GroupQueryAttention has no float32 on a GPU, and the products are at their best in float16.
 """
@@ -11,7 +11,15 @@ import onnx_ir as ir
 
 from echovlm_edge.export import standard
 from echovlm_edge.export.engines import onnxruntime
-from echovlm_edge.export.engines.tensorrt_rules import HALF, full, half
+from echovlm_edge.export.engines.gpu_kernels import (
+    HALF,
+    full,
+    half,
+    half_dual_path_moe,
+    take_precision,
+    take_widths,
+    widths_of,
+)
 from echovlm_edge.export.lower import Lowering, Rule
 from echovlm_edge.export.quantize import Floating, MatMulNBitsBlocks, Precision
 
@@ -39,10 +47,21 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     return [full(lowering, attended), keys, values]
 
 
-RULES: dict[str, Rule] = {
+def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+    """Make one `echovlm::DualPathMoE` node where the GPU kernels take the model's weights; elsewhere spell it out."""
+    precision = standard.dual_path_moe_precision(lowering, node)
+    if take_widths(*widths_of(node)) and take_precision(precision):
+        return [half_dual_path_moe(lowering, node, precision)]
+    return SPELLED_OUT["DualPathMoE"](lowering, node)
+
+
+# Works without this project's kernels.
+SPELLED_OUT: dict[str, Rule] = {
     "Linear": standard.linear(product),
     "QuickGelu": onnxruntime.quick_gelu,
     "SelfAttention": self_attention,
     "CachedAttention": cached_attention,
     "DualPathMoE": standard.spelled_out_dual_path_moe(product),
 }
+
+NATIVE: dict[str, Rule] = SPELLED_OUT | {"DualPathMoE": dual_path_moe}

@@ -12,28 +12,27 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from echovlm_edge.export import standard
+from echovlm_edge.export.engines.gpu_kernels import (
+    HALF,
+    MOST_EXPERTS,
+    WIDTH_MULTIPLE,
+    full,
+    half,
+    half_dual_path_moe,
+    store_half,
+    take_precision,
+    take_widths,
+    widths_of,
+)
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, Precision
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
-HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 PLUGIN: Attributes = {
     "plugin_namespace": DOMAIN,
     "plugin_version": "1",
 }  # TensorRT's parser does not look at the domain
-KERNEL_BLOCKS = (64, 128)  # block sizes that the GPU kernels read
-WIDTH_MULTIPLE, MOST_EXPERTS = 64, 64  # that they take
-
-
-def half(lowering: Lowering, x: ir.Value) -> ir.Value:
-    """Cast a float32 value to float16."""
-    return lowering.node("Cast", [x], {"to": int(HALF)})
-
-
-def full(lowering: Lowering, x: ir.Value) -> ir.Value:
-    """Cast a float16 value to float32."""
-    return lowering.node("Cast", [x], {"to": int(FULL)})
 
 
 def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
@@ -54,13 +53,6 @@ def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     return [full(lowering, y)]
 
 
-def store_half(lowering: Lowering, parameter: ir.Value) -> ir.Value:
-    """Store a parameter that is never quantized in float16."""
-    assert parameter.name is not None
-    (stored,) = lowering.store(parameter.name, Floating(HALF))
-    return stored
-
-
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use Attention in float16."""
     heads, qkv = standard.rotated_self(lowering, node)
@@ -77,30 +69,19 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 
 
 def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """Make one `echovlm::DualPathMoE` node in float16 that TensorRT finds our plugin for."""
-    x, *parameters = (value for value in node.inputs if value is not None)
-    _check_widths(standard.fixed_size(x, -1), node.attributes["group_widths"].as_ints())
-    precision = standard.dual_path_moe_precision(lowering, node)
-    if precision.bits > 8 or precision.block_size not in KERNEL_BLOCKS:
-        precision = Precision(16)
-    small = [store_half(lowering, parameter) for parameter in parameters[:4]]
-    inputs = [half(lowering, x), *small, *parameters[4:]]
-    y = standard.packed_dual_path_moe(lowering, node, inputs, precision, ir.DataType.FLOAT, PLUGIN)
-    return [full(lowering, y)]
-
-
-def _check_widths(hidden: int, groups: Sequence[int]) -> None:
-    """Refuse what plugins/dual_path_moe/cuda/README.md excludes.
+    """Make one `echovlm::DualPathMoE` node in float16 that TensorRT finds our plugin for.
 
     Raises:
-        NotPossibleHere: the GPU kernels do not take these widths.
+        NotPossibleHere: the GPU kernels do not take the model's widths.
     """
-    odd = [width for width in (hidden, *groups) if width % WIDTH_MULTIPLE]
-    if odd or len(set(groups[2:])) > 1 or len(groups) - 2 > MOST_EXPERTS:
+    hidden, groups = widths_of(node)
+    if not take_widths(hidden, groups):
         raise NotPossibleHere(
             f"The GPU kernels of DualPathMoE take widths in multiples of {WIDTH_MULTIPLE} and up to {MOST_EXPERTS} experts of one "
             f"width; this checkpoint has hidden size {hidden} and widths {', '.join(map(str, groups))}: build it for --target cpu."
         )
+    precision = standard.dual_path_moe_precision(lowering, node)
+    return [half_dual_path_moe(lowering, node, precision if take_precision(precision) else Precision(16), PLUGIN)]
 
 
 RULES: dict[str, Rule] = {

@@ -7,32 +7,16 @@ from functools import cache
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 
-
-def has_gpu_kernels() -> bool:
-    """Check whether ONNX Runtime's operators were built with the kernels for GPUs in them."""
-    library, size = _library(), ctypes.c_size_t()
-    return library is not None and library.echovlm_embedded_archive(ctypes.byref(size)) is not None
+ANY = (0, 0)
 
 
-def check_gpu(compute_capability: tuple[int, int]) -> None:
-    """Check that the library has kernels for GPUs of this compute capability.
-
-    Raises:
-        ValueError: it has none; has the library's message, which names the GPUs that it was built for.
-    """
-    library, said = _library(), ctypes.create_string_buffer(512)
-    if library is None:
-        raise ValueError("this install has no operator library, because there was no C++ compiler.")
-    major, minor = compute_capability
-    if library.echovlm_check_device(ctypes.c_int64(10 * major + minor), said, ctypes.c_size_t(len(said))):
-        raise ValueError(said.value.decode())
+def has_gpu_kernels(compute_capability: tuple[int, int] = ANY) -> bool:
+    """Check whether ONNX Runtime's operators were built with kernels for GPUs of a compute capability, by default for any."""
+    library, (major, minor) = _library(), compute_capability
+    return library is not None and library.echovlm_has_kernels(ctypes.c_int64(10 * major + minor)) == 1
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     path = library_path()
-    if path is None:
-        return None
-    library = ctypes.CDLL(str(path))
-    library.echovlm_embedded_archive.restype = ctypes.c_void_p
-    return library
+    return None if path is None else ctypes.CDLL(str(path))

@@ -29,15 +29,18 @@ def install_hint(extra: str) -> str:
     return f"pip install {' '.join(map(shlex.quote, _requirements(installed, extra)))}"
 
 
-def reinstall_hint() -> str:
-    """How to build and install the package again, after a compiler has been installed for example."""
+def reinstall_hint(gpu_kernels: bool = False) -> str:
+    """How to build and install the package again, after a compiler has been installed for example; or with the kernels for GPUs."""
     try:
         origin, editable = _origin(distribution(PACKAGE))
     except PackageNotFoundError:
         origin, editable = None, False
+    options = "--force-reinstall --no-deps"
+    if gpu_kernels:
+        options += " --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=ON"
     if origin and origin.is_dir():
-        return f"pip install --force-reinstall --no-deps {'-e ' if editable else ''}{shlex.quote(str(origin))}"
-    return f"pip install --force-reinstall --no-deps . in the source folder of {PACKAGE}"
+        return f"pip install {options} {'-e ' if editable else ''}{shlex.quote(str(origin))}"
+    return f"pip install {options} . in the source folder of {PACKAGE}"
 
 
 def _origin(installed: Distribution) -> tuple[Path | None, bool]:

@@ -197,7 +197,8 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None, verify
             Level.WRONG, f"{name} has no engines yet.", f"On the device it is for: sh {path / manifest.finish_with}."
         )
     wanted = target_for(facts)
-    if manifest.target not in ("cpu", "portable", wanted):
+    runs_on = {"cpu", "portable", wanted} | ({"cuda"} if facts.gpus else set())
+    if manifest.target not in runs_on:
         return Finding(
             Level.WRONG,
             f"{name} is for another machine.",
@@ -216,6 +217,12 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None, verify
             Level.WRONG,
             f"{name} needs the CPU operators, which were not built here.",
             f"Install a C++ compiler, then: {reinstall_hint()}; or build the bundle with --target portable.",
+        )
+    if manifest.operator_library and manifest.target == "cuda" and not facts.gpu_kernels:
+        return Finding(
+            Level.WRONG,
+            f"{name} needs kernels for this GPU, which were not built here.",
+            f"Install triton, then: {reinstall_hint(gpu_kernels=True)}; or build the bundle with --spell-out.",
         )
     if verdict.fit is Fit.CROWDED:
         return _memory_finding(Level.SLOW, name, verdict)

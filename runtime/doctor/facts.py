@@ -7,10 +7,11 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.runtime.profiling.measurement import machine
 from echovlm_edge.runtime.resources import jetson
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
-from echovlm_edge.runtime.resources.nvml import Gpu, nvidia_gpus
+from echovlm_edge.runtime.resources.nvml import Gpu, compute_capability, nvidia_gpus
 from echovlm_edge.runtime.resources.processors import processor_quota
 from echovlm_edge.runtime.resources.system_files import first_line, memory_info
 
@@ -39,6 +40,7 @@ class Facts:
         power_mode: nvpmodel's name for it.
         power_modes: all that nvpmodel knows, by number.
         kernels: that the operators use here; None where they were not built.
+        gpu_kernels: whether this install has kernels for the first GPU.
     """
 
     architecture: str
@@ -64,6 +66,7 @@ class Facts:
     power_mode: str | None = None
     power_modes: dict[int, str] = field(default_factory=dict)
     kernels: str | None = None
+    gpu_kernels: bool = False
 
 
 def facts(root: Path = Path("/")) -> Facts:
@@ -72,7 +75,7 @@ def facts(root: Path = Path("/")) -> Facts:
     memory, mine = memory_info(root), machine_memory(root)
     flags = set((info.get("flags") or info.get("Features") or "").split())
     clocks = root / "sys/devices/system/cpu"
-    modes = jetson.power_modes(root)
+    modes, capability = jetson.power_modes(root), compute_capability()
     return Facts(
         architecture=platform.machine(),
         cpu=machine.cpu_name(root),
@@ -101,6 +104,7 @@ def facts(root: Path = Path("/")) -> Facts:
         power_modes=modes,
         power_mode=jetson.power_mode() if modes else None,
         kernels=machine.kernels(),
+        gpu_kernels=capability is not None and has_gpu_kernels(capability),
     )
 
 

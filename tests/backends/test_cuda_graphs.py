@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY
 from echovlm_edge.runtime.backends import SlotMemory, SlotRows, new_cache
 from echovlm_edge.runtime.backends.gpu import cuda_driver, onnxruntime_engine
 from echovlm_edge.runtime.backends.gpu.backend import GpuBackend
@@ -68,6 +70,23 @@ def test_an_onnx_runtime_for_cpus_says_what_to_install(bundle: Bundle) -> None:
 def test_falling_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
     with pytest.raises(NotPossibleHere, match=rf"cannot start its {CUDA} for .*\.onnx"):
         open_backend(bundle)
+
+
+@pytest.mark.usefixtures("device", "cuda_runtime")
+def test_a_gpu_without_kernels_is_refused_before_anything_is_loaded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the bundle needs them; the numpy GPU is an Orin by its compute capability."""
+    needing = Bundle(bundle.path)
+    needing.manifest = replace(bundle.manifest, operator_library=OPERATOR_LIBRARY)
+    monkeypatch.setattr(onnxruntime_engine, "has_gpu_kernels", lambda capability: capability != (8, 7))
+    with pytest.raises(
+        NotPossibleHere, match=r"has none for compute capability 8\.7: build the bundle with --spell-out, or"
+    ):
+        open_backend(needing)
+    onnxruntime_engine.check_kernels(bundle, cuda_driver.CudaDevice())
+    monkeypatch.setattr(onnxruntime_engine, "has_gpu_kernels", lambda capability: capability == (8, 7))
+    onnxruntime_engine.check_kernels(needing, cuda_driver.CudaDevice())
 
 
 @pytest.mark.usefixtures("cuda_runtime")

@@ -44,6 +44,8 @@ def test_from_a_clone(editable: bool, tmp_path: Path, monkeypatch: pytest.Monkey
     flag = ["-e"] if editable else []
     assert shlex.split(install_hint("clinical")) == ["pip", "install", *flag, f"{clone}[clinical]"]
     assert shlex.split(reinstall_hint())[-1] == str(clone)
+    with_kernels = shlex.split(reinstall_hint(gpu_kernels=True))
+    assert with_kernels[-1] == str(clone) and "cmake.define.ECHOVLM_CUDA_KERNELS=ON" in with_kernels
 
 
 def test_from_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,10 @@ def test_which_bundles_fit(golden_bundle: Path, tmp_path: Path) -> None:
     assert elsewhere.level is Level.WRONG and "--target cpu" in elsewhere.fix
     assert elsewhere.fix == "Build it with --target cpu."
     assert fits(other, replace(FINE, gpus=(RTX,))).fix == "Build it with --target rtx or cpu."
+    (other / MANIFEST).write_text(json.dumps(manifest | {"target": "cuda"}))
+    without = fits(other, replace(FINE, gpus=(RTX,)))
+    assert without.level is Level.WRONG and "ECHOVLM_CUDA_KERNELS=ON" in without.fix and "--spell-out" in without.fix
+    assert fits(other, replace(FINE, gpus=(RTX,), gpu_kernels=True)).level is Level.FINE
     next(other.glob("*.data")).unlink()
     assert fits(other, FINE).level is Level.WRONG
 

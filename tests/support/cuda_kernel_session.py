@@ -11,7 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,24 @@ from tests.support.numpy_kernels import NumpyKernels
 ON_LAUNCH = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)
 )
+Feeds = Mapping[str, NDArray[Any]]
 STREAM = 0x77  # that the provider's stand-in gives
 
 
 @dataclass
 class Outcome:
-    """What a session returned for each input, the kernels it launched for them, and its error, if any."""
+    """A session's first output for each of the feeds, the kernels it launched for them, and its error, if any."""
 
     outputs: list[NDArray[Any]] = field(default_factory=list)
     launches: list[list[str]] = field(default_factory=list)
     error: str = ""
 
 
-def in_session(build: Path, model: bytes, xs: Sequence[NDArray[Any]], kernels: NumpyKernels) -> Outcome:
-    """Run a model on each x in a process of its own; `build` is the folder of the test libraries."""
+def in_session(build: Path, model: bytes | Path, feeds: Sequence[Feeds], kernels: NumpyKernels) -> Outcome:
+    """Run a model on each of the feeds in a process of its own; `build` is the folder of the test libraries."""
     done = subprocess.run(
         [sys.executable, "-m", __name__],
-        input=pickle.dumps((str(build / "libcuda_kernel_on_cpu.so"), model, list(xs), kernels)),
+        input=pickle.dumps((str(build / "libcuda_kernel_on_cpu.so"), model, list(feeds), kernels)),
         env=os.environ | {"LD_LIBRARY_PATH": str(build / "double")},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -51,7 +52,7 @@ def in_session(build: Path, model: bytes, xs: Sequence[NDArray[Any]], kernels: N
     return outcome
 
 
-def _run(library: str, model: bytes, xs: Sequence[NDArray[Any]], kernels: NumpyKernels) -> Outcome:
+def _run(library: str, model: bytes | Path, feeds: Sequence[Feeds], kernels: NumpyKernels) -> Outcome:
     import onnxruntime as ort
 
     outcome, failures = Outcome(), []
@@ -72,9 +73,9 @@ def _run(library: str, model: bytes, xs: Sequence[NDArray[Any]], kernels: NumpyK
     options.register_custom_ops_library(library)
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        for x in xs:
+        for feed in feeds:
             outcome.launches.append([])
-            outcome.outputs.append(session.run(None, {"x": x})[0])
+            outcome.outputs.append(session.run(None, feed)[0])
     except Exception as error:  # ONNX Runtime raises a different class per status, without a common base class
         outcome.error = str(error)
     if failures:

@@ -86,14 +86,11 @@ const void* echovlm_embedded_archive(std::size_t* bytes) {
   return embedded.data;
 }
 
-int echovlm_check_device(std::int64_t sm, char* error, std::size_t error_size) {
-  try {
-    check_device(embedded_archive(), static_cast<std::uint32_t>(sm));
-    return 0;
-  } catch (const std::exception& thrown) {
-    copy_text(thrown.what(), error, error_size);
-    return 2;
-  }
+int echovlm_has_kernels(std::int64_t sm) try {
+  const Archive& archive = embedded_archive();
+  return sm == 0 || archive.architecture_for(static_cast<std::uint32_t>(sm)) != 0;
+} catch (const std::exception&) {
+  return 0;
 }
 
 int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size) {

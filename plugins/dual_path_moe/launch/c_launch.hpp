@@ -49,9 +49,8 @@ ECHOVLM_EXPORT int echovlm_find_kernel(const void* archive, std::size_t bytes, c
 // Returns the archive in this library, or null if it was built without one.
 ECHOVLM_EXPORT const void* echovlm_embedded_archive(std::size_t* bytes);
 
-// Returns 0 if the archive in this library has kernels for compute capability `sm` / 10; 2, with a message in `error`, if it has none or
-// there is no archive.
-ECHOVLM_EXPORT int echovlm_check_device(std::int64_t sm, char* error, std::size_t error_size);
+// Returns 1 if the archive in this library has kernels for compute capability `sm` / 10, or with `sm` 0 for any; else 0.
+ECHOVLM_EXPORT int echovlm_has_kernels(std::int64_t sm);
 
 struct EchovlmCall {
   const std::int32_t* group_widths;  // of dense, shared, expert 0, ...

@@ -102,11 +102,12 @@ cuda::Function loaded_function(const KernelRecord& record) {
 
 std::string capability(std::uint32_t sm) { return std::to_string(sm / 10) + "." + std::to_string(sm % 10); }
 
-[[noreturn]] void refuse_device(const Archive& archive, std::uint32_t sm, const std::string& missing) {
+[[noreturn]] void refuse_device(const Archive& archive, std::uint32_t sm, Kernel kernel) {
   std::string known;
   for (const std::uint32_t architecture : archive.architectures())
     known += (known.empty() ? "" : ", ") + capability(architecture);
-  throw std::runtime_error("this library has no " + missing + " on a device of compute capability " + capability(sm) +
+  throw std::runtime_error(std::string("this library has no kernel ") + kernel_name(kernel) +
+                           " for these weights on a device of compute capability " + capability(sm) +
                            " (it was built for " + known + "): rebuild it for this device.");
 }
 
@@ -121,10 +122,6 @@ std::uint32_t choose_tile(const std::vector<std::uint32_t>& tiles, std::uint32_t
 }
 
 }  // namespace
-
-void check_device(const Archive& archive, std::uint32_t sm) {
-  if (archive.architecture_for(sm) == 0) refuse_device(archive, sm, "kernels");
-}
 
 Launcher::Launcher(const Archive& archive, const Attributes& attributes, std::uint32_t activation, std::int64_t hidden,
                    std::int64_t tokens, std::uint32_t tile_tokens)
@@ -160,7 +157,7 @@ Launcher::Launcher(const Archive& archive, const Attributes& attributes, std::ui
 const KernelRecord& Launcher::load(const Archive& archive, std::uint32_t sm, const Variant& variant, Kernel kernel,
                                    std::uint32_t tile_tokens) {
   const KernelRecord* const record = archive.find(kernel_name(kernel), sm, variant, tile_tokens);
-  if (!record) refuse_device(archive, sm, std::string("kernel ") + kernel_name(kernel) + " for these weights");
+  if (!record) refuse_device(archive, sm, kernel);
   kernels_[static_cast<std::size_t>(kernel)] = {record, loaded_function(*record)};
   return *record;
 }

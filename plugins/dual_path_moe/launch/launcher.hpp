@@ -19,9 +19,6 @@ struct CallBuffers {
   void* workspace = nullptr;  // at least as large as the plan's
 };
 
-// Throws std::runtime_error, with the devices that the archive is for, unless it has kernels for compute capability `sm` / 10.
-void check_device(const Archive& archive, std::uint32_t sm);
-
 class Launcher {
  public:
   // Plans the launches for `tokens` of `hidden` values and loads the kernels into the calling thread's context. `activation` is

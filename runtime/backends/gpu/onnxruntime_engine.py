@@ -10,6 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.runtime.backends import SlotMemory
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice, CudaStream
 from echovlm_edge.runtime.backends.gpu.device import Binding, Context, EngineLimits, PartEngine
@@ -24,7 +25,7 @@ from echovlm_edge.runtime.backends.onnxruntime_session import (
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
 from echovlm_edge.runtime.bundle.manifest import Bundle, Part, numpy_dtype
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.contracts.extras import install_hint, reinstall_hint
 
 CUDA = "CUDAExecutionProvider"
 WHERE = "cuda"  # ONNX Runtime's name of the device that has the tensors
@@ -35,7 +36,8 @@ def load_graphs(bundle: Bundle, device: CudaDevice, memory: SlotMemory, profile:
     """Prepare the bundle's parts; each is loaded onto the device with the stream that it will run on.
 
     Raises:
-        NotPossibleHere: this ONNX Runtime has no CUDA provider, or the device too little memory.
+        NotPossibleHere: this ONNX Runtime has no CUDA provider, this install no kernels for the device that the bundle needs, or the
+            device too little memory.
     """
     if CUDA not in ort.get_available_providers():
         raise NotPossibleHere(
@@ -43,8 +45,23 @@ def load_graphs(bundle: Bundle, device: CudaDevice, memory: SlotMemory, profile:
         )
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA's and cuDNN's libraries where pip put them
+    check_kernels(bundle, device)
     check_memory(bundle, device, memory)
     return {part.name: OnnxRuntimeEngine(bundle, part, providers_on, profile) for part in bundle.manifest.parts}
+
+
+def check_kernels(bundle: Bundle, device: CudaDevice) -> None:
+    """Refuse a bundle that needs this project's GPU kernels, if this install has none for the device.
+
+    Raises:
+        NotPossibleHere: it has none.
+    """
+    major, minor = divmod(device.compute_capability, 10)
+    if bundle.manifest.operator_library and not has_gpu_kernels((major, minor)):
+        raise NotPossibleHere(
+            f"The bundle {bundle.path} needs GPU kernels, and this install has none for compute capability {major}.{minor}: build the "
+            f"bundle with --spell-out, or install triton, then {reinstall_hint(gpu_kernels=True)}."
+        )
 
 
 def providers_on(stream: CudaStream) -> list[Provider]:
