@@ -14,7 +14,8 @@ from rich.console import Console
 from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.plugins.dual_path_moe.library import plugin_path
+from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
+from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, plugin_path
 from echovlm_edge.runtime.backends import Backend, new_cache
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.gpu.onnxruntime_engine import CUDA
@@ -136,6 +137,24 @@ def test_reports_through_the_server(
     same = sum(one == other for one, other in zip(written, reference, strict=True))
     note(f"{precision}: {same} of {len(written)} reports are the PyTorch model's, token by token")
     assert precision != "fp16" or written == reference
+
+
+def test_reports_by_onnx_runtime_with_our_operator(gpu: CudaDevice, precision: str, tmp_path: Path) -> None:
+    """The target `cuda` on the demo's widths, which the kernels take: as `test_reports_through_the_server` has it for engines."""
+    if CUDA not in ort.get_available_providers():
+        pytest.skip("the installed ONNX Runtime has no CUDA provider (extra serve-gpu)")
+    if not has_gpu_kernels(divmod(gpu.compute_capability, 10)):
+        pytest.skip("the installed operator library has no kernels for this GPU (make kernels)")
+    options = BuildOptions(
+        CHECKPOINT, tmp_path / "bundle", target="cuda", precision=precision, max_sequence=MAX_SEQUENCE
+    )
+    build(options, Console(quiet=True))
+    bundle = Bundle(options.output)
+    assert bundle.manifest.operator_library == OPERATOR_LIBRARY
+    engine = ReportEngine(bundle, open_backend(bundle))
+    written = reports(engine)
+    assert written == reports(engine), "not the same on every run"
+    assert precision != "fp16" or written == reports(ReportEngine(bundle, TorchBackend(Checkpoint(CHECKPOINT))))
 
 
 def test_golden_cases_by_onnx_runtimes_cuda_provider(

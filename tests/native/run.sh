@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 python=$(test -x "$root/.venv/bin/python" && echo "$root/.venv/bin/python" || command -v python3)  # may hold TensorRT's headers
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
 for sanitizer in address,undefined thread; do
-  build="$root/build/native-$(echo "$sanitizer" | tr ',' '-')"
+  build="$root/build/native-operators-$(echo "$sanitizer" | tr ',' '-')"
   cmake -S "$root/plugins/dual_path_moe/onnxruntime" -B "$build" -DECHOVLM_SANITIZER="$sanitizer" -DECHOVLM_NATIVE_TESTS=ON >/dev/null
   cmake --build "$build" --parallel 2 >/dev/null
   echo "== $sanitizer"
