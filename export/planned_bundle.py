@@ -127,7 +127,8 @@ def lower_parts(
     sources, lowered = weights.part_weights(checkpoint.config), []
     for name, model in graphs(checkpoint.config).items():
         stored = lower(model, name, sources[name], lambda weight: weight.shape(checkpoint), policy, chosen.rules)
-        if name == "decoder" and on_gpu(chosen.name) and chosen.tensorrt is None:  # TensorRT's builder adds it itself
+        # TensorRT's builder adds it itself, and a sketch has no outputs.
+        if name == "decoder" and on_gpu(chosen.name) and chosen.tensorrt is None and model.graph.outputs:
             add_best(model)
         file = lay_out(f"{name}.data", [(weight.weight, weight.storage) for weight in stored.values()], checkpoint)
         lowered.append(LoweredPart(name, policy.layer(name, "").name, model, stored, file))
