@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.runtime.contracts.request import GenerationRequest, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png
@@ -85,7 +86,11 @@ def test_after_preemption(make_engine: MakeEngine, bundle: Path, logits: Recorde
     batch[0].stop.set()
 
 
-def test_while_others_write_and_prompts_are_read(make_engine: MakeEngine, bundle: Path, logits: RecordedLogits) -> None:
+def test_while_others_write_and_prompts_are_read(
+    make_engine: MakeEngine, bundle: Path, logits: RecordedLogits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However fast this machine is: else a slow one reads so few rows a turn that the writers end before the report begins.
+    monkeypatch.setattr(policy, "rows_beside", lambda written, time, most_seconds: 48)
     engine, backend = make_engine(EngineOptions(12, ignore_stop=True), bundle)
     pauses = Pauses(backend, 0, 40, 60, 80)
     writers = [Call(engine, asked) for asked in WRITERS]
