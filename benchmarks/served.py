@@ -1,4 +1,4 @@
-"""Start `echovlm-serve` in a separate process, on a free port of loopback: used by benchmarks, the demo and tests."""
+"""Start `echovlm-serve` or `echovlm-dicom` in a separate process, on a free port of loopback: for benchmarks, the demo and tests."""
 
 from __future__ import annotations
 
@@ -94,6 +94,47 @@ def serving(bundle: Path, folder: Path, *options: object, stdout: int | None = s
             address = address_in(folder)
             _await_health(address)
             yield Served(process.pid, address, time.perf_counter() - started, log)
+        finally:
+            stop(process)
+
+
+def node_arguments(spool: Path, folder: Path, server: str, *options: object) -> list[str]:
+    """Return the arguments of a DICOM node: its spool, a free port that is written to a file in `folder`, the server, and more."""
+    asked = (
+        "--spool",
+        spool,
+        "--listen",
+        "127.0.0.1:0",
+        "--port-file",
+        port_file(folder),
+        "--server",
+        server,
+        *options,
+    )
+    return [str(word) for word in asked]
+
+
+@contextmanager
+def receiving(spool: Path, folder: Path, server: str, *options: object, **streams: Any) -> Iterator[Served]:
+    """Run a DICOM node until the context exits; the port and the log are written to `folder`.
+
+    Raises:
+        NotPossibleHere: the node exited; the message quotes its log.
+    """
+    log = folder / "node.log"
+    started = time.perf_counter()
+    port_file(folder).unlink(missing_ok=True)
+    command = [script("echovlm-dicom"), *node_arguments(spool, folder, server, *options)]
+    with (
+        log.open("a") as lines,
+        subprocess.Popen(command, **{"stdout": subprocess.DEVNULL, "stderr": lines, **streams}) as process,
+    ):
+        try:
+            while not port_file(folder).exists():
+                if process.poll() is not None or time.perf_counter() - started > START_SECONDS:
+                    raise NotPossibleHere(f"echovlm-dicom did not start: {log.read_text()}")
+                time.sleep(POLL_SECONDS)
+            yield Served(process.pid, address_in(folder), time.perf_counter() - started, log)
         finally:
             stop(process)
 

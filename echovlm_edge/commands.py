@@ -27,6 +27,11 @@ def report(arguments: list[str] | None = None) -> int:
     return _run("echovlm-report", "echovlm_edge.runtime.client.report_command", "client", arguments)
 
 
+def dicom(arguments: list[str] | None = None) -> int:
+    """`echovlm-dicom`: receive studies by DICOM and deliver reports; returns the exit code."""
+    return _run("echovlm-dicom", "echovlm_edge.runtime.dicom_node.command", "dicom", arguments)
+
+
 def profile(arguments: list[str] | None = None) -> int:
     """`echovlm-profile`: measure, compare and draw; returns the exit code."""
     return _run("echovlm-profile", "echovlm_edge.runtime.profiling.command", _serving(), arguments)

@@ -36,6 +36,7 @@ class ShownPicture:
         model_height: likewise.
         tokens: how much of the context it takes.
         notes: what a person should know about it, a sentence each.
+        fingerprint: pictures that look alike differ in few of its 256 bits; empty if the server gives none.
     """
 
     image: int
@@ -51,6 +52,7 @@ class ShownPicture:
     model_height: int
     tokens: int
     notes: tuple[str, ...] = field(repr=False)
+    fingerprint: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class Report:
     _result: pb.Result = field(repr=False, compare=False)
     _images: tuple[SentImage, ...] = field(repr=False, compare=False)
     _language: Language = field(repr=False, compare=False)
+
+    @property
+    def result(self) -> pb.Result:
+        """The server's message, in which a study's images and then the call's are numbered in one sequence, as documents refer to them."""
+        return self._result
 
     def write_sr(self, path: str | os.PathLike[str]) -> None:
         """Write the report as a DICOM Basic Text SR (PS3.3 A.35.1) about the call's DICOM images; needs the extra `clinical`.
@@ -293,4 +300,5 @@ def _picture(picture: pb.Picture, images: Mapping[int, SentImage], otherwise: st
         model_height=picture.model_height,
         tokens=picture.tokens,
         notes=tuple(picture.notes),
+        fingerprint=picture.fingerprint,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import NAMESPACE_URL, uuid5
 
@@ -30,6 +30,7 @@ try:
     from highdicom.sr.utils import collect_evidence
 except ImportError:
     raise NotPossibleHere(f"A DICOM SR needs highdicom: {install_hint('clinical')}.") from None
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, BasicTextSRStorage, ExplicitVRLittleEndian, generate_uid
 
 MAKER = "EchoVLM Edge"
@@ -53,13 +54,27 @@ SOURCE = CodedConcept("260753009", "SCT", "Source")
 LONG_STRING = 64  # characters that an LO may have
 
 
+@dataclass(frozen=True)
+class Predecessor:
+    """The document of the same study that a new one replaces: its UIDs."""
+
+    sop_class: str
+    sop_instance: str
+    series: str
+
+
 def structured_report(
-    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str = ""
+    result: pb.Result,
+    sources: Sequence[SourceImage],
+    language: Language,
+    request_id: str = "",
+    remarks: Sequence[str] = (),
+    predecessor: Predecessor | None = None,
 ) -> bytes:
     """Write a DICOM file: patient and study are those of the first image, the flags say partial, unverified and preliminary.
 
     Findings and impression are in their sections; a text without headings is in the first one. One comment has the notice, the
-    model, the bundle's id and the request's, and each note about a picture is a comment of its own.
+    model, the bundle's id and the request's; each note about a picture, and each remark, is a comment of its own.
 
     Raises:
         InvalidInput: there is no DICOM image to refer to, or no text.
@@ -96,19 +111,30 @@ def structured_report(
     document.PerformedProcedureCodeSequence = []
     document.ReferencedPerformedProcedureStepSequence = []
     root = ContainerContentItem(REPORT, is_content_continuous=False, template_id="2000")
-    root.ContentSequence = ContentSequence(_content(result, sources, language, request_id))
+    root.ContentSequence = ContentSequence(_content(result, sources, language, request_id, remarks))
     document.update(root)
     same_study, others = collect_evidence([source.header for source in sources], root, first.StudyInstanceUID)
     document.CurrentRequestedProcedureEvidenceSequence = same_study
     if others:
         document.PertinentOtherEvidenceSequence = others
+    if predecessor:
+        document.PredecessorDocumentsSequence = [_reference(predecessor, first.StudyInstanceUID)]
     written = io.BytesIO()
     document.save_as(written, enforce_file_format=True)
     return written.getvalue()
 
 
+def _reference(document: Predecessor, study: str) -> Dataset:
+    """Refer to a document by study, series and instance (PS3.3 table 10-3b)."""
+    reference, series, instance = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = document.sop_class, document.sop_instance
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = document.series, [instance]
+    reference.StudyInstanceUID, reference.ReferencedSeriesSequence = study, [series]
+    return reference
+
+
 def _content(
-    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str
+    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str, remarks: Sequence[str]
 ) -> list[ContentItem]:
     context, contains = "HAS OBS CONTEXT", "CONTAINS"
     findings, impression = result.sections.findings, result.sections.impression
@@ -122,7 +148,7 @@ def _content(
         TextContentItem(DEVICE_MAKER, MAKER, context),
         TextContentItem(DEVICE_MODEL, result.model, context),
         TextContentItem(COMMENT, f"{result.notice} {authorship(result, request_id)}", contains),
-        *(TextContentItem(COMMENT, note, contains) for note in notes_of_document(result)),
+        *(TextContentItem(COMMENT, note, contains) for note in (*notes_of_document(result), *remarks)),
     ]
     images: list[ContentItem] = [
         ImageContentItem(

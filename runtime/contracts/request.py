@@ -12,6 +12,7 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.fingerprint import fingerprint_of
 from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.contracts.origins import ANYBODY, Origin
 
@@ -186,6 +187,11 @@ class Frame:
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.digest()
 
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """What the picture looks like, to compare it with others; see `fingerprint_of`."""
+        return fingerprint_of(self.pixels)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -198,6 +204,7 @@ class Picture:
         height: as the model sees it, in pixels.
         width: likewise.
         tokens: of the context that it takes.
+        fingerprint: see `Frame`.
     """
 
     image: int
@@ -206,6 +213,7 @@ class Picture:
     height: int
     width: int
     tokens: int
+    fingerprint: bytes = b""
 
 
 def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
@@ -218,7 +226,7 @@ def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
 def _picture(frame: Frame, source: Source, resolution: Resolution) -> Picture:
     height, width = frame.pixels.shape[:2]
     tokens = height * width // resolution.unit**2
-    return Picture(frame.image, frame.of_study, source, height, width, tokens)
+    return Picture(frame.image, frame.of_study, source, height, width, tokens, frame.fingerprint)
 
 
 @dataclass(frozen=True)

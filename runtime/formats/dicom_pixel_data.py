@@ -15,7 +15,6 @@ from typing import BinaryIO
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -24,11 +23,11 @@ from pydicom.uid import (
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.formats.dicom_attributes import table, whole
 from echovlm_edge.runtime.formats.dicom_pixel_format import PixelFormat, read_pixel_format
+from echovlm_edge.runtime.formats.dicom_syntaxes import NATIVE
 
 PIXEL_DATA = 0x7FE00010
 ITEM = 0xFFFEE000
 ITEM_BYTES = b"\xfe\xff\x00\xe0"
-NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 UNDEFINED = 0xFFFFFFFF
 LONG_VALUES = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN")  # with a length of 32 bits, PS3.5 7.1.2
 MOST_FRAGMENTS = 1 << 18  # far more than any cine has; each costs a read

@@ -33,6 +33,10 @@ FIELDS = (
     "peer",
     "tried",
     "bundle_id",
+    "study",
+    "version",
+    "ae_title",
+    "destination",
 )
 
 FRAMES = 8  # of an exception that nobody caught

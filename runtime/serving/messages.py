@@ -193,6 +193,7 @@ def picture(shown: Picture) -> pb.Picture:
         model_height=shown.height,
         tokens=shown.tokens,
         notes=source.notes,
+        fingerprint=shown.fingerprint,
     )
 
 

@@ -14,26 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    ExplicitVRBigEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import UID, ExplicitVRBigEndian, RLELossless
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
-from echovlm_edge.runtime.formats.dicom_pixel_data import NATIVE
 from echovlm_edge.runtime.formats.dicom_pixel_format import PALETTE, PixelFormat, shown
+from echovlm_edge.runtime.formats.dicom_syntaxes import (
+    CODESTREAMS,
+    DEFLATED_FRAME,
+    ENCAPSULATED_UNCOMPRESSED,
+    JPEG_XL,
+    NATIVE,
+)
 from echovlm_edge.runtime.imaging.dicom.codestream import (
     Codestream,
     read_codestream,
@@ -43,27 +34,11 @@ from echovlm_edge.runtime.imaging.dicom.codestream import (
 )
 from echovlm_edge.runtime.imaging.undecodable import Undecodable
 
-ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
-DEFLATED_FRAME = UID("1.2.840.10008.1.2.8.1")
-JPEG_XL = (UID("1.2.840.10008.1.2.4.110"), UID("1.2.840.10008.1.2.4.111"), UID("1.2.840.10008.1.2.4.112"))
 NAMES = {  # of those that pydicom does not know
     ENCAPSULATED_UNCOMPRESSED: "Encapsulated Uncompressed Explicit VR Little Endian",
     DEFLATED_FRAME: "Deflated Image Frame Compression",
     **dict(zip(JPEG_XL, ("JPEG XL Lossless", "JPEG XL JPEG Recompression", "JPEG XL"), strict=True)),
 }
-CODESTREAMS = (
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    JPEG2000Lossless,
-    JPEG2000,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    HTJ2K,
-)
 NO_MEMORY = (
     "Unable to allocate",
     "bad_alloc",

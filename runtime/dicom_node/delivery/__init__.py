@@ -1,0 +1,1 @@
+"""What goes out: documents to their destinations, until each is acknowledged."""

@@ -1,0 +1,162 @@
+"""A running node: its parts, connected, and started and stopped in order."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from pynetdicom import evt
+
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.contracts.addresses import is_loopback_host
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Priority
+from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.dicom_node.audit import Audit
+from echovlm_edge.runtime.dicom_node.delivery.delivering import Delivering
+from echovlm_edge.runtime.dicom_node.delivery.destinations import Destination, OwnIdentity, destination
+from echovlm_edge.runtime.dicom_node.emptying import Emptying, KeptFor
+from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
+from echovlm_edge.runtime.dicom_node.receiving.listener import Listener, ListenerLimits
+from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, tls_client_context, tls_context
+from echovlm_edge.runtime.dicom_node.receiving.receiver import SUCCESS, Receiver, ReceiverLimits
+from echovlm_edge.runtime.dicom_node.reporting.documents import DocumentMaker
+from echovlm_edge.runtime.dicom_node.reporting.questions import read_questions
+from echovlm_edge.runtime.dicom_node.reporting.study_worker import ReportOptions, StudyWorker
+from echovlm_edge.runtime.dicom_node.reporting.working import Quiet, Working
+from echovlm_edge.runtime.dicom_node.settings import NodeSettings
+from echovlm_edge.runtime.dicom_node.spool import Spool
+
+MB = 1 << 20
+
+
+class Node:
+    """A running node.
+
+    Raises:
+        InvalidInput: an option is wrong, or the node could be reached by others without protection.
+        NotPossibleHere: the spool, the address or a file cannot be used.
+    """
+
+    def __init__(self, chosen: NodeSettings) -> None:
+        """Start: first what is owed is delivered and worked on, then associations are accepted."""
+        address = parse_address(chosen.listen)
+        refuse_open_doors(chosen, address[0])
+        if not chosen.destination:
+            raise InvalidInput("--destination is missing: say who gets the reports, for example PACS@10.0.0.5:104.")
+        self._ending = ExitStack()
+        try:
+            self._start(chosen, address)
+        except BaseException:
+            self._ending.close()
+            raise
+
+    def _start(self, chosen: NodeSettings, address: tuple[str, int]) -> None:
+        destinations = destinations_of(chosen, chosen.spool / "incoming")
+        options = report_options(chosen, destinations)
+        peers, audit = Peers(chosen.peers), Audit(chosen.audit)
+        tls = None
+        if chosen.tls_certificate and chosen.tls_key:
+            tls = tls_context(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)
+        self.spool = Spool(chosen.spool)
+        self._ending.callback(self.spool.close)
+        self.spool.claim()
+        client = ReportClient(
+            chosen.server,
+            token_file=chosen.token_file,
+            ca=chosen.server_ca,
+            certificate=chosen.server_certificate,
+            key=chosen.server_key,
+        )
+        self._ending.callback(client.close)
+        activity = Activity()
+        kept = KeptFor(chosen.keep_hours * 3600, chosen.keep_failed_hours * 3600)
+        self._emptying = Emptying(self.spool, kept)
+        self._ending.callback(self._emptying.close)
+        self.delivering = Delivering(self.spool, destinations, audit)
+        self._ending.callback(self.delivering.close)
+        worker = StudyWorker(self.spool, client, options, DocumentMaker(kind for kind, _ in options.destinations))
+        self.working = Working(
+            self.spool, activity, worker, Quiet(chosen.quiet_seconds), lambda study: False, chosen.studies_at_once
+        )
+        self._ending.callback(self.working.close)
+        limits = ReceiverLimits(chosen.spool_mb * MB, chosen.reserve_mb * MB, chosen.max_rate)
+        self.receiver = Receiver(self.spool, activity, audit, limits, self._emptying.make_room)
+        self.listener = Listener(
+            address,
+            chosen.ae_title,
+            self.spool.new_file,
+            [(evt.EVT_C_STORE, self.receiver.store), (evt.EVT_C_ECHO, lambda event: SUCCESS)],
+            limits=ListenerLimits(
+                chosen.max_associations, chosen.max_pdu, chosen.max_instance_mb * MB, chosen.idle_seconds
+            ),
+            peers=peers,
+            tls=tls,
+            other_classes=chosen.other_classes == "keep",
+        )
+        self._ending.callback(self.listener.close)
+        self.address = f"{chosen.listen.rpartition(':')[0]}:{self.listener.port}"
+
+    def close(self) -> None:
+        """Stop, the last started first: nothing is lost, as everything is in the spool."""
+        self._ending.close()
+
+
+def destinations_of(chosen: NodeSettings, folder: Path) -> list[Destination]:
+    """Read the destinations of the options.
+
+    Raises:
+        InvalidInput: one is none, or is given twice.
+        NotPossibleHere: a certificate cannot be used.
+    """
+    tls = tls_client_context(chosen.destination_ca, chosen.tls_certificate, chosen.tls_key)
+    own = OwnIdentity(chosen.ae_title, folder, tls)
+    if len(set(chosen.destination)) < len(chosen.destination):
+        raise InvalidInput("--destination is given twice with the same value: leave one out.")
+    return [destination(given, ("sr",), own) for given in chosen.destination]
+
+
+def report_options(chosen: NodeSettings, destinations: list[Destination]) -> ReportOptions:
+    """Read how reports are asked for.
+
+    Raises:
+        NotPossibleHere: the questions file cannot be used.
+    """
+    return ReportOptions(
+        chosen.max_pictures,
+        chosen.frames_per_cine,
+        chosen.near_duplicate_bits,
+        tuple(read_questions(chosen.questions)) if chosen.questions else (),
+        Language(chosen.language),
+        chosen.max_new_tokens,
+        Priority.BATCH if chosen.priority == "batch" else Priority.INTERACTIVE,
+        destinations=tuple((kind, each.name) for each in destinations for kind in each.kinds),
+    )
+
+
+def refuse_open_doors(chosen: NodeSettings, host: str) -> None:
+    """Refuse to listen where others can send without TLS or without being known, unless --insecure is given twice.
+
+    Raises:
+        InvalidInput: the address is not loopback, and TLS or --peers is missing.
+    """
+    if bool(chosen.tls_certificate) != bool(chosen.tls_key):
+        raise InvalidInput("--tls-certificate and --tls-key belong together: give both.")
+    if is_loopback_host(host) or (chosen.tls_certificate and chosen.peers) or chosen.insecure >= 2:
+        return
+    lacks = "without TLS" if not chosen.tls_certificate else "by unknown senders"
+    raise InvalidInput(
+        f"{chosen.listen} can be reached by others, {lacks}: give --tls-certificate, --tls-key and --peers, or --insecure twice."
+    )
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 host is in brackets.
+
+    Raises:
+        InvalidInput: it is not HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput(f"The address {address} is not HOST:PORT: write for example 127.0.0.1:11112.")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,195 @@
+"""Receive data sets into files of the spool: a C-STORE of any size takes no memory, and a peer cannot send more than the limits.
+
+pynetdicom collects a data set in a BytesIO, or in a file in the system's temporary folder. These classes take its place, per
+association: an `IncomingFile` for the data set, and a socket that refuses PDUs longer than were negotiated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dsutils import create_file_meta
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.transport import AssociationSocket
+
+if TYPE_CHECKING:
+    import socket
+
+    from pynetdicom.association import Association
+
+MOST_COMMAND = 64 << 10  # bytes of a command set, and 1 MB of the data set of any other message than C-STORE
+MOST_OTHER = 1 << 20
+PIECE = 64 << 10
+INVALID_PDU = "Evt19"  # of PS3.8's state machine: the association is aborted
+
+_log = logging.getLogger(__name__)
+
+
+class TooMuch(Exception):
+    """A peer sends more than it may: its association is aborted."""
+
+
+class IncomingFile(BytesIO):
+    """The data set of one message: for C-STORE a DICOM file in the spool, otherwise memory.
+
+    A fault while writing, for example a full disk, is kept in `fault`: the rest of the data set is passed over, and the handler
+    answers with the status for it.
+    """
+
+    def __init__(
+        self, message: DIMSEMessage, association: Association, new_file: Callable[[], Path], most_bytes: int
+    ) -> None:
+        """Write to the path that `new_file` returns, at most `most_bytes`."""
+        super().__init__()
+        self._message, self._association = message, association
+        self._new_file, self._most = new_file, most_bytes
+        self._file: int | None = None
+        self._digest = hashlib.sha256()
+        self.path: Path | None = None
+        self.bytes = 0
+        self.fault: OSError | TooMuch | None = None
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """Append a fragment."""
+        self.bytes += len(data)
+        if not isinstance(self._message, C_STORE_RQ):
+            if self.bytes > MOST_OTHER:
+                raise TooMuch
+            return super().write(data)
+        if self.fault is None and self.bytes > self._most:
+            self.fault = TooMuch()
+            self.discard()
+        if self.fault is None:
+            try:
+                self._append(data)
+            except OSError as error:
+                self.fault = error
+                self.discard()
+        return len(data)
+
+    def _append(self, data: bytes) -> None:
+        if self._file is None:
+            self.path = self._new_file()
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._put(self._head())
+        self._digest.update(data)
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        assert self._file is not None
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def _head(self) -> bytes:
+        command = self._message.command_set
+        context = self._association._accepted_cx[self._message.context_id]
+        head = BytesIO(bytes(128) + b"DICM")
+        head.seek(0, os.SEEK_END)
+        meta = create_file_meta(
+            sop_class_uid=UID(str(command.AffectedSOPClassUID)),
+            sop_instance_uid=UID(str(command.AffectedSOPInstanceUID)),
+            transfer_syntax=context.transfer_syntax[0],
+        )
+        write_file_meta_info(head, meta)
+        return head.getvalue()
+
+    def finish(self) -> bytes:
+        """Make the file durable; returns the digest of the data set.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        assert self._file is not None
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = None
+        return self._digest.digest()
+
+    def discard(self) -> None:
+        """Close and remove the file, unless the spool has taken it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if self.path:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+class SpoolingDimse(DIMSEServiceProvider):
+    """Collects the messages of one association."""
+
+    def __init__(self, association: Association, new_file: Callable[[], Path], most_bytes: int) -> None:
+        """Write data sets to the paths that `new_file` returns."""
+        super().__init__(association)
+        self._new_file, self._most = new_file, most_bytes
+        self._incoming: IncomingFile | None = None
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Process a piece of a message; one that is too long or damaged, or sent before the last was answered, ends the association."""
+        try:
+            self._receive(primitive)
+        except Exception as error:  # damaged bytes can raise anything in the parser
+            _log.warning("an association sent what is no DIMSE message (%s): it is aborted", type(error).__name__)
+            self.abandon()
+            self.message = None
+            self.dul.event_queue.put(INVALID_PDU)
+
+    def _receive(self, primitive: P_DATA) -> None:
+        if self.message is None:
+            if self.msg_queue.qsize() > 1:
+                raise TooMuch
+            self.message = DIMSEMessage()
+            self._incoming = IncomingFile(self.message, self.assoc, self._new_file, self._most)
+            self.message.data_set = self._incoming
+        if cast(BytesIO, self.message.encoded_command_set).tell() > MOST_COMMAND:
+            raise TooMuch
+        super().receive_primitive(primitive)
+        if self.message is None:
+            self._incoming = None  # the message is whole: its handler has it
+
+    def abandon(self) -> None:
+        """Remove the file of a message that was not received to its end."""
+        if self._incoming:
+            self._incoming.discard()
+            self._incoming = None
+
+
+class BoundedSocket(AssociationSocket):
+    """A socket that refuses a PDU longer than `most_bytes` before it is in memory, and one that does not arrive in `seconds`."""
+
+    def __init__(self, association: Association, client_socket: socket.socket, most_bytes: int, seconds: float) -> None:
+        """Wrap a connection."""
+        super().__init__(association, client_socket=client_socket)
+        self._most, self._seconds = most_bytes, seconds
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read that many bytes, or fewer if the peer closes the connection.
+
+        Raises:
+            TooMuch: they are more than a PDU may have.
+            TimeoutError: they take too long.
+        """
+        if nr_bytes > self._most:
+            raise TooMuch
+        received, deadline = bytearray(), time.monotonic() + self._seconds
+        while len(received) < nr_bytes:
+            if self.socket is None or time.monotonic() > deadline:
+                raise TimeoutError
+            piece = self.socket.recv(min(PIECE, nr_bytes - len(received)))
+            if not piece:
+                break
+            received += piece
+        return received

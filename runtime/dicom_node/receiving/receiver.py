@@ -1,0 +1,155 @@
+"""Answer C-STORE: an instance is in the spool before its sender is told that it arrived."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pynetdicom import evt
+from pynetdicom.association import Association
+
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.dicom_node.audit import Audit
+from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
+from echovlm_edge.runtime.dicom_node.receiving.header import read_header
+from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile, TooMuch
+from echovlm_edge.runtime.dicom_node.spool import Arrival, Spool
+
+SUCCESS, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4 B.2.3
+LONGEST_PAUSE = 5.0  # seconds that an instance's answer is delayed to keep a sender below its rate
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReceiverLimits:
+    """Limits of what is taken in.
+
+    Attributes:
+        spool_bytes: of everything in the spool.
+        reserve_bytes: of the disk that stay free, so that what is owed can be written.
+        rate: instances a second of one AE title.
+    """
+
+    spool_bytes: int
+    reserve_bytes: int
+    rate: float
+
+
+class Receiver:
+    """Puts instances into the spool, however they come. Threads may share it.
+
+    Args:
+        spool: where they are kept.
+        activity: is told about each.
+        audit: likewise.
+        limits: of what is taken in.
+        make_room: empties what has been delivered; called where the spool is full.
+    """
+
+    def __init__(
+        self, spool: Spool, activity: Activity, audit: Audit, limits: ReceiverLimits, make_room: Callable[[], None]
+    ) -> None:
+        self._spool, self._activity, self._audit = spool, activity, audit
+        self._limits, self._make_room = limits, make_room
+        self._lock = threading.Lock()
+        self._due: dict[str, float] = {}  # by AE title: when its next instance is due
+        self.counts = {"stored": 0, "again": 0, "refused": 0}
+
+    def store(self, event: evt.Event) -> int:
+        """Answer a C-STORE; returns its status."""
+        incoming = event.request.DataSet
+        sender = _title(event.assoc)
+        address = str(event.assoc.requestor.address_info.address) if event.assoc.requestor.address_info else ""
+        if not isinstance(incoming, IncomingFile) or incoming.path is None:
+            fault = incoming.fault if isinstance(incoming, IncomingFile) else None
+            return self._refused(OUT_OF_RESOURCES if fault else NOT_UNDERSTOOD, sender, address, "no data set")
+        try:
+            if isinstance(incoming.fault, TooMuch):
+                return self._refused(OUT_OF_RESOURCES, sender, address, "larger than an instance may be")
+            if incoming.fault or not self._has_room(incoming.bytes):
+                return self._refused(OUT_OF_RESOURCES, sender, address, "the spool or its disk is full")
+            digest = incoming.finish()
+            request = event.request
+            stated = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+            status = self.take(incoming.path, digest, sender, address, stated, event.assoc)
+        except (OSError, sqlite3.Error):
+            return self._refused(OUT_OF_RESOURCES, sender, address, "the spool or its disk is full")
+        finally:
+            incoming.discard()
+        self._slow_down(sender)
+        return status
+
+    def take(
+        self,
+        path: Path,
+        digest: bytes,
+        sender: str,
+        address: str,
+        stated: tuple[str, str] | None = None,
+        association: Association | None = None,
+    ) -> int:
+        """Put a file of `incoming/` into the spool; returns the status for its sender.
+
+        Args:
+            path: of the file, written and synced.
+            digest: of its bytes.
+            sender: its AE title.
+            address: of the sender.
+            stated: SOP class and instance that the sender named; None if it named none.
+            association: that it came by.
+
+        Raises:
+            OSError, sqlite3.Error: the disk is full or fails.
+        """
+        try:
+            header = read_header(path)
+        except InvalidInput as error:
+            return self._refused(NOT_UNDERSTOOD, sender, address, str(error))
+        if stated and stated != (header.sop_class, header.sop_instance):
+            return self._refused(NOT_MATCHING, sender, address, "its SOP class or instance is another than stated")
+        uids = header.study_uid, header.sop_instance
+        self._activity.touch(
+            header.study_uid, association
+        )  # before, so that nobody takes the study to be quiet meanwhile
+        new = self._spool.store(Arrival(path, *uids, header.sop_class, digest, sender, header.kind, header.as_json()))
+        self._activity.touch(header.study_uid, association)
+        self._count("stored" if new else "again")
+        self._audit.write("received" if new else "received again", sender, address, *uids)
+        return SUCCESS
+
+    def _has_room(self, size: int) -> bool:
+        if self._spool.used_bytes() + size > self._limits.spool_bytes:
+            self._make_room()
+            if self._spool.used_bytes() + size > self._limits.spool_bytes:
+                return False
+        return self._spool.free_bytes() >= self._limits.reserve_bytes
+
+    def _refused(self, status: int, sender: str, address: str, reason: str) -> int:
+        self._count("refused")
+        _log.warning("an instance was refused with status %04X: %s", status, reason, extra={"ae_title": sender})
+        self._audit.write("refused", sender, address, status=f"{status:04X}", reason=reason)
+        return status
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
+
+    def _slow_down(self, sender: str) -> None:
+        """Delay the answer, and so the next instance, where a sender is above its rate."""
+        with self._lock:
+            now = time.monotonic()
+            due = max(self._due.get(sender, 0.0), now - 1.0) + 1.0 / self._limits.rate
+            self._due = {title: at for title, at in self._due.items() if at > now - 1.0} | {sender: due}
+        if due > now:
+            time.sleep(min(due - now, LONGEST_PAUSE))
+
+
+def _title(association: Association) -> str:
+    """Return the sender's AE title, in printable characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(association.requestor.ae_title)).strip()

@@ -1,0 +1,99 @@
+"""`echovlm-dicom send`: send files to a node or any other storage SCP, as a cart would."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydicom.filereader import read_file_meta_info
+from pynetdicom import AE, _config
+
+from echovlm_edge.runtime.client.image_folder import find_images
+from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, ServerUnavailable
+
+MOST_CONTEXTS = 128  # of one association
+PEER = re.compile(r"(?P<title>[^@\s]{1,16})@(?P<host>[^@]+):(?P<port>\d{1,5})")
+
+
+def send_parser() -> argparse.ArgumentParser:
+    """Make the parser of `send`."""
+    parser = argparse.ArgumentParser(
+        prog="echovlm-dicom send",
+        description="Send DICOM files, or the DICOM files in folders, by C-STORE in one association.",
+    )
+    add_version(parser)
+    parser.add_argument("files", metavar="PATH", type=Path, help="files and folders", **SEVERAL)
+    parser.add_argument("--to", default="ECHOVLM@127.0.0.1:11112", metavar="AET@HOST:PORT", help="default: %(default)s")
+    parser.add_argument("--ae-title", default="ECHOVLM-SEND", metavar="AET", help="its own (default %(default)s)")
+    return parser
+
+
+def run_send(options: argparse.Namespace) -> int:
+    """Send the files; returns the exit code.
+
+    Raises:
+        InvalidInput: a file is no DICOM, or was refused.
+        ServerUnavailable: there is no association.
+    """
+    peer = PEER.fullmatch(options.to)
+    if not peer:
+        raise InvalidInput(f"--to {options.to} is not AET@HOST:PORT: write for example ECHOVLM@127.0.0.1:11112.")
+    files = list(_files(options.files))
+    refused = send(files, peer["title"], peer["host"], int(peer["port"]), options.ae_title)
+    print(f"{len(files) - len(refused)} of {len(files)} instances were sent to {options.to}.")
+    if refused:
+        path, status = next(iter(refused.items()))
+        raise InvalidInput(
+            f"{path} was refused with status {status:04X}, and {len(refused) - 1} more: see the node's log."
+        )
+    return 0
+
+
+def send(files: list[Path], title: str, host: str, port: int, own_title: str) -> dict[Path, int]:
+    """Send files by C-STORE in one association; returns those that were refused, with their statuses.
+
+    Raises:
+        InvalidInput: a file is no DICOM.
+        ServerUnavailable: there is no association, or it ended.
+    """
+    _config.STORE_SEND_CHUNKED_DATASET = True
+    entity, contexts = AE(own_title), {}
+    for path in files:
+        meta = read_file_meta_info(path)
+        if "MediaStorageSOPClassUID" not in meta:
+            raise InvalidInput(f"{path} is no DICOM file with meta information: give another.")
+        contexts[str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)] = None
+    if not files or len(contexts) > MOST_CONTEXTS:
+        raise NotPossibleHere(
+            f"There are {len(files)} files of {len(contexts)} kinds: give at least one, and fewer kinds."
+        )
+    entity.requested_contexts = []
+    for sop_class, syntax in contexts:
+        entity.add_requested_context(sop_class, syntax)
+    association = entity.associate(host, port, ae_title=title)
+    if not association.is_established:
+        why = "rejects the association" if association.is_rejected else "does not answer"
+        raise ServerUnavailable(f"{title}@{host}:{port} {why}: check its address, its AE title, and whom it knows.")
+    refused = {}
+    try:
+        for path in files:
+            try:
+                status = association.send_c_store(path)
+            except ValueError:  # no presentation context was accepted for it
+                refused[path] = 0x0122
+                continue
+            except RuntimeError:
+                raise ServerUnavailable(f"{title}@{host}:{port} ended the association: see the node's log.") from None
+            if status.get("Status") != 0:
+                refused[path] = int(status.get("Status", 0x0110))
+    finally:
+        association.release()
+    return refused
+
+
+def _files(given: list[Path]) -> Iterator[Path]:
+    for path in given:
+        yield from find_images(path).paths

@@ -1,0 +1,98 @@
+"""The node's options, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
+from echovlm_edge.runtime.contracts.settings import CommandSettings, option
+
+REPORTS, LIMITS, SPOOL, WHO, EYES = "reports", "limits", "spool", "access", "observability"
+
+
+class NodeSettings(CommandSettings):
+    """The options of `echovlm-dicom`. A field `quiet_seconds` is --quiet-seconds and the variable ECHOVLM_DICOM_QUIET_SECONDS."""
+
+    COMMAND = "echovlm-dicom"
+    PREFIX = "ECHOVLM_DICOM_"
+    EXAMPLE = "ECHOVLM_DICOM_QUIET_SECONDS=30"
+
+    spool: Path = option(..., "folder for what was received and what is owed", "DIR")
+    listen: str = option("127.0.0.1:11112", "address for associations; port 0 takes a free one", "HOST:PORT")
+    port_file: Path | None = option(None, "write the port to this file when the node is ready", "F")
+    ae_title: str = option("ECHOVLM", "its own AE title", "AET")
+    server: str = option(DEFAULT_ADDRESS, "address of echovlm-serve", "HOST:PORT")
+    destination: tuple[str, ...] = option(
+        (), "who gets the reports: AET@HOST:PORT, tls://AET@HOST:PORT, or a folder's path with a slash", "TO"
+    )
+    quiet_seconds: float = option(
+        60.0, "a study is complete when no instance has come for this long, and no association is open", "S", gt=0
+    )
+    other_classes: Literal["refuse", "keep"] = option(
+        "refuse", "what to do with instances that are no images: refuse them, or keep them in the spool unread"
+    )
+
+    questions: Path | None = option(
+        None, "TOML file that chooses region, language and prompt by AE title and descriptions", "F", REPORTS
+    )
+    language: Literal["en", "zh"] = option("en", "language of a report where the questions choose none", None, REPORTS)
+    max_pictures: int = option(16, "pictures that a report is about", "N", REPORTS, ge=1, le=64)
+    frames_per_cine: int = option(4, "frames of a cine, where the stills leave room", "N", REPORTS, ge=1, le=64)
+    near_duplicate_bits: int = option(
+        8,
+        "a still is left out if its fingerprint differs in so few of 256 bits from another's; -1: never",
+        "N",
+        REPORTS,
+        ge=-1,
+        le=256,
+    )
+    max_new_tokens: int = option(512, "tokens of a report", "N", REPORTS, ge=1)
+    priority: Literal["interactive", "batch"] = option(
+        "interactive", "batch reports run after all interactive ones of the server's clients", None, REPORTS
+    )
+    studies_at_once: int = option(4, "studies that are worked on together", "N", REPORTS, ge=1, le=64)
+
+    max_associations: int = option(32, "associations that may be open at once", "N", LIMITS, ge=1, le=1024)
+    max_pdu: int = option(65536, "bytes of one PDU", "N", LIMITS, ge=4096, le=1 << 20)
+    max_instance_mb: int = option(1024, "size of one instance", "N", LIMITS, ge=1)
+    max_rate: float = option(
+        50.0, "instances a second of one AE title; a faster one waits for its answers", "N", LIMITS, gt=0
+    )
+    idle_seconds: float = option(60.0, "a silent association is closed after this time", "S", LIMITS, gt=0)
+
+    spool_mb: int = option(20480, "size of the spool; beyond it C-STORE is refused with A700", "N", SPOOL, ge=1)
+    reserve_mb: int = option(256, "free space of the disk below which C-STORE is refused with A700", "N", SPOOL, ge=0)
+    keep_hours: float = option(
+        24.0, "keep a delivered study for this long, for late instances and for resend", "H", SPOOL, ge=0
+    )
+    keep_failed_hours: float = option(168.0, "likewise a study of which no report can be written", "H", SPOOL, ge=0)
+
+    peers: Path | None = option(None, "TOML file of who may send, by AE title, address and certificate", "F", WHO)
+    tls_certificate: Path | None = option(
+        None, "PEM file of the node's certificate chain; carts then need TLS", "F", WHO
+    )
+    tls_key: Path | None = option(None, "PEM file of the certificate's private key", "F", WHO)
+    tls_client_ca: Path | None = option(None, "PEM file of a CA; carts need a certificate that it signed", "F", WHO)
+    insecure: int = option(
+        0,
+        "given twice (2 in a file): allow other addresses than loopback without TLS or without --peers",
+        None,
+        WHO,
+        ge=0,
+    )
+    destination_ca: Path | None = option(
+        None, "PEM file of the CA of encrypted destinations; by default the system's", "F", WHO
+    )
+    server_ca: Path | None = option(
+        None, "PEM file of the CA that signed the server's certificate; enables TLS", "F", WHO
+    )
+    server_certificate: Path | None = option(None, "PEM file of the node's certificate for the server", "F", WHO)
+    server_key: Path | None = option(None, "PEM file of its private key", "F", WHO)
+    token_file: Path | None = option(
+        None, "file with the bearer token that identifies the node to the server", "F", WHO
+    )
+
+    metrics: str | None = option(None, "serve Prometheus metrics at this address", "HOST:PORT", EYES)
+    audit: Path | None = option(None, "append to this file which AE sent what UID when; it holds UIDs", "F", EYES)
+    log: Literal["plain", "json"] = option("plain", "format of the log on stderr", None, EYES)

@@ -1,0 +1,130 @@
+"""`echovlm-dicom status`, `complete` and `resend`: look at a spool, which a node may be using, and give an operator's word."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from echovlm_edge.runtime.contracts.command import add_version
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
+from echovlm_edge.runtime.dicom_node.spool import Spool, Summary
+from echovlm_edge.runtime.dicom_node.states import StudyState
+
+ABOUT = {
+    "complete": "Take studies to be complete now: their reports are asked for.",
+    "resend": "Send the last report of studies again to all destinations, the very same objects; of a study of which no report "
+    "could be written, try again.",
+}
+
+
+def status_parser() -> argparse.ArgumentParser:
+    """Make the parser of `status`."""
+    parser = argparse.ArgumentParser(
+        prog="echovlm-dicom status", description="List the studies in a spool and their states."
+    )
+    add_version(parser)
+    _add_spool(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the studies' UIDs")
+    return parser
+
+
+def study_parser(word: str) -> argparse.ArgumentParser:
+    """Make the parser of `complete` or `resend`."""
+    parser = argparse.ArgumentParser(prog=f"echovlm-dicom {word}", description=ABOUT[word])
+    add_version(parser)
+    _add_spool(parser)
+    parser.add_argument("studies", nargs="+", metavar="STUDY", help="its number in `status`, or its StudyInstanceUID")
+    return parser
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """List the studies; returns the exit code."""
+    spool = _opened(options.spool)
+    summaries = spool.summaries()
+    spool.close()
+    if options.json:
+        print(json.dumps({"studies": [_as_json(one) for one in summaries]}))
+        return 0
+    table = new_table(
+        "",
+        *(figures("study"), words("state"), figures("version"), names("from")),
+        *(figures("images"), figures("size"), figures("sent"), figures("owed"), figures("age"), names("why")),
+    )
+    for one in summaries:
+        study = one.study
+        why = study.reason or one.error
+        table.add_row(
+            *(str(study.id), study.state.value, str(study.version), study.ae_title, str(one.instances)),
+            *(readable_bytes(one.bytes), str(one.delivered), str(one.owed), _age(time.time() - study.begun), why),
+        )
+    if summaries:
+        print_table(Console(), table)
+    owed = sum(one.owed for one in summaries)
+    print(f"{len(summaries)} {'study' if len(summaries) == 1 else 'studies'}, {owed} documents owed.")
+    return 0
+
+
+def run_on_studies(word: str, options: argparse.Namespace) -> int:
+    """Complete or resend studies; returns the exit code.
+
+    Raises:
+        InvalidInput: there is no such study, or its state does not allow it.
+    """
+    spool = _opened(options.spool)
+    try:
+        for name in options.studies:
+            study = spool.study(name)
+            if word == "complete":
+                done = spool.complete(study, "an operator's word")
+                need = "it is not receiving"
+            elif study.state is StudyState.FAILED:
+                done, need = spool.try_again(study), "its state has just changed"
+            else:
+                done, need = spool.resend(study) > 0, "it has no delivered report in the spool"
+            if not done:
+                raise InvalidInput(f"Study {name} is {study.state.value}: {need}.")
+            print(f"Study {study.id}: {'complete' if word == 'complete' else 'will be sent again'}.")
+    finally:
+        spool.close()
+    return 0
+
+
+def _opened(folder: Path) -> Spool:
+    if not (folder / "spool.db").is_file():
+        raise NotPossibleHere(f"{folder} is no spool: give the folder of the node's --spool.")
+    return Spool(folder)
+
+
+def _add_spool(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--spool", type=Path, required=True, metavar="DIR", help="the node's spool")
+
+
+def _as_json(one: Summary) -> dict[str, object]:
+    study = one.study
+    return {
+        "study": study.id,
+        "uid": study.uid,
+        "state": study.state.value,
+        "version": study.version,
+        "ae_title": study.ae_title,
+        "completed_by": study.completed_by,
+        "reason": study.reason,
+        "begun": study.begun,
+        "changed": study.changed,
+        "instances": one.instances,
+        "bytes": one.bytes,
+        "delivered": one.delivered,
+        "owed": one.owed,
+        "error": one.error,
+    }
+
+
+def _age(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
