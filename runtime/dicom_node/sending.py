@@ -60,7 +60,8 @@ def send(files: list[Path], title: str, host: str, port: int, own_title: str) ->
         ServerUnavailable: there is no association, or it ended.
     """
     _config.STORE_SEND_CHUNKED_DATASET = True
-    entity, contexts = AE(own_title), {}
+    entity = AE(own_title)
+    contexts: dict[tuple[str, str], None] = {}
     for path in files:
         meta = read_file_meta_info(path)
         if "MediaStorageSOPClassUID" not in meta:

@@ -29,124 +29,23 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.dicom_node.spool_rows import (
+    SCHEMA,
+    TABLES,
+    Arrival,
+    Document,
+    Instance,
+    Owed,
+    Study,
+    Summary,
+    document_of,
+    study_of,
+)
 from echovlm_edge.runtime.dicom_node.states import DeliveryState, StudyState, before
-
-SCHEMA = 1
-_TABLES = """
-CREATE TABLE studies (
-    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, state TEXT NOT NULL, version INTEGER NOT NULL,
-    ae_title TEXT NOT NULL, completed_by TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
-    begun REAL NOT NULL, changed REAL NOT NULL);
-CREATE TABLE instances (
-    id INTEGER PRIMARY KEY, study INTEGER NOT NULL REFERENCES studies, sop_instance TEXT NOT NULL, sop_class TEXT NOT NULL,
-    file TEXT NOT NULL, bytes INTEGER NOT NULL, digest BLOB NOT NULL, ae_title TEXT NOT NULL, received REAL NOT NULL,
-    kind TEXT NOT NULL, header TEXT NOT NULL, choice TEXT, UNIQUE (study, sop_instance));
-CREATE INDEX of_instances ON instances (sop_instance);
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY, study INTEGER NOT NULL REFERENCES studies, version INTEGER NOT NULL, kind TEXT NOT NULL,
-    sop_class TEXT NOT NULL, sop_instance TEXT NOT NULL, series TEXT NOT NULL, content BLOB, record TEXT NOT NULL, made REAL NOT NULL);
-CREATE TABLE deliveries (
-    id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents, destination TEXT NOT NULL, state TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '', changed REAL NOT NULL);
-CREATE TABLE procedure_steps (
-    sop_instance TEXT PRIMARY KEY, study_uid TEXT NOT NULL, status TEXT NOT NULL, expected TEXT NOT NULL, changed REAL NOT NULL);
-CREATE TABLE commitments (
-    id INTEGER PRIMARY KEY, ae_title TEXT NOT NULL, transaction_uid TEXT NOT NULL, asked TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, made REAL NOT NULL);
-"""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """An instance that has been received, before it is in the spool.
-
-    Attributes:
-        path: of its file in `incoming/`.
-        study_uid, sop_instance, sop_class: its UIDs.
-        digest: of the file's bytes.
-        ae_title: of the sender.
-        kind: `still`, `cine`, or `other` for one that is set aside.
-        header: what is needed of its attributes, as DICOM JSON.
-    """
-
-    path: Path
-    study_uid: str
-    sop_instance: str
-    sop_class: str
-    digest: bytes
-    ae_title: str
-    kind: str
-    header: dict[str, Any] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study's row."""
-
-    id: int
-    uid: str = field(repr=False)
-    state: StudyState
-    version: int
-    ae_title: str
-    completed_by: str
-    reason: str
-    begun: float
-    changed: float
-
-
-@dataclass(frozen=True)
-class Instance:
-    """An instance's row; `choice` is what was decided about it, None for nothing yet."""
-
-    id: int
-    path: Path
-    sop_instance: str = field(repr=False)
-    sop_class: str
-    ae_title: str
-    kind: str
-    header: dict[str, Any] = field(repr=False)
-    choice: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document to deliver: kind is `sr`, `pdf` or `fhir`; the UIDs of one that is not DICOM are those of the SR beside it."""
-
-    kind: str
-    sop_class: str
-    sop_instance: str
-    series: str
-    content: bytes = field(repr=False)
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True)
-class Owed:
-    """A delivery that is owed."""
-
-    id: int
-    study: int
-    version: int
-    destination: str
-    document: Document
-    attempts: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A study as `status` shows it."""
-
-    study: Study
-    instances: int
-    bytes: int
-    owed: int
-    delivered: int
-    error: str
 
 
 class Spool:
@@ -187,7 +86,7 @@ class Spool:
                     f"The spool {self.folder} was written by a newer version: upgrade this one, or give another --spool."
                 )
             if version == 0:
-                for statement in filter(str.strip, _TABLES.split(";")):
+                for statement in filter(str.strip, TABLES.split(";")):
                     sql.execute(statement)
                 sql.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -336,13 +235,13 @@ class Spool:
         rows = self._rows("SELECT * FROM studies WHERE uid = ? OR CAST(id AS TEXT) = ?", uid, uid)
         if not rows:
             raise InvalidInput(f"The spool has no study {uid}: echovlm-dicom status lists them.")
-        return _study(rows[0])
+        return study_of(rows[0])
 
     def studies(self, *states: StudyState) -> list[Study]:
         """List the studies in some states, the oldest first."""
         marks = ", ".join("?" * len(states))
         return [
-            _study(row) for row in self._rows(f"SELECT * FROM studies WHERE state IN ({marks}) ORDER BY id", *states)
+            study_of(row) for row in self._rows(f"SELECT * FROM studies WHERE state IN ({marks}) ORDER BY id", *states)
         ]
 
     def instances_of(
@@ -438,7 +337,7 @@ class Spool:
             " (SELECT 1 FROM deliveries WHERE document = documents.id AND attempts > 0) ORDER BY version DESC LIMIT 1",
             *(study.id, study.version),
         )
-        return _document(rows[0], b"") if rows else None
+        return document_of(rows[0], b"") if rows else None
 
     def records(self, study: Study) -> list[dict[str, Any]]:
         """Return the records of the study's SRs, the oldest version first."""
@@ -456,7 +355,12 @@ class Spool:
         )
         return [
             Owed(
-                row["delivery"], row["study"], row["version"], row["destination"], _document(row, b""), row["attempts"]
+                row["delivery"],
+                row["study"],
+                row["version"],
+                row["destination"],
+                document_of(row, b""),
+                row["attempts"],
             )
             for row in rows
         ]
@@ -561,7 +465,7 @@ class Spool:
             here, there = counts.get(row["id"]), sent.get(row["id"])
             summaries.append(
                 Summary(
-                    _study(row),
+                    study_of(row),
                     here["instances"] if here else 0,
                     here["bytes"] if here else 0,
                     there["owed"] if there else 0,
@@ -595,26 +499,6 @@ def _insert_document(sql: sqlite3.Connection, study: Study, document: Document, 
         ),
     )
     return int(inserted.lastrowid or 0)
-
-
-def _study(row: sqlite3.Row) -> Study:
-    return Study(
-        row["id"],
-        row["uid"],
-        StudyState(row["state"]),
-        row["version"],
-        row["ae_title"],
-        row["completed_by"],
-        row["reason"],
-        row["begun"],
-        row["changed"],
-    )
-
-
-def _document(row: sqlite3.Row, content: bytes) -> Document:
-    return Document(
-        row["kind"], row["sop_class"], row["sop_instance"], row["series"], content, json.loads(row["record"])
-    )
 
 
 def _sync_folder(folder: Path) -> None:

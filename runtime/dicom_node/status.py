@@ -12,7 +12,8 @@ from rich.console import Console
 from echovlm_edge.runtime.contracts.command import add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
-from echovlm_edge.runtime.dicom_node.spool import Spool, Summary
+from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool_rows import Summary
 from echovlm_edge.runtime.dicom_node.states import StudyState
 
 ABOUT = {

@@ -27,7 +27,15 @@ def test_a_study_becomes_a_report_of_the_same_patient(tmp_path: Path, server: st
         assert store(node, files) == {}
         wait_for(lambda: pacs.documents())
     (document,) = pacs.documents()
-    for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber", "StudyDate", "StudyID", "PatientSex"):
+    for keyword in (
+        "StudyInstanceUID",
+        "PatientID",
+        "PatientName",
+        "AccessionNumber",
+        "StudyDate",
+        "StudyID",
+        "PatientSex",
+    ):
         assert document[keyword].value == study[keyword]
     assert document.VerificationFlag == "UNVERIFIED"
     evidence = document.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
@@ -136,7 +144,9 @@ def test_the_table_of_questions_chooses_language_and_prompt(
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "10200004", "SCT", "Liver"
     value = {"BodyPartExamined": "LIVER", "AnatomicRegionSequence": [code], "StudyDescription": "US liver"}[attribute]
     questions = tmp_path / "questions.toml"
-    questions.write_text('[chinese]\nae_title = "ZH-*"\nlanguage = "zh"\n[words]\nae_title = "ZH-1"\nprompt = "Describe."\n')
+    questions.write_text(
+        '[chinese]\nae_title = "ZH-*"\nlanguage = "zh"\n[words]\nae_title = "ZH-1"\nprompt = "Describe."\n'
+    )
     study = study_of(**{attribute: value})
     with running_node(tmp_path / "spool", server, destination=(pacs.name,), questions=questions) as node:
         store(node, write(tmp_path / "in", still(study, 1)), title="ZH-1")

@@ -65,7 +65,9 @@ def still(study: dict[str, object], seed: int, **attributes: object) -> FileData
 def cine(study: dict[str, object], seed: int, frames: int = 6, **attributes: object) -> FileDataset:
     """Make a cine of a study."""
     moving = np.stack([np.roll(pixels(seed), 3 * frame, 1) for frame in range(frames)])
-    made = ultrasound(moving, "MONOCHROME2", **{**study, "NumberOfFrames": frames, "InstanceNumber": seed, **attributes})
+    made = ultrasound(
+        moving, "MONOCHROME2", **{**study, "NumberOfFrames": frames, "InstanceNumber": seed, **attributes}
+    )
     made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
     return made
 

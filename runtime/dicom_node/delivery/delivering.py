@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.delivery.destinations import Destination, NotDelivered
-from echovlm_edge.runtime.dicom_node.spool import Owed, Spool
+from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool_rows import Owed
 
 FIRST_PAUSE, LONGEST_PAUSE = (
     1.0,

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, _config
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.dicom_node.spool import Document
+from echovlm_edge.runtime.dicom_node.spool_rows import Document
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # send a file's data set as it is, without encoding it again
@@ -28,15 +28,17 @@ class NotDelivered(Exception):
 
 
 class Destination(Protocol):
-    """One destination.
+    """One destination."""
 
-    Attributes:
-        name: as it was given.
-        kinds: of the documents that it gets.
-    """
+    @property
+    def name(self) -> str:
+        """As it was given."""
+        ...
 
-    name: str
-    kinds: tuple[str, ...]
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of documents that it gets."""
+        ...
 
     def send(self, document: Document) -> None:
         """Send a document; returns once the destination has it.

@@ -114,7 +114,7 @@ def _read(file: BinaryIO) -> tuple[Dataset, UID]:
         syntax == ImplicitVRLittleEndian,
         syntax != ExplicitVRBigEndian,
         stop_when=_behind_header,
-        specific_tags=_TAGS,
+        specific_tags=list(_TAGS),
     )
     return dataset, syntax
 

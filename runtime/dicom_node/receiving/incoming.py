@@ -95,7 +95,7 @@ class IncomingFile(BytesIO):
 
     def _head(self) -> bytes:
         command = self._message.command_set
-        context = self._association._accepted_cx[self._message.context_id]
+        context = self._association._accepted_cx[cast(int, self._message.context_id)]
         head = BytesIO(bytes(128) + b"DICM")
         head.seek(0, os.SEEK_END)
         meta = create_file_meta(
@@ -103,7 +103,7 @@ class IncomingFile(BytesIO):
             sop_instance_uid=UID(str(command.AffectedSOPInstanceUID)),
             transfer_syntax=context.transfer_syntax[0],
         )
-        write_file_meta_info(head, meta)
+        write_file_meta_info(head, meta)  # type: ignore[arg-type]  # it writes to any file
         return head.getvalue()
 
     def finish(self) -> bytes:
@@ -154,11 +154,14 @@ class SpoolingDimse(DIMSEServiceProvider):
             self.message = DIMSEMessage()
             self._incoming = IncomingFile(self.message, self.assoc, self._new_file, self._most)
             self.message.data_set = self._incoming
-        if cast(BytesIO, self.message.encoded_command_set).tell() > MOST_COMMAND:
+        if self.message.encoded_command_set.tell() > MOST_COMMAND:
             raise TooMuch
         super().receive_primitive(primitive)
-        if self.message is None:
+        if not self._is_arriving():
             self._incoming = None  # the message is whole: its handler has it
+
+    def _is_arriving(self) -> bool:
+        return self.message is not None
 
     def abandon(self) -> None:
         """Remove the file of a message that was not received to its end."""

@@ -14,7 +14,6 @@ from typing import Any, cast
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import AllStoragePresentationContexts
-from pynetdicom.sop_class import Verification
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
@@ -23,6 +22,7 @@ from echovlm_edge.runtime.dicom_node.receiving.incoming import BoundedSocket, Sp
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, certificate_names
 from echovlm_edge.runtime.formats.dicom_syntaxes import EVERY, NATIVE
 
+VERIFICATION = "1.2.840.10008.1.1"
 HANDSHAKE_SECONDS = 10.0  # for TLS, and for the request of an association
 SPARE_CONNECTIONS = 16  # that may be open beyond the associations, to be refused in DICOM's way
 SMALLEST_BOUND = 256 << 10  # a request for an association with many presentation contexts is longer than a small PDU
@@ -98,7 +98,7 @@ class Listener:
         entity.maximum_pdu_size = limits.pdu_bytes
         entity.acse_timeout, entity.dimse_timeout = HANDSHAKE_SECONDS, limits.idle_seconds
         entity.network_timeout = limits.idle_seconds
-        for plain in (Verification, *further_classes):
+        for plain in (VERIFICATION, *further_classes):
             entity.add_supported_context(plain, list(NATIVE))
         others = [context.abstract_syntax for context in AllStoragePresentationContexts] if other_classes else []
         for sop_class in dict.fromkeys((*IMAGES, *others)):

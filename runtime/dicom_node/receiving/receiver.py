@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pynetdicom import evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.receiving.header import read_header
 from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile, TooMuch
-from echovlm_edge.runtime.dicom_node.spool import Arrival, Spool
+from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool_rows import Arrival
 
 SUCCESS, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4 B.2.3
 LONGEST_PAUSE = 5.0  # seconds that an instance's answer is delayed to keep a sender below its rate
@@ -63,7 +66,8 @@ class Receiver:
 
     def store(self, event: evt.Event) -> int:
         """Answer a C-STORE; returns its status."""
-        incoming = event.request.DataSet
+        request = cast(C_STORE, event.request)
+        incoming = request.DataSet
         sender = _title(event.assoc)
         address = str(event.assoc.requestor.address_info.address) if event.assoc.requestor.address_info else ""
         if not isinstance(incoming, IncomingFile) or incoming.path is None:
@@ -75,7 +79,6 @@ class Receiver:
             if incoming.fault or not self._has_room(incoming.bytes):
                 return self._refused(OUT_OF_RESOURCES, sender, address, "the spool or its disk is full")
             digest = incoming.finish()
-            request = event.request
             stated = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
             status = self.take(incoming.path, digest, sender, address, stated, event.assoc)
         except (OSError, sqlite3.Error):

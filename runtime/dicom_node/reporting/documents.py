@@ -15,7 +15,7 @@ from echovlm_edge.runtime.clinical.structured_report import Predecessor, structu
 from echovlm_edge.runtime.dicom_node.receiving.header import from_json
 from echovlm_edge.runtime.dicom_node.reporting.questions import Question
 from echovlm_edge.runtime.dicom_node.reporting.selection import Outcome
-from echovlm_edge.runtime.dicom_node.spool import Document, Instance, Study
+from echovlm_edge.runtime.dicom_node.spool_rows import Document, Instance, Study
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class DocumentMaker:
         language = chosen.question.language
         sources = as_shown([_source(one, place) for place, one in enumerate(chosen.shown, 1)], report.result)
         remarks = remarks_of(study, chosen, predecessor)
-        before = predecessor and Predecessor(predecessor.sop_class, predecessor.sop_instance, predecessor.series)
+        before = None
+        if predecessor:
+            before = Predecessor(predecessor.sop_class, predecessor.sop_instance, predecessor.series)
         content = structured_report(report.result, sources, language, report.request_id, remarks, before)
         written = pydicom.dcmread(io.BytesIO(content))
         uids = str(written.SOPClassUID), str(written.SOPInstanceUID), str(written.SeriesInstanceUID)

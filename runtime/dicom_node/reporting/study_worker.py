@@ -21,7 +21,6 @@ from echovlm_edge.runtime.contracts.errors import (
 from echovlm_edge.runtime.contracts.image_path import ImagePath
 from echovlm_edge.runtime.contracts.request import FrameSelection, Priority, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language
-from echovlm_edge.runtime.dicom_node import spool
 from echovlm_edge.runtime.dicom_node.receiving.header import from_json
 from echovlm_edge.runtime.dicom_node.reporting.documents import Chosen, DocumentMaker
 from echovlm_edge.runtime.dicom_node.reporting.questions import Question, Row, ask, facts_of
@@ -36,7 +35,9 @@ from echovlm_edge.runtime.dicom_node.reporting.selection import (
     judge_still,
     keeps_whole_frame,
 )
-from echovlm_edge.runtime.dicom_node.spool import Instance, Spool
+from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool_rows import Instance
+from echovlm_edge.runtime.dicom_node.spool_rows import Study as StudyRow
 from echovlm_edge.runtime.formats.media_types import DICOM
 
 # Of a call that only tells that the server is not there now; what else fails is about the study.
@@ -97,15 +98,15 @@ class StudyWorker:
         self._tries: dict[int, int] = {}
         self._limits: SelectionLimits | None = None
 
-    def add_stills(self, study: spool.Study) -> None:
+    def add_stills(self, study: StudyRow) -> None:
         """Add the stills that have come; raises as `report`."""
         self._again_if_forgotten(study, lambda: self._decide_stills(study))
 
-    def add_cines(self, study: spool.Study) -> None:
+    def add_cines(self, study: StudyRow) -> None:
         """Add the cines too, so that they are read before the study is complete; raises as `report`."""
-        self._again_if_forgotten(study, lambda: (self._decide_stills(study), self._decide_cines(study)))
+        self._again_if_forgotten(study, lambda: self._decide(study))
 
-    def report(self, study: spool.Study) -> None:
+    def report(self, study: StudyRow) -> None:
         """Ask for the report about a complete study, and store its documents.
 
         Raises:
@@ -119,14 +120,14 @@ class StudyWorker:
         self._tries.pop(study.id, None)
         self.close(study)
 
-    def close(self, study: spool.Study) -> None:
+    def close(self, study: StudyRow) -> None:
         """End a study at the server."""
         opened = self._open.pop(study.id, None)
         if opened:
             with suppress(UserError):
                 self._client.end_study(opened.study.id, END_SECONDS)
 
-    def _raise_if_passing(self, study: spool.Study, error: UserError) -> None:
+    def _raise_if_passing(self, study: StudyRow, error: UserError) -> None:
         """Raise an error that says nothing about the study: the server is not there, or failed in a way that may not last."""
         if isinstance(error, PASSING):
             raise error
@@ -135,16 +136,15 @@ class StudyWorker:
             if self._tries[study.id] < MOST_TRIES:
                 raise error
 
-    def _again_if_forgotten(self, study: spool.Study, work: Callable[[], object]) -> None:
+    def _again_if_forgotten(self, study: StudyRow, work: Callable[[], object]) -> None:
         try:
             work()
         except NotFound:
             self._open.pop(study.id, None)
             work()
 
-    def _report(self, study: spool.Study) -> None:
-        self._decide_stills(study)
-        self._decide_cines(study)
+    def _report(self, study: StudyRow) -> None:
+        self._decide(study)
         instances = self._spool.instances_of(study)
         shown = [instance for instance in instances if _is_shown(instance)]
         if not shown:
@@ -177,7 +177,7 @@ class StudyWorker:
         facts = facts_of(headers, {instance.ae_title for instance in instances})
         return ask(facts, self._options.rows, self._options.language)
 
-    def _fail(self, study: spool.Study, reason: str) -> None:
+    def _fail(self, study: StudyRow, reason: str) -> None:
         if self._spool.fail(study, reason):
             _log.warning("no report can be written: %s", reason, extra={"study": study.id, "version": study.version})
 
@@ -197,7 +197,7 @@ class StudyWorker:
             )
         return self._limits
 
-    def _opened(self, study: spool.Study) -> _AtServer:
+    def _opened(self, study: StudyRow) -> _AtServer:
         """Return the study at the server with the stills that are shown; it is begun where it is not open."""
         opened = self._open.get(study.id)
         if opened and opened.version == study.version:
@@ -217,7 +217,11 @@ class StudyWorker:
         path = ImagePath(instance.path, DICOM, name, selection or FrameSelection(), not whole_frame)
         return opened.study.add(path, timeout=self._options.call_seconds)
 
-    def _decide_stills(self, study: spool.Study) -> None:
+    def _decide(self, study: StudyRow) -> None:
+        self._decide_stills(study)
+        self._decide_cines(study)
+
+    def _decide_stills(self, study: StudyRow) -> None:
         undecided = self._spool.instances_of(study, ("still",), undecided=True)
         if not undecided:
             return
@@ -249,7 +253,7 @@ class StudyWorker:
                 opened.study.withdraw(added.number, self._options.call_seconds)
             self._spool.choose({instance.id: choice})
 
-    def _decide_cines(self, study: spool.Study) -> None:
+    def _decide_cines(self, study: StudyRow) -> None:
         cines = self._spool.instances_of(study, ("cine",))
         if not cines:
             return
@@ -270,7 +274,7 @@ class StudyWorker:
             self._spool.choose({instance.id: self._decide_cine(study, opened, instance, plan[instance.id], limits)})
 
     def _decide_cine(
-        self, study: spool.Study, opened: _AtServer, instance: Instance, count: int, limits: SelectionLimits
+        self, study: StudyRow, opened: _AtServer, instance: Instance, count: int, limits: SelectionLimits
     ) -> dict[str, object]:
         """Add a cine with as many of its frames as the context holds; returns the choice."""
         while count:

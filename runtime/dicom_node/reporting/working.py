@@ -12,7 +12,8 @@ from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Backoff
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.reporting.study_worker import StudyWorker
-from echovlm_edge.runtime.dicom_node.spool import Spool, Study
+from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool_rows import Study
 from echovlm_edge.runtime.dicom_node.states import StudyState
 from echovlm_edge.runtime.observability import logs
 
