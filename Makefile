@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FIRST := $(VENV)/.demo-installed
+NODE := $(VENV)/.dicom-installed
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/attention/cpu/*) \
            $(wildcard plugins/dual_path_moe/*.cmake $(addprefix plugins/dual_path_moe/,cpu/* cpu/arch/* cpu/arch/*/* launch/* onnxruntime/* tensorrt/*))
@@ -19,7 +20,7 @@ SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: setup kernels say-demo say-test demo test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak clean
+.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak clean
 
 setup: $(STAMP)
 
@@ -29,12 +30,17 @@ $(FIRST): $(SOURCES)
 	$(INSTALL) --editable ".[demo]"
 	touch $@
 
+# The DICOM node too.
+$(NODE): $(FIRST)
+	$(INSTALL) --editable ".[demo,dicom]"
+	touch $@
+
 # What the tests and benchmarks need too; TensorRT's headers come inside kernel-lens, so the package is built once more.
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --no-deps kernel-lens
 	$(INSTALL) --editable ".[serve,dev]" --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(CUDA_KERNELS)
-	touch $(FIRST) $@
+	touch $(FIRST) $(NODE) $@
 
 # GPU kernels for every generation into ONNX Runtime's operators and TensorRT's plugin.
 kernels: setup
@@ -49,6 +55,10 @@ say-test:
 
 demo: say-demo $(FIRST)
 	$(BIN)/python -m demo.run
+
+# A study by C-STORE, and its report back by C-STORE.
+demo-dicom: say-demo $(NODE)
+	$(BIN)/python -m demo.run_dicom
 
 test: say-test setup $(if $(CI),debian)
 	@echo "make test: the whole tests, some twenty minutes on two cores. make test-fast takes two."
