@@ -114,8 +114,17 @@ def node_arguments(spool: Path, folder: Path, server: str, *options: object) -> 
     return [str(word) for word in asked]
 
 
+def start_node(spool: Path, folder: Path, server: str, *options: object, **streams: Any) -> subprocess.Popen[Any]:
+    """Start a DICOM node; `streams` are passed to `Popen`."""
+    port_file(folder).unlink(missing_ok=True)
+    command = [script("echovlm-dicom"), *node_arguments(spool, folder, server, *options)]
+    return subprocess.Popen(command, **streams)
+
+
 @contextmanager
-def receiving(spool: Path, folder: Path, server: str, *options: object, **streams: Any) -> Iterator[Served]:
+def receiving(
+    spool: Path, folder: Path, server: str, *options: object, stdout: int | None = subprocess.DEVNULL
+) -> Iterator[Served]:
     """Run a DICOM node until the context exits; the port and the log are written to `folder`.
 
     Raises:
@@ -123,12 +132,7 @@ def receiving(spool: Path, folder: Path, server: str, *options: object, **stream
     """
     log = folder / "node.log"
     started = time.perf_counter()
-    port_file(folder).unlink(missing_ok=True)
-    command = [script("echovlm-dicom"), *node_arguments(spool, folder, server, *options)]
-    with (
-        log.open("a") as lines,
-        subprocess.Popen(command, **{"stdout": subprocess.DEVNULL, "stderr": lines, **streams}) as process,
-    ):
+    with log.open("a") as lines, start_node(spool, folder, server, *options, stdout=stdout, stderr=lines) as process:
         try:
             while not port_file(folder).exists():
                 if process.poll() is not None or time.perf_counter() - started > START_SECONDS:
