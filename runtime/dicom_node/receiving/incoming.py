@@ -21,6 +21,7 @@ from pydicom.uid import UID
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dsutils import create_file_meta
+from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
@@ -168,6 +169,20 @@ class SpoolingDimse(DIMSEServiceProvider):
         if self._incoming:
             self._incoming.discard()
             self._incoming = None
+
+
+class PatientStateMachine(StateMachine):
+    """The upper layer's states, in which a PDU at the wrong moment ends its association and not its thread with a traceback."""
+
+    def do_action(self, event: str) -> None:
+        """Carry out what an event asks for."""
+        try:
+            super().do_action(event)
+        except Exception as error:
+            _log.warning("an association sent a PDU at the wrong moment (%s): it is aborted", type(error).__name__)
+            association = self.dul.assoc
+            association.is_aborted, association.is_established = True, False
+            self.dul.kill_dul()
 
 
 class BoundedSocket(AssociationSocket):

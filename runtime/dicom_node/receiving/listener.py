@@ -18,7 +18,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.dicom_node.receiving.header import IMAGES
-from echovlm_edge.runtime.dicom_node.receiving.incoming import BoundedSocket, SpoolingDimse
+from echovlm_edge.runtime.dicom_node.receiving.incoming import BoundedSocket, PatientStateMachine, SpoolingDimse
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, certificate_names
 from echovlm_edge.runtime.formats.dicom_syntaxes import EVERY, NATIVE
 
@@ -188,6 +188,7 @@ class _Handler(RequestHandler):
         limits = self.server.limits
         connection = cast(socket.socket, self.request)
         connection.settimeout(limits.idle_seconds)
+        association.dul.state_machine = PatientStateMachine(association.dul)
         association.dimse = SpoolingDimse(association, self.server.new_file, limits.instance_bytes)
         while not association.dul.event_queue.empty():  # the first socket's indication of the connection
             association.dul.event_queue.get_nowait()
