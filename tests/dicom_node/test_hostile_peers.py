@@ -76,6 +76,11 @@ def test_an_unknown_sender_is_rejected(tmp_path: Path, caplog: pytest.LogCapture
                 store(node, files, title=title or " X")
         peers.write_text('[one]\nae_title = "STRANGER"\n')
         assert store(node, files, title="STRANGER") == {}
+        peers.write_text('[far]\nae_title = "CART"\naddress = "10.0.0.1"\n')
+        with pytest.raises(ServerUnavailable):
+            store(node, files)  # nobody at this address may send
+        peers.write_text('[one]\nae_title = "STRANGER"\n')
+        assert store(node, files, title="STRANGER") == {}
         peers.write_text("[one")  # cannot be used: the old one stays
         assert store(node, files, title="STRANGER") == {}
     assert "an unknown sender was rejected" in logged(caplog) and "the old one stays" in logged(caplog)

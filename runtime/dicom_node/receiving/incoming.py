@@ -34,6 +34,7 @@ MOST_COMMAND = 64 << 10  # bytes of a command set, and 1 MB of the data set of a
 MOST_OTHER = 1 << 20
 PIECE = 64 << 10
 INVALID_PDU = "Evt19"  # of PS3.8's state machine: the association is aborted
+OVER = ("Sta1", "Sta13")  # idle; waiting for the peer to close the connection
 
 _log = logging.getLogger(__name__)
 
@@ -183,6 +184,8 @@ class PatientStateMachine(StateMachine):
             association = self.dul.assoc
             association.is_aborted, association.is_established = True, False
             self.dul.kill_dul()
+        if self.current_state in OVER and self.dul.assoc.requestor.primitive is None:
+            self.dul.to_user_queue.put(None)  # type: ignore[arg-type]  # wakes the association, which waits for its request
 
 
 class BoundedSocket(AssociationSocket):

@@ -105,7 +105,7 @@ class Listener:
             entity.add_supported_context(cast(str, sop_class), list(EVERY))
         events = [(evt.EVT_REQUESTED, self._requested), *handlers]
         try:
-            self._server = _Server(entity, address, ae_title, events, tls, new_file, limits)
+            self._server = _Server(entity, address, ae_title, events, tls, new_file, limits, peers)
         except OSError as error:
             raise NotPossibleHere(
                 f"{address[0]}:{address[1]} cannot be used ({error.strerror}): give another --listen HOST:PORT."
@@ -152,8 +152,9 @@ class _Server(ThreadedAssociationServer):
         tls: ssl.SSLContext | None,
         new_file: Callable[[], Path],
         limits: ListenerLimits,
+        peers: Peers,
     ) -> None:
-        self.new_file, self.limits = new_file, limits
+        self.new_file, self.limits, self.peers = new_file, limits, peers
         super().__init__(
             entity, address, ae_title, entity.supported_contexts, tls, evt_handlers=events, request_handler=_Handler
         )
@@ -165,7 +166,10 @@ class _Server(ThreadedAssociationServer):
         return connection, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Refuse a connection where too many are open."""
+        """Refuse a connection from where nobody may send, or where too many are open."""
+        if not self.peers.may_connect(str(client_address[0])):
+            _log.warning("an unknown sender was rejected", extra={"peer": str(client_address[0]), "tried": "address"})
+            return False
         return len(self.active_associations) < self.limits.associations + SPARE_CONNECTIONS
 
     def handle_error(self, request: Any, client_address: Any) -> None:

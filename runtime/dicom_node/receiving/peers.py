@@ -39,6 +39,10 @@ class Peer:
         """Tell whether an association with this AE title, address and certificate is this sender's."""
         if ae_title != self.ae_title or (self.certificate and self.certificate not in names):
             return False
+        return self.is_at(address)
+
+    def is_at(self, address: str) -> bool:
+        """Tell whether this sender may be at an address."""
         return not self.networks or any(ip_address(address) in network for network in self.networks)
 
 
@@ -65,8 +69,14 @@ class Peers:
         if self._path is None:
             return True
         self._read_again(self._path)
-        address = address.partition("%")[0].removeprefix("::ffff:")
-        return any(peer.admits(ae_title.strip(), address, names) for peer in self._peers)
+        return any(peer.admits(ae_title.strip(), _plain(address), names) for peer in self._peers)
+
+    def may_connect(self, address: str) -> bool:
+        """Tell whether anybody at this address may send, before they have said who they are."""
+        if self._path is None:
+            return True
+        self._read_again(self._path)
+        return any(peer.is_at(_plain(address)) for peer in self._peers)
 
     def _read_again(self, path: Path) -> None:
         with self._lock:
@@ -86,6 +96,11 @@ class Peers:
         except OSError:
             return None
         return (status.st_mtime_ns, status.st_ino) if status else None
+
+
+def _plain(address: str) -> str:
+    """Return an address without its zone, and one of IPv4 that a socket of IPv6 maps as itself."""
+    return address.partition("%")[0].removeprefix("::ffff:")
 
 
 def certificate_names(certificate: Mapping[str, Any] | None) -> list[str]:
