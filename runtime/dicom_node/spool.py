@@ -245,14 +245,21 @@ class Spool:
         ]
 
     def instances_of(
-        self, study: Study, kinds: Sequence[str] = ("still", "cine"), undecided: bool = False
+        self, study: Study, kinds: Sequence[str] = ("still", "cine"), choice: str | None = None
     ) -> list[Instance]:
-        """List a study's instances of some kinds in order of arrival; only those without a choice where `undecided`."""
+        """List a study's instances of some kinds in order of arrival.
+
+        Args:
+            study: the study.
+            kinds: of the instances.
+            choice: only those with this outcome; empty for those that nothing was decided about, None for all.
+        """
         marks = ", ".join("?" * len(kinds))
+        of_choice = {None: "", "": " AND choice IS NULL"}.get(choice, " AND json_extract(choice, '$.outcome') = ?")
+        values = (study.id, *kinds, *([choice] if choice else []))
         rows = self._rows(
-            f"SELECT * FROM instances WHERE study = ? AND file != '' AND kind IN ({marks})"
-            f"{' AND choice IS NULL' if undecided else ''} ORDER BY id",
-            *(study.id, *kinds),
+            f"SELECT * FROM instances WHERE study = ? AND file != '' AND kind IN ({marks}){of_choice} ORDER BY id",
+            *values,
         )
         return [self._instance(row) for row in rows]
 

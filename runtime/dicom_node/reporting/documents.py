@@ -77,13 +77,14 @@ def _pictures(instances: Sequence[Instance]) -> str:
     parts = [f"{len(instances)} {'image was' if len(instances) == 1 else 'images were'} received, numbered by arrival."]
     shown: list[str] = []
     left: list[str] = []
+    places = {instance.id: place for place, instance in enumerate(instances, 1)}
     for place, instance in enumerate(instances, 1):
         choice = instance.choice or {}
         outcome, frames = choice.get("outcome"), choice.get("frames", 1)
         if outcome == Outcome.SHOWN:
             shown.append(f"{place} ({frames} frames)" if frames > 1 else str(place))
         elif outcome == Outcome.NEAR_DUPLICATE:
-            left.append(f"{place} looks like {choice['like']}")
+            left.append(f"{place} looks like {places[choice['like']]}")
         elif outcome == Outcome.REFUSED:
             left.append(f"{place} could not be read")
         else:

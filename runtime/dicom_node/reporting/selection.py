@@ -52,15 +52,15 @@ class SelectionLimits:
 
 @dataclass(frozen=True)
 class ShownStill:
-    """A still that the model is shown: its place among the study's instances, counted from 1, and its fingerprint."""
+    """A still that the model is shown: its instance's id, and its fingerprint."""
 
-    place: int
+    id: int
     fingerprint: bytes
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A decision about a still; `like` is the place of the picture that it is a near-duplicate of, 0 for none."""
+    """A decision about a still; `like` is the id of the picture that it is a near-duplicate of, 0 for none."""
 
     outcome: Outcome
     like: int = 0
@@ -78,7 +78,7 @@ def judge_still(fingerprint: bytes, tokens: int, shown: Sequence[ShownStill], li
     for before in shown:
         alike = fingerprint and before.fingerprint
         if alike and distance(fingerprint, before.fingerprint) <= limits.near_duplicate_bits:
-            return Verdict(Outcome.NEAR_DUPLICATE, before.place)
+            return Verdict(Outcome.NEAR_DUPLICATE, before.id)
     if len(shown) >= limits.pictures or tokens > limits.tokens:
         return Verdict(Outcome.NO_ROOM)
     return Verdict(Outcome.SHOWN)

@@ -206,9 +206,8 @@ class StudyWorker:
         connection = self._client.connection
         opened = _AtServer(Study(connection, connection.begin_study(self._options.call_seconds)), study.version)
         self._open[study.id] = opened
-        for instance in self._spool.instances_of(study, ("still",)):
-            if _is_shown(instance):
-                opened.stills[instance.id] = self._add(opened, instance).number
+        for instance in self._spool.instances_of(study, ("still",), choice=Outcome.SHOWN):
+            opened.stills[instance.id] = self._add(opened, instance).number
         return opened
 
     def _add(self, opened: _AtServer, instance: Instance, selection: FrameSelection | None = None) -> AddedImage:
@@ -222,13 +221,11 @@ class StudyWorker:
         self._decide_cines(study)
 
     def _decide_stills(self, study: StudyRow) -> None:
-        undecided = self._spool.instances_of(study, ("still",), undecided=True)
+        undecided = self._spool.instances_of(study, ("still",), choice="")
         if not undecided:
             return
         limits = self.limits()
-        decided = self._spool.instances_of(study, ("still",))
-        places = {instance.id: place for place, instance in enumerate(decided, 1)}
-        shown = [_shown(places[one.id], one) for one in decided if _is_shown(one)]
+        shown = [_shown(one) for one in self._spool.instances_of(study, ("still",), choice=Outcome.SHOWN)]
         opened = self._opened(study)
         self._withdraw_cines(opened)
         for number, instance in enumerate(undecided):
@@ -248,7 +245,7 @@ class StudyWorker:
             choice = {"outcome": verdict.outcome, "like": verdict.like, "fingerprint": fingerprint.hex()}
             if verdict.outcome is Outcome.SHOWN:
                 opened.stills[instance.id] = added.number
-                shown.append(ShownStill(places[instance.id], fingerprint))
+                shown.append(ShownStill(instance.id, fingerprint))
             else:
                 opened.study.withdraw(added.number, self._options.call_seconds)
             self._spool.choose({instance.id: choice})
@@ -302,6 +299,6 @@ def _is_shown(instance: Instance) -> bool:
     return bool(instance.choice and instance.choice["outcome"] == Outcome.SHOWN)
 
 
-def _shown(place: int, instance: Instance) -> ShownStill:
+def _shown(instance: Instance) -> ShownStill:
     assert instance.choice
-    return ShownStill(place, bytes.fromhex(str(instance.choice.get("fingerprint", ""))))
+    return ShownStill(instance.id, bytes.fromhex(str(instance.choice.get("fingerprint", ""))))
