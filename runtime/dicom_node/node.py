@@ -16,9 +16,11 @@ from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Delivering
 from echovlm_edge.runtime.dicom_node.delivery.destinations import Destination, OwnIdentity, destination
 from echovlm_edge.runtime.dicom_node.emptying import Emptying, KeptFor
+from echovlm_edge.runtime.dicom_node.receiving import commitment
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.receiving.listener import Listener, ListenerLimits
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, tls_client_context, tls_context
+from echovlm_edge.runtime.dicom_node.receiving.procedure_steps import PERFORMED_PROCEDURE_STEP, ProcedureSteps
 from echovlm_edge.runtime.dicom_node.receiving.receiver import SUCCESS, Receiver, ReceiverLimits
 from echovlm_edge.runtime.dicom_node.reporting.documents import DocumentMaker
 from echovlm_edge.runtime.dicom_node.reporting.questions import read_questions
@@ -75,9 +77,10 @@ class Node:
         self._ending.callback(self._emptying.close)
         self.delivering = Delivering(self.spool, destinations, audit)
         self._ending.callback(self.delivering.close)
+        steps = ProcedureSteps(self.spool)
         worker = StudyWorker(self.spool, client, options, DocumentMaker(kind for kind, _ in options.destinations))
         self.working = Working(
-            self.spool, activity, worker, Quiet(chosen.quiet_seconds), lambda study: False, chosen.studies_at_once
+            self.spool, activity, worker, Quiet(chosen.quiet_seconds), steps.is_complete, chosen.studies_at_once
         )
         self._ending.callback(self.working.close)
         limits = ReceiverLimits(chosen.spool_mb * MB, chosen.reserve_mb * MB, chosen.max_rate)
@@ -86,13 +89,20 @@ class Node:
             address,
             chosen.ae_title,
             self.spool.new_file,
-            [(evt.EVT_C_STORE, self.receiver.store), (evt.EVT_C_ECHO, lambda event: SUCCESS)],
+            [
+                (evt.EVT_C_STORE, self.receiver.store),
+                (evt.EVT_C_ECHO, lambda event: SUCCESS),
+                (evt.EVT_N_CREATE, steps.create),
+                (evt.EVT_N_SET, steps.set),
+                (evt.EVT_N_ACTION, commitment.refuse),
+            ],
             limits=ListenerLimits(
                 chosen.max_associations, chosen.max_pdu, chosen.max_instance_mb * MB, chosen.idle_seconds
             ),
             peers=peers,
             tls=tls,
             other_classes=chosen.other_classes == "keep",
+            further_classes=(PERFORMED_PROCEDURE_STEP, commitment.STORAGE_COMMITMENT),
         )
         self._ending.callback(self.listener.close)
         self.address = f"{chosen.listen.rpartition(':')[0]}:{self.listener.port}"

@@ -79,7 +79,7 @@ class Spool:
             raise NotPossibleHere(f"The spool {folder} cannot be used ({error}): give another --spool.") from None
 
     def _create(self) -> None:
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             version = sql.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA:
                 raise NotPossibleHere(
@@ -116,7 +116,7 @@ class Spool:
             os.close(self._claim)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run one transaction, and wake who waits for a change."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -130,7 +130,8 @@ class Spool:
         with self.changed:
             self.changed.notify_all()
 
-    def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+    def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """Read rows."""
         with self._lock:
             return self._connection.execute(query, values).fetchall()
 
@@ -155,7 +156,7 @@ class Spool:
         """
         now, target = time.time(), self.instances / arrival.path.name
         with self._lock:
-            known = self._rows(
+            known = self.rows(
                 "SELECT 1 FROM instances JOIN studies ON studies.id = study WHERE uid = ? AND sop_instance = ? AND file != ''",
                 *(arrival.study_uid, arrival.sop_instance),
             )
@@ -166,7 +167,7 @@ class Spool:
             arrival.path.replace(target)
             try:
                 _sync_folder(self.instances)
-                with self._transaction() as sql:
+                with self.transaction() as sql:
                     study = self._study_for(sql, arrival, now)
                     sql.execute(
                         "DELETE FROM instances WHERE study = ? AND sop_instance = ?", (study, arrival.sop_instance)
@@ -206,15 +207,13 @@ class Spool:
 
     def holds(self, sop_class: str, sop_instance: str) -> bool:
         """Tell whether an instance is in the spool, whole."""
-        rows = self._rows(
-            "SELECT file FROM instances WHERE sop_instance = ? AND sop_class = ?", sop_instance, sop_class
-        )
+        rows = self.rows("SELECT file FROM instances WHERE sop_instance = ? AND sop_class = ?", sop_instance, sop_class)
         return any(row["file"] and (self.instances / row["file"]).is_file() for row in rows)
 
     def used_bytes(self) -> int:
         """Return the bytes of all received instances, and of documents."""
         return int(
-            self._rows(
+            self.rows(
                 "SELECT (SELECT coalesce(sum(bytes), 0) FROM instances WHERE file != '') +"
                 " (SELECT coalesce(sum(length(content)), 0) FROM documents) AS used"
             )[0]["used"]
@@ -232,7 +231,7 @@ class Spool:
         Raises:
             InvalidInput: the spool has no such study.
         """
-        rows = self._rows("SELECT * FROM studies WHERE uid = ? OR CAST(id AS TEXT) = ?", uid, uid)
+        rows = self.rows("SELECT * FROM studies WHERE uid = ? OR CAST(id AS TEXT) = ?", uid, uid)
         if not rows:
             raise InvalidInput(f"The spool has no study {uid}: echovlm-dicom status lists them.")
         return study_of(rows[0])
@@ -241,7 +240,7 @@ class Spool:
         """List the studies in some states, the oldest first."""
         marks = ", ".join("?" * len(states))
         return [
-            study_of(row) for row in self._rows(f"SELECT * FROM studies WHERE state IN ({marks}) ORDER BY id", *states)
+            study_of(row) for row in self.rows(f"SELECT * FROM studies WHERE state IN ({marks}) ORDER BY id", *states)
         ]
 
     def instances_of(
@@ -257,7 +256,7 @@ class Spool:
         marks = ", ".join("?" * len(kinds))
         of_choice = {None: "", "": " AND choice IS NULL"}.get(choice, " AND json_extract(choice, '$.outcome') = ?")
         values = (study.id, *kinds, *([choice] if choice else []))
-        rows = self._rows(
+        rows = self.rows(
             f"SELECT * FROM instances WHERE study = ? AND file != '' AND kind IN ({marks}){of_choice} ORDER BY id",
             *values,
         )
@@ -278,7 +277,7 @@ class Spool:
     def undecided(self, study: Study, kind: str) -> bool:
         """Tell whether a study has instances of a kind that nothing was decided about."""
         return bool(
-            self._rows(
+            self.rows(
                 "SELECT 1 FROM instances WHERE study = ? AND kind = ? AND choice IS NULL AND file != '' LIMIT 1",
                 study.id,
                 kind,
@@ -287,7 +286,7 @@ class Spool:
 
     def choose(self, choices: Mapping[int, Mapping[str, Any] | None]) -> None:
         """Keep what was decided about instances, by their ids; None for nothing."""
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             sql.executemany(
                 "UPDATE instances SET choice = ? WHERE id = ?",
                 [(None if choice is None else json.dumps(choice), id) for id, choice in choices.items()],
@@ -307,7 +306,7 @@ class Spool:
 
     def _move(self, study: Study, to: StudyState, allowed: tuple[StudyState, ...], **fields: str) -> bool:
         assert set(allowed) <= set(before(to))
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             return _moved(sql, study.id, study.version, to, allowed, **fields)
 
     def report(self, study: Study, documents: Sequence[Document], destinations: Sequence[tuple[int, str]]) -> bool:
@@ -322,7 +321,7 @@ class Spool:
             destinations: who gets which: the document's place in `documents`, and the destination.
         """
         now = time.time()
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             if not _moved(sql, study.id, study.version, StudyState.REPORTED, (StudyState.COMPLETE,)):
                 return False
             sql.execute(
@@ -339,7 +338,7 @@ class Spool:
 
     def predecessor(self, study: Study) -> Document | None:
         """Return the last SR of the study that a destination has or may have; its content is left out."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT * FROM documents WHERE study = ? AND kind = 'sr' AND version < ? AND EXISTS"
             " (SELECT 1 FROM deliveries WHERE document = documents.id AND attempts > 0) ORDER BY version DESC LIMIT 1",
             *(study.id, study.version),
@@ -348,14 +347,14 @@ class Spool:
 
     def records(self, study: Study) -> list[dict[str, Any]]:
         """Return the records of the study's SRs, the oldest version first."""
-        rows = self._rows("SELECT record FROM documents WHERE study = ? AND kind = 'sr' ORDER BY version", study.id)
+        rows = self.rows("SELECT record FROM documents WHERE study = ? AND kind = 'sr' ORDER BY version", study.id)
         return [json.loads(row["record"]) for row in rows]
 
     # ── Deliveries ──
 
     def owed(self) -> list[Owed]:
         """List what is owed, the oldest first, without the documents' bytes."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT deliveries.id AS delivery, deliveries.destination, deliveries.attempts, documents.*"
             " FROM deliveries JOIN documents ON documents.id = document WHERE deliveries.state = ? ORDER BY deliveries.id",
             DeliveryState.OWED,
@@ -374,7 +373,7 @@ class Spool:
 
     def begin_attempt(self, delivery: int) -> bytes | None:
         """Count an attempt before it is made; returns the document's bytes, or None if it is not owed any more."""
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             row = sql.execute(
                 "SELECT content FROM deliveries JOIN documents ON documents.id = document"
                 " WHERE deliveries.id = ? AND state = ?",
@@ -388,7 +387,7 @@ class Spool:
     def acknowledge(self, delivery: int) -> None:
         """Note that a destination has a document; with the last one its study becomes `delivered`."""
         now = time.time()
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             sql.execute(
                 "UPDATE deliveries SET state = ?, error = '', changed = ? WHERE id = ?",
                 (DeliveryState.DELIVERED, now, delivery),
@@ -406,12 +405,12 @@ class Spool:
 
     def refuse(self, delivery: int, error: str) -> None:
         """Note why an attempt failed."""
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             sql.execute("UPDATE deliveries SET error = ?, changed = ? WHERE id = ?", (error, time.time(), delivery))
 
     def resend(self, study: Study) -> int:
         """Owe the last version's documents again, the very same objects; returns how many."""
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             again = sql.execute(
                 "UPDATE deliveries SET state = ?, changed = ? WHERE state = ? AND document IN"
                 " (SELECT id FROM documents WHERE study = ? AND version = ? AND content IS NOT NULL)",
@@ -426,8 +425,8 @@ class Spool:
     def empty(self, study: Study) -> bool:
         """Remove the files of a study that is delivered or failed, and its documents' bytes; its UIDs and versions are kept."""
         with self._lock:
-            rows = self._rows("SELECT file FROM instances WHERE study = ? AND file != ''", study.id)
-            with self._transaction() as sql:
+            rows = self.rows("SELECT file FROM instances WHERE study = ? AND file != ''", study.id)
+            with self.transaction() as sql:
                 allowed = (StudyState.DELIVERED, StudyState.FAILED)
                 if not _moved(sql, study.id, study.version, StudyState.EMPTIED, allowed):
                     return False
@@ -440,7 +439,7 @@ class Spool:
     def forget(self, before_time: float) -> None:
         """Remove all rows of studies that were emptied before a time."""
         old = "SELECT id FROM studies WHERE state = ? AND changed < ?"
-        with self._transaction() as sql:
+        with self.transaction() as sql:
             values = (StudyState.EMPTIED, before_time)
             sql.execute(
                 f"DELETE FROM deliveries WHERE document IN (SELECT id FROM documents WHERE study IN ({old}))", values
@@ -455,20 +454,20 @@ class Spool:
         """Summarise all studies, the oldest first."""
         counts = {
             row["study"]: row
-            for row in self._rows(
+            for row in self.rows(
                 "SELECT study, count(*) AS instances, sum(bytes) AS bytes FROM instances GROUP BY study"
             )
         }
         sent = {
             row["study"]: row
-            for row in self._rows(
+            for row in self.rows(
                 "SELECT study, sum(state = 'owed') AS owed, sum(state = 'delivered') AS delivered,"
                 " max(CASE WHEN state = 'owed' THEN error ELSE '' END) AS error"
                 " FROM deliveries JOIN documents ON documents.id = document GROUP BY study"
             )
         }
         summaries = []
-        for row in self._rows("SELECT * FROM studies ORDER BY id"):
+        for row in self.rows("SELECT * FROM studies ORDER BY id"):
             here, there = counts.get(row["id"]), sent.get(row["id"])
             summaries.append(
                 Summary(

@@ -29,9 +29,6 @@ CREATE TABLE deliveries (
     attempts INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '', changed REAL NOT NULL);
 CREATE TABLE procedure_steps (
     sop_instance TEXT PRIMARY KEY, study_uid TEXT NOT NULL, status TEXT NOT NULL, expected TEXT NOT NULL, changed REAL NOT NULL);
-CREATE TABLE commitments (
-    id INTEGER PRIMARY KEY, ae_title TEXT NOT NULL, transaction_uid TEXT NOT NULL, asked TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, made REAL NOT NULL);
 """
 
 
