@@ -28,14 +28,20 @@ REQUEST = (
 
 
 def diagnostic_report(
-    result: pb.Result, sources: Sequence[SourceImage], language: Language, request_id: str = ""
+    result: pb.Result,
+    sources: Sequence[SourceImage],
+    language: Language,
+    request_id: str = "",
+    remarks: Sequence[str] = (),
+    document_uid: str = "",
 ) -> bytes:
     """Write JSON: status preliminary, notice, model and bundle id in its tags and in its text, studies by their DICOM UIDs.
 
     The request's id is the report's identifier. The conclusion is the impression, or the whole text where it has none; `presentedForm`
-    is all of it as plain text, with the notes about pictures below.
+    is all of it as plain text, with the notes about pictures and the remarks below. `document_uid` is that of the DICOM document with
+    the same contents, and an identifier too.
     """
-    author, notes = authorship(result, request_id), notes_of_document(result)
+    author, notes = authorship(result, request_id), [*notes_of_document(result), *remarks]
     shown = "\n\n".join(filter(None, (f"{result.notice} {author}", result.text, "\n".join(notes))))
     report: dict[str, Any] = {
         "resourceType": "DiagnosticReport",
@@ -72,8 +78,9 @@ def diagnostic_report(
             }
         ],
     }
-    if request_id:
-        report["identifier"] = [{"system": REQUEST, "value": request_id}]
+    identifiers = [("urn:dicom:uid", f"urn:oid:{document_uid}" if document_uid else ""), (REQUEST, request_id)]
+    if any(value for _, value in identifiers):
+        report["identifier"] = [{"system": system, "value": value} for system, value in identifiers if value]
     if sources and (patient := str(sources[0].header.PatientID)):
         report["subject"] = {"type": "Patient", "identifier": {"value": patient}}
     if sources:

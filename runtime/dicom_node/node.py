@@ -15,6 +15,7 @@ from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Delivering
 from echovlm_edge.runtime.dicom_node.delivery.destinations import Destination, OwnIdentity, destination
+from echovlm_edge.runtime.dicom_node.delivery.web_destinations import Web, read_token, web_destination
 from echovlm_edge.runtime.dicom_node.emptying import Emptying, KeptFor
 from echovlm_edge.runtime.dicom_node.receiving import commitment
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
@@ -123,7 +124,9 @@ def destinations_of(chosen: NodeSettings, folder: Path) -> list[Destination]:
     own = OwnIdentity(chosen.ae_title, folder, tls)
     if len(set(chosen.destination)) < len(chosen.destination):
         raise InvalidInput("--destination is given twice with the same value: leave one out.")
-    return [destination(given, ("sr",), own) for given in chosen.destination]
+    web = Web(tls, read_token(chosen.destination_token_file))
+    kinds = ("sr",)
+    return [web_destination(given, kinds, web) or destination(given, kinds, own) for given in chosen.destination]
 
 
 def report_options(chosen: NodeSettings, destinations: list[Destination]) -> ReportOptions:

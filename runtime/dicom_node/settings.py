@@ -24,7 +24,9 @@ class NodeSettings(CommandSettings):
     ae_title: str = option("ECHOVLM", "its own AE title", "AET")
     server: str = option(DEFAULT_ADDRESS, "address of echovlm-serve", "HOST:PORT")
     destination: tuple[str, ...] = option(
-        (), "who gets the reports: AET@HOST:PORT, tls://AET@HOST:PORT, or a folder's path with a slash", "TO"
+        (),
+        "who gets the reports: AET@HOST:PORT, tls://AET@HOST:PORT, https://HOST/… (STOW-RS), fhir+https://HOST/…, or a folder's path",
+        "TO",
     )
     quiet_seconds: float = option(
         60.0, "a study is complete when no instance has come for this long, and no association is open", "S", gt=0
@@ -83,6 +85,9 @@ class NodeSettings(CommandSettings):
     )
     destination_ca: Path | None = option(
         None, "PEM file of the CA of encrypted destinations; by default the system's", "F", WHO
+    )
+    destination_token_file: Path | None = option(
+        None, "file with the bearer token for destinations on the web", "F", WHO
     )
     server_ca: Path | None = option(
         None, "PEM file of the CA that signed the server's certificate; enables TLS", "F", WHO

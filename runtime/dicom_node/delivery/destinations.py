@@ -138,5 +138,6 @@ def destination(given: str, kinds: tuple[str, ...], own: OwnIdentity) -> Destina
     if "/" in given and "://" not in given:
         return Folder(given, kinds, Path(given))
     raise InvalidInput(
-        f"--destination {given} is none: give AET@HOST:PORT, tls://AET@HOST:PORT, or a folder's path with a slash."
+        f"--destination {given} is none: give AET@HOST:PORT, tls://AET@HOST:PORT, https://…, fhir+https://…, or a folder's path "
+        "with a slash."
     )

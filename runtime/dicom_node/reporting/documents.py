@@ -10,6 +10,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from echovlm_edge.runtime.client.report import Report
+from echovlm_edge.runtime.clinical.diagnostic_report import diagnostic_report
 from echovlm_edge.runtime.clinical.source_images import PATIENT_AND_STUDY, REFERENCES, SourceImage, as_shown
 from echovlm_edge.runtime.clinical.structured_report import Predecessor, structured_report
 from echovlm_edge.runtime.dicom_node.receiving.header import from_json
@@ -37,7 +38,7 @@ class DocumentMaker:
     """Makes the kinds of documents that somebody gets."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
-        """Make the documents of some kinds: `sr`; the SR is always made, as it carries the record."""
+        """Make the documents of some kinds, `sr` and `fhir`; the SR is always made, as it carries the record."""
         self._kinds = frozenset(kinds) | {"sr"}
 
     def make(self, study: Study, report: Report, chosen: Chosen, predecessor: Document | None) -> list[Document]:
@@ -61,7 +62,11 @@ class DocumentMaker:
         content = structured_report(report.result, sources, language, report.request_id, remarks, before)
         written = pydicom.dcmread(io.BytesIO(content))
         uids = str(written.SOPClassUID), str(written.SOPInstanceUID), str(written.SeriesInstanceUID)
-        return [Document("sr", *uids, content, _record(report, chosen, remarks))]
+        documents = [Document("sr", *uids, content, _record(report, chosen, remarks))]
+        if "fhir" in self._kinds:
+            fhir = diagnostic_report(report.result, sources, language, report.request_id, remarks, uids[1])
+            documents.append(Document("fhir", *uids, fhir))
+        return documents
 
 
 def remarks_of(study: Study, chosen: Chosen, predecessor: Document | None) -> list[str]:
