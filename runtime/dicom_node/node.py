@@ -23,6 +23,7 @@ from echovlm_edge.runtime.dicom_node.receiving.listener import Listener, Listene
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, tls_client_context, tls_context
 from echovlm_edge.runtime.dicom_node.receiving.procedure_steps import PERFORMED_PROCEDURE_STEP, ProcedureSteps
 from echovlm_edge.runtime.dicom_node.receiving.receiver import SUCCESS, Receiver, ReceiverLimits
+from echovlm_edge.runtime.dicom_node.receiving.stow import StowDoor, StowOptions
 from echovlm_edge.runtime.dicom_node.reporting.documents import DocumentMaker
 from echovlm_edge.runtime.dicom_node.reporting.questions import read_questions
 from echovlm_edge.runtime.dicom_node.reporting.study_worker import ReportOptions, StudyWorker
@@ -84,7 +85,8 @@ class Node:
             self.spool, activity, worker, Quiet(chosen.quiet_seconds), steps.is_complete, chosen.studies_at_once
         )
         self._ending.callback(self.working.close)
-        limits = ReceiverLimits(chosen.spool_mb * MB, chosen.reserve_mb * MB, chosen.max_rate)
+        other = chosen.other_classes == "keep"
+        limits = ReceiverLimits(chosen.spool_mb * MB, chosen.reserve_mb * MB, chosen.max_rate, other)
         self.receiver = Receiver(self.spool, activity, audit, limits, self._emptying.make_room)
         self.listener = Listener(
             address,
@@ -102,11 +104,25 @@ class Node:
             ),
             peers=peers,
             tls=tls,
-            other_classes=chosen.other_classes == "keep",
+            other_classes=other,
             further_classes=(PERFORMED_PROCEDURE_STEP, commitment.STORAGE_COMMITMENT),
         )
         self._ending.callback(self.listener.close)
+        self.stow = self._stow(chosen, peers) if chosen.stow else None
         self.address = f"{chosen.listen.rpartition(':')[0]}:{self.listener.port}"
+
+    def _stow(self, chosen: NodeSettings, peers: Peers) -> StowDoor:
+        options = StowOptions(
+            parse_address(chosen.stow or ""),
+            read_token(chosen.stow_token_file),
+            chosen.max_instance_mb * MB,
+            chosen.tls_certificate,
+            chosen.tls_key,
+            chosen.tls_client_ca,
+        )
+        door = StowDoor(self.receiver, self.spool.new_file, peers, options)
+        self._ending.callback(door.close)
+        return door
 
     def close(self) -> None:
         """Stop, the last started first: nothing is lost, as everything is in the spool."""
@@ -151,16 +167,20 @@ def refuse_open_doors(chosen: NodeSettings, host: str) -> None:
     """Refuse to listen where others can send without TLS or without being known, unless --insecure is given twice.
 
     Raises:
-        InvalidInput: the address is not loopback, and TLS or --peers is missing.
+        InvalidInput: an address is not loopback, and TLS, --peers or --stow-token-file is missing.
     """
     if bool(chosen.tls_certificate) != bool(chosen.tls_key):
         raise InvalidInput("--tls-certificate and --tls-key belong together: give both.")
-    if is_loopback_host(host) or (chosen.tls_certificate and chosen.peers) or chosen.insecure >= 2:
-        return
-    lacks = "without TLS" if not chosen.tls_certificate else "by unknown senders"
-    raise InvalidInput(
-        f"{chosen.listen} can be reached by others, {lacks}: give --tls-certificate, --tls-key and --peers, or --insecure twice."
-    )
+    doors = [(chosen.listen, host, chosen.peers, "--peers")]
+    if chosen.stow:
+        doors.append((chosen.stow, parse_address(chosen.stow)[0], chosen.stow_token_file, "--stow-token-file"))
+    for address, at, known, option in doors:
+        if is_loopback_host(at) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
+            continue
+        lacks = "without TLS" if not chosen.tls_certificate else "by unknown senders"
+        raise InvalidInput(
+            f"{address} can be reached by others, {lacks}: give --tls-certificate, --tls-key and {option}, or --insecure twice."
+        )
 
 
 def parse_address(address: str) -> tuple[str, int]:

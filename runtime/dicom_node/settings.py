@@ -28,6 +28,7 @@ class NodeSettings(CommandSettings):
         "who gets the reports: AET@HOST:PORT, tls://AET@HOST:PORT, https://HOST/… (STOW-RS), fhir+https://HOST/…, or a folder's path",
         "TO",
     )
+    stow: str | None = option(None, "take instances by STOW-RS at this address, too", "HOST:PORT")
     quiet_seconds: float = option(
         60.0, "a study is complete when no instance has come for this long, and no association is open", "S", gt=0
     )
@@ -76,6 +77,7 @@ class NodeSettings(CommandSettings):
     )
     tls_key: Path | None = option(None, "PEM file of the certificate's private key", "F", WHO)
     tls_client_ca: Path | None = option(None, "PEM file of a CA; carts need a certificate that it signed", "F", WHO)
+    stow_token_file: Path | None = option(None, "file with the bearer token that senders by STOW-RS give", "F", WHO)
     insecure: int = option(
         0,
         "given twice (2 in a file): allow other addresses than loopback without TLS or without --peers",

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +23,9 @@ from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile, Too
 from echovlm_edge.runtime.dicom_node.spool import Spool
 from echovlm_edge.runtime.dicom_node.spool_rows import Arrival
 
-SUCCESS, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000  # PS3.4 B.2.3
+# PS3.4 B.2.3 and PS3.7 annex C.
+SUCCESS, NOT_SUPPORTED, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0x0122, 0xA700, 0xA900, 0xC000
+FULL = "the spool or its disk is full"
 LONGEST_PAUSE = 5.0  # seconds that an instance's answer is delayed to keep a sender below its rate
 
 _log = logging.getLogger(__name__)
@@ -37,11 +39,22 @@ class ReceiverLimits:
         spool_bytes: of everything in the spool.
         reserve_bytes: of the disk that stay free, so that what is owed can be written.
         rate: instances a second of one AE title.
+        other_classes: whether instances that are no images are kept.
     """
 
     spool_bytes: int
     reserve_bytes: int
     rate: float
+    other_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of an instance: the status for its sender, and its UIDs as far as they could be read."""
+
+    status: int
+    sop_class: str = ""
+    sop_instance: str = field(default="", repr=False)
 
 
 class Receiver:
@@ -72,17 +85,17 @@ class Receiver:
         address = str(event.assoc.requestor.address_info.address) if event.assoc.requestor.address_info else ""
         if not isinstance(incoming, IncomingFile) or incoming.path is None:
             fault = incoming.fault if isinstance(incoming, IncomingFile) else None
-            return self._refused(OUT_OF_RESOURCES if fault else NOT_UNDERSTOOD, sender, address, "no data set")
+            return self.refused(OUT_OF_RESOURCES if fault else NOT_UNDERSTOOD, sender, address, "no data set").status
         try:
             if isinstance(incoming.fault, TooMuch):
-                return self._refused(OUT_OF_RESOURCES, sender, address, "larger than an instance may be")
-            if incoming.fault or not self._has_room(incoming.bytes):
-                return self._refused(OUT_OF_RESOURCES, sender, address, "the spool or its disk is full")
+                return self.refused(OUT_OF_RESOURCES, sender, address, "larger than an instance may be").status
+            if incoming.fault or not self.has_room(incoming.bytes):
+                return self.refused(OUT_OF_RESOURCES, sender, address, FULL).status
             digest = incoming.finish()
             stated = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
-            status = self.take(incoming.path, digest, sender, address, stated, event.assoc)
+            status = self.take(incoming.path, digest, sender, address, stated, event.assoc).status
         except (OSError, sqlite3.Error):
-            return self._refused(OUT_OF_RESOURCES, sender, address, "the spool or its disk is full")
+            return self.refused(OUT_OF_RESOURCES, sender, address, FULL).status
         finally:
             incoming.discard()
         self._slow_down(sender)
@@ -96,8 +109,9 @@ class Receiver:
         address: str,
         stated: tuple[str, str] | None = None,
         association: Association | None = None,
-    ) -> int:
-        """Put a file of `incoming/` into the spool; returns the status for its sender.
+        study: str = "",
+    ) -> Taken:
+        """Put a file of `incoming/` into the spool; returns what became of it.
 
         Args:
             path: of the file, written and synced.
@@ -106,6 +120,7 @@ class Receiver:
             address: of the sender.
             stated: SOP class and instance that the sender named; None if it named none.
             association: that it came by.
+            study: the UID of the study that it has to be of; empty for any.
 
         Raises:
             OSError, sqlite3.Error: the disk is full or fails.
@@ -113,9 +128,13 @@ class Receiver:
         try:
             header = read_header(path)
         except InvalidInput as error:
-            return self._refused(NOT_UNDERSTOOD, sender, address, str(error))
+            return self.refused(NOT_UNDERSTOOD, sender, address, str(error))
+        if study not in ("", header.study_uid):
+            return self.refused(NOT_MATCHING, sender, address, "it is of another study than stated")
+        if header.kind == "other" and not self._limits.other_classes:
+            return self.refused(NOT_SUPPORTED, sender, address, "it is no image")
         if stated and stated != (header.sop_class, header.sop_instance):
-            return self._refused(NOT_MATCHING, sender, address, "its SOP class or instance is another than stated")
+            return self.refused(NOT_MATCHING, sender, address, "its SOP class or instance is another than stated")
         uids = header.study_uid, header.sop_instance
         self._activity.touch(
             header.study_uid, association
@@ -124,20 +143,22 @@ class Receiver:
         self._activity.touch(header.study_uid, association)
         self._count("stored" if new else "again")
         self._audit.write("received" if new else "received again", sender, address, *uids)
-        return SUCCESS
+        return Taken(SUCCESS, header.sop_class, header.sop_instance)
 
-    def _has_room(self, size: int) -> bool:
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes may be stored; empties what is delivered if the spool is full."""
         if self._spool.used_bytes() + size > self._limits.spool_bytes:
             self._make_room()
             if self._spool.used_bytes() + size > self._limits.spool_bytes:
                 return False
         return self._spool.free_bytes() >= self._limits.reserve_bytes
 
-    def _refused(self, status: int, sender: str, address: str, reason: str) -> int:
+    def refused(self, status: int, sender: str, address: str, reason: str) -> Taken:
+        """Count, log and audit a refusal; returns it."""
         self._count("refused")
         _log.warning("an instance was refused with status %04X: %s", status, reason, extra={"ae_title": sender})
         self._audit.write("refused", sender, address, status=f"{status:04X}", reason=reason)
-        return status
+        return Taken(status)
 
     def _count(self, what: str) -> None:
         with self._lock:

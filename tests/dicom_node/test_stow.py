@@ -1,0 +1,128 @@
+"""Instances by STOW-RS: the same as by C-STORE."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.dicom_node.node import Node
+from echovlm_edge.runtime.dicom_node.receiving.stow import Malformed, PartFiles
+from tests.support.carts import Pacs, running_node, still, store, study_of, write
+from tests.support.waiting import wait_for
+
+
+def body(parts: Sequence[bytes], kind: str = "application/dicom") -> bytes:
+    made = b"".join(f"--xyz\r\nContent-Type: {kind}\r\n\r\n".encode() + part + b"\r\n" for part in parts)
+    return made + b"--xyz--\r\n"
+
+
+def post(node: Node, content: bytes, path: str = "/studies", **headers: str) -> tuple[int, dict[str, object]]:
+    assert node.stow
+    connection = http.client.HTTPConnection("127.0.0.1", node.stow.port, timeout=10)
+    kind = 'multipart/related; type="application/dicom"; boundary=xyz'
+    connection.request("POST", path, content, {"Content-Type": kind, **headers})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, json.loads(text) if text else {}
+
+
+@pytest.fixture
+def node(tmp_path: Path, server: str, pacs: Pacs) -> Iterator[Node]:
+    options = {"destination": (pacs.name,), "stow": "127.0.0.1:0", "max_instance_mb": 1}
+    with running_node(tmp_path / "spool", server, **options) as running_one:
+        yield running_one
+
+
+def test_a_study_by_stow_becomes_a_report(node: Node, tmp_path: Path, pacs: Pacs) -> None:
+    study = study_of()
+    files = write(tmp_path / "in", still(study, 1), still(study, 2))
+    status, answer = post(node, body([path.read_bytes() for path in files]), f"/studies/{study['StudyInstanceUID']}")
+    assert status == 200
+    stored = answer["00081199"]["Value"]  # type: ignore[index]
+    assert [one["00081155"]["Value"] for one in stored] == [[path.stem] for path in files]
+    assert store(node, files) == {}  # by the other door the same again
+    wait_for(lambda: pacs.documents())
+    assert pacs.documents()[0].StudyInstanceUID == study["StudyInstanceUID"]
+
+
+def test_what_cannot_be_stored_is_listed(node: Node, tmp_path: Path) -> None:
+    (path,) = write(tmp_path / "in", still(study_of(), 1))
+    status, answer = post(node, body([path.read_bytes(), b"no DICOM"]))
+    assert status == 202
+    assert answer["00081198"]["Value"][0]["00081197"]["Value"] == [0xC000]  # type: ignore[index]
+    assert post(node, body([b"no DICOM"]))[0] == 409
+    assert post(node, body([path.read_bytes()]), "/studies/1.2.3")[0] == 409  # of another study
+    assert not list(node.spool.incoming.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"", None, 400),
+        (b"--xyz--\r\n", None, 400),
+        (b"rubbish before --xyz\r\n", None, 400),
+        (body([b"x"])[:-6], None, 400),
+        (body([b"x"], "image/png"), None, 400),
+        (body([bytes(2 << 20)]), None, 400),
+        (body([b"x"]), "application/dicom", 415),
+        (body([b"x"]), "multipart/related", 415),
+    ],
+)
+def test_a_wrong_body_is_refused_and_leaves_nothing(content: bytes, kind: str | None, status: int, node: Node) -> None:
+    assert post(node, content, **({"Content-Type": kind} if kind else {}))[0] == status
+    assert not list(node.spool.incoming.iterdir()) and not list(node.spool.instances.iterdir())
+
+
+def test_senders_give_the_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret")
+    (path,) = write(tmp_path / "in", still(study_of(), 1))
+    options = {"destination": (f"{tmp_path}/out",), "stow": "127.0.0.1:0", "stow_token_file": tmp_path / "token"}
+    with running_node(tmp_path / "spool", "127.0.0.1:9", **options) as node:
+        assert post(node, body([path.read_bytes()]))[0] == 401
+        assert post(node, body([path.read_bytes()]), Authorization="Bearer other")[0] == 401
+        assert post(node, body([path.read_bytes()]), Authorization="Bearer s3cret")[0] == 200
+
+
+def test_an_open_door_is_refused(tmp_path: Path) -> None:
+    options = {"destination": (f"{tmp_path}/out",), "stow": "0.0.0.0:0"}
+    with (
+        pytest.raises(InvalidInput, match="can be reached by others"),
+        running_node(tmp_path, "127.0.0.1:9", **options),
+    ):
+        pass
+
+
+@given(st.lists(st.binary(max_size=60).filter(lambda part: b"--xyz" not in part), min_size=1, max_size=4), st.data())
+def test_a_body_is_split_alike_however_it_arrives(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    names = iter(range(100))
+    files = PartFiles("xyz", lambda: folder / str(next(names)), 100)
+    content, found = body(parts), []
+    while content:
+        size = data.draw(st.integers(1, len(content)))
+        found += [path.read_bytes() for path, _ in files.feed(content[:size])]
+        content = content[size:]
+    assert files.is_whole and found == parts
+
+
+@given(st.binary(max_size=200))
+def test_any_body_is_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    names = iter(range(1000))
+    files = PartFiles("xyz", lambda: folder / str(next(names)), 100)
+    try:
+        for path, _ in files.feed(b"--xyz\r\n" + content):
+            assert path.is_file()
+    except Malformed:
+        pass
+    files.discard()
