@@ -24,7 +24,7 @@ from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, tls_client_co
 from echovlm_edge.runtime.dicom_node.receiving.procedure_steps import PERFORMED_PROCEDURE_STEP, ProcedureSteps
 from echovlm_edge.runtime.dicom_node.receiving.receiver import SUCCESS, Receiver, ReceiverLimits
 from echovlm_edge.runtime.dicom_node.receiving.stow import StowDoor, StowOptions
-from echovlm_edge.runtime.dicom_node.reporting.documents import DocumentMaker
+from echovlm_edge.runtime.dicom_node.reporting.documents import DocumentMaker, find_font
 from echovlm_edge.runtime.dicom_node.reporting.questions import read_questions
 from echovlm_edge.runtime.dicom_node.reporting.study_worker import ReportOptions, StudyWorker
 from echovlm_edge.runtime.dicom_node.reporting.working import Quiet, Working
@@ -80,7 +80,9 @@ class Node:
         self.delivering = Delivering(self.spool, destinations, audit)
         self._ending.callback(self.delivering.close)
         steps = ProcedureSteps(self.spool)
-        worker = StudyWorker(self.spool, client, options, DocumentMaker(kind for kind, _ in options.destinations))
+        kinds = {kind for kind, _ in options.destinations}
+        maker = DocumentMaker(kinds, find_font(chosen.pdf_font) if chosen.pdf else None)
+        worker = StudyWorker(self.spool, client, options, maker)
         self.working = Working(
             self.spool, activity, worker, Quiet(chosen.quiet_seconds), steps.is_complete, chosen.studies_at_once
         )
@@ -141,7 +143,7 @@ def destinations_of(chosen: NodeSettings, folder: Path) -> list[Destination]:
     if len(set(chosen.destination)) < len(chosen.destination):
         raise InvalidInput("--destination is given twice with the same value: leave one out.")
     web = Web(tls, read_token(chosen.destination_token_file))
-    kinds = ("sr",)
+    kinds = ("sr", "pdf") if chosen.pdf else ("sr",)
     return [web_destination(given, kinds, web) or destination(given, kinds, own) for given in chosen.destination]
 
 

@@ -39,6 +39,13 @@ class NodeSettings(CommandSettings):
     questions: Path | None = option(
         None, "TOML file that chooses region, language and prompt by AE title and descriptions", "F", REPORTS
     )
+    pdf: bool = option(False, "deliver each report as an encapsulated PDF, too", None, REPORTS)
+    pdf_font: Path | None = option(
+        None,
+        "TrueType font of the PDF, with English and Chinese; by default Debian's fonts-wqy-microhei",
+        "F",
+        REPORTS,
+    )
     language: Literal["en", "zh"] = option("en", "language of a report where the questions choose none", None, REPORTS)
     max_pictures: int = option(16, "pictures that a report is about", "N", REPORTS, ge=1, le=64)
     frames_per_cine: int = option(4, "frames of a cine, where the stills leave room", "N", REPORTS, ge=1, le=64)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
 
 from echovlm_edge.runtime.client.report import Report
 from echovlm_edge.runtime.clinical.diagnostic_report import diagnostic_report
+from echovlm_edge.runtime.clinical.report_pdf import encapsulated_pdf, find_font
 from echovlm_edge.runtime.clinical.source_images import PATIENT_AND_STUDY, REFERENCES, SourceImage, as_shown
 from echovlm_edge.runtime.clinical.structured_report import Predecessor, structured_report
 from echovlm_edge.runtime.dicom_node.receiving.header import from_json
 from echovlm_edge.runtime.dicom_node.reporting.questions import Question
 from echovlm_edge.runtime.dicom_node.reporting.selection import Outcome
 from echovlm_edge.runtime.dicom_node.spool_rows import Document, Instance, Study
+
+__all__ = ["Chosen", "DocumentMaker", "find_font", "remarks_of"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,12 @@ class Chosen:
 class DocumentMaker:
     """Makes the kinds of documents that somebody gets."""
 
-    def __init__(self, kinds: Iterable[str]) -> None:
-        """Make the documents of some kinds, `sr` and `fhir`; the SR is always made, as it carries the record."""
-        self._kinds = frozenset(kinds) | {"sr"}
+    def __init__(self, kinds: Iterable[str], font: Path | None = None) -> None:
+        """Make the documents of some kinds, `sr`, `pdf` and `fhir`; the SR is always made, as it carries the record.
+
+        `font` is that of the PDF, which is not made without.
+        """
+        self._kinds, self._font = frozenset(kinds), font
 
     def make(self, study: Study, report: Report, chosen: Chosen, predecessor: Document | None) -> list[Document]:
         """Make a version's documents.
@@ -60,13 +67,21 @@ class DocumentMaker:
         if predecessor:
             before = Predecessor(predecessor.sop_class, predecessor.sop_instance, predecessor.series)
         content = structured_report(report.result, sources, language, report.request_id, remarks, before)
-        written = pydicom.dcmread(io.BytesIO(content))
-        uids = str(written.SOPClassUID), str(written.SOPInstanceUID), str(written.SeriesInstanceUID)
+        uids = _uids(content)
         documents = [Document("sr", *uids, content, _record(report, chosen, remarks))]
+        if self._font and "pdf" in self._kinds:
+            pdf = encapsulated_pdf(report.result, sources, language, self._font, report.request_id, remarks)
+            documents.append(Document("pdf", *_uids(pdf), pdf))
         if "fhir" in self._kinds:
             fhir = diagnostic_report(report.result, sources, language, report.request_id, remarks, uids[1])
             documents.append(Document("fhir", *uids, fhir))
         return documents
+
+
+def _uids(content: bytes) -> tuple[str, str, str]:
+    """Read the SOP class, instance and series of a document that has just been made."""
+    written = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    return str(written.SOPClassUID), str(written.SOPInstanceUID), str(written.SeriesInstanceUID)
 
 
 def remarks_of(study: Study, chosen: Chosen, predecessor: Document | None) -> list[str]:
