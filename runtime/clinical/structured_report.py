@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import NAMESPACE_URL, uuid5
 
@@ -59,8 +59,8 @@ class Predecessor:
     """The document of the same study that a new one replaces: its UIDs."""
 
     sop_class: str
-    sop_instance: str
-    series: str
+    sop_instance: str = field(repr=False)
+    series: str = field(repr=False)
 
 
 def structured_report(

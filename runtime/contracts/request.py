@@ -213,7 +213,7 @@ class Picture:
     height: int
     width: int
     tokens: int
-    fingerprint: bytes = b""
+    fingerprint: bytes = field(default=b"", repr=False)
 
 
 def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 
 
@@ -59,7 +60,7 @@ def settings_from(kind: type[Settings], parsed: argparse.Namespace) -> Settings 
         InvalidInput: a value or a key is not valid; the sentence names where it was set.
         NotPossibleHere: the file cannot be read.
     """
-    typed = {name: value for name, value in vars(parsed).items() if name in kind.model_fields}
+    typed = {name: value for name, value in vars(parsed).items() if name in kind.model_fields and value is not None}
     settings = settings_of(kind, parsed.config, typed)
     if parsed.print_config:
         print(as_toml(settings), end="")
@@ -106,14 +107,14 @@ def add_option(parser: argparse._ActionsContainer, kind: type[CommandSettings], 
     field = kind.model_fields[name]
     shape: dict[str, Any] = {"metavar": _extra(field)["metavar"]}
     if _is_list(field):
-        shape |= {"nargs": "+", "action": "extend"}
+        shape |= {**SEVERAL, "default": None}  # None: not typed
     elif choices := _choices(field):
         shape = {"choices": choices}
     elif field.annotation is bool:
         shape = {"action": "store_true"}
     elif name == "insecure":
         shape = {"action": "count"}
-    parser.add_argument(_flag(name), help=_explained(field), default=argparse.SUPPRESS, **shape)
+    parser.add_argument(_flag(name), help=_explained(field), **{"default": argparse.SUPPRESS, **shape})
 
 
 def as_toml(settings: CommandSettings) -> str:

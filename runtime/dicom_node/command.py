@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         case ["complete" | "resend" as word]:
             from echovlm_edge.runtime.dicom_node import status
 
-            asked = status.study_parser(word).parse_args(given[1:])
+            parser = status.complete_parser() if word == "complete" else status.resend_parser()
+            asked = parser.parse_args(given[1:])
             return run_command(lambda: status.run_on_studies(word, asked))
         case ["send"]:
             from echovlm_edge.runtime.dicom_node import sending

@@ -46,10 +46,10 @@ class Arrival:
     """
 
     path: Path
-    study_uid: str
-    sop_instance: str
+    study_uid: str = field(repr=False)
+    sop_instance: str = field(repr=False)
     sop_class: str
-    digest: bytes
+    digest: bytes = field(repr=False)
     ae_title: str
     kind: str
     header: dict[str, Any] = field(repr=False)
@@ -90,8 +90,8 @@ class Document:
 
     kind: str
     sop_class: str
-    sop_instance: str
-    series: str
+    sop_instance: str = field(repr=False)
+    series: str = field(repr=False)
     content: bytes = field(repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
 

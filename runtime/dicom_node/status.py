@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echovlm_edge.runtime.contracts.command import add_version
+from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
 from echovlm_edge.runtime.dicom_node.spool import Spool
@@ -34,13 +34,14 @@ def status_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def study_parser(word: str) -> argparse.ArgumentParser:
-    """Make the parser of `complete` or `resend`."""
-    parser = argparse.ArgumentParser(prog=f"echovlm-dicom {word}", description=ABOUT[word])
-    add_version(parser)
-    _add_spool(parser)
-    parser.add_argument("studies", nargs="+", metavar="STUDY", help="its number in `status`, or its StudyInstanceUID")
-    return parser
+def complete_parser() -> argparse.ArgumentParser:
+    """Make the parser of `complete`."""
+    return _named(argparse.ArgumentParser(prog="echovlm-dicom complete", description=ABOUT["complete"]))
+
+
+def resend_parser() -> argparse.ArgumentParser:
+    """Make the parser of `resend`."""
+    return _named(argparse.ArgumentParser(prog="echovlm-dicom resend", description=ABOUT["resend"]))
 
 
 def run_status(options: argparse.Namespace) -> int:
@@ -99,6 +100,13 @@ def _opened(folder: Path) -> Spool:
     if not (folder / "spool.db").is_file():
         raise NotPossibleHere(f"{folder} is no spool: give the folder of the node's --spool.")
     return Spool(folder)
+
+
+def _named(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    add_version(parser)
+    _add_spool(parser)
+    parser.add_argument("studies", metavar="STUDY", help="its number in `status`, or its StudyInstanceUID", **SEVERAL)
+    return parser
 
 
 def _add_spool(parser: argparse.ArgumentParser) -> None:

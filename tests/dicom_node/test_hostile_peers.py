@@ -41,7 +41,7 @@ def died(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Node]:
     caplog.set_level(logging.INFO)
-    options = {"destination": (f"{tmp_path}/out",), "quiet_seconds": 600, "max_associations": 4, "idle_seconds": 2.0}
+    options = {"destination": (f"{tmp_path}/out",), "quiet_seconds": 600, "max_associations": 4, "idle_seconds": 5.0}
     with running_node(tmp_path / "spool", "127.0.0.1:9", **options) as running_one:
         yield running_one
 
@@ -246,7 +246,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     """Change a few bytes, or cut, repeat or insert some."""
     changed = bytearray(content)
     for _ in range(chance.randint(1, 6)):
-        place = chance.randrange(len(changed))
+        place = chance.randrange(len(changed) or 1)
         match chance.randrange(5):
             case 0:
                 changed[place] = chance.randrange(256)

@@ -115,14 +115,13 @@ def test_no_spool_is_no_spool(tmp_path: Path) -> None:
     assert "is no spool" in dicom("status", "--spool", tmp_path).stderr
 
 
-@pytest.mark.parametrize("word", ["complete", "resend"])
-def test_what_a_state_does_not_allow_is_said(word: str, tmp_path: Path, server: str, pacs: Pacs) -> None:
+def test_what_a_state_does_not_allow_is_said(tmp_path: Path, server: str, pacs: Pacs) -> None:
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         study = study_of()
         store(node, write(tmp_path / "in", still(study, 1)))
         uid = str(study["StudyInstanceUID"])
         wait_for(lambda: node.spool.study(uid).state == "delivered")
-        asked = status.study_parser("complete").parse_args(["--spool", str(tmp_path / "spool"), uid])
+        asked = status.complete_parser().parse_args(["--spool", str(tmp_path / "spool"), uid])
         with pytest.raises(InvalidInput, match="is delivered: it is not receiving"):
             status.run_on_studies("complete", asked)
 

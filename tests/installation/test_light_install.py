@@ -28,7 +28,14 @@ for name in [name for name in sys.modules if name.partition(".")[0] not in sys.s
 sys.meta_path.insert(0, Only())
 """
 CLIENT = ("google", "grpc", "typing_extensions", "echovlm", "echovlm_edge")  # grpcio brings typing_extensions
-NEEDS = {"build": "export,serve", "serve": "serve", "report": "client", "profile": "serve", "doctor": "serve"}
+NEEDS = {
+    "build": "export,serve",
+    "serve": "serve",
+    "report": "client",
+    "dicom": "dicom",
+    "profile": "serve",
+    "doctor": "serve",
+}
 
 
 def ran(program: str, allowed: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

@@ -116,6 +116,7 @@ def _post(to: StowServer | FhirServer, url: str, body: bytes, headers: dict[str,
     assert parts.hostname
     if to.web.token:
         headers["Authorization"] = f"Bearer {to.web.token}"
+    connection: http.client.HTTPConnection
     if parts.scheme == "https":
         connection = http.client.HTTPSConnection(
             parts.hostname, parts.port, timeout=TIMEOUT_SECONDS, context=to.web.tls

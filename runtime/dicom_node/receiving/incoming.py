@@ -185,7 +185,7 @@ class PatientStateMachine(StateMachine):
             association.is_aborted, association.is_established = True, False
             self.dul.kill_dul()
         if self.current_state in OVER and self.dul.assoc.requestor.primitive is None:
-            self.dul.to_user_queue.put(None)  # type: ignore[arg-type]  # wakes the association, which waits for its request
+            self.dul.to_user_queue.put(None)  # wakes the association, which waits for its request
 
 
 class BoundedSocket(AssociationSocket):

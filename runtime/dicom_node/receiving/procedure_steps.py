@@ -11,9 +11,11 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
+from pynetdicom.dimse_primitives import N_CREATE, N_SET
 
 from echovlm_edge.runtime.dicom_node.receiving.header import IMAGES
 from echovlm_edge.runtime.dicom_node.spool import Spool
@@ -41,7 +43,7 @@ class ProcedureSteps:
             warnings.simplefilter("ignore")
             try:
                 attributes = event.attribute_list
-                uid = str(event.request.AffectedSOPInstanceUID or "")
+                uid = str(cast(N_CREATE, event.request).AffectedSOPInstanceUID or "")
                 scheduled = items(attributes, "ScheduledStepAttributesSequence")
                 study = next((str(item.get("StudyInstanceUID", "")) for item in scheduled), "")
                 status = str(attributes.get("PerformedProcedureStepStatus", ""))
@@ -66,7 +68,7 @@ class ProcedureSteps:
             warnings.simplefilter("ignore")
             try:
                 changes = event.modification_list
-                uid = str(event.request.RequestedSOPInstanceUID or "")
+                uid = str(cast(N_SET, event.request).RequestedSOPInstanceUID or "")
                 status = str(changes.get("PerformedProcedureStepStatus", IN_PROGRESS))
                 images = json.dumps(_images(changes))
             except Exception as error:

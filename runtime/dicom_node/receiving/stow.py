@@ -76,6 +76,10 @@ class PartFiles:
                 yield self._end()
             self._over, self._in_head = self._rest.startswith(b"--"), True
 
+    def fed(self, data: bytes) -> list[tuple[Path, bytes]]:
+        """Do as `feed`, and return the parts."""
+        return list(self.feed(data))
+
     @property
     def is_whole(self) -> bool:
         """Whether the last boundary has come."""
@@ -199,7 +203,7 @@ class StowDoor:
         study, taken = request.path_params.get("study", ""), list[Taken]()
         try:
             async for piece in request.stream():
-                for path, digest in await run_in_threadpool(lambda data=piece: list(files.feed(data))):
+                for path, digest in await run_in_threadpool(files.fed, piece):
                     taken.append(await run_in_threadpool(self._take, path, digest, address, study))
         except Malformed:
             return Response(status_code=400)

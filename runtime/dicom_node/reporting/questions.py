@@ -35,11 +35,11 @@ class Facts:
         description: of the study, its series, protocols and procedure steps.
     """
 
-    ae_title: frozenset[str] = frozenset()
-    body_part: frozenset[str] = frozenset()
-    anatomic_region: frozenset[str] = frozenset()
-    procedure: frozenset[str] = frozenset()
-    description: frozenset[str] = frozenset()
+    ae_title: frozenset[str] = field(default=frozenset(), repr=False)
+    body_part: frozenset[str] = field(default=frozenset(), repr=False)
+    anatomic_region: frozenset[str] = field(default=frozenset(), repr=False)
+    procedure: frozenset[str] = field(default=frozenset(), repr=False)
+    description: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydicom.dataset import Dataset
 
@@ -55,7 +55,7 @@ class ShownStill:
     """A still that the model is shown: its instance's id, and its fingerprint."""
 
     id: int
-    fingerprint: bytes
+    fingerprint: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
