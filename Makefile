@@ -20,7 +20,7 @@ SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak clean
+.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak soak-dicom clean
 
 setup: $(STAMP)
 
@@ -76,6 +76,7 @@ test-long: setup
 	ECHOVLM_LONG=1 $(BIN)/python -m pytest tests/dicom_node/test_kills.py tests/dicom_node/test_faults.py tests/dicom_node/test_hostile_peers.py
 	$(MAKE) test-native
 	$(MAKE) soak
+	$(MAKE) soak-dicom
 
 # What the tests need of Debian, as root: a CI installs it by itself, elsewhere the tests that lack it skip and name it.
 debian:
@@ -138,6 +139,11 @@ MINUTES ?= 10
 soak: setup
 	test -d bundles/demo || $(BIN)/echovlm-build --checkpoint demo/checkpoint --output bundles/demo
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+# Sixteen carts at once on a DICOM node and the demo's bundle.
+soak-dicom: setup
+	test -d bundles/demo || $(BIN)/echovlm-build --checkpoint demo/checkpoint --output bundles/demo
+	$(BIN)/python -m benchmarks.dicom_soak --minutes $(MINUTES)
 
 clean:
 	rm -rf build bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -41,7 +41,6 @@ from echovlm_edge.runtime.dicom_node.spool_rows import (
     Instance,
     Owed,
     Study,
-    Summary,
     document_of,
     study_of,
 )
@@ -204,11 +203,6 @@ class Spool:
             # Cines fill what stills leave, so what was decided about them is decided again.
             sql.execute("UPDATE instances SET choice = NULL WHERE study = ? AND kind = 'cine'", (row["id"],))
         return int(row["id"])
-
-    def holds(self, sop_class: str, sop_instance: str) -> bool:
-        """Tell whether an instance is in the spool, whole."""
-        rows = self.rows("SELECT file FROM instances WHERE sop_instance = ? AND sop_class = ?", sop_instance, sop_class)
-        return any(row["file"] and (self.instances / row["file"]).is_file() for row in rows)
 
     def used_bytes(self) -> int:
         """Return the bytes of all received instances, and of documents."""
@@ -447,39 +441,6 @@ class Spool:
             sql.execute(f"DELETE FROM documents WHERE study IN ({old})", values)
             sql.execute("DELETE FROM studies WHERE state = ? AND changed < ?", values)
             sql.execute("DELETE FROM procedure_steps WHERE changed < ?", (before_time,))
-
-    # ── Status ──
-
-    def summaries(self) -> list[Summary]:
-        """Summarise all studies, the oldest first."""
-        counts = {
-            row["study"]: row
-            for row in self.rows(
-                "SELECT study, count(*) AS instances, sum(bytes) AS bytes FROM instances GROUP BY study"
-            )
-        }
-        sent = {
-            row["study"]: row
-            for row in self.rows(
-                "SELECT study, sum(state = 'owed') AS owed, sum(state = 'delivered') AS delivered,"
-                " max(CASE WHEN state = 'owed' THEN error ELSE '' END) AS error"
-                " FROM deliveries JOIN documents ON documents.id = document GROUP BY study"
-            )
-        }
-        summaries = []
-        for row in self.rows("SELECT * FROM studies ORDER BY id"):
-            here, there = counts.get(row["id"]), sent.get(row["id"])
-            summaries.append(
-                Summary(
-                    study_of(row),
-                    here["instances"] if here else 0,
-                    here["bytes"] if here else 0,
-                    there["owed"] if there else 0,
-                    there["delivered"] if there else 0,
-                    there["error"] if there else "",
-                )
-            )
-        return summaries
 
 
 def _moved(

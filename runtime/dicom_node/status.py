@@ -13,7 +13,7 @@ from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
 from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Summary
+from echovlm_edge.runtime.dicom_node.spool_rows import Summary, study_of
 from echovlm_edge.runtime.dicom_node.states import StudyState
 
 ABOUT = {
@@ -44,30 +44,60 @@ def resend_parser() -> argparse.ArgumentParser:
     return _named(argparse.ArgumentParser(prog="echovlm-dicom resend", description=ABOUT["resend"]))
 
 
+def summaries(spool: Spool) -> list[Summary]:
+    """Summarise all studies of a spool, the oldest first."""
+    counts = {
+        row["study"]: row
+        for row in spool.rows("SELECT study, count(*) AS instances, sum(bytes) AS bytes FROM instances GROUP BY study")
+    }
+    sent = {
+        row["study"]: row
+        for row in spool.rows(
+            "SELECT study, sum(state = 'owed') AS owed, sum(state = 'delivered') AS delivered,"
+            " max(CASE WHEN state = 'owed' THEN error ELSE '' END) AS error"
+            " FROM deliveries JOIN documents ON documents.id = document GROUP BY study"
+        )
+    }
+    listed = []
+    for row in spool.rows("SELECT * FROM studies ORDER BY id"):
+        here, there = counts.get(row["id"]), sent.get(row["id"])
+        listed.append(
+            Summary(
+                study_of(row),
+                here["instances"] if here else 0,
+                here["bytes"] if here else 0,
+                there["owed"] if there else 0,
+                there["delivered"] if there else 0,
+                there["error"] if there else "",
+            )
+        )
+    return listed
+
+
 def run_status(options: argparse.Namespace) -> int:
     """List the studies; returns the exit code."""
     spool = _opened(options.spool)
-    summaries = spool.summaries()
+    found = summaries(spool)
     spool.close()
     if options.json:
-        print(json.dumps({"studies": [_as_json(one) for one in summaries]}))
+        print(json.dumps({"studies": [_as_json(one) for one in found]}))
         return 0
     table = new_table(
         "",
         *(figures("study"), words("state"), figures("version"), names("from")),
         *(figures("images"), figures("size"), figures("sent"), figures("owed"), figures("age"), names("why")),
     )
-    for one in summaries:
+    for one in found:
         study = one.study
         why = study.reason or one.error
         table.add_row(
             *(str(study.id), study.state.value, str(study.version), study.ae_title, str(one.instances)),
             *(readable_bytes(one.bytes), str(one.delivered), str(one.owed), _age(time.time() - study.begun), why),
         )
-    if summaries:
+    if found:
         print_table(Console(), table)
-    owed = sum(one.owed for one in summaries)
-    print(f"{len(summaries)} {'study' if len(summaries) == 1 else 'studies'}, {owed} documents owed.")
+    owed = sum(one.owed for one in found)
+    print(f"{len(found)} {'study' if len(found) == 1 else 'studies'}, {owed} documents owed.")
     return 0
 
 

@@ -16,6 +16,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.dicom_node.delivery import delivering
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Backoff
 from echovlm_edge.runtime.dicom_node.node import Node
+from echovlm_edge.runtime.dicom_node.status import summaries
 from tests.support.carts import Pacs, running_node, still, store, study_of, write
 from tests.support.waiting import wait_for
 
@@ -59,7 +60,7 @@ def test_a_destination_that_refuses_is_asked_until_it_accepts(
     with running_node(tmp_path / "spool", server, destination=(pacs.name, f"{tmp_path}/out")) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
         wait_for(lambda: (tmp_path / "out").is_dir() and any((tmp_path / "out").glob("*.dcm")))
-        wait_for(lambda: any("A700" in one.error for one in node.spool.summaries()))
+        wait_for(lambda: any("A700" in one.error for one in summaries(node.spool)))
         assert state(node, study) == "reported"
         pacs.status = 0
         wait_for(lambda: state(node, study) == "delivered")
@@ -93,7 +94,7 @@ def test_an_older_version_that_nobody_has_is_superseded(
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         node.delivering._backoff = elsewhere  # one attempt and no more
         store(node, [one])
-        wait_for(lambda: any("cannot be reached" in each.error for each in node.spool.summaries()))
+        wait_for(lambda: any("cannot be reached" in each.error for each in summaries(node.spool)))
         store(node, [two])
         wait_for(lambda: [owed.version for owed in node.spool.owed()] == [2])
         pacs.start()
