@@ -80,7 +80,7 @@ def _run(chosen: NodeSettings | None) -> int:
         print(f"Receiving as {chosen.ae_title} on {node.address}", flush=True)
         manager.ready()
         while signals.wait() == signal.SIGHUP:
-            pass  # files of peers are read again by themselves
+            node.renew_certificates()  # other files are read again by themselves, or at a restart
         end_process(END_SECONDS, manager.stopping, *([scraped.close] if scraped else []), node.close)
 
 

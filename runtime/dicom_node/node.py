@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pynetdicom import evt
 
 from echovlm_edge.runtime.client.report_client import ReportClient
 from echovlm_edge.runtime.contracts.addresses import is_loopback_host
-from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.dicom_node.audit import Audit
@@ -32,6 +33,8 @@ from echovlm_edge.runtime.dicom_node.settings import NodeSettings
 from echovlm_edge.runtime.dicom_node.spool import Spool
 
 MB = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class Node:
@@ -59,9 +62,9 @@ class Node:
         destinations = destinations_of(chosen, chosen.spool / "incoming")
         options = report_options(chosen, destinations)
         peers, audit = Peers(chosen.peers), Audit(chosen.audit)
-        tls = None
+        self._chosen, self._tls = chosen, None
         if chosen.tls_certificate and chosen.tls_key:
-            tls = tls_context(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)
+            self._tls = tls_context(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)
         self.spool = Spool(chosen.spool)
         self._ending.callback(self.spool.close)
         self.spool.claim()
@@ -105,13 +108,30 @@ class Node:
                 chosen.max_associations, chosen.max_pdu, chosen.max_instance_mb * MB, chosen.idle_seconds
             ),
             peers=peers,
-            tls=tls,
+            tls=self._tls,
             other_classes=other,
             further_classes=(PERFORMED_PROCEDURE_STEP, commitment.STORAGE_COMMITMENT),
         )
         self._ending.callback(self.listener.close)
         self.stow = self._stow(chosen, peers) if chosen.stow else None
         self.address = f"{chosen.listen.rpartition(':')[0]}:{self.listener.port}"
+
+    def renew_certificates(self) -> None:
+        """Read the certificates' files again, for new connections; files that cannot be used change nothing, and are logged."""
+        chosen = self._chosen
+        if not chosen.tls_certificate or not chosen.tls_key:
+            return
+        try:
+            tls_context(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)  # checked before they are taken
+            for context in (self._tls, self.stow.tls if self.stow else None):
+                if context is None:
+                    continue
+                context.load_cert_chain(chosen.tls_certificate, chosen.tls_key)
+                if chosen.tls_client_ca:
+                    context.load_verify_locations(chosen.tls_client_ca)
+            _log.info("read the certificates again")
+        except (NotPossibleHere, OSError) as error:
+            _log.error("the certificates cannot be used, the old ones stay: %s", error)
 
     def _stow(self, chosen: NodeSettings, peers: Peers) -> StowDoor:
         options = StowOptions(

@@ -150,6 +150,17 @@ def test_tls_admits_certificates_and_refuses_everything_else(
         assert not echoes(authority.issue_cert("cart8.example"))
         with pytest.raises(ServerUnavailable):  # plain text
             store(node, write(tmp_path / "in", still(study_of(), 1)))
+        files["own.key"].write_text("no key")
+        node.renew_certificates()
+        assert echoes(cart) and "the old ones stay" in logged(caplog)
+        other = foreign.issue_cert("localhost")
+        other.private_key_pem.write_to_path(files["own.key"])
+        other.cert_chain_pems[0].write_to_path(files["own.pem"])
+        node.renew_certificates()
+        assert not echoes(cart)  # the new one is shown, which this cart does not trust
+        own.private_key_pem.write_to_path(files["own.key"])
+        own.cert_chain_pems[0].write_to_path(files["own.pem"])
+        node.renew_certificates()
         silent = [socket.create_connection(address_of(node)) for _ in range(8)]  # no handshake: nobody waits for them
         assert echoes(cart)
         for connection in silent:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from echovlm_edge import ReportClient
+from echovlm_edge.runtime.clinical.source_images import SourceImage
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.dicom_node.node import Node
+from echovlm_edge.runtime.dicom_node.reporting import documents, working
 from tests.support.carts import Pacs, cine, running_node, still, store, study_of, texts_of, write
 from tests.support.waiting import wait_for
 
@@ -156,3 +158,34 @@ def test_the_table_of_questions_chooses_language_and_prompt(
     comments = " ".join(texts_of(pacs.documents()[0])["Comment"])
     assert "liver" in comments and "chinese" in comments and "words" in comments
     assert json.dumps(kept)
+
+
+def test_a_name_in_chinese_is_the_same_in_the_document(tmp_path: Path, server: str, pacs: Pacs) -> None:
+    study = study_of(SpecificCharacterSet="GB18030", PatientName="Wang^XiaoDong=王^小东", StudyDescription="超声 乳腺")
+    with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
+        store(node, write(tmp_path / "in", still(study, 1)))
+        wait_for(lambda: pacs.documents())
+        kept = record(node, study)
+    (document,) = pacs.documents()
+    assert str(document.PatientName) == "Wang^XiaoDong=王^小东" and kept["region"] == "breast"
+
+
+def test_a_document_that_cannot_be_made_fails_its_study_and_no_other(
+    tmp_path: Path, server: str, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(working, "LONGEST_PAUSE", 0.05)
+    made, good, bad = documents.structured_report, study_of(), study_of(patient="BAD")
+
+    def refuse_one(result: object, sources: list[SourceImage], *rest: object) -> bytes:
+        if sources[0].header.PatientID == "BAD":
+            raise ValueError("Sekret")
+        return made(result, sources, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(documents, "structured_report", refuse_one)
+    with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
+        store(node, write(tmp_path / "in", still(bad, 1), still(good, 2)))
+        uid = str(bad["StudyInstanceUID"])
+        wait_for(lambda: node.spool.study(uid).state == "failed")
+        assert "cannot be made (ValueError)" in node.spool.study(uid).reason
+        wait_for(lambda: pacs.documents(good["StudyInstanceUID"]))

@@ -179,6 +179,7 @@ class StowDoor:
                 f"STOW-RS cannot be served on {host}:{options.address[1]} ({error.strerror or error}): give another --stow."
             ) from None
         self.port = int(self._socket.getsockname()[1])
+        self.tls = config.ssl
         self._server = uvicorn.Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # they are the node's
         self._thread = threading.Thread(

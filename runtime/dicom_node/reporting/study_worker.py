@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from echovlm_edge.runtime.formats.media_types import DICOM
 # Of a call that only tells that the server is not there now; what else fails is about the study.
 PASSING = (ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated, NotFound)
 NO_PICTURE = "The study has no picture that the model can be shown."
-MOST_TRIES = 5  # until what the server says that it cannot do is believed; a server that is killed can say so, too
+MOST_TRIES = 5  # until a fault is believed to last; a server that is killed can say that something is not possible, too
 PROMPT_TOKENS = 256  # of the context that are kept for the words of the prompt
 
 _log = logging.getLogger(__name__)
@@ -117,6 +118,12 @@ class StudyWorker:
         except UserError as error:
             self._raise_if_passing(study, error)
             self._fail(study, str(error))
+        except (OSError, sqlite3.Error):  # the disk is full or fails
+            raise
+        except Exception as error:  # attributes that no document can be made of, for example
+            if not self._is_believed(study):
+                raise
+            self._fail(study, f"Its documents cannot be made ({type(error).__name__}): see the log.")
         self._tries.pop(study.id, None)
         self.close(study)
 
@@ -131,10 +138,13 @@ class StudyWorker:
         """Raise an error that says nothing about the study: the server is not there, or failed in a way that may not last."""
         if isinstance(error, PASSING):
             raise error
-        if isinstance(error, NotPossibleHere):
-            self._tries[study.id] = self._tries.get(study.id, 0) + 1
-            if self._tries[study.id] < MOST_TRIES:
-                raise error
+        if isinstance(error, NotPossibleHere) and not self._is_believed(study):
+            raise error
+
+    def _is_believed(self, study: StudyRow) -> bool:
+        """Count a fault that may not last; tells whether it has come so often that it will."""
+        self._tries[study.id] = self._tries.get(study.id, 0) + 1
+        return self._tries[study.id] >= MOST_TRIES
 
     def _again_if_forgotten(self, study: StudyRow, work: Callable[[], object]) -> None:
         try:
