@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from echovlm_edge import ReportClient
+from echovlm_edge.runtime.client.report import Report
 from echovlm_edge.runtime.clinical.source_images import SourceImage
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.dicom_node.node import Node
@@ -17,9 +19,19 @@ from tests.support.carts import Pacs, cine, running_node, still, store, study_of
 from tests.support.waiting import wait_for
 
 
-def record(node: Node, study: dict[str, object]) -> dict[str, object]:
+def record(node: Node, study: dict[str, object]) -> dict[str, Any]:
     """What the node keeps about a study's last report."""
     return node.spool.records(node.spool.study(str(study["StudyInstanceUID"])))[-1]
+
+
+def asked_by_grpc(server: str, files: list[Path], kept: dict[str, Any], **options: Any) -> tuple[Report, int]:
+    """Ask the server about the same pictures as a study; returns the report, and the context that the study takes."""
+    with ReportClient(server) as client, client.study() as same:
+        for path, (uid, frames) in zip(files, kept["instances"], strict=True):
+            assert path.stem == uid
+            added = same.add(path, **({"frames_spaced": frames} if frames > 1 else {}))
+        report = same.report(sampling=Sampling(max_new_tokens=8), include_token_ids=True, **options)
+    return report, added.study_tokens
 
 
 def test_a_study_becomes_a_report_of_the_same_patient(tmp_path: Path, server: str, pacs: Pacs) -> None:
@@ -57,18 +69,15 @@ def test_its_tokens_are_those_that_grpc_gives_for_the_same_pictures(tmp_path: Pa
         wait_for(lambda: pacs.documents())
         kept = record(node, study)
     order = [*files[1:13], files[0], *files[13:]]
-    assert [uid for uid, _ in kept["instances"]] == [path.stem for path in order]  # type: ignore[attr-defined]
-    assert [frames for _, frames in kept["instances"]] == [1] * 12 + [2, 1, 1]  # type: ignore[attr-defined]
-    with ReportClient(server) as client, client.study() as same:
-        for path, (_, frames) in zip(order, kept["instances"], strict=True):  # type: ignore[call-overload]
-            added = same.add(path, **({"frames_spaced": frames} if frames > 1 else {}))
-        report = same.report(region="thyroid", sampling=Sampling(max_new_tokens=8), include_token_ids=True)
+    assert [uid for uid, _ in kept["instances"]] == [path.stem for path in order]
+    assert [frames for _, frames in kept["instances"]] == [1] * 12 + [2, 1, 1]
+    report, study_tokens = asked_by_grpc(server, order, kept, region="thyroid")
     assert list(report.token_ids) == kept["token_ids"]
     (document,) = pacs.documents()
     shown = texts_of(document)
     assert report.text in (*shown.get("Finding", []), *shown.get("Impression", []))
     # All pictures had been read when the report was asked for; the server reuses whole chunks of 64 tokens.
-    assert added.study_tokens - int(str(kept["reused_tokens"])) <= 64
+    assert study_tokens - int(str(kept["reused_tokens"])) <= 64
 
 
 def test_a_near_duplicate_is_dropped_when_it_comes(tmp_path: Path, server: str, pacs: Pacs) -> None:
@@ -79,10 +88,13 @@ def test_a_near_duplicate_is_dropped_when_it_comes(tmp_path: Path, server: str, 
     pixels[640:644] = 255
     with_caliper.PixelData = pixels.tobytes()
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
-        store(node, write(tmp_path / "in", cine(study, 8), first, with_caliper, other))
+        files = write(tmp_path / "in", cine(study, 8), first, with_caliper, other)
+        store(node, files)
         wait_for(lambda: pacs.documents())
         kept = record(node, study)
-    assert [uid for uid, _ in kept["instances"]][:2] == [first.SOPInstanceUID, other.SOPInstanceUID]  # type: ignore[attr-defined]
+    assert [uid for uid, _ in kept["instances"]][:2] == [first.SOPInstanceUID, other.SOPInstanceUID]
+    report, _ = asked_by_grpc(server, [files[1], files[3], files[0]], kept)
+    assert list(report.token_ids) == kept["token_ids"] and report.usage.prompt_tokens == kept["prompt_tokens"]
     assert "3 looks like 2" in " ".join(texts_of(pacs.documents()[0])["Comment"])
 
 
