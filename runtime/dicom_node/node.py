@@ -29,7 +29,7 @@ from echovlm_edge.runtime.dicom_node.reporting.documents import DocumentMaker, f
 from echovlm_edge.runtime.dicom_node.reporting.questions import read_questions
 from echovlm_edge.runtime.dicom_node.reporting.study_worker import ReportOptions, StudyWorker
 from echovlm_edge.runtime.dicom_node.reporting.working import Quiet, Working
-from echovlm_edge.runtime.dicom_node.settings import NodeSettings
+from echovlm_edge.runtime.dicom_node.settings import NodeSettings, check_title
 from echovlm_edge.runtime.dicom_node.spool import Spool
 
 MB = 1 << 20
@@ -48,6 +48,7 @@ class Node:
     def __init__(self, chosen: NodeSettings) -> None:
         """Start: first what is owed is delivered and worked on, then associations are accepted."""
         address = parse_address(chosen.listen)
+        check_title(chosen.ae_title)
         refuse_open_doors(chosen, address[0])
         if not chosen.destination:
             raise InvalidInput("--destination is missing: say who gets the reports, for example PACS@10.0.0.5:104.")

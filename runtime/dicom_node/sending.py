@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydicom.dataset import FileMetaDataset
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE, _config
 
 from echovlm_edge.runtime.client.image_folder import find_images
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, ServerUnavailable
+from echovlm_edge.runtime.contracts.image_path import unreadable
+from echovlm_edge.runtime.dicom_node.settings import check_title
 
 MOST_CONTEXTS = 128  # of one association
 PEER = re.compile(r"(?P<title>[^@\s]{1,16})@(?P<host>[^@]+):(?P<port>\d{1,5})")
@@ -41,6 +45,7 @@ def run_send(options: argparse.Namespace) -> int:
     peer = PEER.fullmatch(options.to)
     if not peer:
         raise InvalidInput(f"--to {options.to} is not AET@HOST:PORT: write for example ECHOVLM@127.0.0.1:11112.")
+    check_title(options.ae_title)
     files = list(_files(options.files))
     refused = send(files, peer["title"], peer["host"], int(peer["port"]), options.ae_title)
     print(f"{len(files) - len(refused)} of {len(files)} instances were sent to {options.to}.")
@@ -63,8 +68,13 @@ def send(files: list[Path], title: str, host: str, port: int, own_title: str) ->
     entity = AE(own_title)
     contexts: dict[tuple[str, str], None] = {}
     for path in files:
-        meta = read_file_meta_info(path)
-        if "MediaStorageSOPClassUID" not in meta:
+        try:
+            meta = read_file_meta_info(path)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except InvalidDicomError:
+            meta = FileMetaDataset()
+        if "MediaStorageSOPClassUID" not in meta or "TransferSyntaxUID" not in meta:
             raise InvalidInput(f"{path} is no DICOM file with meta information: give another.")
         contexts[str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)] = None
     if not files or len(contexts) > MOST_CONTEXTS:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.settings import CommandSettings, option
 
+LONGEST_TITLE = 16  # characters of an AE title, PS3.5 6.2
 REPORTS, LIMITS, SPOOL, WHO, EYES = "reports", "limits", "spool", "access", "observability"
 
 
@@ -110,3 +112,16 @@ class NodeSettings(CommandSettings):
     metrics: str | None = option(None, "serve Prometheus metrics at this address", "HOST:PORT", EYES)
     audit: Path | None = option(None, "append to this file which AE sent what UID when; it holds UIDs", "F", EYES)
     log: Literal["plain", "json"] = option("plain", "format of the log on stderr", None, EYES)
+
+
+def check_title(title: str) -> None:
+    """Check an AE title.
+
+    Raises:
+        InvalidInput: it is none: too long, empty, or with other characters than printable ASCII without a backslash.
+    """
+    printable = title.isascii() and title.isprintable() and "\\" not in title
+    if not printable or not title.strip() or len(title) > LONGEST_TITLE:
+        raise InvalidInput(
+            f"--ae-title {title!r} is none: give 1 to {LONGEST_TITLE} letters, digits and signs without a backslash."
+        )

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -30,6 +31,7 @@ from pydicom.uid import (
 from pynetdicom import AE
 
 from echovlm_edge.runtime.dicom_node.node import Node
+from echovlm_edge.runtime.dicom_node.receiving import receiver
 from echovlm_edge.runtime.formats.dicom_syntaxes import EVERY
 from tests.support.carts import cine, pixels, running_node, still, store, study_of, write
 from tests.support.dicom_files import ultrasound
@@ -145,6 +147,17 @@ def test_two_carts_with_one_ae_title_send_at_once(node: Node, tmp_path: Path) ->
     with ThreadPoolExecutor() as carts:
         assert list(carts.map(lambda files: store(node, files), sets)) == [{}, {}]
     assert len(held(node)) == 10
+
+
+def test_a_sender_above_its_rate_waits_for_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(receiver, "time", SimpleNamespace(monotonic=lambda: 100.0, sleep=pauses.append))
+    files = write(tmp_path / "in", *(still(study_of(), seed) for seed in range(8)))
+    with running_node(tmp_path / "spool", NOWHERE, destination=(f"{tmp_path}/out",), max_rate=4) as node:
+        assert store(node, files) == {}
+        assert [round(pause, 2) for pause in pauses] == [0.25, 0.5, 0.75, 1.0]  # after four within a second
+        store(node, files[:1], title="OTHER")
+        assert len(pauses) == 4
 
 
 def test_an_instance_larger_than_allowed_is_refused(tmp_path: Path) -> None:
