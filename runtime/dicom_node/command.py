@@ -6,6 +6,7 @@ import argparse
 import resource
 import signal
 import sys
+import warnings
 
 from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.settings import add_settings, settings_from
@@ -70,6 +71,7 @@ def _run(chosen: NodeSettings | None) -> int:
     from echovlm_edge.runtime.serving.supervision.systemd import ServiceManager
 
     logs.start(chosen.log == "json")
+    warnings.simplefilter("ignore")  # pydicom's quote what peers send
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain patients' data
     with Signals() as signals:
         manager = ServiceManager()

@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
+from benchmarks import served
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, ServerUnavailable
 from echovlm_edge.runtime.dicom_node.node import Node
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, tls_context
@@ -259,7 +260,9 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     """Change a few bytes, or cut, repeat or insert some."""
     changed = bytearray(content)
     for _ in range(chance.randint(1, 6)):
-        place = chance.randrange(len(changed) or 1)
+        if not changed:
+            break
+        place = chance.randrange(len(changed))
         match chance.randrange(5):
             case 0:
                 changed[place] = chance.randrange(256)
@@ -292,6 +295,24 @@ def say(node: Node, *parts: bytes) -> bytes:
             except OSError:
                 pass
     return heard
+
+
+def test_a_process_prints_nothing_of_what_it_is_sent(tmp_path: Path) -> None:
+    """A patient's name where a UID should be, in the command and in the data set."""
+    request, message, _ = conversation(tmp_path / "in")
+    uids = [path.stem.encode() for path in (tmp_path / "in").iterdir()]
+    hostile = message.replace(uids[0][:14], b"Sekret^Patient")
+    assert hostile.index(b"Sekret^Patient") < 200  # in the command, too
+    with served.receiving(tmp_path / "spool", tmp_path, "127.0.0.1:9", "--destination", f"{tmp_path}/out") as node:
+        host, _, port = node.address.partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.settimeout(10)
+            connection.sendall(request)
+            assert connection.recv(4096)[:1] == b"\x02"
+            connection.sendall(hostile)
+            assert connection.recv(4096)[:1] in (b"\x04", b"\x07")  # refused, or aborted
+    log = node.log.read_text()
+    assert log and not any(secret in log for secret in SECRETS)
 
 
 def test_fuzzed_conversations_crash_nothing(
