@@ -175,7 +175,8 @@ def test_a_delivered_study_is_emptied_in_its_time(tmp_path: Path, server: str, p
         uid = str(study["StudyInstanceUID"])
         wait_for(lambda: pacs.documents())
         wait_for(lambda: node.spool.study(uid).state == "emptied")
-        assert not list(node.spool.instances.iterdir()) and node.spool.used_bytes() == 0
+        wait_for(lambda: not list(node.spool.instances.iterdir()))
+        assert node.spool.used_bytes() == 0
         store(node, write(tmp_path / "in", still(study, 2)))  # a late one begins the next version
         wait_for(lambda: len(pacs.documents()) == 2)
     first, second = pacs.documents()
