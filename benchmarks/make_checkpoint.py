@@ -105,6 +105,7 @@ def make_checkpoint(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     tokenizer: Path | None = GOLDEN,
+    values: bool = True,
 ) -> Path:
     """Write the checkpoint.
 
@@ -115,6 +116,7 @@ def make_checkpoint(
         dtype: of the tensors.
         tokenizer: a checkpoint folder whose tokenizer, chat template and preprocessor config are copied; None for the
             real Qwen vocabulary (the dashscope package), which asks for the published token ids.
+        values: False leaves the tensors as holes in their files: names and shapes, which take no disk space.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
@@ -128,7 +130,7 @@ def make_checkpoint(
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(folder / file, {name: shapes[name] for name in names}, dtype, seed)
+        _write_shard(folder / file, {name: shapes[name] for name in names}, dtype, seed if values else None)
         weight_map.update(dict.fromkeys(names, file))
     size = sum(map(math.prod, shapes.values())) * dtype.itemsize
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -146,22 +148,33 @@ class _Chunk:
     offset: int  # in the shard, bytes
 
     def values(self, seed: int) -> torch.Tensor:
-        """Scale values so that activations stay in a normal range: rows of unit gain, norms near one, small biases."""
+        """Generate them, spread as `spread` says."""
         size = min(CHUNK, math.prod(self.shape) - self.number * CHUNK)
         stream = hashlib.sha256(f"{seed} {self.name} {self.number}".encode()).digest()
         noise = torch.randn(size, generator=torch.Generator().manual_seed(int.from_bytes(stream[:7])))
-        if "norm" in self.name or "ln_q" in self.name:
-            return 1 + 0.1 * noise if self.name.endswith("weight") else 0.1 * noise
-        if len(self.shape) == 1:
-            return 0.1 * noise
-        if "embed_tokens" in self.name:
-            return noise
-        gain = 1.0 if any(name in self.name for name in ("embed", "lm_head", "gate.weight")) else 0.7
-        return noise * (gain / math.sqrt(math.prod(self.shape[1:])))
+        around, deviation = spread(self.name, self.shape)
+        return around + deviation * noise if around else deviation * noise
 
 
-def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int) -> None:
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of a tensor's random values, by its name and shape in the checkpoint.
+
+    Activations stay in a normal range: rows of unit gain, norms near one, small biases.
+    """
+    if "norm" in name or "ln_q" in name:
+        return (1.0 if name.endswith("weight") else 0.0), 0.1
+    if len(shape) == 1:
+        return 0.0, 0.1
+    if "embed_tokens" in name:
+        return 0.0, 1.0
+    gain = 1.0 if any(word in name for word in ("embed", "lm_head", "gate.weight")) else 0.7
+    return 0.0, gain / math.sqrt(math.prod(shape[1:]))
+
+
+def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int | None) -> None:
     """A safetensors file: the header's length in 8 bytes, a JSON header, the values; made and written chunk by chunk.
+
+    Without a seed, holes in the place of the values.
 
     (The library's own writer wants the whole shard in memory.)
     """
@@ -176,6 +189,8 @@ def _write_shard(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch
         out.write(len(text).to_bytes(8, "little") + text)
         first = out.tell()
         out.truncate(first + end)
+        if seed is None:
+            return
         chunks = [
             _Chunk(name, shape, number, first + header[name]["data_offsets"][0] + number * CHUNK * dtype.itemsize)
             for name, shape in shapes.items()

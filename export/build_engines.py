@@ -86,7 +86,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                 ]
                 folder.write_text(TOKENIZER, checkpoint.tokenizer_json())
                 folder.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
-                manifest = _manifest(options, planned, parts, folder, sha256.result())
+                manifest = manifest_of(options, planned, parts, folder, sha256.result())
             with progress.stage("Comparing with PyTorch"):
                 manifest = _with_parity(manifest, folder, planned, options)
             if tensorrt:
@@ -157,9 +157,10 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def _manifest(
+def manifest_of(
     options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder, sha256: str
 ) -> Manifest:
+    """Describe a bundle whose files are written; `sha256` is the checkpoint's."""
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
     return Manifest(
         format=FORMAT,
