@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.gpu_check.bandwidth import measured_bandwidth, median_seconds
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import DECODE_TOKENS, Plan, Shape, plan_decode, plan_prefill
 from echovlm_edge.plugins.dual_path_moe.reference import (
     DualPathMoEAttributes,
@@ -21,7 +20,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     dual_path_moe,
     quantize_blocks,
 )
-from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice, CudaStream
+from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from tests.gpu.c_launch import c_launch
 from tests.gpu.cubins import Kernels, Launcher, Record, embedded_archive, prefill_tiles, read_archive, serving
 
@@ -252,7 +251,10 @@ def test_the_published_width(
     hidden, widths = PUBLISHED
     shape = Shape(hidden, widths, 2, bits, block)
     operator = Operator.random(shape, 0)
-    note(f"this GPU copies {copied_per_second(gpu) / 1e9:.0f} GB/s, counting bytes read and written")
+    bandwidth = measured_bandwidth(gpu, MORE_THAN_A_CACHE)
+    note(
+        f"this GPU copies {bandwidth.copy_gbps:.0f} GB/s, counting bytes read and written, and reads {bandwidth.read_gbps:.0f}"
+    )
     for tile_tokens, counts in [
         (0, (1, 8, 16)),
         *((tile, (32, 128, 1024)) for tile in prefill_tiles(records, 0, bits, block)),
@@ -270,24 +272,3 @@ def test_the_published_width(
                 f"{tokens} tokens{tile}: {seconds * 1e6:.0f} us, {read / seconds / 1e9:.0f} GB/s of weights, "
                 f"{work / seconds / 1e12:.1f} TFLOP/s"
             )
-
-
-def median_seconds(stream: CudaStream, queue: Callable[[], None], repeats: int = 15) -> float:
-    """Of what `queue` queues, recorded and launched again and again."""
-    graph, taken = stream.record(queue), []
-    for _ in range(repeats + 2):
-        stream.synchronize()
-        started = time.perf_counter()
-        graph.launch()
-        stream.synchronize()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[2:])
-
-
-def copied_per_second(gpu: CudaDevice) -> float:
-    """Bytes read and written by a copy within the GPU's memory."""
-    from cuda.bindings import driver
-
-    source, target, stream = gpu.allocate(MORE_THAN_A_CACHE), gpu.allocate(MORE_THAN_A_CACHE), gpu.new_stream()
-    copy = lambda: driver.cuMemcpyDtoDAsync(target.address, source.address, MORE_THAN_A_CACHE, stream.handle)  # noqa: E731
-    return 2 * MORE_THAN_A_CACHE / median_seconds(stream, copy)

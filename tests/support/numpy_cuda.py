@@ -60,11 +60,15 @@ class NumpyDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
     )
+    launched: list[tuple[bytes, tuple[int, ...]]] = field(default_factory=list)  # kernels' names and parameters
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=SimpleNamespace(value=1))
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1, CU_STREAM_CAPTURE_MODE_RELAXED=2)
 
     def cuInit(self, flags: int) -> tuple[CUresult]:
         return (DONE if self.present else CUresult.CUDA_ERROR_NO_DEVICE,)
+
+    def cuDriverGetVersion(self) -> tuple[CUresult, int]:
+        return DONE, 13000
 
     def cuGetErrorName(self, status: CUresult) -> tuple[CUresult, bytes]:
         return DONE, status.name.encode()
@@ -140,6 +144,24 @@ class NumpyDriver:
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[CUresult]:
         self._stream(stream).download(source, at_host(target, size))
+        return (self._in_context(),)
+
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> tuple[CUresult]:
+        self._stream(stream).queue(lambda: np.copyto(self.device.at(target, size), self.device.at(source, size)))
+        return (self._in_context(),)
+
+    def cuModuleLoadData(self, image: bytes) -> tuple[CUresult, bytes]:
+        return self._in_context(), image
+
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[CUresult, bytes]:
+        assert b".entry " + name in module
+        return self._in_context(), name
+
+    def cuLaunchKernel(self, function: bytes, *arguments: Any) -> tuple[CUresult]:
+        """Remember the launch; no kernel runs here."""
+        *_, stream, (parameters, types), extra = arguments
+        assert len(parameters) == len(types) and not extra
+        self._stream(stream).queue(lambda: self.launched.append((function, parameters)))
         return (self._in_context(),)
 
     def cuMemcpy3DAsync(self, copy: Memcpy3D, stream: int) -> tuple[CUresult]:
