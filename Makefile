@@ -10,6 +10,8 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report
 
 # The GPU kernels take minutes to compile and only a GPU runs them: `make kernels`.
 CUDA_KERNELS ?= OFF
+# ON or OFF, and the compute capability that they are for, as 90; all where that is empty.
+kernels_for = --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(1) --config-settings cmake.define.ECHOVLM_SMS=$(2)
 
 # The rooms of `make test-fast`, by what they took: 70 s of a core with the one small bundle that they share.
 FAST := tests/test_house.py $(addprefix tests/,clinical contracts installation prompting resources)
@@ -20,7 +22,7 @@ SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu fuzz audit lint buf sdist bench bench-full soak soak-dicom clean
+.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist bench bench-full soak soak-dicom clean
 
 setup: $(STAMP)
 
@@ -39,7 +41,7 @@ $(NODE): $(FIRST)
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --no-deps kernel-lens
-	$(INSTALL) --editable ".[serve,dev]" --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(CUDA_KERNELS)
+	$(INSTALL) --editable ".[serve,dev]" $(call kernels_for,$(CUDA_KERNELS),)
 	touch $(FIRST) $(NODE) $@
 
 # GPU kernels for every generation into ONNX Runtime's operators and TensorRT's plugin.
@@ -90,6 +92,35 @@ test-native:
 test-gpu: kernels
 	mkdir -p build
 	$(BIN)/python -m pytest tests/gpu -rs --gpu-results build/gpu-results.md
+
+# On a computer with an NVIDIA GPU: whether it computes what a CPU does, and how fast, in eight minutes; what it saw is in build/gpu-check.
+GPU_SM ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+GPU_NEEDED = test -n "$(GPU_SM)" || { echo "$@: nvidia-smi finds no GPU: install NVIDIA's driver, or give the GPU's compute capability, as GPU_SM=90." >&2; exit 2; }
+gpu-check:
+	@$(GPU_NEEDED)
+	$(MAKE) $(VENV)/.gpu-$(GPU_SM)
+	$(BIN)/python -m benchmarks.gpu_check $(CHECK)
+
+# ONNX Runtime for GPUs in the place of the CPU's, whose files have the same names, and kernels for one compute capability.
+$(VENV)/.gpu-%: $(SOURCES) $(wildcard plugins/dual_path_moe/cuda/*.py)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(INSTALL) --no-deps kernel-lens
+	$(INSTALL) --editable ".[serve-gpu,dev]" $(call kernels_for,ON,$*)
+	touch $@
+
+# For a computer with a GPU and neither a compiler nor a network: this package with kernels for GPU_SM, and small packages for its Python.
+CARRY := build/gpu-carry
+CARRY_PYTHON ?= 3.12
+CARRY_PACKAGES := annotated-types dashscope googleapis-common-protos grpcio-health-checking grpcio-reflection nvidia-ml-py pydantic pydantic-core \
+                  pydicom pylibjpeg typing-inspection
+gpu-carry: setup
+	@$(GPU_NEEDED)
+	rm -rf $(CARRY)
+	$(INSTALL) --no-deps --target $(CARRY) . $(call kernels_for,ON,$(GPU_SM))
+	$(INSTALL) --no-deps --target $(CARRY) --only-binary=:all: --python-version $(CARRY_PYTHON) $(CARRY_PACKAGES)
+	@du -sh $(CARRY)
+	@echo "There: PYTHONSAFEPATH=1 PYTHONPATH=$(CARRY):. python3 -m benchmarks.gpu_check"
 
 # Known faults of what is pinned; needs the advisories of the Python Package Index.
 audit: setup

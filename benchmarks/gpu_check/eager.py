@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from echovlm_edge.export.model.decoder import Decoder
 
-RUNS, WARM_UPS = 7, 2
+WARM_UPS = 2
 OF_THE_FREE = 0.85  # of the GPU's free memory that the model may take
 VALUE_BYTES = 2  # of bfloat16
 
@@ -102,7 +102,7 @@ def vision_seconds(setting: Setting, device: torch.device) -> float:
     angles = vision_angles(grid, config.spatial_merge_size, config.head_dim)
     cos, sin = (torch.from_numpy(table).to(device, torch.bfloat16) for table in (angles.cos, angles.sin))
     patches = torch.randn(len(cos), config.patch_values, dtype=torch.bfloat16)
-    return median(lambda: projector(encoder(patches, cos, sin)), device)
+    return median(lambda: projector(encoder(patches, cos, sin)), device, setting.sizes.runs)
 
 
 def random_decoder(setting: Setting, device: torch.device, layers: int | None) -> tuple[Decoder, int]:
@@ -152,15 +152,17 @@ def pass_seconds(
     angles = torch.ones(sequences, tokens, shape.head_dim // 2, dtype=half)
     x = torch.randn(sequences, tokens, shape.hidden, dtype=half)
     before, rows = torch.full((sequences,), past), torch.arange(1, sequences + 1) * tokens - 1
-    return median(lambda: decoder(x, angles, angles, before, rows, keys, values)[0].argmax(-1), device)
+    return median(
+        lambda: decoder(x, angles, angles, before, rows, keys, values)[0].argmax(-1), device, setting.sizes.runs
+    )
 
 
-def median(call: Callable[[], object], device: torch.device) -> float:
+def median(call: Callable[[], object], device: torch.device, runs: int) -> float:
     """Time a call until the device has done it."""
     import torch
 
     taken = []
-    for _ in range(WARM_UPS + RUNS):
+    for _ in range(WARM_UPS + runs):
         started = time.perf_counter()
         call()
         if device.type == "cuda":

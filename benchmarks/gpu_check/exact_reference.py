@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,21 +22,33 @@ def exact_reference(checkpoint: Checkpoint, manifest: Manifest) -> TorchBackend:
     policy = PrecisionPolicy.of(manifest.precision, manifest.block_size)
     for part, module in reference.parts.by_name().items():
         for path, inner in module.named_modules():
+            precision = policy.layer(part, f"{path}.weight")
             if isinstance(inner, Linear):
-                weights, widths = [inner.weight], [inner.weight.shape[1]]
+                inner.weight.data = rounded(inner.weight.data, precision, [inner.weight.shape[1]])
             elif isinstance(inner, DualPathMoE):
-                weights, widths = [inner.gate, inner.up, inner.down], [inner.gate.shape[1], *inner.group_widths]
-            else:
-                continue
-            precision = policy.layer(part, f"{path}.weight").for_widths(widths)
-            for weight in weights:
-                weight.data = rounded(weight.data, precision)
+                _round_moe(inner, precision, manifest.operator_library is not None)
     return reference
 
 
-def rounded(weight: Tensor, precision: Precision) -> Tensor:
-    """Return the values that a stored weight stands for; floating ones, whose rounding is the GPU's error, stay."""
-    if precision.bits > 8:
+def _round_moe(block: DualPathMoE, precision: Precision, operator: bool) -> None:
+    """Round a block as its operator has it, all groups in blocks of one size; or spelled out, each product in its own."""
+    hidden, groups = block.gate.shape[1], block.group_widths
+    outer = [hidden, *groups] if operator else [hidden]
+    block.gate.data, block.up.data = (rounded(weight.data, precision, outer) for weight in (block.gate, block.up))
+    columns = block.down.data.split(groups, dim=1)
+    inner = [outer if operator else [width] for width in groups]
+    block.down.data = torch.cat(
+        [rounded(some, precision, widths) for some, widths in zip(columns, inner, strict=True)], dim=1
+    )
+
+
+def rounded(weight: Tensor, precision: Precision, widths: Sequence[int]) -> Tensor:
+    """Return the values that a weight stands for when it is stored in blocks that fit `widths`.
+
+    Floating ones, whose rounding is the GPU's error, stay.
+    """
+    stored = precision.for_widths(widths)
+    if stored.bits > 8:
         return weight
-    packed, scale = quantize_blocks(weight.numpy(), precision.bits, precision.block_size)
-    return torch.from_numpy(dequantize_blocks(packed, scale, precision.bits))
+    packed, scale = quantize_blocks(weight.numpy(), stored.bits, stored.block_size)
+    return torch.from_numpy(dequantize_blocks(packed, scale, stored.bits))

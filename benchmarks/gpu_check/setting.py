@@ -28,10 +28,12 @@ class Sizes:
     Attributes:
         bandwidth_bytes: that are copied, and read.
         token_steps: written tokens of each sequence that are compared.
+        studies: seeds of the simulated studies that the demo's bundles report on.
         batch: sequences that are decoded together.
+        precisions: of the demo's bundles whose tokens are compared.
         layers: of the published model's decoder, and of the shorter one for torch.compile.
         workloads: whose first tokens are measured.
-        runs: of each workload.
+        runs: of each workload, and of each of PyTorch's passes.
         sequences: decoded together, one after another.
         cached: tokens of each.
         decode_seconds, decode_steps: the least that a measurement of steps takes.
@@ -40,7 +42,9 @@ class Sizes:
 
     bandwidth_bytes: int
     token_steps: int
+    studies: tuple[int, ...]
     batch: int
+    precisions: tuple[str, ...]
     layers: tuple[int, int]
     workloads: tuple[Workload, ...]
     runs: int
@@ -54,10 +58,12 @@ class Sizes:
 FULL = Sizes(
     bandwidth_bytes=2 << 30,
     token_steps=48,
+    studies=(27, 28, 29),
     batch=8,
+    precisions=("int4", "fp16"),
     layers=(28, 4),
     workloads=(W1, W7, *(workload for workload in SMALL if not workload.seen)),
-    runs=3,
+    runs=5,
     sequences=(1, 4, 8),
     cached=512,
     decode_seconds=2.0,
@@ -68,6 +74,8 @@ REHEARSAL = replace(
     FULL,
     bandwidth_bytes=1 << 20,
     token_steps=6,
+    studies=(27,),
+    precisions=("int4",),
     layers=(2, 1),
     workloads=(Workload("W1", 1, 60, 1, 84, 84),),
     runs=1,

@@ -30,7 +30,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 
-SMALL = config_like_published(width=256, layers=2, vision_width=80, vision_depth=2)
+SMALL = config_like_published(width=256, layers=2, vision_width=80, vision_depth=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""A rehearsal of the check: every stage that works on a GPU, with ONNX Runtime's CPU provider in the CUDA provider's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gpu_check import eager
+from benchmarks.gpu_check.exact_reference import exact_reference
+from benchmarks.gpu_check.figures import EagerFigures, Results
+from benchmarks.gpu_check.setting import DEMO, Setting
+from benchmarks.gpu_check.stages import STAGES, run_stage
+from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.runtime.backends import new_cache
+from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
+
+REHEARSED = ("machine", "tokens", "reuse", "published")
+
+
+@pytest.fixture(scope="module")
+def demo(build_bundle: Callable[..., Path]) -> Path:
+    return build_bundle(DEMO, target="cuda", precision="int4")
+
+
+@pytest.fixture(scope="module")
+def results(demo: Path, build_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Every stage once, on the session's bundles."""
+    setting = Setting(tmp_path_factory.mktemp("check"), rehearsal=True)
+    bundles = setting.folder / "bundles"
+    bundles.mkdir()
+    (bundles / "demo-cuda-int4").symlink_to(demo)
+    (bundles / "golden-cuda-fp16").symlink_to(build_bundle(target="cuda", precision="fp16"))
+    found = Results(rehearsal=True)
+    for stage in STAGES:
+        if stage.name in REHEARSED:
+            found = run_stage(stage, setting, found, 300)
+            assert found.stages[-1].state == "done", found.stages[-1].reason
+    return found
+
+
+def test_the_machine(results: Results) -> None:
+    assert results.machine and results.machine.gpu == "numpy" and results.machine.sm == 87
+    assert results.machine.bandwidth and results.machine.bandwidth.copy_gbps > 0
+    assert "onnxruntime" in results.machine.packages
+
+
+def test_tokens_are_the_references_alone_and_in_batches(results: Results) -> None:
+    assert results.tokens
+    cases = results.tokens.cases
+    assert [(case.bundle, case.batch) for case in cases] == [
+        (bundle, batch) for bundle in ("golden fp16", "demo int4") for batch in (1, 8)
+    ]
+    for case in cases:
+        assert case.good and not case.divergences and case.tokens > 0, case
+        assert 0 < case.largest_error < 0.01 * case.largest_logit, "16 bits round, and no more"
+
+
+def test_reuse_computes_the_text_alone(results: Results) -> None:
+    assert results.reuse and len(results.reuse.cases) == 4
+    for case in results.reuse.cases:
+        assert case.good, case
+        assert case.prefilled_tokens < case.prompt_tokens / 2
+
+
+def test_the_published_size(results: Results) -> None:
+    found = results.published
+    assert found and found.layers == 2 and found.precision == "int4" and found.made_seconds and found.bandwidth
+    assert [(row.sequences, row.steps) for row in found.decoding] == [(1, 3), (4, 3)]
+    one, four = found.decoding
+    assert four.read_bytes > one.read_bytes > 1e6 and one.watts is None
+    (first,) = found.first_tokens
+    assert first.image_tokens == 9 and first.seconds > 0 and {"vision", "prefill"} <= set(first.stages)
+    phases = {(row.phase, row.clock) for row in found.operators}
+    assert phases == {("prefill", "host"), ("decode", "host")}
+    assert any(row.name == "MatMulNBits" and row.calls > 1 for row in found.operators)
+
+
+def test_the_reference_has_the_bundles_own_weights(demo: Path) -> None:
+    """As exact as 16 bits are; with weights rounded in other blocks, the error is fifty times as large."""
+    bundle = Bundle(demo)
+    spec, candidate = bundle.manifest.model, OnnxRuntimeBackend(bundle)
+    reference = exact_reference(Checkpoint(DEMO), bundle.manifest)
+    patches = np.random.default_rng(0).standard_normal((64, 1176), np.float32)
+    angles = vision_angles((1, 8, 8), spec.merge_size, spec.vision_head_dim)
+    features = reference.encode(patches, angles)
+    assert error(candidate.encode(patches, angles), features) < 2e-3
+    assert error(candidate.project(features), reference.project(features)) < 2e-3
+    tokens = candidate.embed(np.arange(40))
+    turns = MultimodalRotary(spec.mrope_section, spec.rope_theta).angles(np.tile(np.arange(40), (3, 1)))
+    one, other = (
+        np.asarray(backend.decode(tokens, turns, 0, np.arange(40), new_cache(backend, 64)))  # type: ignore[arg-type]
+        for backend in (candidate, reference)
+    )
+    assert error(one, other) < 2e-3
+
+
+def error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def test_pytorch_eager(tmp_path: Path) -> None:
+    kept: list[EagerFigures] = []
+    eager.run(Setting(tmp_path, rehearsal=True), kept.append)
+    last = kept[-1]
+    assert (last.torch, last.layers, last.few_layers, last.prefill_tokens) == (torch.__version__, 2, 1, 69)
+    assert [step.sequences for step in last.steps] == [1, 4]
+    assert last.few_seconds and last.compiled_seconds is None and last.compiled_reason
+    assert len(kept) == 5, "each figure is kept when it is there"
