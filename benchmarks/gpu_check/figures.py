@@ -15,7 +15,7 @@ from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 SCHEMA, VERSION = "echovlm-gpu-check", 1
 LARGEST_ERROR = (
-    0.05  # of logits, in units of the largest: above it a bundle is wrong, however close its best two tokens are
+    0.02  # of a logit, in units of the largest: above it a bundle is wrong, however close its best two tokens are
 )
 
 _STRICT = ConfigDict(extra="forbid")
