@@ -6,6 +6,7 @@ python -m benchmarks.gpu_check [--stage NAME ...] [--skip NAME ...] [--minutes 8
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.gpu_check.figures import Results, read_results, write_results
 from benchmarks.gpu_check.page import page, print_results
-from benchmarks.gpu_check.setting import ROOT, Setting
+from benchmarks.gpu_check.setting import BUNDLES, ROOT, Setting
 from benchmarks.gpu_check.stages import STAGES, run_stage
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
@@ -36,6 +37,8 @@ def main() -> int:
     setting = Setting(folder / "rehearsal" if options.rehearse else folder, options.rehearse)
     if not options.rehearse:
         CudaDevice()
+    if not options.stage:  # a whole check builds its bundles itself: those of an earlier commit would be another's
+        shutil.rmtree(setting.folder / BUNDLES, ignore_errors=True)
     setting.folder.mkdir(parents=True, exist_ok=True)
     file = setting.folder / RESULTS
     results = read_results(file) if options.stage and file.exists() else Results(rehearsal=options.rehearse)

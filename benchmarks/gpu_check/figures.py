@@ -14,9 +14,8 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 SCHEMA, VERSION = "echovlm-gpu-check", 1
-LARGEST_ERROR = (
-    0.02  # of a logit, in units of the largest: above it a bundle is wrong, however close its best two tokens are
-)
+# Of a logit, in units of the largest: above it a bundle is wrong, however close its best two tokens are.
+LARGEST_ERROR = 0.02
 
 _STRICT = ConfigDict(extra="forbid")
 

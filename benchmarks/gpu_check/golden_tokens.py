@@ -19,6 +19,7 @@ from benchmarks.gpu_check.setting import DEMO, GOLDEN, Setting
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import simulate
 from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.manifest import Bundle
@@ -47,7 +48,7 @@ def run(setting: Setting, keep: Callable[[TokenFigures], None]) -> None:
 
 
 def _cases(setting: Setting) -> Iterator[TokenCase]:
-    bundle = setting.bundle(GOLDEN, "cuda", "fp16")
+    bundle = setting.bundle(GOLDEN, "fp16")
     cases, most = [golden.load(name) for name in golden.CASES], setting.sizes.token_steps
     asked = [(case.name, case.prompt, _patches(bundle, case.images)) for case in cases]
     expected = [
@@ -57,8 +58,10 @@ def _cases(setting: Setting) -> Iterator[TokenCase]:
         for case in cases
     ]
     yield from compared(bundle, "golden fp16", "the authors' code", asked, expected, setting.sizes.batch)
-    for precision in setting.sizes.precisions:
-        bundle = setting.bundle(DEMO, "cuda", precision)
+    for precision, spell_out in setting.sizes.demo:
+        if spell_out and not (setting.rehearsal or has_gpu_kernels()):
+            continue  # without kernels the other one is spelled out, too
+        bundle = setting.bundle(DEMO, precision, spell_out)
         asked = list(_reports(bundle, setting.sizes.studies))
         reference = exact_reference(Checkpoint(DEMO), bundle.manifest)
         expected = _alone(reference, bundle, asked, [setting.sizes.token_steps] * len(asked))

@@ -8,11 +8,11 @@ from dataclasses import replace
 from benchmarks.gpu_check.bandwidth import measured_bandwidth
 from benchmarks.gpu_check.figures import MachineFigures
 from benchmarks.gpu_check.setting import Setting
+from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.profiling.measurement.machine import PACKAGES, cpu_name, package_version
 from echovlm_edge.runtime.resources.nvml import nvidia_gpus
 from echovlm_edge.runtime.resources.processors import usable_processors
-from tests.gpu.cubins import embedded_archive, read_archive, serving
 
 ALSO = ("cuda-python", "cuda-bindings", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "torch", "triton")
 
@@ -34,16 +34,10 @@ def run(setting: Setting, keep: Callable[[MachineFigures], None]) -> None:
         memory_gb=round((gpu.memory if gpu else device.free_bytes()) / 1e9, 1),
         power_limit_watts=gpu.power_limit if gpu else None,
         clock_max_mhz=gpu.clock_max if gpu else None,
-        kernels=has_kernels(device.compute_capability),
+        kernels=has_gpu_kernels(divmod(device.compute_capability, 10)),
         cpu=cpu_name(),
         cores=usable_processors(),
         packages={name: found for name in (*PACKAGES, *ALSO) if (found := package_version(name))},
     )
     keep(figures)
     keep(replace(figures, bandwidth=measured_bandwidth(device, setting.sizes.bandwidth_bytes)))
-
-
-def has_kernels(sm: int) -> bool:
-    """Check whether the installed library has DualPathMoE's kernels for a GPU of this compute capability, times ten."""
-    archive = embedded_archive()
-    return bool(archive and serving(read_archive(archive), sm))

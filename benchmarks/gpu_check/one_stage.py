@@ -14,13 +14,15 @@ from typing import Any
 
 from benchmarks.gpu_check.figures import Part, write_part
 from benchmarks.gpu_check.setting import LeftOut, Setting
-from benchmarks.gpu_check.stages import STAGES, log_of
+from benchmarks.gpu_check.stages import STAGES, Stage, log_of
 from echovlm_edge.runtime.contracts.errors import UserError
 
+CUDA = "CUDAExecutionProvider"
 
-def run(name: str, function: str, needs: tuple[str, ...], stand_in: bool, setting: Setting) -> Part:
+
+def run(stage: Stage, setting: Setting) -> Part:
     """Run a stage to its end, and write what it has after every figure; an error becomes one sentence."""
-    file = setting.folder / f"{name}.part.json"
+    file = setting.folder / f"{stage.name}.part.json"
     kept: dict[str, Any] | None = None
 
     def keep(found: Any) -> None:
@@ -29,13 +31,13 @@ def run(name: str, function: str, needs: tuple[str, ...], stand_in: bool, settin
         write_part(file, Part(figures=kept))
 
     try:
-        if missing := [module for module in needs if not importable(module)]:
-            raise LeftOut(f"{', '.join(missing)} cannot be imported here.")
-        if setting.rehearsal and stand_in:
-            from tests.support.stand_in_gpu import install
+        check_needs(stage, setting)
+        if setting.rehearsal and stage.stand_in:
+            from tests.support.stand_in_gpu import install, install_kernels
 
             install("cuda")
-        call: Callable[[Setting, Callable[[Any], None]], None] = pkgutil.resolve_name(function)
+            install_kernels()
+        call: Callable[[Setting, Callable[[Any], None]], None] = pkgutil.resolve_name(stage.function)
         call(setting, keep)
         part = Part("done", "", kept)
     except LeftOut as reason:
@@ -45,9 +47,26 @@ def run(name: str, function: str, needs: tuple[str, ...], stand_in: bool, settin
     except Exception as error:
         traceback.print_exc()
         said = str(error).strip().partition("\n")[0].rstrip(".")
-        part = Part("failed", f"{type(error).__name__}: {said}: see {log_of(name, setting)}.", kept)
+        part = Part("failed", f"{type(error).__name__}: {said}: see {log_of(stage.name, setting)}.", kept)
     write_part(file, part)
     return part
+
+
+def check_needs(stage: Stage, setting: Setting) -> None:
+    """Check that what a stage needs is installed, without importing most of it.
+
+    Raises:
+        LeftOut: something is missing; the sentence names it.
+    """
+    if missing := [module for module in stage.needs if not importable(module)]:
+        raise LeftOut(f"{', '.join(missing)} cannot be imported here.")
+    if stage.provider and not setting.rehearsal:
+        import onnxruntime
+
+        if CUDA not in onnxruntime.get_available_providers():
+            raise LeftOut(
+                f"The installed ONNX Runtime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu."
+            )
 
 
 def importable(module: str) -> bool:
@@ -64,12 +83,11 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--function", help="module:name, of a stage that is not in the table")
+    parser.add_argument("--function", default="", help="module:name, of a stage that is not in the table")
     options = parser.parse_args()
-    stage = next((stage for stage in STAGES if stage.name == options.name), None)
-    needs, stand_in = (stage.needs, stage.stand_in) if stage else ((), False)
-    function = options.function or (stage.function if stage else "")
-    run(options.name, function, needs, stand_in, Setting(options.folder, options.rehearse))
+    known = {stage.name: stage for stage in STAGES}
+    stage = Stage(options.name, "", options.function, 0, stand_in=False) if options.function else known[options.name]
+    run(stage, Setting(options.folder, options.rehearse))
     return 0
 
 

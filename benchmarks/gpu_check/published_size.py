@@ -18,11 +18,11 @@ from benchmarks.gpu_check.bandwidth import measured_bandwidth
 from benchmarks.gpu_check.figures import Decoding, FirstToken, OperatorTime, PublishedFigures
 from benchmarks.gpu_check.gpu_kernels import kernel_times
 from benchmarks.gpu_check.greedy import Batch, Given
-from benchmarks.gpu_check.setting import GOLDEN, Setting
+from benchmarks.gpu_check.setting import BUNDLES, GOLDEN, Setting
 from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.backends.opening import open_backend
-from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
+from echovlm_edge.runtime.backends.operator_times import NodeTime, ProfiledBackend
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
@@ -67,7 +67,6 @@ def run(setting: Setting, keep: Callable[[PublishedFigures], None]) -> None:
         steps = decoding(setting, backend, bundle, sequences, costs, nvml)
         found = replace(found, decoding=(*found.decoding, steps))
         keep(found)
-    kernels = times_of_kernels(setting, backend, bundle)
     engine = ReportEngine(bundle, backend, options=options)  # last: from here on its thread has the decoder's stream
     for workload in sizes.workloads:
         found = replace(found, first_tokens=(*found.first_tokens, first_token(engine, workload, sizes.runs)))
@@ -75,12 +74,14 @@ def run(setting: Setting, keep: Callable[[PublishedFigures], None]) -> None:
     engine.close()
     del engine, backend
     gc.collect()  # the weights, before they are loaded again
-    keep(replace(found, operators=(*times_of_operators(setting, bundle), *kernels)))
+    for times in decoder_times(setting, bundle):
+        found = replace(found, operators=(*found.operators, *times))
+        keep(found)
 
 
 def random_one(setting: Setting) -> tuple[Bundle, float | None]:
     """Open the bundle of random weights; writes it, in so many seconds, if it is not there."""
-    path = setting.folder / "bundles" / ("random-small" if setting.rehearsal else "random")
+    path = setting.folder / BUNDLES / ("random-small" if setting.rehearsal else "random")
     if (path / MANIFEST).is_file():
         return Bundle(path), None
     from benchmarks.random_bundle import random_bundle
@@ -167,8 +168,8 @@ def energy(nvml: Nvml | None) -> float | None:
     return next(iter(nvml.joules().values()), None) if nvml else None
 
 
-def times_of_operators(setting: Setting, bundle: Bundle) -> Iterator[OperatorTime]:
-    """Time the decoder's operators, by a backend of its own that measures them: on the host, as ONNX Runtime reports them."""
+def decoder_times(setting: Setting, bundle: Bundle) -> Iterator[list[OperatorTime]]:
+    """Time a decoder call's parts, by a backend of its own that measures them: its operators on the host, then the GPU's kernels."""
     backend = open_backend(bundle, memory=SlotMemory(1, setting.context), profile=True)
     chunk, step = calls(setting, backend, bundle)
     for call in (chunk, step):
@@ -176,28 +177,25 @@ def times_of_operators(setting: Setting, bundle: Bundle) -> Iterator[OperatorTim
             call()
     assert isinstance(backend, ProfiledBackend)
     runs = backend.operator_times()["decoder"][-2 * (1 + TIMED) :]
-    for timed in (runs[1 : 1 + TIMED], runs[-TIMED:]):
-        totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for operator in joined({"decoder": timed}):
-            total = totals[operator.phase, operator.kind]
-            total[0] += operator.calls / TIMED
-            total[1] += operator.seconds / TIMED * 1e3
-        largest = sorted(totals.items(), key=lambda item: -item[1][1])[:LARGEST]
-        yield from (OperatorTime(phase, kind, count, ms, "host") for (phase, kind), (count, ms) in largest)
+    yield [*operators(runs[1 : 1 + TIMED]), *operators(runs[-TIMED:])]
+    yield [*kernels("prefill", chunk), *kernels("decode", step)]
 
 
-def times_of_kernels(setting: Setting, backend: Backend, bundle: Bundle) -> list[OperatorTime]:
-    """Time the kernels of the same calls on the GPU; empty where there is no PyTorch that can."""
-    chunk, step = calls(setting, backend, bundle)
-    found = list[OperatorTime]()
-    for phase, call in (("prefill", chunk), ("decode", step)):
-        call()
-        times = kernel_times(lambda call=call: [call() for _ in range(TIMED)])  # type: ignore[misc]
-        largest = sorted(times.items(), key=lambda item: -item[1][1])[:LARGEST]
-        found += [
-            OperatorTime(phase, name, count / TIMED, seconds / TIMED * 1e3, "GPU") for name, (count, seconds) in largest
-        ]
-    return found
+def operators(runs: Sequence[Sequence[NodeTime]]) -> Iterator[OperatorTime]:
+    """Add up ONNX Runtime's times by kind of operator; the largest."""
+    totals: dict[tuple[str, str], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for operator in joined({"decoder": runs}):
+        count, seconds = totals[operator.phase, operator.kind]
+        totals[operator.phase, operator.kind] = (count + operator.calls, seconds + operator.seconds)
+    for (phase, kind), (count, seconds) in sorted(totals.items(), key=lambda item: -item[1][1])[:LARGEST]:
+        yield OperatorTime(phase, kind, count / len(runs), seconds / len(runs) * 1e3, "host")
+
+
+def kernels(phase: str, call: Callable[[], object]) -> Iterator[OperatorTime]:
+    """Time the kernels of a call on the GPU; the largest, and none where there is no PyTorch that can."""
+    times = kernel_times(lambda: [call() for _ in range(TIMED)])
+    for name, (count, seconds) in sorted(times.items(), key=lambda item: -item[1][1])[:LARGEST]:
+        yield OperatorTime(phase, name, count / TIMED, seconds / TIMED * 1e3, "GPU")
 
 
 def calls(setting: Setting, backend: Backend, bundle: Bundle) -> tuple[Callable[[], object], Callable[[], object]]:

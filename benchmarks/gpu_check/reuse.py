@@ -15,7 +15,6 @@ from echovlm_edge.runtime.profiling.measurement.requests import frame
 FRAMES, SIDE = 3, 168  # of the study: 36 tokens each
 QUESTION = "Which side is it on?"
 KEPT = 64 << 20
-BUNDLES = (("golden", GOLDEN, "fp16"), ("demo", DEMO, "int4"))
 
 
 def run(setting: Setting, keep: Callable[[ReuseFigures], None]) -> None:
@@ -25,8 +24,13 @@ def run(setting: Setting, keep: Callable[[ReuseFigures], None]) -> None:
         NotPossibleHere: there is no GPU, or no package for one.
     """
     found: list[ReuseCase] = []
-    for name, checkpoint, precision in BUNDLES:
-        for case in _cases(setting.bundle(checkpoint, "cuda", precision), f"{name} {precision}", setting):
+    precision, spell_out = setting.sizes.demo[0]
+    bundles = {
+        "golden fp16": setting.bundle(GOLDEN, "fp16"),
+        f"demo {precision}": setting.bundle(DEMO, precision, spell_out),
+    }
+    for name, bundle in bundles.items():
+        for case in _cases(bundle, name, setting):
             found.append(case)
             keep(ReuseFigures(tuple(found)))
 

@@ -15,6 +15,7 @@ from echovlm_edge.runtime.profiling.workloads import SMALL, W1, W7, Workload
 
 ROOT = Path(__file__).parents[2]
 GOLDEN, DEMO = ROOT / "tests" / "golden" / "checkpoint", ROOT / "demo" / "checkpoint"
+BUNDLES = "bundles"
 
 
 class LeftOut(UserError):
@@ -30,7 +31,7 @@ class Sizes:
         token_steps: written tokens of each sequence that are compared.
         studies: seeds of the simulated studies that the demo's bundles report on.
         batch: sequences that are decoded together.
-        precisions: of the demo's bundles whose tokens are compared.
+        demo: precisions of the demo's bundles whose tokens are compared, and whether DualPathMoE is spelled out in them.
         layers: of the published model's decoder, and of the shorter one for torch.compile.
         workloads: whose first tokens are measured.
         runs: of each workload, and of each of PyTorch's passes.
@@ -44,7 +45,7 @@ class Sizes:
     token_steps: int
     studies: tuple[int, ...]
     batch: int
-    precisions: tuple[str, ...]
+    demo: tuple[tuple[str, bool], ...]
     layers: tuple[int, int]
     workloads: tuple[Workload, ...]
     runs: int
@@ -60,7 +61,7 @@ FULL = Sizes(
     token_steps=48,
     studies=(27, 28, 29),
     batch=8,
-    precisions=("int4", "fp16"),
+    demo=(("int4", False), ("fp16", False), ("int4", True)),
     layers=(28, 4),
     workloads=(W1, W7, *(workload for workload in SMALL if not workload.seen)),
     runs=5,
@@ -75,7 +76,7 @@ REHEARSAL = replace(
     bandwidth_bytes=1 << 20,
     token_steps=6,
     studies=(27,),
-    precisions=("int4",),
+    demo=(("int4", True),),
     layers=(2, 1),
     workloads=(Workload("W1", 1, 60, 1, 84, 84),),
     runs=1,
@@ -113,12 +114,16 @@ class Setting:
             return published_config(self.sizes.layers[0])
         return config_like_published(256, self.sizes.layers[0], vision_width=80, vision_depth=1)
 
-    def bundle(self, checkpoint: Path, target: str, precision: str) -> Bundle:
-        """Open the bundle of a small checkpoint; it is built if an earlier stage has not built it."""
+    def bundle(self, checkpoint: Path, precision: str, spell_out: bool = False) -> Bundle:
+        """Open the bundle of a small checkpoint for `cuda`; it is built if an earlier stage has not built it.
+
+        DualPathMoE is our operator where the kernels take the model's widths and this install has them, unless it is to be spelled out.
+        """
         name = "golden" if checkpoint == GOLDEN else "demo"
-        path = self.folder / "bundles" / f"{name}-{target}-{precision}"
+        path = self.folder / BUNDLES / f"{name}-{precision}{'-spelled-out' if spell_out else ''}"
         if not (path / MANIFEST).is_file():
             from echovlm_edge.export.build_engines import BuildOptions, build
 
-            build(BuildOptions(checkpoint, path, target, precision, name=name), Console(quiet=True))
+            options = BuildOptions(checkpoint, path, "cuda", precision, name=name, spell_out=spell_out)
+            build(options, Console(quiet=True))
         return Bundle(path)

@@ -30,6 +30,7 @@ class Stage:
         function: `module:name` of what its process calls with the setting and with what keeps figures.
         seconds: after which it is stopped.
         needs: modules without which it is left out.
+        provider: whether it needs ONNX Runtime's CUDA provider.
         stand_in: whether a rehearsal puts a stand-in for the GPU into its process.
     """
 
@@ -38,6 +39,7 @@ class Stage:
     function: str
     seconds: float
     needs: tuple[str, ...] = ()
+    provider: bool = False
     stand_in: bool = True
 
 
@@ -46,9 +48,9 @@ BUILDS = (*ON_GPU, "torch", "onnx_ir", "onnxscript", "safetensors")
 STAGES = (
     Stage("machine", "the GPU and its memory's bandwidth", f"{__package__}.machine:run", 30, ("cuda.bindings",)),
     Stage("tests", "tests/gpu", f"{__package__}.device_tests:run", 120, ("pytest", "hypothesis"), stand_in=False),
-    Stage("tokens", "greedy tokens", f"{__package__}.golden_tokens:run", 120, (*BUILDS, "scipy", "pydicom")),
-    Stage("reuse", "what is read ahead", f"{__package__}.reuse:run", 60, BUILDS),
-    Stage("published", "the published size", f"{__package__}.published_size:run", 240, (*BUILDS, "dashscope")),
+    Stage("tokens", "greedy tokens", f"{__package__}.golden_tokens:run", 120, (*BUILDS, "scipy", "pydicom"), True),
+    Stage("reuse", "what is read ahead", f"{__package__}.reuse:run", 60, BUILDS, True),
+    Stage("published", "the published size", f"{__package__}.published_size:run", 240, (*BUILDS, "dashscope"), True),
     Stage("eager", "PyTorch", f"{__package__}.eager:run", 120, ("torch",), stand_in=False),
 )
 

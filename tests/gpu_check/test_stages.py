@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
 from benchmarks.gpu_check import __main__ as command
-from benchmarks.gpu_check import stages
+from benchmarks.gpu_check import one_stage, stages
 from benchmarks.gpu_check.device_tests import Collector
 from benchmarks.gpu_check.figures import Results, StageEnd, TestFigures, read_results
 from benchmarks.gpu_check.setting import Setting
@@ -21,7 +21,7 @@ ODD = "tests.support.odd_stages"
 
 
 def odd(function: str, seconds: float = 60.0) -> Stage:
-    return Stage("tests", "odd", f"{ODD}:{function}", seconds)
+    return Stage("tests", "odd", f"{ODD}:{function}", seconds, stand_in=False)
 
 
 def end(results: Results) -> StageEnd:
@@ -66,13 +66,16 @@ def test_without_time_a_stage_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_its_packages_is_left_out(tmp_path: Path) -> None:
-    """By the real table: the process reads what a stage needs."""
-    code = (
-        "from benchmarks.gpu_check.one_stage import run; from benchmarks.gpu_check.setting import Setting; from pathlib import Path;"
-        f"print(run('tests', '{ODD}:works', ('numpy', 'no_such.module', 'none'), False, Setting(Path({str(tmp_path)!r}))).reason)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "no_such.module, none cannot be imported here.\n", done.stderr
+    stage = Stage("tests", "odd", f"{ODD}:works", 60, needs=("numpy", "no_such.module", "none"))
+    part = one_stage.run(stage, Setting(tmp_path))
+    assert (part.state, part.reason) == ("left out", "no_such.module, none cannot be imported here.")
+
+
+@pytest.mark.skipif(one_stage.CUDA in ort.get_available_providers(), reason="this ONNX Runtime has the CUDA provider")
+def test_a_stage_without_the_cuda_provider_is_left_out(tmp_path: Path) -> None:
+    stage = Stage("tests", "odd", f"{ODD}:works", 60, provider=True, stand_in=False)
+    assert "has no CUDA provider: install onnxruntime-gpu." in one_stage.run(stage, Setting(tmp_path)).reason
+    assert one_stage.run(stage, Setting(tmp_path, rehearsal=True)).state == "done"
 
 
 def test_the_tests_of_a_gpu_are_taken_with_their_reasons(tmp_path: Path) -> None:
@@ -101,7 +104,8 @@ def test_the_command_runs_what_is_asked_and_leaves_the_others_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tuple(
-        Stage(name, name, f"{ODD}:{does}", 60) for name, does in (("tests", "works"), ("eager", "leaves_out"))
+        Stage(name, name, f"{ODD}:{does}", 60, stand_in=False)
+        for name, does in (("tests", "works"), ("eager", "leaves_out"))
     )
     monkeypatch.setattr(command, "STAGES", table)
 

@@ -39,6 +39,14 @@ def install(backend: str) -> None:
         onnxruntime_engine.WHERE = "cpu"
 
 
+def install_kernels() -> None:
+    """Let bundles for `cuda` have DualPathMoE as an operator, which the CPU's kernel then runs in the GPU's place."""
+    from echovlm_edge.export import targets
+
+    targets.has_gpu_kernels = lambda: True
+    onnxruntime_engine.has_gpu_kernels = lambda capability: True
+
+
 def preamble() -> str:
     """Return the lines of a program that put the same stand-in into its process, if there is one in this."""
     if not installed:
