@@ -46,12 +46,18 @@ class Stage:
 ON_GPU = ("cuda.bindings", "onnxruntime", "pydantic", "tokenizers", "jinja2", "PIL")
 BUILDS = (*ON_GPU, "torch", "onnx_ir", "onnxscript", "safetensors")
 STAGES = (
-    Stage("machine", "the GPU and its memory's bandwidth", f"{__package__}.machine:run", 30, ("cuda.bindings",)),
-    Stage("tests", "tests/gpu", f"{__package__}.device_tests:run", 120, ("pytest", "hypothesis"), stand_in=False),
-    Stage("tokens", "greedy tokens", f"{__package__}.golden_tokens:run", 120, (*BUILDS, "scipy", "pydicom"), True),
-    Stage("reuse", "what is read ahead", f"{__package__}.reuse:run", 60, BUILDS, True),
-    Stage("published", "the published size", f"{__package__}.published_size:run", 240, (*BUILDS, "dashscope"), True),
-    Stage("eager", "PyTorch", f"{__package__}.eager:run", 120, ("torch",), stand_in=False),
+    Stage("machine", "the GPU and its memory's bandwidth", f"{__package__}.checks.machine:run", 30, ("cuda.bindings",)),
+    Stage(
+        "tests", "tests/gpu", f"{__package__}.checks.device_tests:run", 120, ("pytest", "hypothesis"), stand_in=False
+    ),
+    Stage(
+        "tokens", "greedy tokens", f"{__package__}.checks.golden_tokens:run", 120, (*BUILDS, "scipy", "pydicom"), True
+    ),
+    Stage("reuse", "what is read ahead", f"{__package__}.checks.reuse:run", 60, BUILDS, True),
+    Stage(
+        "published", "the published size", f"{__package__}.checks.published_size:run", 240, (*BUILDS, "dashscope"), True
+    ),
+    Stage("eager", "PyTorch", f"{__package__}.checks.eager:run", 120, ("torch",), stand_in=False),
 )
 
 

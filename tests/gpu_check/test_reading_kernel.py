@@ -1,4 +1,4 @@
-"""The kernel that only reads: NVIDIA's assembler takes it for every GPU, loads are under way together, and its launch is what it takes."""
+"""The kernel that only reads: NVIDIA's assembler takes it for three generations, loads are under way together, and its launch is what it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_check.bandwidth import BLOCKS, THREADS, UNROLLED, measured_bandwidth, reading_kernel
-from echovlm_edge.plugins.dual_path_moe.cuda.aot import DEVICES
 from echovlm_edge.runtime.backends.gpu import cuda_driver
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from tests.support.numpy_cuda import NumpyDriver
@@ -18,7 +17,7 @@ from tests.support.numpy_device import EagerStream, NumpyDevice
 SIZE = 1 << 20
 
 
-@pytest.mark.parametrize("sm", DEVICES)
+@pytest.mark.parametrize("sm", [80, 90, 120])
 def test_it_loads_all_before_it_uses_any(sm: int, tmp_path: Path) -> None:
     tools = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin"
     assembler = "ptxas-blackwell" if sm >= 100 else "ptxas"

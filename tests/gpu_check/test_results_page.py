@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.gpu_check import figures as f
-from benchmarks.gpu_check.golden_tokens import compare
+from benchmarks.gpu_check.checks.golden_tokens import compare
 from benchmarks.gpu_check.gpu_kernels import short
 from benchmarks.gpu_check.greedy import Written
 from benchmarks.gpu_check.page import page, print_results

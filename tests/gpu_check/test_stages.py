@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import one_stage, stages
-from benchmarks.gpu_check.device_tests import Collector
+from benchmarks.gpu_check.checks.device_tests import Collector
 from benchmarks.gpu_check.figures import Results, StageEnd, TestFigures, read_results
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.stages import Stage, run_stage
