@@ -42,6 +42,7 @@ $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --no-deps kernel-lens
 	$(INSTALL) --editable ".[serve,dev]" $(call kernels_for,$(CUDA_KERNELS),)
+	rm -f $(VENV)/.gpu-*
 	touch $(FIRST) $(NODE) $@
 
 # GPU kernels for every generation into ONNX Runtime's operators and TensorRT's plugin.

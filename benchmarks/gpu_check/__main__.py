@@ -20,8 +20,9 @@ from benchmarks.gpu_check.figures import Results, read_results, write_results
 from benchmarks.gpu_check.page import page, print_results
 from benchmarks.gpu_check.setting import BUNDLES, ROOT, Setting
 from benchmarks.gpu_check.stages import STAGES, run_stage
-from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.resources.nvml import compute_capability
 
 RESULTS, PAGE = "results.json", "results.md"
 
@@ -30,13 +31,15 @@ def main() -> int:
     """Run the command; returns its exit code: 1 if a stage failed.
 
     Raises:
-        NotPossibleHere: there is no GPU, or no package for one.
+        NotPossibleHere: there is no GPU.
     """
     options = _parser().parse_args()
     folder: Path = options.folder.absolute()
     setting = Setting(folder / "rehearsal" if options.rehearse else folder, options.rehearse)
-    if not options.rehearse:
-        CudaDevice()
+    if not options.rehearse and compute_capability() is None:
+        raise NotPossibleHere(
+            "There is no NVIDIA GPU here, or no driver: a rehearsal without one is python -m benchmarks.gpu_check --rehearse."
+        )
     if not options.stage:  # a whole check builds its bundles itself: those of an earlier commit would be another's
         shutil.rmtree(setting.folder / BUNDLES, ignore_errors=True)
     setting.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The kernel that only reads: NVIDIA's assembler takes it for three generations, loads are under way together, and its launch is what it takes."""
+"""The kernel that only reads: NVIDIA's assembler takes it, its loads are under way together, and its launch is what it takes."""
 
 from __future__ import annotations
 

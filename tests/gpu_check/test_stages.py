@@ -15,6 +15,7 @@ from benchmarks.gpu_check.checks.device_tests import Collector
 from benchmarks.gpu_check.figures import Results, StageEnd, TestFigures, read_results
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.stages import Stage, run_stage
+from echovlm_edge.runtime.contracts.command import run_command
 from tests.support.odd_stages import ONE
 
 ODD = "tests.support.odd_stages"
@@ -128,3 +129,12 @@ def test_the_command_runs_what_is_asked_and_leaves_the_others_as_they_were(
     monkeypatch.setattr(command, "STAGES", (odd("fails"),))
     assert run() == 1
     assert json.loads(results.read_text())["stages"][0]["state"] == "failed"
+
+
+def test_without_a_gpu_the_command_says_how_to_rehearse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "compute_capability", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--folder", str(tmp_path)])
+    assert run_command(command.main) == 2
+    assert "no NVIDIA GPU here" in capsys.readouterr().err and not list(tmp_path.iterdir())
