@@ -52,7 +52,8 @@ class EngineOptions:
     def profiles(self, part: str, graph: onnx.GraphProto) -> tuple[Profile, ...]:
         """Return a part's optimization profiles, in the engine's order."""
         if part == "decoder":
-            batch = self.limits.max_batch
+            # TensorRT-RTX 1.7 fails where the sequence varies and the batch does not ("more than one op named mask.1_iota").
+            batch = max(2, self.limits.max_batch)
             return (
                 # Mostly a token of each sequence; a few of each where drafts are verified.
                 Profile(

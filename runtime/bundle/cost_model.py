@@ -205,7 +205,8 @@ class CostModel:
         if not set(NEEDED) <= set(config):
             return None
         shape = ModelShape.of(config)
-        return cls(shape, Storage.of_files(shape, manifest))
+        every_expert = manifest.operator_library is None  # DualPathMoE is spelled out
+        return cls(shape, Storage.of_files(shape, manifest), every_expert)
 
     def weight_bytes(self) -> dict[str, float]:
         """Return the bytes of each part's weights, all of them, by the part's name."""

@@ -142,3 +142,17 @@ def test_an_instance_of_many_megabytes_takes_none(tmp_path: Path) -> None:
         before = resident(node.pid)
         assert store(node.address, files) == {}
         assert resident(node.pid) - before < 60 << 20  # of 100 MB
+
+
+def test_a_study_is_complete_in_time_while_the_server_does_not_answer(
+    tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its report is asked for at once when the server is back."""
+    monkeypatch.setattr(working, "FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr(working, "LONGEST_PAUSE", 1000.0)
+    study = study_of()
+    with running_node(tmp_path / "spool", "127.0.0.1:9", destination=(pacs.name,), quiet_seconds=1) as node:
+        store(node, write(tmp_path / "in", still(study, 1)))
+        wait_for(lambda: node.working.server_faults == 1)
+        wait_for(lambda: node.spool.study(str(study["StudyInstanceUID"])).state == "complete")
+        assert node.working.server_faults == 1, "it waits before it asks again"

@@ -96,10 +96,10 @@ def random_one(setting: Setting) -> tuple[Bundle, float | None]:
 
 
 def cost_model(bundle: Bundle) -> CostModel:
-    """Return what counts the bytes that a step reads; spelled out, it reads every expert."""
+    """Return what counts the bytes that a step reads."""
     costs = CostModel.of(bundle.manifest)
     assert costs is not None, "a random bundle has its config"
-    return replace(costs, every_expert=bundle.manifest.operator_library is None)
+    return costs
 
 
 def first_token(engine: ReportEngine, workload: Workload, runs: int) -> FirstToken:

@@ -17,7 +17,7 @@ from echovlm_edge.runtime.dicom_node.spool_rows import Study
 from echovlm_edge.runtime.dicom_node.states import StudyState
 from echovlm_edge.runtime.observability import logs
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between calls to a server that is not there
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0  # seconds between calls to a server that is not there
 POLL_SECONDS = 0.25
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Working:
             try:
                 receiving = self._spool.studies(StudyState.RECEIVING)
                 for study in (*self._spool.studies(StudyState.COMPLETE), *receiving):
-                    if study.id not in self._busy and self._backoff.is_due(study.id):
+                    if study.id not in self._busy:
                         self._begin(study)
                 self._activity.forget(study.uid for study in receiving)
             except Exception as error:  # a full disk, for example
@@ -94,8 +94,8 @@ class Working:
             self._spool.wait(POLL_SECONDS)
 
     def _begin(self, study: Study) -> None:
-        work = self._due(study)
-        if work and not self._stopped.is_set():
+        work = self._due(study)  # a study is complete in time, even if the server does not answer
+        if work and self._backoff.is_due(study.id) and not self._stopped.is_set():
             self._busy.add(study.id)
             self._pool.submit(self._work, study, work)
 
