@@ -1,4 +1,4 @@
-"""Which addresses lead to this very computer, so that plain text sent there cannot be read on the way."""
+"""Addresses: their parts, and which lead to this very computer, so that plain text sent there cannot be read on the way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"  # where a server listens unless it is told 
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _SCHEME = re.compile(r"(dns:(///)?|ipv4:|ipv6:)")
 _HOST_AND_PORT = re.compile(r"(\[(?P<bracketed>[^\[\]]*)\]|(?P<host>[^:\[\]]*))(:[0-9]{1,5})?")
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Split HOST:PORT or [IPV6]:PORT of a listening address into host and port; None if it is neither."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        return None
+    return host.strip("[]"), int(port)
 
 
 def is_loopback_host(host: str) -> bool:

@@ -9,14 +9,15 @@ from pathlib import Path
 from pynetdicom import evt
 
 from echovlm_edge.runtime.client.report_client import ReportClient
-from echovlm_edge.runtime.contracts.addresses import is_loopback_host
+from echovlm_edge.runtime.client.wire.credentials import read_token
+from echovlm_edge.runtime.contracts.addresses import host_and_port, is_loopback_host
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Delivering
 from echovlm_edge.runtime.dicom_node.delivery.destinations import Destination, OwnIdentity, destination
-from echovlm_edge.runtime.dicom_node.delivery.web_destinations import Web, read_token, web_destination
+from echovlm_edge.runtime.dicom_node.delivery.web_destinations import Web, web_destination
 from echovlm_edge.runtime.dicom_node.emptying import Emptying, KeptFor
 from echovlm_edge.runtime.dicom_node.receiving import commitment
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
@@ -212,7 +213,6 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         InvalidInput: it is not HOST:PORT.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if (parts := host_and_port(address)) is None:
         raise InvalidInput(f"The address {address} is not HOST:PORT: write for example 127.0.0.1:11112.")
-    return host.strip("[]"), int(port)
+    return parts

@@ -37,15 +37,7 @@ class Credentials:
         Raises:
             NotPossibleHere: the file cannot be read.
         """
-        try:
-            token = token_file.read_text(encoding="utf-8").strip() if token_file else ""
-        except OSError as error:
-            raise NotPossibleHere(f"The token file {token_file} cannot be read ({error.strerror}).") from None
-        except UnicodeDecodeError:
-            raise NotPossibleHere(
-                f"The token file {token_file} is not a text file: give the file that holds the token."
-            ) from None
-        return cls(server_ca, certificate, key, token)
+        return cls(server_ca, certificate, key, read_token(token_file))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -79,6 +71,22 @@ class Credentials:
 
 
 PLAIN = Credentials()
+
+
+def read_token(path: Path | None) -> str:
+    """Read a bearer token from a file; empty without one.
+
+    Raises:
+        NotPossibleHere: the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").strip() if path else ""
+    except OSError as error:
+        raise NotPossibleHere(f"The token file {path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise NotPossibleHere(
+            f"The token file {path} is not a text file: give the file that holds the token."
+        ) from None
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:

@@ -7,10 +7,9 @@ import json
 import secrets
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.dicom_node.delivery.destinations import TIMEOUT_SECONDS, NotDelivered
 from echovlm_edge.runtime.dicom_node.spool_rows import Document
 
@@ -30,18 +29,6 @@ class Web:
 
     tls: ssl.SSLContext = field(repr=False)
     token: str = field(default="", repr=False)
-
-
-def read_token(path: Path | None) -> str:
-    """Read a bearer token from a file.
-
-    Raises:
-        NotPossibleHere: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8").strip() if path else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotPossibleHere(f"The token file {path} cannot be read ({error}).") from None
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
 from echovlm_edge.runtime.formats.dicom_syntaxes import VIDEOS
 
+ENHANCED_VOLUME = UID("1.2.840.10008.5.1.4.1.1.6.2")
 IMAGES = (
     UltrasoundImageStorage,
     UltrasoundMultiFrameImageStorage,
     UID("1.2.840.10008.5.1.4.1.1.6"),  # retired ultrasound image and multi-frame, which old carts send
     UID("1.2.840.10008.5.1.4.1.1.3"),
-    UID("1.2.840.10008.5.1.4.1.1.6.2"),  # Enhanced US Volume
+    ENHANCED_VOLUME,
     SecondaryCaptureImageStorage,
     MultiFrameSingleBitSecondaryCaptureImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,

@@ -17,11 +17,11 @@ from pydicom.dataset import Dataset
 
 from echovlm_edge.runtime.contracts.fingerprint import distance
 from echovlm_edge.runtime.contracts.request import FrameSelection
+from echovlm_edge.runtime.dicom_node.receiving.header import ENHANCED_VOLUME
 from echovlm_edge.runtime.formats.dicom_attributes import items, whole
 
 # RegionSpatialFormat, PS3.3 C.8.5.5.1.1.
 M_MODE, SPECTRAL, WAVE_FORM = 2, 3, 4
-ENHANCED_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 
 
 class Outcome(enum.StrEnum):

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
+from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS, host_and_port
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.observability.ended_call import Observer
 from echovlm_edge.runtime.observability.logs import log_call
@@ -214,7 +214,6 @@ def parse_address(listen: str) -> tuple[str, int]:
     Raises:
         NotPossibleHere: it is neither.
     """
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    if (parts := host_and_port(listen)) is None:
         raise NotPossibleHere(f"{listen} is not an address: give HOST:PORT, for example {DEFAULT_ADDRESS}.")
-    return host.strip("[]"), int(port)
+    return parts
