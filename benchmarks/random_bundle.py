@@ -25,17 +25,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.make_checkpoint import make_checkpoint, published_config, spread
-from echovlm_edge.export.build_engines import manifest_of
+from echovlm_edge.export.build_engines import write_graphs
 from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.bundle_folder import bundle_folder, check_output
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.part import write_part
 from echovlm_edge.export.planned_bundle import open_checkpoint, plan
 from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, MatMulNBitsBlocks, Storage
 from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import Piece, Place, WeightFile
-from echovlm_edge.runtime.bundle.manifest import CHAT_TEMPLATE, TOKENIZER, Manifest
+from echovlm_edge.runtime.bundle.manifest import Manifest
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.resources.processors import usable_processors
@@ -78,13 +77,7 @@ def random_bundle(
             with progress.stage("Filling weights", total=needed) as advance:
                 fill(made.path, planned.files, checkpoint, advance)
             with progress.stage("Writing graphs"):
-                parts = [
-                    write_part(made.path, part.name, part.precision, part.model, part.stored, part.file)
-                    for part in planned.parts
-                ]
-                made.write_text(TOKENIZER, checkpoint.tokenizer_json())
-                made.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
-                manifest = manifest_of(options, planned, parts, made, checkpoint.layout_sha256())
+                manifest = write_graphs(options, planned, made, checkpoint.layout_sha256)
             made.write_manifest(manifest)
     return manifest
 

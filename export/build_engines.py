@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,6 @@ from echovlm_edge.runtime.bundle.manifest import (
     Bundle,
     Manifest,
     Parity,
-    Part,
     Source,
     bundle_id,
 )
@@ -80,19 +80,13 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                 with progress.stage("Measuring the KV cache"):
                     calibrate_cache(planned, options)
             with progress.stage("Writing graphs"):
-                parts = [
-                    write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file)
-                    for part in planned.parts
-                ]
-                folder.write_text(TOKENIZER, checkpoint.tokenizer_json())
-                folder.write_text(CHAT_TEMPLATE, checkpoint.chat_template())
-                manifest = manifest_of(options, planned, parts, folder, sha256.result())
+                manifest = write_graphs(options, planned, folder, sha256.result)
             with progress.stage("Comparing with PyTorch"):
                 manifest = _with_parity(manifest, folder, planned, options)
             if tensorrt:
                 engines = EngineOptions.of(manifest.limits, planned.settings.max_pixels, planned.settings.patch_size)
-                with progress.stage("Building engines", total=STEPS * len(parts)) as advance:
-                    built = replace_by_engines(tensorrt, folder.path, parts, engines, advance)
+                with progress.stage("Building engines", total=STEPS * len(manifest.parts)) as advance:
+                    built = replace_by_engines(tensorrt, folder.path, manifest.parts, engines, advance)
                 manifest = with_engines(manifest, built, tensorrt)
             elif chosen.on_device:
                 manifest = leave_to_device(folder, manifest, chosen, options.device_plugin)
@@ -157,15 +151,27 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def manifest_of(
-    options: BuildOptions, planned: PlannedBundle, parts: list[Part], folder: BundleFolder, sha256: str
+def write_graphs(
+    options: BuildOptions, planned: PlannedBundle, folder: BundleFolder, sha256: Callable[[], str]
 ) -> Manifest:
-    """Describe a bundle whose files are written; `sha256` is the checkpoint's."""
+    """Write the graphs and the tokenizer beside the weights that are there; returns what describes the bundle.
+
+    Args:
+        options: of the build.
+        planned: whose weights are written.
+        folder: the bundle's.
+        sha256: gives the checkpoint's hash, once it is needed.
+    """
+    parts = [
+        write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file) for part in planned.parts
+    ]
+    folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
+    folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
     files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
     return Manifest(
         format=FORMAT,
         bundle_id=bundle_id((*files, *(file for part in parts for file in part.files))),
-        source=Source(planned.name, sha256, planned.checkpoint.read_json("config.json")),
+        source=Source(planned.name, sha256(), planned.checkpoint.read_json("config.json")),
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
