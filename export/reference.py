@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.streamed import load_streamed
-from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows
+from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows, move_by_copies
 from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.prompting.rotary import Angles
 
@@ -59,9 +59,7 @@ class TorchCache:
 
     def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
         """Move the first `tokens` positions, as `SlotCache.move` does."""
-        displaced = target.read(target_tokens)
-        target.write(self.read(tokens))
-        self.write(displaced)
+        move_by_copies(self, target, tokens, target_tokens)
 
 
 @dataclass(frozen=True)

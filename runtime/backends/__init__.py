@@ -192,6 +192,14 @@ class Backend(Protocol):
         ...
 
 
+def move_by_copies(source: SlotCache, target: SlotCache, tokens: int, target_tokens: int) -> None:
+    """Move a sequence between slots as `SlotCache.move` does, where a copy of a slot costs nothing but its time."""
+    displaced = target.read(target_tokens) if target_tokens else None
+    target.write(source.read(tokens))
+    if displaced is not None:
+        source.write(displaced)
+
+
 def new_cache(backend: Backend, max_sequence: int) -> SlotCache:
     """Make one empty cache for a sequence of up to `max_sequence` tokens."""
     (slot,) = backend.new_slots(SlotMemory(1, max_sequence))

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.attention.reference import KEY_BLOCK
-from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows
+from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows, move_by_copies
 from echovlm_edge.runtime.backends.onnxruntime_session import CPU, memory_errors, open_session, session_options
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
 from echovlm_edge.runtime.backends.rectangles import join, rectangles
@@ -97,10 +97,7 @@ class HostSlot:
 
     def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
         """Move the first `tokens` positions, as `SlotCache.move` does."""
-        displaced = target.read(target_tokens) if target_tokens else None
-        target.write(self.read(tokens))
-        if displaced is not None:
-            self.write(displaced)
+        move_by_copies(self, target, tokens, target_tokens)
 
     def _first(self, name: str, tokens: int) -> NDArray[Any]:
         """A view [kv_heads, positions, head_dim] of the first positions; transposed keys in whole blocks, as bytes only."""

@@ -142,7 +142,8 @@ class PrefixStore:
     def put(self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[], Kept]) -> None:
         """Cache the keys and values of the blocks `names`, of `size` bytes, which `copy` makes once there is room for them.
 
-        Nothing happens if `FairMemory` has no room for them. Shorter prefixes that are contained in it are dropped.
+        Nothing happens if they are covered already, or `FairMemory` has no room for them. Shorter prefixes that are contained in it are
+        dropped.
 
         Raises:
             MemoryError: `copy` found no memory.

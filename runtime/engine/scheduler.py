@@ -363,8 +363,6 @@ class Scheduler:
         """Cache the keys and values of the first `tokens` tokens, in whole blocks, for prompts with the same prefix."""
         names = sequence.generation.blocks[: tokens // BLOCK]
         tokens = len(names) * BLOCK
-        if self._prefixes.covers(names):
-            return
         try:
             size = tokens * cache.token_bytes
             self._prefixes.put(sequence.generation.scope, names, size, lambda: cache.read(tokens))

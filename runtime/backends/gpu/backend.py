@@ -63,7 +63,7 @@ class GpuBackend:
         self._decoder, self._engine, self._engines = manifest.part("decoder"), engines["decoder"], engines
         self._takes_mask = any(tensor.name == "mask" for tensor in self._decoder.inputs)
         self._chunk = self._new_run(recorded=False)
-        self._steps: WeakKeyDictionary[DeviceSlots, dict[int, _DecoderRun]] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[DeviceSlots, dict[int, _Step]] = WeakKeyDictionary()
 
     def operator_times(self) -> dict[str, list[list[NodeTime]]]:
         """Return every run's operator times, as `ProfiledBackend.operator_times` does."""
@@ -89,10 +89,13 @@ class GpuBackend:
         slots = DeviceSlots(self._device, self._stream, layout, memory)
         made = [DeviceSlot(slots, number) for number in range(memory.count)]
         if self._engine.limits.recorded and not self._times:
-            self._steps[slots] = {size: self._new_run(recorded=True) for size in step_sizes(memory.count)}
-            for size, step in self._steps[slots].items():
+            self._steps[slots] = {
+                size: _Step(self._new_run(recorded=True), self._padding(layout, size), slots.bindings(0, size))
+                for size in step_sizes(memory.count)
+            }
+            for step in self._steps[slots].values():
                 for _ in range(WARM_UPS):
-                    step.run_recorded(self._padding(layout, size), slots.bindings(0, size))
+                    step.run(step.padding, 0)
         return made
 
     def decode(
@@ -132,9 +135,7 @@ class GpuBackend:
         size = next((size for size in steps if size >= count), None)
         if size is None or slot.number or len(rows[0].embeddings) > 1:
             return self._chunk.run(feeds, slots.bindings(slot.number, count))
-        padding = self._padding(slots.layout, size)
-        padded = {name: np.concatenate([array, padding[name][count:]]) for name, array in feeds.items()}
-        return steps[size].run_recorded(padded, slots.bindings(0, size))
+        return steps[size].run(feeds, count)
 
     def _feeds(
         self, layout: SlotLayout, joined: tuple[Floats, Angles], past: NDArray[np.int64]
@@ -173,6 +174,20 @@ class GpuBackend:
         if times:
             context.profile(times.report)
         return _DecoderRun(self._device, self._stream, self._decoder, context, times)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of so many sequences, whose inputs without any are `padding`."""
+
+    recorded: _DecoderRun
+    padding: Mapping[str, NDArray[Any]]
+    cache: Mapping[str, Binding]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], count: int) -> Logits:
+        """Run the first `count` sequences' inputs, and padding behind them."""
+        padded = {name: np.concatenate([feeds[name][:count], rest[count:]]) for name, rest in self.padding.items()}
+        return self.recorded.run_recorded(padded, self.cache)
 
 
 def _number(part: SlotRows) -> int:

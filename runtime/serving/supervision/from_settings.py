@@ -23,7 +23,7 @@ from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
-from echovlm_edge.runtime.serving.supervision.server_memory import served_slots, spilled_bytes
+from echovlm_edge.runtime.serving.supervision.server_memory import spilled_bytes
 from echovlm_edge.runtime.serving.transport.server import ServerOptions, parse_address
 from echovlm_edge.runtime.serving.uploads import UploadLimits
 
@@ -126,7 +126,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
     def open_engine() -> ReportEngine:
         shape = _shape(chosen)  # of the bundle that is there now: it may have been replaced
         options = EngineOptions(
-            slots=served_slots(shape, chosen),
+            slots=chosen.slots,
             prefix_bytes=chosen.prefix_mb << 20,
             spilled_bytes=spilled_bytes(shape, chosen),
             image_bytes=chosen.image_mb << 20,
