@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
+from echovlm_edge.runtime.contracts.request import Finished, FinishReason, Span, Stage
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.observability.traces import Traces
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
@@ -24,6 +27,19 @@ from tests.support import golden
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 QUESTION = "Secret question?"
+
+
+@dataclass
+class Call:
+    """A call that has ended."""
+
+    id: str
+    method: str
+    outcome: str
+    seconds: float
+    finished: Finished | None
+    traceparent: str
+    client_name: str
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
@@ -87,9 +103,38 @@ def test_a_call_and_its_stages(stub: report_pb2_grpc.ReportServiceStub, collecto
     for span in stages:
         assert call.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
         assert span.end_time_unix_nano <= call.end_time_unix_nano + 1_000_000
-    covered = sum(span.end_time_unix_nano - span.start_time_unix_nano for span in stages)
-    assert covered > 0.9 * (call.end_time_unix_nano - call.start_time_unix_nano)
+    stages.sort(key=lambda span: (span.start_time_unix_nano, span.end_time_unix_nano))
+    for span, following in pairwise(stages):
+        assert span.end_time_unix_nano <= following.start_time_unix_nano + 1  # rounded to a nanosecond each
     assert QUESTION.encode() not in b"".join(span.SerializeToString() for span in collector[0].spans)
+
+
+def test_stages_are_as_long_as_they_were_measured(collector: tuple[Collector, str]) -> None:
+    spans = (
+        Span(Stage.DELIVER, 0.0, 0.25),
+        Span(Stage.VISION, 0.125, 0.375),  # model computation has precedence over the delivery that it overlaps
+        Span(Stage.PREFILL, 0.5, 1.0),
+        Span(Stage.DECODE, 1.5, 0.25),
+        Span(Stage.DETOKENIZE, 1.75, 0.125),
+        Span(Stage.DECODE, 1.875, 0.25),
+    )
+    finished = Finished("", (1, 2), FinishReason.STOP, 3, 1, {}, 1.5, spans)
+    traces = Traces(collector[1])
+    traces.observe(Call("0" * 16, "AnswerQuestion", "ok", 2.25, finished, "", ""))
+    traces.close()
+    assert collector[0].received.wait(10)
+    (call,) = [span for span in collector[0].spans if span.name == "AnswerQuestion"]
+    stages = {
+        span.name: (
+            span.start_time_unix_nano - call.start_time_unix_nano,
+            span.end_time_unix_nano - call.start_time_unix_nano,
+        )
+        for span in collector[0].spans
+        if span is not call
+    }
+    seconds = {"deliver": (0, 0.125), "vision": (0.125, 0.5), "prefill": (0.5, 1.5), "decode": (1.5, 2.125)}
+    assert stages == {name: (start * 1e9, end * 1e9) for name, (start, end) in seconds.items()}
+    assert call.end_time_unix_nano - call.start_time_unix_nano == 2.25e9
 
 
 def test_a_refused_call_is_an_error(stub: report_pb2_grpc.ReportServiceStub, collector: tuple[Collector, str]) -> None:
