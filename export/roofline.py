@@ -81,13 +81,14 @@ class Roofline:
         precision = self.policy.layer(part, parameter).for_widths(widths)
         gpu = self.target.name not in ("cpu", "portable")
         grouped = parameter.endswith("gate")
-        if self.target.tensorrt and (
-            parameter == "lm_head.weight" or (grouped and precision.block_size not in KERNEL_BLOCKS)
-        ):
+        head = parameter == "lm_head.weight"
+        if self.target.tensorrt and (grouped or head) and precision.block_size not in KERNEL_BLOCKS:
             precision = Precision(16)
         if precision.bits > 8:
             return 2 if gpu else precision.bits / 8
-        packed = grouped and self.one_operator  # with float32 scales on a GPU, float16 ones on a CPU
+        packed = (grouped and self.one_operator) or (
+            head and self.target.tensorrt
+        )  # with float32 scales on a GPU, float16 ones on a CPU
         scale = 2 if (gpu and not packed) or (self.target.operator_library and not gpu) else 4
         return precision.bits / 8 + scale / precision.block_size
 

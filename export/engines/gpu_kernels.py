@@ -47,6 +47,11 @@ def take_precision(precision: Precision) -> bool:
     return precision.bits == 16 or (precision.bits == 4 and precision.block_size in KERNEL_BLOCKS)
 
 
+def take_head(precision: Precision) -> bool:
+    """Check whether the kernel `linear` takes a head that is stored so."""
+    return precision.bits == 8 and precision.block_size in KERNEL_BLOCKS
+
+
 def widths_of(node: ir.Node) -> tuple[int, Sequence[int]]:
     """Return the hidden width of an `echovlm::DualPathMoE` node, and its groups' widths."""
     x = node.inputs[0]

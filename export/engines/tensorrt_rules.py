@@ -20,28 +20,36 @@ from echovlm_edge.export.engines.gpu_kernels import (
     half,
     half_dual_path_moe,
     store_half,
+    take_head,
     take_precision,
     take_widths,
     widths_of,
 )
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
-from echovlm_edge.export.quantize import DequantizeColumns, Floating, Precision
+from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 PLUGIN: Attributes = {
     "plugin_namespace": DOMAIN,
     "plugin_version": "1",
 }  # TensorRT's parser does not look at the domain
+HEAD = "lm_head.weight"
 
 
 def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """Lower `echovlm::Linear` to MatMul in float16, after DequantizeLinear where the weight is quantized."""
+    """Lower `echovlm::Linear` to MatMul in float16, after DequantizeLinear where the weight is quantized; the head to our plugin.
+
+    All of the head is read for every token, and no TensorRT is known to fuse 8-bit blocks into so thin a product.
+    """
     x, weight, *bias = node.inputs
     assert x is not None and weight is not None and weight.name is not None
     precision = lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])
-    if precision.bits > 8 or weight.name == "lm_head.weight":
-        # All of the head is read for every token, and no TensorRT is known to fuse 8-bit blocks into so thin a product.
+    if weight.name == HEAD and take_head(precision):
+        values, scale = lowering.store(weight.name, GroupedBlocks(precision))
+        attributes: Attributes = {"bits": precision.bits, "block_size": precision.block_size, **PLUGIN}
+        return [lowering.node("BlockQuantLinear", [x, values, scale], attributes, DOMAIN)]
+    if precision.bits > 8 or weight.name == HEAD:
         (stored,) = lowering.store(weight.name, Floating(HALF, transposed=True))
     else:
         values, scale = lowering.store(weight.name, DequantizeColumns(precision, HALF))

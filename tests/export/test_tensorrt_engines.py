@@ -42,6 +42,7 @@ from tests.support import golden
 BuildBundle = Callable[..., Path]
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 LAYERS, VISION_BLOCKS = 3, 4  # of the demo checkpoint
+HEAD = 1  # of an int4 bundle, in 8 bits: the one other product of our plugin's
 
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None or plugin_path() is None,
@@ -72,7 +73,9 @@ def test_a_bundle_holds_engines_with_native_layers_and_the_plugin(precision: str
     on_disk = {file.name for file in bundle.path.iterdir()} - {MANIFEST}
     assert on_disk == {file.name for file in manifest.all_files()}, "something is left of the graphs"
     decoder, vision = manifest.part("decoder"), manifest.part("vision_encoder")
-    assert decoder.layers["PLUGIN_V3"] == LAYERS
+    head = HEAD if precision == "int4" else 0
+    assert decoder.layers["PLUGIN_V3"] == LAYERS + head
+    assert decoder.operators.get("echovlm::BlockQuantLinear", 0) == head
     assert decoder.layers["ATTENTION_INPUT"] == decoder.layers["ATTENTION_OUTPUT"] == LAYERS
     assert decoder.layers["KV_CACHE_UPDATE"] == decoder.layers["ROTARY_EMBEDDING"] == 2 * LAYERS
     assert "SOFTMAX" not in decoder.layers and "SCATTER" not in decoder.layers
@@ -122,7 +125,7 @@ def test_a_layer_of_published_width_is_no_larger_than_its_weights(tmp_path: Path
         part = write_part(folder, "decoder", "int4", lowered.model, lowered.stored, lowered.file)
         shutil.rmtree(folder / "checkpoint")
         engine = build_engine(open_tensorrt("tensorrt_rtx"), folder, part, EngineOptions(Limits(4096, batch), 8192))
-        assert engine.layers["PLUGIN_V3"] == layers
+        assert engine.layers["PLUGIN_V3"] == layers + HEAD
         sizes.append((part.files[1].bytes, engine.files[0].bytes))
     (packed, whole), (packed_two, whole_two) = sizes
     assert 180e6 < packed_two - packed < 210e6, "this is no layer of the published width in four bits"
@@ -197,7 +200,7 @@ sys.exit(main(sys.argv[1:]))
     done = subprocess.run([*map(str, finish)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     manifest = Bundle(bundle, verify=True).manifest
-    assert manifest.part("decoder").layers["PLUGIN_V3"] == LAYERS
+    assert manifest.part("decoder").layers["PLUGIN_V3"] == LAYERS + HEAD
     assert manifest.finish_with is None and manifest.target == "jetson-orin"
     assert {file.name for file in bundle.iterdir()} == {MANIFEST} | {file.name for file in manifest.all_files()}
     assert Bundle(for_device, verify=True, finished=False), "the weights of the copy's origin were touched"
@@ -284,7 +287,7 @@ def test_an_older_tensorrt_takes_the_inlined_graph(for_device: Path, tmp_path: P
     older = Older(**vars(trt))
     decoder = Bundle(folder, finished=False).manifest.part("decoder")
     layers = build_engine(older, folder, decoder, EngineOptions(Limits(512, 1), 1024)).layers
-    assert layers["PLUGIN_V3"] == LAYERS and layers["SCATTER"] == 2 * LAYERS and layers["SOFTMAX"] == LAYERS
+    assert layers["PLUGIN_V3"] == LAYERS + HEAD and layers["SCATTER"] == 2 * LAYERS and layers["SOFTMAX"] == LAYERS
     assert not {"ATTENTION_INPUT", "ROTARY_EMBEDDING", "KV_CACHE_UPDATE"} & layers.keys()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Shape
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
@@ -36,7 +36,6 @@ def c_launch(
     Raises:
         RuntimeError: the library refused, in its own words.
     """
-    library, said = ctypes.CDLL(str(plugin_path())), ctypes.create_string_buffer(1000)
     widths = (ctypes.c_int32 * len(shape.group_widths))(*shape.group_widths)
     call = Call(
         widths,
@@ -44,5 +43,30 @@ def c_launch(
         (ctypes.c_void_p * len(INPUTS))(*(addresses.get(name) for name in INPUTS)),
         *(addresses["y"], addresses["workspace"], stream),
     )
-    if library.echovlm_launch(ctypes.byref(call), said, ctypes.c_size_t(len(said))) != 0:
+    _queue("echovlm_launch", call)
+
+
+class LinearCall(ctypes.Structure):
+    """EchovlmLinearCall of launch/c_launch.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("bits", "block_size", "tokens", "inputs", "outputs")),
+        ("tensors", ctypes.c_void_p * 3),
+        ("y", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+def c_launch_linear(sizes: Sequence[int], tensors: Sequence[int], y: int, stream: int) -> None:
+    """Queue one product of `sizes` (bits, block_size, tokens, inputs, outputs) of `tensors`, the addresses of x, weight and scale.
+
+    Raises:
+        RuntimeError: the library refused, in its own words.
+    """
+    _queue("echovlm_launch_linear", LinearCall(*sizes, (ctypes.c_void_p * 3)(*tensors), y, stream))
+
+
+def _queue(function: str, call: ctypes.Structure) -> None:
+    library, said = ctypes.CDLL(str(plugin_path())), ctypes.create_string_buffer(1000)
+    if getattr(library, function)(ctypes.byref(call), said, ctypes.c_size_t(len(said))) != 0:
         raise RuntimeError(said.value.decode())

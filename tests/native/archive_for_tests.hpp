@@ -35,6 +35,8 @@ inline std::vector<RecordForTests> records_for_tests(std::uint32_t sm) {
       }
     }
   }
+  for (const std::uint32_t block : {64u, 128u})
+    records.push_back({"linear", "ppppiiipp", sm, any, 8, block, 64, 16, 32, 24576});
   return records;
 }
 

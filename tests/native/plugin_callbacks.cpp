@@ -204,6 +204,70 @@ void absurd_dimensions_are_refused() {
   refused({}, "DualPathMoE: x has 0 axes");
 }
 
+Plugin create_linear(std::int32_t bits, TensorRTPhase phase, std::int32_t version) {
+  static std::int32_t block = 64, held_bits, held_version;
+  held_bits = bits, held_version = version;
+  const std::vector<PluginField> fields{{"bits", &held_bits, PluginFieldType::kINT32, 1},
+                                        {"block_size", &block, PluginFieldType::kINT32, 1},
+                                        {"version", &held_version, PluginFieldType::kINT32, 1}};
+  const PluginFieldCollection collection{static_cast<std::int32_t>(fields.size()), fields.data()};
+  std::int32_t count = 0;
+  auto* const creator = static_cast<IPluginCreatorV3One*>(getCreators(count)[1]);
+  EXPECT(count == 2 && std::string(creator->getPluginName()) == "BlockQuantLinear");
+  return Plugin(creator->createPlugin("head", &collection, phase));
+}
+
+void one_product_is_a_plugin() {
+  CudaDriverDouble& driver = driver_double();
+  driver = {};
+  driver.context = 11;
+  logged.clear();
+  EXPECT(create_linear(4, TensorRTPhase::kBUILD, 1) == nullptr && logged == "BlockQuantLinear: bits 4 is not 8.");
+  EXPECT(create_linear(8, TensorRTPhase::kRUNTIME, 2) == nullptr && logged.find("stores version 2") != std::string::npos);
+  Plugin built = create_linear(8, TensorRTPhase::kBUILD, 1);
+  Plugin plugin(runtime_of(built).attachToContext(nullptr));
+  built.reset();  // a clone owns what it points to
+  EXPECT(stored(plugin) == "version=1 bits=8 block_size=64 ");
+
+  const auto described = [](std::int64_t tokens) {
+    std::vector<PluginTensorDesc> made(4);
+    const auto set = [&](std::size_t i, DataType type, std::int64_t rows, std::int64_t columns) {
+      made[i].type = type;
+      made[i].format = TensorFormat::kLINEAR;
+      made[i].dims = {2, {rows, columns}};
+    };
+    set(0, DataType::kFLOAT, tokens, 192);
+    set(1, DataType::kINT8, 1000, 192);
+    set(2, DataType::kFLOAT, 1000, 3);
+    set(3, DataType::kFLOAT, tokens, 1000);
+    return made;
+  };
+  IPluginV3OneBuild& build = build_of(plugin);
+  std::vector<DynamicPluginTensorDesc> tensors;
+  for (const PluginTensorDesc& tensor : described(8)) tensors.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
+  EXPECT(build.configurePlugin(tensors.data(), 3, &tensors[3], 1) == 0);
+  for (std::int32_t position = 0; position < 4; ++position) {
+    EXPECT(build.supportsFormatCombination(position, tensors.data(), 3, 1));
+    tensors[static_cast<std::size_t>(position)].desc.type = DataType::kHALF;
+    EXPECT(!build.supportsFormatCombination(position, tensors.data(), 3, 1));
+  }
+  EXPECT(build.configurePlugin(tensors.data(), 3, &tensors[3], 1) != 0 && logged == "BlockQuantLinear: x is HALF, but it must be FLOAT.");
+
+  IPluginV3OneRuntime& runtime = runtime_of(plugin);
+  const void* inputs[] = {reinterpret_cast<const void*>(0x1000), reinterpret_cast<const void*>(0x2000), reinterpret_cast<const void*>(0x3000)};
+  void* outputs[] = {reinterpret_cast<void*>(0x4000)};
+  const auto call = [&](std::int64_t tokens) {
+    driver.launches.clear();
+    const std::vector<PluginTensorDesc> shapes = described(tokens);
+    EXPECT(runtime.onShapeChange(shapes.data(), 3, &shapes[3], 1) == 0);
+    EXPECT(runtime.enqueue(shapes.data(), &shapes[3], inputs, outputs, nullptr, nullptr) == 0);
+    return driver.launches.size();
+  };
+  EXPECT(call(64) == 1 && driver.launches[0].grid_x == 4 && driver.launches[0].grid_y == 32);
+  EXPECT(call(0) == 0);
+  EXPECT(call(1) == 1 && driver.launches[0].grid_x == 1);
+}
+
 // Nothing leaves a callback, not even while it is being reported.
 void a_failing_logger_changes_nothing() {
   class Failing final : public ILoggerFinder {
@@ -254,5 +318,6 @@ void plugin_callbacks() {
   tactics_and_workspace_follow_the_profile();
   absurd_dimensions_are_refused();
   enqueue_launches();
+  one_product_is_a_plugin();
   a_failing_logger_changes_nothing();
 }

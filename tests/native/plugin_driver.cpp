@@ -12,6 +12,7 @@
 #include "archive_for_tests.hpp"
 #include "cuda_driver_double.hpp"
 #include "launcher.hpp"
+#include "linear_launcher.hpp"
 
 namespace {
 
@@ -216,6 +217,46 @@ void launches_follow_the_contract() {
   EXPECT_REFUSED(decode.launch(buffers, stream), "gate is not aligned to 16 bytes");
 }
 
+void one_product_follows_the_contract() {
+  CudaDriverDouble& driver = driver_double();
+  driver = {};
+  driver.minor = 7;
+  const std::vector<std::uint8_t> bytes = archive_of(87);
+  const Archive archive(bytes.data(), bytes.size());
+  const LinearAttributes attributes{8, 128};
+  attributes.validate();
+  EXPECT_REFUSED((LinearAttributes{4, 128}.validate()), "bits 4 is not 8");
+  EXPECT_REFUSED((LinearAttributes{8, 32}.validate()), "block_size 32 is neither 64 nor 128");
+
+  const void* tensors[] = {reinterpret_cast<const void*>(0x1000), reinterpret_cast<const void*>(0x2000),
+                           reinterpret_cast<const void*>(0x3000)};
+  const LinearLauncher launcher(archive, attributes, 17, 256, 100);
+  launcher.launch(tensors, reinterpret_cast<void*>(0x4000), reinterpret_cast<cuda::Stream>(0x77));
+  const LaunchSeen& seen = driver.launches.at(0);
+  EXPECT(driver.launches.size() == 1 && seen.entry.rfind("linear_87_", 0) == 0 && seen.stream == 0x77);
+  EXPECT(seen.grid_x == 2 && seen.grid_y == 4 && seen.grid_z == 1);  // every token and every row, in tiles of 16 and 32
+  EXPECT((seen.parameters == Values{0x1000, 0x2000, 0x3000, 0x4000, 17, 256, 100, 0, 0}));
+  tensors[1] = reinterpret_cast<const void*>(0x2008);
+  EXPECT_REFUSED(launcher.launch(tensors, nullptr, nullptr), "weight is not aligned to 16 bytes");
+  driver.minor = 0;
+  EXPECT_REFUSED(LinearLauncher(archive, attributes, 1, 256, 100), "no kernel linear for these weights");
+  EXPECT_REFUSED(LinearLauncher(archive, attributes, std::int64_t{1} << 40, 256, 100), "no kernel linear");
+  driver.minor = 7;
+  EXPECT_REFUSED(LinearLauncher(archive, attributes, std::int64_t{1} << 40, 256, 100), "larger than any memory");
+
+  using Types = std::vector<ElementType>;
+  constexpr ElementType full = ElementType::kFloat, int8 = ElementType::kInt8, half = ElementType::kHalf;
+  check_linear_types({full, int8, full});
+  EXPECT_REFUSED(check_linear_types({full, int8}), "there are 2 inputs, but there must be 3");
+  EXPECT_REFUSED(check_linear_types({half, int8, full}), "x is HALF, but it must be FLOAT");
+  EXPECT_REFUSED(check_linear_types(Types({full, int8, half})), "scale is HALF, but it must be FLOAT");
+  check_linear_shapes(attributes, {{-1, 256}, {100, 256}, {100, 2}});
+  EXPECT_REFUSED(check_linear_shapes(attributes, {{-1, 256}, {100, 192}, {100, 2}}), "weight has shape [100, 192]");
+  EXPECT_REFUSED(check_linear_shapes(attributes, {{-1, 128}, {100, 256}, {100, 2}}), "x has shape [-1, 128]");
+  EXPECT_REFUSED(check_linear_shapes(attributes, {{}, {100, 256}, {100, 2}}), "x has 0 axes");
+  EXPECT_REFUSED(check_linear_shapes(attributes, {{1, 256}, {100, 256}, {100, 4}}), "scale has shape [100, 4], but it must have [100, 2]");
+}
+
 void devices_that_cannot_are_refused() {
   CudaDriverDouble& driver = driver_double();
   const std::vector<std::uint8_t> bytes = archive_of(86);
@@ -253,6 +294,7 @@ int main(int count, char** arguments) {
     archives_are_read();
     damaged_archives_are_refused();
     launches_follow_the_contract();
+    one_product_follows_the_contract();
     devices_that_cannot_are_refused();
 #ifdef ECHOVLM_WITH_TENSORRT
     plugin_callbacks();

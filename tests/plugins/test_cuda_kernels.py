@@ -60,14 +60,14 @@ def interpret() -> None:
 def assembled(
     _: Any, assembly: str, constraints: str, values: list[Any], types: list[Any], pure: bool, pack: int
 ) -> Any:
-    """Four bytes a register, to two tensors of two registers each."""
+    """Four bytes a register, to one or two tensors of two registers each."""
     from triton.runtime.interpreter import TensorHandle
 
     from tests.support import ptx
 
     (packed,) = values
     words = np.ascontiguousarray(packed.data).view(np.uint8).reshape(-1, pack).view(np.uint32).reshape(-1)
-    registers = ptx.run(assembly, words)
+    registers = ptx.run(assembly, words, constraints.count("="))
     held = packed.data.shape
 
     def result(index: int) -> Any:
@@ -88,6 +88,12 @@ def launched(operands: dict[str, Any], shape: Shape, tactic: dict[str, Any], nor
     from echovlm_edge.plugins.dual_path_moe.cuda.launch import Operands, Tactic, run
 
     return run(Operands(**operands), shape, Tactic(**tactic), norm)
+
+
+def launched_linear(*arrays: Any) -> NDArray[np.float32]:
+    from echovlm_edge.plugins.dual_path_moe.cuda.launch import run_linear
+
+    return run_linear(*arrays)
 
 
 def rounded(values: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
@@ -198,3 +204,29 @@ def test_nan_and_infinity_stay_with_their_token(interpreter: ProcessPoolExecutor
 def test_the_same_numbers_give_the_same_bits(interpreter: ProcessPoolExecutor) -> None:
     case = Case(shape_of(4, 64), "fp16", 18)
     np.testing.assert_array_equal(case.measured(interpreter, 64), case.measured(interpreter, 64))
+
+
+@pytest.mark.parametrize("block_size", [64, 128])
+@pytest.mark.parametrize(("tokens", "outputs"), [(1, 64), (16, 33), (17, 200)])
+def test_one_product_with_bytes(interpreter: ProcessPoolExecutor, block_size: int, tokens: int, outputs: int) -> None:
+    """Of every byte, in rows and tokens that fill no tile."""
+    random = np.random.default_rng(tokens)
+    x = random.standard_normal((tokens, 256), np.float32)
+    weight = random.integers(-127, 128, (outputs, 256), np.int8)
+    weight.reshape(-1)[:255] = np.arange(-127, 128)
+    scale = random.uniform(0.5, 2, (outputs, 256 // block_size)).astype(np.float32)
+    y = interpreter.submit(launched_linear, x, weight, scale).result(timeout=300)
+    expected = x.astype(np.float16).astype(np.float64) @ dequantize_blocks(weight, scale, 8).astype(np.float64).T
+    assert y.shape == expected.shape
+    assert np.abs(y - expected).max() < 1e-5 * np.abs(expected).max()  # sums in float32
+
+
+def test_a_products_rows_do_not_depend_on_their_number(interpreter: ProcessPoolExecutor) -> None:
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal((20, 128), np.float32), random.integers(-127, 128, (64, 128), np.int8)
+    scale = random.uniform(0.5, 2, (64, 2)).astype(np.float32)
+    x[3, 5] = np.nan
+    y = interpreter.submit(launched_linear, x, weight, scale).result(timeout=300)
+    alone = interpreter.submit(launched_linear, x[4:5], weight, scale).result(timeout=300)
+    assert np.isnan(y[3]).all() and np.isfinite(np.delete(y, 3, 0)).all()
+    np.testing.assert_array_equal(y[4:5], alone)

@@ -24,14 +24,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from echovlm_edge.export.engines.tensorrt_module import TensorRT, open_tensorrt
 from echovlm_edge.plugins.dual_path_moe.cuda import planner
 from echovlm_edge.plugins.dual_path_moe.cuda.archive import Record, write_archive
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from tests.gpu.c_launch import c_launch
+from tests.gpu.c_launch import c_launch, c_launch_linear
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "plugins" / "dual_path_moe" / "tensorrt"
@@ -232,6 +232,57 @@ def test_a_missing_attribute_is_refused(rtx: TensorRT, builder: Any, capfd: pyte
     assert "top_k 0 is not between 1 and the 4 experts." in refusal(rtx, builder, graph(INT4, top_k=None), capfd)
 
 
+# One product
+
+
+def linear_graph(block_size: int = 64, scale: Any = np.float32, columns: int = 192, **changed: object) -> bytes:
+    """An ONNX model of one BlockQuantLinear node, as a decoder's head."""
+    stored = [
+        numpy_helper.from_array(np.ones((500, columns), np.int8), "weight"),
+        numpy_helper.from_array(np.ones((500, 192 // 64), scale), "scale"),
+    ]
+    attributes = {"bits": 8, "block_size": block_size, "plugin_namespace": "echovlm", "plugin_version": "1", **changed}
+    node = helper.make_node("BlockQuantLinear", ["x", "weight", "scale"], ["y"], domain="echovlm", **attributes)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width])
+        for name, width in (("x", 192), ("y", 500))
+    ]
+    imports = [helper.make_opsetid("", 24), helper.make_opsetid("echovlm", 1)]
+    made = helper.make_graph([node], "head", ends[:1], ends[1:], stored)
+    return helper.make_model(made, opset_imports=imports, ir_version=11).SerializeToString()
+
+
+def test_an_engine_with_one_product_keeps_its_bytes(rtx: TensorRT, builder: Any) -> None:
+    network = parse(rtx, builder, linear_graph())
+    assert network is not None, rtx.errors.messages
+    assert tuple(network.get_output(0).shape) == (-1, 500)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("x", (1, 192), (1, 192), (64, 192))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None, rtx.errors.messages
+    assert 500 * 192 < len(bytes(plan)) < 500 * 192 + 65536  # INT8 stays INT8
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"bits": 4}, "bits 4 is not 8."),
+        ({"block_size": 32}, "block_size 32 is neither 64 nor 128."),
+        (
+            {"block_size": 128},
+            "weight has shape [500, 192], but it must have two axes, the second a multiple of block_size 128.",
+        ),
+        ({"scale": np.float16}, "scale is HALF, but it must be FLOAT."),
+        ({"columns": 128}, "x has shape [-1, 192], but its last axis must be weight's second, 128."),
+    ],
+)
+def test_a_product_that_the_kernel_does_not_take_is_refused_by_name(
+    rtx: TensorRT, builder: Any, changed: dict[str, Any], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert f"BlockQuantLinear: {sentence}" in refusal(rtx, builder, linear_graph(**changed), capfd)
+
+
 # The library by itself
 
 
@@ -387,6 +438,17 @@ def test_a_call_that_cannot_be_launched_says_why(top_k: int, tokens: int, reason
     shape = SimpleNamespace(group_widths=(384, 128, 128, 128, 128, 128), top_k=top_k, bits=0, block_size=0, hidden=256)
     with pytest.raises(RuntimeError, match=reason):
         c_launch(shape, 0, tokens, 0, {"y": 0, "workspace": 0}, 0)  # type: ignore[arg-type]
+
+
+@needs_plugin
+@pytest.mark.parametrize(
+    ("bits", "tokens", "reason"), [(4, 1, "bits 4 is not 8"), (8, 1, "driver|kernels"), (8, 64, "driver|kernels")]
+)
+def test_a_product_that_cannot_be_launched_says_why(bits: int, tokens: int, reason: str) -> None:
+    if reason.startswith("driver") and find_library("cuda"):
+        pytest.skip("there is a driver, which would be given null pointers")
+    with pytest.raises(RuntimeError, match=reason):
+        c_launch_linear((bits, 64, tokens, 192, 500), (0, 0, 0), 0, 0)
 
 
 def test_parameters_are_those_of_the_kernels() -> None:

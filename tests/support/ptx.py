@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint32]
 
 
-def run(assembly: str, word: Words) -> list[Words]:
-    """Registers $0 to $3 after a block whose input, $4, is `word`.
+def run(assembly: str, word: Words, outputs: int) -> list[Words]:
+    """The first `outputs` registers after a block whose input, the register behind them, is `word`.
 
     Raises:
         KeyError: it has an instruction that is not known here.
     """
-    registers: dict[str, Words] = {"$4": word}
+    registers: dict[str, Words] = {f"${outputs}": word}
     for statement in re.sub(r"\.reg [^;]*;", "", assembly.strip().strip("{}")).split(";"):
         if statement.strip():
             name, target, *sources = re.split(r"[\s,]+", statement.strip())
@@ -27,7 +27,7 @@ def run(assembly: str, word: Words) -> list[Words]:
                 registers[source] if source in registers else np.full_like(word, int(source, 0)) for source in sources
             ]
             registers[target] = INSTRUCTIONS[name](*values)
-    return [registers[f"${index}"] for index in range(4)]
+    return [registers[f"${index}"] for index in range(outputs)]
 
 
 def _choose_bytes(low: Words, high: Words, selector: Words) -> Words:

@@ -12,7 +12,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from echovlm_edge.plugins.dual_path_moe.cuda import down, gate_up, resources, routing, variants, weights
+from echovlm_edge.plugins.dual_path_moe.cuda import down, gate_up, linear, resources, routing, variants, weights
 from echovlm_edge.plugins.dual_path_moe.cuda.archive import Record
 from echovlm_edge.plugins.dual_path_moe.cuda.resources import Resources
 from echovlm_edge.plugins.dual_path_moe.cuda.variants import FUNCTIONS, PARAMETERS, Variant
@@ -84,7 +84,7 @@ def expected_parameters(variant: Variant) -> list[str]:
 def source_hash() -> bytes:
     """Hash the kernels' sources, their constants and the compiler's version with SHA-256."""
     digest = hashlib.sha256(triton.__version__.encode())
-    for module in (routing, weights, gate_up, down, variants):
+    for module in (routing, weights, gate_up, down, linear, variants):
         digest.update(inspect.getsource(module).encode())
     return digest.digest()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echovlm_edge.plugins.dual_path_moe.cuda.planner import Plan, Shape, Tile, plan_decode, plan_prefill
+from echovlm_edge.plugins.dual_path_moe.cuda.planner import Plan, Shape, Tile, plan_decode, plan_linear, plan_prefill
 from echovlm_edge.plugins.dual_path_moe.cuda.variants import ACTIVATIONS, ANY, FUNCTIONS, PARAMETERS, Variant, variants
 
 POISON = 0xFF  # NaN in every floating type if all bytes are this one, -1 as an index
@@ -90,6 +90,22 @@ def run(
             num_stages=variant.num_stages,
         )
     whole: NDArray[np.float32] = tensors["y"].float().cpu().numpy()
+    return whole
+
+
+def run_linear(
+    x: NDArray[np.float32], weight: NDArray[np.int8], scale: NDArray[np.float32], sm: int = 90, device: str = "cpu"
+) -> NDArray[np.float32]:
+    """Run the kernel `linear` on x [n, K], weight [N, K] and scale [N, K / block_size]; returns y [n, N], which is poisoned before."""
+    (tokens, inputs), outputs = x.shape, len(weight)
+    block_size = inputs // scale.shape[1]
+    (variant,) = (v for v in variants(sm) if v.kernel == "linear" and v.block_size == block_size)
+    grid = plan_linear(tokens, outputs, Tile(variant.tile_tokens, variant.tile_rows))
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (x, weight, scale)]
+    y = torch.full((tokens, 4 * outputs), POISON, dtype=torch.uint8, device=device).view(torch.float32)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    FUNCTIONS["linear"][grid](*tensors, y, tokens, inputs, outputs, **variant.constants, **options)
+    whole: NDArray[np.float32] = y.cpu().numpy()
     return whole
 
 

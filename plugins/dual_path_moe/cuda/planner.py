@@ -163,6 +163,11 @@ def plan_prefill(tokens: int, shape: Shape, tile_of: Callable[[str], Tile], norm
     return Plan(launches, _buffers(_common_sizes(tokens, shape) | lists))
 
 
+def plan_linear(tokens: int, outputs: int, tile: Tile) -> tuple[int, int]:
+    """Return the grid of `linear` for a product with `outputs` rows of weights."""
+    return _tiles(tokens, tile.tokens), _tiles(outputs, tile.rows)
+
+
 def _route(tokens: int, shape: Shape, tile: Tile, norm_topk_prob: bool) -> Launch:
     return Launch("route", tile, (tokens, 1), (shape.hidden, shape.experts, shape.top_k, int(norm_topk_prob)))
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from echovlm_edge.plugins.dual_path_moe.cuda import down, gate_up, routing
+from echovlm_edge.plugins.dual_path_moe.cuda import down, gate_up, linear, routing
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import DECODE_TOKENS, MOST_EXPERTS
 
 ANY = 0xFFFFFFFF  # in a record: any value
 ACTIVATIONS = ("fp16", "bf16")  # Triton's names, in the order of the archive's numbers
 WEIGHTS = ((0, 0), (4, 64), (4, 128))  # bits, block_size
+LINEAR_WEIGHTS = ((8, 64), (8, 128))
 DEPTH = 64  # values of K per step, unless a step is a block
 
 # Parameters in order; "act" is x's type, "weight" that of the matrices.
@@ -69,6 +70,13 @@ PARAMETERS: dict[str, dict[str, str]] = {
         "y": "*act",
         **SIZES,
     },
+    "linear": {
+        "x": "*fp32",
+        "weight": "*weight",
+        "scale": "*fp32",
+        "y": "*fp32",
+        **dict.fromkeys(("tokens", "inputs", "outputs"), "i32"),
+    },
 }
 FUNCTIONS: dict[str, Any] = {
     name: getattr(module, name)
@@ -76,11 +84,12 @@ FUNCTIONS: dict[str, Any] = {
         (routing, ("route", "sort")),
         (gate_up, ("gate_up_decode", "gate_up_prefill")),
         (down, ("down_decode", "sum_parts", "down_prefill")),
+        (linear, ("linear",)),
     )
     for name in names
 }
 # Known divisors of sizes, from which the compiler can prove that 16-byte loads are aligned.
-DIVISORS = {"hidden": 64, "dense": 64, "shared": 64, "expert": 64, "elements": 64}
+DIVISORS = {"hidden": 64, "dense": 64, "shared": 64, "expert": 64, "elements": 64, "inputs": 64}
 POINTER_ALIGNMENT = 16
 
 
@@ -106,7 +115,7 @@ class Variant:
     def label(self) -> str:
         """A name for people: kernel, types and tile."""
         activation = "" if self.activation == ANY else f" {ACTIVATIONS[self.activation]}"
-        weights = {ANY: "", 0: " float"}.get(self.bits, f" int4/{self.block_size}")
+        weights = {ANY: "", 0: " float"}.get(self.bits, f" int{self.bits}/{self.block_size}")
         return f"{self.kernel}{activation}{weights} {self.tile_tokens}x{self.tile_rows}x{self.tile_depth}"
 
     @property
@@ -118,7 +127,7 @@ class Variant:
     def signature(self) -> dict[str, str]:
         """Triton's type of every argument, constants included."""
         activation = ACTIVATIONS[0 if self.activation == ANY else self.activation]
-        names = {"*act": f"*{activation}", "*weight": "*i8" if self.bits == 4 else f"*{activation}"}
+        names = {"*act": f"*{activation}", "*weight": "*i8" if self.bits in (4, 8) else f"*{activation}"}
         parameters = {name: names.get(kind, kind) for name, kind in PARAMETERS[self.kernel].items()}
         return parameters | dict.fromkeys(self.constants, "constexpr")
 
@@ -152,6 +161,7 @@ class Variant:
 # the published width on SM 90, the only generation that was available; cuda/README.md says what else was tried.
 DECODE_TILES = {"int4": (16, 32, None, 2, 3), "float": (64, 64, DEPTH, 4, 3)}  # a step of 4-bit weights is a block
 PREFILL_TILES = {"int4": (32, 64, DEPTH, 4, 3), "float": (64, 64, DEPTH, 4, 3)}
+LINEAR_TILE = (32, 2, 3)  # rows, warps, pipeline stages; a step is a block. Not measured on a GPU yet
 PREFILL_TOKENS = (32, 64)
 MORE_TOKENS = {90: (128,)}  # if the registers suffice
 
@@ -172,3 +182,6 @@ def variants(sm: int) -> Iterator[Variant]:
                 for kernel, rows in (("gate_up", gate_up_rows), ("down", down_rows)):
                     tile = (tokens, rows, depth or block_size, warps, stages)
                     yield Variant(f"{kernel}_{phase}", activation, bits, block_size, *tile)
+    for bits, block_size in LINEAR_WEIGHTS:
+        rows, warps, stages = LINEAR_TILE
+        yield Variant("linear", ANY, bits, block_size, DECODE_TOKENS, rows, block_size, warps, stages)

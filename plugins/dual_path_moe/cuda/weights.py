@@ -36,17 +36,18 @@ def add_product(
 ):  # fmt: skip
     """Add step `step` of the rows times x [tokens, DEPTH] to sums float32 [rows, tokens]; a block is one or more steps.
 
-    4-bit values are multiplied as integers -8..7, which are exact in float16 and bfloat16; the block's scale is applied to the
-    float32 result, so that nothing is rounded in between. Weights are the left operand, because then each warp unpacks only the
-    rows that it multiplies, in its own registers; as the right operand, every warp would unpack all of them.
+    Quantized values are multiplied as integers, which are exact in float16, and those of 4 bits in bfloat16 too; the block's scale is
+    applied to the float32 result, so that nothing is rounded in between. Weights are the left operand, because then each warp unpacks
+    only the rows that it multiplies, in its own registers; as the right operand, every warp would unpack all of them.
     """
     if BITS == 0:
         tile = load_tile(pointers + step * DEPTH)
         sums = tl.dot(tile, tl.trans(x), sums)
     else:
-        packed = load_tile(pointers + step * (DEPTH // 2)).to(tl.uint8, bitcast=True)
+        packed = load_tile(pointers + step * (DEPTH * BITS // 8)).to(tl.uint8, bitcast=True)
         block_scale = tl.load(scale + rows * (stride // BLOCK) + step // (BLOCK // DEPTH))
-        sums += tl.dot(whole_numbers(packed, x.dtype), tl.trans(x)) * block_scale[:, None]
+        numbers = whole_numbers(packed, x.dtype) if BITS == 4 else signed_bytes(packed)
+        sums += tl.dot(numbers, tl.trans(x)) * block_scale[:, None]
     return sums
 
 
@@ -88,3 +89,16 @@ def whole_numbers(packed, dtype: tl.constexpr):
     # `first` has the values of a register's first two bytes, `second` those of the other two.
     both = tl.permute(tl.reshape(tl.join(first, second), (rows, count // 4, 4, 2)), (0, 1, 3, 2))
     return tl.reshape(both, (rows, 2 * count))
+
+
+# A byte q + 128 becomes the lowest mantissa bits of 1024; then 1152 is subtracted.
+SIGNED = tl.constexpr(
+    "{ .reg .b32 t, upper, less; mov.b32 upper, 0x64646464; mov.b32 less, 0xe480e480; lop3.b32 t, $2, 0x80808080, 0, 0x3c;\n"
+    "prmt.b32 $0, t, upper, 0x4140; add.rn.f16x2 $0, $0, less; prmt.b32 $1, t, upper, 0x4342; add.rn.f16x2 $1, $1, less;\n}"
+)
+
+
+@triton.jit
+def signed_bytes(packed):
+    """Convert bytes that hold -127..127 in two's complement to float16, two values in three instructions."""
+    return tl.inline_asm_elementwise(SIGNED, "=r,=r,r", [packed], dtype=tl.float16, is_pure=True, pack=4)

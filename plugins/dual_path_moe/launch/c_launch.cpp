@@ -6,6 +6,7 @@
 #include "archive.hpp"
 #include "embedded_archive.hpp"
 #include "launcher.hpp"
+#include "linear_launcher.hpp"
 #include "planner.hpp"
 
 namespace {
@@ -21,6 +22,18 @@ void copy_text(const std::string& text, char* to, std::size_t size) {
   const std::size_t length = std::min(text.size(), size - 1);
   std::copy_n(text.begin(), length, to);
   to[length] = '\0';
+}
+
+// Returns 0; 2 if `work` throws, with its message in `error`.
+template <class Work>
+int reported(char* error, std::size_t error_size, Work&& work) {
+  try {
+    work();
+    return 0;
+  } catch (const std::exception& thrown) {
+    copy_text(thrown.what(), error, error_size);
+    return 2;
+  }
 }
 
 }  // namespace
@@ -94,7 +107,7 @@ int echovlm_has_kernels(std::int64_t sm) try {
 }
 
 int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size) {
-  try {
+  return reported(error, error_size, [&] {
     const Attributes attributes{{call->group_widths, call->group_widths + call->groups},
                                 static_cast<std::int32_t>(call->top_k),
                                 static_cast<std::int32_t>(call->norm_topk_prob),
@@ -108,9 +121,14 @@ int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size)
     buffers.y = call->y;
     buffers.workspace = call->workspace;
     launcher.launch(buffers, static_cast<cuda::Stream>(call->stream));
-    return 0;
-  } catch (const std::exception& thrown) {
-    copy_text(thrown.what(), error, error_size);
-    return 2;
-  }
+  });
+}
+
+int echovlm_launch_linear(const EchovlmLinearCall* call, char* error, std::size_t error_size) {
+  return reported(error, error_size, [&] {
+    const LinearAttributes attributes{static_cast<std::int32_t>(call->bits), static_cast<std::int32_t>(call->block_size)};
+    attributes.validate();
+    LinearLauncher(embedded_archive(), attributes, call->tokens, call->inputs, call->outputs)
+        .launch(call->tensors, call->y, static_cast<cuda::Stream>(call->stream));
+  });
 }

@@ -67,4 +67,14 @@ struct EchovlmCall {
 // Queues one call with this library's own kernels in the calling thread's CUDA context, without waiting. Returns 0, or 2 with a
 // message in `error` if it failed, possibly after some kernels were queued.
 ECHOVLM_EXPORT int echovlm_launch(const EchovlmCall* call, char* error, std::size_t error_size);
+
+struct EchovlmLinearCall {
+  std::int64_t bits, block_size, tokens, inputs, outputs;
+  const void* tensors[3];  // device pointers: x, weight, scale
+  void* y;
+  void* stream;  // CUstream
+};
+
+// Queues one BlockQuantLinear, likewise.
+ECHOVLM_EXPORT int echovlm_launch_linear(const EchovlmLinearCall* call, char* error, std::size_t error_size);
 }

@@ -6,7 +6,7 @@
 
 #include "archive.hpp"
 #include "attributes.hpp"
-#include "driver.hpp"
+#include "kernel_call.hpp"
 #include "planner.hpp"
 #include "signature.hpp"
 
@@ -33,18 +33,10 @@ class Launcher {
   const LaunchPlan& plan() const { return plan_; }
 
  private:
-  struct Loaded {
-    const KernelRecord* record = nullptr;
-    cuda::Function function = nullptr;
-  };
-
-  const KernelRecord& load(const Archive& archive, std::uint32_t sm, const Variant& variant, Kernel kernel,
-                           std::uint32_t tile_tokens);
-
   MoeShape shape_;
   std::int32_t top_k_, norm_topk_prob_;
   std::int64_t tokens_;
-  std::array<Loaded, kKernels> kernels_{};
+  std::array<LoadedKernel, kKernels> kernels_{};
   LaunchPlan plan_;
 };
 

@@ -61,9 +61,14 @@ std::int64_t split_count(std::int64_t programs, std::int64_t multiprocessors) {
   return splits;
 }
 
-Launch launch(Kernel kernel, std::int64_t x, std::int64_t y = 1) {
+Grid grid(std::int64_t x, std::int64_t y) {
   if (std::max(x, y) > std::numeric_limits<std::int32_t>::max()) refuse();  // kernels count tokens in 32 bits
-  return {kernel, static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y)};
+  return {static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y)};
+}
+
+Launch launch(Kernel kernel, std::int64_t x, std::int64_t y = 1) {
+  const Grid programs = grid(x, y);
+  return {kernel, programs.x, programs.y};
 }
 
 }  // namespace
@@ -103,6 +108,10 @@ LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles&
            launch(Kernel::kDownPrefill, token_tiles, divide_up(shape.hidden, tiles.down_rows))},
           1,
           prefill_workspace(shape, tokens)};
+}
+
+Grid plan_linear(std::int64_t tokens, std::int64_t outputs, std::int64_t tile_tokens, std::int64_t tile_rows) {
+  return grid(divide_up(tokens, tile_tokens), divide_up(outputs, tile_rows));
 }
 
 std::size_t largest_workspace(const MoeShape& shape, std::int64_t most) {

@@ -60,6 +60,13 @@ std::int64_t product(std::initializer_list<std::int64_t> factors);
 LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors);
 LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles);
 
+struct Grid {
+  std::uint32_t x, y;
+};
+
+// Plans one product with `outputs` rows of weights by a kernel whose tile has so many tokens and rows. Throws likewise.
+Grid plan_linear(std::int64_t tokens, std::int64_t outputs, std::int64_t tile_tokens, std::int64_t tile_rows);
+
 // Returns a size that suffices for any number of tokens up to `most`, on any device and with any tile.
 std::size_t largest_workspace(const MoeShape& shape, std::int64_t most);
 

@@ -26,6 +26,8 @@ void append(const PluginField& field, std::vector<std::int32_t>& values) {
   }
 }
 
+}  // namespace
+
 std::vector<std::int32_t> integers(const PluginField& field) {
   if (field.length < 0 || (field.length > 0 && !field.data)) refuse(std::string(field.name) + " has no values.");
   std::vector<std::int32_t> values;
@@ -45,7 +47,6 @@ std::int32_t integer(const PluginField& field) {
   return values[0];
 }
 
-// Checks the version first, so that an engine of a later version is refused for that and not for an unknown field.
 void check_version(const PluginFieldCollection& fields, bool stored) {
   std::optional<std::int32_t> version;
   for (std::int32_t i = 0; i < fields.nbFields; ++i)
@@ -59,8 +60,6 @@ void check_version(const PluginFieldCollection& fields, bool stored) {
     refuse("version " + std::to_string(*version) + " is not a version.");
   }
 }
-
-}  // namespace
 
 const PluginFieldCollection& declared_fields() {
   static const std::array<PluginField, 5> fields{PluginField{"group_widths", nullptr, PluginFieldType::kINT32, 0},

@@ -8,73 +8,25 @@
 #include "log.hpp"
 #include "planner.hpp"
 #include "signature.hpp"
+#include "tensors.hpp"
 
 namespace echovlm {
 namespace {
 
 using nvinfer1::DataType;
-using nvinfer1::Dims;
 using nvinfer1::DynamicPluginTensorDesc;
 using nvinfer1::PluginTensorDesc;
 
-constexpr char kName[] = "DualPathMoE", kVersion[] = "1", kNamespace[] = "echovlm";
-constexpr std::int32_t kDone = 0, kFailed = -1;
+constexpr char kName[] = "DualPathMoE", kVersion[] = "1";
 constexpr std::size_t kNoSuchWorkspace = std::size_t{1} << 62;  // more than any device has, and rounding it up does not overflow
-
-ElementType element_type(DataType type) {
-  switch (type) {
-    case DataType::kHALF: return ElementType::kHalf;
-    case DataType::kBF16: return ElementType::kBFloat16;
-    case DataType::kFLOAT: return ElementType::kFloat;
-    case DataType::kINT8: return ElementType::kInt8;
-    default: return ElementType::kOther;
-  }
-}
 
 std::uint32_t activation_of(DataType x) { return x == DataType::kBF16 ? kBFloat16 : kFloat16; }
 
-Shape shape_of(const Dims& dims) {
-  if (dims.nbDims < 0 || dims.nbDims > Dims::MAX_DIMS)
-    throw std::invalid_argument("a tensor has " + std::to_string(dims.nbDims) + " axes.");
-  return {dims.d, dims.d + dims.nbDims};
-}
-
-// -1 if the size is an expression.
-Shape shape_of(const nvinfer1::DimsExprs& dims) {
-  Shape shape;
-  for (std::int32_t axis = 0; axis < dims.nbDims; ++axis)
-    shape.push_back(dims.d[axis]->isConstant() ? dims.d[axis]->getConstantValue() : -1);
-  return shape;
-}
-
-const PluginTensorDesc& described(const PluginTensorDesc& tensor) { return tensor; }
-const PluginTensorDesc& described(const DynamicPluginTensorDesc& tensor) { return tensor.desc; }
-
 template <class Description>
 void check(const Attributes& attributes, const Description* inputs, std::int32_t count) {
-  std::vector<ElementType> types;
-  std::vector<Shape> shapes;
-  for (std::int32_t i = 0; i < count; ++i) {
-    types.push_back(element_type(described(inputs[i]).type));
-    shapes.push_back(shape_of(described(inputs[i]).dims));
-  }
-  check_types(attributes, types);
-  check_shapes(attributes, shapes);
+  check_types(attributes, element_types(inputs, count));
+  check_shapes(attributes, shapes_of(inputs, count));
 }
-
-// Returns the number of tokens in x [..., hidden]. Throws if an axis is dynamic or the product overflows.
-std::int64_t token_count(const Dims& x) {
-  const Shape shape = shape_of(x);
-  if (shape.empty()) throw std::invalid_argument("x has 0 axes, but it must have between 1 and 8.");
-  std::int64_t tokens = 1;
-  for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis)
-    if (shape[axis] < 0 || __builtin_mul_overflow(tokens, shape[axis], &tokens))
-      throw std::invalid_argument("x has shape [" + joined(shape) + "], which does not give a valid number of tokens.");
-  return tokens;
-}
-
-// Returns the last axis of an x that token_count has accepted.
-std::int64_t hidden_width(const Dims& x) { return x.d[x.nbDims - 1]; }
 
 }  // namespace
 
@@ -101,7 +53,7 @@ nvinfer1::IPluginCapability* DualPathMoEPlugin::getCapabilityInterface(nvinfer1:
 
 // TensorRT takes ownership of the returned object.
 nvinfer1::IPluginV3* DualPathMoEPlugin::clone() noexcept {
-  return guarded<nvinfer1::IPluginV3*>(nullptr, [&] { return std::make_unique<DualPathMoEPlugin>(*this).release(); });
+  return guarded<nvinfer1::IPluginV3*>(kName, nullptr, [&] { return std::make_unique<DualPathMoEPlugin>(*this).release(); });
 }
 
 const char* DualPathMoEPlugin::getPluginName() const noexcept { return kName; }
@@ -110,10 +62,8 @@ const char* DualPathMoEPlugin::getPluginNamespace() const noexcept { return kNam
 
 std::int32_t DualPathMoEPlugin::getOutputDataTypes(DataType* outputs, std::int32_t, const DataType* inputs,
                                                    std::int32_t input_count) const noexcept {
-  return guarded(kFailed, [&] {
-    std::vector<ElementType> types;
-    std::transform(inputs, inputs + input_count, std::back_inserter(types), element_type);
-    check_types(attributes_, types);
+  return guarded(kName, kFailed, [&] {
+    check_types(attributes_, element_types(inputs, input_count));
     outputs[0] = inputs[0];
     return kDone;
   });
@@ -122,10 +72,8 @@ std::int32_t DualPathMoEPlugin::getOutputDataTypes(DataType* outputs, std::int32
 std::int32_t DualPathMoEPlugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int32_t input_count,
                                                 const nvinfer1::DimsExprs*, std::int32_t, nvinfer1::DimsExprs* outputs,
                                                 std::int32_t, nvinfer1::IExprBuilder&) noexcept {
-  return guarded(kFailed, [&] {
-    std::vector<Shape> shapes;
-    for (std::int32_t i = 0; i < input_count; ++i) shapes.push_back(shape_of(inputs[i]));
-    check_shapes(attributes_, shapes);
+  return guarded(kName, kFailed, [&] {
+    check_shapes(attributes_, shapes_of(inputs, input_count));
     outputs[0] = inputs[0];
     return kDone;
   });
@@ -142,7 +90,7 @@ bool DualPathMoEPlugin::supportsFormatCombination(std::int32_t position, const D
 
 std::int32_t DualPathMoEPlugin::configurePlugin(const DynamicPluginTensorDesc* inputs, std::int32_t input_count,
                                                 const DynamicPluginTensorDesc*, std::int32_t) noexcept {
-  return guarded(kFailed, [&] {
+  return guarded(kName, kFailed, [&] {
     check(attributes_, inputs, input_count);
     most_tokens_ = token_count(inputs[0].max);
     activation_ = activation_of(inputs[0].desc.type);
@@ -153,22 +101,22 @@ std::int32_t DualPathMoEPlugin::configurePlugin(const DynamicPluginTensorDesc* i
 // TensorRT defines no error value here: on error, return a size that no device has, which fails the build.
 std::size_t DualPathMoEPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, std::int32_t,
                                                 const DynamicPluginTensorDesc*, std::int32_t) const noexcept {
-  return guarded(kNoSuchWorkspace, [&] {
+  return guarded(kName, kNoSuchWorkspace, [&] {
     const std::int64_t tokens = token_count(inputs[0].max);
-    return largest_workspace(MoeShape::of(attributes_, hidden_width(inputs[0].max)), tokens);
+    return largest_workspace(MoeShape::of(attributes_, last_axis(inputs[0].max)), tokens);
   });
 }
 
 // A tactic is the prefill kernels' tile. Decode has only one tactic, and so has a library without kernels.
 std::int32_t DualPathMoEPlugin::getNbTactics() noexcept {
-  return guarded(0, [&] {
+  return guarded(kName, 0, [&] {
     if (most_tokens_ <= kDecodeTokens || !embedded_archive_bytes().data) return 0;
     return static_cast<std::int32_t>(prefill_tiles().size());
   });
 }
 
 std::int32_t DualPathMoEPlugin::getValidTactics(std::int32_t* tactics, std::int32_t count) noexcept {
-  return guarded(kFailed, [&] {
+  return guarded(kName, kFailed, [&] {
     const std::vector<std::uint32_t> tiles = prefill_tiles();
     std::copy_n(tiles.begin(), std::min(static_cast<std::size_t>(count), tiles.size()), tactics);
     return kDone;
@@ -187,7 +135,7 @@ std::int32_t DualPathMoEPlugin::setTactic(std::int32_t tactic) noexcept {
 
 std::int32_t DualPathMoEPlugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t input_count,
                                               const PluginTensorDesc*, std::int32_t) noexcept {
-  return guarded(kFailed, [&] {
+  return guarded(kName, kFailed, [&] {
     check(attributes_, inputs, input_count);
     prepare(inputs[0]);
     return kDone;
@@ -197,7 +145,7 @@ std::int32_t DualPathMoEPlugin::onShapeChange(const PluginTensorDesc* inputs, st
 std::int32_t DualPathMoEPlugin::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc*,
                                         const void* const* input_data, void* const* output_data, void* workspace,
                                         cudaStream_t stream) noexcept {
-  return guarded(kFailed, [&] {
+  return guarded(kName, kFailed, [&] {
     if (token_count(inputs[0].dims) == 0) return kDone;
     if (!launcher_) prepare(inputs[0]);
     CallBuffers buffers;
@@ -223,13 +171,13 @@ void DualPathMoEPlugin::prepare(const PluginTensorDesc& x) {
   launcher_.reset();
   const std::int64_t tokens = token_count(x.dims);
   if (tokens == 0) return;
-  launcher_ = std::make_unique<Launcher>(embedded_archive(), attributes_, activation_of(x.type), hidden_width(x.dims),
+  launcher_ = std::make_unique<Launcher>(embedded_archive(), attributes_, activation_of(x.type), last_axis(x.dims),
                                          tokens, static_cast<std::uint32_t>(tile_tokens_));
 }
 
 nvinfer1::IPluginV3* DualPathMoECreator::createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
                                                       nvinfer1::TensorRTPhase phase) noexcept {
-  return guarded<nvinfer1::IPluginV3*>(nullptr, [&]() -> nvinfer1::IPluginV3* {
+  return guarded<nvinfer1::IPluginV3*>(kName, nullptr, [&]() -> nvinfer1::IPluginV3* {
     if (!fields) throw std::invalid_argument("there are no fields.");
     return std::make_unique<DualPathMoEPlugin>(attributes_of(*fields, phase == nvinfer1::TensorRTPhase::kRUNTIME)).release();
   });
