@@ -26,7 +26,7 @@ POINTERS = {  # in the order of the parameters; scalars follow, then two null po
     ),
     "down_decode": ("inner", "down", "down_scale", "group_weights", "parts"),
     "sum_parts": ("parts", "y"),
-    "down_prefill": ("inner", "down", "down_scale", "group_weights", "y"),
+    "down_prefill": ("inner", "down", "down_scale", "group_weights", "parts", "y"),
 }
 
 

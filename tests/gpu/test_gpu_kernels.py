@@ -133,7 +133,7 @@ class OnDevice:
     def plan(self, tokens: int, prefill: bool, norm_topk_prob: bool = False) -> Plan:
         """The plan, by the kernels for long prompts or for few tokens."""
         if prefill:
-            return plan_prefill(tokens, self.operator.shape, self.kernels.tile, norm_topk_prob)
+            return plan_prefill(tokens, self.operator.shape, self.multiprocessors, self.kernels.tile, norm_topk_prob)
         return plan_decode(tokens, self.operator.shape, self.multiprocessors, self.kernels.tile, norm_topk_prob)
 
     def run(
@@ -257,7 +257,7 @@ def test_the_published_width(
     )
     for tile_tokens, counts in [
         (0, (1, 8, 16)),
-        *((tile, (32, 128, 1024)) for tile in prefill_tiles(records, 0, bits, block)),
+        *((tile, (32, 64, 128, 1024)) for tile in prefill_tiles(records, 0, bits, block)),
     ]:
         device = OnDevice(gpu, records, operator, tile_tokens)
         for tokens in counts:

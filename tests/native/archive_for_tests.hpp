@@ -31,7 +31,7 @@ inline std::vector<RecordForTests> records_for_tests(std::uint32_t sm) {
       records.push_back({"down_decode", "pppppiiiiiiipp", sm, activation, bits, block, 64, 16, 32, 16384});
       for (const std::uint32_t tile : {64u, 128u}) {
         records.push_back({"gate_up_prefill", "pppppppppiiiiiipp", sm, activation, bits, block, 64, tile, 64, 65536});
-        records.push_back({"down_prefill", "pppppiiiiiipp", sm, activation, bits, block, 64, tile, 64, 65536});
+        records.push_back({"down_prefill", "ppppppiiiiiiipp", sm, activation, bits, block, 64, tile, 64, 65536});
       }
     }
   }

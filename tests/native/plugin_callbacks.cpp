@@ -298,7 +298,7 @@ void enqueue_launches() {
     return driver.launches.size();
   };
   EXPECT(call(1) == 4 && driver.launches[3].entry.rfind("sum_parts_80_", 0) == 0);
-  EXPECT(call(17) == 4 && driver.launches[2].entry.rfind("gate_up_prefill_80_0_64_128_", 0) == 0);
+  EXPECT(call(17) == 5 && call(129) == 4 && driver.launches[2].entry.rfind("gate_up_prefill_80_0_64_128_", 0) == 0);
   EXPECT(call(0) == 0);
 
   driver.major = 5;

@@ -68,7 +68,7 @@ void planned_grids_cover_everything_once() {
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
   for (int round = 0; round < 300; ++round) {
     const MoeShape shape{64 * pick(1, 60), 64 * pick(1, 300), 64 * pick(1, 90), 64 * pick(1, 22), pick(1, 64)};
-    const std::int64_t tokens = pick(1, 3000), few = pick(1, kDecodeTokens), sms = pick(1, 200);
+    const std::int64_t tokens = pick(1, round % 2 == 0 ? 3000 : 200), few = pick(1, kDecodeTokens), sms = pick(1, 200);
     const Tiles tiles{32 * pick(1, 2), 32 * pick(1, 2), 64 * pick(1, 2), 1024};
     const auto rows = [&](std::int64_t width) { return (width + tiles.gate_up_rows - 1) / tiles.gate_up_rows; };
     const std::int64_t all_rows = rows(shape.dense) + rows(shape.shared) + shape.experts * rows(shape.expert);
@@ -83,11 +83,13 @@ void planned_grids_cover_everything_once() {
     const std::int64_t elements = few * shape.hidden;
     EXPECT((decode.launches[3].grid_x - 1) * tiles.elements < elements && decode.launches[3].grid_x * tiles.elements >= elements);
 
-    const LaunchPlan prefill = plan_prefill(shape, tokens, tiles);
-    EXPECT(prefill.launches.size() == 4 && prefill.launches[0].grid_x == tokens);
+    const LaunchPlan prefill = plan_prefill(shape, tokens, tiles, sms);
+    EXPECT(prefill.launches.size() == (prefill.splits > 1 ? 5 : 4) && prefill.launches[0].grid_x == tokens);
+    EXPECT(prefill.splits == (tokens <= kSplitTokens ? decode.splits : 1));
     EXPECT(prefill.launches[1].grid_x == shape.experts);
-    for (const Launch& launch : {prefill.launches[2], prefill.launches[3]})
-      EXPECT((launch.grid_x - 1) * tiles.tokens < tokens && launch.grid_x * tiles.tokens >= tokens);
+    for (const std::int64_t token_tiles : {std::int64_t{prefill.launches[2].grid_x}, prefill.launches[3].grid_x / prefill.splits})
+      EXPECT((token_tiles - 1) * tiles.tokens < tokens && token_tiles * tiles.tokens >= tokens);
+    EXPECT(prefill.launches[3].grid_x % prefill.splits == 0);
     EXPECT(prefill.launches[2].grid_y == all_rows && prefill.launches[3].grid_y == outputs);
 
     const auto apart = [](std::size_t first, std::int64_t bytes, std::size_t next) {
@@ -97,12 +99,14 @@ void planned_grids_cover_everything_once() {
     EXPECT(apart(d.group_weights, 4 * few * shape.groups(), d.inner) && apart(d.inner, 2 * few * shape.total_width(), d.parts));
     EXPECT(apart(d.parts, 4 * decode.splits * elements, d.bytes));
     const WorkspaceLayout& p = prefill.workspace;
-    EXPECT(apart(p.inner, 2 * tokens * shape.total_width(), p.expert_tokens));
+    const std::size_t behind = prefill.splits > 1 ? p.parts : p.expert_tokens;
+    EXPECT(apart(p.inner, 2 * tokens * shape.total_width(), behind));
+    if (prefill.splits > 1) EXPECT(apart(p.parts, 4 * prefill.splits * tokens * shape.hidden, p.expert_tokens));
     EXPECT(apart(p.expert_tokens, 4 * shape.experts * tokens, p.expert_counts) && apart(p.expert_counts, 4 * shape.experts, p.bytes));
 
     const std::size_t most = largest_workspace(shape, tokens);  // sized once, for fewer tokens too
     for (const std::int64_t n : {tokens, pick(1, static_cast<int>(tokens))}) {
-      EXPECT(plan_prefill(shape, n, tiles).workspace.bytes <= most);
+      EXPECT(plan_prefill(shape, n, tiles, sms).workspace.bytes <= most);
       if (n <= kDecodeTokens) EXPECT(plan_decode(shape, n, tiles, sms).workspace.bytes <= most);
     }
   }
@@ -194,18 +198,19 @@ void launches_follow_the_contract() {
     const auto& seen = driver.launches;
     const WorkspaceLayout& at = prefill.plan().workspace;
     const std::uint64_t w = 0x10000000, weights = w + at.group_weights, inner = w + at.inner;
-    const std::uint64_t listed = w + at.expert_tokens, counts = w + at.expert_counts;
-    EXPECT(seen.size() == 4 && seen[2].entry.rfind("gate_up_prefill_86_1_64_64_", 0) == 0 && seen[2].shared_bytes == 65536);
+    const std::uint64_t listed = w + at.expert_tokens, counts = w + at.expert_counts, parts = w + at.parts;
+    EXPECT(seen.size() == 5 && seen[2].entry.rfind("gate_up_prefill_86_1_64_64_", 0) == 0 && seen[2].shared_bytes == 65536);
     EXPECT((seen[1].parameters == Values{weights, listed, counts, 100, 4, 0, 0}));
     EXPECT((seen[2].parameters == Values{input(0), input(5), input(6), input(8), input(9), weights, listed, counts, inner, 100,
                                          192, 384, 256, 128, 4, 0, 0}));
     EXPECT((seen[3].parameters ==
-            Values{inner, input(7), input(10), weights, 0x100000, 100, 192, 384, 256, 128, 4, 0, 0}));
-    EXPECT(seen[2].grid_x == 2 && seen[2].grid_y == 18 && seen[3].grid_x == 2 && seen[3].grid_y == 3);
+            Values{inner, input(7), input(10), weights, parts, 0x100000, 100, 192, 384, 256, 128, 4, 8, 0, 0}));
+    EXPECT((seen[4].parameters == Values{parts, 0x100000, 19200, 8, 0, 0}));
+    EXPECT(seen[2].grid_x == 2 && seen[2].grid_y == 18 && seen[3].grid_x == 2 * 8 && seen[3].grid_y == 3);
   }
   driver.launches.clear();
   Launcher(archive, kSmall, kBFloat16, kSmallHidden, 500, 32).launch(buffers, stream);  // a tile of another device
-  EXPECT(driver.launches.size() == 4 && driver.launches[2].grid_x == 4);
+  EXPECT(driver.launches.size() == 4 && driver.launches[2].grid_x == 4 && driver.launches[3].grid_x == 4);
   const int loaded = driver.modules_loaded;
   Launcher(archive, kSmall, kFloat16, kSmallHidden, 16, 0);  // another layer: the same functions
   EXPECT(driver.modules_loaded == loaded);

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Shape
@@ -160,6 +162,32 @@ def test_every_kernel_computes_the_operator(
 ) -> None:
     case = Case(shape_of(bits, block_size), activation, tokens, seed=tokens)
     case.agrees(case.measured(interpreter, tile_tokens))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    activation=st.sampled_from(["fp16", "bf16"]), weights=st.sampled_from([(0, 0), (4, 64), (4, 128)]),
+    tokens=st.integers(1, 80), tile_tokens=st.sampled_from([32, 64]), multiprocessors=st.integers(1, 8),
+)  # fmt: skip
+def test_any_number_of_tokens_in_any_number_of_parts(
+    interpreter: ProcessPoolExecutor,
+    activation: str,
+    weights: tuple[int, int],
+    tokens: int,
+    tile_tokens: int,
+    multiprocessors: int,
+) -> None:
+    case = Case(shape_of(*weights), activation, tokens, seed=tokens)
+    case.agrees(case.measured(interpreter, tile_tokens, multiprocessors=multiprocessors))
+
+
+@pytest.mark.parametrize("tile_tokens", [32, 64])
+def test_a_tokens_bits_do_not_depend_on_the_others(interpreter: ProcessPoolExecutor, tile_tokens: int) -> None:
+    """The columns are divided into as many parts for 17 tokens as for 80, and the parts are added up in one order."""
+    case = Case(shape_of(4, 64), "fp16", 80)
+    together = case.measured(interpreter, tile_tokens)
+    case.small["x"] = case.small["x"][:17]
+    np.testing.assert_array_equal(case.measured(interpreter, tile_tokens), together[:17])
 
 
 @pytest.mark.parametrize(("top_k", "norm"), [(1, False), (3, True), (4, False)])

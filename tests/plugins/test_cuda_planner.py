@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import (
     BUFFER_ALIGNMENT,
+    SPLIT_TOKENS,
     Launch,
     Plan,
     Shape,
@@ -51,6 +52,25 @@ def group_of_rows(shape: Shape) -> np.ndarray:
     return np.repeat(np.arange(len(shape.group_widths)), shape.group_widths)
 
 
+def read_by_splits(shape: Shape, splits: int) -> np.ndarray:
+    """How often each column is read, as output_tile in down.py cuts them."""
+    read = np.zeros(shape.inner, int)
+    always = shape.dense + shape.shared
+    for split in range(splits):
+        for first, width in ((0, always), *((always + e * shape.expert, shape.expert) for e in range(shape.experts))):
+            share = -(-(width // 64) // splits)
+            for step in range(split * share, min(split * share + share, width // 64)):
+                read[first + 64 * step : first + 64 * (step + 1)] += 1
+    return read
+
+
+def parts_are_summed(plan: Plan, tokens: int, shape: Shape) -> None:
+    """Every element once."""
+    total = launch_of(plan, "sum_parts")
+    assert (total.grid[0] - 1) * total.tile.rows < total.scalars[0] == tokens * shape.hidden
+    assert total.grid[0] * total.tile.rows >= total.scalars[0]
+
+
 def buffers_are_apart(plan: Plan) -> None:
     end = 0
     for buffer in plan.buffers:
@@ -76,19 +96,8 @@ def test_decode_writes_every_element_once(shape: Shape, tokens: int, multiproces
     assert down.grid[0] * rows == shape.hidden
     splits = down.scalars[-1]
     assert splits == down.grid[1] == launch_of(plan, "sum_parts").scalars[-1]
-    read = np.zeros(shape.inner, int)
-    always = shape.dense + shape.shared
-    for split in range(splits):  # as output_tile in down.py cuts the columns
-        for first, width in ((0, always), *((always + e * shape.expert, shape.expert) for e in range(shape.experts))):
-            share = -(-(width // 64) // splits)
-            steps = range(split * share, min(split * share + share, width // 64))
-            for step in steps:
-                read[first + 64 * step : first + 64 * (step + 1)] += 1
-    assert (read == 1).all()
-
-    total = launch_of(plan, "sum_parts")
-    assert (total.grid[0] - 1) * total.tile.rows < total.scalars[0] == tokens * shape.hidden
-    assert total.grid[0] * total.tile.rows >= total.scalars[0]
+    assert (read_by_splits(shape, splits) == 1).all()
+    parts_are_summed(plan, tokens, shape)
     assert sizes_of(plan) == {
         "group_weights": 4 * tokens * len(shape.group_widths),
         "inner": 2 * tokens * shape.inner,
@@ -96,10 +105,14 @@ def test_decode_writes_every_element_once(shape: Shape, tokens: int, multiproces
     }
 
 
-@given(shapes(), st.integers(1, 150), st.sampled_from([32, 64]), st.integers(0, 2**32 - 1))
-def test_prefill_writes_every_chosen_element_once(shape: Shape, tokens: int, tile: int, seed: int) -> None:
+@given(
+    shapes(), st.integers(1, 150), st.integers(1, 200), st.sampled_from([32, 64]), st.integers(0, 2**32 - 1)
+)  # fmt: skip
+def test_prefill_writes_every_chosen_element_once(
+    shape: Shape, tokens: int, multiprocessors: int, tile: int, seed: int
+) -> None:
     rows = 64
-    plan = plan_prefill(tokens, shape, tiles(tile, rows))
+    plan = plan_prefill(tokens, shape, multiprocessors, tiles(tile, rows))
     buffers_are_apart(plan)
     random = np.random.default_rng(seed)
     chosen = np.ones((tokens, len(shape.group_widths)), bool)
@@ -118,9 +131,17 @@ def test_prefill_writes_every_chosen_element_once(shape: Shape, tokens: int, til
     np.testing.assert_array_equal(written, chosen[:, group])
 
     down = launch_of(plan, "down_prefill")
-    assert (down.grid[0] - 1) * tile < tokens <= down.grid[0] * tile
+    splits = down.scalars[-1]
+    assert splits == (down_splits(shape.hidden // rows, multiprocessors) if tokens <= SPLIT_TOKENS else 1)
+    token_tiles, rest = divmod(down.grid[0], splits)
+    assert rest == 0 and (token_tiles - 1) * tile < tokens <= token_tiles * tile
     assert down.grid[1] * rows == shape.hidden
-    assert sizes_of(plan) == {
+    assert (read_by_splits(shape, splits) == 1).all()
+    parts = {"parts": 4 * splits * tokens * shape.hidden} if splits > 1 else {}
+    if parts:
+        parts_are_summed(plan, tokens, shape)
+    assert [launch.kernel for launch in plan.launches[4:]] == ["sum_parts"] * bool(parts)
+    assert sizes_of(plan) == parts | {
         "group_weights": 4 * tokens * len(shape.group_widths),
         "inner": 2 * tokens * shape.inner,
         "expert_tokens": 4 * shape.experts * tokens,
@@ -134,6 +155,18 @@ def test_the_published_shape_on_an_orin() -> None:
     assert launch_of(plan, "gate_up_decode").grid == (30208 // 64, 1)
     assert launch_of(plan, "down_decode").grid == (56, 2)
     assert launch_of(plan, "down_decode").scalars == (1, 3584, 18944, 5632, 1408, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "multiprocessors", "programs"),
+    [(17, 132, 448), (64, 132, 448), (65, 132, 896), (128, 132, 896), (129, 132, 168), (64, 16, 112), (512, 16, 448)],
+)
+def test_few_tokens_of_the_published_width_have_enough_programs(
+    tokens: int, multiprocessors: int, programs: int
+) -> None:
+    """Of down, in tiles of 64 tokens and 64 rows; without parts there were 56, and 132 multiprocessors."""
+    down = launch_of(plan_prefill(tokens, PUBLISHED, multiprocessors, tiles(64, 64)), "down_prefill")
+    assert down.grid[0] * down.grid[1] == programs
 
 
 @pytest.mark.parametrize(("row_tiles", "multiprocessors", "splits"), [(56, 8, 1), (56, 16, 2), (56, 132, 8), (1, 1, 4)])

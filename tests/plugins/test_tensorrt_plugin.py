@@ -307,8 +307,8 @@ class PlanRequest(ctypes.Structure):
 class Plan(ctypes.Structure):
     _fields_ = (
         ("launches", ctypes.c_int64),
-        ("kernels", ctypes.c_char_p * 4),
-        ("grids", ctypes.c_int64 * 2 * 4),
+        ("kernels", ctypes.c_char_p * 5),
+        ("grids", ctypes.c_int64 * 2 * 5),
         *(
             (name, ctypes.c_int64)
             for name in ("splits", "group_weights", "inner", "parts", "expert_tokens", "expert_counts")
@@ -347,7 +347,8 @@ widths = st.integers(1, 300).map(lambda blocks: 64 * blocks)
 @needs_plugin
 @settings(max_examples=300)
 @given(
-    hidden=widths, dense=widths, shared=widths, expert=widths, experts=st.integers(1, 64), tokens=st.integers(1, 5000),
+    hidden=widths, dense=widths, shared=widths, expert=widths, experts=st.integers(1, 64),
+    tokens=st.one_of(st.integers(1, 200), st.integers(1, 5000)),
     rows=st.sampled_from((16, 32, 64)), tile_tokens=st.sampled_from((32, 64, 128)), multiprocessors=st.integers(1, 200),
 )  # fmt: skip
 def test_the_planner_is_that_of_python(
@@ -365,7 +366,7 @@ def test_the_planner_is_that_of_python(
         expected = (
             planner.plan_decode(count, shape, multiprocessors, tile_of)
             if decode
-            else planner.plan_prefill(count, shape, tile_of)
+            else planner.plan_prefill(count, shape, multiprocessors, tile_of)
         )
         request = PlanRequest(count, *sizes, decode, rows, rows, tile_tokens, elements, multiprocessors)
         plan = Plan()
@@ -376,8 +377,7 @@ def test_the_planner_is_that_of_python(
             buffer.name: buffer.offset for buffer in expected.buffers
         }
         assert expected.workspace <= plan.workspace_bytes < expected.workspace + planner.BUFFER_ALIGNMENT
-        if decode:
-            assert plan.splits == expected.launches[2].scalars[-1]
+        assert plan.splits == expected.launches[2 if decode else 3].scalars[-1]
         most = PlanRequest(tokens, *sizes, *[0] * 6)
         assert plan.workspace_bytes <= library().echovlm_largest_workspace(ctypes.byref(most))
 

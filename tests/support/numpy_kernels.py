@@ -102,10 +102,14 @@ class NumpyKernels:
         at(y, (elements,), self.activation)[:] = at(parts, (splits, elements)).sum(0).astype(self.activation)
 
     def down_prefill(
-        self, inner: int, down: int, down_scale: int, group_weights: int, y: int,
-        tokens: int, hidden: int, dense: int, shared: int, expert: int, experts: int,
+        self, inner: int, down: int, down_scale: int, group_weights: int, parts: int, y: int,
+        tokens: int, hidden: int, dense: int, shared: int, expert: int, experts: int, splits: int,
     ) -> None:  # fmt: skip
-        """Write the products."""
+        """Write the products, or each split's share of them."""
+        sizes = (tokens, hidden, dense, shared, expert, experts)
+        if splits > 1:
+            self.down_decode(inner, down, down_scale, group_weights, parts, *sizes, splits)
+            return
         values, weight = self._down(
             inner, down, down_scale, group_weights, tokens, hidden, (dense, shared, expert), experts
         )

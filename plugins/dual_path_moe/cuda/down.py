@@ -80,16 +80,25 @@ def sum_parts(parts, y, elements, splits, ROWS: tl.constexpr):
 
 @triton.jit
 def down_prefill(
-    inner, down, down_scale, group_weights, y, tokens, hidden, dense, shared, expert, experts,
+    inner, down, down_scale, group_weights, parts, y, tokens, hidden, dense, shared, expert, experts, splits,
     BITS: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Compute y; one program per TOKENS consecutive tokens and ROWS outputs."""
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    """Compute y, or with several splits `parts` float32 [splits, tokens, hidden].
+
+    One program per TOKENS consecutive tokens, ROWS outputs and part of the columns. Programs that share a tile of weights have adjacent
+    indices.
+    """
+    token_tiles = tl.cdiv(tokens, TOKENS)
+    split = tl.program_id(0) // token_tiles
+    token = tl.program_id(0) % token_tiles * TOKENS + tl.arange(0, TOKENS)
     present = token < tokens
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     sums = output_tile(
-        inner, down, down_scale, group_weights, token, present, rows, dense, shared, expert, experts, 0, 1,
+        inner, down, down_scale, group_weights, token, present, rows, dense, shared, expert, experts, split, splits,
         BITS, BLOCK, TOKENS, ROWS, DEPTH,
     )  # fmt: skip
-    to = y + token.to(tl.int64)[:, None] * hidden + rows[None, :]
-    tl.store(to, sums.to(y.dtype.element_ty), mask=present[:, None])
+    to = token.to(tl.int64)[:, None] * hidden + rows[None, :]
+    if splits == 1:
+        tl.store(y + to, sums.to(y.dtype.element_ty), mask=present[:, None])
+    else:
+        tl.store(parts + split.to(tl.int64) * tokens * hidden + to, sums, mask=present[:, None])

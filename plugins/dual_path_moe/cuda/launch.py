@@ -73,7 +73,7 @@ def run(
     if tactic.tile_tokens == 16:
         plan = plan_decode(tokens, shape, tactic.multiprocessors, tile_of, norm_topk_prob)
     else:
-        plan = plan_prefill(tokens, shape, tile_of, norm_topk_prob)
+        plan = plan_prefill(tokens, shape, tactic.multiprocessors, tile_of, norm_topk_prob)
     tensors |= _workspace(plan, activation, device)
     tensors["y"] = torch.full((tokens, 2 * shape.hidden), POISON, dtype=torch.uint8, device=device).view(activation)
     for launch in plan.launches:

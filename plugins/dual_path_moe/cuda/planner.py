@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# The kernels of a call by its tokens: up to DECODE_TOKENS decode's, above them prefill's. Up to SPLIT_TOKENS the columns of down are
+# divided into parts, since there are few other programs; into how many does not depend on the tokens, so neither do the sums.
 DECODE_TOKENS = 16
+SPLIT_TOKENS = 128
 MOST_EXPERTS = 64
 MOST_SPLITS = 8
 PROGRAMS_PER_MULTIPROCESSOR = 4  # enough programs to keep the memory busy
@@ -111,7 +114,7 @@ class Plan:
 
 
 def down_splits(row_tiles: int, multiprocessors: int) -> int:
-    """Return the number of parts into which decode splits the columns of down, so that a large device has enough programs."""
+    """Return the number of parts into which few tokens split the columns of down, so that a large device has enough programs."""
     splits = 1
     while splits < MOST_SPLITS and splits * row_tiles < PROGRAMS_PER_MULTIPROCESSOR * multiprocessors:
         splits *= 2
@@ -128,22 +131,23 @@ def plan_decode(
     """
     if not 1 <= tokens <= DECODE_TOKENS:
         raise ValueError(f"{tokens} tokens: the decode kernels take 1 to {DECODE_TOKENS}")
-    down, total = tile_of("down_decode"), tile_of("sum_parts")
+    down = tile_of("down_decode")
     row_tiles = _tiles(shape.hidden, down.rows)
     splits = down_splits(row_tiles, multiprocessors)
-    elements = tokens * shape.hidden
     gate_up = tile_of("gate_up_decode")
     sizes = _sizes(tokens, shape)
     launches = (
         _route(tokens, shape, tile_of("route"), norm_topk_prob),
         Launch("gate_up_decode", gate_up, (_inner_tiles(shape, gate_up.rows), 1), sizes),
         Launch("down_decode", down, (row_tiles, splits), (*sizes, splits)),
-        Launch("sum_parts", total, (_tiles(elements, total.rows), 1), (elements, splits)),
+        _sum_parts(tokens, shape, tile_of("sum_parts"), splits),
     )
-    return Plan(launches, _buffers(_common_sizes(tokens, shape) | {"parts": 4 * splits * elements}))
+    return Plan(launches, _buffers(_common_sizes(tokens, shape) | {"parts": 4 * splits * tokens * shape.hidden}))
 
 
-def plan_prefill(tokens: int, shape: Shape, tile_of: Callable[[str], Tile], norm_topk_prob: bool = False) -> Plan:
+def plan_prefill(
+    tokens: int, shape: Shape, multiprocessors: int, tile_of: Callable[[str], Tile], norm_topk_prob: bool = False
+) -> Plan:
     """Plan any number of tokens; `tile_of` returns the tile of the selected record of a kernel.
 
     Raises:
@@ -152,15 +156,21 @@ def plan_prefill(tokens: int, shape: Shape, tile_of: Callable[[str], Tile], norm
     if tokens < 1:
         raise ValueError(f"{tokens} tokens: the kernels take at least 1")
     gate_up, down = tile_of("gate_up_prefill"), tile_of("down_prefill")
-    sizes = _sizes(tokens, shape)
+    sizes, row_tiles = _sizes(tokens, shape), _tiles(shape.hidden, down.rows)
+    splits = down_splits(row_tiles, multiprocessors) if tokens <= SPLIT_TOKENS else 1
+    programs = _tiles(tokens, down.tokens) * splits, row_tiles
     launches = (
         _route(tokens, shape, tile_of("route"), norm_topk_prob),
         Launch("sort", tile_of("sort"), (shape.experts, 1), (tokens, shape.experts)),
         Launch("gate_up_prefill", gate_up, (_tiles(tokens, gate_up.tokens), _inner_tiles(shape, gate_up.rows)), sizes),
-        Launch("down_prefill", down, (_tiles(tokens, down.tokens), _tiles(shape.hidden, down.rows)), sizes),
+        Launch("down_prefill", down, programs, (*sizes, splits)),
     )
+    parts = {}
+    if splits > 1:
+        launches += (_sum_parts(tokens, shape, tile_of("sum_parts"), splits),)
+        parts = {"parts": 4 * splits * tokens * shape.hidden}
     lists = {"expert_tokens": 4 * shape.experts * tokens, "expert_counts": 4 * shape.experts}
-    return Plan(launches, _buffers(_common_sizes(tokens, shape) | lists))
+    return Plan(launches, _buffers(_common_sizes(tokens, shape) | parts | lists))
 
 
 def plan_linear(tokens: int, outputs: int, tile: Tile) -> tuple[int, int]:
@@ -170,6 +180,11 @@ def plan_linear(tokens: int, outputs: int, tile: Tile) -> tuple[int, int]:
 
 def _route(tokens: int, shape: Shape, tile: Tile, norm_topk_prob: bool) -> Launch:
     return Launch("route", tile, (tokens, 1), (shape.hidden, shape.experts, shape.top_k, int(norm_topk_prob)))
+
+
+def _sum_parts(tokens: int, shape: Shape, tile: Tile, splits: int) -> Launch:
+    elements = tokens * shape.hidden
+    return Launch("sum_parts", tile, (_tiles(elements, tile.rows), 1), (elements, splits))
 
 
 def _sizes(tokens: int, shape: Shape) -> tuple[int, ...]:

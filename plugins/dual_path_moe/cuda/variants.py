@@ -67,8 +67,10 @@ PARAMETERS: dict[str, dict[str, str]] = {
         "down": "*weight",
         "down_scale": "*fp32",
         "group_weights": "*fp32",
+        "parts": "*fp32",
         "y": "*act",
         **SIZES,
+        "splits": "i32",
     },
     "linear": {
         "x": "*fp32",

@@ -43,7 +43,7 @@ void echovlm_plan_launches(const EchovlmPlanRequest* request, EchovlmPlan* plan)
   const Tiles tiles{request->gate_up_rows, request->down_rows, request->tile_tokens, request->elements};
   const LaunchPlan made = request->decode
                               ? plan_decode(shape_of(*request), request->tokens, tiles, request->multiprocessors)
-                              : plan_prefill(shape_of(*request), request->tokens, tiles);
+                              : plan_prefill(shape_of(*request), request->tokens, tiles, request->multiprocessors);
   for (const Launch& launch : made.launches) {
     plan->kernels[plan->launches] = kernel_name(launch.kernel);
     plan->grids[plan->launches][0] = launch.grid_x;

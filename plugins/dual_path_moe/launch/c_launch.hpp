@@ -17,9 +17,9 @@ struct EchovlmPlanRequest {
 };
 
 struct EchovlmPlan {
-  std::int64_t launches;         // four
-  const char* kernels[4];        // as the archive names them
-  std::int64_t grids[4][2];      // gridDim.x and .y
+  std::int64_t launches;         // four or five
+  const char* kernels[5];        // as the archive names them
+  std::int64_t grids[5][2];      // gridDim.x and .y
   std::int64_t splits;
   std::int64_t group_weights, inner, parts, expert_tokens, expert_counts;  // offsets in the workspace; 0 if there is none
   std::int64_t workspace_bytes;

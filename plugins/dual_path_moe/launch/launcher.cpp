@@ -45,8 +45,9 @@ void add_parameters(Kernel kernel, const Call& call, Parameters& to) {
       to.add_all(call.tokens * s.hidden, call.splits);
       break;
     case Kernel::kDownPrefill:
-      to.add_all(call.inner, down, down_scale, call.group_weights, y);
+      to.add_all(call.inner, down, down_scale, call.group_weights, call.parts, y);
       add_sizes();
+      to.add(call.splits);
       break;
   }
   to.add_scratch();
@@ -79,19 +80,20 @@ Launcher::Launcher(const Archive& archive, const Attributes& attributes, std::ui
     loaded = load_kernel(archive, sm, variant, kernel_name(kernel), tile);
     return static_cast<std::int64_t>(loaded.record->tile_rows);
   };
+  const std::int64_t multiprocessors = cuda::Driver::instance().device_attribute(cuda::kMultiprocessorCount);
   rows(Kernel::kRoute, 0);
+  tiles.elements = rows(Kernel::kSumParts, 0);
   if (tokens <= kDecodeTokens) {
     tiles.gate_up_rows = rows(Kernel::kGateUpDecode, 0);
     tiles.down_rows = rows(Kernel::kDownDecode, 0);
-    tiles.elements = rows(Kernel::kSumParts, 0);
-    plan_ = plan_decode(shape_, tokens, tiles, cuda::Driver::instance().device_attribute(cuda::kMultiprocessorCount));
+    plan_ = plan_decode(shape_, tokens, tiles, multiprocessors);
   } else {
     tile_tokens = choose_tile(archive.prefill_tiles(variant, sm), tile_tokens, tokens);
     tiles.tokens = tile_tokens;
     rows(Kernel::kSort, 0);
     tiles.gate_up_rows = rows(Kernel::kGateUpPrefill, tile_tokens);
     tiles.down_rows = rows(Kernel::kDownPrefill, tile_tokens);
-    plan_ = plan_prefill(shape_, tokens, tiles);
+    plan_ = plan_prefill(shape_, tokens, tiles, multiprocessors);
   }
 }
 

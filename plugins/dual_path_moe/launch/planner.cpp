@@ -40,11 +40,12 @@ WorkspaceLayout decode_workspace(const MoeShape& shape, std::int64_t tokens, std
   return workspace;
 }
 
-WorkspaceLayout prefill_workspace(const MoeShape& shape, std::int64_t tokens) {
+WorkspaceLayout prefill_workspace(const MoeShape& shape, std::int64_t tokens, std::int64_t splits) {
   Layout layout;
   WorkspaceLayout workspace{};
   workspace.group_weights = layout.place({4, tokens, shape.groups()});
   workspace.inner = layout.place({2, tokens, shape.total_width()});
+  if (splits > 1) workspace.parts = layout.place({4, splits, tokens, shape.hidden});
   workspace.expert_tokens = layout.place({4, shape.experts, tokens});
   workspace.expert_counts = layout.place({4, shape.experts});
   workspace.bytes = layout.end();
@@ -71,6 +72,10 @@ Launch launch(Kernel kernel, std::int64_t x, std::int64_t y = 1) {
   return {kernel, programs.x, programs.y};
 }
 
+Launch sum_parts(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles) {
+  return launch(Kernel::kSumParts, divide_up(product({tokens, shape.hidden}), tiles.elements));
+}
+
 }  // namespace
 
 std::int64_t product(std::initializer_list<std::int64_t> factors) {
@@ -95,19 +100,21 @@ LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& 
   const std::int64_t down_programs = divide_up(shape.hidden, tiles.down_rows);
   const std::int64_t splits = split_count(down_programs, multiprocessors);
   return {{launch(Kernel::kRoute, tokens), launch(Kernel::kGateUpDecode, group_programs(shape, tiles.gate_up_rows)),
-           launch(Kernel::kDownDecode, down_programs, splits),
-           launch(Kernel::kSumParts, divide_up(product({tokens, shape.hidden}), tiles.elements))},
+           launch(Kernel::kDownDecode, down_programs, splits), sum_parts(shape, tokens, tiles)},
           splits,
           decode_workspace(shape, tokens, splits)};
 }
 
-LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles) {
-  const std::int64_t token_tiles = divide_up(tokens, tiles.tokens);
-  return {{launch(Kernel::kRoute, tokens), launch(Kernel::kSort, shape.experts),
-           launch(Kernel::kGateUpPrefill, token_tiles, group_programs(shape, tiles.gate_up_rows)),
-           launch(Kernel::kDownPrefill, token_tiles, divide_up(shape.hidden, tiles.down_rows))},
-          1,
-          prefill_workspace(shape, tokens)};
+LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors) {
+  const std::int64_t token_tiles = divide_up(tokens, tiles.tokens), row_tiles = divide_up(shape.hidden, tiles.down_rows);
+  const std::int64_t splits = tokens <= kSplitTokens ? split_count(row_tiles, multiprocessors) : 1;
+  LaunchPlan plan{{launch(Kernel::kRoute, tokens), launch(Kernel::kSort, shape.experts),
+                   launch(Kernel::kGateUpPrefill, token_tiles, group_programs(shape, tiles.gate_up_rows)),
+                   launch(Kernel::kDownPrefill, token_tiles * splits, row_tiles)},
+                  splits,
+                  prefill_workspace(shape, tokens, splits)};
+  if (splits > 1) plan.launches.push_back(sum_parts(shape, tokens, tiles));
+  return plan;
 }
 
 Grid plan_linear(std::int64_t tokens, std::int64_t outputs, std::int64_t tile_tokens, std::int64_t tile_rows) {
@@ -115,8 +122,9 @@ Grid plan_linear(std::int64_t tokens, std::int64_t outputs, std::int64_t tile_to
 }
 
 std::size_t largest_workspace(const MoeShape& shape, std::int64_t most) {
-  return std::max(decode_workspace(shape, std::min(most, kDecodeTokens), kMostSplits).bytes,
-                  prefill_workspace(shape, most).bytes);
+  return std::max({decode_workspace(shape, std::min(most, kDecodeTokens), kMostSplits).bytes,
+                   prefill_workspace(shape, std::min(most, kSplitTokens), kMostSplits).bytes,
+                   prefill_workspace(shape, most, 1).bytes});
 }
 
 }  // namespace echovlm

@@ -11,7 +11,9 @@
 
 namespace echovlm {
 
-constexpr std::int64_t kDecodeTokens = 16;  // up to this number the decode kernels run, which read weights once
+// The kernels of a call by its tokens: up to kDecodeTokens decode's, which read weights once, above them prefill's. Up to kSplitTokens
+// the columns of down are divided into parts, since there are few other programs.
+constexpr std::int64_t kDecodeTokens = 16, kSplitTokens = 128;
 
 struct MoeShape {
   std::int64_t hidden, dense, shared, expert, experts;
@@ -33,7 +35,7 @@ const char* kernel_name(Kernel kernel);
 struct Tiles {
   std::int64_t gate_up_rows, down_rows;
   std::int64_t tokens;    // prefill only
-  std::int64_t elements;  // of sum_parts, decode only
+  std::int64_t elements;  // of sum_parts
 };
 
 struct Launch {
@@ -48,7 +50,7 @@ struct WorkspaceLayout {
 
 struct LaunchPlan {
   std::vector<Launch> launches;
-  std::int64_t splits;  // decode only, else 1
+  std::int64_t splits;  // parts of down's columns
   WorkspaceLayout workspace;
 };
 
@@ -58,7 +60,7 @@ std::int64_t product(std::initializer_list<std::int64_t> factors);
 // `tokens` at least 1; `multiprocessors` of the device. All three throw std::overflow_error if a workspace or grid would be
 // larger than any device has.
 LaunchPlan plan_decode(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors);
-LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles);
+LaunchPlan plan_prefill(const MoeShape& shape, std::int64_t tokens, const Tiles& tiles, std::int64_t multiprocessors);
 
 struct Grid {
   std::uint32_t x, y;
