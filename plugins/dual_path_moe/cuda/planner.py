@@ -159,7 +159,7 @@ def plan_prefill(
     sizes, row_tiles = _sizes(tokens, shape), _tiles(shape.hidden, down.rows)
     splits = down_splits(row_tiles, multiprocessors) if tokens <= SPLIT_TOKENS else 1
     programs = _tiles(tokens, down.tokens) * splits, row_tiles
-    launches = (
+    launches: tuple[Launch, ...] = (
         _route(tokens, shape, tile_of("route"), norm_topk_prob),
         Launch("sort", tile_of("sort"), (shape.experts, 1), (tokens, shape.experts)),
         Launch("gate_up_prefill", gate_up, (_tiles(tokens, gate_up.tokens), _inner_tiles(shape, gate_up.rows)), sizes),
