@@ -99,19 +99,18 @@ void calls_launch_on_the_providers_stream_and_memory() {
   {
     Node node(provider);
     EXPECT(node.said().empty() && provider.allocators == 1);
-    for (const std::int64_t tokens : {1, 16, 17, 100}) {
+    for (const std::int64_t tokens : {1, 16, 17, 100, 129}) {
       driver.launches.clear();
       Shape output;
       EXPECT(node.run(Tensors(tokens), address(0x77), &output).empty());
       EXPECT((output == Shape{1, tokens, 192}));
-      EXPECT(driver.launches.size() == 4 && provider.lent.empty());
-      const bool decode = tokens <= 16;
-      EXPECT(driver.launches[2].entry.rfind(decode ? "down_decode_80_0_" : "gate_up_prefill_80_0_64_64_", 0) == 0);
+      const bool decode = tokens <= 16, one_part = tokens > 128;
+      EXPECT(driver.launches.size() == (decode || one_part ? 4 : 5) && provider.lent.empty());
+      EXPECT(driver.launches[2].entry.rfind(decode ? "down_decode_80_0_" : one_part ? "gate_up_prefill_80_0_64_128_" : "gate_up_prefill_80_0_64_64_", 0) == 0);
       const LaunchSeen& first = driver.launches[0];
       EXPECT(first.stream == 0x77 && first.parameters[0] == 0x1000 && first.parameters[4] == 0x5000);
       const std::uint64_t workspace = first.parameters[5];  // starts with group_weights
-      const LaunchSeen& last = driver.launches[3];
-      EXPECT(last.parameters[decode ? 1 : 4] == 0x100000);
+      EXPECT(driver.launches.back().parameters[one_part ? 5 : 1] == 0x100000);  // y, of down_prefill or sum_parts
       for (const LaunchSeen& launch : driver.launches)
         for (const std::uint64_t value : launch.parameters)
           EXPECT(value <= 0x100000 || (value >= workspace && value < workspace + provider.last_bytes));
