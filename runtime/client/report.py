@@ -95,6 +95,7 @@ class Report:
         model: the checkpoint that wrote it.
         bundle_id: the bundle that wrote it.
         notice: what every display and print of the text must carry.
+        notes: what should be checked about the text, a sentence each; every display and print must carry them, too.
         request_id: names the call in the server's log; empty if the server does not say.
         token_ids: of the text, if they were asked for.
     """
@@ -109,6 +110,7 @@ class Report:
     model: str
     bundle_id: str
     notice: str = field(repr=False)
+    notes: tuple[str, ...] = field(repr=False)
     request_id: str
     token_ids: tuple[int, ...] = field(repr=False)
     _result: pb.Result = field(repr=False, compare=False)
@@ -230,6 +232,7 @@ def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
         model=result.model,
         bundle_id=result.bundle_id,
         notice=result.notice,
+        notes=tuple(result.notes),
         request_id=request_id,
         token_ids=tuple(result.token_ids),
         _result=_counted_through(result, asked),

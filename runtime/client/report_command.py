@@ -122,6 +122,7 @@ def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") 
             "total_seconds": result.timings.total_seconds,
         },
         "notice": result.notice,
+        "notes": list(result.notes),
         "model": result.model,
         "bundle_id": result.bundle_id,
         "request_id": request_id,
@@ -147,6 +148,8 @@ def _summarise(result: pb.Result, console: Console, request_id: str) -> None:
         f"{usage['generated_tokens']} generated "
         f"at {rate:.1f} tokens/s, ended by {answer['finish_reason']}."
     )
+    for note in result.notes:
+        console.print(f"Please check: {note}", markup=False)
     console.print(f"{result.notice} {authorship(result, request_id)}")
 
 

@@ -1,4 +1,4 @@
-"""What documents and the command say besides the text: who wrote it, and the notes about the pictures that the model was shown."""
+"""What documents and the command say besides the text: who wrote it, and the notes about it and the pictures that the model was shown."""
 
 from __future__ import annotations
 
@@ -38,5 +38,9 @@ def notes_by_file(
 
 
 def notes_of_document(result: pb.Result) -> list[str]:
-    """List a result's notes for a document, which names no file: images by their place in the call, frames from 1 as in DICOM."""
-    return notes_by_file(result.pictures, lambda picture: f"Image {picture.image or picture.study_image}", 1)
+    """List the notes about a text and its pictures for a document, which names no file.
+
+    Images are named by their place in the call, and their frames counted from 1 as in DICOM.
+    """
+    of_pictures = notes_by_file(result.pictures, lambda picture: f"Image {picture.image or picture.study_image}", 1)
+    return [*result.notes, *of_pictures]

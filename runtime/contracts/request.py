@@ -131,6 +131,21 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Examination:
+    """What a DICOM file says of what a frame shows; each field is empty or None where it says nothing usable.
+
+    Attributes:
+        laterality: "left", "right" or "both".
+        body_part: BodyPartExamined, in capitals.
+        reach_mm: the longest line that fits into a B-mode region of the frame.
+    """
+
+    laterality: str = field(default="", repr=False)
+    body_part: str = field(default="", repr=False)
+    reach_mm: float | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """What part of a file a frame shows, and how; so that nothing is done to a picture in silence.
 
@@ -142,6 +157,7 @@ class Source:
         box: what was kept of it.
         window: of a grey picture with more than 8 bits or a window of its own; None where values are shown as they are.
         notes: what a person should know about it, a sentence each: "5 of 8 frames are there."
+        examination: what the file says of it.
     """
 
     index: int
@@ -151,6 +167,7 @@ class Source:
     box: Box
     window: Window | None = None
     notes: tuple[str, ...] = ()
+    examination: Examination = Examination()
 
 
 @dataclass(frozen=True)
@@ -165,6 +182,7 @@ class Frame:
         source: where in its file it comes from; None for one that came from no file.
         image: the file's place in its call, counted from 1, or its number in its study; 0 for none.
         of_study: whether it is a study's.
+        unlike_ultrasound: whether it hardly is an ultrasound picture, see `imaging.likeness`.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -174,6 +192,7 @@ class Frame:
     source: Source | None = None
     image: int = 0
     of_study: bool = False
+    unlike_ultrasound: bool = False
 
     @cached_property
     def identity(self) -> bytes:
@@ -205,6 +224,7 @@ class Picture:
         width: likewise.
         tokens: of the context that it takes.
         fingerprint: see `Frame`.
+        unlike_ultrasound: likewise.
     """
 
     image: int
@@ -214,6 +234,7 @@ class Picture:
     width: int
     tokens: int
     fingerprint: bytes = field(default=b"", repr=False)
+    unlike_ultrasound: bool = False
 
 
 def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
@@ -226,7 +247,8 @@ def pictures(frames: Sequence[Frame]) -> tuple[Picture, ...]:
 def _picture(frame: Frame, source: Source, resolution: Resolution) -> Picture:
     height, width = frame.pixels.shape[:2]
     tokens = height * width // resolution.unit**2
-    return Picture(frame.image, frame.of_study, source, height, width, tokens, frame.fingerprint)
+    of_frame = (frame.fingerprint, frame.unlike_ultrasound)
+    return Picture(frame.image, frame.of_study, source, height, width, tokens, *of_frame)
 
 
 @dataclass(frozen=True)

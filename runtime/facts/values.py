@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Kind(enum.Enum):
@@ -76,7 +76,7 @@ class Fact:
     kind: Kind
     organ: Organ | None
     side: Side | None
-    value: str | float = ""
+    value: str | float = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Priority, Resolution
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, Measured, decode_image, measure_image
+from echovlm_edge.runtime.imaging.likeness import is_unlike_ultrasound
 from echovlm_edge.runtime.imaging.preprocess import fit
 
 
@@ -68,11 +69,15 @@ IN_PROCESS = LocalDecoder()
 
 
 def as_measured(image: ImageInput, measured: Measured, fitted: Sequence[Frame]) -> list[Frame]:
-    """Check decoded frames against their measured sizes, and add the measured origin to them.
+    """Check decoded frames against their measured sizes; add the measured origin, and whether they hardly are ultrasound.
 
     Raises:
         InvalidInput: the frames have other sizes.
     """
     if tuple(frame.pixels.shape[:2] for frame in fitted) != measured.sizes:
         raise InvalidInput(f"{image.name} is damaged: its pixels are not of the size that its header says.")
-    return [replace(frame, resolution=measured.resolution, origin=measured.origin) for frame in fitted]
+    resolution, origin = measured.resolution, measured.origin
+    return [
+        replace(frame, resolution=resolution, origin=origin, unlike_ultrasound=is_unlike_ultrasound(frame.pixels))
+        for frame in fitted
+    ]

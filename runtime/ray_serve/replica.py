@@ -63,6 +63,7 @@ class ReportReplica:
             Uploads(NO_UPLOADS),
             Admission(places, slots, options.request_bytes),
             options.limits,
+            options.rules,
         )
 
     async def GenerateReport(self, request: pb.GenerateReportRequest, grpc_context: Any) -> AsyncIterator[Any]:

@@ -142,18 +142,22 @@ def _original(image: pb.Image, name: str) -> OriginalFrames | None:
     return OriginalFrames(numbers, count)
 
 
-def event_message(event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.GenerateEvent:
-    """Convert one event of a stream; `total_seconds` is the time since the call arrived."""
+def event_message(
+    event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float, notes: Sequence[str] = ()
+) -> pb.GenerateEvent:
+    """Convert one event of a stream; `total_seconds` is the time since the call arrived, `notes` are those about a finished text."""
     match event:
         case StageStarted(stage):
             return pb.GenerateEvent(stage_started=STAGES[stage])
         case TextDelta(text):
             return pb.GenerateEvent(text=text)
         case Finished():
-            return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds))
+            return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds, notes))
 
 
-def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_seconds: float) -> pb.Result:
+def _result(
+    event: Finished, info: EngineInfo, include_token_ids: bool, total_seconds: float, notes: Sequence[str]
+) -> pb.Result:
     sections = split_sections(event.text)
     return pb.Result(
         text=event.text,
@@ -175,6 +179,7 @@ def _result(event: Finished, info: EngineInfo, include_token_ids: bool, total_se
         model=event.model or info.model,
         bundle_id=event.bundle_id or info.bundle_id,
         pictures=map(picture, event.pictures),
+        notes=notes,
     )
 
 

@@ -31,6 +31,8 @@ from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.call_record import CallRecord
+from echovlm_edge.runtime.serving.review.reviewed import Asked, Reviewed, Rule
+from echovlm_edge.runtime.serving.review.rules import RULES, notes
 from echovlm_edge.runtime.serving.studies import Studies
 from echovlm_edge.runtime.serving.uploads import IncomingFile, Uploads
 
@@ -106,10 +108,14 @@ class ReportService:
         uploads: Uploads,
         admission: Admission,
         limits: messages.CallLimits,
+        rules: Sequence[Rule] = tuple(RULES.values()),
     ) -> None:
-        """Serve `engine`, which reads images and writes text; `admission` bounds how many calls do either at once."""
+        """Serve `engine`, which reads images and writes text; `admission` bounds how many calls do either at once.
+
+        `rules` make the notes about finished texts.
+        """
         self._engine, self._studies, self.uploads = engine, studies, uploads
-        self.admission, self._limits = admission, limits
+        self.admission, self._limits, self._rules = admission, limits, rules
         self.methods = {
             method.name: method
             for method in (
@@ -192,16 +198,19 @@ class ReportService:
             self._limits.check(text, asked.images)
             request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
             with_token_ids = asked.options.include_token_ids
+            what = Asked(task, messages.language(asked.options), messages.region(asked.options), text)
             del asked  # `request` has copies of its images and of everything else
+            remarks: Sequence[str] = ()
             for event in self._engine.generate(request, call.gone.is_set):
                 if event != StageStarted(Stage.DECODE_IMAGES):  # any later event means that all files have been read
                     in_use.close()
                 if isinstance(event, Finished):
                     call.finished = event
+                    remarks = notes(Reviewed(event.text, event.finish_reason, what, event.pictures), self._rules)
                     if event.finish_reason is FinishReason.CANCELLED:
                         call.outcome = "cancelled"
                 seconds = time.perf_counter() - call.started
-                yield messages.event_message(event, self._engine.info, with_token_ids, seconds)
+                yield messages.event_message(event, self._engine.info, with_token_ids, seconds, remarks)
 
     def _request(
         self, task: Task, text: str, asked: GenerateRequest, client: Client, in_use: ExitStack

@@ -255,14 +255,16 @@ def test_documents_are_written(address: str, tmp_path: Path) -> None:
 
 def test_pictures_name_their_files_and_documents_count_a_studys_first() -> None:
     result = pb.Result(
+        notes=["The text repeats itself."],
         pictures=[
             pb.Picture(study_image=3, frame=4, frame_count=9, box=pb.Box(right=8, bottom=6)),
             pb.Picture(image=1, frame_count=1, window=pb.Window(center=40, width=80), notes=["Cut."]),
             pb.Picture(image=2, frame_count=1),
-        ]
+        ],
     )
     images = ImageInput(b"", name="call.dcm"), ImageInput(b"", name="study.dcm")
     report = report_of(result, "", Asked((images[0],), study_images={1: images[0], 3: images[1]}))
+    assert report.notes == ("The text repeats itself.",)
     study, call, unknown = report.pictures
     assert (study.file, study.of_study, study.image, study.frame, study.box) == ("study.dcm", True, 3, 4, (0, 0, 8, 6))
     assert (call.file, call.of_study, call.window, call.notes) == ("call.dcm", False, (40, 80), ("Cut.",))

@@ -80,8 +80,11 @@ def test_json_lists_what_the_model_was_shown(
     recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recording[0].result.pictures.extend(PICTURES)
+    recording[0].result.notes.append("The text repeats itself.")
     assert report_command.main(["--server", recording[1], "--image", *map(str, files[:2]), "--json"]) == 0
-    study, third, _, still = json.loads(capsys.readouterr().out)["pictures"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["notes"] == ["The text repeats itself."]
+    study, third, _, still = printed["pictures"]
     assert third == {
         "file": "a.png",
         "frame": 3,
@@ -110,12 +113,14 @@ def test_what_the_model_was_shown_is_printed_within_80_columns(
     name = "1.2.840.113619.[red]2.98.1234.1417617600.0.3\x1b[31m.png"
     (tmp_path / name).write_bytes(png(8, 8))
     recording[0].result.pictures.extend(PICTURES[1:2] * count)
+    recording[0].result.notes.append("The text [names] the left side.")
     assert report_command.main(["--server", recording[1], "--image", str(tmp_path)]) == 0
     said = capsys.readouterr().err
     assert all(len(line) <= 80 for line in said.splitlines())
     assert said.count("3 of 30  1024x768  100-900, 50-700  0 to 4096  420x336     180") == count
     assert "[red]" in said and "\x1b[31m.png" not in said
     assert said.count("frames are there") == 1, "a note is said once a file"
+    assert "Please check: The text [names] the left side." in said
 
 
 def test_a_name_that_is_no_text_is_printed_all_the_same(

@@ -156,17 +156,22 @@ NOTED = pb.Result(
     notice=NOTICE,
     model="m",
     bundle_id="b",
+    notes=["The text ends within a <sentence>."],
     pictures=[
         pb.Picture(image=1, frame_count=1, notes=["The file says Modality CT; EchoVLM was trained on ultrasound."]),
         pb.Picture(image=2, frame=0, frame_count=9),
         pb.Picture(image=2, frame=4, frame_count=9, notes=["It is <odd>."]),
     ],
 )
-NOTES = ["Image 1: The file says Modality CT; EchoVLM was trained on ultrasound.", "Image 2, frame 5: It is <odd>."]
+NOTES = [
+    "The text ends within a <sentence>.",
+    "Image 1: The file says Modality CT; EchoVLM was trained on ultrasound.",
+    "Image 2, frame 5: It is <odd>.",
+]
 REQUEST_ID = "0123456789abcdef"
 
 
-def test_documents_have_the_requests_id_and_the_notes_about_pictures() -> None:
+def test_documents_have_the_requests_id_and_the_notes_about_text_and_pictures() -> None:
     sources = source_images([dicom()])
     read = read_back(sr.structured_report(NOTED, sources, Language.EN, REQUEST_ID))
     tree = ContentSequence.from_sequence([read], is_root=True)[0]

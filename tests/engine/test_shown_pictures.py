@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
-from echovlm_edge.runtime.contracts.request import Box, FrameSelection, ImageInput, Sampling, Source, Window
+from echovlm_edge.runtime.contracts.request import (
+    Box,
+    Examination,
+    FrameSelection,
+    ImageInput,
+    Sampling,
+    Source,
+    Window,
+)
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox
 from echovlm_edge.runtime.imaging.sandbox.sources import MOST_NOTES, believed, described
@@ -92,6 +100,11 @@ def sources(draw: st.DrawFn) -> Source:
         Box(left, top, right, bottom),
         draw(st.none() | st.builds(Window, st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))),
         tuple(draw(st.lists(st.text(st.characters(categories=("L", "N", "P"))), max_size=MOST_NOTES))),
+        Examination(
+            draw(st.sampled_from(("", "left", "right", "both"))),
+            draw(st.text("ABC ", max_size=16)),
+            draw(st.none() | st.floats(0, 1e9)),
+        ),
     )
 
 
@@ -120,12 +133,14 @@ def test_nonsense_of_a_decoding_process_is_not_believed(said: object) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        [6, 6, 90, 120, [0, 0, 1, 1], None, []],
-        [0, 1, 90, 120, [0, 0, 121, 1], None, []],
-        [0, 1, 90, 120, [5, 0, 5, 1], None, []],
-        [0, 1, 90, 120, [0, 0, 1, 1], [float("nan"), 1.0], []],
-        [0, 1, 90, 120, [0, 0, 1, 1], None, ["note"] * (MOST_NOTES + 1)],
-        [True, 1, 90, 120, [0, 0, 1, 1], None, []],
+        [6, 6, 90, 120, [0, 0, 1, 1], None, [], ["", "", None]],
+        [0, 1, 90, 120, [0, 0, 121, 1], None, [], ["", "", None]],
+        [0, 1, 90, 120, [5, 0, 5, 1], None, [], ["", "", None]],
+        [0, 1, 90, 120, [0, 0, 1, 1], [float("nan"), 1.0], [], ["", "", None]],
+        [0, 1, 90, 120, [0, 0, 1, 1], None, ["note"] * (MOST_NOTES + 1), ["", "", None]],
+        [True, 1, 90, 120, [0, 0, 1, 1], None, [], ["", "", None]],
+        [0, 1, 90, 120, [0, 0, 1, 1], None, [], ["up", "", None]],
+        [0, 1, 90, 120, [0, 0, 1, 1], None, [], ["", "", float("inf")]],
     ],
 )
 def test_what_contradicts_itself_is_not_believed(said: object) -> None:
@@ -134,4 +149,6 @@ def test_what_contradicts_itself_is_not_believed(said: object) -> None:
 
 
 def test_a_note_is_one_line() -> None:
-    assert believed([0, 1, 9, 9, [0, 0, 9, 9], None, ["a\nb" + "c" * 1000]]).notes == (("a b" + "c" * 1000)[:300],)
+    assert believed([0, 1, 9, 9, [0, 0, 9, 9], None, ["a\nb" + "c" * 1000], ["", "", None]]).notes == (
+        ("a b" + "c" * 1000)[:300],
+    )

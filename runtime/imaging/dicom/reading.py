@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, UserError
-from echovlm_edge.runtime.contracts.request import Box, ImageInput, Source
+from echovlm_edge.runtime.contracts.request import Box, Examination, ImageInput, Source
 from echovlm_edge.runtime.formats.dicom_attributes import value
 from echovlm_edge.runtime.formats.dicom_frames import frames_to_read, interruption, read_cine
 from echovlm_edge.runtime.formats.dicom_pixel_data import locate, transfer_syntax
 from echovlm_edge.runtime.imaging.dicom import header as dicom_header
 from echovlm_edge.runtime.imaging.dicom.aspect import resized, square_size
+from echovlm_edge.runtime.imaging.dicom.examination import examination
 from echovlm_edge.runtime.imaging.dicom.modality import not_ultrasound
 from echovlm_edge.runtime.imaging.dicom.regions import shown_box
 from echovlm_edge.runtime.imaging.dicom.still_frames import StillFrames, open_stills
@@ -53,6 +54,7 @@ class _File:
         box: the part of each frame that is shown.
         size: height and width of that part once its pixels are square.
         notes: notes about each frame.
+        examination: what the file says of what they show.
     """
 
     dataset: Dataset = field(repr=False)
@@ -61,6 +63,7 @@ class _File:
     box: Box
     size: tuple[int, int]
     notes: tuple[str, ...]
+    examination: Examination
 
 
 def read_header(image: ImageInput, max_pixels: int, max_frames: int) -> Header:
@@ -92,9 +95,8 @@ def decode(
         frames, box = file.frames, file.box
         found = []
         for index, picture in zip(file.indices, frames.pictures(file.indices), strict=True):
-            source = Source(
-                index, frames.stated, frames.height, frames.width, box, picture.window, (*file.notes, *picture.notes)
-            )
+            size, notes = (frames.height, frames.width), (*file.notes, *picture.notes)
+            source = Source(index, frames.stated, *size, box, picture.window, notes, file.examination)
             found.append((finish(resized(_crop(picture.pixels, box), file.size)), source))
         return found
 
@@ -122,7 +124,8 @@ def _opened(image: ImageInput, max_pixels: int, max_frames: int) -> Iterator[_Fi
             *shown.notes,
             SQUARED if size != (height, width) else "",
         )
-        yield _File(dataset, frames, indices, shown.box, size, tuple(note for note in notes if note))
+        kept = tuple(note for note in notes if note)
+        yield _File(dataset, frames, indices, shown.box, size, kept, examination(dataset, frames.height, frames.width))
 
 
 @contextmanager

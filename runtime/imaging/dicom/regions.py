@@ -28,7 +28,7 @@ def shown_box(dataset: Dataset, rows: int, columns: int, crop_to_regions: bool) 
     Of several B-mode regions (dual view) the union is kept: the model sees what the sonographer saw side by side.
     """
     everything = Box(0, 0, columns, rows)
-    boxes = _region_boxes(dataset, rows, columns) if crop_to_regions else []
+    boxes = [box for _, box in b_mode_regions(dataset, rows, columns)] if crop_to_regions else []
     if not boxes:
         return Shown(everything)
     union = Box(
@@ -45,8 +45,9 @@ def shown_box(dataset: Dataset, rows: int, columns: int, crop_to_regions: bool) 
     return Shown(union)
 
 
-def _region_boxes(dataset: Dataset, rows: int, columns: int) -> list[Box]:
-    boxes = []
+def b_mode_regions(dataset: Dataset, rows: int, columns: int) -> list[tuple[Dataset, Box]]:
+    """List the B-mode regions that a file declares, with their boxes within its frames; those that no frame can have are left out."""
+    regions = []
     for region in items(dataset, "SequenceOfUltrasoundRegions"):
         kind = whole(region, "RegionSpatialFormat"), whole(region, "RegionDataType")
         left, top, right, bottom = (whole(region, f"RegionLocation{edge}") for edge in EDGES)
@@ -54,5 +55,5 @@ def _region_boxes(dataset: Dataset, rows: int, columns: int) -> list[Box]:
             continue
         box = Box(max(0, left), max(0, top), min(columns, right + 1), min(rows, bottom + 1))
         if box.left < box.right and box.top < box.bottom:
-            boxes.append(box)
-    return boxes
+            regions.append((region, box))
+    return regions

@@ -18,6 +18,7 @@ from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
 from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.review.rules import rules_but
 from echovlm_edge.runtime.serving.studies import StudyLimits
 from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
@@ -156,7 +157,7 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
     """Collect the address, and the limits of calls, studies and uploads; how many slots there are the engine knows.
 
     Raises:
-        InvalidInput: the options name only some of the certificate files.
+        InvalidInput: the options name only some of the certificate files, or a note that there is none of.
     """
     return ServerOptions(
         chosen.listen,
@@ -169,6 +170,7 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         StudyLimits(chosen.max_studies, chosen.study_mb << 20, expires_after_seconds=60 * chosen.study_minutes),
         UploadLimits(chosen.upload_mb << 20, expires_after_seconds=60 * chosen.upload_minutes),
         tls_files(chosen),
+        rules=rules_but(chosen.no_note),
     )
 
 

@@ -46,6 +46,11 @@ class ServeSettings(settings.CommandSettings):
         10.0, "time that running calls have to finish when the server stops", "SECONDS", ge=0, le=3600
     )
     verify: bool = option(False, "check every file's hash before loading")
+    no_note: tuple[str, ...] = option(
+        (),
+        "notes about finished texts to leave out: repetition, ending, impression, script, side, organ, size, picture",
+        "NOTE",
+    )
 
     slots: int | None = option(
         *(None, "reports decoded at the same time (default 8, on a GPU at most the bundle's --max-batch)", "N", LOAD),

@@ -24,6 +24,8 @@ from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.messages import CallLimits
+from echovlm_edge.runtime.serving.review.reviewed import Rule
+from echovlm_edge.runtime.serving.review.rules import RULES
 from echovlm_edge.runtime.serving.service import NAME, Engine, ReportService
 from echovlm_edge.runtime.serving.studies import Studies, StudyLimits
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine
@@ -70,6 +72,7 @@ class ServerOptions:
         uploads: limits of all uploaded files.
         tls: certificates; None serves in plain text.
         transport: limits of connections and calls, apart from admission.
+        rules: make the notes about finished texts.
     """
 
     listen: str = DEFAULT_ADDRESS
@@ -83,6 +86,7 @@ class ServerOptions:
     uploads: UploadLimits = field(default_factory=UploadLimits)
     tls: tls.TlsFiles | None = None
     transport: TransportLimits = field(default_factory=TransportLimits)
+    rules: Sequence[Rule] = tuple(RULES.values())
 
 
 class ReportServer:
@@ -116,7 +120,7 @@ class ReportServer:
         self.studies, self.uploads = Studies(options.studies, engine.prepare), Uploads(options.uploads)
         self._grace = options.grace_seconds
         self._stopped = threading.Event()
-        service = ReportService(engine, self.studies, self.uploads, self.admission, options.limits)
+        service = ReportService(engine, self.studies, self.uploads, self.admission, options.limits, options.rules)
         certificates = tls.CertificateFiles(options.tls) if options.tls else None
         credentials = certificates.current.credentials() if certificates else None
         run_on_loop(self._start(service, access, (log_call, *observers), options, host, port, credentials))
