@@ -81,6 +81,7 @@ v1::Result ask_as_study(ReportClient& client, const Options& options) {
 
 void print_result(const ReportClient& client, const v1::Result& result) {
   std::cout << "\n\n" << result.notice() << "\n";
+  for (const std::string& note : result.notes()) std::cout << "Please check: " << note << "\n";
   for (const v1::Picture& picture : result.pictures()) {
     const bool of_call = picture.file_case() == v1::Picture::kImage;
     for (const std::string& note : picture.notes())

@@ -16,6 +16,7 @@ with ReportClient(address, retries=2) as client:
         sys.exit(f"No connection: {error}")
 
 print(report.notice)
+print(*report.notes, sep="\n", end="\n" if report.notes else "")
 print("Findings:", report.findings)
 print("Impression:", report.impression)
 for picture in report.pictures:

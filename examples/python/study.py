@@ -13,5 +13,5 @@ with ReportClient(address) as client, client.study() as study:
         if isinstance(event, TextDelta):
             print(event.text, end="", flush=True)
         elif isinstance(event, Report):
-            print(f"\n{event.notice}")
+            print(f"\n{event.notice}", *event.notes, sep="\n")
     print(study.ask("Is there a nodule?").text)

@@ -63,6 +63,7 @@ def test_a_report_that_is_right_has_no_note(text: str, asked: Asked) -> None:
     [
         ("repetition", EN + " The nodule is solid. The nodule is solid. The nodule is solid. The nodule is solid."),
         ("repetition", EN + " no" * 12),
+        ("repetition", EN + " A calcificacificacificacifica"),
         ("repetition", ZH + "边界清" * 6),
         ("repetition", EN + " 1." + " A cyst of the upper outer quadrant is seen there; it is simple." * 3),
         ("ending", ""),

@@ -12,12 +12,14 @@ TIMES, LEAST = 3, 9  # a loop runs this often, and over this many words or chara
 SAME_SENTENCES, SENTENCE_WORDS = 3, 8  # or a sentence of this many words or characters occurs this often
 
 _WORD = re.compile(r"[a-z0-9]+|[^\W\d_a-z]", re.IGNORECASE)
+_STAMMER = re.compile(r"([a-z]{2,12})\1{3}")  # within a word: calcificacificacificaci
 _SENTENCE_END = re.compile(r"[.;!?。；！？\n]+(?=\D|$)")
 
 
 def repeats_itself(reviewed: Reviewed) -> str | None:
-    """Look for a passage that follows itself, and for a sentence that is said again and again."""
-    if not (_has_loop(_WORD.findall(reviewed.text.lower())) or _has_refrain(reviewed.text.lower())):
+    """Look for a passage that follows itself, also within a word, and for a sentence that is said again and again."""
+    text = reviewed.text.lower()
+    if not (_has_loop(_WORD.findall(text)) or _STAMMER.search(text) or _has_refrain(text)):
         return None
     return reviewed.say("The text repeats itself.", "文本存在重复内容。")
 
