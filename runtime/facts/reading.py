@@ -115,9 +115,11 @@ def _is_adjective(words: Sequence[Word], index: int) -> bool:
 
 def _is_alone(words: Sequence[Word], index: int) -> bool:
     """Check that "normal" is said about nothing but the organ before it, or the whole: not "normal in size", "形态正常"."""
-    follows = words[index + 1].role if index + 1 < len(words) else Role.END
+    follows = words[index + 1 : index + 1 + _NEAR]
     before = _previous(words, index, (*_QUIET, Role.COMMA, Role.IS))
-    return before in (Role.ORGAN, Role.END) and follows in (Role.COMMA, Role.END, Role.BUT)
+    if before is Role.END and follows and follows[0].role is Role.ORGAN:
+        follows = follows[1:]  # Normal left breast.
+    return before in (Role.ORGAN, Role.END) and (not follows or follows[0].role in (Role.COMMA, Role.BUT))
 
 
 def _is_distance(words: Sequence[Word], index: int) -> bool:

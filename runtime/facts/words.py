@@ -14,6 +14,7 @@ class Role(enum.Enum):
     SIDE = "S"
     ORGAN = "O"  # value: an Organ, or None for one that is known but not read
     PART = "P"  # of an organ: its lobe
+    AREA = "R"  # of the body, with a side but without an organ
     LESION = "L"  # value: a Lesion
     NORMAL = "N"  # no lesion, where nothing but an organ is called so
     ECHO = "E"
@@ -50,11 +51,13 @@ class Lesion(NamedTuple):
         name: in English.
         organ: the only one that can have it.
         elsewhere: whether the word may also be about something else in another organ; there it is not read.
+        anywhere: whether it is about no organ, unless its sentence names one.
     """
 
     name: str
     organ: Organ | None = None
     elsewhere: bool = False
+    anywhere: bool = False
 
 
 GENERIC = "lesion"
@@ -91,13 +94,15 @@ _ORGANS = {
     ),
     Organ.LYMPH_NODE: "lymph node|淋巴结",
     Organ.FETUS: (
-        "fetus|foetus|fetal|placenta|placental|gestational sac|amniotic fluid|embryo|yolk sac|胎儿|胎心|胎盘|羊水|孕囊|妊娠囊|胚芽|"
+        "fetus|foetus|fetal|placenta|placental|gestational sac|amniotic fluid|embryo|yolk sac|crown rump length|biparietal diameter|pregnancy|"
+        "胎儿|胎心|胎盘|羊水|孕囊|早孕|妊娠|宫内妊娠|宫内早孕|头臀长|双顶径|股骨长|妊娠囊|胚芽|"
         "卵黄囊"
     ),
     Organ.SUPERFICIAL: "subcutaneous|soft tissue|皮下|软组织|浅表",
     None: (
         "parotid|parotid gland|salivary gland|submandibular gland|pleura|pleural|lung|abdomen|abdominal cavity|peritoneal cavity|"
-        "peritoneal|pelvis|pelvic|pelvic cavity|bowel|appendix|adrenal|adrenal gland|ureter|bile duct|common bile duct|"
+        "peritoneal|pelvis|pelvic|pelvic cavity|bowel|appendix|adrenal|adrenal gland|ureter|bile duct|common bile duct|cbd|"
+        "common hepatic duct|ureterovesical junction|"
         "intrahepatic bile duct|intrahepatic duct|muscle|tendon|joint|eye|orbit|stomach|knee|shoulder|right upper quadrant|"
         "right lower quadrant|left upper quadrant|left lower quadrant|腮腺|颌下腺|胸腔|胸膜|肺|腹腔|盆腔|肠|肠管|肠壁|阑尾|肾上腺|输尿管|"
         "胆管|胆总管|肝内胆管|肝外胆管|肌肉|肌腱|关节|关节腔|眼|玻璃体|胃|输卵管|腹膜后"
@@ -126,7 +131,8 @@ _LESIONS = {
     Lesion("stone", Organ.GALLBLADDER): "gallstone|gallbladder stone|cholelithiasis|cholecystolithiasis",
     Lesion("stone", Organ.KIDNEY): "nephrolithiasis|kidney stone",
     Lesion("plaque"): "plaque|calcified plaque|斑块|钙化斑块|软斑|硬斑",
-    Lesion("effusion"): "effusion|free fluid|fluid collection|积液|游离液体|游离液性暗区",
+    Lesion("effusion"): "effusion|fluid collection|积液",
+    Lesion("effusion", anywhere=True): "free fluid|游离液体|游离液性暗区",
     Lesion("calcification"): (
         "calcification|microcalcification|macrocalcification|calcified focus|calcified foci|钙化|钙化灶|钙化斑|微钙化"
     ),
@@ -207,6 +213,10 @@ CHINESE_MARGINS = {
 
 _OTHERS = {
     Role.PART: "lobe|叶",
+    Role.AREA: (
+        "axillary|cervical|inguinal|axilla|axillae|neck|groin|lower extremity|upper extremity|leg|thigh|calf|arm|下肢|上肢|小腿|大腿|"
+        "背部|胸部|腰部|颈部|腋窝|腋下|腹股沟|腹股沟区"
+    ),
     Role.NORMAL: "normal|unremarkable|正常",
     Role.TISSUE: "parenchyma|parenchymal|echotexture|echogenicity|background|实质|腺体|腺体层|实质回声|halo|晕|声晕|低回声晕|回声带",
     Role.NOT: (
@@ -250,15 +260,15 @@ _OTHERS = {
         "胃肠|肺部|癌胚|癌胚抗原|肿瘤标志物|尾叶|尾状叶"
     ),
     Role.FILLER: (
-        "the|either|lower extremity|upper extremity|leg|thigh|calf|this|there|it|its|any|obvious|obviously|significant|"
+        "the|either|this|there|it|its|any|obvious|obviously|significant|"
         "significantly|definite|clear|evident|apparent|focal|suspicious|solid|"
         "cystic|discrete|dominant|abnormal|large|larger|enlarged|other|further|additional|simple|complex|round|oval|small|tiny|"
-        "calcified|soft|new|visible|detectable|sonographic|sonographically|ultrasound|ultrasonic|definitive|axillary|cervical|inguinal|"
+        "calcified|soft|new|visible|detectable|sonographic|sonographically|ultrasound|ultrasonic|definitive|"
         "regional|suggestive|suggestive of|suggests|consistent with|compatible with|in keeping with|findings|finding|impression|"
         "gland|region|area|measuring|approximately|about|in size|diffuse|mild|moderate|severe|space|occupying|organized|"
         "been|be|being|discernible|recognizable|benign|malignant|intraluminal|mural|gross|acute|deep|"
         "明显|明确|确切|显著|其他|其它|任何|局灶性|局限性|实性|囊性|实质性|肿大|单纯|圆形|类圆形|椭圆形|内|的|处|区|约|大小约|直径约|"
-        "范围|范围约|所见|考虑|提示|符合|超声|超声所见|超声提示|检查|颈部|腋窝|腋下|腹股沟|回声|均|等|灶|形|后|较大者|较大|最大|最大者|大者|其中|下肢|上肢|小腿|大腿|背部|胸部|腰部|"
+        "范围|范围约|所见|考虑|提示|符合|超声|超声所见|超声提示|检查|回声|均|等|灶|形|后|较大者|较大|最大|最大者|大者|其中|"
         "团|声像图|占位性|软组织性|形成|及其|性|腔|管壁|肿|明显的|游离|良性|恶性|深部|浅|部|附壁|钙化性"
     ),
 }
