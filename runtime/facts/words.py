@@ -90,20 +90,19 @@ _ORGANS = {
         "superficial femoral vein|superficial femoral artery|popliteal artery|popliteal vein|subclavian artery|vertebral artery|"
         "saphenous vein|great saphenous vein|portal vein|hepatic vein|renal artery|renal vein|splenic vein|aorta|abdominal aorta|"
         "artery|arteries|vein|颈动脉|颈总动脉|颈内动脉|颈外动脉|颈动脉分叉处|椎动脉|锁骨下动脉|股动脉|股静脉|股总静脉|腘动脉|腘静脉|"
-        "大隐静脉|颈静脉|颈内静脉|主动脉|腹主动脉|门静脉|门脉|肝静脉|脾静脉|肾动脉|肾静脉|下腔静脉|动脉|静脉"
+        "大隐静脉|小隐静脉|肌间静脉|胫后静脉|腓静脉|颈静脉|颈内静脉|主动脉|腹主动脉|门静脉|门脉|肝静脉|脾静脉|肾动脉|肾静脉|下腔静脉|动脉|静脉"
     ),
     Organ.LYMPH_NODE: "lymph node|淋巴结",
     Organ.FETUS: (
-        "fetus|foetus|fetal|placenta|placental|gestational sac|amniotic fluid|embryo|yolk sac|crown rump length|biparietal diameter|pregnancy|"
-        "胎儿|胎心|胎盘|羊水|孕囊|早孕|妊娠|宫内妊娠|宫内早孕|头臀长|双顶径|股骨长|妊娠囊|胚芽|"
-        "卵黄囊"
+        "fetus|foetus|fetal|placenta|placental|gestational sac|amniotic fluid|embryo|yolk sac|crown rump length|"
+        "biparietal diameter|pregnancy|胎儿|胎心|胎盘|羊水|孕囊|早孕|妊娠|宫内妊娠|宫内早孕|头臀长|双顶径|股骨长|妊娠囊|胚芽|卵黄囊"
     ),
     Organ.SUPERFICIAL: "subcutaneous|soft tissue|皮下|软组织|浅表",
     None: (
         "parotid|parotid gland|salivary gland|submandibular gland|pleura|pleural|lung|abdomen|abdominal cavity|peritoneal cavity|"
         "peritoneal|pelvis|pelvic|pelvic cavity|bowel|appendix|adrenal|adrenal gland|ureter|bile duct|common bile duct|cbd|"
-        "common hepatic duct|ureterovesical junction|"
-        "intrahepatic bile duct|intrahepatic duct|muscle|tendon|joint|eye|orbit|stomach|knee|shoulder|right upper quadrant|"
+        "common hepatic duct|ureterovesical junction|intrahepatic bile duct|"
+        "intrahepatic duct|muscle|tendon|joint|eye|orbit|stomach|knee|shoulder|right upper quadrant|"
         "right lower quadrant|left upper quadrant|left lower quadrant|腮腺|颌下腺|胸腔|胸膜|肺|腹腔|盆腔|肠|肠管|肠壁|阑尾|肾上腺|输尿管|"
         "胆管|胆总管|肝内胆管|肝外胆管|肌肉|肌腱|关节|关节腔|眼|玻璃体|胃|输卵管|腹膜后"
     ),

@@ -24,8 +24,13 @@ from tests.support.decoding import asker
 
 PIXEL = Measured(Resolution(1, 1, 1), ((1, 1),))
 ROOT = Path(__file__).parents[2]
-PLACE = [0, 1, 1, 1, [0, 0, 1, 1], None, []]  # of a frame in its file
-ANSWER_BYTES = ANSWERED.size + LENGTH.size + len('{"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], null, []]]]}') + 3
+PLACE = [0, 1, 1, 1, [0, 0, 1, 1], None, [], ["", "", None]]  # of a frame in its file
+ANSWER_BYTES = (
+    ANSWERED.size
+    + LENGTH.size
+    + len('{"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], null, [], ["", "", null]]]]}')
+    + 3
+)
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ from tests.support.decoding import RESOLUTION, read
 from tests.support.dicom_files import encode, png
 
 SIDE = 980  # seen as it is: what the pixels spell comes through
-evil = b"".join(packed({"frames": [[28, 28, "image 1", [0, 1, 28, 28, [0, 0, 28, 28], None, []]]]}, b"EVIL" * 588))
+evil = b"".join(packed({"frames": [[28, 28, "image 1", [0, 1, 28, 28, [0, 0, 28, 28], None, [], ["", "", None]]]]}, b"EVIL" * 588))
 spelled = (ANSWERED.pack(0, 0, len(evil)) + evil) * 100
 pixels = np.zeros(SIDE * SIDE * 3, np.uint8)
 pixels[: len(spelled)] = np.frombuffer(spelled, np.uint8)

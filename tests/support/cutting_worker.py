@@ -51,7 +51,7 @@ def main() -> None:
         file = os.pread(files[0], 1 << 20, 0)
         os.close(files[0])
         what, _, more = file.partition(b":")
-        body = packed({"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], None, []]]]}, file[-3:])
+        body = packed({"frames": [[1, 1, "it", [0, 1, 1, 1, [0, 0, 1, 1], None, [], ["", "", None]]]]}, file[-3:])
         answer = rest + ANSWERED.pack(number + (what == b"number"), 0, len(body)) + body
         rest = b""
         if what in (b"answer", b"stall"):
