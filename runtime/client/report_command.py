@@ -18,11 +18,16 @@ from rich.table import Table
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import picture_list, study_list
+from echovlm_edge.runtime.client.command_options import (
+    add_credentials,
+    add_sampling,
+    read_credentials,
+    read_sampling,
+)
 from echovlm_edge.runtime.client.given_images import images_to_send
 from echovlm_edge.runtime.client.report import STAGE_OF_WIRE
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
-from echovlm_edge.runtime.client.wire.credentials import Credentials
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.clinical.documents import asked_documents
 from echovlm_edge.runtime.clinical.statements import authorship
@@ -30,7 +35,7 @@ from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, ServerUnavailable
 from echovlm_edge.runtime.contracts.image_path import SentImage
-from echovlm_edge.runtime.contracts.request import FrameSelection, Sampling
+from echovlm_edge.runtime.contracts.request import FrameSelection
 from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
 from echovlm_edge.runtime.formats.media_types import TAKEN
@@ -99,8 +104,7 @@ def _studies(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _connected(options: argparse.Namespace) -> Iterator[Connection]:
-    credentials = Credentials.read(options.token_file, options.tls_ca, options.tls_certificate, options.tls_key)
-    with Connection(options.server, credentials, Retries(options.retries + 1)) as client:
+    with Connection(options.server, read_credentials(options), Retries(options.retries + 1)) as client:
         client.wait_until_ready(min(CONNECT_SECONDS, options.timeout or CONNECT_SECONDS))
         yield client
 
@@ -162,14 +166,7 @@ def _request(options: argparse.Namespace) -> ReportRequest:
         prompt=options.prompt,
         language=Language(options.language),
         region=Region(options.region) if options.region else None,
-        sampling=Sampling(
-            options.max_new_tokens,
-            options.temperature,
-            options.top_k,
-            options.top_p,
-            options.repetition_penalty,
-            options.seed,
-        ),
+        sampling=read_sampling(options),
         include_token_ids=options.json,
         allow_mixed_studies=options.allow_mixed_studies,
     )
@@ -232,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_version(parser)
-    add, default = parser.add_argument, Sampling()
+    add = parser.add_argument
     add("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help=f"default {DEFAULT_ADDRESS}")
     add(
         "--image",
@@ -266,12 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         help="take images of several studies of one patient (of two patients they are always refused)",
     )
     add("--no-crop", action="store_true", help="keep what lies outside a DICOM file's B-mode regions")
-    add("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="N")
-    add("--temperature", type=float, default=default.temperature, metavar="T", help="0 is greedy, the default")
-    add("--top-k", type=int, default=default.top_k, metavar="N")
-    add("--top-p", type=float, default=default.top_p, metavar="P")
-    add("--repetition-penalty", type=float, default=default.repetition_penalty, metavar="R")
-    add("--seed", type=int, default=default.seed, metavar="N")
+    add_sampling(parser)
     add("--timeout", type=float, metavar="SECONDS", help="give up after this time")
     add(
         "--retries",
@@ -280,12 +272,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="repeat the call up to N times if the server is busy or unavailable (default 0)",
     )
-    add(
-        "--tls-ca", type=Path, metavar="F", help="the authority that signed the server's certificate (PEM); enables TLS"
-    )
-    add("--tls-certificate", type=Path, metavar="F", help="this client's own certificate (PEM)")
-    add("--tls-key", type=Path, metavar="F", help="its key")
-    add("--token-file", type=Path, metavar="F", help="holds the bearer token that identifies this client")
+    add_credentials(parser)
     add("--sr", type=Path, metavar="F", help="write the result to F as a DICOM Basic Text SR about the DICOM images")
     add("--fhir", type=Path, metavar="F", help="write the result to F as a FHIR R4 DiagnosticReport")
     add("--studies", action="store_true", help="list your own open studies, and ask about no images")

@@ -19,8 +19,8 @@ from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.client.command_options import add_credentials, read_credentials
 from echovlm_edge.runtime.client.wire.connection import Connection
-from echovlm_edge.runtime.client.wire.credentials import Credentials
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.image_path import read_image
@@ -120,7 +120,7 @@ def _ended_early(measurements: Sequence[Measurement]) -> bool:
 
 def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stack: ExitStack) -> Target:
     if bundle is None:
-        client = stack.enter_context(Connection(options.server, Credentials.read(options.token_file, options.tls_ca)))
+        client = stack.enter_context(Connection(options.server, read_credentials(options)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
     chosen = EngineOptions(slots=slots, ignore_stop=True)
@@ -234,6 +234,5 @@ def measure_parser() -> argparse.ArgumentParser:
     add("--html", type=Path, metavar="F", help="write one page that works without a network")
     add("--trace", type=Path, metavar="F", help="write a trace for Perfetto")
     add("--assert", dest="bounds", **SEVERAL, default=[], metavar="BOUND", help=f"exit code 1 if broken: {EXAMPLE}")
-    add("--tls-ca", type=Path, metavar="F", help="who signed the server's certificate (PEM)")
-    add("--token-file", type=Path, metavar="F", help="holds the bearer token that says who asks")
+    add_credentials(made)
     return made

@@ -1,49 +1,31 @@
-"""Make the page's charts as Vega-Lite specifications: plain values, drawn in the browser as SVG whose marks a screen reader can name.
-
-Colours are the page's own CSS variables, so that light and dark need no second drawing.
-"""
+"""Make the profile's charts as Vega-Lite specifications."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.profiling.comparison.compare import FigureChange, Margins
+from echovlm_edge.runtime.profiling.drawing.specifications import (
+    ACCENT,
+    BAND,
+    GOOD,
+    INK,
+    MUTED,
+    WARNING,
+    Spec,
+    new_spec,
+    place,
+    quantity,
+    tip,
+)
 from echovlm_edge.runtime.profiling.schema import Ceilings, WorkloadFigures
 
-Spec = dict[str, Any]
-
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # its name; nothing is fetched
-ACCENT, WARNING, GOOD, INK, MUTED, LINE, BAND = (
-    f"var(--{name})" for name in ("accent", "warning", "good", "ink", "muted", "line", "band")
-)
 STAGE_COLOURS: Spec = {
     "field": "name",
     "type": "nominal",
     "scale": {"domain": list(ORDER), "range": [f"var(--stage-{name})" for name in ORDER]},
     "legend": None,  # the page names them
-}
-CONFIG: Spec = {
-    "background": None,
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": MUTED,
-        "titleColor": MUTED,
-        "titleFontWeight": "normal",
-        "gridColor": LINE,
-        "domainColor": LINE,
-        "tickColor": LINE,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "labelLimit": 260,
-    },
-    "axisX": {"labelSeparation": 8},
-    "bar": {"color": ACCENT, "opacity": 1},
-    "point": {"color": ACCENT, "filled": True, "size": 60, "opacity": 1},
-    "text": {"color": INK, "fontSize": 12},
-    "rule": {"color": MUTED},
 }
 TIMELINE_MARKS = 1500
 # Colour and shape of each verdict: nobody needs the colours to tell them apart.
@@ -74,12 +56,12 @@ def stages(figures: WorkloadFigures) -> Spec:
         {"stage": words(name), "name": name, "median": stage.seconds.median * 1e3, "p95": stage.seconds.p95 * 1e3}
         for name, stage in figures.stages.items()
     ]
-    spec = _spec("Median milliseconds of each stage, and its 95th percentile.", rows, 32 * len(rows))
-    tooltip = [_tip("stage"), _tip("median", "median, ms", ",.2f"), _tip("p95", "95th percentile, ms", ",.2f")]
-    spec["encoding"] = {"y": _place("stage"), "tooltip": tooltip}
+    spec = new_spec("Median milliseconds of each stage, and its 95th percentile.", rows, 32 * len(rows))
+    tooltip = [tip("stage"), tip("median", "median, ms", ",.2f"), tip("p95", "95th percentile, ms", ",.2f")]
+    spec["encoding"] = {"y": place("stage"), "tooltip": tooltip}
     spec["layer"] = [
-        {"mark": "bar", "encoding": {"x": _x("median", "milliseconds"), "color": STAGE_COLOURS}},
-        {"mark": {"type": "tick", "color": INK, "thickness": 2}, "encoding": {"x": _x("p95", "milliseconds")}},
+        {"mark": "bar", "encoding": {"x": quantity("median", "milliseconds"), "color": STAGE_COLOURS}},
+        {"mark": {"type": "tick", "color": INK, "thickness": 2}, "encoding": {"x": quantity("p95", "milliseconds")}},
     ]
     return spec
 
@@ -96,14 +78,14 @@ def waterfall(figures: WorkloadFigures) -> Spec:
         for span in sorted(figures.timeline, key=lambda span: -span.seconds)[:TIMELINE_MARKS]
     ]
     used = [words(name) for name in ORDER if any(row["name"] == name for row in rows)]
-    spec = _spec("When each stage worked, in the run with the median time.", rows, 24 * len(used))
+    spec = new_spec("When each stage worked, in the run with the median time.", rows, 24 * len(used))
     spec["mark"] = {"type": "bar", "minBandSize": 1}
     spec["encoding"] = {
-        "y": _place("stage", used),
-        "x": _x("start", "milliseconds since the request"),
+        "y": place("stage", used),
+        "x": quantity("start", "milliseconds since the request"),
         "x2": {"field": "end"},
         "color": STAGE_COLOURS,
-        "tooltip": [_tip("stage"), _tip("start", "from, ms", ",.2f"), _tip("end", "to, ms", ",.2f")],
+        "tooltip": [tip("stage"), tip("start", "from, ms", ",.2f"), tip("end", "to, ms", ",.2f")],
     }
     return spec
 
@@ -111,7 +93,7 @@ def waterfall(figures: WorkloadFigures) -> Spec:
 def histogram(figures: WorkloadFigures) -> Spec:
     """Draw how long the next token takes, over all runs."""
     rows = [{"gap": gap * 1e3} for run in figures.runs for gap in run.gaps]
-    spec = _spec("How often a token took how long after the one before, over all runs.", rows, 220)
+    spec = new_spec("How often a token took how long after the one before, over all runs.", rows, 220)
     spec["mark"] = "bar"
     spec["encoding"] = {
         "x": {"field": "gap", "bin": {"maxbins": 40}, "title": "milliseconds between tokens"},
@@ -124,12 +106,12 @@ def tokens(figures: WorkloadFigures) -> Spec:
     """Draw the time of each token in the run with the median time, which shows whether tokens get slower as the text grows."""
     ordered = sorted(figures.runs, key=lambda run: run.seconds)
     rows = [{"token": index, "gap": gap * 1e3} for index, gap in enumerate(ordered[len(ordered) // 2].gaps, 2)]
-    spec = _spec("Milliseconds that each token took, in the run with the median time.", rows, 220)
+    spec = new_spec("Milliseconds that each token took, in the run with the median time.", rows, 220)
     spec["mark"] = {"type": "point", "size": 20}
     spec["encoding"] = {
         "x": {"field": "token", "type": "quantitative", "title": "token"},
         "y": {"field": "gap", "type": "quantitative", "title": "milliseconds"},
-        "tooltip": [_tip("token"), _tip("gap", "milliseconds", ",.2f")],
+        "tooltip": [tip("token"), tip("gap", "milliseconds", ",.2f")],
     }
     return spec
 
@@ -158,12 +140,12 @@ def roofline(figures: WorkloadFigures, ceilings: Ceilings) -> Spec:
     }
     y = {"field": "gops", "type": "quantitative", "scale": {"type": "log"}, "title": "10⁹ operations a second"}
     tooltip = [
-        _tip("stage"),
-        _tip("intensity", "operations a byte", ",.1f"),
-        _tip("gops", "10⁹ operations/s", ",.1f"),
-        _tip("reached", "of the roof", ".0%"),
+        tip("stage"),
+        tip("intensity", "operations a byte", ",.1f"),
+        tip("gops", "10⁹ operations/s", ",.1f"),
+        tip("reached", "of the roof", ".0%"),
     ]
-    spec = _spec("Each stage's rate compared with the most that this machine reads and multiplies.", points, 300)
+    spec = new_spec("Each stage's rate compared with the most that this machine reads and multiplies.", points, 300)
     spec["layer"] = [
         {
             "data": {"values": roof},
@@ -191,7 +173,7 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
         }
         for figure in found
     ]
-    spec = _spec("Change of each figure with its 95% interval; right of zero is slower.", rows, 26 * len(rows))
+    spec = new_spec("Change of each figure with its 95% interval; right of zero is slower.", rows, 26 * len(rows))
     verdict: Spec = {"field": "verdict", "type": "nominal", "legend": None}  # the page names them
     colour = verdict | {"scale": {"domain": list(VERDICTS), "range": [colour for colour, _ in VERDICTS.values()]}}
     shape = verdict | {"scale": {"domain": list(VERDICTS), "range": [shape for _, shape in VERDICTS.values()]}}
@@ -201,11 +183,11 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
     x = {"type": "quantitative", "scale": {"domain": [low, high], "clamp": True, "nice": True}}
     axis = {"title": "change", "axis": {"format": "+.0%", "tickCount": 6}}  # few enough for a phone, zero among them
     tooltip = [
-        _tip("figure"),
-        _tip("change", "change", "+.1%"),
-        _tip("low", "from", "+.1%"),
-        _tip("high", "to", "+.1%"),
-        _tip("verdict"),
+        tip("figure"),
+        tip("change", "change", "+.1%"),
+        tip("low", "from", "+.1%"),
+        tip("high", "to", "+.1%"),
+        tip("verdict"),
     ]
     spec["layer"] = [
         {
@@ -221,7 +203,7 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
         {
             "mark": {"type": "rule", "strokeWidth": 3},
             "encoding": {
-                "y": _place("figure"),
+                "y": place("figure"),
                 "x": x | {"field": "low"} | axis,
                 "x2": {"field": "high"},
                 "color": colour,
@@ -231,7 +213,7 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
         {
             "mark": {"type": "point", "size": 90},
             "encoding": {
-                "y": _place("figure"),
+                "y": place("figure"),
                 "x": x | {"field": "change"} | axis,
                 "color": colour,
                 "shape": shape,
@@ -240,32 +222,3 @@ def comparison(found: Sequence[FigureChange], margins: Margins) -> Spec:
         },
     ]
     return spec
-
-
-def _place(field: str, order: Sequence[str] | None = None) -> Spec:
-    """Give each name a line, in that order or the one of the rows."""
-    return {"field": field, "type": "nominal", "sort": list(order) if order else None, "title": None}
-
-
-def _spec(description: str, rows: list[dict[str, Any]], height: int) -> Spec:
-    return {
-        "$schema": SCHEMA,
-        "description": description,
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "data": {"values": [{key: _rounded(value) for key, value in row.items()} for row in rows]},
-        "config": CONFIG,
-    }
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _x(name: str, title: str) -> Spec:
-    return {"field": name, "type": "quantitative", "title": title}
-
-
-def _tip(name: str, title: str | None = None, form: str | None = None) -> Spec:
-    return {"field": name, "title": title or name} | ({"format": form} if form else {})

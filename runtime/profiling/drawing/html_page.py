@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.contracts.stages import ORDER, words
 from echovlm_edge.runtime.profiling.comparison.compare import (
     DEFAULT,
@@ -22,6 +17,7 @@ from echovlm_edge.runtime.profiling.comparison.compare import (
 )
 from echovlm_edge.runtime.profiling.distributions import PERCENTILES, Distribution
 from echovlm_edge.runtime.profiling.drawing import charts
+from echovlm_edge.runtime.profiling.drawing.rendering import plotting_library, render
 from echovlm_edge.runtime.profiling.schema import Ceilings, Profile, WorkloadFigures
 from echovlm_edge.runtime.profiling.table import how_to_read, milliseconds
 
@@ -35,33 +31,14 @@ def html_page(profiles: Mapping[str, Profile], margins: Margins = DEFAULT) -> st
         NotPossibleHere: the plotting library is not installed.
         InvalidInput: two of them cannot be compared.
     """
-    library = _library()
+    library = plotting_library("write --json here and make the page elsewhere, with echovlm-profile page")
     first = next(iter(profiles.values()))
     name = next(iter(profiles))
     drawn = {
         label: _profile(profile, None if profile is first else compare(first, profile, margins), name, margins)
         for label, profile in profiles.items()
     }
-    environment = Environment(
-        loader=PackageLoader("echovlm_edge.runtime.profiling.drawing", "."), autoescape=True, keep_trailing_newline=True
-    )
-    return environment.get_template("page.html.jinja").render(
-        title=f"{first.bundle.model}: profile",
-        # Nothing inside a script element may read as its end.
-        library=library.replace("</script", "<\\/script"),
-        data=json.dumps({"first": name, "profiles": drawn}, ensure_ascii=False).replace("<", "\\u003c"),
-    )
-
-
-def _library() -> str:
-    try:
-        import vl_convert
-    except ImportError:
-        raise NotPossibleHere(
-            f"The page needs a plotting library that is not installed: {install_hint('page')}, or write --json here "
-            "and make the page elsewhere, with echovlm-profile page."
-        ) from None
-    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg] # its types leave the default out
+    return render("page.html.jinja", f"{first.bundle.model}: profile", library, {"first": name, "profiles": drawn})
 
 
 def _profile(
