@@ -37,6 +37,11 @@ def profile(arguments: list[str] | None = None) -> int:
     return _run("echovlm-profile", "echovlm_edge.runtime.profiling.command", _serving(), arguments)
 
 
+def evaluate(arguments: list[str] | None = None) -> int:
+    """`echovlm-evaluate`: ask a model the questions of a data set, score its answers, compare; returns the exit code."""
+    return _run("echovlm-evaluate", "echovlm_edge.runtime.evaluation.command", f"evaluate,{_serving()}", arguments)
+
+
 def doctor(arguments: list[str] | None = None) -> int:
     """`echovlm-doctor`: examine this machine; returns the exit code."""
     return _run("echovlm-doctor", "echovlm_edge.runtime.doctor.command", _serving(), arguments)

@@ -1,0 +1,1 @@
+"""The rows of a data set: reading them, and recognising what each asks."""

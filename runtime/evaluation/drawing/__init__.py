@@ -1,0 +1,1 @@
+"""The HTML pages of an evaluation and of a comparison."""
