@@ -78,20 +78,19 @@ def interval(figure: Figure) -> str:
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
-    """Print what differs between two runs, with its interval and verdict."""
+    """Print what differs between two runs: of all rows every figure, of the other groups what is better or worse."""
     for group, differences in found.by_group.items():
+        told = [one for one in differences if group == ALL or one.verdict in ("better", "worse")]
         table = new_table(
             f"{group}: {found.before} and {found.after}",
-            *(
-                names("metric"),
-                *map(figure_column, ("before", "after", "change", "95 % interval", "rows")),
-                words("verdict"),
-            ),
+            *(names("metric"), *map(figure_column, ("before", "after", "change", "95 % interval", "rows"))),
+            words("verdict"),
         )
-        for one in differences:
+        for one in told:
             table.add_row(one.metric.title, *difference_cells(one), one.verdict, style=STYLES.get(one.verdict))
-        print_table(console, table)
-    for sentence in found.notes:
+        if told:
+            print_table(console, table)
+    for sentence in (*found.notes, "Of a group, the tables show what is better or worse."):
         console.print(sentence, highlight=False, markup=False)
 
 

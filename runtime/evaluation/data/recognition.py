@@ -33,7 +33,7 @@ _UNWANTED = re.compile(
     r"(?:不应该?|不需要?|不要|不用|不必|不写|不得|不含|不包[含括]|不涉及|无需|无须|"
     r"跳过|省略|略去|忽略|避免|而非|别|勿)"
     r"[^，。；;！!？?,]*"
-    r"|\b(?:without|skip\w*|omit\w*|exclud\w*|leav\w* out|hold off|rather than|not|instead of|avoid\w*|no|"
+    r"|\b(?:without|skip\w*|omit\w*|exclud\w*|leav\w* out|hold off|rather than|not|instead of|avoid\w*|(?<!or )no|"
     r"(?:do|does|should|need)(?:n['’]t| not))\b[^,.;!?—]*?(?=[,.;!?—]|$|\b(?:and|just|only)\b)"
     r"|[^，。；]*就是[^，。；]*"  # what a word means
 )
