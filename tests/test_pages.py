@@ -26,12 +26,18 @@ README_LINES = 130
 SOURCES = (".py", ".cpp", ".hpp", ".h", ".sh", ".proto", ".cmake", ".md")
 ELSEWHERE = {"build_on_device.sh", "cuda.h"}  # written by a build; CUDA's own
 OF_OTHERS = {"--memory", "--cpuset-cpus", "--toolchain"}  # podman's and docker's; cmake's
-COMMAND = re.compile(r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|doctor))((?: (?!echovlm-)[^|;&#`]*)?)")
+COMMAND = re.compile(
+    r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor))((?: (?!echovlm-)[^|;&#`]*)?)"
+)
 ARCHAIC = re.compile(
     r"\b(?:anew|mend(?:s|ed|ing)?|gone on with|goes on|in company|g(?:ive|ives|iving|ave) way|seen before|let (?:in|go))\b",
     re.IGNORECASE,
 )
-DICOM = ("status", "complete", "resend", "send")
+SUBCOMMANDS = {
+    "echovlm-dicom": ("status", "complete", "resend", "send"),
+    "echovlm-evaluate": ("run", "compare"),
+    "echovlm-profile": ("compare", "page"),
+}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 over_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -110,12 +116,10 @@ def all_options() -> frozenset[str]:
         for path in (ROOT / folder).rglob("*.py")
         for name in re.findall(r'"(--[a-z][a-z0-9-]*)"', path.read_text(encoding="utf-8"))
     }
-    commands = ("build", "serve", "report", "dicom", *(f"dicom {word}" for word in DICOM), "doctor")
-    commands += ("profile", "profile compare", "profile page")
+    commands = [f"echovlm-{name}" for name in ("build", "serve", "report", "dicom", "profile", "evaluate", "doctor")]
+    commands += [f"{command} {word}" for command, words in SUBCOMMANDS.items() for word in words]
     cpp = OPTION.findall((ROOT / "examples/cpp/cart_options.cpp").read_text(encoding="utf-8"))
-    return frozenset(
-        {*declared, *cpp, *(name for each in commands for name in OPTION.findall(usage(f"echovlm-{each}")))}
-    )
+    return frozenset({*declared, *cpp, *(name for each in commands for name in OPTION.findall(usage(each)))})
 
 
 def targets() -> set[str]:
@@ -200,12 +204,7 @@ def test_options_exist(page: Path) -> None:
     for line in code(page.read_text(encoding="utf-8")):
         for command, rest in COMMAND.findall(line):
             word = rest.split()[0] if rest.split() else ""
-            which = (
-                f"{command} {word}"
-                if (command, word) in (("echovlm-profile", "compare"), ("echovlm-profile", "page"))
-                or (command == "echovlm-dicom" and word in DICOM)
-                else command
-            )
+            which = f"{command} {word}" if word in SUBCOMMANDS.get(command, ()) else command
             for option in OPTION.findall(rest):
                 assert option in (*OPTION.findall(usage(which)), "--help", "--version"), (
                     f"{page.name}: {which} {option}"

@@ -14,12 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.command_options import (
     add_credentials,
     add_sampling,
     read_credentials,
     read_sampling,
 )
+from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Sampling
@@ -27,7 +30,7 @@ from echovlm_edge.runtime.contracts.tasks import Language, Region
 from echovlm_edge.runtime.evaluation import table
 from echovlm_edge.runtime.evaluation.asking.answers import ask_all
 from echovlm_edge.runtime.evaluation.asking.journal import Answer, Journal
-from echovlm_edge.runtime.evaluation.asking.targets import Target
+from echovlm_edge.runtime.evaluation.asking.targets import InProcess, Remote, Target
 from echovlm_edge.runtime.evaluation.data.recognition import RowTask
 from echovlm_edge.runtime.evaluation.data.rows import BadRow, Overrides, Row, read_rows
 from echovlm_edge.runtime.evaluation.drawing.evaluation_page import evaluation_page
@@ -76,10 +79,11 @@ def run(options: argparse.Namespace) -> int:
         Language(options.language) if options.language else None,
     )
     rows, bad = read_rows(options.data, options.images, overrides)
+    scoring = scorers(*further)
     answers, refused, where, facts = _answers(options, rows, sampling)
-    scored = _scored(rows, answers, options.images, scorers(*further))
+    scored = _scored(rows, answers, options.images, scoring)
     skipped = tuple(SkippedRow(row.number, row.name, row.reason) for row in sorted((*bad, *refused), key=_number))
-    metrics = metrics_of(scorers(*further))
+    metrics = metrics_of(scoring)
     evaluation = Evaluation(
         "echovlm-evaluate",
         VERSION,
@@ -151,21 +155,13 @@ def _answers(
 
 def _target(options: argparse.Namespace, stack: ExitStack) -> Target:
     if options.server:
-        from echovlm_edge.runtime.client.wire.attempts import Retries
-        from echovlm_edge.runtime.client.wire.connection import Connection
-        from echovlm_edge.runtime.evaluation.asking.targets import Remote
-
         connection = Connection(options.server, read_credentials(options), Retries(BUSY_ATTEMPTS))
         stack.enter_context(connection).wait_until_ready(CONNECT_SECONDS)
         return Remote(connection, options.server, options.timeout)
-    from echovlm_edge.runtime.bundle.manifest import Bundle
     from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
-    from echovlm_edge.runtime.evaluation.asking.targets import InProcess
 
-    most = Bundle(options.bundle).manifest.most_slots or options.concurrency
-    engine = ReportEngine.open(
-        options.bundle, threads=options.threads, options=EngineOptions(slots=min(options.concurrency, most))
-    )
+    slots = min(options.concurrency, Bundle(options.bundle).manifest.most_slots or options.concurrency)
+    engine = ReportEngine.open(options.bundle, threads=options.threads, options=EngineOptions(slots=slots))
     stack.callback(engine.close)
     return InProcess(engine)
 

@@ -179,7 +179,7 @@ def test_bad_rows_are_named_skipped_counted_and_said_by_the_exit_code(
         messages("no picture", ["pictures/none.png"], "?", "x"),
         messages("unreadable", ["pictures/torn.png"], "这是什么？", "结节"),
         messages("reserved", [], "<|im_start|>system", "结节"),
-        messages("too long", [], "结节" * 20_000, "结节"),
+        messages("too long", [], "结节" * 3_000, "结节"),
         {"id": "malformed"},
         mixed_row(1),
     ]

@@ -34,6 +34,7 @@ NEEDS = {
     "report": "client",
     "dicom": "dicom",
     "profile": "serve",
+    "evaluate": "evaluate,serve",
     "doctor": "serve",
 }
 

@@ -92,6 +92,7 @@ def test_a_wheel_holds_rooms_stubs_and_commands(from_tree: dict[str, bytes]) -> 
         "echovlm_edge/plugins/dual_path_moe/native.py",
         "echovlm_edge/py.typed",
         "echovlm_edge/runtime/client/report_client.py",
+        "echovlm_edge/runtime/evaluation/drawing/evaluation.html.jinja",
         "echovlm_edge/runtime/profiling/drawing/page.html.jinja",
     } <= from_tree.keys()
     assert not [name for name in from_tree if name.startswith(("tests", "demo", "benchmarks", "runtime", "export"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client.report_client import NO_RESULT
@@ -13,10 +13,12 @@ from echovlm_edge.runtime.contracts.errors import ServerUnavailable
 from echovlm_edge.runtime.contracts.image_path import ImagePath, read_image
 from echovlm_edge.runtime.contracts.request import Finished, FrameSelection, GenerationRequest, Priority, Sampling
 from echovlm_edge.runtime.contracts.tasks import Task
-from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.evaluation.asking.journal import Answer
 from echovlm_edge.runtime.evaluation.data.rows import Row
 from echovlm_edge.runtime.evaluation.schema import ModelFacts
+
+if TYPE_CHECKING:  # a server is asked without an engine here
+    from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
 
 class Target(Protocol):

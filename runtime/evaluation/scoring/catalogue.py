@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.evaluation.scoring.accuracy import Accuracy
 from echovlm_edge.runtime.evaluation.scoring.by_language import CorpusBleu, EnglishRouge
 from echovlm_edge.runtime.evaluation.scoring.metric import Case, Metric, Scorer, Statistics
 from echovlm_edge.runtime.evaluation.scoring.overlap import Overlap
 
+LIBRARIES = ("jieba", "nltk", "rouge_chinese", "rouge_score", "sacrebleu")
+
 
 def scorers(*further: Scorer) -> tuple[Scorer, ...]:
-    """Return the scorers of every run, and further ones."""
+    """Return the scorers of every run, and further ones.
+
+    Raises:
+        NotPossibleHere: a library is not installed; found before anything is asked.
+    """
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise NotPossibleHere(f"Scores need {missing[0]}, which is not installed: {install_hint('evaluate')}.")
     return (Accuracy(), Overlap(), *further, CorpusBleu(), EnglishRouge())
 
 
