@@ -16,7 +16,7 @@ PAPER_TITLES = {
     "bertscore": "BERTScore",
 }
 
-# As `run_eval.py` of MedAI-UAIX/SonoVLM generates: greedy but for what the checkpoint's own generation config says.
+# As run_eval.py of MedAI-UAIX/SonoVLM generates; it is greedy as far as the checkpoint's own generation config is.
 AS_EVALUATED = "as-evaluated"
 PRESETS: Mapping[str, Sampling] = {AS_EVALUATED: Sampling(max_new_tokens=4096, repetition_penalty=1.1)}
 
@@ -24,7 +24,8 @@ COMPARABLE = (
     "Comparable with the paper: the recipe (nltk BLEU with smoothing method 1, rouge_chinese and METEOR on lower-cased texts, each the "
     "mean over rows), and BERTScore with bert-base-chinese, its layer 12 and its baseline.",
     "Not comparable: the data (the paper's test set is not published), the tokens (the authors' normalize_word is not published: compare "
-    "characters and jieba), and METEOR's synonyms for Latin words, where WordNet is not installed.",
+    "characters and jieba), the prompt's order (the authors' script puts the question before the pictures), and METEOR's "
+    "synonyms for Latin words, where WordNet is not installed.",
 )
 
 

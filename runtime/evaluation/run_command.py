@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,7 +138,8 @@ def _answers(
         with _progress() as progress:
             task = progress.add_task("Asking", total=len(rows), completed=len(rows) - len(left), rate="")
             started = time.monotonic()
-            for done, (row, answer) in enumerate(ask_all(target, left, sampling, options.concurrency), 1):
+            asked = stack.enter_context(closing(ask_all(target, left, sampling, options.concurrency)))
+            for done, (row, answer) in enumerate(asked, 1):
                 if isinstance(answer, Answer):
                     journal.add(row.key, answer)
                 else:

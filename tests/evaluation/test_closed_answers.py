@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.evaluation.scoring.closed_answers import LETTERS, options_of, read_choice, read_judgement
 
 JUDGEMENTS = {
-    **dict.fromkeys(("True", "ture", "是", "对", "是的。", "描述正确", "Yes", "Ｔｒｕｅ", "**True**", "这份报告与图像是一致的", "对应关系：一致"), "true"),
-    **dict.fromkeys(("False.", "否", "错", "错误", "不对", "不正确。", "不一致", "该描述有误", "报告与图像不相符", "No, it doesn't match."), "false"),
+    **dict.fromkeys(("True", "ture", "是", "对", "是的。", "描述正确", "Yes", "Ｔｒｕｅ", "**True**"), "true"),
+    **dict.fromkeys(("这份报告与图像是一致的", "对应关系：一致"), "true"),
+    **dict.fromkeys(("False.", "否", "错", "错误", "不对", "不正确。", "不一致", "该描述有误"), "false"),
+    **dict.fromkeys(("报告与图像不相符", "No, it doesn't match."), "false"),
     "The description is not correct.": "false",
     "It is inconsistent": "false",
     "True or False: False": "false",

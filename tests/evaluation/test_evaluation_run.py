@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.evaluation.asking.journal import FILE as JOURNAL
 from echovlm_edge.runtime.evaluation.command import main
 from echovlm_edge.runtime.evaluation.schema import FILE, Evaluation, read
@@ -128,6 +129,7 @@ def test_a_run_that_was_killed_resumes_and_gives_the_same_table(
     given = arguments(data, tmp_path, "--bundle", golden_bundle)
     program = f"""
 import json, os, signal, sys
+from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.evaluation.asking.journal import Journal
 from echovlm_edge.runtime.evaluation.command import main
 {KILLS[moment]}
@@ -179,12 +181,11 @@ def test_bad_rows_are_named_skipped_counted_and_said_by_the_exit_code(
         messages("no picture", ["pictures/none.png"], "?", "x"),
         messages("unreadable", ["pictures/torn.png"], "这是什么？", "结节"),
         messages("reserved", [], "<|im_start|>system", "结节"),
-        messages("too long", [], "结节" * 3_000, "结节"),
+        messages("too long", [], "结" * Bundle(golden_bundle).manifest.limits.max_sequence, "结节"),
         {"id": "malformed"},
         mixed_row(1),
     ]
-    file = write_rows(tmp_path, [rows[0], rows[2], rows[6]])
-    file = write_rows(tmp_path, [])
+    file = write_rows(tmp_path, [rows[0], rows[2], rows[6]])  # for their pictures
     file.write_text(json.dumps(rows))
     (tmp_path / "pictures/torn.png").write_bytes((tmp_path / "pictures/torn.png").read_bytes()[:200])
     skipped = {}
@@ -194,14 +195,14 @@ def test_bad_rows_are_named_skipped_counted_and_said_by_the_exit_code(
         assert "Skipped: 5 rows." in out and "row 2 (no picture)" in out
         evaluation = read(tmp_path / name)
         assert [row.id for row in evaluation.rows] == ["row-0", "row-1"]
-        skipped[name] = {row.name.partition("(")[2].rstrip(")"): row.reason for row in evaluation.skipped}
-        assert (
-            list(skipped[name]) == ["no picture", "unreadable", "reserved", "too long", "data.json, row 6"]
-            or len(skipped[name]) == 5
-        )
-    assert "torn.png" in skipped["server"]["unreadable"] and skipped["server"]["unreadable"].startswith("was refused: ")
-    assert "reserved token" in skipped["server"]["reserved"] and "reserved token" in skipped["bundle"]["reserved"]
-    assert "too long" in skipped["server"]
+        skipped[name] = {row.number: row.reason for row in evaluation.skipped}
+        assert list(skipped[name]) == [2, 3, 4, 5, 6]
+    for told in skipped.values():
+        assert told[2] == "has a picture that cannot be read (none.png: No such file or directory)"
+        assert told[3].startswith("was refused: ") and "torn.png" in told[3]
+        assert told[4].startswith("was refused: The prompt holds the reserved token")
+        assert told[5].startswith("was refused: The prompt takes ")
+        assert told[6] == "has neither conversations nor messages"
 
 
 @pytest.mark.parametrize(

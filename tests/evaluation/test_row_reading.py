@@ -60,6 +60,7 @@ BAD: dict[str, Any] = {
     "has a picture that cannot be read (none.png: No such file or directory)": messages("1", ["none.png"], "?", "x"),
     "has a picture that cannot be read (folder: Is a directory)": messages("1", ["folder"], "?", "x"),
     "has a picture whose path is none": messages("1", ["a\0b"], "?", "x"),
+    "has a character that is none (half of a surrogate pair)": messages("1\ud800", [], "?", "x"),
     "is about a video": messages("1", [], "?", "x", videos=["v.mp4"]),
     "has a task that is none of report, findings, impression, caption, judge, choice, question": messages("1", [], "?", "x", task="poem"),
     "is a judge, and its answer is none": messages("1", [], "?", "a cyst", task="judge"),
@@ -72,7 +73,7 @@ def test_a_row_that_cannot_be_asked_is_named_with_the_reason(reason: str, tmp_pa
     write_picture(tmp_path / PICTURE, 1)
     (tmp_path / "folder").mkdir()
     file = tmp_path / "data.json"
-    file.write_text(json.dumps([conversation("good", [PICTURE], "<image>?", "x"), BAD[reason]]), encoding="utf-8")
+    file.write_text(json.dumps([conversation("good", [PICTURE], "<image>?", "x"), BAD[reason]]))  # as ASCII
     rows, (bad,) = read_rows([file], tmp_path)
     assert [row.id for row in rows] == ["good"]
     assert (bad.number, bad.reason) == (2, reason) and bad.name.startswith("data.json, row 2")

@@ -43,7 +43,7 @@ ROWS = (
     Checked("结节。结节。", "结节。", "结 节 。 结 节 。", "结 节 。", 3, "结节 。 结节 。", "结节 。"),
     Checked("未见异常", "", "未 见 异 常", "", 0, "未见异常", ""),
     Checked("BI-RADS 4类", "bi-rads 3类", "bi - rads 4 类", "bi - rads 3 类", 4, "bi - rads 4 类", "bi - rads 3 类"),
-    Checked("Left breast cyst.", "Left breast nodule.", "left breast cyst .", "left breast nodule .", 3, "left breast cyst .", "left breast nodule .", "en"),
+    Checked("A renal cyst.", "A renal mass.", "a renal cyst .", "a renal mass .", 3, "a renal cyst .", "a renal mass .", "en"),
     Checked("Simple cysts seen", "A simple cyst", "simple cysts seen", "a simple cyst", 1, "simple cysts seen", "a simple cyst", "en"),
 )  # fmt: skip
 over_rows = pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
@@ -135,3 +135,14 @@ def test_closed_questions_have_accuracy_and_nothing_else() -> None:
     question = "哪一项正确？A. 囊肿 B. 结节"
     chosen = statistics_of(Case(RowTask.CHOICE, "zh", question, "B", "结节"), scorers())
     assert chosen == {"accuracy_choice": (1.0, 1.0), "unanswered_choice": (0.0, 1.0)}
+
+
+def test_facts_are_counted_by_kind() -> None:
+    reference, answer = "左侧乳腺见低回声结节，大小约20mm。", "左侧乳腺见低回声结节，大小约23mm，右侧乳腺见囊肿。"
+    found = statistics_of(Case(RowTask.REPORT, "zh", "?", reference, answer), scorers())
+    facts = {key: sums for key, sums in found.items() if key.startswith("facts")}
+    assert facts["facts_size"] == (1.0, 1.0) and facts["facts_echogenicity"] == (1.0, 1.0)  # 23 mm is within 20 %
+    assert facts["facts"][0] == facts["facts"][1] and facts["facts_invented"][0] > 0
+    assert "facts_birads" not in facts  # the reference states none
+    wrong = statistics_of(Case(RowTask.REPORT, "zh", "?", reference, "左侧乳腺见低回声结节，大小约30mm。"), scorers())
+    assert wrong["facts_size"] == (0.0, 1.0) and wrong["facts_side"] == (1.0, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from echovlm_edge.runtime.contracts.errors import (
@@ -24,7 +24,7 @@ OF_A_ROW = (InvalidInput, NotPossibleHere, NotFound, UnusableNumbers, DeadlineEx
 
 def ask_all(
     target: Target, rows: Sequence[Row], sampling: Sampling, at_once: int
-) -> Iterator[tuple[Row, Answer | UserError]]:
+) -> Generator[tuple[Row, Answer | UserError], None, None]:
     """Ask all rows, `at_once` at a time; yields each with its answer, or with the error that it alone caused.
 
     Raises:

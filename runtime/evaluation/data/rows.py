@@ -118,7 +118,8 @@ def _contents(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
             raise InvalidInput(f"The data {file} is not a list: give a JSON file that holds a list of rows.")
         for place, row in enumerate(content, 1):
             id = row.get("id") if isinstance(row, dict) else None
-            yield f"{file.name}, row {place}{f' ({id})' if isinstance(id, str | int) else ''}", row
+            named = f" ({str(id).encode(errors='replace').decode()})" if isinstance(id, str | int) else ""
+            yield f"{file.name}, row {place}{named}", row
 
 
 def _row(number: int, name: str, content: Any, images: Path, overrides: Overrides) -> Row:
@@ -135,6 +136,9 @@ def _row(number: int, name: str, content: Any, images: Path, overrides: Override
         raise Unusable("has no words in its question")
     if not reference.strip():
         raise Unusable("has no words in its answer")
+    id = str(content.get("id", ""))
+    if any("\ud800" <= character <= "\udfff" for character in id + question + reference):
+        raise Unusable("has a character that is none (half of a surrogate pair)")
     not_sent = {NotSent.SYSTEM: system, NotSent.HISTORY: len(turns) > 1, NotSent.PLACES: _inside(turns)}
     given_task = overrides.task or _choice(RowTask, content, "task")
     task = given_task or task_of(question, len(named))
@@ -145,7 +149,6 @@ def _row(number: int, name: str, content: Any, images: Path, overrides: Override
             raise Unusable(f"is a {task.value}, and its answer is none")
         task = RowTask.QUESTION
     digests = [hashlib.sha256(_bytes(images / picture)).hexdigest() for picture in named]
-    id = str(content.get("id", ""))
     return Row(
         number=number,
         name=name,
@@ -163,7 +166,7 @@ def _row(number: int, name: str, content: Any, images: Path, overrides: Override
 
 def _turns(content: Mapping[str, Any]) -> tuple[bool, list[tuple[str, str]]]:
     """Return whether there is a system prompt, and each turn's question and answer."""
-    messages = content.get("conversations", content.get("messages"))
+    messages = content.get("conversations") or content.get("messages")
     if not isinstance(messages, list):
         raise Unusable("has neither conversations nor messages")
     spoken, system = list[tuple[str, str]](), bool(content.get("system_prompt"))
@@ -198,7 +201,7 @@ def _inside(turns: Sequence[tuple[str, str]]) -> bool:
 def _picture_names(content: Mapping[str, Any]) -> list[str]:
     if content.get("videos") or content.get("video"):
         raise Unusable("is about a video")
-    given = content.get("image", content.get("images")) or []
+    given = content.get("image") or content.get("images") or []
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise Unusable("has pictures that are not a list of paths")

@@ -52,10 +52,13 @@ def by_group(title: str, figures: Sequence[Figure]) -> Spec:
         tip("rows", None, ","),
     ]
     spec["encoding"] = {"y": place("group"), "tooltip": tooltip}
-    low = quantity("low", title)
+    low = quantity("low", title) | {"scale": {"zero": False}}
     spec["layer"] = [
         {"mark": {"type": "rule", "strokeWidth": 3}, "encoding": {"x": low, "x2": {"field": "high"}}},
-        {"mark": {"type": "point", "size": 90}, "encoding": {"x": quantity("figure", title)}},
+        {
+            "mark": {"type": "point", "size": 90},
+            "encoding": {"x": quantity("figure", title) | {"scale": {"zero": False}}},
+        },
     ]
     return spec
 

@@ -75,7 +75,7 @@ def _group(
     tiles = [(metric.title, f"{figure.value:.1f}", _tile_note(figure)) for metric, figure in figures if metric in shown]
     return {
         "summary": _sentence(evaluation, group, tiles),
-        "tiles": tiles[:6],
+        "tiles": tiles,
         "rows": [
             [metric.title, f"{figure.value:.2f}", interval(figure), f"{figure.rows:,}"] for metric, figure in figures
         ],
@@ -88,11 +88,10 @@ def _tile_note(figure: Figure) -> str:
 
 
 def _sentence(evaluation: Evaluation, group: str, tiles: Sequence[tuple[str, str, str]]) -> str:
-    model = evaluation.settings.model
-    skipped = f"; {counted(len(evaluation.skipped), 'row')} skipped" if evaluation.skipped else ""
-    which = "" if group == ALL else f"; shown is {group}"
-    first = f", {tiles[0][0]} {tiles[0][1]}" if tiles else ""
-    return f"{model.model} ({model.precision}, {evaluation.where}) answered {counted(len(evaluation.rows), 'row')}{skipped}{which}{first}."
+    model, skipped = evaluation.settings.model, len(evaluation.skipped)
+    without = f", and {skipped:,} {'was' if skipped == 1 else 'were'} skipped" if skipped else ""
+    first = f" {tiles[0][0]} is {tiles[0][1]}{'' if group == ALL else f' for {group}'}." if tiles else ""
+    return f"{model.model} ({model.precision}, {evaluation.where}) answered {counted(len(evaluation.rows), 'row')}{without}.{first}"
 
 
 def _scores(metric: Metric, rows: Sequence[ScoredRow]) -> list[tuple[ScoredRow, float]]:

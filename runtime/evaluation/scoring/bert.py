@@ -69,6 +69,8 @@ class BertScore:
                 device="cpu",
                 use_fast_tokenizer=True,
             )
+            tokenizer = scorer._tokenizer  # older folders do not state its limit, and the package cuts texts at it
+            tokenizer.model_max_length = min(tokenizer.model_max_length, int(config["max_position_embeddings"]))
             if baseline:
                 scorer.baseline_vals  # noqa: B018 # reads the file
         except Exception as error:  # of torch, transformers and pandas; their sentences quote paths at length

@@ -11,6 +11,7 @@ from echovlm_edge.runtime.evaluation.scoring.accuracy import Accuracy
 from echovlm_edge.runtime.evaluation.scoring.by_language import CorpusBleu, EnglishRouge
 from echovlm_edge.runtime.evaluation.scoring.metric import Case, Metric, Scorer, Statistics
 from echovlm_edge.runtime.evaluation.scoring.overlap import Overlap
+from echovlm_edge.runtime.evaluation.scoring.stated_facts import StatedFacts
 
 LIBRARIES = ("jieba", "nltk", "rouge_chinese", "rouge_score", "sacrebleu")
 
@@ -24,7 +25,7 @@ def scorers(*further: Scorer) -> tuple[Scorer, ...]:
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise NotPossibleHere(f"Scores need {missing[0]}, which is not installed: {install_hint('evaluate')}.")
-    return (Accuracy(), Overlap(), *further, CorpusBleu(), EnglishRouge())
+    return (Overlap(), *further, StatedFacts(), Accuracy(), CorpusBleu(), EnglishRouge())
 
 
 def metrics_of(scoring: Sequence[Scorer]) -> tuple[Metric, ...]:
