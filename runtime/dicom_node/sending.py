@@ -19,6 +19,7 @@ from echovlm_edge.runtime.contracts.image_path import unreadable
 from echovlm_edge.runtime.dicom_node.settings import check_title
 
 MOST_CONTEXTS = 128  # of one association
+ANSWER_SECONDS = 120.0  # for an instance: its receiver's disk may be busy
 PEER = re.compile(r"(?P<title>[^@\s]{1,16})@(?P<host>[^@]+):(?P<port>\d{1,5})")
 
 
@@ -66,6 +67,7 @@ def send(files: list[Path], title: str, host: str, port: int, own_title: str) ->
     """
     _config.STORE_SEND_CHUNKED_DATASET = True
     entity = AE(own_title)
+    entity.dimse_timeout = entity.network_timeout = ANSWER_SECONDS
     contexts: dict[tuple[str, str], None] = {}
     for path in files:
         try:

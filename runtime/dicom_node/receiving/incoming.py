@@ -25,6 +25,8 @@ from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
+from echovlm_edge.runtime.dicom_node.receiving.silence import silence_of
+
 if TYPE_CHECKING:
     import socket
 
@@ -142,7 +144,8 @@ class SpoolingDimse(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Process a piece of a message; one that is too long or damaged, or sent before the last was answered, ends the association."""
         try:
-            self._receive(primitive)
+            with silence_of(self.assoc).held():  # a disk may take long to write it
+                self._receive(primitive)
         except Exception as error:  # damaged bytes can raise anything in the parser
             _log.warning("an association sent what is no DIMSE message (%s): it is aborted", type(error).__name__)
             self.abandon()

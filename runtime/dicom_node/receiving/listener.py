@@ -20,6 +20,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.dicom_node.receiving.header import IMAGES
 from echovlm_edge.runtime.dicom_node.receiving.incoming import BoundedSocket, PatientStateMachine, SpoolingDimse
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, certificate_names
+from echovlm_edge.runtime.dicom_node.receiving.silence import measure_silence, silence_of
 from echovlm_edge.runtime.formats.dicom_syntaxes import EVERY, NATIVE
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -103,7 +104,7 @@ class Listener:
         others = [context.abstract_syntax for context in AllStoragePresentationContexts] if other_classes else []
         for sop_class in dict.fromkeys((*IMAGES, *others)):
             entity.add_supported_context(cast(str, sop_class), list(EVERY))
-        events = [(evt.EVT_REQUESTED, self._requested), *handlers]
+        events = [(evt.EVT_REQUESTED, self._requested), *((kind, _held(handler)) for kind, handler in handlers)]
         try:
             self._server = _Server(entity, address, ae_title, events, tls, new_file, limits, peers)
         except OSError as error:
@@ -192,6 +193,7 @@ class _Handler(RequestHandler):
         limits = self.server.limits
         connection = cast(socket.socket, self.request)
         connection.settimeout(limits.idle_seconds)
+        measure_silence(association)
         association.dul.state_machine = PatientStateMachine(association.dul)
         association.dimse = SpoolingDimse(association, self.server.new_file, limits.instance_bytes)
         while not association.dul.event_queue.empty():  # the first socket's indication of the connection
@@ -200,6 +202,16 @@ class _Handler(RequestHandler):
         association.dul.socket = BoundedSocket(association, connection, most, limits.idle_seconds)
         association.bind(evt.EVT_CONN_CLOSE, _abandon)
         return association
+
+
+def _held(handler: Callable[[evt.Event], Any]) -> Callable[[evt.Event], Any]:
+    """Return a handler during which its association is not taken to be silent."""
+
+    def answer(event: evt.Event) -> Any:
+        with silence_of(event.assoc).held():
+            return handler(event)
+
+    return answer
 
 
 def _abandon(event: evt.Event) -> None:

@@ -1,0 +1,66 @@
+"""Tell how long a peer has been silent, in the place of pynetdicom's timer.
+
+That timer follows the machine's clock, so that setting the clock would end every association. And it counts while the node itself is
+at work for the peer: where a disk takes longer than the limit to store an instance, the association would end with its answer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from pynetdicom.association import Association
+from pynetdicom.timer import Timer
+
+
+class Silence(Timer):
+    """A timer with a monotonic clock that stands still while somebody holds it. Threads may share it."""
+
+    def __init__(self, timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Expire after `timeout` seconds; None never expires."""
+        super().__init__(timeout)
+        self._clock = clock
+        self._lock, self._holders = threading.Lock(), 0
+
+    def start(self) -> None:
+        """Start from zero."""
+        self._start_time, self._end_time = self._clock(), None
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._end_time = self._clock()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it expires; all of them while it is held."""
+        if self.timeout is None:
+            return 1.0
+        if self._start_time is None or self._holders:
+            return self.timeout
+        return self.timeout - ((self._clock() if self._end_time is None else self._end_time) - self._start_time)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Stand still in the context, and start from zero at its end."""
+        with self._lock:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.start()
+                self._holders -= 1
+
+
+def silence_of(association: Association) -> Silence:
+    """Return the timer of an association that `measure_silence` was called for."""
+    return cast(Silence, association.dul._idle_timer)
+
+
+def measure_silence(association: Association) -> None:
+    """Replace an association's timers, before it starts."""
+    association.dul._idle_timer = Silence(association.network_timeout)
+    association.dul.artim_timer = Silence(association.acse_timeout)
