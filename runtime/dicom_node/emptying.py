@@ -7,8 +7,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.states import StudyState
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool.states import StudyState
 
 SWEEP_SECONDS = 30.0
 REMEMBERED_SECONDS = (
@@ -44,8 +44,8 @@ class Emptying:
     def make_room(self) -> None:
         """Empty at once all that is delivered: the spool is full."""
         with self._lock:
-            for study in self._spool.studies(StudyState.DELIVERED):
-                self._spool.empty(study)
+            for study in self._spool.studies.in_states(StudyState.DELIVERED):
+                self._spool.studies.empty(study)
 
     def _run(self) -> None:
         while not self._stopped.wait(min(SWEEP_SECONDS, max(1.0, self._kept.delivered))):
@@ -57,7 +57,7 @@ class Emptying:
 
     def _sweep(self, now: float) -> None:
         for state, seconds in ((StudyState.DELIVERED, self._kept.delivered), (StudyState.FAILED, self._kept.failed)):
-            for study in self._spool.studies(state):
+            for study in self._spool.studies.in_states(state):
                 if study.changed + seconds <= now:
-                    self._spool.empty(study)
-        self._spool.forget(now - REMEMBERED_SECONDS)
+                    self._spool.studies.empty(study)
+        self._spool.studies.forget(now - REMEMBERED_SECONDS)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from echovlm_edge.runtime.dicom_node.node import Node, parse_address
-from echovlm_edge.runtime.dicom_node.states import StudyState
+from echovlm_edge.runtime.dicom_node.spool.states import StudyState
 from echovlm_edge.runtime.observability.metrics_server import MetricsServer
 
 
@@ -33,16 +33,21 @@ class NodeMetrics:
         yield sent
         studies = GaugeMetricFamily("echovlm_dicom_studies", "Studies in the spool.", labels=["state"])
         for state in StudyState:
-            studies.add_metric([state.value], len(node.spool.studies(state)))
+            studies.add_metric([state.value], len(node.spool.studies.in_states(state)))
         yield studies
-        owed = node.spool.owed()
+        owed = node.spool.deliveries.owed()
         yield GaugeMetricFamily("echovlm_dicom_owed", "Documents that are owed.", len(owed))
-        waits = [time.time() - study.changed for study in node.spool.studies(StudyState.COMPLETE, StudyState.REPORTED)]
+        waits = [
+            time.time() - study.changed
+            for study in node.spool.studies.in_states(StudyState.COMPLETE, StudyState.REPORTED)
+        ]
         yield GaugeMetricFamily(
             "echovlm_dicom_oldest_owed_seconds", "Since the oldest owed report was due.", max([0.0, *waits])
         )
-        yield GaugeMetricFamily("echovlm_dicom_spool_bytes", "Bytes of the spool.", node.spool.used_bytes())
-        yield GaugeMetricFamily("echovlm_dicom_disk_free_bytes", "Free bytes of its disk.", node.spool.free_bytes())
+        yield GaugeMetricFamily("echovlm_dicom_spool_bytes", "Bytes of the spool.", node.spool.arrivals.used_bytes())
+        yield GaugeMetricFamily(
+            "echovlm_dicom_disk_free_bytes", "Free bytes of its disk.", node.spool.arrivals.free_bytes()
+        )
         yield GaugeMetricFamily("echovlm_dicom_associations", "Open associations.", node.listener.associations)
         yield CounterMetricFamily(
             "echovlm_dicom_server_faults", "Calls that the server did not answer.", node.working.server_faults

@@ -31,7 +31,7 @@ from echovlm_edge.runtime.dicom_node.reporting.questions import read_questions
 from echovlm_edge.runtime.dicom_node.reporting.study_worker import ReportOptions, StudyWorker
 from echovlm_edge.runtime.dicom_node.reporting.working import Quiet, Working
 from echovlm_edge.runtime.dicom_node.settings import NodeSettings, check_title
-from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 
 MB = 1 << 20
 
@@ -98,7 +98,7 @@ class Node:
         self.listener = Listener(
             address,
             chosen.ae_title,
-            self.spool.new_file,
+            self.spool.arrivals.new_file,
             [
                 (evt.EVT_C_STORE, self.receiver.store),
                 (evt.EVT_C_ECHO, lambda event: SUCCESS),
@@ -144,7 +144,7 @@ class Node:
             chosen.tls_key,
             chosen.tls_client_ca,
         )
-        door = StowDoor(self.receiver, self.spool.new_file, peers, options)
+        door = StowDoor(self.receiver, self.spool.arrivals.new_file, peers, options)
         self._ending.callback(door.close)
         return door
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Summary, study_of
-from echovlm_edge.runtime.dicom_node.states import StudyState
+from echovlm_edge.runtime.dicom_node.spool.rows import Summary, study_of
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool.states import StudyState
 
 ABOUT = {
     "complete": "Take studies to be complete now: their reports are asked for.",
@@ -48,18 +48,20 @@ def summaries(spool: Spool) -> list[Summary]:
     """Summarise all studies of a spool, the oldest first."""
     counts = {
         row["study"]: row
-        for row in spool.rows("SELECT study, count(*) AS instances, sum(bytes) AS bytes FROM instances GROUP BY study")
+        for row in spool.database.rows(
+            "SELECT study, count(*) AS instances, sum(bytes) AS bytes FROM instances GROUP BY study"
+        )
     }
     sent = {
         row["study"]: row
-        for row in spool.rows(
+        for row in spool.database.rows(
             "SELECT study, sum(state = 'owed') AS owed, sum(state = 'delivered') AS delivered,"
             " max(CASE WHEN state = 'owed' THEN error ELSE '' END) AS error"
             " FROM deliveries JOIN documents ON documents.id = document GROUP BY study"
         )
     }
     listed = []
-    for row in spool.rows("SELECT * FROM studies ORDER BY id"):
+    for row in spool.database.rows("SELECT * FROM studies ORDER BY id"):
         here, there = counts.get(row["id"]), sent.get(row["id"])
         listed.append(
             Summary(
@@ -110,14 +112,14 @@ def run_on_studies(word: str, options: argparse.Namespace) -> int:
     spool = _opened(options.spool)
     try:
         for name in options.studies:
-            study = spool.study(name)
+            study = spool.studies.find(name)
             if word == "complete":
-                done = spool.complete(study, "an operator's word")
+                done = spool.studies.complete(study, "an operator's word")
                 need = "it is not receiving"
             elif study.state is StudyState.FAILED:
-                done, need = spool.try_again(study), "its state has just changed"
+                done, need = spool.studies.try_again(study), "its state has just changed"
             else:
-                done, need = spool.resend(study) > 0, "it has no delivered report in the spool"
+                done, need = spool.deliveries.resend(study) > 0, "it has no delivered report in the spool"
             if not done:
                 raise InvalidInput(f"Study {name} is {study.state.value}: {need}.")
             print(f"Study {study.id}: {'complete' if word == 'complete' else 'will be sent again'}.")

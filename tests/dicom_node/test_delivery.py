@@ -33,7 +33,7 @@ def study() -> dict[str, object]:
 
 
 def state(node: Node, study: dict[str, object]) -> str:
-    return str(node.spool.study(str(study["StudyInstanceUID"])).state)
+    return str(node.spool.studies.find(str(study["StudyInstanceUID"])).state)
 
 
 def test_a_destination_that_is_down_gets_the_same_object_later(
@@ -42,12 +42,12 @@ def test_a_destination_that_is_down_gets_the_same_object_later(
     pacs.stop()
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
-        wait_for(lambda: any(owed.attempts > 1 for owed in node.spool.owed()))
+        wait_for(lambda: any(owed.attempts > 1 for owed in node.spool.deliveries.owed()))
         assert state(node, study) == "reported"
         pacs.start()
         wait_for(lambda: state(node, study) == "delivered")
         before = pacs.documents()[0].SOPInstanceUID
-        assert node.spool.resend(node.spool.study(str(study["StudyInstanceUID"]))) == 1
+        assert node.spool.deliveries.resend(node.spool.studies.find(str(study["StudyInstanceUID"]))) == 1
         wait_for(lambda: len(pacs.received[before]) == 2)
     first, again = pacs.received[before]
     assert first == again and len(pacs.received) == 1
@@ -76,7 +76,7 @@ def test_what_is_owed_is_delivered_after_a_restart(
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
         wait_for(lambda: state(node, study) == "reported")
-        (owed,) = node.spool.owed()
+        (owed,) = node.spool.deliveries.owed()
     pacs.start()
     with running_node(
         tmp_path / "spool", "127.0.0.1:9", destination=(pacs.name,)
@@ -96,7 +96,7 @@ def test_an_older_version_that_nobody_has_is_superseded(
         store(node, [one])
         wait_for(lambda: any("cannot be reached" in each.error for each in summaries(node.spool)))
         store(node, [two])
-        wait_for(lambda: [owed.version for owed in node.spool.owed()] == [2])
+        wait_for(lambda: [owed.version for owed in node.spool.deliveries.owed()] == [2])
         pacs.start()
         node.delivering._backoff = Backoff(0.05, 0.2)
         wait_for(lambda: state(node, study) == "delivered")

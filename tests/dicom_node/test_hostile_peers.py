@@ -280,7 +280,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 def test_an_honest_conversation_is_taken(node: Node, tmp_path: Path) -> None:
     """What is mutated below is right to begin with."""
     say(node, *conversation(tmp_path / "in"))
-    wait_for(lambda: len(list(node.spool.instances.iterdir())) == 1)
+    wait_for(lambda: len(list(node.spool.arrivals.instances.iterdir())) == 1)
 
 
 def say(node: Node, *parts: bytes) -> bytes:
@@ -334,7 +334,7 @@ def test_fuzzed_conversations_crash_nothing(
     wait_for(lambda: node.listener.associations == 0, 30)
     works(node, tmp_path / "in")
     assert not died
-    assert not list(node.spool.incoming.iterdir())
+    assert not list(node.spool.arrivals.incoming.iterdir())
     output = capfd.readouterr()
     assert not any(secret in logged(caplog) + output.out + output.err for secret in SECRETS)
 
@@ -353,7 +353,7 @@ def test_fuzzed_data_sets_are_stored_or_refused(
         statuses |= set(store(node, [damaged]).values()) or {0}
         damaged.unlink()
     assert statuses <= {0x0000, 0xC000, 0xA900}
-    assert not died and not list(node.spool.incoming.iterdir())
+    assert not died and not list(node.spool.arrivals.incoming.iterdir())
     works(node, tmp_path / "in")
     output = capfd.readouterr()
     assert not any(secret in logged(caplog) + output.out + output.err for secret in SECRETS)

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import served
 from echovlm_edge.runtime.contracts.errors import UserError
-from echovlm_edge.runtime.dicom_node.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 from tests.support.carts import Pacs, cine, still, store, study_of, write
 from tests.support.waiting import wait_for
 
@@ -141,8 +141,9 @@ def test_a_study_survives_a_kill_after_each_step_of_storing(moment: int, tmp_pat
     program = """
 import os, sys
 from pathlib import Path
-from echovlm_edge.runtime.dicom_node import spool as module
-from echovlm_edge.runtime.dicom_node.spool_rows import Arrival
+from echovlm_edge.runtime.dicom_node.spool import arrivals
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 left = [int(sys.argv[2])]
 def dying(call):
     def counted(*arguments, **named):
@@ -151,11 +152,11 @@ def dying(call):
         left[0] -= 1
         return call(*arguments, **named)
     return counted
-spool = module.Spool(Path(sys.argv[1]))
+spool = Spool(Path(sys.argv[1]))
 spool.claim()
-path = spool.new_file()
+path = spool.arrivals.new_file()
 path.write_bytes(b"instance")
-Path.replace, module._sync_folder = dying(Path.replace), dying(module._sync_folder)
+Path.replace, arrivals.sync_folder = dying(Path.replace), dying(arrivals.sync_folder)
 class Connection:
     def __init__(self, real):
         self.real = real
@@ -163,8 +164,8 @@ class Connection:
         return getattr(self.real, name)
     def execute(self, *arguments):
         return dying(self.real.execute)(*arguments) if not arguments[0].startswith("SELECT 1") else self.real.execute(*arguments)
-spool._connection = Connection(spool._connection)
-spool.store(Arrival(path, "1.2", "1.2.3", "1.2.840", b"digest", "CART", "still", {}))
+spool.database._connection = Connection(spool.database._connection)
+spool.arrivals.store(Arrival(path, "1.2", "1.2.3", "1.2.840", b"digest", "CART", "still", {}))
 print("stored")
 """
     done = subprocess.run(
@@ -172,9 +173,9 @@ print("stored")
     )
     spool = Spool(tmp_path)
     spool.claim()
-    files = list(spool.instances.iterdir())
-    held = spool.rows("SELECT file FROM instances WHERE sop_instance = '1.2.3'")
+    files = list(spool.arrivals.instances.iterdir())
+    held = spool.database.rows("SELECT file FROM instances WHERE sop_instance = '1.2.3'")
     assert held or "stored" not in done.stdout
     assert [file.name for file in files] == [row["file"] for row in held]
-    assert not list(spool.incoming.iterdir())
+    assert not list(spool.arrivals.incoming.iterdir())
     spool.close()

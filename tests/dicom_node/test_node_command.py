@@ -76,7 +76,7 @@ def test_two_nodes_do_not_share_a_spool(tmp_path: Path) -> None:
 def test_a_spool_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     import sqlite3
 
-    from echovlm_edge.runtime.dicom_node.spool import Spool
+    from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 
     Spool(tmp_path).close()
     with sqlite3.connect(tmp_path / "spool.db") as database:
@@ -95,7 +95,7 @@ def test_an_operator_completes_looks_and_sends_again(tmp_path: Path, server: str
         assert done.returncode == 0 and "1 of 1 instances" in done.stdout
         assert dicom("resend", "--spool", spool, uid).returncode == 2  # nothing has been written yet
         assert dicom("complete", "--spool", spool, "1").returncode == 0
-        wait_for(lambda: node.spool.study(uid).state == "delivered")
+        wait_for(lambda: node.spool.studies.find(uid).state == "delivered")
         table = dicom("status", "--spool", spool).stdout
         assert "delivered" in table and "TRY" in table and uid not in table
         (shown,) = json.loads(dicom("status", "--spool", spool, "--json").stdout)["studies"]
@@ -112,10 +112,12 @@ def test_a_failed_study_is_tried_again(tmp_path: Path, server: str, pacs: Pacs) 
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         store(node, write(tmp_path / "in", damaged))
         uid = str(study["StudyInstanceUID"])
-        wait_for(lambda: node.spool.study(uid).state == "failed")
-        changed = node.spool.study(uid).changed
+        wait_for(lambda: node.spool.studies.find(uid).state == "failed")
+        changed = node.spool.studies.find(uid).changed
         assert dicom("resend", "--spool", tmp_path / "spool", uid).returncode == 0
-        wait_for(lambda: node.spool.study(uid).state == "failed" and node.spool.study(uid).changed > changed)
+        wait_for(
+            lambda: node.spool.studies.find(uid).state == "failed" and node.spool.studies.find(uid).changed > changed
+        )
 
 
 def test_no_spool_is_no_spool(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_what_a_state_does_not_allow_is_said(tmp_path: Path, server: str, pacs: 
         study = study_of()
         store(node, write(tmp_path / "in", still(study, 1)))
         uid = str(study["StudyInstanceUID"])
-        wait_for(lambda: node.spool.study(uid).state == "delivered")
+        wait_for(lambda: node.spool.studies.find(uid).state == "delivered")
         asked = status.complete_parser().parse_args(["--spool", str(tmp_path / "spool"), uid])
         with pytest.raises(InvalidInput, match="is delivered: it is not receiving"):
             status.run_on_studies("complete", asked)
@@ -147,7 +149,7 @@ def test_metrics_and_audit_say_what_happened(
         store(node, files)
         store(node, files)
         wait_for(lambda: pacs.documents())
-        wait_for(lambda: not node.spool.owed())
+        wait_for(lambda: not node.spool.deliveries.owed())
         registry = CollectorRegistry()
         registry.register(NodeMetrics(node))
         text = generate_latest(registry).decode()
@@ -174,9 +176,9 @@ def test_a_delivered_study_is_emptied_in_its_time(tmp_path: Path, server: str, p
         store(node, write(tmp_path / "in", still(study, 1)))
         uid = str(study["StudyInstanceUID"])
         wait_for(lambda: pacs.documents())
-        wait_for(lambda: node.spool.study(uid).state == "emptied")
-        wait_for(lambda: not list(node.spool.instances.iterdir()))
-        assert node.spool.used_bytes() == 0
+        wait_for(lambda: node.spool.studies.find(uid).state == "emptied")
+        wait_for(lambda: not list(node.spool.arrivals.instances.iterdir()))
+        assert node.spool.arrivals.used_bytes() == 0
         store(node, write(tmp_path / "in", still(study, 2)))  # a late one begins the next version
         wait_for(lambda: len(pacs.documents()) == 2)
     first, second = pacs.documents()
@@ -197,9 +199,9 @@ def test_a_full_spool_is_emptied_of_what_is_delivered(tmp_path: Path, server: st
     ]
     with running_node(tmp_path / "spool", server, destination=(pacs.name,), spool_mb=1) as node:
         assert store(node, files[0]) == {}
-        wait_for(lambda: node.spool.study(str(studies[0]["StudyInstanceUID"])).state == "delivered")
+        wait_for(lambda: node.spool.studies.find(str(studies[0]["StudyInstanceUID"])).state == "delivered")
         assert store(node, files[1]) == {}
-        assert node.spool.study(str(studies[0]["StudyInstanceUID"])).state == "emptied"
+        assert node.spool.studies.find(str(studies[0]["StudyInstanceUID"])).state == "emptied"
 
 
 def test_the_options_are_described_and_each_is_used() -> None:

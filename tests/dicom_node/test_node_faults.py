@@ -53,7 +53,7 @@ def test_a_full_disk_refuses_and_loses_nothing(full: list[bool], tmp_path: Path,
         full[0] = False
         assert store(node, files[2:3]) == {}
         wait_for(lambda: pacs.documents())
-        kept = node.spool.records(node.spool.study(str(study["StudyInstanceUID"])))[-1]
+        kept = node.spool.deliveries.records(node.spool.studies.find(str(study["StudyInstanceUID"])))[-1]
     assert [uid for uid, _ in kept["instances"]] == [path.stem for path in files[:3]]
 
 
@@ -63,18 +63,18 @@ def test_a_full_database_refuses_and_loses_nothing(tmp_path: Path, server: str, 
     files = write(tmp_path / "in", still(one, 1), *(still(two, seed) for seed in range(20)))
     with running_node(tmp_path / "spool", server, destination=(pacs.name,), quiet_seconds=1.0) as node:
         assert store(node, files[:1]) == {}
-        database = node.spool._connection
+        database = node.spool.database._connection
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages}")
         refused = store(node, files[1:])
         assert refused and set(refused.values()) == {0xA700}
-        assert len(list(node.spool.instances.iterdir())) == len(files) - len(refused)
-        wait_for(lambda: node.spool.study(str(one["StudyInstanceUID"])).state == "complete")
+        assert len(list(node.spool.arrivals.instances.iterdir())) == len(files) - len(refused)
+        wait_for(lambda: node.spool.studies.find(str(one["StudyInstanceUID"])).state == "complete")
         assert not pacs.documents(one["StudyInstanceUID"])
         database.execute("PRAGMA max_page_count = 1000000")
         assert store(node, list(refused)) == {}
         wait_for(lambda: len(pacs.documents()) >= 2)
-        wait_for(lambda: not node.spool.owed())
+        wait_for(lambda: not node.spool.deliveries.owed())
         assert len(pacs.documents(one["StudyInstanceUID"])) == 1
 
 
@@ -87,10 +87,12 @@ def test_a_study_that_the_server_has_forgotten_is_begun_again(golden_bundle: Pat
         running_node(tmp_path / "spool", forgetful.server.address, destination=(pacs.name,), quiet_seconds=1.5) as node,
     ):
         store(node, files[:1])
-        wait_for(lambda: not node.spool.undecided(node.spool.study(str(study["StudyInstanceUID"])), "still"))
+        wait_for(
+            lambda: not node.spool.studies.undecided(node.spool.studies.find(str(study["StudyInstanceUID"])), "still")
+        )
         store(node, files[1:])
         wait_for(lambda: pacs.documents())
-        kept = node.spool.records(node.spool.study(str(study["StudyInstanceUID"])))[-1]
+        kept = node.spool.deliveries.records(node.spool.studies.find(str(study["StudyInstanceUID"])))[-1]
     assert [uid for uid, _ in kept["instances"]] == [files[0].stem, files[2].stem, files[1].stem]
 
 
@@ -101,9 +103,9 @@ def test_a_server_that_is_away_delays_a_report_and_loses_none(golden_bundle: Pat
     with running_node(tmp_path / "spool", f"127.0.0.1:{port}", destination=(pacs.name,)) as node:
         store(node, write(tmp_path / "in", still(study, 1), cine(study, 2)))
         uid = str(study["StudyInstanceUID"])
-        wait_for(lambda: node.spool.study(uid).state == "complete" and node.working.server_faults > 2)
+        wait_for(lambda: node.spool.studies.find(uid).state == "complete" and node.working.server_faults > 2)
         with served.serving(golden_bundle, folder, "--listen", f"127.0.0.1:{port}"):
-            wait_for(lambda: node.spool.study(uid).state == "delivered")
+            wait_for(lambda: node.spool.studies.find(uid).state == "delivered")
     assert len(pacs.documents()) == 1
 
 
@@ -154,5 +156,5 @@ def test_a_study_is_complete_in_time_while_the_server_does_not_answer(
     with running_node(tmp_path / "spool", "127.0.0.1:9", destination=(pacs.name,), quiet_seconds=1) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
         wait_for(lambda: node.working.server_faults == 1)
-        wait_for(lambda: node.spool.study(str(study["StudyInstanceUID"])).state == "complete")
+        wait_for(lambda: node.spool.studies.find(str(study["StudyInstanceUID"])).state == "complete")
         assert node.working.server_faults == 1, "it waits before it asks again"

@@ -69,8 +69,8 @@ def test_orthanc_finds_the_report_by_its_study_and_shows_its_text(
     files = write(tmp_path / "in", *stills, *(cine(study, 100 + seed) for seed in range(3)))
     with running_node(tmp_path / "spool", server, destination=(f"ORTHANC@127.0.0.1:{port}",)) as node:
         assert store(node, files) == {}
-        wait_for(lambda: node.spool.study(uid).state == "delivered")
-        kept = node.spool.records(node.spool.study(uid))[-1]
+        wait_for(lambda: node.spool.studies.find(uid).state == "delivered")
+        kept = node.spool.deliveries.records(node.spool.studies.find(uid))[-1]
     found = asked(f"{url}/tools/find", {"Level": "Instance", "Query": {"StudyInstanceUID": uid, "Modality": "SR"}})
     assert len(found) == 1
     tags = asked(f"{url}/instances/{found[0]}/simplified-tags")

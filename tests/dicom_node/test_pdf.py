@@ -65,7 +65,11 @@ def test_the_node_delivers_it_beside_the_sr(tmp_path: Path, server: str, pacs: P
     with running_node(tmp_path / "spool", server, destination=(pacs.name,), pdf=True) as node:
         store(node, files)
         wait_for(
-            lambda: node.spool.study(str(study["StudyInstanceUID"])).state == "delivered" if pacs.documents() else False
+            lambda: (
+                node.spool.studies.find(str(study["StudyInstanceUID"])).state == "delivered"
+                if pacs.documents()
+                else False
+            )
         )
     kinds = {document.Modality: document for document in pacs.documents()}
     assert set(kinds) == {"SR", "DOC"}

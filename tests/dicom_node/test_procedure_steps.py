@@ -67,13 +67,13 @@ def test_a_completed_step_completes_the_study_once_its_images_are_there(
     store(node, files[:1])
     assert end(cart, uid, files) == 0
     time.sleep(0.6)
-    assert node.spool.study(name).state == "receiving"  # one image is still to come
+    assert node.spool.studies.find(name).state == "receiving"  # one image is still to come
     store(node, files[1:])
     wait_for(lambda: pacs.documents())
-    assert node.spool.study(name).completed_by == "the performed procedure step"
+    assert node.spool.studies.find(name).completed_by == "the performed procedure step"
     store(node, write(tmp_path / "in", still(study, 3)))  # what comes later waits for the quiet period
     time.sleep(0.6)
-    assert node.spool.study(name).state == "receiving"
+    assert node.spool.studies.find(name).state == "receiving"
 
 
 def test_a_step_in_progress_or_discontinued_completes_nothing(node: Node, cart: Association, tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_step_in_progress_or_discontinued_completes_nothing(node: Node, cart: 
     store(node, files)
     assert end(cart, first, files) == 0
     time.sleep(0.5)
-    assert node.spool.study(name).state == "receiving"
+    assert node.spool.studies.find(name).state == "receiving"
     assert end(cart, second, [], "DISCONTINUED") == 0
-    wait_for(lambda: node.spool.study(name).state != "receiving")
+    wait_for(lambda: node.spool.studies.find(name).state != "receiving")
 
 
 def test_steps_are_answered_by_the_standard(cart: Association) -> None:

@@ -49,7 +49,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 def held(node: Node) -> list[pydicom.Dataset]:
     """All instances in the spool, read."""
-    return [pydicom.dcmread(path) for path in node.spool.instances.iterdir()]
+    return [pydicom.dcmread(path) for path in node.spool.arrivals.instances.iterdir()]
 
 
 @dcmtk
@@ -89,7 +89,7 @@ def in_syntax(syntax: UID, folder: Path) -> Path:
 def test_every_transfer_syntax_of_the_decoder_is_taken_as_it_comes(syntax: UID, node: Node, tmp_path: Path) -> None:
     path = in_syntax(syntax, tmp_path)
     assert store(node, [path]) == {}
-    (file,) = node.spool.instances.iterdir()
+    (file,) = node.spool.arrivals.instances.iterdir()
     assert read_file_meta_info(file).TransferSyntaxUID == syntax
     assert data_set(file) == data_set(path)
 
@@ -165,7 +165,7 @@ def test_an_instance_larger_than_allowed_is_refused(tmp_path: Path) -> None:
     files = write(tmp_path / "in", big, still(study_of(), 1))
     with running_node(tmp_path / "spool", NOWHERE, destination=(f"{tmp_path}/out",), max_instance_mb=1) as node:
         assert store(node, files) == {files[0]: 0xA700}
-        assert len(held(node)) == 1 and not list(node.spool.incoming.iterdir())
+        assert len(held(node)) == 1 and not list(node.spool.arrivals.incoming.iterdir())
 
 
 def test_a_full_spool_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_damaged_data_set_is_refused_and_leaves_nothing(damage: str, node: Nod
         assert pydicom.dcmread(path).file_meta.MediaStorageSOPInstanceUID == uid
     expected = 0xA900 if damage == "other class" else 0xC000
     assert store(node, [path]) == {path: expected}
-    assert not held(node) and not list(node.spool.incoming.iterdir())
+    assert not held(node) and not list(node.spool.arrivals.incoming.iterdir())
 
 
 def test_a_deflated_bomb_is_inflated_no_further_than_its_header(node: Node, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_deflated_bomb_is_inflated_no_further_than_its_header(node: Node, tmp_
     length = int.from_bytes(meta[140:144], "little") + len(meta) - start
     path.write_bytes(meta[:140] + length.to_bytes(4, "little") + meta[144:] + deflated)
     assert store(node, [path]) == {}
-    (file,) = node.spool.instances.iterdir()
+    (file,) = node.spool.arrivals.instances.iterdir()
     assert file.stat().st_size < 1 << 20
 
 
@@ -269,7 +269,7 @@ def test_an_association_aborted_in_the_middle_leaves_no_file(node: Node, tmp_pat
 
     association.dul.socket.socket = Cut()  # type: ignore[assignment]
     association.send_c_store(big)
-    wait_for(lambda: not list(node.spool.incoming.iterdir()))
+    wait_for(lambda: not list(node.spool.arrivals.incoming.iterdir()))
     assert not held(node)
     assert store(node, write(tmp_path / "in", still(study_of(), 1))) == {}
 
@@ -285,6 +285,6 @@ def test_a_study_is_not_complete_while_its_association_is_open(tmp_path: Path, s
         assert association.send_c_store(pydicom.dcmread(path)).Status == 0
         uid = str(study["StudyInstanceUID"])
         time.sleep(1.0)
-        assert node.spool.study(uid).state == "receiving"
+        assert node.spool.studies.find(uid).state == "receiving"
         association.release()
-        wait_for(lambda: node.spool.study(uid).state != "receiving")
+        wait_for(lambda: node.spool.studies.find(uid).state != "receiving")

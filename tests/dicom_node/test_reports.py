@@ -21,7 +21,7 @@ from tests.support.waiting import wait_for
 
 def record(node: Node, study: dict[str, object]) -> dict[str, Any]:
     """What the node keeps about a study's last report."""
-    return node.spool.records(node.spool.study(str(study["StudyInstanceUID"])))[-1]
+    return node.spool.deliveries.records(node.spool.studies.find(str(study["StudyInstanceUID"])))[-1]
 
 
 def asked_by_grpc(server: str, files: list[Path], kept: dict[str, Any], **options: Any) -> tuple[Report, int]:
@@ -112,8 +112,8 @@ def test_what_comes_later_makes_a_version_that_names_the_one_before(tmp_path: Pa
         assert reference.ReferencedSOPInstanceUID == first.SOPInstanceUID
         assert "PredecessorDocumentsSequence" not in first
         uid = str(study["StudyInstanceUID"])
-        wait_for(lambda: node.spool.study(uid).state == "delivered")
-        assert node.spool.study(uid).version == 2
+        wait_for(lambda: node.spool.studies.find(uid).state == "delivered")
+        assert node.spool.studies.find(uid).version == 2
 
 
 def test_pictures_beyond_the_limit_are_left_out_by_name(tmp_path: Path, server: str, pacs: Pacs) -> None:
@@ -143,8 +143,8 @@ def test_a_study_without_a_picture_fails_by_name(tmp_path: Path, server: str, pa
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         store(node, write(tmp_path / "in", damaged))
         uid = str(study["StudyInstanceUID"])
-        wait_for(lambda: node.spool.study(uid).state == "failed")
-        assert "no picture" in node.spool.study(uid).reason
+        wait_for(lambda: node.spool.studies.find(uid).state == "failed")
+        assert "no picture" in node.spool.studies.find(uid).reason
     assert not pacs.documents()
 
 
@@ -198,6 +198,6 @@ def test_a_document_that_cannot_be_made_fails_its_study_and_no_other(
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
         store(node, write(tmp_path / "in", still(bad, 1), still(good, 2)))
         uid = str(bad["StudyInstanceUID"])
-        wait_for(lambda: node.spool.study(uid).state == "failed")
-        assert "cannot be made (ValueError)" in node.spool.study(uid).reason
+        wait_for(lambda: node.spool.studies.find(uid).state == "failed")
+        assert "cannot be made (ValueError)" in node.spool.studies.find(uid).reason
         wait_for(lambda: pacs.documents(good["StudyInstanceUID"]))

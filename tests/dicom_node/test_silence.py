@@ -11,7 +11,7 @@ from pynetdicom import AE, evt
 
 from echovlm_edge.runtime.dicom_node.receiving import silence
 from echovlm_edge.runtime.dicom_node.receiving.silence import Silence
-from echovlm_edge.runtime.dicom_node.spool_rows import Arrival
+from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from tests.support.carts import running_node, still, store, study_of, write
 from tests.support.waiting import wait_for
 
@@ -64,13 +64,13 @@ def test_an_association_is_kept_while_its_instance_is_stored(
     """Each takes two hours to store, where a minute of silence ends an association."""
     study = study_of()
     with running_node(tmp_path / "spool", "127.0.0.1:9", destination=(f"{tmp_path}/out",), quiet_seconds=600) as node:
-        stored = node.spool.store
+        stored = node.spool.arrivals.store
 
         def slowly(arrival: Arrival) -> bool:
             clock.now += 7200.0
             return stored(arrival)
 
-        monkeypatch.setattr(node.spool, "store", slowly)
+        monkeypatch.setattr(node.spool.arrivals, "store", slowly)
         assert store(node, write(tmp_path / "in", *(still(study, seed) for seed in range(3)))) == {}
 
 

@@ -60,7 +60,7 @@ def test_what_cannot_be_stored_is_listed(node: Node, tmp_path: Path) -> None:
     assert answer["00081198"]["Value"][0]["00081197"]["Value"] == [0xC000]  # type: ignore[index]
     assert post(node, body([b"no DICOM"]))[0] == 409
     assert post(node, body([path.read_bytes()]), "/studies/1.2.3")[0] == 409  # of another study
-    assert not list(node.spool.incoming.iterdir())
+    assert not list(node.spool.arrivals.incoming.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_cannot_be_stored_is_listed(node: Node, tmp_path: Path) -> None:
 )
 def test_a_wrong_body_is_refused_and_leaves_nothing(content: bytes, kind: str | None, status: int, node: Node) -> None:
     assert post(node, content, **({"Content-Type": kind} if kind else {}))[0] == status
-    assert not list(node.spool.incoming.iterdir()) and not list(node.spool.instances.iterdir())
+    assert not list(node.spool.arrivals.incoming.iterdir()) and not list(node.spool.arrivals.instances.iterdir())
 
 
 def test_senders_give_the_token(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_stow_stores_the_very_document_until_it_is_taken(web: Server, tmp_path: 
     with running_node(tmp_path / "spool", server, destination=(to,), destination_token_file=token) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
         uid = str(study["StudyInstanceUID"])
-        wait_for(lambda: len(web.posts) == 3 and node.spool.study(uid).state == "delivered")
+        wait_for(lambda: len(web.posts) == 3 and node.spool.studies.find(uid).state == "delivered")
     parts = []
     for path, headers, body in web.posts:
         assert path == "/dicom-web/studies" and headers["Authorization"] == "Bearer s3cret"
@@ -83,7 +83,7 @@ def test_an_instance_that_the_server_has_already_is_delivered(web: Server, tmp_p
     to = f"http://127.0.0.1:{web.server_port}/studies"
     with running_node(tmp_path / "spool", server, destination=(to,)) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
-        wait_for(lambda: node.spool.study(str(study["StudyInstanceUID"])).state == "delivered")
+        wait_for(lambda: node.spool.studies.find(str(study["StudyInstanceUID"])).state == "delivered")
     assert len(web.posts) == 1
 
 
@@ -93,7 +93,7 @@ def test_fhir_is_created_on_the_condition_that_it_is_not_there(web: Server, tmp_
     to = f"fhir+http://127.0.0.1:{web.server_port}/fhir"
     with running_node(tmp_path / "spool", server, destination=(to, f"{tmp_path}/out")) as node:
         store(node, write(tmp_path / "in", still(study, 1)))
-        wait_for(lambda: node.spool.study(str(study["StudyInstanceUID"])).state == "delivered")
+        wait_for(lambda: node.spool.studies.find(str(study["StudyInstanceUID"])).state == "delivered")
     (file,) = (tmp_path / "out").glob("*.dcm")  # a folder gets the DICOM document alone
     identifier = f"urn:oid:{file.stem}"
     assert [path for path, _, _ in web.posts] == ["/fhir/DiagnosticReport"] * 2

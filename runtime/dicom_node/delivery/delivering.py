@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.delivery.destinations import Destination, NotDelivered
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Owed
+from echovlm_edge.runtime.dicom_node.spool.rows import Owed
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 
 FIRST_PAUSE, LONGEST_PAUSE = (
     1.0,
@@ -73,19 +73,18 @@ class Delivering:
     def close(self) -> None:
         """Begin no more attempts, and wait for those that run."""
         self._stopped.set()
-        with self._spool.changed:
-            self._spool.changed.notify_all()
+        self._spool.database.wake()
         self._thread.join()
         self._pool.shutdown()
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                for owed in self._spool.owed():
+                for owed in self._spool.deliveries.owed():
                     self._begin(owed)
             except Exception as error:  # a full disk, for example: what is owed stays owed
                 _log.error("what is owed cannot be read: %s", type(error).__name__)
-            self._spool.wait(POLL_SECONDS)
+            self._spool.database.wait(POLL_SECONDS)
 
     def _begin(self, owed: Owed) -> None:
         if owed.destination not in self._destinations or owed.destination in self._busy:
@@ -99,11 +98,11 @@ class Delivering:
         destination = self._destinations[owed.destination]
         fields = {"study": owed.study, "version": owed.version, "destination": owed.destination}
         try:
-            content = self._spool.begin_attempt(owed.id)
+            content = self._spool.deliveries.begin_attempt(owed.id)
             if content is None:
                 return
             destination.send(replace(owed.document, content=content))
-            self._spool.acknowledge(owed.id)
+            self._spool.deliveries.acknowledge(owed.id)
             self._backoff.forget(owed.id)
             self.counts["delivered"] += 1
             _log.info("a document was delivered", extra=fields)
@@ -114,14 +113,13 @@ class Delivering:
             self._failed(owed, f"{owed.destination}: {type(error).__name__}", fields)
         finally:
             self._busy.discard(owed.destination)
-            with self._spool.changed:
-                self._spool.changed.notify_all()
+            self._spool.database.wake()
 
     def _failed(self, owed: Owed, reason: str, fields: dict[str, object]) -> None:
         self._backoff.failed(owed.id)
         self.counts["failed"] += 1
         _log.warning("a document was not delivered, and will be sent again: %s", reason, extra=fields)
         try:
-            self._spool.refuse(owed.id, reason)
+            self._spool.deliveries.refuse(owed.id, reason)
         except Exception as error:
             _log.error("a failed delivery cannot be noted: %s", type(error).__name__)

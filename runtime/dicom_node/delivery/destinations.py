@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, _config
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
-from echovlm_edge.runtime.dicom_node.spool_rows import Document
+from echovlm_edge.runtime.dicom_node.spool.rows import Document
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # send a file's data set as it is, without encoding it again

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.dicom_node.delivery.destinations import TIMEOUT_SECONDS, NotDelivered
-from echovlm_edge.runtime.dicom_node.spool_rows import Document
+from echovlm_edge.runtime.dicom_node.spool.rows import Document
 
 OK, CREATED, CONFLICT = 200, 201, 409
 FAILED_SEQUENCE = "00081198"

@@ -18,8 +18,8 @@ from pynetdicom import evt
 from pynetdicom.dimse_primitives import N_CREATE, N_SET
 
 from echovlm_edge.runtime.dicom_node.receiving.header import IMAGES
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Study
+from echovlm_edge.runtime.dicom_node.spool.rows import Study
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 from echovlm_edge.runtime.formats.dicom_attributes import items
 
 PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"
@@ -53,7 +53,7 @@ class ProcedureSteps:
         if not uid or not study or status != IN_PROGRESS:
             return INVALID_VALUE, None
         try:
-            with self._spool.transaction() as sql:
+            with self._spool.database.transaction() as sql:
                 known = sql.execute("SELECT 1 FROM procedure_steps WHERE sop_instance = ?", (uid,)).fetchone()
                 if known:
                     return DUPLICATE, None
@@ -77,7 +77,7 @@ class ProcedureSteps:
         if status not in (IN_PROGRESS, COMPLETED, DISCONTINUED):
             return INVALID_VALUE, None
         try:
-            with self._spool.transaction() as sql:
+            with self._spool.database.transaction() as sql:
                 row = sql.execute("SELECT status FROM procedure_steps WHERE sop_instance = ?", (uid,)).fetchone()
                 if row is None:
                     return NO_SUCH_INSTANCE, None
@@ -99,12 +99,14 @@ class ProcedureSteps:
         """
         if study.version > 1:
             return False
-        rows = self._spool.rows("SELECT status, expected FROM procedure_steps WHERE study_uid = ?", study.uid)
+        rows = self._spool.database.rows("SELECT status, expected FROM procedure_steps WHERE study_uid = ?", study.uid)
         statuses = {row["status"] for row in rows}
         expected = {uid for row in rows for uid in json.loads(row["expected"])}
         if COMPLETED not in statuses or IN_PROGRESS in statuses or not expected:
             return False
-        held = self._spool.rows("SELECT sop_instance FROM instances WHERE study = ? AND kind != 'other'", study.id)
+        held = self._spool.database.rows(
+            "SELECT sop_instance FROM instances WHERE study = ? AND kind != 'other'", study.id
+        )
         return expected <= {row["sop_instance"] for row in held}
 
 

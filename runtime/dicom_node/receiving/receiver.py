@@ -20,8 +20,8 @@ from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.receiving.header import read_header
 from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile, TooMuch
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Arrival
+from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 
 # PS3.4 B.2.3 and PS3.7 annex C.
 SUCCESS, NOT_SUPPORTED, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0x0122, 0xA700, 0xA900, 0xC000
@@ -139,7 +139,9 @@ class Receiver:
         self._activity.touch(
             header.study_uid, association
         )  # before, so that nobody takes the study to be quiet meanwhile
-        new = self._spool.store(Arrival(path, *uids, header.sop_class, digest, sender, header.kind, header.as_json()))
+        new = self._spool.arrivals.store(
+            Arrival(path, *uids, header.sop_class, digest, sender, header.kind, header.as_json())
+        )
         self._activity.touch(header.study_uid, association)
         self._count("stored" if new else "again")
         self._audit.write("received" if new else "received again", sender, address, *uids)
@@ -147,11 +149,11 @@ class Receiver:
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many bytes may be stored; empties what is delivered if the spool is full."""
-        if self._spool.used_bytes() + size > self._limits.spool_bytes:
+        if self._spool.arrivals.used_bytes() + size > self._limits.spool_bytes:
             self._make_room()
-            if self._spool.used_bytes() + size > self._limits.spool_bytes:
+            if self._spool.arrivals.used_bytes() + size > self._limits.spool_bytes:
                 return False
-        return self._spool.free_bytes() >= self._limits.reserve_bytes
+        return self._spool.arrivals.free_bytes() >= self._limits.reserve_bytes
 
     def refused(self, status: int, sender: str, address: str, reason: str) -> Taken:
         """Count, log and audit a refusal; returns it."""

@@ -18,7 +18,7 @@ from echovlm_edge.runtime.clinical.structured_report import Predecessor, structu
 from echovlm_edge.runtime.dicom_node.receiving.header import from_json
 from echovlm_edge.runtime.dicom_node.reporting.questions import Question
 from echovlm_edge.runtime.dicom_node.reporting.selection import Outcome
-from echovlm_edge.runtime.dicom_node.spool_rows import Document, Instance, Study
+from echovlm_edge.runtime.dicom_node.spool.rows import Document, Instance, Study
 
 __all__ = ["Chosen", "DocumentMaker", "find_font", "remarks_of"]
 

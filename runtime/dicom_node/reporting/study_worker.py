@@ -36,9 +36,9 @@ from echovlm_edge.runtime.dicom_node.reporting.selection import (
     judge_still,
     keeps_whole_frame,
 )
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Instance
-from echovlm_edge.runtime.dicom_node.spool_rows import Study as StudyRow
+from echovlm_edge.runtime.dicom_node.spool.rows import Instance
+from echovlm_edge.runtime.dicom_node.spool.rows import Study as StudyRow
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 from echovlm_edge.runtime.formats.media_types import DICOM
 
 # Of a call that only tells that the server is not there now; what else fails is about the study.
@@ -155,7 +155,7 @@ class StudyWorker:
 
     def _report(self, study: StudyRow) -> None:
         self._decide(study)
-        instances = self._spool.instances_of(study)
+        instances = self._spool.studies.instances_of(study)
         shown = [instance for instance in instances if _is_shown(instance)]
         if not shown:
             reasons = {str(one.choice.get("reason")) for one in instances if one.choice and one.choice.get("reason")}
@@ -175,10 +175,10 @@ class StudyWorker:
         stills = [one for one in shown if one.kind == "still"]
         in_order = [*stills, *(one for one in shown if one.kind == "cine")]
         chosen = Chosen(tuple(instances), tuple(in_order), question)
-        documents = self._documents.make(study, report, chosen, self._spool.predecessor(study))
+        documents = self._documents.make(study, report, chosen, self._spool.deliveries.predecessor(study))
         places = {document.kind: place for place, document in enumerate(documents)}
         owed = [(places[kind], destination) for kind, destination in self._options.destinations]
-        if self._spool.report(study, documents, owed):
+        if self._spool.deliveries.report(study, documents, owed):
             _log.info("a report was written", extra={"study": study.id, "version": study.version})
 
     def question(self, instances: list[Instance]) -> Question:
@@ -188,7 +188,7 @@ class StudyWorker:
         return ask(facts, self._options.rows, self._options.language)
 
     def _fail(self, study: StudyRow, reason: str) -> None:
-        if self._spool.fail(study, reason):
+        if self._spool.studies.fail(study, reason):
             _log.warning("no report can be written: %s", reason, extra={"study": study.id, "version": study.version})
 
     def limits(self) -> SelectionLimits:
@@ -216,7 +216,7 @@ class StudyWorker:
         connection = self._client.connection
         opened = _AtServer(Study(connection, connection.begin_study(self._options.call_seconds)), study.version)
         self._open[study.id] = opened
-        for instance in self._spool.instances_of(study, ("still",), choice=Outcome.SHOWN):
+        for instance in self._spool.studies.instances_of(study, ("still",), choice=Outcome.SHOWN):
             opened.stills[instance.id] = self._add(opened, instance).number
         return opened
 
@@ -231,23 +231,23 @@ class StudyWorker:
         self._decide_cines(study)
 
     def _decide_stills(self, study: StudyRow) -> None:
-        undecided = self._spool.instances_of(study, ("still",), choice="")
+        undecided = self._spool.studies.instances_of(study, ("still",), choice="")
         if not undecided:
             return
         limits = self.limits()
-        shown = [_shown(one) for one in self._spool.instances_of(study, ("still",), choice=Outcome.SHOWN)]
+        shown = [_shown(one) for one in self._spool.studies.instances_of(study, ("still",), choice=Outcome.SHOWN)]
         opened = self._opened(study)
         self._withdraw_cines(opened)
         for number, instance in enumerate(undecided):
             if len(shown) >= limits.pictures:
                 rest = {one.id: {"outcome": Outcome.NO_ROOM} for one in undecided[number:]}
-                self._spool.choose(rest)
+                self._spool.studies.choose(rest)
                 return
             try:
                 added = self._add(opened, instance)
             except UserError as error:
                 self._raise_if_passing(study, error)
-                self._spool.choose({instance.id: {"outcome": Outcome.REFUSED, "reason": str(error)}})
+                self._spool.studies.choose({instance.id: {"outcome": Outcome.REFUSED, "reason": str(error)}})
                 continue
             picture = added.pictures[0] if added.pictures else None
             fingerprint = picture.fingerprint if picture else b""
@@ -258,10 +258,10 @@ class StudyWorker:
                 shown.append(ShownStill(instance.id, fingerprint))
             else:
                 opened.study.withdraw(added.number, self._options.call_seconds)
-            self._spool.choose({instance.id: choice})
+            self._spool.studies.choose({instance.id: choice})
 
     def _decide_cines(self, study: StudyRow) -> None:
-        cines = self._spool.instances_of(study, ("cine",))
+        cines = self._spool.studies.instances_of(study, ("cine",))
         if not cines:
             return
         limits = self.limits()
@@ -278,7 +278,9 @@ class StudyWorker:
             return
         self._withdraw_cines(opened)
         for instance in cines:
-            self._spool.choose({instance.id: self._decide_cine(study, opened, instance, plan[instance.id], limits)})
+            self._spool.studies.choose(
+                {instance.id: self._decide_cine(study, opened, instance, plan[instance.id], limits)}
+            )
 
     def _decide_cine(
         self, study: StudyRow, opened: _AtServer, instance: Instance, count: int, limits: SelectionLimits
@@ -302,7 +304,7 @@ class StudyWorker:
         for instance, (number, _) in list(opened.cines.items()):
             opened.study.withdraw(number, self._options.call_seconds)
             del opened.cines[instance]
-            self._spool.choose({instance: None})
+            self._spool.studies.choose({instance: None})
 
 
 def _is_shown(instance: Instance) -> bool:

@@ -12,9 +12,9 @@ from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Backoff
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.reporting.study_worker import StudyWorker
-from echovlm_edge.runtime.dicom_node.spool import Spool
-from echovlm_edge.runtime.dicom_node.spool_rows import Study
-from echovlm_edge.runtime.dicom_node.states import StudyState
+from echovlm_edge.runtime.dicom_node.spool.rows import Study
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
+from echovlm_edge.runtime.dicom_node.spool.states import StudyState
 from echovlm_edge.runtime.observability import logs
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0  # seconds between calls to a server that is not there
@@ -75,23 +75,22 @@ class Working:
     def close(self) -> None:
         """Begin nothing more; calls that run are left to end with the process, as their results would only be made again."""
         self._stopped.set()
-        with self._spool.changed:
-            self._spool.changed.notify_all()
+        self._spool.database.wake()
         self._thread.join()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                receiving = self._spool.studies(StudyState.RECEIVING)
-                for study in (*self._spool.studies(StudyState.COMPLETE), *receiving):
+                receiving = self._spool.studies.in_states(StudyState.RECEIVING)
+                for study in (*self._spool.studies.in_states(StudyState.COMPLETE), *receiving):
                     if study.id not in self._busy:
                         self._begin(study)
                 self._activity.forget(study.uid for study in receiving)
             except Exception as error:  # a full disk, for example
                 _log.error("the studies cannot be read: %s", type(error).__name__)
             self._stopped.wait(POLL_SECONDS / 5)
-            self._spool.wait(POLL_SECONDS)
+            self._spool.database.wait(POLL_SECONDS)
 
     def _begin(self, study: Study) -> None:
         work = self._due(study)  # a study is complete in time, even if the server does not answer
@@ -105,14 +104,14 @@ class Working:
             return self._worker.report
         quiet = self._activity.quiet_seconds(study.uid)
         if self._is_finished(study):
-            self._spool.complete(study, "the performed procedure step")
+            self._spool.studies.complete(study, "the performed procedure step")
             return None
         if quiet >= self._quiet.seconds:
-            self._spool.complete(study, f"a quiet period of {self._quiet.seconds:g} s")
+            self._spool.studies.complete(study, f"a quiet period of {self._quiet.seconds:g} s")
             return None
-        if self._spool.undecided(study, "still"):
+        if self._spool.studies.undecided(study, "still"):
             return self._worker.add_stills
-        if quiet >= self._quiet.settle_seconds and self._spool.undecided(study, "cine"):
+        if quiet >= self._quiet.settle_seconds and self._spool.studies.undecided(study, "cine"):
             return self._worker.add_cines
         return None
 
@@ -129,5 +128,4 @@ class Working:
             logs.log_uncaught(f"work on study {study.id}", type(error), error.__traceback__)
         finally:
             self._busy.discard(study.id)
-            with self._spool.changed:
-                self._spool.changed.notify_all()
+            self._spool.database.wake()

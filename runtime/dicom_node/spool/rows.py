@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echovlm_edge.runtime.dicom_node.states import StudyState
+from echovlm_edge.runtime.dicom_node.spool.states import StudyState
 
 SCHEMA = 1
 TABLES = """
