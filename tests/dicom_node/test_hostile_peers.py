@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -232,28 +233,30 @@ def association_request(title: str = "CART") -> bytes:
     return bytes(pdu.encode())
 
 
-def conversation(folder: Path) -> tuple[bytes, bytes, bytes]:
-    """All that a cart sends for one instance: request, C-STORE, release."""
+def conversation(folder: Path, context: int = 1, **command: bytes) -> tuple[bytes, bytes, bytes]:
+    """All that a cart sends for one instance: request, C-STORE, release; `command` replaces elements, empty ones are left out."""
     (path,) = write(folder, still(study_of(), 1))
     content = path.read_bytes()
     data = content[144 + int.from_bytes(content[140:144], "little") :]
-    uid = path.stem.encode() + b"\0" * (len(path.stem) % 2)
-    elements = [
-        (0x0002, ULTRASOUND.encode() + b"\0" * (len(ULTRASOUND) % 2)),
-        (0x0100, struct.pack("<H", 1)),
-        (0x0110, struct.pack("<H", 1)),
-        (0x0700, struct.pack("<H", 0)),
-        (0x0800, struct.pack("<H", 0)),
-        (0x1000, uid),
-    ]
-    command = b"".join(struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in elements)
-    command = struct.pack("<HHLL", 0, 0, 4, len(command)) + command
+    values = {
+        "sop_class": ULTRASOUND.encode() + b"\0" * (len(ULTRASOUND) % 2),
+        "field": struct.pack("<H", 1),
+        "message": struct.pack("<H", 1),
+        "priority": struct.pack("<H", 0),
+        "data_set": struct.pack("<H", 0),
+        "sop_instance": path.stem.encode() + b"\0" * (len(path.stem) % 2),
+        **command,
+    }
+    tags = (0x0002, 0x0100, 0x0110, 0x0700, 0x0800, 0x1000)
+    elements = [(tag, value) for tag, value in zip(tags, values.values(), strict=True) if value]
+    encoded = b"".join(struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in elements)
+    encoded = struct.pack("<HHLL", 0, 0, 4, len(encoded)) + encoded
 
     def p_data(kind: int, part: bytes) -> bytes:
-        value = struct.pack(">LBB", len(part) + 2, 1, kind) + part
+        value = struct.pack(">LBB", len(part) + 2, context, kind) + part
         return struct.pack(">BBL", 4, 0, len(value)) + value
 
-    return association_request(), p_data(3, command) + p_data(2, data), struct.pack(">BBLL", 5, 0, 4, 0)
+    return association_request(), p_data(3, encoded) + p_data(2, data), struct.pack(">BBLL", 5, 0, 4, 0)
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
@@ -281,6 +284,32 @@ def test_an_honest_conversation_is_taken(node: Node, tmp_path: Path) -> None:
     """What is mutated below is right to begin with."""
     say(node, *conversation(tmp_path / "in"))
     wait_for(lambda: len(list(node.spool.arrivals.instances.iterdir())) == 1)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"message": b""},
+        {"sop_instance": b""},
+        {"sop_class": b""},
+        {"priority": b""},
+        {"sop_class": b"1.2.840.10008.1.1\0"},
+        {"sop_class": b"1.2.3.4\0"},
+        {"context": 3},
+        {},
+    ],
+    ids=lambda command: "-".join(command) or "released before its answer",
+)
+def test_a_whole_instance_that_nobody_takes_leaves_no_file(
+    command: dict[str, Any], node: Node, tmp_path: Path, died: list[str]
+) -> None:
+    """Its command is wrong, so that no handler is called, or its association ends meanwhile."""
+    request, message, release = conversation(tmp_path / "in", **command)
+    say(node, request, message + message, release) if command else say(node, request + message + release)
+    wait_for(lambda: node.listener.associations == 0)
+    assert not list(node.spool.arrivals.incoming.iterdir())
+    assert not died
+    works(node, tmp_path / "in")
 
 
 def say(node: Node, *parts: bytes) -> bytes:

@@ -22,6 +22,7 @@ from pydicom.filewriter import dcmwrite, write_file_meta_info
 from pydicom.uid import (
     UID,
     BasicTextSRStorage,
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -199,7 +200,7 @@ def test_what_is_no_picture_is_refused_or_kept_as_configured(tmp_path: Path) -> 
             assert len(held(node)) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "no study", "wrong uid", "other class"])
+@pytest.mark.parametrize("damage", ["cut", "no study", "wrong uid", "other instance", "no image"])
 def test_a_damaged_data_set_is_refused_and_leaves_nothing(damage: str, node: Node, tmp_path: Path) -> None:
     instance = still(study_of(), 1)
     if damage == "no study":
@@ -211,12 +212,15 @@ def test_a_damaged_data_set_is_refused_and_leaves_nothing(damage: str, node: Nod
         content = path.read_bytes()
         start = content.index(b"\x08\x00\x20\x00DA")
         path.write_bytes(content[: start + 10])
-    if damage == "other class":
-        instance.SOPInstanceUID = generate_uid()
+    if damage in ("other instance", "no image"):
+        if damage == "no image":
+            instance.SOPClassUID = CTImageStorage
+        else:
+            instance.SOPInstanceUID = generate_uid()
         uid = instance.file_meta.MediaStorageSOPInstanceUID
         pydicom.dcmwrite(path, instance)
         assert pydicom.dcmread(path).file_meta.MediaStorageSOPInstanceUID == uid
-    expected = 0xA900 if damage == "other class" else 0xC000
+    expected = 0xA900 if damage in ("other instance", "no image") else 0xC000
     assert store(node, [path]) == {path: expected}
     assert not held(node) and not list(node.spool.arrivals.incoming.iterdir())
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import queue
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
@@ -133,13 +134,26 @@ class IncomingFile(BytesIO):
 
 
 class SpoolingDimse(DIMSEServiceProvider):
-    """Collects the messages of one association."""
+    """Collects the messages of one association.
+
+    A data set's file is removed once its message has been answered, unless the spool has taken it; and also where nobody answers: its
+    command is wrong, it did not arrive whole, or the association ended before.
+    """
 
     def __init__(self, association: Association, new_file: Callable[[], Path], most_bytes: int) -> None:
         """Write data sets to the paths that `new_file` returns."""
         super().__init__(association)
         self._new_file, self._most = new_file, most_bytes
         self._incoming: IncomingFile | None = None
+        self._served: object = None
+        self._over = False
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Return the next message; the one before has been answered, or nobody answers it."""
+        _discard(self._served)
+        context, message = super().get_msg(block)
+        self._served = getattr(message, "DataSet", None)
+        return context, message
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Process a piece of a message; one that is too long or damaged, or sent before the last was answered, ends the association."""
@@ -163,7 +177,9 @@ class SpoolingDimse(DIMSEServiceProvider):
             raise TooMuch
         super().receive_primitive(primitive)
         if not self._is_arriving():
-            self._incoming = None  # the message is whole: its handler has it
+            self._incoming = None  # the message is whole: `get_msg` has it
+            if self._over:
+                self._discard_waiting()
 
     def _is_arriving(self) -> bool:
         return self.message is not None
@@ -173,6 +189,22 @@ class SpoolingDimse(DIMSEServiceProvider):
         if self._incoming:
             self._incoming.discard()
             self._incoming = None
+
+    def end(self) -> None:
+        """Remove the files of all messages: the association's thread ends, and answers none any more."""
+        self._over = True
+        _discard(self._served)
+        self._discard_waiting()
+
+    def _discard_waiting(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                _discard(getattr(self.msg_queue.get_nowait()[1], "DataSet", None))
+
+
+def _discard(data_set: object) -> None:
+    if isinstance(data_set, IncomingFile):
+        data_set.discard()
 
 
 class PatientStateMachine(StateMachine):

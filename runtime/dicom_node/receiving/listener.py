@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -201,6 +202,7 @@ class _Handler(RequestHandler):
         most = max(limits.pdu_bytes, SMALLEST_BOUND)
         association.dul.socket = BoundedSocket(association, connection, most, limits.idle_seconds)
         association.bind(evt.EVT_CONN_CLOSE, _abandon)
+        association.run = partial(_run, association)  # type: ignore[method-assign]
         return association
 
 
@@ -212,6 +214,14 @@ def _held(handler: Callable[[evt.Event], Any]) -> Callable[[evt.Event], Any]:
             return handler(event)
 
     return answer
+
+
+def _run(association: Association) -> None:
+    """Run an association's thread, and leave no file of what it did not answer."""
+    try:
+        Association.run(association)
+    finally:
+        cast(SpoolingDimse, association.dimse).end()
 
 
 def _abandon(event: evt.Event) -> None:

@@ -131,10 +131,10 @@ class Receiver:
             return self.refused(NOT_UNDERSTOOD, sender, address, str(error))
         if study not in ("", header.study_uid):
             return self.refused(NOT_MATCHING, sender, address, "it is of another study than stated")
-        if header.kind == "other" and not self._limits.other_classes:
-            return self.refused(NOT_SUPPORTED, sender, address, "it is no image")
         if stated and stated != (header.sop_class, header.sop_instance):
             return self.refused(NOT_MATCHING, sender, address, "its SOP class or instance is another than stated")
+        if header.kind == "other" and not self._limits.other_classes:
+            return self.refused(NOT_SUPPORTED, sender, address, "it is no image")
         uids = header.study_uid, header.sop_instance
         self._activity.touch(
             header.study_uid, association
