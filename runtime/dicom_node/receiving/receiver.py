@@ -20,12 +20,18 @@ from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.receiving.header import read_header
 from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile, TooMuch
+from echovlm_edge.runtime.dicom_node.spool.arrivals import Stored
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 
 # PS3.4 B.2.3 and PS3.7 annex C.
 SUCCESS, NOT_SUPPORTED, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0x0122, 0xA700, 0xA900, 0xC000
 FULL = "the spool or its disk is full"
+AUDITED = {
+    Stored.NEW: "received",
+    Stored.AGAIN: "received again",
+    Stored.DIFFERENT: "received again with other bytes, the first is kept",
+}
 LONGEST_PAUSE = 5.0  # seconds that an instance's answer is delayed to keep a sender below its rate
 
 _log = logging.getLogger(__name__)
@@ -75,7 +81,7 @@ class Receiver:
         self._limits, self._make_room = limits, make_room
         self._lock = threading.Lock()
         self._due: dict[str, float] = {}  # by AE title: when its next instance is due
-        self.counts = {"stored": 0, "again": 0, "refused": 0}
+        self.counts = dict.fromkeys((*Stored, "refused"), 0)
 
     def store(self, event: evt.Event) -> int:
         """Answer a C-STORE; returns its status."""
@@ -139,12 +145,13 @@ class Receiver:
         self._activity.touch(
             header.study_uid, association
         )  # before, so that nobody takes the study to be quiet meanwhile
-        new = self._spool.arrivals.store(
-            Arrival(path, *uids, header.sop_class, digest, sender, header.kind, header.as_json())
-        )
+        arrival = Arrival(path, *uids, header.sop_class, digest, sender, header.kind, header.as_json())
+        stored = self._spool.arrivals.store(arrival)
         self._activity.touch(header.study_uid, association)
-        self._count("stored" if new else "again")
-        self._audit.write("received" if new else "received again", sender, address, *uids)
+        self._count(stored)
+        self._audit.write(AUDITED[stored], sender, address, *uids)
+        if stored is Stored.DIFFERENT:
+            _log.warning("an instance came again with other bytes: the first is kept", extra={"ae_title": sender})
         return Taken(SUCCESS, header.sop_class, header.sop_instance)
 
     def has_room(self, size: int) -> bool:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import secrets
 import shutil
 import sqlite3
+import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from echovlm_edge.runtime.dicom_node.spool.database import Database
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from echovlm_edge.runtime.dicom_node.spool.states import StudyState
+
+
+class Stored(enum.StrEnum):
+    """What became of an instance that came."""
+
+    NEW = "stored"
+    AGAIN = "again"  # the spool has it already
+    DIFFERENT = "different"  # it has one with the same UID and other bytes, which it keeps
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """An instance whose file is on disk and whose row is not yet."""
+
+    arrival: Arrival
+    size: int
+    stored: Stored | None = None
+    fault: BaseException | None = None
 
 
 class Arrivals:
@@ -28,6 +49,7 @@ class Arrivals:
         """Keep instances in two folders of `folder`, and their rows in `database`."""
         self._folder, self._database = folder, database
         self.incoming, self.instances = folder / "incoming", folder / "instances"
+        self._gathering, self._waiting = threading.Lock(), list[_Waiting]()
 
     def make_folders(self) -> None:
         """Create the folders where they are missing."""
@@ -44,45 +66,69 @@ class Arrivals:
         """Return the path of a file to receive into."""
         return self.incoming / f"{secrets.token_hex(12)}.dcm"
 
-    def store(self, arrival: Arrival) -> bool:
-        """Add an instance whose file is written and synced; returns False, and removes the file, if the spool has it already.
+    def store(self, arrival: Arrival) -> Stored:
+        """Add an instance whose file is written and synced; removes the file if the spool has the instance already.
 
         A study that was complete becomes `receiving` again, with the next version, unless the instance is set aside.
+
+        Instances that come while a transaction is written to disk share the next one, so that on a slow disk each of many carts waits
+        for two transactions and not for all.
 
         Raises:
             OSError, sqlite3.Error: the disk is full or fails; nothing was added.
         """
-        now, target = time.time(), self.instances / arrival.path.name
-        with self._database.lock:
-            known = self._database.rows(
-                "SELECT 1 FROM instances JOIN studies ON studies.id = study WHERE uid = ? AND sop_instance = ? AND file != ''",
-                *(arrival.study_uid, arrival.sop_instance),
-            )
-            if known:
-                arrival.path.unlink()
-                return False
-            size = arrival.path.stat().st_size
-            arrival.path.replace(target)
-            try:
-                sync_folder(self.instances)
-                with self._database.transaction() as sql:
-                    study = self._study_for(sql, arrival, now)
-                    sql.execute(
-                        "DELETE FROM instances WHERE study = ? AND sop_instance = ?", (study, arrival.sop_instance)
-                    )
-                    sql.execute(
-                        "INSERT INTO instances (study, sop_instance, sop_class, file, bytes, digest, ae_title, received, kind, header)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            *(study, arrival.sop_instance, arrival.sop_class, target.name, size, arrival.digest),
-                            *(arrival.ae_title, now, arrival.kind, json.dumps(arrival.header)),
-                        ),
-                    )
-            except BaseException:
-                with suppress(OSError):
-                    target.unlink()
-                raise
-        return True
+        one, target = _Waiting(arrival, arrival.path.stat().st_size), self.instances / arrival.path.name
+        arrival.path.replace(target)
+        try:
+            sync_folder(self.instances)
+            with self._gathering:
+                self._waiting.append(one)
+            with self._database.lock:
+                if one.stored is None and one.fault is None:
+                    self._add_waiting()
+            if one.fault:
+                raise one.fault
+        except BaseException:
+            with suppress(OSError):
+                target.unlink()
+            raise
+        assert one.stored
+        if one.stored is not Stored.NEW:
+            target.unlink()
+        return one.stored
+
+    def _add_waiting(self) -> None:
+        with self._gathering:
+            together, self._waiting = self._waiting, []
+        try:
+            with self._database.transaction() as sql:
+                stored = [self._add(sql, one) for one in together]
+        except BaseException as error:
+            for one in together:
+                one.fault = error
+            return
+        for one, outcome in zip(together, stored, strict=True):
+            one.stored = outcome
+
+    def _add(self, sql: sqlite3.Connection, one: _Waiting) -> Stored:
+        arrival, now = one.arrival, time.time()
+        known = sql.execute(
+            "SELECT digest FROM instances JOIN studies ON studies.id = study WHERE uid = ? AND sop_instance = ? AND file != ''",
+            (arrival.study_uid, arrival.sop_instance),
+        ).fetchone()
+        if known:
+            return Stored.AGAIN if known["digest"] == arrival.digest else Stored.DIFFERENT
+        study = self._study_for(sql, arrival, now)
+        sql.execute("DELETE FROM instances WHERE study = ? AND sop_instance = ?", (study, arrival.sop_instance))
+        sql.execute(
+            "INSERT INTO instances (study, sop_instance, sop_class, file, bytes, digest, ae_title, received, kind, header)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(study, arrival.sop_instance, arrival.sop_class, arrival.path.name, one.size, arrival.digest),
+                *(arrival.ae_title, now, arrival.kind, json.dumps(arrival.header)),
+            ),
+        )
+        return Stored.NEW
 
     def _study_for(self, sql: sqlite3.Connection, arrival: Arrival, now: float) -> int:
         row = sql.execute("SELECT id, state FROM studies WHERE uid = ?", (arrival.study_uid,)).fetchone()
