@@ -63,6 +63,14 @@ class NodeSettings(CommandSettings):
     priority: Literal["interactive", "batch"] = option(
         "interactive", "batch reports run after all interactive ones of the server's clients", None, REPORTS
     )
+    open_studies: int = option(
+        16,
+        "studies that are open at the server at once, and at most half of those that it lets the node open; others wait for their turn",
+        "N",
+        REPORTS,
+        ge=1,
+        le=1024,
+    )
     studies_at_once: int = option(4, "studies that are worked on together", "N", REPORTS, ge=1, le=64)
 
     max_associations: int = option(32, "associations that may be open at once", "N", LIMITS, ge=1, le=1024)

@@ -13,6 +13,7 @@ from echovlm_edge.runtime.client.report_client import END_SECONDS, ReportClient,
 from echovlm_edge.runtime.contracts.errors import (
     DeadlineExceeded,
     NotFound,
+    NotOffered,
     NotPossibleHere,
     ServerBusy,
     ServerUnavailable,
@@ -60,6 +61,7 @@ class ReportOptions:
         language: where no row gives one.
         max_new_tokens: of a report.
         priority: of the calls.
+        open_studies: that may be open at the server at once.
         call_seconds: for a call to the server.
         destinations: who gets which document: a kind and the destination's name.
     """
@@ -71,12 +73,13 @@ class ReportOptions:
     language: Language = Language.EN
     max_new_tokens: int = 512
     priority: Priority = Priority.INTERACTIVE
+    open_studies: int = 16
     call_seconds: float = 1800.0
     destinations: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
-class _AtServer:
+class AtServer:
     """A study that is open at the server: what was added of it, in order."""
 
     study: Study
@@ -95,9 +98,10 @@ class StudyWorker:
     def __init__(self, spool: Spool, client: ReportClient, options: ReportOptions, documents: DocumentMaker) -> None:
         """Work on the studies of a spool with a server."""
         self._spool, self._client, self._options, self._documents = spool, client, options, documents
-        self._open: dict[int, _AtServer] = {}
+        self._open: dict[int, AtServer] = {}
         self._tries: dict[int, int] = {}
         self._limits: SelectionLimits | None = None
+        self._places = options.open_studies
 
     def add_stills(self, study: StudyRow) -> None:
         """Add the stills that have come; raises as `report`."""
@@ -125,11 +129,24 @@ class StudyWorker:
                 raise
             self._fail(study, f"Its documents cannot be made ({type(error).__name__}): see the log.")
         self._tries.pop(study.id, None)
-        self.close(study)
+        self.end(self.give_up(study.id))
 
-    def close(self, study: StudyRow) -> None:
-        """End a study at the server."""
-        opened = self._open.pop(study.id, None)
+    @property
+    def open_studies(self) -> frozenset[int]:
+        """The ids of the studies that are open at the server, as far as the node knows."""
+        return frozenset(self._open)
+
+    @property
+    def places(self) -> int:
+        """How many studies may be open at once: those of the options, and at most half of what the server lets this client open."""
+        return min(self._options.open_studies, self._places)
+
+    def give_up(self, study: int) -> AtServer | None:
+        """Give up a study's place, as the study is to be begun again later; `end` tells the server."""
+        return self._open.pop(study, None)
+
+    def end(self, opened: AtServer | None) -> None:
+        """End a study at the server, if there is one; without an answer it expires there."""
         if opened:
             with suppress(UserError):
                 self._client.end_study(opened.study.id, END_SECONDS)
@@ -192,9 +209,12 @@ class StudyWorker:
             _log.warning("no report can be written: %s", reason, extra={"study": study.id, "version": study.version})
 
     def limits(self) -> SelectionLimits:
-        """Return the limits of a report, of which the server's context is one; it is asked once."""
+        """Return the limits of a report, of which the server's context is one; it is asked once, as is the number of its studies."""
         if self._limits is None:
-            context = self._client.connection.model_info(self._options.call_seconds).limits.max_sequence
+            connection = self._client.connection
+            with suppress(NotOffered):  # a department's, or an older one
+                self._places = max(1, connection.list_studies(self._options.call_seconds).max_studies // 2)
+            context = connection.model_info(self._options.call_seconds).limits.max_sequence
             tokens = context - PROMPT_TOKENS - self._options.max_new_tokens
             if tokens <= 0:
                 raise NotPossibleHere(
@@ -207,20 +227,20 @@ class StudyWorker:
             )
         return self._limits
 
-    def _opened(self, study: StudyRow) -> _AtServer:
+    def _opened(self, study: StudyRow) -> AtServer:
         """Return the study at the server with the stills that are shown; it is begun where it is not open."""
         opened = self._open.get(study.id)
         if opened and opened.version == study.version:
             return opened
-        self.close(study)
+        self.end(self.give_up(study.id))
         connection = self._client.connection
-        opened = _AtServer(Study(connection, connection.begin_study(self._options.call_seconds)), study.version)
+        opened = AtServer(Study(connection, connection.begin_study(self._options.call_seconds)), study.version)
         self._open[study.id] = opened
         for instance in self._spool.studies.instances_of(study, ("still",), choice=Outcome.SHOWN):
             opened.stills[instance.id] = self._add(opened, instance).number
         return opened
 
-    def _add(self, opened: _AtServer, instance: Instance, selection: FrameSelection | None = None) -> AddedImage:
+    def _add(self, opened: AtServer, instance: Instance, selection: FrameSelection | None = None) -> AddedImage:
         whole_frame = keeps_whole_frame(from_json(instance.header))
         name = f"instance {instance.id}"
         path = ImagePath(instance.path, DICOM, name, selection or FrameSelection(), not whole_frame)
@@ -283,7 +303,7 @@ class StudyWorker:
             )
 
     def _decide_cine(
-        self, study: StudyRow, opened: _AtServer, instance: Instance, count: int, limits: SelectionLimits
+        self, study: StudyRow, opened: AtServer, instance: Instance, count: int, limits: SelectionLimits
     ) -> dict[str, object]:
         """Add a cine with as many of its frames as the context holds; returns the choice."""
         while count:
@@ -299,7 +319,7 @@ class StudyWorker:
             count -= 1
         return {"outcome": Outcome.NO_ROOM, "frames": 0}
 
-    def _withdraw_cines(self, opened: _AtServer) -> None:
+    def _withdraw_cines(self, opened: AtServer) -> None:
         """Remove the cines, which follow all stills; what else is there stays read."""
         for instance, (number, _) in list(opened.cines.items()):
             opened.study.withdraw(number, self._options.call_seconds)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Backoff
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
-from echovlm_edge.runtime.dicom_node.reporting.study_worker import StudyWorker
+from echovlm_edge.runtime.dicom_node.reporting.study_worker import AtServer, StudyWorker
+from echovlm_edge.runtime.dicom_node.reporting.turns import Places, next_turn
 from echovlm_edge.runtime.dicom_node.spool.rows import Study
 from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 from echovlm_edge.runtime.dicom_node.spool.states import StudyState
@@ -67,6 +68,7 @@ class Working:
         self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         self._busy: set[int] = set()
         self._stopped = threading.Event()
+        self._at_once = at_once
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="study")
         self.server_faults = 0
         self._thread = threading.Thread(target=self._run, name="working", daemon=True)
@@ -82,21 +84,30 @@ class Working:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
+                owed = self._spool.studies.in_states(StudyState.COMPLETE)
                 receiving = self._spool.studies.in_states(StudyState.RECEIVING)
-                for study in (*self._spool.studies.in_states(StudyState.COMPLETE), *receiving):
-                    if study.id not in self._busy:
-                        self._begin(study)
+                self._begin_turns(owed, receiving)
                 self._activity.forget(study.uid for study in receiving)
             except Exception as error:  # a full disk, for example
                 _log.error("the studies cannot be read: %s", type(error).__name__)
             self._stopped.wait(POLL_SECONDS / 5)
             self._spool.database.wait(POLL_SECONDS)
 
-    def _begin(self, study: Study) -> None:
-        work = self._due(study)  # a study is complete in time, even if the server does not answer
-        if work and self._backoff.is_due(study.id) and not self._stopped.is_set():
-            self._busy.add(study.id)
-            self._pool.submit(self._work, study, work)
+    def _begin_turns(self, owed: list[Study], receiving: list[Study]) -> None:
+        due: dict[int, Callable[[Study], None]] = {}
+        for study in (*owed, *receiving):
+            work = None if study.id in self._busy else self._due(study)  # in time, even if the server does not answer
+            if work and self._backoff.is_due(study.id):
+                due[study.id] = work
+        while not self._stopped.is_set():
+            worker = self._worker
+            places = Places(worker.open_studies, frozenset(self._busy), worker.places, self._at_once)
+            turn = next_turn(owed, receiving, due, places)
+            if turn is None:
+                return
+            self._busy.add(turn.study.id)
+            ended = None if turn.ends is None else worker.give_up(turn.ends)
+            self._pool.submit(self._work, turn.study, due[turn.study.id], ended)
 
     def _due(self, study: Study) -> Callable[[Study], None] | None:
         """Return what is to be done about a study now, if anything."""
@@ -115,8 +126,9 @@ class Working:
             return self._worker.add_cines
         return None
 
-    def _work(self, study: Study, work: Callable[[Study], None]) -> None:
+    def _work(self, study: Study, work: Callable[[Study], None], ended: AtServer | None) -> None:
         try:
+            self._worker.end(ended)
             work(study)
             self._backoff.forget(study.id)
         except UserError as error:  # the server is not there now
