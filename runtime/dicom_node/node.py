@@ -93,12 +93,14 @@ class Node:
         )
         self._ending.callback(self.working.close)
         other = chosen.other_classes == "keep"
-        limits = ReceiverLimits(chosen.spool_mb * MB, chosen.reserve_mb * MB, chosen.max_rate, other)
+        limits = ReceiverLimits(
+            chosen.spool_mb * MB, chosen.reserve_mb * MB, chosen.max_instance_mb * MB, chosen.max_rate, other
+        )
         self.receiver = Receiver(self.spool, activity, audit, limits, self._emptying.make_room)
         self.listener = Listener(
             address,
             chosen.ae_title,
-            self.spool.arrivals.new_file,
+            self.receiver.new_file,
             [
                 (evt.EVT_C_STORE, self.receiver.store),
                 (evt.EVT_C_ECHO, lambda event: SUCCESS),
@@ -106,9 +108,7 @@ class Node:
                 (evt.EVT_N_SET, steps.set),
                 (evt.EVT_N_ACTION, commitment.refuse),
             ],
-            limits=ListenerLimits(
-                chosen.max_associations, chosen.max_pdu, chosen.max_instance_mb * MB, chosen.idle_seconds
-            ),
+            limits=ListenerLimits(chosen.max_associations, chosen.max_pdu, chosen.idle_seconds),
             peers=peers,
             tls=self._tls,
             other_classes=other,
@@ -121,16 +121,13 @@ class Node:
     def renew_certificates(self) -> None:
         """Read the certificates' files again, for new connections; files that cannot be used change nothing, and are logged."""
         chosen = self._chosen
-        if not chosen.tls_certificate or not chosen.tls_key:
+        if self._tls is None or not chosen.tls_certificate or not chosen.tls_key:
             return
         try:
             tls_context(chosen.tls_certificate, chosen.tls_key, chosen.tls_client_ca)  # checked before they are taken
-            for context in (self._tls, self.stow.tls if self.stow else None):
-                if context is None:
-                    continue
-                context.load_cert_chain(chosen.tls_certificate, chosen.tls_key)
-                if chosen.tls_client_ca:
-                    context.load_verify_locations(chosen.tls_client_ca)
+            self._tls.load_cert_chain(chosen.tls_certificate, chosen.tls_key)
+            if chosen.tls_client_ca:
+                self._tls.load_verify_locations(chosen.tls_client_ca)
             _log.info("read the certificates again")
         except (NotPossibleHere, OSError) as error:
             _log.error("the certificates cannot be used, the old ones stay: %s", error)
@@ -139,12 +136,11 @@ class Node:
         options = StowOptions(
             parse_address(chosen.stow or ""),
             read_token(chosen.stow_token_file),
-            chosen.max_instance_mb * MB,
-            chosen.tls_certificate,
-            chosen.tls_key,
-            chosen.tls_client_ca,
+            chosen.max_associations,
+            chosen.idle_seconds,
+            self._tls,
         )
-        door = StowDoor(self.receiver, self.spool.arrivals.new_file, peers, options)
+        door = StowDoor(self.receiver, peers, options)
         self._ending.callback(door.close)
         return door
 

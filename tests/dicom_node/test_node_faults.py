@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from benchmarks import served
-from echovlm_edge.runtime.dicom_node.receiving import incoming
+from echovlm_edge.runtime.dicom_node.receiving import received_file
 from echovlm_edge.runtime.dicom_node.reporting import working
 from echovlm_edge.runtime.serving.studies import StudyLimits
 from echovlm_edge.runtime.serving.transport.server import ServerOptions
@@ -39,7 +39,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_plain(file, data)
 
-    monkeypatch.setattr(incoming.os, "write", fill)
+    monkeypatch.setattr(received_file.os, "write", fill)
     yield state
 
 

@@ -10,6 +10,7 @@ import pytest
 from pynetdicom import AE, evt
 
 from echovlm_edge.runtime.dicom_node.receiving import silence
+from echovlm_edge.runtime.dicom_node.receiving.received_file import ReceivedFile
 from echovlm_edge.runtime.dicom_node.receiving.silence import Silence
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from tests.support.carts import running_node, still, store, study_of, write
@@ -78,19 +79,17 @@ def test_an_association_is_kept_while_a_piece_is_written(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that watches over the association has time to see each piece take two hours."""
-    from echovlm_edge.runtime.dicom_node.receiving import incoming
+    append, watched = ReceivedFile.append, threading.Event()
 
-    put, watched = incoming.IncomingFile._put, threading.Event()
-
-    def slowly(file: incoming.IncomingFile, data: bytes) -> None:
+    def slowly(file: ReceivedFile, data: bytes, *, is_head: bool = False) -> None:
         clock.now += 7200.0
         asked = clock.now
         for _ in range(2):  # twice, as the first look may have begun before
             watched.clear()
             assert watched.wait(60) and clock.now == asked
-        put(file, data)
+        append(file, data, is_head=is_head)
 
-    monkeypatch.setattr(incoming.IncomingFile, "_put", slowly)
+    monkeypatch.setattr(ReceivedFile, "append", slowly)
     expired = Silence.expired.fget
     assert expired
 

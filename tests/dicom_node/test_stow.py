@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Sequence
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.dicom_node.node import Node
-from echovlm_edge.runtime.dicom_node.receiving.stow import Malformed, PartFiles
+from echovlm_edge.runtime.dicom_node.receiving.part_files import Malformed, PartFiles
+from echovlm_edge.runtime.dicom_node.receiving.received_file import ReceivedFile, Room, TooMuch
+from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 from tests.support.carts import Pacs, running_node, still, store, study_of, write
 from tests.support.waiting import wait_for
 
@@ -71,7 +76,7 @@ def test_what_cannot_be_stored_is_listed(node: Node, tmp_path: Path) -> None:
         (b"rubbish before --xyz\r\n", None, 400),
         (body([b"x"])[:-6], None, 400),
         (body([b"x"], "image/png"), None, 400),
-        (body([bytes(2 << 20)]), None, 400),
+        (body([bytes(2 << 20)]), None, 413),
         (body([b"x"]), "application/dicom", 415),
         (body([b"x"]), "multipart/related", 415),
     ],
@@ -100,29 +105,126 @@ def test_an_open_door_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.fixture(scope="module")
+def new_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], ReceivedFile]]:
+    """Makes files of at most 100 bytes."""
+    spool = Spool(tmp_path_factory.mktemp("parts"))
+    room = Room(spool.arrivals, 1 << 40, 0, lambda: None)
+    yield lambda: ReceivedFile(spool.arrivals.new_file(), room, 100)
+    spool.close()
+
+
 @given(st.lists(st.binary(max_size=60).filter(lambda part: b"--xyz" not in part), min_size=1, max_size=4), st.data())
 def test_a_body_is_split_alike_however_it_arrives(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], data: st.DataObject
+    new_file: Callable[[], ReceivedFile], parts: list[bytes], data: st.DataObject
 ) -> None:
-    folder = tmp_path_factory.mktemp("parts")
-    names = iter(range(100))
-    files = PartFiles("xyz", lambda: folder / str(next(names)), 100)
+    files = PartFiles("xyz", new_file)
     content, found = body(parts), []
     while content:
         size = data.draw(st.integers(1, len(content)))
-        found += [path.read_bytes() for path, _ in files.feed(content[:size])]
+        found += [file.path.read_bytes() for file in files.feed(content[:size])]
         content = content[size:]
     assert files.is_whole and found == parts
 
 
 @given(st.binary(max_size=200))
-def test_any_body_is_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    folder = tmp_path_factory.mktemp("parts")
-    names = iter(range(1000))
-    files = PartFiles("xyz", lambda: folder / str(next(names)), 100)
+def test_any_body_is_taken_or_refused(new_file: Callable[[], ReceivedFile], content: bytes) -> None:
+    files = PartFiles("xyz", new_file)
     try:
-        for path, _ in files.feed(b"--xyz\r\n" + content):
-            assert path.is_file()
-    except Malformed:
+        for file in files.feed(b"--xyz\r\n" + content):
+            assert file.path.is_file()
+    except (Malformed, TooMuch):
         pass
     files.discard()
+
+
+@pytest.mark.parametrize("before", [b"", body([b"x"])])
+def test_a_body_that_never_begins_or_never_ends_is_refused(before: bytes, new_file: Callable[[], ReceivedFile]) -> None:
+    files = PartFiles("xyz", new_file)
+    assert len(files.fed(before)) == before.count(b"x\r\n--")
+    with pytest.raises(Malformed):
+        for _ in range(100):
+            files.fed(b"\r\n" * 500)
+
+
+def opened(node: Node) -> socket.socket:
+    assert node.stow
+    connection = socket.create_connection(("127.0.0.1", node.stow.port))
+    connection.settimeout(30)
+    return connection
+
+
+HEAD = (
+    b"POST /studies HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\nContent-Type: multipart/related; boundary=xyz\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (b"", b""),
+        (HEAD, b""),  # a head without an end
+        (HEAD + b"\r\n", b"HTTP/1.1 408"),
+        (HEAD + b"\r\n--xyz\r\nContent-Type: application/dicom\r\n\r\nDICM", b"HTTP/1.1 408"),
+    ],
+    ids=["nothing", "half a head", "no body", "half a body"],
+)
+def test_a_silent_sender_is_not_waited_for(said: bytes, answer: bytes, tmp_path: Path) -> None:
+    options = {"destination": (f"{tmp_path}/out",), "stow": "127.0.0.1:0", "idle_seconds": 0.5}
+    with running_node(tmp_path / "spool", "127.0.0.1:9", **options) as node, opened(node) as connection:
+        connection.sendall(said)
+        assert connection.recv(12) == answer
+        while connection.recv(4096):  # until it is closed
+            pass
+        wait_for(lambda: not list(node.spool.arrivals.incoming.iterdir()))
+
+
+def test_more_connections_than_allowed_are_closed(tmp_path: Path) -> None:
+    (path,) = write(tmp_path / "in", still(study_of(), 1))
+    options = {"destination": (f"{tmp_path}/out",), "stow": "127.0.0.1:0", "max_associations": 2}
+    with running_node(tmp_path / "spool", "127.0.0.1:9", **options) as node:
+        with opened(node) as first, opened(node) as second:
+            first.sendall(HEAD + b"\r\n")
+            second.sendall(HEAD + b"\r\n")
+            with opened(node) as third:
+                assert third.recv(100) == b""
+        wait_for(lambda: answers(node, body([path.read_bytes()])))
+
+
+def answers(node: Node, content: bytes) -> bool:
+    try:
+        return post(node, content)[0] == 200
+    except (OSError, http.client.HTTPException):  # the connections before are still being closed
+        return False
+
+
+def test_an_address_from_which_nobody_may_send_is_not_heard(tmp_path: Path) -> None:
+    (tmp_path / "peers").write_text('[far]\nae_title = "X"\naddress = "10.0.0.1"\n')
+    options = {"destination": (f"{tmp_path}/out",), "stow": "127.0.0.1:0", "peers": tmp_path / "peers"}
+    with running_node(tmp_path / "spool", "127.0.0.1:9", **options) as node, opened(node) as connection:
+        assert connection.recv(100) == b""
+
+
+def test_it_is_encrypted_as_associations_are(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    own = authority.issue_cert("localhost")
+    own.private_key_pem.write_to_path(tmp_path / "key")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
+    options = {
+        "destination": (f"{tmp_path}/out",),
+        "stow": "127.0.0.1:0",
+        "tls_certificate": tmp_path / "certificate",
+        "tls_key": tmp_path / "key",
+    }
+    with running_node(tmp_path / "spool", "127.0.0.1:9", **options) as node:
+        for ciphers, agreed in (("ECDHE+AESGCM", True), ("ECDHE+AES:!AESGCM:!AESCCM", False)):
+            context = ssl.create_default_context()
+            authority.configure_trust(context)
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers(ciphers)
+            with opened(node) as plain:
+                try:
+                    context.wrap_socket(plain, server_hostname="localhost").close()
+                    assert agreed
+                except (ssl.SSLError, OSError):
+                    assert not agreed

@@ -6,15 +6,14 @@ association: an `IncomingFile` for the data set, and a socket that refuses PDUs 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import queue
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.filewriter import write_file_meta_info
@@ -26,6 +25,7 @@ from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
+from echovlm_edge.runtime.dicom_node.receiving.received_file import ReceivedFile, TooMuch
 from echovlm_edge.runtime.dicom_node.receiving.silence import silence_of
 
 if TYPE_CHECKING:
@@ -39,11 +39,9 @@ PIECE = 64 << 10
 INVALID_PDU = "Evt19"  # of PS3.8's state machine: the association is aborted
 OVER = ("Sta1", "Sta13")  # idle; waiting for the peer to close the connection
 
+NewFile = Callable[[], ReceivedFile]
+
 _log = logging.getLogger(__name__)
-
-
-class TooMuch(Exception):
-    """A peer sends more than it may: its association is aborted."""
 
 
 class IncomingFile(BytesIO):
@@ -53,50 +51,35 @@ class IncomingFile(BytesIO):
     answers with the status for it.
     """
 
-    def __init__(
-        self, message: DIMSEMessage, association: Association, new_file: Callable[[], Path], most_bytes: int
-    ) -> None:
-        """Write to the path that `new_file` returns, at most `most_bytes`."""
+    def __init__(self, message: DIMSEMessage, association: Association, new_file: NewFile) -> None:
+        """Write to the file that `new_file` returns."""
         super().__init__()
-        self._message, self._association = message, association
-        self._new_file, self._most = new_file, most_bytes
-        self._file: int | None = None
-        self._digest = hashlib.sha256()
-        self.path: Path | None = None
-        self.bytes = 0
-        self.fault: OSError | TooMuch | None = None
+        self._message, self._association, self._new_file = message, association, new_file
+        self._bytes = 0
+        self.file: ReceivedFile | None = None
+        self.fault: OSError | sqlite3.Error | TooMuch | None = None
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         """Append a fragment."""
-        self.bytes += len(data)
         if not isinstance(self._message, C_STORE_RQ):
-            if self.bytes > MOST_OTHER:
+            self._bytes += len(data)
+            if self._bytes > MOST_OTHER:
                 raise TooMuch
             return super().write(data)
-        if self.fault is None and self.bytes > self._most:
-            self.fault = TooMuch()
-            self.discard()
         if self.fault is None:
             try:
                 self._append(data)
-            except OSError as error:
+            except (OSError, sqlite3.Error, TooMuch) as error:
                 self.fault = error
                 self.discard()
         return len(data)
 
     def _append(self, data: bytes) -> None:
-        if self._file is None:
-            self.path = self._new_file()
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            self._put(self._head())
-        self._digest.update(data)
-        self._put(data)
-
-    def _put(self, data: bytes) -> None:
-        assert self._file is not None
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        if self.file is None:
+            head = self._head()
+            self.file = self._new_file()
+            self.file.append(head, is_head=True)
+        self.file.append(data)
 
     def _head(self) -> bytes:
         command = self._message.command_set
@@ -111,26 +94,10 @@ class IncomingFile(BytesIO):
         write_file_meta_info(head, meta)  # type: ignore[arg-type]  # it writes to any file
         return head.getvalue()
 
-    def finish(self) -> bytes:
-        """Make the file durable; returns the digest of the data set.
-
-        Raises:
-            OSError: the disk is full or fails.
-        """
-        assert self._file is not None
-        os.fsync(self._file)
-        os.close(self._file)
-        self._file = None
-        return self._digest.digest()
-
     def discard(self) -> None:
-        """Close and remove the file, unless the spool has taken it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        if self.path:
-            with suppress(OSError):
-                self.path.unlink(missing_ok=True)
+        """Remove the file, unless the spool has taken it."""
+        if self.file:
+            self.file.discard()
 
 
 class SpoolingDimse(DIMSEServiceProvider):
@@ -140,10 +107,10 @@ class SpoolingDimse(DIMSEServiceProvider):
     command is wrong, it did not arrive whole, or the association ended before.
     """
 
-    def __init__(self, association: Association, new_file: Callable[[], Path], most_bytes: int) -> None:
-        """Write data sets to the paths that `new_file` returns."""
+    def __init__(self, association: Association, new_file: NewFile) -> None:
+        """Write data sets to the files that `new_file` returns."""
         super().__init__(association)
-        self._new_file, self._most = new_file, most_bytes
+        self._new_file = new_file
         self._incoming: IncomingFile | None = None
         self._served: object = None
         self._over = False
@@ -171,7 +138,7 @@ class SpoolingDimse(DIMSEServiceProvider):
             if self.msg_queue.qsize() > 1:
                 raise TooMuch
             self.message = DIMSEMessage()
-            self._incoming = IncomingFile(self.message, self.assoc, self._new_file, self._most)
+            self._incoming = IncomingFile(self.message, self.assoc, self._new_file)
             self.message.data_set = self._incoming
         if self.message.encoded_command_set.tell() > MOST_COMMAND:
             raise TooMuch

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from pynetdicom import AE, _config, evt
@@ -19,7 +18,12 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.dicom_node.receiving.header import IMAGES
-from echovlm_edge.runtime.dicom_node.receiving.incoming import BoundedSocket, PatientStateMachine, SpoolingDimse
+from echovlm_edge.runtime.dicom_node.receiving.incoming import (
+    BoundedSocket,
+    NewFile,
+    PatientStateMachine,
+    SpoolingDimse,
+)
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers, certificate_names
 from echovlm_edge.runtime.dicom_node.receiving.silence import measure_silence, silence_of
 from echovlm_edge.runtime.formats.dicom_syntaxes import EVERY, NATIVE
@@ -47,13 +51,11 @@ class ListenerLimits:
     Attributes:
         associations: open at once.
         pdu_bytes: of one PDU.
-        instance_bytes: of one instance.
         idle_seconds: until a silent association is closed, and for one PDU to arrive.
     """
 
     associations: int = 32
     pdu_bytes: int = 64 << 10
-    instance_bytes: int = 1 << 30
     idle_seconds: float = 60.0
 
 
@@ -71,7 +73,7 @@ class Listener:
         self,
         address: tuple[str, int],
         ae_title: str,
-        new_file: Callable[[], Path],
+        new_file: NewFile,
         handlers: Sequence[Handler],
         *,
         limits: ListenerLimits,
@@ -85,7 +87,7 @@ class Listener:
         Args:
             address: host and port.
             ae_title: its own; associations that call another are rejected.
-            new_file: returns the path of a file for a data set.
+            new_file: returns the file for a data set.
             handlers: pynetdicom's events, and what answers them.
             limits: of peers.
             peers: who may send.
@@ -152,7 +154,7 @@ class _Server(ThreadedAssociationServer):
         ae_title: str,
         events: list[Any],
         tls: ssl.SSLContext | None,
-        new_file: Callable[[], Path],
+        new_file: NewFile,
         limits: ListenerLimits,
         peers: Peers,
     ) -> None:
@@ -196,7 +198,7 @@ class _Handler(RequestHandler):
         connection.settimeout(limits.idle_seconds)
         measure_silence(association)
         association.dul.state_machine = PatientStateMachine(association.dul)
-        association.dimse = SpoolingDimse(association, self.server.new_file, limits.instance_bytes)
+        association.dimse = SpoolingDimse(association, self.server.new_file)
         while not association.dul.event_queue.empty():  # the first socket's indication of the connection
             association.dul.event_queue.get_nowait()
         most = max(limits.pdu_bytes, SMALLEST_BOUND)

@@ -19,14 +19,15 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.dicom_node.audit import Audit
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
 from echovlm_edge.runtime.dicom_node.receiving.header import read_header
-from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile, TooMuch
+from echovlm_edge.runtime.dicom_node.receiving.incoming import IncomingFile
+from echovlm_edge.runtime.dicom_node.receiving.received_file import ReceivedFile, Room, TooMuch
 from echovlm_edge.runtime.dicom_node.spool.arrivals import Stored
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from echovlm_edge.runtime.dicom_node.spool.spool import Spool
 
 # PS3.4 B.2.3 and PS3.7 annex C.
 SUCCESS, NOT_SUPPORTED, OUT_OF_RESOURCES, NOT_MATCHING, NOT_UNDERSTOOD = 0x0000, 0x0122, 0xA700, 0xA900, 0xC000
-FULL = "the spool or its disk is full"
+FULL, TOO_LARGE = "the spool or its disk is full", "it is larger than an instance may be"
 AUDITED = {
     Stored.NEW: "received",
     Stored.AGAIN: "received again",
@@ -44,12 +45,14 @@ class ReceiverLimits:
     Attributes:
         spool_bytes: of everything in the spool.
         reserve_bytes: of the disk that stay free, so that what is owed can be written.
+        instance_bytes: of one instance.
         rate: instances a second of one AE title.
         other_classes: whether instances that are no images are kept.
     """
 
     spool_bytes: int
     reserve_bytes: int
+    instance_bytes: int
     rate: float
     other_classes: bool = False
 
@@ -78,7 +81,8 @@ class Receiver:
         self, spool: Spool, activity: Activity, audit: Audit, limits: ReceiverLimits, make_room: Callable[[], None]
     ) -> None:
         self._spool, self._activity, self._audit = spool, activity, audit
-        self._limits, self._make_room = limits, make_room
+        self._limits = limits
+        self._room = Room(spool.arrivals, limits.spool_bytes, limits.reserve_bytes, make_room)
         self._lock = threading.Lock()
         self._due: dict[str, float] = {}  # by AE title: when its next instance is due
         self.counts = dict.fromkeys((*Stored, "refused"), 0)
@@ -89,19 +93,15 @@ class Receiver:
         incoming = request.DataSet
         sender = _title(event.assoc)
         address = str(event.assoc.requestor.address_info.address) if event.assoc.requestor.address_info else ""
-        if not isinstance(incoming, IncomingFile) or incoming.path is None:
-            fault = incoming.fault if isinstance(incoming, IncomingFile) else None
-            return self.refused(OUT_OF_RESOURCES if fault else NOT_UNDERSTOOD, sender, address, "no data set").status
+        if not isinstance(incoming, IncomingFile) or (incoming.file is None and incoming.fault is None):
+            return self.refused(NOT_UNDERSTOOD, sender, address, "no data set").status
         try:
             if isinstance(incoming.fault, TooMuch):
-                return self.refused(OUT_OF_RESOURCES, sender, address, "larger than an instance may be").status
-            if incoming.fault or not self.has_room(incoming.bytes):
+                return self.refused(OUT_OF_RESOURCES, sender, address, TOO_LARGE).status
+            if incoming.fault or incoming.file is None:
                 return self.refused(OUT_OF_RESOURCES, sender, address, FULL).status
-            digest = incoming.finish()
             stated = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
-            status = self.take(incoming.path, digest, sender, address, stated, event.assoc).status
-        except (OSError, sqlite3.Error):
-            return self.refused(OUT_OF_RESOURCES, sender, address, FULL).status
+            status = self.take(incoming.file, sender, address, stated, event.assoc).status
         finally:
             incoming.discard()
         self._slow_down(sender)
@@ -109,28 +109,40 @@ class Receiver:
 
     def take(
         self,
-        path: Path,
-        digest: bytes,
+        file: ReceivedFile,
         sender: str,
         address: str,
         stated: tuple[str, str] | None = None,
         association: Association | None = None,
         study: str = "",
     ) -> Taken:
-        """Put a file of `incoming/` into the spool; returns what became of it.
+        """Put an instance into the spool; returns what became of it. Its file is removed otherwise.
 
         Args:
-            path: of the file, written and synced.
-            digest: of its bytes.
+            file: the instance, written to its end.
             sender: its AE title.
             address: of the sender.
             stated: SOP class and instance that the sender named; None if it named none.
             association: that it came by.
             study: the UID of the study that it has to be of; empty for any.
-
-        Raises:
-            OSError, sqlite3.Error: the disk is full or fails.
         """
+        try:
+            return self._take(file.path, file.finish(), sender, address, stated, association, study)
+        except (OSError, sqlite3.Error):
+            return self.refused(OUT_OF_RESOURCES, sender, address, FULL)
+        finally:
+            file.discard()
+
+    def _take(
+        self,
+        path: Path,
+        digest: bytes,
+        sender: str,
+        address: str,
+        stated: tuple[str, str] | None,
+        association: Association | None,
+        study: str,
+    ) -> Taken:
         try:
             header = read_header(path)
         except InvalidInput as error:
@@ -154,13 +166,9 @@ class Receiver:
             _log.warning("an instance came again with other bytes: the first is kept", extra={"ae_title": sender})
         return Taken(SUCCESS, header.sop_class, header.sop_instance)
 
-    def has_room(self, size: int) -> bool:
-        """Tell whether so many bytes may be stored; empties what is delivered if the spool is full."""
-        if self._spool.arrivals.used_bytes() + size > self._limits.spool_bytes:
-            self._make_room()
-            if self._spool.arrivals.used_bytes() + size > self._limits.spool_bytes:
-                return False
-        return self._spool.arrivals.free_bytes() >= self._limits.reserve_bytes
+    def new_file(self) -> ReceivedFile:
+        """Return a file to receive an instance into; raises as `ReceivedFile`."""
+        return ReceivedFile(self._spool.arrivals.new_file(), self._room, self._limits.instance_bytes)
 
     def refused(self, status: int, sender: str, address: str, reason: str) -> Taken:
         """Count, log and audit a refusal; returns it."""

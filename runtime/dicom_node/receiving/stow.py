@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import hmac
-import os
 import re
 import socket
 import sqlite3
+import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -23,110 +21,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.dicom_node.receiving.bounded_connection import BoundedConnection
+from echovlm_edge.runtime.dicom_node.receiving.part_files import Malformed, PartFiles
 from echovlm_edge.runtime.dicom_node.receiving.peers import Peers
-from echovlm_edge.runtime.dicom_node.receiving.receiver import FULL, OUT_OF_RESOURCES, SUCCESS, Receiver, Taken
+from echovlm_edge.runtime.dicom_node.receiving.received_file import TooMuch
+from echovlm_edge.runtime.dicom_node.receiving.receiver import (
+    FULL,
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    TOO_LARGE,
+    Receiver,
+    Taken,
+)
 
 SENDER = "STOW-RS"  # stands for an AE title
-MOST_PARTS, MOST_PART_HEAD = 4096, 16 << 10
 START_SECONDS = 10.0
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
-
-
-class Malformed(Exception):
-    """The body is no multipart/related message, or longer than it may be."""
-
-
-class PartFiles:
-    """Splits a multipart body into files, piece by piece: no part is ever in memory as a whole."""
-
-    def __init__(self, boundary: str, new_file: Callable[[], Path], most_bytes: int) -> None:
-        """Write each part to the path that `new_file` returns, at most `most_bytes` of it."""
-        self._mark = b"\r\n--" + boundary.encode()
-        self._rest = b"\r\n"  # so that the first boundary is found like the others
-        self._new_file, self._most = new_file, most_bytes
-        self._file: int | None = None
-        self._in_head = self._over = False
-        self._bytes = self.count = 0
-        self._path, self._digest = Path(), hashlib.sha256()
-
-    def feed(self, data: bytes) -> Iterator[tuple[Path, bytes]]:
-        """Take the next piece of the body; yields the path and the digest of each part that it ends.
-
-        Raises:
-            Malformed: the body is not what it says, or a part is too long.
-            OSError: the disk is full or fails.
-        """
-        self._rest += data
-        while not self._over:
-            if self._in_head:
-                if not self._read_head():
-                    return
-                continue
-            place = self._rest.find(self._mark)
-            if place < 0:
-                keep = len(self._mark) + 2
-                self._put(self._rest[:-keep])
-                self._rest = self._rest[-keep:]
-                return
-            if len(self._rest) < place + len(self._mark) + 2:
-                return
-            self._put(self._rest[:place])
-            self._rest = self._rest[place + len(self._mark) :]
-            if self._file is not None:
-                yield self._end()
-            self._over, self._in_head = self._rest.startswith(b"--"), True
-
-    def fed(self, data: bytes) -> list[tuple[Path, bytes]]:
-        """Do as `feed`, and return the parts."""
-        return list(self.feed(data))
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the last boundary has come."""
-        return self._over
-
-    def discard(self) -> None:
-        """Remove the part that has not come to its end."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            self._path.unlink(missing_ok=True)
-
-    def _read_head(self) -> bool:
-        head, found, rest = self._rest.partition(b"\r\n\r\n")
-        if len(head) > MOST_PART_HEAD:
-            raise Malformed
-        if not found:
-            return False
-        self.count += 1
-        if b"application/dicom" not in head.lower() or b"+" in head.lower() or self.count > MOST_PARTS:
-            raise Malformed
-        self._in_head, self._rest = False, rest
-        self._path, self._bytes, self._digest = self._new_file(), 0, hashlib.sha256()
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        # A part may be empty: its boundary begins with the line break that ends its head.
-        self._rest = b"\r\n" + self._rest if self._rest.startswith(self._mark[2:]) else self._rest
-        return True
-
-    def _put(self, data: bytes) -> None:
-        if self._file is None:
-            if data.strip():
-                raise Malformed  # before the first boundary
-            return
-        self._bytes += len(data)
-        if self._bytes > self._most:
-            raise Malformed
-        self._digest.update(data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
-
-    def _end(self) -> tuple[Path, bytes]:
-        assert self._file is not None
-        os.fsync(self._file)
-        os.close(self._file)
-        self._file = None
-        return self._path, self._digest.digest()
 
 
 @dataclass(frozen=True)
@@ -136,16 +46,16 @@ class StowOptions:
     Attributes:
         address: host and port; port 0 takes a free one.
         token: that senders give; empty for none.
-        most_bytes: of one instance.
-        certificate, key, client_ca: PEM files for TLS.
+        connections: open at once.
+        idle_seconds: until a connection is closed on which nothing comes.
+        tls: encrypts the connections.
     """
 
     address: tuple[str, int]
     token: str = field(default="", repr=False)
-    most_bytes: int = 1 << 30
-    certificate: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
+    connections: int = 32
+    idle_seconds: float = 60.0
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
 
 
 class StowDoor:
@@ -155,17 +65,18 @@ class StowDoor:
         NotPossibleHere: the address or a certificate cannot be used.
     """
 
-    def __init__(self, receiver: Receiver, new_file: Callable[[], Path], peers: Peers, options: StowOptions) -> None:
+    def __init__(self, receiver: Receiver, peers: Peers, options: StowOptions) -> None:
         """Listen."""
-        self._receiver, self._new_file, self._peers, self._options = receiver, new_file, peers, options
+        self._receiver, self._options = receiver, options
         paths = ("/studies", "/studies/{study}")
         application = Starlette(routes=[Route(path, self._store, methods=["POST"]) for path in paths])
-        tls: dict[str, Any] = {}
-        if options.certificate and options.key:
-            tls = {"ssl_certfile": options.certificate, "ssl_keyfile": options.key}
-            tls |= {"ssl_ca_certs": options.client_ca, "ssl_cert_reqs": 2} if options.client_ca else {}
         config = uvicorn.Config(
-            application, log_config=None, access_log=False, server_header=False, lifespan="off", **tls
+            application,
+            http=partial(BoundedConnection, options.connections, options.idle_seconds, peers.may_connect),  # type: ignore[arg-type]
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
         )
         host = options.address[0]
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -174,12 +85,12 @@ class StowDoor:
             self._socket.bind(options.address)
             self._socket.listen(64)  # so that nobody is refused while the service starts
             config.load()
+            config.ssl = options.tls  # uvicorn's own would allow weaker ciphers than associations have
         except OSError as error:
             raise NotPossibleHere(
                 f"STOW-RS cannot be served on {host}:{options.address[1]} ({error.strerror or error}): give another --stow."
             ) from None
         self.port = int(self._socket.getsockname()[1])
-        self.tls = config.ssl
         self._server = uvicorn.Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # they are the node's
         self._thread = threading.Thread(
@@ -194,23 +105,32 @@ class StowDoor:
 
     async def _store(self, request: Request) -> Response:
         address = request.client.host if request.client else ""
-        if not self._peers.may_connect(address) or not self._knows(request):
+        if not self._knows(request):
             return Response(status_code=401, headers={"WWW-Authenticate": "Bearer"})
         content_type = request.headers.get("content-type", "")
         boundary = _BOUNDARY.search(content_type)
         if not content_type.lower().startswith("multipart/related") or not boundary:
             return Response(status_code=415)
-        files = PartFiles(boundary[1] or boundary[2], self._new_file, self._options.most_bytes)
+        files = PartFiles(boundary[1] or boundary[2], self._receiver.new_file)
         study, taken = request.path_params.get("study", ""), list[Taken]()
+        pieces = request.stream()
         try:
-            async for piece in request.stream():
-                for path, digest in await run_in_threadpool(files.fed, piece):
-                    taken.append(await run_in_threadpool(self._take, path, digest, address, study))
-        except Malformed:
+            while True:
+                async with asyncio.timeout(self._options.idle_seconds):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    break
+                for file in await run_in_threadpool(files.fed, piece):
+                    taken.append(await run_in_threadpool(self._receiver.take, file, SENDER, address, study=study))
+        except (Malformed, ClientDisconnect):
             return Response(status_code=400)
-        except ClientDisconnect:
-            return Response(status_code=400)
-        except OSError:
+        except TimeoutError:
+            return Response(status_code=408)
+        except TooMuch:
+            self._receiver.refused(OUT_OF_RESOURCES, SENDER, address, TOO_LARGE)
+            return Response(status_code=413)
+        except (OSError, sqlite3.Error):
+            self._receiver.refused(OUT_OF_RESOURCES, SENDER, address, FULL)
             return Response(status_code=503)
         finally:
             await run_in_threadpool(files.discard)
@@ -223,17 +143,6 @@ class StowDoor:
             return True
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._options.token.encode())
-
-    def _take(self, path: Path, digest: bytes, address: str, study: str) -> Taken:
-        try:
-            if not self._receiver.has_room(path.stat().st_size):
-                return self._receiver.refused(OUT_OF_RESOURCES, SENDER, address, FULL)
-            return self._receiver.take(path, digest, SENDER, address, study=study)
-        except (OSError, sqlite3.Error):
-            return self._receiver.refused(OUT_OF_RESOURCES, SENDER, address, FULL)
-        finally:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
 
 
 def _answer(taken: list[Taken]) -> Response:
