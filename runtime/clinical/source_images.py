@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.image_path import SentImage
+from echovlm_edge.runtime.formats.dicom_attributes import without_escapes
 from echovlm_edge.runtime.formats.dicom_frames import choose_frames, read_cine
 from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
 from echovlm_edge.runtime.formats.media_types import DICOM, sniff
@@ -93,7 +94,7 @@ def _source(image: SentImage, place: int) -> SourceImage:
             whole = pydicom.dcmread(file, stop_before_pixels=True, force=True, defer_size=LONGEST_ELEMENT)
         header = Dataset()
         for keyword in REFERENCES + PATIENT_AND_STUDY:
-            setattr(header, keyword, whole.get(keyword, None) or "")
+            setattr(header, keyword, without_escapes(whole.get(keyword, None)) or "")
         frames = stated_frames(whole)
         cine = read_cine(whole, frames, frames)
     except Exception:  # damaged bytes can raise anything in the parser; its text may quote the patient

@@ -5,10 +5,15 @@ Reading never fails: some writers leave required values empty, and viewers show 
 
 from __future__ import annotations
 
+import re
+
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.valuerep import PersonName
 
 LARGEST = 1e30  # larger values are not plausible; products of values up to this stay finite
+ESCAPE = "\x1b"
+_DESIGNATION = re.compile(ESCAPE + "[ -/]+[0-~]")
 
 
 def value(dataset: Dataset, keyword: str) -> object:
@@ -42,6 +47,18 @@ def text(dataset: Dataset, keyword: str) -> str:
     """Return a text without padding, in capitals as code strings are; empty if there is none."""
     found = value(dataset, keyword)
     return found.strip(" \0").upper() if isinstance(found, str) else ""
+
+
+def without_escapes(value: object) -> object:
+    """Return an attribute's value without the escape sequences of ISO 2022 (PS3.5 6.1.2.5.3).
+
+    pydicom decodes Chinese by ISO 2022 IR 58 right, but leaves the sequences in the text.
+    """
+    if isinstance(value, MultiValue | list):
+        return [without_escapes(one) for one in value]
+    if isinstance(value, PersonName) and ESCAPE in str(value):
+        return PersonName(_DESIGNATION.sub("", str(value)))
+    return _DESIGNATION.sub("", value) if isinstance(value, str) and ESCAPE in value else value
 
 
 def table(dataset: Dataset, keyword: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +173,55 @@ def test_the_table_of_questions_chooses_language_and_prompt(
     assert json.dumps(kept)
 
 
-def test_a_name_in_chinese_is_the_same_in_the_document(tmp_path: Path, server: str, pacs: Pacs) -> None:
-    study = study_of(SpecificCharacterSet="GB18030", PatientName="Wang^XiaoDong=王^小东", StudyDescription="超声 乳腺")
+ESCAPED = {  # as PS3.5 K.2 writes them; pydicom would write no escape sequences
+    "PatientName": b"Wang^XiaoDong=\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab",
+    "StudyDescription": b"\x1b$)A\xb3\xac\xc9\xf9 \xc8\xe9\xcf\xd9",
+}
+
+
+@pytest.mark.parametrize("characters", ["GB18030", "GBK", "ISO_IR 192", ["", "ISO 2022 IR 58"]])
+def test_a_name_in_chinese_is_the_same_in_the_document(
+    characters: object, tmp_path: Path, server: str, pacs: Pacs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    texts: dict[str, object] = {"PatientName": "Wang^XiaoDong=王^小东", "StudyDescription": "超声 乳腺"}
+    if characters == ["", "ISO 2022 IR 58"]:
+        texts = {keyword: keyword[0] * len(escaped) for keyword, escaped in ESCAPED.items()}
+    study = study_of(SpecificCharacterSet=characters, **texts)
+    (path,) = write(tmp_path / "in", still(study, 1))
+    for keyword, escaped in ESCAPED.items():
+        path.write_bytes(path.read_bytes().replace(keyword[0].encode() * len(escaped), escaped))
     with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
-        store(node, write(tmp_path / "in", still(study, 1)))
+        store(node, [path])
         wait_for(lambda: pacs.documents())
         kept = record(node, study)
     (document,) = pacs.documents()
     assert str(document.PatientName) == "Wang^XiaoDong=王^小东" and kept["region"] == "breast"
+    assert not any(word in caplog.text for word in ("王", "XiaoDong", "超声"))
+
+
+def test_another_patients_images_are_left_out_by_name(
+    tmp_path: Path, server: str, pacs: Pacs, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, other = study_of(patient="A-1"), "B-2"
+    images = [
+        still(study, 1),
+        still({**study, "PatientID": other}, 2),
+        cine({**study, "PatientID": other}, 3),
+        still({**study, "PatientID": "A-1 "}, 4),
+    ]
+    with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
+        assert store(node, write(tmp_path / "in", *images)) == {}
+        wait_for(lambda: pacs.documents())
+        assert [uid for uid, _ in record(node, study)["instances"]] == [
+            images[0].SOPInstanceUID,
+            images[3].SOPInstanceUID,
+        ]
+    (document,) = pacs.documents()
+    assert document.PatientID == "A-1"
+    comments = " ".join(texts_of(document)["Comment"])
+    assert "2 states another patient; 3 states another patient" in comments
+    assert "state another patient" in caplog.text and other not in caplog.text and other not in comments
 
 
 def test_a_document_that_cannot_be_made_fails_its_study_and_no_other(

@@ -16,6 +16,7 @@ from echovlm_edge.runtime.dicom_node.reporting.selection import (
     frames_of,
     judge_still,
     keeps_whole_frame,
+    strangers,
 )
 
 LIMITS = SelectionLimits(pictures=3, tokens=100, frames_per_cine=4, near_duplicate_bits=8)
@@ -79,3 +80,17 @@ def test_a_trace_or_a_spectrum_is_shown_whole(formats: list[int], whole: bool) -
         item.RegionSpatialFormat = kind
         header.SequenceOfUltrasoundRegions.append(item)
     assert keeps_whole_frame(header) is whole
+
+
+@pytest.mark.parametrize(
+    ("patients", "expected"),
+    [
+        ({}, ()),
+        ({1: "", 2: ""}, ()),
+        ({1: "A", 2: "A ", 3: "A\0"}, ()),  # padding of files is no difference
+        ({2: "B", 1: "A", 3: "A"}, (2,)),  # by arrival, not by number
+        ({1: "", 2: "B", 3: "A", 4: ""}, (3,)),  # one that states none may be anybody's
+    ],
+)
+def test_who_is_another_patient(patients: dict[int, str], expected: tuple[int, ...]) -> None:
+    assert strangers(patients) == frozenset(expected)

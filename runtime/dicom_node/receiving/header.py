@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from echovlm_edge.runtime.clinical.source_images import PATIENT_AND_STUDY, REFERENCES
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.formats.dicom_attributes import items, without_escapes
 from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
 from echovlm_edge.runtime.formats.dicom_syntaxes import VIDEOS
 
@@ -129,11 +130,11 @@ def _reduced(whole: Dataset) -> Dataset:
     reduced = Dataset()
     for keyword in KEYWORDS:
         try:
-            value = whole.get(keyword)
+            value = without_escapes(whole.get(keyword))
             if value is None or value == "":
                 continue
             if keyword.endswith("Sequence") or keyword == "SequenceOfUltrasoundRegions":
-                value = [_item(item) for item in list(value)[:MOST_ITEMS]]
+                value = [_item(item) for item in items(whole, keyword)[:MOST_ITEMS]]
             elif len(str(value)) > LONGEST_TEXT:
                 continue
             setattr(reduced, keyword, value)
@@ -149,5 +150,6 @@ def _item(item: Dataset) -> Dataset:
     copied = Dataset()
     for element in item:
         if element.VR not in ("SQ", "OB", "OW", "UN") and len(str(element.value)) <= LONGEST_TEXT:
+            element.value = without_escapes(element.value)
             copied.add(element)
     return copied

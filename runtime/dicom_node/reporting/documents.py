@@ -105,6 +105,8 @@ def _pictures(instances: Sequence[Instance]) -> str:
             shown.append(f"{place} ({frames} frames)" if frames > 1 else str(place))
         elif outcome == Outcome.NEAR_DUPLICATE:
             left.append(f"{place} looks like {places[choice['like']]}")
+        elif outcome == Outcome.OTHER_PATIENT:
+            left.append(f"{place} states another patient")
         elif outcome == Outcome.REFUSED:
             left.append(f"{place} could not be read")
         else:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydicom.dataset import Dataset
@@ -31,6 +31,7 @@ class Outcome(enum.StrEnum):
     NEAR_DUPLICATE = "near-duplicate"  # of a picture that is shown
     NO_ROOM = "no room"  # the pictures or the context are used up
     REFUSED = "refused"  # by the server, which says why
+    OTHER_PATIENT = "other patient"  # than the first instance that states one
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,13 @@ def judge_still(fingerprint: bytes, tokens: int, shown: Sequence[ShownStill], li
     if len(shown) >= limits.pictures or tokens > limits.tokens:
         return Verdict(Outcome.NO_ROOM)
     return Verdict(Outcome.SHOWN)
+
+
+def strangers(patients: Mapping[int, str]) -> frozenset[int]:
+    """Return the ids of the instances that state another PatientID than the first that states one; ids are in order of arrival."""
+    stated = {id: name for id, patient in sorted(patients.items()) if (name := patient.strip(" \0\t\r\n"))}
+    first = next(iter(stated.values()), "")
+    return frozenset(id for id, patient in stated.items() if patient != first)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from echovlm_edge.runtime.dicom_node.reporting.selection import (
     frames_of,
     judge_still,
     keeps_whole_frame,
+    strangers,
 )
 from echovlm_edge.runtime.dicom_node.spool.rows import Instance
 from echovlm_edge.runtime.dicom_node.spool.rows import Study as StudyRow
@@ -250,8 +251,19 @@ class StudyWorker:
         self._decide_stills(study)
         self._decide_cines(study)
 
+    def _without_strangers(self, study: StudyRow, instances: list[Instance]) -> list[Instance]:
+        """Leave out the instances of another patient than the study's first, and note it."""
+        found = strangers(self._spool.studies.patients(study)) if instances else frozenset()
+        new = [one.id for one in instances if one.id in found and one.choice is None]
+        if new:
+            self._spool.studies.choose({id: {"outcome": Outcome.OTHER_PATIENT} for id in new})
+            _log.warning(
+                "%d images state another patient than their study's first", len(new), extra={"study": study.id}
+            )
+        return [one for one in instances if one.id not in found]
+
     def _decide_stills(self, study: StudyRow) -> None:
-        undecided = self._spool.studies.instances_of(study, ("still",), choice="")
+        undecided = self._without_strangers(study, self._spool.studies.instances_of(study, ("still",), choice=""))
         if not undecided:
             return
         limits = self.limits()
@@ -281,7 +293,7 @@ class StudyWorker:
             self._spool.studies.choose({instance.id: choice})
 
     def _decide_cines(self, study: StudyRow) -> None:
-        cines = self._spool.studies.instances_of(study, ("cine",))
+        cines = self._without_strangers(study, self._spool.studies.instances_of(study, ("cine",)))
         if not cines:
             return
         limits = self.limits()

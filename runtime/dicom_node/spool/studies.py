@@ -72,6 +72,13 @@ class Studies:
             json.loads(row["choice"]) if row["choice"] else None,
         )
 
+    def patients(self, study: Study) -> dict[int, str]:
+        """Return the PatientID that each instance of a study states, by the instances' ids; empty for none."""
+        rows = self._database.rows(
+            "SELECT id, json_extract(header, '$.00100020.Value[0]') AS patient FROM instances WHERE study = ?", study.id
+        )
+        return {row["id"]: str(row["patient"] or "") for row in rows}
+
     def undecided(self, study: Study, kind: str) -> bool:
         """Tell whether a study has instances of a kind that nothing was decided about."""
         return bool(
