@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import shutil
+import socket
+import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
+from pydicom.uid import BasicTextSRStorage
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
-from echovlm_edge.runtime.dicom_node.delivery import delivering
+from echovlm_edge.runtime.dicom_node.delivery import delivering, destinations
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Backoff
+from echovlm_edge.runtime.dicom_node.delivery.destinations import NotDelivered, OwnIdentity, StorePeer, destination
 from echovlm_edge.runtime.dicom_node.node import Node
+from echovlm_edge.runtime.dicom_node.spool.rows import Document
 from echovlm_edge.runtime.dicom_node.status import summaries
 from tests.support.carts import Pacs, running_node, still, store, study_of, write
 from tests.support.waiting import wait_for
@@ -67,6 +73,56 @@ def test_a_destination_that_refuses_is_asked_until_it_accepts(
     (file,) = (tmp_path / "out").glob("*.dcm")
     (document,) = pacs.documents()
     assert pydicom.dcmread(file) == document
+
+
+@pytest.fixture
+def silent() -> Iterator[list[str]]:
+    """Destinations that accept a connection and never answer."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
+    yield [f"PACS@127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+
+
+def test_destinations_that_never_answer_delay_no_other(
+    study: dict[str, object], tmp_path: Path, server: str, silent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, ended = threading.Barrier(len(silent) + 1), threading.Event()
+
+    def hang(peer: StorePeer, document: Document) -> None:
+        waiting.wait()
+        ended.wait()
+        raise NotDelivered("it did not answer")
+
+    monkeypatch.setattr(StorePeer, "send", hang)
+    with running_node(tmp_path / "spool", server, destination=(*silent, f"{tmp_path}/out")) as node:
+        store(node, write(tmp_path / "in", still(study, 1)))
+        waiting.wait(60)  # all of them are being waited for at once
+        wait_for(lambda: any((tmp_path / "out").glob("*.dcm")))
+        waiting.abort()
+        ended.set()
+
+
+def test_a_destination_that_never_answers_is_given_up_and_named(
+    silent: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destinations, "TIMEOUT_SECONDS", 0.3)
+    own = OwnIdentity("ECHOVLM", tmp_path, ssl.create_default_context())
+    document = Document("sr", str(BasicTextSRStorage), "1.2.3", "1.2", b"")
+    for name in (silent[0], f"tls://{silent[1]}"):
+        with pytest.raises(NotDelivered, match="cannot be reached"):
+            destination(name, ("sr",), own).send(document)
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007])
+def test_a_warning_means_that_the_document_is_there(
+    status: int, study: dict[str, object], tmp_path: Path, server: str, pacs: Pacs
+) -> None:
+    pacs.status = status
+    with running_node(tmp_path / "spool", server, destination=(pacs.name,)) as node:
+        store(node, write(tmp_path / "in", still(study, 1)))
+        wait_for(lambda: state(node, study) == "delivered")
+        assert node.delivering.counts == {"delivered": 1, "failed": 0}
 
 
 def test_what_is_owed_is_delivered_after_a_restart(

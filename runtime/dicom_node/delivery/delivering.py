@@ -19,7 +19,6 @@ FIRST_PAUSE, LONGEST_PAUSE = (
     1.0,
     300.0,
 )  # seconds between attempts; each is twice the one before, and up to half as long again
-AT_ONCE = 4
 POLL_SECONDS = 1.0  # also for what another process changed
 
 _log = logging.getLogger(__name__)
@@ -65,7 +64,9 @@ class Delivering:
         self._backoff = backoff or Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         self._busy: set[str] = set()
         self._stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="deliver")
+        self._pool = ThreadPoolExecutor(
+            len(destinations) or 1, thread_name_prefix="deliver"
+        )  # nobody waits for another
         self.counts = {"delivered": 0, "failed": 0}
         self._thread = threading.Thread(target=self._run, name="delivering", daemon=True)
         self._thread.start()
@@ -99,7 +100,8 @@ class Delivering:
         fields = {"study": owed.study, "version": owed.version, "destination": owed.destination}
         try:
             content = self._spool.deliveries.begin_attempt(owed.id)
-            if content is None:
+            if content is None:  # superseded meanwhile
+                self._backoff.forget(owed.id)
                 return
             destination.send(replace(owed.document, content=content))
             self._spool.deliveries.acknowledge(owed.id)

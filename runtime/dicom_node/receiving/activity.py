@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 
@@ -49,8 +49,11 @@ class Activity:
             self._open.pop(study, None)
             return now - self._last.setdefault(study, now)
 
-    def forget(self, known: Iterable[str]) -> None:
-        """Forget all studies but those that still receive."""
+    def forget(self, known: Collection[str]) -> None:
+        """Forget all studies but those that still receive, or whose association is open."""
         with self._lock:
-            kept = set(known) | self._open.keys()
+            for study in self._open.keys() - set(known):
+                self._open[study] = {association for association in self._open[study] if association.is_alive()}
+            self._open = {study: senders for study, senders in self._open.items() if senders or study in known}
+            kept = {*known, *self._open}
             self._last = {study: at for study, at in self._last.items() if study in kept}

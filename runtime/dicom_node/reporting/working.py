@@ -87,7 +87,7 @@ class Working:
                 owed = self._spool.studies.in_states(StudyState.COMPLETE)
                 receiving = self._spool.studies.in_states(StudyState.RECEIVING)
                 self._begin_turns(owed, receiving)
-                self._activity.forget(study.uid for study in receiving)
+                self._activity.forget({study.uid for study in receiving})
             except Exception as error:  # a full disk, for example
                 _log.error("the studies cannot be read: %s", type(error).__name__)
             self._stopped.wait(POLL_SECONDS / 5)
