@@ -33,6 +33,7 @@ from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.errors import ServerUnavailable
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
+from echovlm_edge.runtime.dicom_node.peer_address import PeerAddress
 from echovlm_edge.runtime.dicom_node.sending import send
 
 CARTS, QUIET_SECONDS, TOKENS = 16, 3, 64
@@ -81,9 +82,9 @@ def cart(number: int, address: str, folder: Path, until: float, sent: Sent) -> N
         begun = time.perf_counter()
         while True:
             try:
-                sent.refused += len(send(files, "ECHOVLM", host, int(port), f"CART{number}"))
+                sent.refused += len(send(files, PeerAddress("ECHOVLM", host, int(port)), f"CART{number}"))
                 break
-            except ServerUnavailable:  # a disk that takes half a minute to write, for example: carts send again
+            except ServerUnavailable:  # a disk that takes minutes to write, for example: carts send again
                 sent.ended += 1
         sent.seconds.append(time.perf_counter() - begun)
         for file in files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from echovlm_edge.runtime.client.image_folder import find_images
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, ServerUnavailable
 from echovlm_edge.runtime.contracts.image_path import unreadable
+from echovlm_edge.runtime.dicom_node.peer_address import PeerAddress, peer_address
 from echovlm_edge.runtime.dicom_node.settings import check_title
 
 MOST_CONTEXTS = 128  # of one association
 ANSWER_SECONDS = 120.0  # for an instance: its receiver's disk may be busy
-PEER = re.compile(r"(?P<title>[^@\s]{1,16})@(?P<host>[^@]+):(?P<port>\d{1,5})")
 
 
 def send_parser() -> argparse.ArgumentParser:
@@ -43,12 +42,12 @@ def run_send(options: argparse.Namespace) -> int:
         InvalidInput: a file is no DICOM, or was refused.
         ServerUnavailable: there is no association.
     """
-    peer = PEER.fullmatch(options.to)
-    if not peer:
+    peer = peer_address(options.to)
+    if peer is None or peer.encrypted:
         raise InvalidInput(f"--to {options.to} is not AET@HOST:PORT: write for example ECHOVLM@127.0.0.1:11112.")
     check_title(options.ae_title)
     files = list(_files(options.files))
-    refused = send(files, peer["title"], peer["host"], int(peer["port"]), options.ae_title)
+    refused = send(files, peer, options.ae_title)
     print(f"{len(files) - len(refused)} of {len(files)} instances were sent to {options.to}.")
     if refused:
         path, status = next(iter(refused.items()))
@@ -58,7 +57,7 @@ def run_send(options: argparse.Namespace) -> int:
     return 0
 
 
-def send(files: list[Path], title: str, host: str, port: int, own_title: str) -> dict[Path, int]:
+def send(files: list[Path], peer: PeerAddress, own_title: str) -> dict[Path, int]:
     """Send files by C-STORE in one association; returns those that were refused, with their statuses.
 
     Raises:
@@ -86,10 +85,10 @@ def send(files: list[Path], title: str, host: str, port: int, own_title: str) ->
     entity.requested_contexts = []
     for sop_class, syntax in contexts:
         entity.add_requested_context(sop_class, syntax)
-    association = entity.associate(host, port, ae_title=title)
-    if not association.is_established:
-        why = "rejects the association" if association.is_rejected else "does not answer"
-        raise ServerUnavailable(f"{title}@{host}:{port} {why}: check its address, its AE title, and whom it knows.")
+    association, name = peer.associate(entity), f"{peer.title}@{peer.host}:{peer.port}"
+    if association is None or not association.is_established:
+        why = "rejects the association" if association and association.is_rejected else "does not answer"
+        raise ServerUnavailable(f"{name} {why}: check its address, its AE title, and whom it knows.")
     refused = {}
     try:
         for path in files:
@@ -99,7 +98,7 @@ def send(files: list[Path], title: str, host: str, port: int, own_title: str) ->
                 refused[path] = 0x0122
                 continue
             except RuntimeError:
-                raise ServerUnavailable(f"{title}@{host}:{port} ended the association: see the node's log.") from None
+                raise ServerUnavailable(f"{name} ended the association: see the node's log.") from None
             if status.get("Status") != 0:
                 refused[path] = int(status.get("Status", 0x0110))
     finally:

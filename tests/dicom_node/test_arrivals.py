@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.dicom_node.spool import spool as spool_module
 from echovlm_edge.runtime.dicom_node.spool.arrivals import Stored
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from echovlm_edge.runtime.dicom_node.spool.spool import Spool
@@ -78,3 +81,16 @@ def test_the_first_of_two_instances_with_one_uid_is_kept(tmp_path: Path, caplog:
         (kept,) = node.spool.arrivals.instances.iterdir()
         assert first.PixelData in kept.read_bytes()
     assert "other bytes, the first is kept" in audit.read_text() and "other bytes" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that became read-only, which SQLite opens nonetheless."""
+
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(spool_module.os, "open", refuse)
+    with pytest.raises(NotPossibleHere, match="cannot be used \\(Read-only file system\\)"):
+        spool.claim()

@@ -109,7 +109,7 @@ def test_a_destination_that_never_answers_is_given_up_and_named(
     monkeypatch.setattr(destinations, "TIMEOUT_SECONDS", 0.3)
     own = OwnIdentity("ECHOVLM", tmp_path, ssl.create_default_context())
     document = Document("sr", str(BasicTextSRStorage), "1.2.3", "1.2", b"")
-    for name in (silent[0], f"tls://{silent[1]}"):
+    for name in (silent[0], f"tls://{silent[1]}", "PACS@no-such-host.invalid:104"):
         with pytest.raises(NotDelivered, match="cannot be reached"):
             destination(name, ("sr",), own).send(document)
 

@@ -54,6 +54,8 @@ def test_a_printed_file_says_the_same(
         (["send", __file__], "is no DICOM file"),
         (["send", "/none", "--ae-title", "x" * 17], "1 to 16 letters"),
         (["send", "/none", "--to", "host"], "is not AET@HOST:PORT"),
+        (["send", "/none", "--to", "PACS@host:99999"], "is not AET@HOST:PORT"),
+        (["send", "/none", "--to", "PACS@no such host:104"], "is not AET@HOST:PORT"),
         (["--spool", "/dev/null/x", "--destination", "x/"], "The spool /dev/null/x cannot be used"),
         (["--spool", "S", "--destination", "x/", "--peers", "/none"], "The peers file /none cannot be read"),
         (["--spool", "S", "--destination", "x/", "--questions", "/none"], "The questions file /none cannot be read"),

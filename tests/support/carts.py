@@ -23,6 +23,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
 
 from echovlm_edge.runtime.dicom_node.node import Node
+from echovlm_edge.runtime.dicom_node.peer_address import PeerAddress
 from echovlm_edge.runtime.dicom_node.sending import send
 from echovlm_edge.runtime.dicom_node.settings import NodeSettings
 from tests.support.dicom_files import region, ultrasound
@@ -87,7 +88,7 @@ def store(node: Node | str, files: list[Path], title: str = "CART", called: str 
     """Send files in one association; returns those that were refused, with their statuses."""
     address = node if isinstance(node, str) else node.address
     host, _, port = address.rpartition(":")
-    return send(files, called, host, int(port), title)
+    return send(files, PeerAddress(called, host, int(port)), title)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 import tempfile
 from dataclasses import dataclass, field
@@ -13,12 +12,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, _config
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.dicom_node.peer_address import PeerAddress, peer_address
 from echovlm_edge.runtime.dicom_node.spool.rows import Document
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # send a file's data set as it is, without encoding it again
 
-_PEER = re.compile(r"(?P<tls>tls://)?(?P<title>[^@/\s\\]{1,16})@(?P<host>\[[^\]]+\]|[^:\[\]/]+):(?P<port>\d{1,5})")
 SUCCESS, WARNINGS = 0x0000, (0xB000, 0xB006, 0xB007)  # PS3.4 B.2.3: stored all the same
 TIMEOUT_SECONDS = 30.0
 
@@ -71,10 +70,7 @@ class StorePeer:
     name: str
     kinds: tuple[str, ...]
     own: OwnIdentity
-    title: str
-    host: str
-    port: int
-    encrypted: bool = False
+    address: PeerAddress
 
     def send(self, document: Document) -> None:
         """Send the document in an association of its own."""
@@ -83,10 +79,9 @@ class StorePeer:
             TIMEOUT_SECONDS
         )
         entity.add_requested_context(document.sop_class, ExplicitVRLittleEndian)
-        arguments = {"tls_args": (self.own.tls, self.host)} if self.encrypted else {}
-        association = entity.associate(self.host, self.port, ae_title=self.title, **arguments)  # type: ignore[arg-type]
-        if not association.is_established:
-            refused = "rejected the association" if association.is_rejected else "cannot be reached"
+        association = self.address.associate(entity, self.own.tls if self.address.encrypted else None)
+        if association is None or not association.is_established:
+            refused = "rejected the association" if association and association.is_rejected else "cannot be reached"
             raise NotDelivered(f"{self.name} {refused}")
         try:
             if not association.accepted_contexts:
@@ -131,10 +126,8 @@ def destination(given: str, kinds: tuple[str, ...], own: OwnIdentity) -> Destina
     Raises:
         InvalidInput: it is none of these.
     """
-    peer = _PEER.fullmatch(given)
-    if peer and 0 < int(peer["port"]) < 65536:
-        host = peer["host"].strip("[]")
-        return StorePeer(given, kinds, own, peer["title"], host, int(peer["port"]), bool(peer["tls"]))
+    if address := peer_address(given):
+        return StorePeer(given, kinds, own, address)
     if "/" in given and "://" not in given:
         return Folder(given, kinds, Path(given))
     raise InvalidInput(

@@ -55,11 +55,9 @@ class Spool:
             self.arrivals = Arrivals(folder, self.database)
             self.arrivals.make_folders()
         except OSError as error:
-            raise NotPossibleHere(
-                f"The spool {folder} cannot be used ({error.strerror}): give another --spool."
-            ) from None
+            raise _unusable(folder, str(error.strerror)) from None
         except sqlite3.Error as error:
-            raise NotPossibleHere(f"The spool {folder} cannot be used ({error}): give another --spool.") from None
+            raise _unusable(folder, str(error)) from None
         self.studies = Studies(self.arrivals.instances, self.database)
         self.deliveries = Deliveries(self.database)
 
@@ -67,19 +65,26 @@ class Spool:
         """Take the spool for this process, and remove files of which nobody was told that they had arrived.
 
         Raises:
-            NotPossibleHere: another node has it.
+            NotPossibleHere: another node has it, or files cannot be written or removed.
         """
-        self._claim = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise NotPossibleHere(
-                f"Another echovlm-dicom uses the spool {self._folder}: stop it, or give another --spool."
-            ) from None
-        self.arrivals.clean()
+            self._claim = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise NotPossibleHere(
+                    f"Another echovlm-dicom uses the spool {self._folder}: stop it, or give another --spool."
+                ) from None
+            self.arrivals.clean()
+        except OSError as error:
+            raise _unusable(self._folder, str(error.strerror)) from None
 
     def close(self) -> None:
         """Close the database and release the spool."""
         self.database.close()
         if self._claim is not None:
             os.close(self._claim)
+
+
+def _unusable(folder: Path, why: str) -> NotPossibleHere:
+    return NotPossibleHere(f"The spool {folder} cannot be used ({why}): give another --spool.")
