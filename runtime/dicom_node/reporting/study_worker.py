@@ -5,26 +5,24 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from echovlm_edge.runtime.client.report import AddedImage, Report
-from echovlm_edge.runtime.client.report_client import END_SECONDS, ReportClient, Study
+from echovlm_edge.runtime.client.report import Report
+from echovlm_edge.runtime.client.report_client import ReportClient
 from echovlm_edge.runtime.contracts.errors import (
     DeadlineExceeded,
     NotFound,
-    NotOffered,
     NotPossibleHere,
     ServerBusy,
     ServerUnavailable,
     Unauthenticated,
     UserError,
 )
-from echovlm_edge.runtime.contracts.image_path import ImagePath
-from echovlm_edge.runtime.contracts.request import FrameSelection, Priority, Sampling
+from echovlm_edge.runtime.contracts.request import Priority, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.dicom_node.receiving.header import from_json
 from echovlm_edge.runtime.dicom_node.reporting.documents import Chosen, DocumentMaker
+from echovlm_edge.runtime.dicom_node.reporting.open_studies import AtServer, OpenStudies
 from echovlm_edge.runtime.dicom_node.reporting.questions import Question, Row, ask, facts_of
 from echovlm_edge.runtime.dicom_node.reporting.selection import (
     Outcome,
@@ -35,13 +33,11 @@ from echovlm_edge.runtime.dicom_node.reporting.selection import (
     cine_of,
     frames_of,
     judge_still,
-    keeps_whole_frame,
     strangers,
 )
 from echovlm_edge.runtime.dicom_node.spool.rows import Instance
 from echovlm_edge.runtime.dicom_node.spool.rows import Study as StudyRow
 from echovlm_edge.runtime.dicom_node.spool.spool import Spool
-from echovlm_edge.runtime.formats.media_types import DICOM
 
 # Of a call that only tells that the server is not there now; what else fails is about the study.
 PASSING = (ServerBusy, ServerUnavailable, DeadlineExceeded, Unauthenticated, NotFound)
@@ -79,16 +75,6 @@ class ReportOptions:
     destinations: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass
-class AtServer:
-    """A study that is open at the server: what was added of it, in order."""
-
-    study: Study
-    version: int
-    stills: dict[int, int] = field(default_factory=dict)  # the image's number there, by the instance
-    cines: dict[int, tuple[int, int]] = field(default_factory=dict)  # likewise, and how many frames
-
-
 class StudyWorker:
     """Works on studies, one call for each at a time; several threads may work on different ones.
 
@@ -99,10 +85,9 @@ class StudyWorker:
     def __init__(self, spool: Spool, client: ReportClient, options: ReportOptions, documents: DocumentMaker) -> None:
         """Work on the studies of a spool with a server."""
         self._spool, self._client, self._options, self._documents = spool, client, options, documents
-        self._open: dict[int, AtServer] = {}
+        self.open_studies = OpenStudies(client, options.open_studies, options.call_seconds)
         self._tries: dict[int, int] = {}
         self._limits: SelectionLimits | None = None
-        self._places = options.open_studies
 
     def add_stills(self, study: StudyRow) -> None:
         """Add the stills that have come; raises as `report`."""
@@ -130,27 +115,7 @@ class StudyWorker:
                 raise
             self._fail(study, f"Its documents cannot be made ({type(error).__name__}): see the log.")
         self._tries.pop(study.id, None)
-        self.end(self.give_up(study.id))
-
-    @property
-    def open_studies(self) -> frozenset[int]:
-        """The ids of the studies that are open at the server, as far as the node knows."""
-        return frozenset(self._open)
-
-    @property
-    def places(self) -> int:
-        """How many studies may be open at once: those of the options, and at most half of what the server lets this client open."""
-        return min(self._options.open_studies, self._places)
-
-    def give_up(self, study: int) -> AtServer | None:
-        """Give up a study's place, as the study is to be begun again later; `end` tells the server."""
-        return self._open.pop(study, None)
-
-    def end(self, opened: AtServer | None) -> None:
-        """End a study at the server, if there is one; without an answer it expires there."""
-        if opened:
-            with suppress(UserError):
-                self._client.end_study(opened.study.id, END_SECONDS)
+        self.open_studies.end(self.open_studies.give_up(study.id))
 
     def _raise_if_passing(self, study: StudyRow, error: UserError) -> None:
         """Raise an error that says nothing about the study: the server is not there, or failed in a way that may not last."""
@@ -168,7 +133,7 @@ class StudyWorker:
         try:
             work()
         except NotFound:
-            self._open.pop(study.id, None)
+            self.open_studies.give_up(study.id)
             work()
 
     def _report(self, study: StudyRow) -> None:
@@ -210,12 +175,9 @@ class StudyWorker:
             _log.warning("no report can be written: %s", reason, extra={"study": study.id, "version": study.version})
 
     def limits(self) -> SelectionLimits:
-        """Return the limits of a report, of which the server's context is one; it is asked once, as is the number of its studies."""
+        """Return the limits of a report, of which the server's context is one; it is asked once."""
         if self._limits is None:
-            connection = self._client.connection
-            with suppress(NotOffered):  # a department's, or an older one
-                self._places = max(1, connection.list_studies(self._options.call_seconds).max_studies // 2)
-            context = connection.model_info(self._options.call_seconds).limits.max_sequence
+            context = self._client.connection.model_info(self._options.call_seconds).limits.max_sequence
             tokens = context - PROMPT_TOKENS - self._options.max_new_tokens
             if tokens <= 0:
                 raise NotPossibleHere(
@@ -230,22 +192,8 @@ class StudyWorker:
 
     def _opened(self, study: StudyRow) -> AtServer:
         """Return the study at the server with the stills that are shown; it is begun where it is not open."""
-        opened = self._open.get(study.id)
-        if opened and opened.version == study.version:
-            return opened
-        self.end(self.give_up(study.id))
-        connection = self._client.connection
-        opened = AtServer(Study(connection, connection.begin_study(self._options.call_seconds)), study.version)
-        self._open[study.id] = opened
-        for instance in self._spool.studies.instances_of(study, ("still",), choice=Outcome.SHOWN):
-            opened.stills[instance.id] = self._add(opened, instance).number
-        return opened
-
-    def _add(self, opened: AtServer, instance: Instance, selection: FrameSelection | None = None) -> AddedImage:
-        whole_frame = keeps_whole_frame(from_json(instance.header))
-        name = f"instance {instance.id}"
-        path = ImagePath(instance.path, DICOM, name, selection or FrameSelection(), not whole_frame)
-        return opened.study.add(path, timeout=self._options.call_seconds)
+        studies = self._spool.studies
+        return self.open_studies.opened(study, lambda: studies.instances_of(study, ("still",), choice=Outcome.SHOWN))
 
     def _decide(self, study: StudyRow) -> None:
         self._decide_stills(study)
@@ -276,7 +224,7 @@ class StudyWorker:
                 self._spool.studies.choose(rest)
                 return
             try:
-                added = self._add(opened, instance)
+                added = self.open_studies.add(opened, instance)
             except UserError as error:
                 self._raise_if_passing(study, error)
                 self._spool.studies.choose({instance.id: {"outcome": Outcome.REFUSED, "reason": str(error)}})
@@ -289,7 +237,7 @@ class StudyWorker:
                 opened.stills[instance.id] = added.number
                 shown.append(ShownStill(instance.id, fingerprint))
             else:
-                opened.study.withdraw(added.number, self._options.call_seconds)
+                self.open_studies.withdraw(opened, added.number)
             self._spool.studies.choose({instance.id: choice})
 
     def _decide_cines(self, study: StudyRow) -> None:
@@ -320,21 +268,21 @@ class StudyWorker:
         """Add a cine with as many of its frames as the context holds; returns the choice."""
         while count:
             try:
-                added = self._add(opened, instance, frames_of(count))
+                added = self.open_studies.add(opened, instance, frames_of(count))
             except UserError as error:
                 self._raise_if_passing(study, error)
                 return {"outcome": Outcome.REFUSED, "reason": str(error), "frames": 0}
             if added.study_tokens <= limits.tokens:
                 opened.cines[instance.id] = added.number, count
                 return {"outcome": Outcome.SHOWN, "frames": count}
-            opened.study.withdraw(added.number, self._options.call_seconds)
+            self.open_studies.withdraw(opened, added.number)
             count -= 1
         return {"outcome": Outcome.NO_ROOM, "frames": 0}
 
     def _withdraw_cines(self, opened: AtServer) -> None:
         """Remove the cines, which follow all stills; what else is there stays read."""
         for instance, (number, _) in list(opened.cines.items()):
-            opened.study.withdraw(number, self._options.call_seconds)
+            self.open_studies.withdraw(opened, number)
             del opened.cines[instance]
             self._spool.studies.choose({instance: None})
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.dicom_node.delivery.delivering import Backoff
 from echovlm_edge.runtime.dicom_node.receiving.activity import Activity
-from echovlm_edge.runtime.dicom_node.reporting.study_worker import AtServer, StudyWorker
+from echovlm_edge.runtime.dicom_node.reporting.open_studies import AtServer
+from echovlm_edge.runtime.dicom_node.reporting.study_worker import StudyWorker
 from echovlm_edge.runtime.dicom_node.reporting.turns import Places, next_turn
 from echovlm_edge.runtime.dicom_node.spool.rows import Study
 from echovlm_edge.runtime.dicom_node.spool.spool import Spool
@@ -100,13 +101,13 @@ class Working:
             if work and self._backoff.is_due(study.id):
                 due[study.id] = work
         while not self._stopped.is_set():
-            worker = self._worker
-            places = Places(worker.open_studies, frozenset(self._busy), worker.places, self._at_once)
+            at_server = self._worker.open_studies
+            places = Places(at_server.ids, frozenset(self._busy), at_server.places, self._at_once)
             turn = next_turn(owed, receiving, due, places)
             if turn is None:
                 return
             self._busy.add(turn.study.id)
-            ended = None if turn.ends is None else worker.give_up(turn.ends)
+            ended = None if turn.ends is None else at_server.give_up(turn.ends)
             self._pool.submit(self._work, turn.study, due[turn.study.id], ended)
 
     def _due(self, study: Study) -> Callable[[Study], None] | None:
@@ -128,7 +129,7 @@ class Working:
 
     def _work(self, study: Study, work: Callable[[Study], None], ended: AtServer | None) -> None:
         try:
-            self._worker.end(ended)
+            self._worker.open_studies.end(ended)
             work(study)
             self._backoff.forget(study.id)
         except UserError as error:  # the server is not there now
