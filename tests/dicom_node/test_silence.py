@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.transport import AssociationSocket
 
 from echovlm_edge.runtime.dicom_node.receiving import silence
 from echovlm_edge.runtime.dicom_node.receiving.received_file import ReceivedFile
-from echovlm_edge.runtime.dicom_node.receiving.silence import Silence
+from echovlm_edge.runtime.dicom_node.receiving.silence import Silence, silence_of
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from tests.support.carts import running_node, still, store, study_of, write
 from tests.support.waiting import wait_for
@@ -31,7 +34,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the node's associations."""
     given = Clock()
-    monkeypatch.setattr(silence, "Silence", lambda timeout: Silence(timeout, given))
+    monkeypatch.setattr(silence, "Silence", lambda timeout, **more: Silence(timeout, given, **more))
     return given
 
 
@@ -57,6 +60,26 @@ def test_a_timer_stands_still_while_it_is_held() -> None:
     clock.now = 1000.0
     assert timer.remaining == 8.0
     assert not Silence(None, clock).expired
+
+
+def test_a_peer_whose_bytes_were_not_read_yet_is_not_silent() -> None:
+    """The thread that reads them had no processor, for example."""
+    ours, theirs = socket.socketpair()
+    association = Association(AE(), "acceptor")
+    association.dul.socket = AssociationSocket(association, client_socket=ours)
+    clock = Clock()
+    silence.measure_silence(association)
+    timer = silence_of(association)
+    timer._clock = clock
+    timer.start()
+    clock.now = 7200.0
+    theirs.send(b"a PDU")
+    assert not timer.expired
+    ours.recv(100)
+    assert timer.expired
+    theirs.close()
+    ours.close()
+    assert timer.expired
 
 
 def test_an_association_is_kept_while_its_instance_is_stored(
