@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from echovlm_edge.plugins.dual_path_moe.rounding import pack, plain_blocks, unpack
+
 Floats = NDArray[np.float32]
 
-INT8_PEAK, INT4_PEAK = 127, 8
-QUANTIZE_AT_ONCE = 1 << 18  # values: their temporaries stay in the cache
+INT8_PEAK = 127
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def dual_path_moe(
 
 
 def quantize_blocks(weight: Floats, bits: int, block_size: int) -> tuple[NDArray[np.int8], Floats]:
-    """Quantize [N, K] in blocks of K, symmetric, as README.md's section Quantization says.
+    """Quantize [N, K] in blocks of K by plain rounding, for tests and benchmarks of the operators.
 
     Returns:
         Packed INT8 [N, K] (8 bits) or [N, K / 2] (4 bits), and scales float32 [N, K / block_size].
@@ -139,42 +140,13 @@ def quantize_blocks(weight: Floats, bits: int, block_size: int) -> tuple[NDArray
     Raises:
         ValueError: `bits` is neither 4 nor 8, or K is not a multiple of `block_size`.
     """
-    rows, columns = weight.shape
-    if bits not in (4, 8) or columns % block_size:
-        raise ValueError(f"cannot quantize rows of {columns} values to {bits} bits in blocks of {block_size}")
-    packed = np.empty((rows, columns * bits // 8), np.int8)
-    scale = np.empty((rows, columns // block_size), np.float32)
-    some = max(1, QUANTIZE_AT_ONCE // columns)
-    for first in range(0, rows, some):
-        part = slice(first, first + some)
-        packed[part], scale[part] = _quantize_rows(weight[part], bits, block_size)
-    return packed, scale
-
-
-def _quantize_rows(weight: Floats, bits: int, block_size: int) -> tuple[NDArray[np.int8], Floats]:
-    blocks = weight.reshape(len(weight), -1, block_size)
-    high, low = blocks.max(-1), blocks.min(-1)
-    peak = np.maximum(high, -low) if bits == 8 else np.where(high > -low, high, low)
-    scale = peak / np.float32(INT8_PEAK if bits == 8 else -INT4_PEAK)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    values = blocks * inverse[..., None]
-    np.rint(values, out=values)
-    if bits == 8:
-        return np.clip(values, -INT8_PEAK, INT8_PEAK, out=values).astype(np.int8).reshape(weight.shape), scale
-    values += INT4_PEAK
-    nibbles = np.clip(values, 0, 2 * INT4_PEAK - 1, out=values).astype(np.uint8).reshape(weight.shape)
-    pairs = nibbles.view(np.uint16)  # little-endian: the even value is the low byte
-    return ((pairs | (pairs >> 4)) & 0xFF).astype(np.uint8).view(np.int8), scale
+    codes, scales = plain_blocks(weight, bits, block_size)
+    return pack(codes, bits), scales
 
 
 def dequantize_blocks(packed: NDArray[np.int8], scale: Floats, bits: int) -> Floats:
     """Dequantize packed values and scales to a weight [N, K] float32."""
-    if bits == 8:
-        values = packed
-    else:
-        stored = packed.view(np.uint8)
-        nibbles = np.stack((stored & 15, stored >> 4), axis=-1).reshape(len(stored), -1)
-        values = nibbles.astype(np.int8) - np.int8(INT4_PEAK)
+    values = unpack(packed, bits)
     blocks = values.reshape(*scale.shape, -1).astype(np.float32) * scale[..., None].astype(np.float32)
     whole: Floats = blocks.reshape(values.shape)
     return whole
