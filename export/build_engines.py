@@ -33,6 +33,7 @@ from echovlm_edge.export.planned_bundle import PlannedBundle, bundle_shape, open
 from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS
 from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.rounding import ROUNDINGS
 from echovlm_edge.export.show import print_summary, versions
 from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.export.targets import TARGETS
@@ -75,7 +76,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
             options.output, needed * (2 if tensorrt else 1), identity, replace=options.replace
         ) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
-                write_weights(folder.path, planned.files, checkpoint, folder.journal, advance)
+                write_weights(folder.path, planned.files, checkpoint, folder.journal, advance, options.how_to_round)
             if options.cache_type == "int8":
                 with progress.stage("Measuring the KV cache"):
                     calibrate_cache(planned, options)
@@ -144,7 +145,7 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
     decisive = {
         "checkpoint": checkpoint.layout_sha256(),
         "shards": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in shards.items()),
-        "options": [options.target, options.precision, options.block_size, options.cache_type],
+        "options": [options.target, options.precision, options.block_size, options.cache_type, options.rounding],
         "pieces": [(piece.name, piece.bytes) for file in planned.files for piece in file.pieces],
         "toolchain": versions(),
     }
@@ -175,6 +176,7 @@ def write_graphs(
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
+        rounding=options.rounding,
         embedding=planned.embedding_spec(),
         model=planned.model_spec(),
         preprocess=planned.settings.as_config(),
@@ -218,6 +220,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", choices=PRECISIONS, default="int4", help="of the decoder's weights (default int4)")
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="values that share a scale (default 128)")
+    add(
+        "--rounding",
+        choices=ROUNDINGS,
+        default="search",
+        help="of weights to 4 or 8 bits: search tries scales for each block; plain takes its largest value's, as older versions did "
+        "(default search)",
+    )
     add(
         "--max-sequence",
         type=int,
@@ -264,6 +273,7 @@ def run(arguments: argparse.Namespace) -> int:
             target=arguments.target,
             precision=arguments.precision,
             block_size=arguments.block_size,
+            rounding=arguments.rounding,
             max_sequence=arguments.max_sequence,
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),

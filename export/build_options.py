@@ -7,6 +7,7 @@ from pathlib import Path
 
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import PrecisionPolicy
+from echovlm_edge.export.rounding import ROUNDINGS, Rounding
 from echovlm_edge.export.targets import Target, target
 from echovlm_edge.runtime.bundle.manifest import Limits, on_gpu
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
@@ -25,6 +26,7 @@ class BuildOptions:
     target: str = "cpu"
     precision: str = "int4"
     block_size: int = 128
+    rounding: str = "search"
     max_sequence: int | None = None
     max_batch: int | None = None
     samples: tuple[Path, ...] = ()
@@ -55,6 +57,11 @@ class BuildOptions:
             NotPossibleHere: an unknown precision or block size.
         """
         return PrecisionPolicy.of(self.precision, self.block_size, self.cache_type)
+
+    @property
+    def how_to_round(self) -> Rounding:
+        """Return how weights become codes of 4 or 8 bits."""
+        return ROUNDINGS[self.rounding]
 
     @property
     def chosen_target(self) -> Target:

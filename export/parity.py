@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from echovlm_edge.runtime.prompting.prompt import Prompt, PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles
 
 TOLERANCE = 1e-3  # of an fp32 bundle: the largest error, in units of the largest reference value or of 1
-DECODED_TOKENS = 8
+DECODED_TOKENS = 32
 COMPARED_POSITIONS = 128  # of a prompt, evenly spaced, its last always: logits of a large vocabulary are large
+ROWS_AT_ONCE = 16  # of logits, whose float64 copies are large
 PROMPT = "Describe the ultrasound image."
 
 
@@ -84,7 +86,8 @@ def compare(
         actual, count = text.embedding_of_prompt, len(text.prefill)
         yield measure("token_embedding", image.name, text.expected_embedding, actual)
         yield measure("prefill", image.name, logits[:count], text.prefill, logits=True)
-        yield measure("decode", image.name, logits[count:], text.decode, logits=True)
+        decode = measure("decode", image.name, logits[count:], text.decode, logits=True)
+        yield replace(decode, agreed_tokens=_agreed(logits[count - 1 : -1], text.written), written_tokens=decoded)
 
 
 def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec, image: Sample) -> DecoderInput:
@@ -99,7 +102,7 @@ def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec
 
 @dataclass(frozen=True)
 class _Text:
-    """What a bundle made of one prompt: logits at some of its tokens, and after each token that it wrote.
+    """What a bundle made of one prompt: logits at some of its tokens, the tokens int64 [n] that it wrote, and logits after each.
 
     `tokens` is what it was given, prompt and text, for the reference to read.
     """
@@ -108,6 +111,7 @@ class _Text:
     expected_embedding: Floats
     embedding_of_prompt: Floats
     prefill: Floats
+    written: NDArray[np.int64]
     decode: Floats
 
 
@@ -149,14 +153,15 @@ def _write_text(
 ) -> _Text:
     length = len(prompt.token_ids)
     cache = new_cache(candidate, length + decoded)
-    written = prompt.next_position + np.arange(decoded)
-    angles = rotary.angles(np.concatenate([prompt.positions, np.tile(written, (3, 1))], axis=1))
+    following = prompt.next_position + np.arange(decoded)
+    angles = rotary.angles(np.concatenate([prompt.positions, np.tile(following, (3, 1))], axis=1))
     tokens = [prompt_embeddings(reference, prompt, [projected])]
     rows = np.unique(np.linspace(0, length - 1, min(length, COMPARED_POSITIONS)).round().astype(np.int64))
     prefill = _prefill(candidate, tokens[0], angles, rows, cache)
-    logits, decode = prefill[-1], []
+    logits, written, decode = prefill[-1], [], []
     for past in range(length, length + decoded):
-        tokens.append(reference.embed(np.array([logits.argmax()])))
+        written.append(logits.argmax())
+        tokens.append(reference.embed(np.array(written[-1:])))
         turn = Angles(angles.cos[past : past + 1], angles.sin[past : past + 1])
         logits = candidate.decode(tokens[-1], turn, past, np.zeros(1, np.int64), cache)[0].copy()
         decode.append(logits)
@@ -165,6 +170,7 @@ def _write_text(
         reference.embed(prompt.token_ids),
         candidate.embed(prompt.token_ids),
         prefill,
+        np.array(written),
         np.stack(decode),
     )
 
@@ -183,13 +189,28 @@ def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[n
 def measure(stage: str, sample: str, expected: Floats, actual: Floats, logits: bool = False) -> Parity:
     """Measure the errors of `actual` against `expected` [..., n]; for logits, also agreement of the best token and KL divergence."""
     error = np.abs(expected.astype(np.float64) - actual)
-    agreement, divergence = (
-        (_top1_agreement(expected, actual), _divergence(expected, actual)) if logits else (None, None)
-    )
     norm = float(np.linalg.norm(expected)) or 1.0
-    relative = float(np.linalg.norm(expected.astype(np.float64) - actual)) / norm
-    peak = float(np.abs(expected).max())
-    return Parity(stage, sample, peak, float(error.max()), float(error.mean()), relative, agreement, divergence)
+    relative = float(np.linalg.norm(error)) / norm
+    found = Parity(stage, sample, float(np.abs(expected).max()), float(error.max()), float(error.mean()), relative)
+    if not logits:
+        return found
+    nats = divergences(expected, actual)
+    return replace(
+        found,
+        top1_agreement=float((expected.argmax(-1) == actual.argmax(-1)).mean()),
+        kl_divergence=float(nats.mean()),
+        kl_standard_error=float(nats.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else None,
+        positions=len(nats),
+    )
+
+
+def divergences(expected: Floats, actual: Floats) -> NDArray[np.float64]:
+    """Compute KL(expected || actual) of the softmax distributions of logits [n, vocab_size]: nats [n]."""
+    found = []
+    for first in range(0, len(expected), ROWS_AT_ONCE):
+        p, q = (_log_softmax(logits[first : first + ROWS_AT_ONCE]) for logits in (expected, actual))
+        found.append((np.exp(p) * (p - q)).sum(-1))
+    return np.concatenate(found)
 
 
 def check(stage: Parity) -> None:
@@ -205,14 +226,10 @@ def check(stage: Parity) -> None:
         )
 
 
-def _top1_agreement(expected: Floats, actual: Floats) -> float:
-    return float((expected.argmax(-1) == actual.argmax(-1)).mean())
-
-
-def _divergence(expected: Floats, actual: Floats) -> float:
-    """Return KL(expected || actual) of the softmax distributions, nats, mean over rows."""
-    p, q = _log_softmax(expected), _log_softmax(actual)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
+def _agreed(expected: Floats, written: NDArray[np.int64]) -> int:
+    """Count the tokens before the first that the reference, given those before it, would not have written."""
+    different = np.flatnonzero(expected.argmax(-1) != written)
+    return int(different[0]) if len(different) else len(written)
 
 
 def _log_softmax(logits: Floats) -> NDArray[np.float64]:

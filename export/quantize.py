@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from echovlm_edge.plugins.dual_path_moe.reference import quantize_blocks
+from echovlm_edge.export.rounding import Rounding, Scales
+from echovlm_edge.plugins.dual_path_moe.rounding import Codes, pack
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -115,8 +116,8 @@ class Storage(Protocol):
         """Describe the result of `encode` for a weight of this shape."""
         ...
 
-    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
-        """Compute the initializers' values, in the same order."""
+    def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
+        """Compute the initializers' values, in the same order; blocks of 4 or 8 bits by `rounding`."""
         ...
 
 
@@ -137,7 +138,7 @@ class Floating:
         ending = ".transposed" if self.transposed else ""
         return (StoredTensor(ending, self.dtype, shape[::-1] if self.transposed else shape),)
 
-    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+    def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
         """Convert, and transpose where asked."""
         return (np.ascontiguousarray(weight.T if self.transposed else weight, dtype=self.dtype.numpy()),)
 
@@ -159,10 +160,10 @@ class GroupedBlocks:
             StoredTensor(".scale", self.scale_type, (rows, columns // self.precision.block_size)),
         )
 
-    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
-        """Quantize as plugins/dual_path_moe/README.md says."""
-        packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
-        return packed, scale.astype(self.scale_type.numpy())
+    def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
+        """Round, and pack the codes."""
+        codes, scales = _rounded(weight, self, rounding)
+        return pack(codes, self.precision.bits), scales
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,13 @@ class MatMulNBitsBlocks:
             StoredTensor(".block_scale", self.scale_type, (rows, blocks)),
         )
 
-    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
+    def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
         """Compute the grouped packing's bytes; 8-bit values move up by 128, its zero point."""
-        packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
-        stored = packed.view(np.uint8)
+        codes, scales = _rounded(weight, self, rounding)
+        stored = pack(codes, self.precision.bits).view(np.uint8)
         if self.precision.bits == 8:
             stored = stored ^ np.uint8(128)
-        return stored.reshape(self.tensors(weight.shape)[0].shape), scale.astype(self.scale_type.numpy())
+        return stored.reshape(self.tensors(weight.shape)[0].shape), scales
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,15 @@ class DequantizeColumns:
             StoredTensor(".quantized_scale", self.scale_type, (columns // self.precision.block_size, rows)),
         )
 
-    def encode(self, weight: Floats) -> tuple[NDArray[np.generic], ...]:
-        """Compute the grouped packing's values, unpacked and transposed; 4-bit ones packed again along the rows."""
-        packed, scale = quantize_blocks(weight, self.precision.bits, self.precision.block_size)
-        scales = np.ascontiguousarray(scale.T, dtype=self.scale_type.numpy())
-        if self.precision.bits == 8:
-            return np.ascontiguousarray(packed.T), scales
-        stored = packed.view(np.uint8)
-        values = np.stack((stored & 15, stored >> 4), axis=-1).reshape(weight.shape).astype(np.int8) - np.int8(8)
-        return np.ascontiguousarray(values.T).astype(ml_dtypes.int4), scales
+    def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
+        """Round, and transpose."""
+        codes, scales = _rounded(weight, self, rounding)
+        values = np.ascontiguousarray(codes.T)
+        return values.astype(ml_dtypes.int4) if self.precision.bits == 4 else values, np.ascontiguousarray(scales.T)
+
+
+def _rounded(
+    weight: Floats, storage: GroupedBlocks | MatMulNBitsBlocks | DequantizeColumns, rounding: Rounding
+) -> tuple[Codes, Scales]:
+    precision = storage.precision
+    return rounding(weight, precision.bits, precision.block_size, scale_type=storage.scale_type.numpy())

@@ -86,6 +86,7 @@ def _comparison(manifest: Manifest) -> Table:
         figures("largest\nerror"),
         figures("same\ntoken"),
         figures("KL,\nnats"),
+        figures("tokens\nagree"),
         words("verdict"),
     )
     for stage, called in STAGES.items():
@@ -103,12 +104,14 @@ def _verdict(manifest: Manifest, samples: Sequence[Parity]) -> Verdict:
 def _figures(samples: Sequence[Parity]) -> list[str]:
     """Return the worst of a stage's samples."""
     agreements = [sample.top1_agreement for sample in samples if sample.top1_agreement is not None]
+    texts = [(sample.agreed_tokens, sample.written_tokens) for sample in samples if sample.agreed_tokens is not None]
     divergences = [sample.kl_divergence for sample in samples if sample.kl_divergence is not None]
     return [
         f"{_short(100 * max(sample.relative_error for sample in samples))} %",
         _short(max(sample.max_abs_error for sample in samples)),
         f"{100 * min(agreements):.1f} %" if agreements else "",
         _short(max(divergences)) if divergences else "",
+        "{} of {}".format(*min(texts)) if texts else "",
     ]
 
 
@@ -125,6 +128,7 @@ def _explanation(manifest: Manifest) -> Iterator[str]:
     yield "relative error: the length of the difference over the length of PyTorch's values."
     yield "largest error: of any one value. same token: how often both would write the same next token."
     yield "KL: how far their probabilities of the next token are apart; 0 is not at all."
+    yield "tokens agree: how many tokens both write alike, each its likeliest, before the first difference."
     yield "good: what the weights' format costs. look: more than that; compare reports before you rely on it."
     if any(_verdict(manifest, [entry]) is Verdict.BAD for entry in manifest.parity):
         yield "bad: far more than the format costs. Do not serve it: build with a finer --precision, and with --sample files of yours."

@@ -20,6 +20,7 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.journal import Journal
 from echovlm_edge.export.model.weights import Weight
 from echovlm_edge.export.quantize import Storage
+from echovlm_edge.export.rounding import Rounding
 from echovlm_edge.runtime.bundle.manifest import WEIGHT_ALIGNMENT
 from echovlm_edge.runtime.resources.processors import usable_processors
 
@@ -111,6 +112,7 @@ def write_weights(
     checkpoint: Checkpoint,
     journal: Journal,
     advance: Callable[[int], None],
+    rounding: Rounding,
     threads: int | None = None,
 ) -> None:
     """Write the pieces that are not yet written, one piece per thread.
@@ -121,6 +123,7 @@ def write_weights(
         checkpoint: where the weights' values are.
         journal: the hashes of the written pieces; a piece on the disk is kept only if its hash agrees.
         advance: called with the bytes of every piece once it is written.
+        rounding: how weights become codes of 4 or 8 bits.
         threads: default `usable_processors`.
     """
     descriptors: dict[str, int] = {}
@@ -137,7 +140,7 @@ def write_weights(
             known, descriptor = journal.known.get(piece.name), descriptors[piece.file]
             if known and known == _hash_on_disk(piece, descriptor):
                 return piece, None
-            return piece, _write_piece(piece, checkpoint, descriptor)
+            return piece, _write_piece(piece, checkpoint, rounding, descriptor)
 
         for done in as_completed([pool.submit(write, piece) for file in files for piece in file.pieces]):
             piece, digest = done.result()
@@ -146,9 +149,9 @@ def write_weights(
             advance(piece.bytes)
 
 
-def _write_piece(piece: Piece, checkpoint: Checkpoint, descriptor: int) -> str:
+def _write_piece(piece: Piece, checkpoint: Checkpoint, rounding: Rounding, descriptor: int) -> str:
     digest = hashlib.sha256()
-    arrays = piece.storage.encode(piece.weight.read(checkpoint, piece.rows).numpy())
+    arrays = piece.storage.encode(piece.weight.read(checkpoint, piece.rows).numpy(), rounding)
     for place, array in zip(piece.places, arrays, strict=True):
         values = _bytes(array)
         assert len(values) == place.length, f"{piece.name}: {len(values)} bytes for {place}"

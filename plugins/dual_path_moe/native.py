@@ -1,4 +1,4 @@
-"""Call the native library's plain C functions on numpy arrays, without ONNX Runtime: for tests and benchmarks."""
+"""Call the native library's plain C functions on numpy arrays, without ONNX Runtime: for builds, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from echovlm_edge.plugins.dual_path_moe.reference import DualPathMoEAttributes, Floats
+from echovlm_edge.plugins.dual_path_moe.rounding import DIVISORS
 
 # A stored weight: float32, float16 or bfloat16 (as uint16) [N, K] without scales; or packed int8 with its scales.
 StoredWeight = tuple[NDArray[np.generic], "NDArray[np.generic] | None"]
@@ -19,6 +20,7 @@ StoredWeight = tuple[NDArray[np.generic], "NDArray[np.generic] | None"]
 Integers = NDArray[np.int64]
 
 _CACHE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
+_SCALE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 _FLOAT_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2, np.dtype(np.int8): 0}
 
 
@@ -65,6 +67,15 @@ class _SelfAttention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "heads", "dim", "bits", "windows", "threads")),
         *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "offsets", "y")),
+    )
+
+
+class _RoundBlocks(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("bits", "block_size", "rows", "columns")),
+        *((name, ctypes.c_void_p) for name in ("weight", "importance", "divisors")),
+        *((name, ctypes.c_int64) for name in ("candidates", "scale_type")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales")),
     )
 
 
@@ -195,6 +206,26 @@ class NativeLibrary:
         )
         self._call(self._library.echovlm_self_attention, call)
         return y
+
+    def round_blocks(
+        self, weight: Floats, bits: int, block_size: int, importance: Floats | None, scale_type: DTypeLike
+    ) -> tuple[NDArray[np.int8], NDArray[Any]]:
+        """Round a weight as `rounding.search_blocks` does, to the bit, on one thread.
+
+        Raises:
+            ValueError: the library's own sentence.
+        """
+        rows, columns = weight.shape
+        codes = np.empty((rows, columns), np.int8)
+        scales = np.empty((rows, columns // block_size), np.float32)
+        divisors = DIVISORS[bits]
+        call = _RoundBlocks(
+            *(bits, block_size, rows, columns),
+            *(_floats(weight), None if importance is None else _floats(importance), _floats(divisors)),
+            *(len(divisors), _SCALE_TYPES[np.dtype(scale_type).name], codes.ctypes.data, scales.ctypes.data),
+        )
+        self._call(self._library.echovlm_round_blocks, call)
+        return codes, scales.astype(scale_type)
 
     def read_bandwidth(self, data: NDArray[np.uint8], threads: int, runs: int = 1) -> float:
         """Measure the read bandwidth of threads over `data` in bytes a second, the best of `runs`."""

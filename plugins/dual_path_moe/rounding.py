@@ -7,7 +7,7 @@ A block of w is stored as codes q and one scale s. Two ways to choose them:
 
 A candidate max|w| / d gives codes, and these give the scale that suits them best by least squares, sum(i w q) / sum(i q q). That is
 rounded to the type in which it is stored, and only then compared with the others. The winner's codes are rounded once more, so that
-each is the nearest to w / s. All arithmetic is float32, and sums have one order (`_sum`): every implementation gives the same bits.
+each is the nearest to w / s. All arithmetic is float32, and blocks are summed value after value: every implementation gives the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ CODES = {4: (-8, 7), 8: (-127, 127)}  # the smallest and the largest
 # Candidates are the largest |w| divided by these: a smaller divisor leaves codes unused, a larger one clips the largest values.
 _FOUR_BITS = np.linspace(6.5, 11.125, 16, dtype=np.float32)
 DIVISORS = {4: np.concatenate([_FOUR_BITS, -_FOUR_BITS]), 8: np.linspace(121, 132.25, 16, dtype=np.float32)}
-LANES = 16  # partial sums of a block
 NOTHING = np.float32(1.5e-36)  # blocks below this are zero: a divisor over their largest value could overflow
 _VALUES_AT_ONCE = 1 << 18  # their temporaries stay in the cache
 
@@ -35,7 +34,7 @@ def plain_blocks(
     """Round a weight [rows, columns], each block's scale by its largest value.
 
     Returns:
-        Codes [rows, columns], and scales [rows, columns / block_size] of `scale_type`. The codes suit the scales before they have that type.
+        Codes [rows, columns], and scales [rows, columns / block_size] of `scale_type`, to which they are rounded last.
 
     Raises:
         ValueError: `bits` is neither 4 nor 8, or `columns` is not a multiple of `block_size`.
@@ -45,6 +44,7 @@ def plain_blocks(
         high, low = blocks.max(-1), blocks.min(-1)
         peak = np.maximum(high, -low) if bits == 8 else np.where(high > -low, high, low)
         scales = peak / np.float32(127 if bits == 8 else -8)
+        scales[np.abs(peak) < NOTHING] = 0
         return _nearest(blocks, _inverse(scales), bits), scales
 
     return _some_rows_at_a_time(weight, bits, block_size, scale_type, rounded)
@@ -62,7 +62,7 @@ def search_blocks(
     Args:
         weight: a block with a value that is not finite gets the scale NaN.
         bits: 4 or 8.
-        block_size: values that share a scale, a multiple of 16.
+        block_size: values that share a scale.
         importance: [columns], positive: how much the square of an error in a column counts; None: all the same.
         scale_type: float32, float16 or bfloat16.
 
@@ -146,12 +146,8 @@ def _nearest(blocks: Floats, inverse: Floats, bits: int) -> Floats:
 
 
 def _sum(values: Floats) -> Floats:
-    """Sum over the last axis: value k into lane k % 16, in order; then the upper half of the lanes onto the lower, down to one."""
-    lanes = values.reshape(*values.shape[:-1], -1, LANES)
-    total = lanes[..., 0, :]
-    for following in range(1, lanes.shape[-2]):
-        total = total + lanes[..., following, :]
-    while total.shape[-1] > 1:
-        half = total.shape[-1] // 2
-        total = total[..., :half] + total[..., half:]
-    return total[..., 0]
+    """Sum over the last axis, one value after another from 0."""
+    total = np.zeros(values.shape[:-1], np.float32)
+    for k in range(values.shape[-1]):
+        total += values[..., k]
+    return total

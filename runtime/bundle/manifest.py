@@ -116,8 +116,9 @@ class Limits:
 class Parity:
     """How one stage of the bundle's engines compares with the PyTorch model on one sample.
 
-    `peak` is the largest reference value, to which errors can be compared; only logits have `top1_agreement` (share of positions)
-    and `kl_divergence` (nats, mean over positions).
+    `peak` is the largest reference value, to which errors can be compared; only logits have `top1_agreement` (share of `positions`)
+    and `kl_divergence` (nats, mean over `positions`, and that mean's standard error). Of the `written_tokens` that the bundle wrote,
+    each its likeliest, the PyTorch model would have written the first `agreed_tokens`, too, and then another.
     """
 
     stage: str
@@ -128,6 +129,10 @@ class Parity:
     relative_error: float
     top1_agreement: float | None = None
     kl_divergence: float | None = None
+    kl_standard_error: float | None = None
+    positions: Count = 0
+    agreed_tokens: Count | None = None
+    written_tokens: Count | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -179,7 +184,8 @@ class Manifest:
     """bundle.json.
 
     `parity` was measured on the `engines`, or where they cannot run, on their `graphs` with ONNX Runtime on a CPU. `finish_with`
-    names the script that builds the engines on the device, where they are still to be built.
+    names the script that builds the engines on the device, where they are still to be built. `rounding` says how weights became 4 or 8
+    bits; bundles without it are of versions that knew `plain` only.
     """
 
     format: int
@@ -200,6 +206,7 @@ class Manifest:
     operator_library: str | None = None
     footprint: Footprint | None = None
     finish_with: str | None = None
+    rounding: str = "plain"
 
     def part(self, name: str) -> Part:
         """Return the part called `name`."""

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <string>
 
 #include "../../attention/cpu/cached_attention.hpp"
@@ -101,6 +102,20 @@ int echovlm_self_attention(const EchovlmSelfAttention* call, char* error, std::s
                                      call->cos,        call->sin,         call->offsets,   size(call->windows)};
     WorkspacePool::Lease workspace(WorkspacePool::shared());
     self_attention(kernels(), inputs, call->y, OwnThreads(size(call->threads)), *workspace);
+  });
+}
+
+int echovlm_round_blocks(const EchovlmRoundBlocks* call, char* error, std::size_t error_size) {
+  return with_error(error, error_size, [&] {
+    const Rounding how{static_cast<int>(call->bits), static_cast<std::size_t>(call->block_size), call->divisors,
+                       static_cast<std::size_t>(call->candidates), static_cast<FloatType>(call->scale_type)};
+    if ((how.bits != 4 && how.bits != 8) || how.block == 0 || call->columns % call->block_size != 0 || how.candidates == 0 ||
+        how.candidates > kRoundingCandidates || how.candidates % (kRoundingCandidates / 2) != 0)
+      throw std::invalid_argument("cannot round rows of " + std::to_string(call->columns) + " values to " + std::to_string(call->bits) +
+                                  " bits in blocks of " + std::to_string(call->block_size));
+    for (std::int64_t row = 0; row < call->rows; ++row)
+      kernels().round_row(how, call->weight + row * call->columns, call->importance, static_cast<std::size_t>(call->columns),
+                          call->codes + row * call->columns, call->scales + row * (call->columns / call->block_size));
   });
 }
 

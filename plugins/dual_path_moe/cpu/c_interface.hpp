@@ -48,11 +48,22 @@ struct EchovlmSelfAttention {
   float* y;
 };
 
+// Codes [rows, columns], scales [rows, columns / block_size] as float32 that are values of scale_type: 0 float32, 1 float16, 2 bfloat16.
+struct EchovlmRoundBlocks {
+  std::int64_t bits, block_size, rows, columns;
+  const float *weight, *importance;  // [rows, columns]; [columns] or null
+  const float* divisors;
+  std::int64_t candidates, scale_type;
+  std::int8_t* codes;
+  float* scales;
+};
+
 // All return 0, or 1 with a message in `error`.
 ECHOVLM_EXPORT int echovlm_dual_path_moe(const EchovlmDualPathMoE* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_cached_attention(const EchovlmCachedAttention* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_self_attention(const EchovlmSelfAttention* call, char* error, std::size_t error_size);
+ECHOVLM_EXPORT int echovlm_round_blocks(const EchovlmRoundBlocks* call, char* error, std::size_t error_size);
 
 // Returns the names of the kernels that this computer can run, best first, separated by commas.
 ECHOVLM_EXPORT const char* echovlm_available_kernels();

@@ -5,6 +5,7 @@
 #include "../../attention/cpu/attention_tiles.hpp"
 #include "activations.hpp"
 #include "block_product.hpp"
+#include "block_rounding.hpp"
 
 namespace echovlm {
 namespace {
@@ -52,7 +53,7 @@ std::uint64_t read(const std::uint8_t* data, std::size_t bytes) {
 
 template <class Isa, class Panel = TilePanel<Isa>>
 constexpr Kernels table(const char* name, ByteAttentionKernels byte_attention = {}) {
-  return {name, block_product<Isa, Panel>, FloatProduct<Isa>::run, quantize, swiglu, AttentionTiles<Isa>::table(byte_attention), peak<Isa>, read<Isa>};
+  return {name, block_product<Isa, Panel>, FloatProduct<Isa>::run, quantize, swiglu, BlockRounding<Isa>::run, AttentionTiles<Isa>::table(byte_attention), peak<Isa>, read<Isa>};
 }
 
 }  // namespace

@@ -70,6 +70,18 @@ struct Accumulator {
   std::size_t stride;
 };
 
+// How a weight is rounded in blocks along K (../rounding.py). Candidates of a scale are the block's largest |w| divided by `divisors`.
+struct Rounding {
+  int bits;           // 4 or 8
+  std::size_t block;  // values of K that share a scale
+  const float* divisors;
+  std::size_t candidates;  // kRoundingCandidates or a half of it
+  FloatType scale_type;
+};
+
+constexpr std::size_t kRoundingCandidates = 32;  // at most
+constexpr float kSmallestPeak = 1.5e-36f;        // below this, a divisor over the largest |w| could overflow: the block is zero
+
 constexpr std::size_t kAccumulatorPadding = 64;
 constexpr std::size_t kScratchBytes = 128 * 1024;  // a product's scratch memory: an unpacked panel and its scales
 constexpr std::size_t kRowSlack = 64;             // readable bytes after the last row of quantized activations
@@ -89,6 +101,9 @@ struct Kernels {
 
   // gate = silu(gate) * up * weight
   void (*swiglu)(float* gate, const float* up, std::size_t count, float weight);
+
+  // Rounds one row of weights; `importance` of its columns, or null. Scales are values of their type, as float.
+  void (*round_row)(const Rounding&, const float* weight, const float* importance, std::size_t columns, std::int8_t* codes, float* scales);
 
   AttentionKernels attention;
 

@@ -122,6 +122,10 @@ struct Portable : WholeDots<Portable> {
     for (int i = 0; i < 4; ++i) b.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
     return b;
   }
+  static Float smaller(const Float& a, Float b) {  // likewise
+    for (int i = 0; i < 4; ++i) b.at[i] = a.at[i] < b.at[i] ? a.at[i] : b.at[i];
+    return b;
+  }
   static float largest(const Float& v) {
     const Float pairs = larger(v, {{v.at[2], v.at[3], v.at[0], v.at[1]}});
     return pairs.at[0] > pairs.at[1] ? pairs.at[0] : pairs.at[1];

@@ -71,6 +71,7 @@ struct Neon : WholeDots<Neon> {
   static Float add_floats(Float a, Float b) { return vaddq_f32(a, b); }
   static Float subtract(Float a, Float b) { return vsubq_f32(a, b); }
   static Float larger(Float a, Float b) { return vmaxq_f32(a, b); }  // NaN where either is
+  static Float smaller(Float a, Float b) { return vminq_f32(a, b); }  // likewise
   static float largest(Float v) { return vmaxvq_f32(v); }
   static Float round(Float v) { return vrndnq_f32(v); }
   // n an integer, v times 2^n a normal number.
