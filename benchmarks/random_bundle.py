@@ -68,7 +68,7 @@ def random_bundle(
         folder = make_checkpoint(
             Path(shapes) / "random", config, dtype=torch.bfloat16, tokenizer=tokenizer, values=False
         )
-        options = replace(options, checkpoint=folder)
+        options = replace(options, checkpoint=folder, rounding="random")
         checkpoint = open_checkpoint(options, progress)
         with progress.stage("Tracing"):
             planned = plan(options, checkpoint, traced_parts)

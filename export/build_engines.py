@@ -22,6 +22,7 @@ from echovlm_edge.export.build_options import GPU_BATCH, BuildOptions
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder, check_output
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.checkpoint_hash import hashing
+from echovlm_edge.export.comparison import compare_formats
 from echovlm_edge.export.device_bundle import leave_to_device, with_engines
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
@@ -253,6 +254,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add(
+        "--compare",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FORMAT",
+        help="build the checkpoint in each of these formats, as int8, int4/64 or int4/128/plain, in a folder of its own under --output, "
+        "and print their bytes, how near their text is to PyTorch's, and their speed here",
+    )
+    add(
         "--sample",
         type=Path,
         nargs="*",
@@ -285,6 +295,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))
+            return 0
+        if arguments.compare:
+            compare_formats(options, arguments.compare, build, Console(stderr=True))
             return 0
         manifest = build(options, Console(stderr=True))
         warning = options.chosen_target.warning_about(manifest.operator_library)

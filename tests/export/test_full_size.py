@@ -30,6 +30,7 @@ from echovlm_edge.export.journal import JOURNAL, Journal
 from echovlm_edge.export.model.weights import TOKEN_EMBEDDING, decoder_weights
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision, Storage
 from echovlm_edge.export.reference import DecoderInput, TorchBackend
+from echovlm_edge.export.rounding import round_blocks
 from echovlm_edge.export.weight_file import lay_out, write_weights
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -80,9 +81,9 @@ def test_pieces_make_the_bytes_of_the_whole(
     weight = decoder_weights(checkpoint.config)[f"layers.0.dual_path_moe.{name}"]
     monkeypatch.setattr(weight_file, "PIECE_VALUES", 1000)
     file = lay_out("data", [(TOKEN_EMBEDDING, Floating()), (weight, storage)], checkpoint)
-    write_weights(tmp_path, [file], checkpoint, Journal(tmp_path, "x"), lambda _: None)
+    write_weights(tmp_path, [file], checkpoint, Journal(tmp_path, "x"), lambda _: None, round_blocks)
     written = (tmp_path / "data").read_bytes()
-    for place, array in zip(file.places[1], storage.encode(weight.read(checkpoint).numpy()), strict=True):
+    for place, array in zip(file.places[1], storage.encode(weight.read(checkpoint).numpy(), round_blocks), strict=True):
         assert place.offset % 4096 == 0
         assert written[place.offset : place.offset + place.length] == bytes(weight_file._bytes(array))
     assert len(file.pieces) > 3 or name == "coefficient_bias"
