@@ -1,6 +1,7 @@
 """Compare DualPathMoE at the published width with its alternatives, alternating in one run.
 
 python benchmarks/dual_path_moe.py [--json F] [--plot F.png] [--decoder BUNDLE]
+python benchmarks/dual_path_moe.py --blocks             # ours alone, in blocks of 128, 64 and 32: the bytes a second of each
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ HIDDEN = 3584
 DENSE, SHARED, EXPERT, EXPERTS, TOP_K = 18944, 5632, 1408, 4, 2
 WIDTHS = (DENSE, SHARED, *(EXPERT,) * EXPERTS)
 BITS, BLOCK = 4, 128
+BLOCKS = (128, 64, 32)
+BLOCK_TOKENS = (1, 8, 64, 256)
 TOKENS = (1, 2, 4, 8, 32, 64, 256, 1024)
 COLD_BYTES = 256 << 20  # bytes of weights that one call reads: many times larger than any cache
 PREFILL, DECODE = 256, 32
@@ -69,15 +72,15 @@ class DecoderRow:
 
 @dataclass(frozen=True)
 class Packed:
-    """Make a random int4 weight: INT8 [N, K / 2] and scales [N, K / BLOCK], about as large as trained weights."""
+    """Make a random int4 weight: INT8 [N, K / 2] and scales [N, K / block], about as large as trained weights."""
 
     values: np.ndarray
     scales: Floats
 
     @classmethod
-    def random(cls, generator: np.random.Generator, rows: int, columns: int) -> Packed:
+    def random(cls, generator: np.random.Generator, rows: int, columns: int, block: int) -> Packed:
         values = generator.integers(0, 256, (rows, columns // 2), dtype=np.uint8).view(np.int8)
-        scales = (0.5 + generator.random((rows, columns // BLOCK), dtype=np.float32)) / (4 * math.sqrt(columns))
+        scales = (0.5 + generator.random((rows, columns // block), dtype=np.float32)) / (4 * math.sqrt(columns))
         return cls(values, scales.astype(np.float32))
 
     def rows(self, start: int, end: int) -> Packed:
@@ -89,7 +92,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's weights."""
+    """One layer's weights, `block` of which share a scale."""
 
     router: Floats
     shared_gate: Floats
@@ -98,9 +101,10 @@ class Layer:
     gate: Packed
     up: Packed
     down: Packed
+    block: int = BLOCK
 
     @classmethod
-    def random(cls, seed: int) -> Layer:
+    def random(cls, seed: int, block: int = BLOCK) -> Layer:
         generator = np.random.default_rng(seed)
         total = sum(WIDTHS)
 
@@ -108,8 +112,8 @@ class Layer:
             return (generator.standard_normal(shape) / math.sqrt(HIDDEN)).astype(np.float32)
 
         shapes = ((total, HIDDEN), (total, HIDDEN), (HIDDEN, total))
-        gate, up, down = (Packed.random(generator, *shape) for shape in shapes)
-        return cls(small(EXPERTS, HIDDEN), small(1, HIDDEN), small(2, HIDDEN), small(2), gate, up, down)
+        gate, up, down = (Packed.random(generator, *shape, block) for shape in shapes)
+        return cls(small(EXPERTS, HIDDEN), small(1, HIDDEN), small(2, HIDDEN), small(2), gate, up, down, block)
 
     def group(self, index: int) -> tuple[Packed, Packed, Packed]:
         start = sum(WIDTHS[:index])
@@ -171,7 +175,7 @@ def ours(graph: Graph, layer: Layer) -> str:
         "top_k": TOP_K,
         "norm_topk_prob": 0,
         "bits": BITS,
-        "block_size": BLOCK,
+        "block_size": layer.block,
     }
     return graph.node("DualPathMoE", *inputs, domain="echovlm", **attributes)
 
@@ -269,7 +273,7 @@ def weight_bytes(layer: Layer, x: Floats) -> int:
     """Count the packed weights that these tokens read: experts that no token selected are not read."""
     chosen = np.argsort(-(x @ layer.router.T), axis=-1, kind="stable")[:, :TOP_K]
     inner = DENSE + SHARED + EXPERT * len(np.unique(chosen))
-    return 3 * HIDDEN * inner * BITS // 8 + 3 * HIDDEN * inner // BLOCK * 2
+    return 3 * HIDDEN * inner * BITS // 8 + 3 * HIDDEN * inner // layer.block * 2
 
 
 def operations(tokens: int) -> int:
@@ -296,6 +300,35 @@ def measure(
         for impl, seconds in _turns(candidates, x, runs if count < 64 else max(3, runs // 5), limits).items():
             rows.append(Row(impl, count, seconds * 1e3, needed / seconds / 1e9, operations(count) / seconds / 1e9))
     return limits.machine(), rows
+
+
+def measure_blocks(threads: int, tokens: tuple[int, ...], runs: int, folder: Path, console: Console) -> None:
+    """Print the bytes a second of our operator in blocks of each size, in alternation, and their ratio to the first."""
+    layers = {block: _cold_layers(block) for block in BLOCKS}
+    candidates = {
+        str(block): (whole_session(some, threads, ours, folder / f"block-{block}.onnx"), len(some))
+        for block, some in layers.items()
+    }
+    limits = Limits(threads, folder / f"block-{BLOCK}.data")
+    table = new_table("", figures("tokens"), *(figures(f"block {block},\nGB/s") for block in BLOCKS))
+    generator = np.random.default_rng(1)
+    for count in tokens:
+        x = generator.standard_normal((count, HIDDEN), dtype=np.float32)
+        seconds = _turns(candidates, x, runs if count < 64 else max(3, runs // 5), limits)
+        rates = [median(weight_bytes(layer, x) for layer in layers[block]) / seconds[str(block)] for block in BLOCKS]
+        table.add_row(f"{count}", *(f"{rate / 1e9:.2f}\n{rate / rates[0]:.2f}x" for rate in rates))
+    machine = limits.machine()
+    table.title = (
+        f"DualPathMoE, int4, scales included, {machine.cpu}, {threads} threads: reads {machine.read_gbps:.1f} GB/s"
+    )
+    print_table(console, table)
+
+
+def _cold_layers(block: int = BLOCK) -> list[Layer]:
+    """Make layers of COLD_BYTES together."""
+    one = Layer.random(0, block)
+    bytes_of_layer = sum(weight.values.nbytes for weight in (one.gate, one.up, one.down))
+    return [one, *(Layer.random(seed, block) for seed in range(1, math.ceil(COLD_BYTES / bytes_of_layer)))]
 
 
 def _turns(candidates: dict[str, tuple[Run, int]], x: Floats, count: int, limits: Limits) -> dict[str, float]:
@@ -397,17 +430,21 @@ def main() -> int:
         description="Time DualPathMoE compared with ONNX Runtime's own operators and PyTorch."
     )
     parser.add_argument("--tokens", type=int, **SEVERAL)
+    parser.add_argument("--blocks", action="store_true", help="ours alone, in blocks of several sizes")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--decoder", type=Path, metavar="BUNDLE", help="a bundle whose decoder is measured as well")
     options = parser.parse_args()
-    one = Layer.random(0)
-    bytes_of_layer = sum(weight.values.nbytes for weight in (one.gate, one.up, one.down))
-    layers = [one, *(Layer.random(seed) for seed in range(1, math.ceil(COLD_BYTES / bytes_of_layer)))]
     with tempfile.TemporaryDirectory() as folder:
-        machine, rows = measure(layers, options.threads, tuple(options.tokens or TOKENS), options.runs, Path(folder))
+        if options.blocks:
+            chosen = tuple(options.tokens or BLOCK_TOKENS)
+            measure_blocks(options.threads, chosen, options.runs, Path(folder), Console())
+            return 0
+        machine, rows = measure(
+            _cold_layers(), options.threads, tuple(options.tokens or TOKENS), options.runs, Path(folder)
+        )
     decoder = measure_decoder(Bundle(options.decoder), options.threads) if options.decoder else []
     print_rows(machine, rows, decoder, Console())
     if options.json:

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -44,7 +45,7 @@ def main() -> int:
             for _ in range(RUNS):
                 for name, taken in seconds.items():
                     started = time.perf_counter()
-                    list(pool.map(lambda piece, how=ROUNDINGS[name]: storage.encode(piece, how), pieces))
+                    list(pool.map(partial(storage.encode, rounding=ROUNDINGS[name]), pieces))
                     taken.append(time.perf_counter() - started)
             rates = [weight.nbytes / median(taken) / 1e6 for taken in seconds.values()]
             table.add_row(str(bits), str(block), *(f"{rate:,.0f}" for rate in rates), f"{rates[0] / rates[1]:.2f}x")
