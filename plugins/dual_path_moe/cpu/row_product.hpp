@@ -90,11 +90,15 @@ struct RowProduct {
 
   template <int Bits, int M, int Block>
   static void rows(const BlockWeights& w, std::size_t row, const Stretch& s, float* const* out) {
-    constexpr bool whole = Block >= Groups::template values_per_vector<Bits>;
-    if constexpr (Isa::interleaves_rows && !(M == 1 && whole))
-      InterleavedRows<Isa>::template rows<Bits, M, Block>(w, row, s, out);
-    else
+    if constexpr (Isa::interleaves_rows) {
+      constexpr bool as_read = M == 1 && Block * Isa::most_blocks_of_row >= Groups::template values_per_vector<Bits>;
+      if constexpr (as_read)
+        rows_as_read<Bits, M, Block>(w, row, s, out);
+      else
+        InterleavedRows<Isa>::template rows<Bits, M, Block>(w, row, s, out);
+    } else {
       rows_as_read<Bits, M, Block>(w, row, s, out);
+    }
   }
 
   // `count` tokens as M: the last is there several times, and only one of its results is kept.

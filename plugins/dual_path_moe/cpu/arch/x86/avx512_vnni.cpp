@@ -21,6 +21,7 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int byte_key_vectors = 4, byte_value_vectors = 5;
   static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
+  static constexpr int most_blocks_of_row = 4;  // in a vector of it, for one token: with more, interleaved rows take less time
   static constexpr std::size_t prefetch_bytes = 4096;
   static constexpr int prefetch_level = 3;
   static constexpr int zero4 = 8, zero8 = 128;  // zero points: stored weight minus its value
@@ -156,14 +157,31 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
   }
 
-  // Sixteen rows' lanes, two rows' sums of pairs in a vector: their sums, by row.
-  static void add_lanes(const Int (&pairs)[8], Int (&sums)[1]) {
+  // Sixteen rows' lanes, two rows' sums of pairs in a vector: their sums, by row, or those of each block in them.
+  template <int Blocks>
+  static void add_lanes(const Int (&pairs)[8], Int (&sums)[Blocks]) {
+    static_assert(Blocks <= most_blocks_of_row);
     Int fours[4];  // of each quarter of a register: the sums of four rows
     each<4>([&](auto i) ECHOVLM_LAMBDA { fours[i.value] = add_pairs(pairs[2 * i.value], pairs[2 * i.value + 1]); });
-    const auto add_quarters = [](Int a, Int b) ECHOVLM_LAMBDA {
-      return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-    };
-    sums[0] = add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
+    const auto even_quarters = [](Int a, Int b) ECHOVLM_LAMBDA { return _mm512_shuffle_i32x4(a, b, 0x88); };
+    const auto odd_quarters = [](Int a, Int b) ECHOVLM_LAMBDA { return _mm512_shuffle_i32x4(a, b, 0xdd); };
+    if constexpr (Blocks <= 2) {
+      const auto add_quarters = [&](Int a, Int b) ECHOVLM_LAMBDA { return _mm512_add_epi32(even_quarters(a, b), odd_quarters(a, b)); };
+      const Int a = add_quarters(fours[0], fours[1]), b = add_quarters(fours[2], fours[3]);
+      if constexpr (Blocks == 1) {
+        sums[0] = add_quarters(a, b);
+      } else {
+        sums[0] = even_quarters(a, b);
+        sums[1] = odd_quarters(a, b);
+      }
+    } else {
+      const Int a = even_quarters(fours[0], fours[1]), b = even_quarters(fours[2], fours[3]);
+      const Int c = odd_quarters(fours[0], fours[1]), d = odd_quarters(fours[2], fours[3]);
+      sums[0] = even_quarters(a, b);
+      sums[1] = even_quarters(c, d);
+      sums[2] = odd_quarters(a, b);
+      sums[3] = odd_quarters(c, d);
+    }
   }
 
   // Transposes a 16 x 16 matrix of 32-bit words: words[row] lane w becomes words[w] lane row. As in avx2.hpp, rows are
