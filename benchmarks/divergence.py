@@ -135,7 +135,7 @@ def report(measured: Sequence[Measured], studies: NDArray[np.int64], console: Co
     above = means - means[:, :1]
     ratios = above[:, 1:] / above[:, 1:2]
     title = f"KL from {REFERENCE} over {len(studies):,} tokens of {len(np.unique(studies))} studies"
-    columns = ("bundle", "size", "KL, mnats", "95 %", f"above {FLOOR}", "ratio", "95 %", "same token")
+    columns = ("bundle", "size", "KL,\nmnats", f"above\n{FLOOR}", "ratio", "same\ntoken")
     table = new_table(title, names(columns[0]), *map(figures, columns[1:]))
     rows: list[dict[str, object]] = []
     for index, one in enumerate(measured):
@@ -149,16 +149,15 @@ def report(measured: Sequence[Measured], studies: NDArray[np.int64], console: Co
         cells = [
             one.label,
             readable_bytes(one.bytes),
-            f"{1e3 * means[0, index]:.2f}",
-            f"{1e3 * low:.2f} to {1e3 * high:.2f}",
+            f"{1e3 * means[0, index]:.3f}\n{1e3 * low:.3f} to {1e3 * high:.3f}",
         ]
         if index == 0:
-            cells += ["", "", ""]
+            cells += ["", ""]
         else:
             ratio = ratios[:, index - 1]
             least, most = np.quantile(ratio, (0.025, 0.975))
             row |= {"above": above[0, index], "ratio": ratio[0], "ratio_interval": [least, most]}
-            cells += [f"{1e3 * above[0, index]:.2f}", f"{ratio[0]:.3f}", f"{least:.3f} to {most:.3f}"]
+            cells += [f"{1e3 * above[0, index]:.3f}", f"{ratio[0]:.3f}\n{least:.3f} to {most:.3f}"]
         table.add_row(*cells, f"{one.same.mean():.2%}")
         rows.append(row | {"same_token": float(one.same.mean())})
     print_table(console, table)

@@ -130,14 +130,14 @@ def compare_formats(
 def _print(rows: Sequence[tuple[Path, Manifest, Nearness | None, Speed | None]], console: Console) -> None:
     near = [nearness for *_, nearness, _ in rows if nearness]
     title = f"{rows[0][1].source.name} for {rows[0][1].target}"
-    headings = ("size", "KL, nats\n(95 %)", "same\ntoken", "tokens\nagree", "reading,\ntokens/s", "writing,\ntokens/s")
+    headings = ("size", "KL, nats,\n95 %", "same\ntoken", "tokens\nagree", "reading,\ntokens/s", "writing,\ntokens/s")
     table = new_table(title, names("bundle"), *map(figures, headings))
     for output, manifest, nearness, speed in rows:
         size = readable_bytes(sum(file.bytes for file in manifest.all_files()))
         compared, timed = ["", "", ""], ["", ""]
         if nearness:
             compared = [
-                f"{nearness.kl:.2g} ± {nearness.kl_margin:.1g}",
+                f"{nearness.kl:.2g}\n± {nearness.kl_margin:.1g}",
                 f"{nearness.same:.1%}",
                 f"{nearness.agreed:.0f} of {nearness.written}",
             ]

@@ -87,7 +87,7 @@ def compare(
         yield measure("token_embedding", image.name, text.expected_embedding, actual)
         yield measure("prefill", image.name, logits[:count], text.prefill, logits=True)
         decode = measure("decode", image.name, logits[count:], text.decode, logits=True)
-        yield replace(decode, agreed_tokens=_agreed(logits[count - 1 : -1], text.written), written_tokens=decoded)
+        yield replace(decode, agreed_tokens=agreed_tokens(logits[count - 1 : -1], text.written), written_tokens=decoded)
 
 
 def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec, image: Sample) -> DecoderInput:
@@ -226,7 +226,7 @@ def check(stage: Parity) -> None:
         )
 
 
-def _agreed(expected: Floats, written: NDArray[np.int64]) -> int:
+def agreed_tokens(expected: Floats, written: NDArray[np.int64]) -> int:
     """Count the tokens before the first that the reference, given those before it, would not have written."""
     different = np.flatnonzero(expected.argmax(-1) != written)
     return int(different[0]) if len(different) else len(written)
