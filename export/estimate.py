@@ -15,7 +15,7 @@ from rich.console import Console
 from echovlm_edge.export.build_options import DEFAULT_MAX_SEQUENCE, check_context
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.devices import Device, Reached
-from echovlm_edge.export.quantize import PRECISIONS, PrecisionPolicy
+from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, PrecisionPolicy
 from echovlm_edge.export.roofline import WORKING_GB, Roofline, bound_by, bound_seconds, expected_seconds
 from echovlm_edge.export.targets import TARGETS, target
 from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel
@@ -201,7 +201,7 @@ def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
         where = f"{options.bundle}'s config"
     else:
         config, where = _read_config(options.config), str(options.config)
-        precision, block, sequence = options.precision, 128, options.max_sequence
+        precision, block, sequence = options.precision, options.block_size, options.max_sequence
     chosen = target(name)
     longest = EchoVLMConfig.from_json(config, where).decoder.max_position_embeddings
     chosen.check(precision, chosen.cache_types[0])
@@ -238,6 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"of {', '.join(NAMED)} (default {' '.join(workload.name for workload in USUAL)})",
     )
     add("--precision", choices=PRECISIONS, default="int4", help="with --config (default int4)")
+    add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="with --config (default 128)")
     add("--max-sequence", type=int, metavar="N", help="the cache's capacity (default: the bundle's, or 4096)")
     add("--json", type=Path, metavar="F", help="write the figures")
     add("--plot", type=Path, metavar="F", help="draw them (PNG, SVG or PDF)")

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
-from echovlm_edge.plugins.dual_path_moe.rounding import Floats, pack, plain_blocks, search_blocks, unpack
+from echovlm_edge.plugins.dual_path_moe.rounding import DIVISORS, Floats, pack, plain_blocks, search_blocks, unpack
 
 SCALE_TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 # Published, of normally distributed weights: the error's share of the norm, by largest value and by search.
@@ -116,3 +116,7 @@ def test_other_bits_and_blocks_are_refused() -> None:
             search_blocks(weight, bits, block)
         with pytest.raises(ValueError, match="96 values"):
             plain_blocks(weight, bits, block)
+
+
+def test_plain_roundings_scales_are_among_the_candidates() -> None:
+    assert {8, -8} <= set(DIVISORS[4]) and 127 in DIVISORS[8]
