@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
 CODES = {4: (-8, 7), 8: (-127, 127)}  # the smallest and the largest
-# Candidates are the largest |w| divided by these: a smaller divisor leaves codes unused, a larger one clips the largest values. Those of plain
-# rounding, 8 and 127, are among them, so that a search never loses to it.
+# Candidates are the largest |w| divided by these: a smaller divisor leaves codes unused, a larger one clips the largest values.
+# Those of plain rounding, 8 and 127, are among them, so that a search never loses to it.
 _FOUR_BITS = np.linspace(6.5, 11, 16, dtype=np.float32)
 DIVISORS = {4: np.concatenate([_FOUR_BITS, -_FOUR_BITS]), 8: np.linspace(121, 132.25, 16, dtype=np.float32)}
 NOTHING = np.float32(1.5e-36)  # blocks below this are zero: a divisor over their largest value could overflow
