@@ -18,8 +18,16 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from echovlm_edge.export import parity
-from echovlm_edge.export.build_options import GPU_BATCH, BuildOptions
+from echovlm_edge.export.build_options import (
+    CALIBRATION_TOKENS,
+    FEEDBACK_WIDTH,
+    GPU_BATCH,
+    BuildOptions,
+    CalibrationOptions,
+)
 from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder, check_output
+from echovlm_edge.export.calibration.plan_table import print_calibration_plan
+from echovlm_edge.export.calibration.room import calibration_room
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.checkpoint_hash import hashing
 from echovlm_edge.export.comparison import compare_formats
@@ -41,18 +49,21 @@ from echovlm_edge.export.targets import TARGETS
 from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from echovlm_edge.runtime.bundle.calibration_pictures import CALIBRATION_PICTURES
 from echovlm_edge.runtime.bundle.manifest import (
     CHAT_TEMPLATE,
     FORMAT,
     TOKEN_EMBEDDING,
     TOKENIZER,
     Bundle,
+    Calibration,
     Manifest,
     Parity,
     Source,
     bundle_id,
 )
 from echovlm_edge.runtime.contracts.command import add_version, run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
@@ -69,20 +80,31 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     check_output(options.output, options.replace)
     chosen = options.chosen_target
     tensorrt = open_tensorrt(chosen.tensorrt) if chosen.tensorrt and chosen.builds_here() else None
-    with Progress(console) as progress, hashing(open_checkpoint(options, progress)) as (checkpoint, sha256):
+    with (
+        Progress(console) as progress,
+        hashing(open_checkpoint(options, progress)) as (checkpoint, sha256),
+        calibration_room(options, checkpoint, progress) as room,
+    ):
+        if room:
+            options = replace(options, mixed=room.choose())
         with progress.stage("Tracing"):
             planned = plan(options, checkpoint, traced_parts)
-        needed, identity = sum(file.bytes for file in planned.files), _identity(options, planned)
+        if room:
+            room.round(planned)
+        needed = sum(file.bytes for file in planned.files)
+        identity = _identity(options, planned, room.identity if room else "")
+        rounding_of = room.rounding_of(planned, options.how_to_round) if room else lambda _: options.how_to_round
         with bundle_folder(
             options.output, needed * (2 if tensorrt else 1), identity, replace=options.replace
         ) as folder:
             with progress.stage("Writing weights", total=needed) as advance:
-                write_weights(folder.path, planned.files, checkpoint, folder.journal, advance, options.how_to_round)
+                write_weights(folder.path, planned.files, checkpoint, folder.journal, advance, rounding_of)
             if options.cache_type == "int8":
                 with progress.stage("Measuring the KV cache"):
                     calibrate_cache(planned, options)
             with progress.stage("Writing graphs"):
-                manifest = write_graphs(options, planned, folder, sha256.result)
+                calibration = room.record(folder.path) if room else None
+                manifest = write_graphs(options, planned, folder, sha256.result, calibration)
             with progress.stage("Comparing with PyTorch"):
                 manifest = _with_parity(manifest, folder, planned, options)
             if tensorrt:
@@ -139,13 +161,11 @@ def _with_parity(manifest: Manifest, folder: BundleFolder, planned: PlannedBundl
         return replace(manifest, parity=measured, parity_of="graphs")
 
 
-def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
+def _identity(options: BuildOptions, planned: PlannedBundle, calibration: str) -> str:
     """Identify everything that decides the weights' bytes: a build resumes a killed one only if this is the same."""
-    checkpoint = planned.checkpoint
-    shards = {info.shard: (checkpoint.path / info.shard).stat() for info in checkpoint.tensors.values()}
     decisive = {
-        "checkpoint": checkpoint.layout_sha256(),
-        "shards": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in shards.items()),
+        "checkpoint": planned.checkpoint.identity(),
+        "calibration": calibration,
         "options": [options.target, options.precision, options.block_size, options.cache_type, options.rounding],
         "pieces": [(piece.name, piece.bytes) for file in planned.files for piece in file.pieces],
         "toolchain": versions(),
@@ -154,7 +174,11 @@ def _identity(options: BuildOptions, planned: PlannedBundle) -> str:
 
 
 def write_graphs(
-    options: BuildOptions, planned: PlannedBundle, folder: BundleFolder, sha256: Callable[[], str]
+    options: BuildOptions,
+    planned: PlannedBundle,
+    folder: BundleFolder,
+    sha256: Callable[[], str],
+    calibration: Calibration | None = None,
 ) -> Manifest:
     """Write the graphs and the tokenizer beside the weights that are there; returns what describes the bundle.
 
@@ -163,13 +187,15 @@ def write_graphs(
         planned: whose weights are written.
         folder: the bundle's.
         sha256: gives the checkpoint's hash, once it is needed.
+        calibration: how the weights were rounded with data, whose pictures' hashes are in the folder.
     """
     parts = [
         write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file) for part in planned.parts
     ]
     folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
     folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
-    files = tuple(folder.describe(name) for name in (TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING))
+    names = [TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING, *([CALIBRATION_PICTURES] if calibration else [])]
+    files = tuple(folder.describe(name) for name in names)
     return Manifest(
         format=FORMAT,
         bundle_id=bundle_id((*files, *(file for part in parts for file in part.files))),
@@ -187,16 +213,20 @@ def write_graphs(
         toolchain=versions(),
         operator_library=planned.operator_library(options.chosen_target),
         footprint=footprint(bundle_shape(options, planned), planned.limits),
+        calibration=calibration,
     )
 
 
 def show_plan(options: BuildOptions, console: Console) -> None:
     """Print how much disk and memory the bundle will take and whether it fits this machine; trace and write nothing."""
     with Progress(console) as progress:
-        planned = plan(options, open_checkpoint(options, progress), sketched_parts)
+        checkpoint = open_checkpoint(options, progress)
+        planned = plan(options, checkpoint, sketched_parts)
     title = f"{planned.name}: {options.precision} for {options.target}, in {options.output}"
     settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
     print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine, Console())
+    if options.calibration:
+        print_calibration_plan(options, checkpoint, Console())
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -252,6 +282,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TensorRT plugin built for the device, to travel with the bundle",
     )
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="DATA",
+        help="round the weights with data: a JSON file of questions and answers about pictures, in the authors' format, or a folder of "
+        "pictures, which are asked for reports (no answers; texts give better weights). Takes hours for the published model, see --plan",
+    )
+    add("--images", type=Path, metavar="DIR", help="folder of the data file's pictures (default: the data file's)")
+    add(
+        "--bits",
+        type=float,
+        metavar="N",
+        help="bits that a weight of the decoder's layers may take on average with its scales, such as 4.25: with --calibrate, int4 whose "
+        "most sensitive layers have smaller blocks or 8 bits",
+    )
+    add(
+        "--calibration-tokens",
+        type=int,
+        metavar="N",
+        default=CALIBRATION_TOKENS,
+        help=f"of pictures and texts to calibrate with, drawn from the data (default {CALIBRATION_TOKENS})",
+    )
+    add(
+        "--full-feedback",
+        action="store_true",
+        help=f"calibrate layers of more than {FEEDBACK_WIDTH} inputs with error feedback too, not with the search alone: see --plan for "
+        "what it takes",
+    )
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add(
         "--compare",
@@ -270,6 +328,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="images to measure parity on",
+    )
+
+
+def _calibration(arguments: argparse.Namespace) -> CalibrationOptions | None:
+    if arguments.calibrate is None:
+        given = {
+            "--images": arguments.images,
+            "--bits": arguments.bits,
+            "--full-feedback": arguments.full_feedback or None,
+        }
+        for option, value in given.items():
+            if value is not None:
+                raise NotPossibleHere(f"{option} belongs to a calibration: give --calibrate with it.")
+        return None
+    return CalibrationOptions(
+        arguments.calibrate, arguments.images, arguments.calibration_tokens, arguments.bits, arguments.full_feedback
     )
 
 
@@ -292,6 +366,7 @@ def run(arguments: argparse.Namespace) -> int:
             name=arguments.name,
             replace=arguments.replace,
             spell_out=arguments.spell_out,
+            calibration=_calibration(arguments),
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.export.quantize import PrecisionPolicy
+from echovlm_edge.export.quantize import Precision, PrecisionPolicy
 from echovlm_edge.export.rounding import ROUNDINGS, Rounding
 from echovlm_edge.export.targets import Target, target
 from echovlm_edge.runtime.bundle.manifest import Limits, on_gpu
@@ -15,6 +17,28 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 DEFAULT_MAX_SEQUENCE = 4096
 GPU_BATCH = 8  # sequences that a GPU decodes together, unless another number is asked for
 LONGEST_NAME = 64  # characters of a DICOM Long String, which carries the name in a structured report (PS3.5 6.2)
+
+CALIBRATION_TOKENS = 32768
+FEEDBACK_WIDTH = 8192  # inputs of a layer up to which it is rounded with error feedback
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What weights are rounded with.
+
+    Attributes:
+        source: a data file in the authors' format, or a folder of pictures.
+        images: the folder that the data file's pictures are relative to; None for its own.
+        tokens: how many are read, about.
+        bits: of a value of the decoder's layers on average, with its share of the scales; None for what the precision takes.
+        full_feedback: whether the widest layers are rounded with error feedback too.
+    """
+
+    source: Path
+    images: Path | None = None
+    tokens: int = CALIBRATION_TOKENS
+    bits: float | None = None
+    full_feedback: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,10 @@ class BuildOptions:
     name: str | None = None
     replace: bool = False
     spell_out: bool = False
+    calibration: CalibrationOptions | None = None
+    mixed: Mapping[str, Precision] = field(
+        default_factory=dict
+    )  # of the decoder's parameters that differ from `precision`
 
     @property
     def cache_type(self) -> str:
@@ -48,6 +76,24 @@ class BuildOptions:
             NotPossibleHere: an option, or a combination of two, is impossible.
         """
         _, _, _ = self.policy, self.chosen_target, self.model_name()
+        wish = self.calibration
+        if wish is None:
+            return
+        if self.policy.decoder.bits > 8:
+            raise NotPossibleHere(
+                f"--precision {self.precision} rounds nothing: leave --calibrate away, or choose int4 or int8."
+            )
+        if wish.bits is not None and self.policy.decoder.bits != 4:
+            raise NotPossibleHere(
+                "--bits mixes 8 bits into a bundle of 4: give --precision int4, or leave --bits away."
+            )
+        if wish.tokens < 1:
+            raise NotPossibleHere(f"--calibration-tokens {wish.tokens} reads nothing: give at least 1.")
+
+    @property
+    def feedback_width(self) -> int:
+        """Return the inputs up to which a layer is rounded with error feedback."""
+        return sys.maxsize if self.calibration and self.calibration.full_feedback else FEEDBACK_WIDTH
 
     @property
     def policy(self) -> PrecisionPolicy:
@@ -56,7 +102,7 @@ class BuildOptions:
         Raises:
             NotPossibleHere: an unknown precision or block size.
         """
-        return PrecisionPolicy.of(self.precision, self.block_size, self.cache_type)
+        return replace(PrecisionPolicy.of(self.precision, self.block_size, self.cache_type), mixed=self.mixed)
 
     @property
     def how_to_round(self) -> Rounding:

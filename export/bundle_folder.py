@@ -101,7 +101,7 @@ def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) ->
     partial = output.with_name(f".{output.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial, output):
+        with locked(partial, output):
             try:
                 journal = Journal(partial, identity)
                 if not journal.resumed:
@@ -121,7 +121,12 @@ def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) ->
 
 
 @contextlib.contextmanager
-def _locked(partial: Path, output: Path) -> Iterator[None]:
+def locked(partial: Path, output: Path) -> Iterator[None]:
+    """Hold a lock on the folder `partial` of the build that writes `output`.
+
+    Raises:
+        NotPossibleHere: another process holds it.
+    """
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         try:

@@ -84,6 +84,12 @@ class Checkpoint:
             digest.update(f"{name} {info.shard} {info.dtype} {info.shape}\n".encode())
         return digest.hexdigest()
 
+    def identity(self) -> str:
+        """Identify the checkpoint's contents without reading a weight: its layout, and its shards' sizes and times."""
+        stats = {name: (self.path / name).stat() for name in self.files()[1:]}
+        files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
+        return hashlib.sha256(json.dumps([self.layout_sha256(), files]).encode()).hexdigest()
+
     def chat_template(self) -> str:
         """Read the Jinja chat template from chat_template.json, chat_template.jinja, or the tokenizer's config."""
         plain = self.path / "chat_template.jinja"

@@ -9,6 +9,8 @@ from types import TracebackType
 import rich.progress
 from rich.console import Console
 
+SPEED_OVER = 1800  # seconds from which the time that is left is estimated: layers take minutes, and differ
+
 
 class Progress:
     """Progress bars, one a stage; stages without a measure pulse."""
@@ -20,7 +22,9 @@ class Progress:
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
             rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=SPEED_OVER,
         )
 
     def __enter__(self) -> Progress:
@@ -40,3 +44,7 @@ class Progress:
         task = self._bars.add_task(name, total=total)
         yield lambda amount: self._bars.advance(task, amount)
         self._bars.update(task, total=total or 1, completed=total or 1)
+
+    def note(self, sentence: str) -> None:
+        """Print a sentence above the bars."""
+        self._bars.console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)

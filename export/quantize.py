@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import ml_dtypes
@@ -58,6 +58,9 @@ class PrecisionPolicy:
 
     decoder: Precision
     kv_cache: ir.DataType = ir.DataType.FLOAT
+    mixed: Mapping[str, Precision] = field(
+        default_factory=dict
+    )  # of the decoder's parameters that differ from `decoder`
 
     @classmethod
     def of(cls, name: str, block_size: int, kv_cache: str = "float32") -> PrecisionPolicy:
@@ -76,6 +79,8 @@ class PrecisionPolicy:
 
     def layer(self, part: str, parameter: str) -> Precision:
         """Return the precision of one linear layer of a part."""
+        if part == "decoder" and parameter in self.mixed:
+            return self.mixed[parameter]
         sensitive = part != "decoder" or parameter == "lm_head.weight"
         return Precision(8, self.decoder.block_size) if sensitive and self.decoder.bits == 4 else self.decoder
 

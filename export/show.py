@@ -14,7 +14,7 @@ from rich.table import Table
 from echovlm_edge.export import parity
 from echovlm_edge.export.verdict import Verdict, format_of, judge
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
-from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, Manifest, Parity
+from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, Calibration, Manifest, Parity
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account
@@ -57,6 +57,8 @@ def print_summary(manifest: Manifest, output: Path, warning: str, console: Conso
             _say(console, line)
     for note in filter(None, (warning, *_notes(manifest))):
         console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+    if manifest.calibration:
+        _say(console, _calibrated(manifest.calibration))
     _say(console, "")
     for line in _ending(manifest, output):
         _say(console, line)
@@ -140,6 +142,14 @@ def _notes(manifest: Manifest) -> Iterator[str]:
         yield "the errors are of the graphs, run by ONNX Runtime on this CPU; what runs on the GPU has not been compared."
     elif not manifest.parity:
         yield "nothing was compared with PyTorch: this install has no operator library, because there was no C++ compiler."
+
+
+def _calibrated(calibration: Calibration) -> str:
+    texts = "texts" if calibration.answers else "prompts without answers"
+    return (
+        f"Calibrated with {calibration.pictures} pictures and {texts}, {calibration.tokens:,} tokens; a weight of the decoder's layers "
+        f"takes {calibration.bits:g} bits with its scales. Evaluate it on other pictures."
+    )
 
 
 def _ending(manifest: Manifest, output: Path) -> Iterator[str]:

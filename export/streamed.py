@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.model.weights import Weight, load
+from echovlm_edge.export.model.weights import Weight, below, load
 
 
 class Streamed(nn.Module):
@@ -32,7 +32,9 @@ def load_streamed(part: nn.Module, sources: dict[str, Weight], checkpoint: Check
     """Make a part that was made on the meta device run layer by layer; what belongs to no layer is loaded now."""
     rest = dict(sources)
     for path in _layers(part):
-        own = {name.removeprefix(f"{path}."): rest.pop(name) for name in sources if name.startswith(f"{path}.")}
+        own = below(sources, path)
+        for name in own:
+            del rest[f"{path}.{name}"]
         parent, _, name = path.rpartition(".")
         setattr(part.get_submodule(parent), name, Streamed(part.get_submodule(path), own, checkpoint))
     load(part, rest, checkpoint)

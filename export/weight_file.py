@@ -56,6 +56,9 @@ class Piece:
         return sum(place.length for place in self.places)
 
 
+RoundingOf = Callable[[Piece], Rounding]
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """One file: every weight's places in the order given, each tensor on a page of its own, and the pieces to write."""
@@ -112,7 +115,7 @@ def write_weights(
     checkpoint: Checkpoint,
     journal: Journal,
     advance: Callable[[int], None],
-    rounding: Rounding,
+    rounding_of: RoundingOf,
     threads: int | None = None,
 ) -> None:
     """Write the pieces that are not yet written, one piece per thread.
@@ -123,7 +126,7 @@ def write_weights(
         checkpoint: where the weights' values are.
         journal: the hashes of the written pieces; a piece on the disk is kept only if its hash agrees.
         advance: called with the bytes of every piece once it is written.
-        rounding: how weights become codes of 4 or 8 bits.
+        rounding_of: how a piece's values become codes and scales, where it is stored in blocks.
         threads: default `usable_processors`.
     """
     descriptors: dict[str, int] = {}
@@ -140,7 +143,7 @@ def write_weights(
             known, descriptor = journal.known.get(piece.name), descriptors[piece.file]
             if known and known == _hash_on_disk(piece, descriptor):
                 return piece, None
-            return piece, _write_piece(piece, checkpoint, rounding, descriptor)
+            return piece, _write_piece(piece, checkpoint, rounding_of(piece), descriptor)
 
         for done in as_completed([pool.submit(write, piece) for file in files for piece in file.pieces]):
             piece, digest = done.result()

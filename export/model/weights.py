@@ -25,11 +25,12 @@ class Weight:
 
     def read(self, checkpoint: Checkpoint, rows: slice | None = None) -> Tensor:
         """Read the parameter's values, or some of its rows: float32, at most two-dimensional (a convolution's kernel is flattened)."""
-        parts = [checkpoint.read(name, some).float() for name, some in self._rows_of_tensors(checkpoint, rows)]
+        parts = [checkpoint.read(name, some).float() for name, some in self.rows_of_tensors(checkpoint, rows)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, self.axis)
         return whole.flatten(1) if whole.dim() > 2 else whole
 
-    def _rows_of_tensors(self, checkpoint: Checkpoint, rows: slice | None) -> Iterator[tuple[str, slice | None]]:
+    def rows_of_tensors(self, checkpoint: Checkpoint, rows: slice | None) -> Iterator[tuple[str, slice | None]]:
+        """Yield which tensors some rows, or all of them, come from, and which of their rows."""
         first = 0
         for name in self.tensors:
             if rows is None or self.axis == 1:
@@ -110,6 +111,11 @@ def part_weights(config: EchoVLMConfig) -> dict[str, dict[str, Weight]]:
 
 
 TOKEN_EMBEDDING = Weight(("model.embed_tokens.weight",))
+
+
+def below(weights: dict[str, Weight], path: str) -> dict[str, Weight]:
+    """Return the parameters of the module at `path`, by their names there."""
+    return {name.removeprefix(f"{path}."): weight for name, weight in weights.items() if name.startswith(f"{path}.")}
 
 
 def load(part: nn.Module, weights: dict[str, Weight], checkpoint: Checkpoint) -> None:

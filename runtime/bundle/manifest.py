@@ -180,6 +180,48 @@ class Source:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RoundedLayers:
+    """How weights that differ in their layer only were rounded.
+
+    Attributes:
+        weight: the checkpoint tensor's name, with `*` for the layer's number.
+        layers: their numbers, such as `0-5 8`; empty where the name has none.
+        method: `feedback` (error feedback) or `importance` (a search weighted by the inputs' mean squares).
+        bits: 4 or 8.
+        block_size: values that share a scale.
+        tokens: the fewest and the most inputs that one of them was rounded for.
+        everyones: the layers of an expert that too few tokens reach, which was rounded for all tokens instead.
+    """
+
+    weight: str
+    layers: str
+    method: Literal["feedback", "importance"]
+    bits: Literal[4, 8]
+    block_size: Size
+    tokens: tuple[Count, Count]
+    everyones: str = ""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Calibration:
+    """What a bundle's weights were rounded with. Weights that it does not list were rounded without data.
+
+    Attributes:
+        pictures: how many there were; their hashes are in the bundle's file `calibration_pictures.txt`.
+        tokens: of pictures and texts together.
+        answers: whether the texts had answers, and not prompts alone.
+        bits: of a value of the decoder's layers on average, with its share of the scales.
+        weights: how each weight was rounded.
+    """
+
+    pictures: Count
+    tokens: Count
+    answers: bool
+    bits: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weights: tuple[RoundedLayers, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Manifest:
     """bundle.json.
 
@@ -207,6 +249,7 @@ class Manifest:
     footprint: Footprint | None = None
     finish_with: str | None = None
     rounding: str = "plain"
+    calibration: Calibration | None = None
 
     def part(self, name: str) -> Part:
         """Return the part called `name`."""

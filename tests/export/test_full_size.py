@@ -81,7 +81,7 @@ def test_pieces_make_the_bytes_of_the_whole(
     weight = decoder_weights(checkpoint.config)[f"layers.0.dual_path_moe.{name}"]
     monkeypatch.setattr(weight_file, "PIECE_VALUES", 1000)
     file = lay_out("data", [(TOKEN_EMBEDDING, Floating()), (weight, storage)], checkpoint)
-    write_weights(tmp_path, [file], checkpoint, Journal(tmp_path, "x"), lambda _: None, round_blocks)
+    write_weights(tmp_path, [file], checkpoint, Journal(tmp_path, "x"), lambda _: None, lambda _: round_blocks)
     written = (tmp_path / "data").read_bytes()
     for place, array in zip(file.places[1], storage.encode(weight.read(checkpoint).numpy(), round_blocks), strict=True):
         assert place.offset % 4096 == 0

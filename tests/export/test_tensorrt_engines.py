@@ -122,7 +122,9 @@ def test_a_layer_of_published_width_is_no_larger_than_its_weights(tmp_path: Path
         chosen = target("rtx")
         policy = PrecisionPolicy.of("int4", 128, chosen.cache_types[0])
         lowered = lower_parts(checkpoint, policy, chosen, traced_parts)[-1]
-        write_weights(folder, [lowered.file], checkpoint, Journal(folder, "layer"), lambda _: None, round_blocks)
+        write_weights(
+            folder, [lowered.file], checkpoint, Journal(folder, "layer"), lambda _: None, lambda _: round_blocks
+        )
         part = write_part(folder, "decoder", "int4", lowered.model, lowered.stored, lowered.file)
         shutil.rmtree(folder / "checkpoint")
         engine = build_engine(open_tensorrt("tensorrt_rtx"), folder, part, EngineOptions(Limits(4096, batch), 8192))
