@@ -75,7 +75,7 @@ class BuildOptions:
         Raises:
             NotPossibleHere: an option, or a combination of two, is impossible.
         """
-        _, _, _ = self.policy, self.chosen_target, self.model_name()
+        _, _, _, _ = self.policy, self.how_to_round, self.chosen_target, self.model_name()
         wish = self.calibration
         if wish is None:
             return
@@ -106,7 +106,13 @@ class BuildOptions:
 
     @property
     def how_to_round(self) -> Rounding:
-        """Return how weights become codes of 4 or 8 bits."""
+        """Return how weights become codes of 4 or 8 bits.
+
+        Raises:
+            NotPossibleHere: there is no such rounding.
+        """
+        if self.rounding not in ROUNDINGS:
+            raise NotPossibleHere(f"There is no rounding {self.rounding}: choose one of {', '.join(ROUNDINGS)}.")
         return ROUNDINGS[self.rounding]
 
     @property

@@ -29,7 +29,8 @@ class WeightFormat:
             raise NotPossibleHere(
                 f"There is no format {text}: give a precision, and after slashes a block size and a rounding, as int4/64 or int4/64/plain."
             )
-        return cls(precision, *map(int, rest[:1]), *rest[1:])
+        block_size = int(rest[0]) if rest else cls.block_size
+        return cls(precision, block_size, rest[1] if len(rest) > 1 else cls.rounding)
 
     @property
     def folder(self) -> str:
