@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,15 +57,15 @@ class ScoredRow:
 
     number: int
     name: str
-    id: str
+    id: str = field(repr=False)
     key: str
     task: RowTask
     region: str
     language: str
-    question: str
-    reference: str
+    question: str = field(repr=False)
+    reference: str = field(repr=False)
     pictures: tuple[str, ...]
-    answer: str
+    answer: str = field(repr=False)
     finish: str
     tokens: int
     not_sent: tuple[str, ...]

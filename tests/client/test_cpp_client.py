@@ -101,7 +101,8 @@ def test_the_text_is_that_of_the_python_client(cart: Cart, server: Running, as_s
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=TOKENS)))
     done = cart(*asked(server), *(["--study"] if as_study else []))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{last.result.text}\n\n{last.result.notice}\n"
+    notes = "".join(f"Please check: {note}\n" for note in last.result.notes)
+    assert notes and done.stdout == f"{last.result.text}\n\n{last.result.notice}\n{notes}"
     assert f"{last.result.usage.generated_tokens} tokens" in done.stderr and last.result.bundle_id in done.stderr
     assert re.search(r", request [0-9a-f]{16}\n$", done.stderr)
 

@@ -55,7 +55,11 @@ def test_two_formats_that_are_one_are_refused_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--checkpoint", str(golden.CHECKPOINT), "--output", str(tmp_path / "new")]
-    for formats, sentence in ((["int4", "int4/128"], "are the same"), (["int3"], "no precision int3"), (["int4/64/up"], "no rounding up")):
+    for formats, sentence in (
+        (["int4", "int4/128"], "are the same"),
+        (["int3"], "no precision int3"),
+        (["int4/64/up"], "no rounding up"),
+    ):
         assert build_engines.main([*command, "--compare", *formats]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "new").exists()

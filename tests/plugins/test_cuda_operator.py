@@ -31,7 +31,6 @@ from echovlm_edge.export.lower import Rule
 from echovlm_edge.export.part import write_part
 from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.rounding import round_blocks
 from echovlm_edge.export.targets import target
 from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
@@ -192,12 +191,12 @@ def test_wrong_attributes_are_refused_while_the_session_is_made(built: Path) -> 
 
 
 def decoder(folder: Path, rules: Mapping[str, Rule]) -> Path:
-    """The demo's decoder as a graph for a GPU, int4."""
+    """The demo's decoder as a graph for a GPU, int4; rounded so that its codes do not depend on the type of its scales."""
     policy, chosen = PrecisionPolicy.of("int4", BLOCK, "float16"), replace(target("cuda"), rules=rules)
     checkpoint = Checkpoint(ROOT / "demo" / "checkpoint")
     (part,) = (part for part in lower_parts(checkpoint, policy, chosen, traced_parts) if part.name == "decoder")
     folder.mkdir()
-    write_weights(folder, [part.file], checkpoint, Journal(folder, "decoder"), lambda _: None, lambda _: round_blocks)
+    write_weights(folder, [part.file], checkpoint, Journal(folder, "decoder"), lambda _: None, lambda _: plain_blocks)
     write_part(folder, "decoder", "int4", part.model, part.stored, part.file)
     return folder / "decoder.onnx"
 

@@ -46,7 +46,7 @@ class Row:
 
     number: int
     name: str
-    id: str
+    id: str = field(repr=False)
     question: str = field(repr=False)
     reference: str = field(repr=False)
     pictures: tuple[Path, ...]
