@@ -292,6 +292,36 @@ void check_linear_batches(Checks& checks) {
       }
 }
 
+// Codes and scales stand for the weights within what the bits cost: 4 bits 8 to 10 % of normally distributed ones, 8 bits 0.5 %.
+void check_rounding(Checks& checks) {
+  constexpr std::int64_t rows = 3, columns = 384;
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> weight(rows * columns), importance(columns);
+  for (float& value : weight) value = normal(random);
+  for (float& value : importance) value = std::exp(normal(random) / 4);
+  std::vector<float> divisors;
+  for (int i = 0; i < 16; ++i) divisors.push_back(6.5f + 0.3f * static_cast<float>(i));
+  for (int i = 0; i < 16; ++i) divisors.push_back(-divisors[i]);
+  const std::vector<float> of_bytes(16, 127.0f);
+  for (const std::int64_t bits : {4, 8})
+    for (const std::int64_t block : {16, 32, 64, 128})
+      for (const std::int64_t scale_type : {0, 1, 2})
+        for (const float* factors : {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
+          const std::vector<float>& candidates = bits == 4 ? divisors : of_bytes;
+          std::vector<std::int8_t> codes(rows * columns);
+          std::vector<float> scales(rows * columns / block);
+          const EchovlmRoundBlocks call{bits, block, rows, columns, weight.data(), factors, candidates.data(),
+                                        static_cast<std::int64_t>(candidates.size()), scale_type, codes.data(), scales.data()};
+          char error[256] = "";
+          checks.expect(echovlm_round_blocks(&call, error, sizeof error) == 0, error);
+          std::vector<float> values;
+          for (std::int64_t i = 0; i < rows * columns; ++i) values.push_back(static_cast<float>(codes[i]) * scales[i / block]);
+          const double most = bits == 4 ? 0.11 : 0.008;
+          checks.expect(relative_error(values, {weight.begin(), weight.end()}) < most, "a rounded weight stands for the weight");
+        }
+}
+
 void check_tasks(Checks& checks) {
   for (const std::size_t tasks : {1, 2, 9, 200}) {
     std::vector<int> done(tasks);
@@ -340,6 +370,7 @@ int main(int count, char** names) {
     check_concurrent_calls(checks);
     check_linear(checks);
     check_linear_batches(checks);
+    check_rounding(checks);
     attention_checks::check_cached(checks);
     attention_checks::check_self(checks);
     failed += checks.report(kernel.c_str());
