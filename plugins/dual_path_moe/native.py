@@ -210,7 +210,7 @@ class NativeLibrary:
     def round_blocks(
         self, weight: Floats, bits: int, block_size: int, importance: Floats | None, scale_type: DTypeLike
     ) -> tuple[NDArray[np.int8], NDArray[Any]]:
-        """Round a weight as `rounding.search_blocks` does, to the bit, on one thread.
+        """Round a weight with the same bits as `rounding.search_blocks`, on one thread.
 
         Raises:
             ValueError: the library's own sentence.
