@@ -42,6 +42,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     dual_path_moe,
     quantize_blocks,
 )
+from echovlm_edge.plugins.dual_path_moe.rounding import plain_blocks
 from tests.support.cuda_kernel_session import in_session
 from tests.support.numpy_kernels import NumpyKernels
 

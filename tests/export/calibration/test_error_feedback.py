@@ -89,7 +89,7 @@ def test_equal_inputs_make_a_rows_errors_cancel() -> None:
     off = (weight - values(codes, scales)).sum(1).abs()
     plain = (weight - values(*round_blocks(weight.numpy(), 4, 32))).sum(1).abs()
     assert (off <= torch.from_numpy(np.abs(scales[:, 0]))).all()
-    assert (off <= plain + 1e-6).all() and off.mean() < 0.75 * plain.mean()
+    assert (off <= plain + 1e-4).all() and off.mean() < 0.75 * plain.mean()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
