@@ -15,11 +15,12 @@ from demo.truth import Truth
 CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.1
 
 
-def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
-    """Make a file of one gray frame [height, width]; its patient is clearly marked as simulated."""
+def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int, number: int = 1) -> bytes:
+    """Make a file of one gray frame [height, width], the study's `number`th; its patient is clearly marked as simulated."""
+    instance = [str(seed)] if number == 1 else [str(seed), str(number)]
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UltrasoundImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["echovlm-demo", "instance", str(seed)])
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["echovlm-demo", "instance", *instance])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
@@ -31,7 +32,7 @@ def dicom_bytes(image: NDArray[np.uint8], truth: Truth, seed: int) -> bytes:
     dataset.ReferringPhysicianName = ""
     dataset.Modality, dataset.Manufacturer = "US", "EchoVLM Edge simulator"
     dataset.ImageComments = "Simulated image without medical value"
-    dataset.SeriesNumber = dataset.InstanceNumber = 1
+    dataset.SeriesNumber, dataset.InstanceNumber = 1, number
     dataset.Laterality = {"left": "L", "right": "R"}[truth.side.value] if truth.side else ""
     dataset.BodyPartExamined = truth.region.value.upper()
     dataset.PatientOrientation = ""

@@ -22,7 +22,7 @@ from demo.acquisition import FRAME, PICTURE, acquire, geometry
 from demo.anatomy import paint
 from demo.dicom_writer import dicom_bytes
 from demo.tissue import Tissue
-from demo.truth import CATALOGUE, Finding, Side, Truth
+from demo.truth import CATALOGUE, NORMAL, Finding, Side, Truth, without_finding
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tasks import Region
@@ -30,17 +30,40 @@ from echovlm_edge.runtime.contracts.tasks import Region
 
 @dataclass(frozen=True)
 class Study:
-    """One simulated study: `image` uint8 [FRAME, FRAME], gray."""
+    """One simulated study.
+
+    Attributes:
+        seed: of all random numbers.
+        images: its frames, uint8 [frames, FRAME, FRAME], gray.
+        truth: of the whole study.
+        shown: what each frame shows: the study's truth, or none of its finding.
+    """
 
     seed: int
-    image: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     truth: Truth
+    shown: tuple[Truth, ...]
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """Return the first frame, uint8 [FRAME, FRAME]."""
+        return self.images[0]
 
 
-def simulate(seed: int) -> Study:
+def simulate(seed: int, frames: int = 1) -> Study:
     """Simulate the study of a seed: all regions are equally likely, and so are all findings within a region."""
     random = np.random.default_rng(seed)
-    return Study(seed, picture(truth := draw_truth(random), random), truth)
+    truth = draw_truth(random)
+    shown = draw_shown(truth, frames, random)
+    return Study(seed, np.stack([picture(one, random) for one in shown]), truth, shown)
+
+
+def draw_shown(truth: Truth, frames: int, random: np.random.Generator) -> tuple[Truth, ...]:
+    """Draw what each frame of a study shows: a finding is in at least one of them, at any place in their order."""
+    if frames == 1:
+        return (truth,)
+    showing = random.permutation(frames)[: random.integers(1, frames + 1)]
+    return tuple(truth if index in showing else without_finding(truth) for index in range(frames))
 
 
 def draw_truth(random: np.random.Generator) -> Truth:
@@ -103,6 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="demo.simulate", description="Simulate ultrasound studies with ground truth.")
     parser.add_argument("--seed", type=int, default=0, help="of the first study; the others count on")
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=1, help="of each study; a finding is in at least one (default 1)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the images and truth.json")
     parser.add_argument("--format", choices=("png", "dicom"), default="dicom")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG with a sample of every finding")
@@ -111,11 +135,15 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> int:
         if not options.output and not options.sheet:
             raise NotPossibleHere("Nothing to write: give --output DIR, --sheet FILE or both.")
+        if options.frames < 1:
+            raise NotPossibleHere("A study has at least one frame: give --frames of at least 1.")
         try:
             if options.sheet:
                 sample_sheet(options.seed).save(options.sheet, optimize=True)
             if options.output:
-                _write_studies(options.seed, options.count, options.output, options.format)
+                _write_studies(
+                    range(options.seed, options.seed + options.count), options.frames, options.output, options.format
+                )
         except OSError as error:
             raise NotPossibleHere(f"{error.filename or options.output} cannot be written ({error.strerror}).") from None
         return 0
@@ -123,17 +151,19 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(command)
 
 
-def _write_studies(seed: int, count: int, folder: Path, kind: str) -> None:
+def _write_studies(seeds: range, frames: int, folder: Path, kind: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     truths = []
-    for number in track(range(seed, seed + count), "Simulating", console=Console(stderr=True)):
-        study = simulate(number)
-        name = f"study-{number:06}"
-        if kind == "png":
-            Image.fromarray(study.image).save(folder / f"{name}.png")
-        else:
-            (folder / f"{name}.dcm").write_bytes(dicom_bytes(study.image, study.truth, study.seed))
-        truths.append({"file": f"{name}.{'png' if kind == 'png' else 'dcm'}", **truth_as_json(study)})
+    for seed in track(seeds, "Simulating", console=Console(stderr=True)):
+        study = simulate(seed, frames)
+        for number, (image, shown) in enumerate(zip(study.images, study.shown, strict=True), 1):
+            name = f"study-{seed:06}" + (f"-{number}" if frames > 1 else "")
+            if kind == "png":
+                Image.fromarray(image).save(folder / f"{name}.png")
+            else:
+                (folder / f"{name}.dcm").write_bytes(dicom_bytes(image, study.truth, seed, number))
+            file = f"{name}.{'png' if kind == 'png' else 'dcm'}"
+            truths.append({"file": file, "shows_finding": shown.kind != NORMAL.kind, **truth_as_json(study)})
     (folder / "truth.json").write_text(json.dumps(truths, indent=1), encoding="utf-8")
 
 

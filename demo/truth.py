@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from echovlm_edge.runtime.contracts.tasks import Region
 
@@ -164,3 +164,8 @@ class Truth:
 def finding(truth: Truth) -> Finding:
     """Return the catalogue's entry for a study's finding."""
     return next(entry for entry in CATALOGUE[truth.region].findings if entry.kind == truth.kind)
+
+
+def without_finding(truth: Truth) -> Truth:
+    """Return the truth of a frame of the same study that does not show its finding."""
+    return replace(truth, kind=NORMAL.kind, size_mm=None, margin="", echogenicity=NORMAL.echogenicity)

@@ -19,7 +19,7 @@ from demo.corpus import every_report, facts, parse_report, write_report
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import draw_finding, draw_truth, simulate
 from demo.simulate import picture as draw_picture
-from demo.truth import CATALOGUE
+from demo.truth import CATALOGUE, NORMAL
 from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.contracts.tasks import Language, Region
 from echovlm_edge.runtime.imaging.image_file import decode_image
@@ -41,6 +41,25 @@ def test_every_finding_comes_up() -> None:
     truths = [draw_truth(np.random.default_rng(seed)) for seed in range(600)]
     seen = {(truth.region, truth.kind) for truth in truths}
     assert seen == {(region, finding.kind) for region, plan in CATALOGUE.items() for finding in plan.findings}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_frames_of_a_study_are_of_one_organ_and_one_shows_the_finding(seed: int) -> None:
+    study = simulate(seed, 4)
+    assert study.images.shape[0] == len(study.shown) == 4
+    assert study.truth == simulate(seed).truth and study.truth in study.shown
+    assert {one.kind for one in study.shown} <= {study.truth.kind, NORMAL.kind}
+    assert len({(one.region, one.side, one.depth_mm) for one in study.shown}) == 1
+    assert len({image.tobytes() for image in study.images}) == 4
+
+
+def test_some_frames_of_a_study_with_a_finding_are_normal() -> None:
+    shares = [
+        np.mean([one.kind == NORMAL.kind for one in study.shown])
+        for seed in range(20)
+        if (study := simulate(seed, 3)).truth.kind != NORMAL.kind
+    ]
+    assert 0 < np.mean(shares) < 0.7 and max(shares) < 1
 
 
 @given(st.integers(0, 10_000), st.sampled_from(Language), st.integers(0, 99))
@@ -116,5 +135,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         truths = json.loads((folder / "truth.json").read_text())
         assert [truth["file"] for truth in truths] == [f"study-000003.{ending}", f"study-000004.{ending}"]
         assert truths[0]["region"] == simulate(3).truth.region.value
+    assert command.main(["--count", "1", "--frames", "2", "--output", str(tmp_path / "several")]) == 0
+    frames = json.loads((tmp_path / "several" / "truth.json").read_text())
+    assert [frame["file"] for frame in frames] == ["study-000000-1.dcm", "study-000000-2.dcm"]
+    assert [frame["shows_finding"] for frame in frames] == [one.kind != "normal" for one in simulate(0, 2).shown]
+    files = [pydicom.dcmread(tmp_path / "several" / frame["file"]) for frame in frames]
+    assert len({file.StudyInstanceUID for file in files}) == 1 and len({file.SOPInstanceUID for file in files}) == 2
+    assert command.main(["--frames", "0", "--output", str(tmp_path)]) == 2
     assert command.main([]) == 2
     assert "give --output" in capsys.readouterr().err
