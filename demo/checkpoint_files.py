@@ -15,7 +15,7 @@ from echovlm_edge.export.checkpoint import INDEX
 from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
 from echovlm_edge.export.model import weights
 
-VOCABULARY = 768
+VOCABULARY = 1024
 SPECIAL = (
     *("<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|vision_start|>"),
     *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),

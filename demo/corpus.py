@@ -112,24 +112,32 @@ _REPORT = {
     ZH: "超声所见：{findings}超声提示：{impression}",
 }
 
-QUESTIONS = {
-    ("organ", EN): "Which organ is shown?",
-    ("side", EN): "Which side is shown?",
-    ("size", EN): "How large is the finding?",
-    ("kind", EN): "What is the finding?",
-    ("organ", ZH): "图像显示哪个器官？",
-    ("side", ZH): "图像显示哪一侧？",
-    ("size", ZH): "病变有多大？",
-    ("kind", ZH): "病变是什么？",
+_ECHOGENICITY = {
+    ("anechoic", EN): "Anechoic.",
+    ("hypoechoic", EN): "Hypoechoic.",
+    ("isoechoic", EN): "Isoechoic.",
+    ("hyperechoic", EN): "Hyperechoic.",
+    ("", EN): "There is no lesion.",
+    ("anechoic", ZH): "无回声。",
+    ("hypoechoic", ZH): "低回声。",
+    ("isoechoic", ZH): "等回声。",
+    ("hyperechoic", ZH): "高回声。",
+    ("", ZH): "没有病变。",
 }
 _NO_SIDE = {EN: "No side is marked.", ZH: "未标记侧别。"}
 _NO_SIZE = {EN: "No size is measured.", ZH: "未测量大小。"}
+SIZE_TOLERANCE = 0.2  # relative, of a right size
 
 
 def write_report(truth: Truth, language: Language, random: np.random.Generator) -> str:
     """Write the report in one of its phrasings, in the model's format: findings, then impression."""
-    findings = _fill(_pick(_FINDINGS[language], random), truth, language, _pick(_SIZE[language], random))
+    findings = write_findings(truth, language, random)
     return _REPORT[language].format(findings=findings, impression=write_impression(truth, language, random))
+
+
+def write_findings(truth: Truth, language: Language, random: np.random.Generator) -> str:
+    """Write one of the phrasings of the findings, which is also the caption of an image."""
+    return _fill(_pick(_FINDINGS[language], random), truth, language, _pick(_SIZE[language], random))
 
 
 def every_report(truth: Truth, language: Language) -> list[str]:
@@ -146,22 +154,48 @@ def write_impression(truth: Truth, language: Language, random: np.random.Generat
     return _fill(_pick(_IMPRESSION[language], random), truth, language, "")
 
 
-def answer(question: str, truth: Truth, language: Language) -> str:
-    """Answer one of QUESTIONS, which is named by its first key."""
-    match question:
-        case "organ":
-            return ORGANS[truth.region, language].format(side=_side(truth, language)).strip()
-        case "side":
-            if truth.side is None:
-                return _NO_SIDE[language]
-            word = SIDES[truth.side, language]
-            return f"The {word} side." if language is EN else f"{word}侧。"
-        case "size":
-            if truth.size_mm is None:
-                return _NO_SIZE[language]
-            return f"{truth.size_mm} mm." if language is EN else f"{truth.size_mm}mm。"
-        case _:
-            return FINDINGS[truth.kind, language].name
+def organ(truth: Truth, language: Language) -> str:
+    """Name the organ, with its side if it has one."""
+    return ORGANS[truth.region, language].format(side=_side(truth, language))
+
+
+def side(truth: Truth, language: Language) -> str:
+    """Answer which side is shown."""
+    if truth.side is None:
+        return _NO_SIDE[language]
+    word = SIDES[truth.side, language]
+    return f"The {word} side." if language is EN else f"{word}侧。"
+
+
+def name(truth: Truth, language: Language) -> str:
+    """Name the finding."""
+    return FINDINGS[truth.kind, language].name
+
+
+def echogenicity(truth: Truth, language: Language) -> str:
+    """Answer how bright the finding is."""
+    return _ECHOGENICITY[truth.echogenicity, language]
+
+
+def size(truth: Truth, language: Language) -> str:
+    """Answer how large the finding is."""
+    if truth.size_mm is None:
+        return _NO_SIZE[language]
+    return f"{truth.size_mm} mm." if language is EN else f"{truth.size_mm}mm。"
+
+
+def size_is_right(text: str, truth: Truth, language: Language) -> bool:
+    """Check an answer to the question of the size."""
+    if truth.size_mm is None:
+        return text.strip() == _NO_SIZE[language]
+    return (said := _size_mm(text)) is not None and abs(said - truth.size_mm) <= SIZE_TOLERANCE * truth.size_mm
+
+
+def other_language(text: str, language: Language) -> bool:
+    """Check whether a text has characters of the other language; letters of options, True, False and mm belong to both."""
+    if language is EN:
+        return not text.isascii()
+    return re.search(r"[a-z]{3}", text.replace("True", "").replace("False", "")) is not None
 
 
 def facts(truth: Truth) -> Facts:
@@ -175,17 +209,48 @@ def parse_report(text: str, language: Language) -> Facts:
     A fact is None if a section is missing, if the sections contradict each other, or if the region cannot have the finding.
     """
     sections = split_sections(text)
-    places = [_place(section, language) for section in (sections.findings, sections.impression)]
-    region, side = places[0] if places[0] == places[1] else (None, None)
-    possible = {finding.kind for finding in CATALOGUE[region].findings} if region else set()
-    kinds = [
-        kind
-        for (kind, spoken), words in FINDINGS.items()
-        if spoken is language and kind in possible and re.search(_whole(words.name), sections.impression.lower())
-    ]
-    sizes = re.findall(r"(\d+)\s*mm", sections.findings)
-    longest = max(kinds, key=lambda kind: len(FINDINGS[kind, language].name), default=None)
-    return Facts(region, longest, side, int(sizes[0]) if len(sizes) == 1 else None)
+    findings, impression = (
+        parse_findings(sections.findings, language),
+        parse_impression(sections.impression, language),
+    )
+    if (findings.region, findings.side) != (impression.region, impression.side):
+        return Facts(None, None, None, findings.size_mm)
+    return Facts(impression.region, impression.kind, impression.side, findings.size_mm)
+
+
+def parse_findings(text: str, language: Language) -> Facts:
+    """Read the facts of a description: the kind from how the finding looks."""
+    region, place_side = _place(text, language)
+    looks = {
+        kind: "|".join(
+            re.escape(words.looks.format(margin=word)) for (_, spoken), word in MARGINS.items() if spoken is language
+        )
+        for kind, words in _possible(region, language).items()
+    }
+    return Facts(region, _longest(looks, text), place_side, _size_mm(text))
+
+
+def parse_impression(text: str, language: Language) -> Facts:
+    """Read the facts of an impression: the kind by its name."""
+    region, place_side = _place(text, language)
+    names = {kind: _whole(words.name) for kind, words in _possible(region, language).items()}
+    return Facts(region, _longest(names, text), place_side, _size_mm(text))
+
+
+def _possible(region: Region | None, language: Language) -> dict[str, Words]:
+    """Return the findings that a region can have."""
+    return {entry.kind: FINDINGS[entry.kind, language] for entry in (CATALOGUE[region].findings if region else ())}
+
+
+def _longest(patterns: dict[str, str], text: str) -> str | None:
+    """Return the kind whose pattern matches the most of a text."""
+    found = {kind: match for kind, pattern in patterns.items() if (match := re.search(pattern, text.lower()))}
+    return max(found, key=lambda kind: len(found[kind].group()), default=None)
+
+
+def _size_mm(text: str) -> int | None:
+    sizes = re.findall(r"(\d+)\s*mm", text)
+    return int(sizes[0]) if len(sizes) == 1 else None
 
 
 def _whole(name: str) -> str:
@@ -194,11 +259,11 @@ def _whole(name: str) -> str:
 
 
 def _place(section: str, language: Language) -> tuple[Region | None, Side | None]:
-    for (region, spoken), organ in ORGANS.items():
+    for (region, spoken), words in ORGANS.items():
         if spoken is language:
-            for side in Side if "{side}" in organ else (None,):
-                if organ.format(side=SIDES[side, language] if side else "").lower() in section.lower():
-                    return region, side
+            for one in Side if "{side}" in words else (None,):
+                if words.format(side=SIDES[one, language] if one else "").lower() in section.lower():
+                    return region, one
     return None, None
 
 
@@ -206,8 +271,8 @@ def _fill(template: str, truth: Truth, language: Language, size: str) -> str:
     words = FINDINGS[truth.kind, language]
     size = size.format(mm=truth.size_mm) if truth.size_mm else ""
     margin = MARGINS[truth.margin, language] if truth.margin else ""
-    organ = ORGANS[truth.region, language].format(side=_side(truth, language))
-    text = template.format(organ=organ, looks=words.looks.format(margin=margin), size=size, name=words.name)
+    place = organ(truth, language)
+    text = template.format(organ=place, looks=words.looks.format(margin=margin), size=size, name=words.name)
     return text[0].upper() + text[1:]
 
 

@@ -15,21 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from demo import corpus
 from demo.simulate import simulate
+from demo.training.conversations import MOST_FRAMES, draw_exchange
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.reference import TorchBackend
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.contracts.command import run_command
-from echovlm_edge.runtime.contracts.tasks import Language, Region, Task, prompt_for
+from echovlm_edge.runtime.contracts.tasks import Region
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 
 
 def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np.float64]]:
-    """Compute the share of all routing choices [layers, experts] by region, over held-out studies' prompts and true reports.
+    """Compute the share of all routing choices [layers, experts] by region, over held-out studies' requests and right answers.
 
     The shares of all experts add up to 1: with four experts and an even load, each has a quarter, although a token uses two.
     """
@@ -57,17 +57,18 @@ def expert_load(checkpoint: Checkpoint, seeds: range) -> dict[Region, NDArray[np
     for index, block in enumerate(layers):
         block.register_forward_pre_hook(record(index))  # type: ignore[arg-type]
     for seed in seeds:
-        study = simulate(seed)
+        study = simulate(seed, 1 + seed % MOST_FRAMES)
         region = study.truth.region
-        language = list(Language)[seed % 2]
-        patches = patchify(np.repeat(study.image[..., None], 3, axis=2), settings)
-        angles = vision_angles(patches.grid, merge, config.vision.head_dim)
-        image = backend.project(backend.encode(patches.values, angles))
-        prompt = prompts.build(prompt_for(Task.REPORT, "", 1, language, None), [patches.grid])
-        report = corpus.write_report(study.truth, language, np.random.default_rng(seed))
-        answer = np.array(tokenizer.encode(report, add_special_tokens=False).ids)
+        frames = [patchify(np.repeat(image[..., None], 3, axis=2), settings) for image in study.images]
+        angles = [vision_angles(frame.grid, merge, config.vision.head_dim) for frame in frames]
+        images = [
+            backend.project(backend.encode(frame.values, turned)) for frame, turned in zip(frames, angles, strict=True)
+        ]
+        asked = draw_exchange(study.truth, len(frames), np.random.default_rng(seed))
+        prompt = prompts.build(asked.prompt, [frame.grid for frame in frames])
+        answer = np.array(tokenizer.encode(asked.answer, add_special_tokens=False).ids)
         tokens = backend.embed(np.concatenate([prompt.token_ids, answer]))
-        tokens[prompt.image_rows] = image
+        tokens[prompt.image_rows] = np.concatenate(images)
         onward = np.tile(np.arange(len(answer)) + prompt.next_position, (3, 1))
         positions = np.concatenate([prompt.positions, onward], axis=1)
         cache = new_cache(backend, len(tokens))

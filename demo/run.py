@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.served import arguments, script, serving
 from demo.corpus import facts, parse_report
 from demo.simulate import simulate
+from demo.truth import Truth
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import names, new_table, print_table
@@ -27,6 +28,10 @@ from echovlm_edge.runtime.contracts.tasks import Language
 CHECKPOINT = Path("demo/checkpoint")
 BUNDLE = Path("bundles/demo")
 SEED = 27  # seed of a held-out study
+FRAMES = 1  # of that study
+LIMITS = """\
+The model knows only simulated images and has no medical value. It was trained on one frame and the default prompts without a --region:
+several frames, a --region or prompts of your own turn its text to nonsense."""
 
 
 def main() -> int:
@@ -37,33 +42,35 @@ def main() -> int:
 def demo() -> int:
     """Run the demo's commands one by one."""
     run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE, "--replace")
+    truth = simulate(SEED, FRAMES).truth
     with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder, f"study-{SEED:06}.dcm")
-        run("python", "-m", "demo.simulate", "--seed", SEED, "--output", folder)
+        run("python", "-m", "demo.simulate", "--seed", SEED, "--frames", FRAMES, "--output", folder)
         show("echovlm-serve", *arguments(BUNDLE, Path(folder)))
         # The log goes to a file: a line per call would be mixed with the reports.
         with serving(BUNDLE, Path(folder), stdout=None) as served:
+            images = [word for file in sorted(Path(folder).glob("*.dcm")) for word in ("--image", file)]
+            ask: tuple[object, ...] = ("--server", served.address, *images)
             try:
-                ask = ("echovlm-report", "--server", served.address, "--image", image)
-                run(*ask)
-                run(*ask, "--language", "zh")
-                reports = {language: answer(*ask, "--language", language.value) for language in Language}
+                run("echovlm-report", *ask)
+                run("echovlm-report", *ask, "--language", "zh")
+                reports = {
+                    language: answer("echovlm-report", *ask, "--language", language.value) for language in Language
+                }
             except Exception:
                 print(served.log.read_text(encoding="utf-8"), file=sys.stderr)
                 raise
-    print_table(Console(), side_by_side(reports))
-    print("The model knows only simulated images and has no medical value.")
+    print_table(Console(), side_by_side(truth, reports))
+    print(LIMITS)
     return 0
 
 
-def side_by_side(reports: dict[Language, dict[str, Any]]) -> Table:
+def side_by_side(truth: Truth, reports: dict[Language, dict[str, Any]]) -> Table:
     """Print the study's truth next to each report."""
     headings = ("fact", "truth", *(f"report, {language.value}" for language in reports))
     table = new_table("truth and report", *map(names, headings))
-    truth = facts(simulate(SEED).truth)
     said = [parse_report(report["text"], language) for language, report in reports.items()]
     for fact in ("region", "kind", "side", "size_mm"):
-        values = [getattr(one, fact) for one in (truth, *said)]
+        values = [getattr(one, fact) for one in (facts(truth), *said)]
         words = ["none" if value is None else str(getattr(value, "value", value)) for value in values]
         marks = [word if word == words[0] else f"[red]{word}[/red]" for word in words]
         table.add_row(fact.replace("_", ", "), *marks)

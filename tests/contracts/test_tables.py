@@ -14,7 +14,9 @@ from rich.console import Console
 
 from benchmarks import decoder, dual_path_moe, full, soak, stages
 from benchmarks.limits import Machine as Limits
-from demo import evaluate, run
+from demo import evaluate, run, scoring
+from demo.prompts import Form
+from demo.simulate import simulate
 from echovlm_edge.export import estimate, show
 from echovlm_edge.export.plan import Machine, print_plan
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape
@@ -75,13 +77,23 @@ def estimated(manifest: Manifest, console: Console) -> list[str]:
 
 
 def evaluated(manifest: Manifest, console: Console) -> list[str]:
-    scores = evaluate.Scores(1000, 1.0, 0.987, 1.0, 1.0, 12.34, 100.0, 99.9, 98.7)
-    print_table(console, evaluate._table(LONG, {"both": scores, "en": scores, "zh": scores}))
+    scores = scoring.Scores(1000, 1.0, 0.987, 1.0, 1.0, 12.34, 100.0, 99.9, 98.7)
+    print_table(console, evaluate._reports_table(LONG, {"both": scores, "en": scores, "zh": scores}))
     return ["98.7%", "12.34", "100.0", "99.9", "98.7"]
 
 
+def evaluated_forms(manifest: Manifest, console: Console) -> list[str]:
+    cells = [
+        scoring.Cell(form, Language.EN, frames, 125, right)
+        for form in Form
+        for frames, right in enumerate((1.0, 0.992, 0.984, 0.123), 1)
+    ]
+    print_table(console, evaluate._forms_table(LONG, cells))
+    return ["diagnosis, --region", "100.0%", "99.2%", "98.4%", "12.3%"]
+
+
 def demonstrated(manifest: Manifest, console: Console) -> list[str]:
-    print_table(console, run.side_by_side({language: {"text": ""} for language in Language}))
+    print_table(console, run.side_by_side(simulate(run.SEED).truth, {language: {"text": ""} for language in Language}))
     return ["solid", "18"]
 
 
@@ -128,6 +140,7 @@ TABLES: list[Callable[[Manifest, Console], list[str]]] = [
     planned,
     estimated,
     evaluated,
+    evaluated_forms,
     demonstrated,
     decoded,
     layered,

@@ -1,0 +1,174 @@
+"""Train the decoder on conversations about studies whose image tokens do not change any more.
+
+A study's images are run through the decoder once, and all its conversations go on from the same keys and values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from demo.training.conversations import MOST_FRAMES, Beginning, Branches, Layout, StudyPool, draw_exchange
+from demo.training.run import Run, Saving
+from demo.truth import Truth
+from echovlm_edge.export.config import DecoderConfig
+from echovlm_edge.export.model.decoder import Decoder
+from echovlm_edge.export.model.dual_path_moe import DualPathMoE
+
+PART = 16  # conversations that are padded to one length
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Settings of the decoder's training; the defaults made the committed checkpoint."""
+
+    steps: int = 6_000
+    studies: int = 12  # a step
+    exchanges: int = 8  # about each study
+    rate: float = 1.5e-3
+    noise: float = 0.1  # on image tokens, of their standard deviation: coarse weights cost as much
+    balance: float = 0.02  # weight of the routers' loss
+
+
+class TextSide(nn.Module):
+    """Decoder and token embedding for training: batched, over keys and values that carry gradients."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config)
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02 if name == "embedding" else 1 / math.sqrt(parameter.shape[-1]))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        for block in self.decoder.moe_blocks():
+            nn.init.normal_(block.router, std=0.02)
+            nn.init.zeros_(block.coefficient_bias)
+        self.decoder.lm_head.weight = self.embedding  # tied to the token embedding
+
+    def loss(self, beginning: Beginning, images: Tensor, branches: Sequence[Branches]) -> Tensor:
+        """Compute the mean cross-entropy of the answers, by their weights.
+
+        Args:
+            beginning: of every study's prompt.
+            images: image tokens [studies, tokens of a study's frames, hidden_size].
+            branches: conversations that go on from it, in parts of similar length.
+        """
+        rows = self.embedding[beginning.ids].expand(len(images), -1, -1)
+        rows = rows.masked_scatter(beginning.is_image[:, None], images)
+        length = rows.shape[1]
+        empty = [self._empty(len(images), length) for _ in range(2 * len(self.decoder.layers))]
+        keys, values = empty[::2], empty[1::2]
+        _, keys, values = self._run(
+            rows, beginning.cos, beginning.sin, 0, keys, values, torch.zeros(0, dtype=torch.int64)
+        )
+        total, weight = torch.zeros(()), torch.zeros(())
+        for part in branches:
+            count, longest = part.ids.shape
+            more = self._empty(count, longest)
+            onward_keys, onward_values = (
+                [torch.cat((kept[part.beginnings], more), 2) for kept in caches] for caches in (keys, values)
+            )
+            answered = (part.targets >= 0).flatten().nonzero()[:, 0]
+            logits, _, _ = self._run(
+                self.embedding[part.ids], part.cos, part.sin, length, onward_keys, onward_values, answered
+            )
+            errors = functional.cross_entropy(logits, part.targets.flatten()[answered], reduction="none")
+            weights = part.weights[answered // longest]
+            total, weight = total + (errors * weights).sum(), weight + weights.sum()
+        return total / weight
+
+    def _run(
+        self,
+        rows: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past: int,
+        keys: list[Tensor],
+        values: list[Tensor],
+        logit_rows: Tensor,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        angles = (table.expand(len(rows), -1, -1) for table in (cos, sin))
+        logits, keys, values = self.decoder(rows, *angles, torch.full((len(rows),), past), logit_rows, keys, values)
+        return logits, keys, values
+
+    def _empty(self, rows: int, length: int) -> Tensor:
+        return torch.zeros(rows, self.config.num_key_value_heads, length, self.config.head_dim)
+
+
+class LoadBalance:
+    """Compute the routers' load-balancing loss (Fedus et al. 2021, equation 4, summed over top-k choices)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._blocks = decoder.moe_blocks()
+        self._inputs: list[Tensor] = []
+        for block in self._blocks:
+            block.register_forward_pre_hook(self._record)
+
+    def _record(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._inputs.append(inputs[0])
+
+    def loss(self, are_text: Sequence[Tensor | None]) -> Tensor:
+        """Compute experts x sum of (share of tokens x mean probability), averaged over layers; it is top_k for a perfectly even load.
+
+        Args:
+            are_text: for each run of the decoder since the last call, which of its tokens count, [b, s]; None for all.
+        """
+        losses = []
+        for layer, block in enumerate(self._blocks):
+            runs = zip(self._inputs[layer :: len(self._blocks)], are_text, strict=True)
+            tokens = torch.cat([x.flatten(0, 1) if kept is None else x[kept] for x, kept in runs])
+            losses.append(self._of_block(block, tokens))
+        self._inputs.clear()
+        return torch.stack(losses).mean()
+
+    @staticmethod
+    def _of_block(block: DualPathMoE, tokens: Tensor) -> Tensor:
+        probabilities = functional.linear(tokens, block.router).softmax(-1)
+        chosen = torch.zeros_like(probabilities).scatter(1, probabilities.topk(block.top_k, dim=-1).indices, 1.0)
+        return len(block.router) * (chosen.mean(0) * probabilities.mean(0)).sum()
+
+
+def train_texts(
+    model: TextSide,
+    layout: Layout,
+    image_tokens: NDArray[np.float16],
+    truths: Sequence[Truth],
+    options: TextOptions,
+    seed: int,
+    saving: Saving,
+) -> None:
+    """Train the decoder on `image_tokens` [frames, tokens of a frame, hidden_size], whose frames show `truths`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=0.02, betas=(0.9, 0.98))
+    balance, pool = LoadBalance(model.decoder), StudyPool(truths)
+    noise = options.noise * float(image_tokens[:1000].astype(np.float32).std())
+    beginnings = {frames: layout.beginning(frames) for frames in range(1, MOST_FRAMES + 1)}
+    run = Run("texts", options.steps, optimizer, model, saving)
+
+    for step in run.steps():
+        frames = 1 + step % MOST_FRAMES
+        random = np.random.default_rng([seed, 1, step])
+        drawn = [pool.draw(frames, random) for _ in range(options.studies)]
+        images = image_tokens[[chosen for _, chosen in drawn]].astype(np.float32)
+        images += noise * random.standard_normal(images.shape, dtype=np.float32)
+        asked = [
+            (study, draw_exchange(truth, frames, random))
+            for study, (truth, _) in enumerate(drawn)
+            for _ in range(options.exchanges)
+        ]
+        # By length, so that short questions are not padded to the longest report; Chinese has three bytes a character.
+        asked.sort(key=lambda one: len((one[1].prompt + one[1].answer).encode()))
+        parts = [asked[start : start + PART] for start in range(0, len(asked), PART)]
+        branches = [layout.branches(frames, *zip(*part, strict=True)) for part in parts]
+        words = model.loss(beginnings[frames], torch.from_numpy(images).flatten(1, 2), branches)
+        run.learn(words + options.balance * balance.loss([None, *(part.is_text for part in branches)]))
