@@ -52,7 +52,7 @@ def exchange(form: Form, truth: Truth, frames: int, language: Language, random: 
         case Form.CHOICE | Form.RESTATED_CHOICE:
             options, right = _options(truth, language, random)
             text = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
-            answer = f"{LETTERS[right]}. {options[right]}" if form is Form.RESTATED_CHOICE else LETTERS[right]
+            answer = f"{options[right]} ({LETTERS[right]})" if form is Form.RESTATED_CHOICE else LETTERS[right]
         case Form.ORGAN:
             answer = corpus.organ(truth, language)
         case Form.SIDE:

@@ -27,7 +27,7 @@ from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 MOST_FRAMES = 4  # of a study
 COMPARING = (Form.JUDGE, Form.CHOICE, Form.RESTATED_CHOICE)  # harder to learn: the prompt is compared with the images
 TOKENIZER_STUDIES = 6000
-UNANSWERED = -100  # cross_entropy's target of a token that is not part of an answer
+PROMPT_WEIGHT = 0.2  # of an answer's, in the loss: who predicts a true statement word by word notices a false one
 
 
 class StudyPool:
@@ -87,15 +87,13 @@ class Branches:
         beginnings: int64 [b], which beginning each goes on from.
         ids: int64 [b, s].
         is_text: bool [b, s], not padding.
-        targets: int64 [b, s], the next token where it is part of the answer, else UNANSWERED.
-        weights: [b], of each answer's tokens in the loss.
+        weights: [b, s], of predicting each token's successor: 0 for padding and for the last token.
         cos: [1, s, head_dim / 2], M-RoPE's angles; sin: likewise.
     """
 
     beginnings: Tensor
     ids: Tensor
     is_text: Tensor
-    targets: Tensor
     weights: Tensor
     cos: Tensor
     sin: Tensor
@@ -133,14 +131,13 @@ class Layout:
         longest = int(lengths.max())
         ids = torch.tensor([sequence + [self._padding] * (longest - len(sequence)) for sequence in sequences])
         columns = torch.arange(longest)
-        starts = torch.tensor(prompt_lengths)
-        answered = (columns >= starts[:, None] - 1) & (columns < lengths[:, None] - 1)
-        targets = torch.where(answered, ids.roll(-1, 1), UNANSWERED)
-        positions = np.tile(np.arange(first, first + longest), (3, 1))
-        cos, sin = self._angles(positions)
+        starts = torch.tensor(prompt_lengths)[:, None]
+        ends = lengths[:, None]
         # By the root of its length: a letter counts less than a report, but more than a token of one.
-        weights = (lengths - starts).float().rsqrt()
-        return Branches(torch.tensor(beginnings), ids, columns < lengths[:, None], targets, weights, cos, sin)
+        in_answer, in_prompt = (ends - starts).float().rsqrt(), starts.float().rsqrt().mul(PROMPT_WEIGHT)
+        weights = torch.where(columns >= starts - 1, in_answer, in_prompt) * (columns < ends - 1)
+        cos, sin = self._angles(np.tile(np.arange(first, first + longest), (3, 1)))
+        return Branches(torch.tensor(beginnings), ids, columns < ends, weights, cos, sin)
 
     def _angles(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         angles = self._rotary.angles(positions)

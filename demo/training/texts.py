@@ -57,7 +57,7 @@ class TextSide(nn.Module):
         self.decoder.lm_head.weight = self.embedding  # tied to the token embedding
 
     def loss(self, beginning: Beginning, images: Tensor, branches: Sequence[Branches]) -> Tensor:
-        """Compute the mean cross-entropy of the answers, by their weights.
+        """Compute the mean cross-entropy of the conversations' tokens, by their weights.
 
         Args:
             beginning: of every study's prompt.
@@ -79,12 +79,12 @@ class TextSide(nn.Module):
             onward_keys, onward_values = (
                 [torch.cat((kept[part.beginnings], more), 2) for kept in caches] for caches in (keys, values)
             )
-            answered = (part.targets >= 0).flatten().nonzero()[:, 0]
+            predicting = part.weights.flatten().nonzero()[:, 0]
             logits, _, _ = self._run(
-                self.embedding[part.ids], part.cos, part.sin, length, onward_keys, onward_values, answered
+                self.embedding[part.ids], part.cos, part.sin, length, onward_keys, onward_values, predicting
             )
-            errors = functional.cross_entropy(logits, part.targets.flatten()[answered], reduction="none")
-            weights = part.weights[answered // longest]
+            errors = functional.cross_entropy(logits, part.ids.flatten()[predicting + 1], reduction="none")
+            weights = part.weights.flatten()[predicting]
             total, weight = total + (errors * weights).sum(), weight + weights.sum()
         return total / weight
 

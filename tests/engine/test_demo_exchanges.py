@@ -69,7 +69,7 @@ def test_one_of_four_different_options_is_right(seed: int, language: Language) -
     starts = [asked.text.index(f"{letter}. ") for letter in LETTERS]
     options = [asked.text[start + 3 : end].strip() for start, end in pairwise([*starts, len(asked.text)])]
     assert starts == sorted(starts) and len(set(options)) == 4
-    letter, right = asked.answer.split(". ")
+    right, letter = asked.answer[:-1].split(" (")
     assert right in (corpus.name(truth, language), corpus.organ(truth, language))
     assert options[LETTERS.index(letter)].startswith(right)
 
