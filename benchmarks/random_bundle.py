@@ -68,7 +68,7 @@ def random_bundle(
         folder = make_checkpoint(
             Path(shapes) / "random", config, dtype=torch.bfloat16, tokenizer=tokenizer, values=False
         )
-        options = replace(options, checkpoint=folder, rounding="random")
+        options = replace(options, checkpoint=folder)
         checkpoint = open_checkpoint(options, progress)
         with progress.stage("Tracing"):
             planned = plan(options, checkpoint, traced_parts)
@@ -77,7 +77,8 @@ def random_bundle(
             with progress.stage("Filling weights", total=needed) as advance:
                 fill(made.path, planned.files, checkpoint, advance)
             with progress.stage("Writing graphs"):
-                manifest = write_graphs(options, planned, made, checkpoint.layout_sha256)
+                written = write_graphs(options, planned, made, checkpoint.layout_sha256)
+                manifest = replace(written, rounding="random")
             made.write_manifest(manifest)
     return manifest
 

@@ -45,7 +45,7 @@ def test_it_is_small_and_in_the_published_layout() -> None:
 
 def test_training_starts_and_resumes_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = train.TrainingOptions(
-        images=ImageOptions(frames=200, steps=2, batch=4),
+        images=ImageOptions(frames=24, steps=2, batch=4),
         texts=TextOptions(steps=4, studies=1, exchanges=2),
         save_every=1,
     )
