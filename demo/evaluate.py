@@ -91,8 +91,8 @@ def _reports_table(title: str, scores: dict[str, Scores]) -> Table:
 
 def _forms_table(title: str, cells: list[Cell]) -> Table:
     columns = sorted({cell.frames for cell in cells})
-    headings = (f"{frames} frame{'s' * (frames > 1)}" for frames in columns)
-    table = new_table(title, names("form"), *map(figures, headings))
+    headings = map(str, columns)
+    table = new_table(title, names("form, frames:"), *map(figures, headings))
     for form in Form:
         shares = {cell.frames: cell.right for cell in cells if cell.form is form}
         if shares:
