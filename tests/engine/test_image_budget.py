@@ -78,7 +78,7 @@ def test_a_call_that_is_gone_decodes_nothing_more(opened: tuple[ReportEngine, Co
 
 
 def test_large_pictures_take_no_more_memory_than_small_ones(golden_bundle: Path) -> None:
-    sandbox = DecodeSandbox(SandboxLimits(processes=1))
+    sandbox = DecodeSandbox(SandboxLimits(processes=1, seconds=120))
     engine = ReportEngine.open(golden_bundle, threads=1, image_decoder=sandbox)
     warm, large = ImageInput(png(64, 64)), ImageInput(bomb(8_000, 8_000))  # of 192 MB each, as they are
     list(engine.generate(GenerationRequest("Why?", (warm,), Sampling(1))))
