@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from io import BytesIO
@@ -364,6 +364,11 @@ class Finished:
     model: str = ""
     bundle_id: str = ""
     pictures: tuple[Picture, ...] = ()
+
+    def with_span(self, span: Span) -> Finished:
+        """Add a piece of work that came after all others."""
+        seconds = self.seconds | {span.stage: self.seconds.get(span.stage, 0.0) + span.seconds}
+        return replace(self, seconds=seconds, spans=(*self.spans, span))
 
 
 Event = StageStarted | TextDelta | Finished

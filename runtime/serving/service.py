@@ -20,6 +20,7 @@ from echovlm_edge.runtime.contracts.request import (
     GenerationRequest,
     ImageInput,
     Priority,
+    Span,
     Stage,
     StageStarted,
     pictures,
@@ -205,8 +206,10 @@ class ReportService:
                 if event != StageStarted(Stage.DECODE_IMAGES):  # any later event means that all files have been read
                     in_use.close()
                 if isinstance(event, Finished):
-                    call.finished = event
+                    began = time.perf_counter()
                     remarks = notes(Reviewed(event.text, event.finish_reason, what, event.pictures), self._rules)
+                    taken = time.perf_counter() - began
+                    event = call.finished = event.with_span(Span(Stage.DELIVER, began - call.started, taken))
                     if event.finish_reason is FinishReason.CANCELLED:
                         call.outcome = "cancelled"
                 seconds = time.perf_counter() - call.started

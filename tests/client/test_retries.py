@@ -105,4 +105,4 @@ def test_a_timeout_covers_a_server_that_is_not_there() -> None:
     started = time.monotonic()
     with Connection("127.0.0.1:9", retries=Retries(100)) as client, pytest.raises(ServerUnavailable):
         client.model_info(timeout=0.6)
-    assert time.monotonic() - started < 40, "it tried all 100 times"
+    assert 0.1 < time.monotonic() - started < 40, "it tried all 100 times"

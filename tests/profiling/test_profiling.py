@@ -50,10 +50,9 @@ def test_stages_account_for_every_run(measured: dict[str, Path]) -> None:
     assert (one.clients, len(one.runs)) == (1, 5) and (two.clients, len(two.runs)) == (2, 10)
     for figures in profile.workloads:
         assert set(figures.stages) >= STAGES
-        assert max(run.accounted for run in figures.runs) >= 0.98  # a busy machine takes its time between stages, too
         assert sum(stage.share for stage in figures.stages.values()) == pytest.approx(1, abs=1e-6)
         for run in figures.runs:
-            assert run.accounted <= 1.0001, run
+            assert 0.98 <= run.accounted <= 1.0001, run
             assert run.generated_tokens == 12 and len(run.gaps) == 11
             assert run.first_token is not None and run.first_token <= run.seconds
             assert sum(run.gaps) + run.stages["vision"] + run.stages["prefill"] <= run.seconds
@@ -132,9 +131,8 @@ def test_a_server_and_what_its_client_sees(
     profile = schema.read(file)
     (figures,) = profile.workloads
     assert profile.conditions.where == f"server {server.address}" and not figures.memory
-    assert max(run.accounted for run in figures.runs) >= 0.98
     for run in figures.runs:
-        assert run.accounted <= 1.0001
+        assert 0.98 <= run.accounted <= 1.0001
         assert run.stages["network"] > 0 and {"decode_images", "preprocess", "vision", "prefill"} <= set(run.stages)
         assert run.generated_tokens == 24
     said = capsys.readouterr()

@@ -81,15 +81,15 @@ def test_independent_inputs_leave_nothing_to_pass_on() -> None:
 
 
 def test_equal_inputs_make_a_rows_errors_cancel() -> None:
-    """If all columns have the same input, only the sum of a row counts: it is off by a step at most, and no row's by more than without."""
+    """If all columns have the same input, only the sum of a row counts: it is off by a step at most, where 32 errors add up to more."""
     generator = torch.Generator().manual_seed(2)
-    weight = torch.rand(20, 32, generator=generator) + 0.5
+    weight = torch.randn(20, 32, generator=generator)
     moments = moments_of(torch.ones(10, 32) * torch.randn(10, 1, generator=generator))
     codes, scales = rounded(weight, moments, 4, 32)
     off = (weight - values(codes, scales)).sum(1).abs()
     plain = (weight - values(*round_blocks(weight.numpy(), 4, 32))).sum(1).abs()
     assert (off <= torch.from_numpy(np.abs(scales[:, 0]))).all()
-    assert (off <= plain + 1e-4).all() and off.mean() < 0.75 * plain.mean()
+    assert off.mean() < plain.mean() / 2
 
 
 @pytest.mark.parametrize("bits", [4, 8])
