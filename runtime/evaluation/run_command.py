@@ -47,9 +47,10 @@ from echovlm_edge.runtime.evaluation.schema import (
     SkippedRow,
     to_json,
 )
+from echovlm_edge.runtime.evaluation.scored import scored
 from echovlm_edge.runtime.evaluation.scoring.bert import BertScore
-from echovlm_edge.runtime.evaluation.scoring.catalogue import metrics_of, scorers, statistics_of
-from echovlm_edge.runtime.evaluation.scoring.metric import Case, Scorer
+from echovlm_edge.runtime.evaluation.scoring.catalogue import metrics_of, scorers
+from echovlm_edge.runtime.evaluation.scoring.metric import Scorer
 from echovlm_edge.runtime.profiling.drawing.rendering import plotting_library
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
@@ -175,29 +176,7 @@ def _scored(
         task = progress.add_task("Scoring", total=len(answered), rate="")
         found = []
         for row, answer in answered:
-            case = Case(row.task, row.language, row.question, row.reference, answer.text)
-            found.append(
-                ScoredRow(
-                    row.number,
-                    row.name,
-                    row.id,
-                    row.key,
-                    row.task,
-                    row.region,
-                    row.language,
-                    row.question,
-                    row.reference,
-                    tuple(
-                        str(path.relative_to(images)) if path.is_relative_to(images) else str(path)
-                        for path in row.pictures
-                    ),
-                    answer.text,
-                    answer.finish,
-                    answer.tokens,
-                    tuple(sorted(what.value for what in row.not_sent)),
-                    statistics_of(case, scoring),
-                )
-            )
+            found.append(scored(row, answer, images, scoring))
             progress.advance(task)
     return tuple(found)
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.evaluation.data.recognition import RowTask
 from echovlm_edge.runtime.evaluation.scoring.metric import Metric, Statistics
+from echovlm_edge.runtime.resources.versioned_json import VersionedJson
 
 VERSION = 1
 FILE = "evaluation.json"
@@ -119,7 +119,16 @@ class Evaluation:
     notes: tuple[str, ...]  # what a reader of the figures must know, a sentence each
 
 
-_EVALUATION = TypeAdapter(Evaluation)
+_FILE = VersionedJson(
+    "echovlm-evaluate",
+    VERSION,
+    TypeAdapter(Evaluation),
+    named="an evaluation",
+    give="give the --output folder of echovlm-evaluate run",
+    again="run it again, which asks nothing that is answered already",
+    damaged="run it again",
+    missing="give the --output folder of a run that ended",
+)
 
 
 def to_json(evaluation: Evaluation) -> bytes:
@@ -137,25 +146,4 @@ def read(path: Path) -> Evaluation:
     Raises:
         InvalidInput: there is no such file, or it is of another kind or version; the sentence names it.
     """
-    file = path / FILE if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(
-            f"The evaluation {file} cannot be read ({error.strerror}): give the --output folder of a run that ended."
-        ) from None
-    except ValueError:
-        raise InvalidInput(f"{file} is not JSON: give the --output folder of echovlm-evaluate run.") from None
-    if not isinstance(content, dict) or content.get("schema") != "echovlm-evaluate":
-        raise InvalidInput(f"{file} is not an evaluation: give the --output folder of echovlm-evaluate run.")
-    if content.get("version") != VERSION:
-        raise InvalidInput(
-            f"{file} is an evaluation of version {content.get('version')}, this program reads {VERSION}: run it again, which asks "
-            "nothing that is answered already."
-        )
-    try:
-        return _EVALUATION.validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        raise InvalidInput(f"{file} is a damaged evaluation ({where}: {first['msg']}): run it again.") from None
+    return _FILE.read(path / FILE if path.is_dir() else path)

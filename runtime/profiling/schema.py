@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.stages import UNACCOUNTED, words
 from echovlm_edge.runtime.profiling.distributions import Distribution
+from echovlm_edge.runtime.resources.versioned_json import VersionedJson
 
 VERSION = 2  # 1 was a single request's, without runs
 
@@ -228,7 +227,15 @@ class Profile:
     operators: tuple[Operator, ...] = ()
 
 
-_PROFILE = TypeAdapter(Profile)
+_FILE = VersionedJson(
+    "echovlm-profile",
+    VERSION,
+    TypeAdapter(Profile),
+    named="a profile",
+    give="give a file that echovlm-profile --json wrote",
+    again="measure again with it",
+    damaged="measure again",
+)
 
 
 def dump(profile: Profile) -> dict[str, Any]:
@@ -242,21 +249,4 @@ def read(path: Path) -> Profile:
     Raises:
         InvalidInput: there is no such file, or it is of another kind or version; the sentence names it.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"The profile {path} cannot be read ({error.strerror}).") from None
-    except ValueError:
-        raise InvalidInput(f"{path} is not JSON: give a file that echovlm-profile --json wrote.") from None
-    if not isinstance(content, dict) or content.get("schema") != "echovlm-profile":
-        raise InvalidInput(f"{path} is not a profile: give a file that echovlm-profile --json wrote.")
-    if content.get("version") != VERSION:
-        raise InvalidInput(
-            f"{path} is a profile of version {content.get('version')}, this program reads {VERSION}: measure again with it."
-        )
-    try:
-        return _PROFILE.validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        raise InvalidInput(f"{path} is a damaged profile ({where}: {first['msg']}): measure again.") from None
+    return _FILE.read(path)

@@ -92,6 +92,7 @@ HARMLESS = {
     "TensorRTErrors": {"messages"},  # about engines
     "Gpu": {"name", "capability", "driver"},
     "StillFrames": {"_name"},
+    "VersionedJson": {"schema", "named", "give", "again", "damaged", "missing"},  # words of the code
     "VideoFrames": {"_name", "_codec"},
     "VideoHeader": {"codec", "notes"},
     "_DecoderRun": {"_placed"},  # regions, which show no contents

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from echovlm_edge.runtime.contracts.request import Sampling
+from echovlm_edge.runtime.evaluation.asking.journal import Answer
 from echovlm_edge.runtime.evaluation.data.rows import Row, read_rows
 from echovlm_edge.runtime.evaluation.figures import figures
 from echovlm_edge.runtime.evaluation.notes import notes
-from echovlm_edge.runtime.evaluation.schema import VERSION, Evaluation, ModelFacts, ScoredRow, Settings, SkippedRow
-from echovlm_edge.runtime.evaluation.scoring.catalogue import metrics_of, scorers, statistics_of
-from echovlm_edge.runtime.evaluation.scoring.metric import Case
+from echovlm_edge.runtime.evaluation.schema import VERSION, Evaluation, ModelFacts, Settings, SkippedRow
+from echovlm_edge.runtime.evaluation.scored import scored
+from echovlm_edge.runtime.evaluation.scoring.catalogue import metrics_of, scorers
 from tests.support.evaluation_data import write_mixed
 
 SKIPPED = (SkippedRow(99, "data.json, row 99 (<b>none</b>)", "has no words in its answer"),)
@@ -26,7 +27,7 @@ def evaluated(folder: Path, count: int, answer: Callable[[Row], str] = worsened,
     """Evaluate answers that a function gives to rows of every kind, whose pictures are written below the folder."""
     rows, _ = read_rows([write_mixed(folder, count)], folder)
     scoring, sampling = scorers(), Sampling()
-    scored = tuple(_scored(row, answer(row), folder) for row in rows)
+    rows_scored = tuple(scored(row, _answered(row, answer(row)), folder, scoring) for row in rows)
     metrics = metrics_of(scoring)
     return Evaluation(
         "echovlm-evaluate",
@@ -36,30 +37,12 @@ def evaluated(folder: Path, count: int, answer: Callable[[Row], str] = worsened,
         ("data.json",),
         Settings(ModelFacts(name, "0123456789abcdef", "cpu", "int4"), 512, 0.0, 0, 1.0, 1.0, 0),
         metrics,
-        figures(scored, metrics),
-        scored,
+        figures(rows_scored, metrics),
+        rows_scored,
         SKIPPED,
-        notes(scored, SKIPPED, sampling),
+        notes(rows_scored, SKIPPED, sampling),
     )
 
 
-def _scored(row: Row, answer: str, folder: Path) -> ScoredRow:
-    statistics = statistics_of(Case(row.task, row.language, row.question, row.reference, answer), scorers())
-    pictures = tuple(str(path.relative_to(folder)) for path in row.pictures)
-    return ScoredRow(
-        row.number,
-        row.name,
-        row.id,
-        row.key,
-        row.task,
-        row.region,
-        row.language,
-        row.question,
-        row.reference,
-        pictures,
-        answer,
-        "length" if row.number == 1 else "stop",
-        len(answer),
-        tuple(sorted(what.value for what in row.not_sent)),
-        statistics,
-    )
+def _answered(row: Row, text: str) -> Answer:
+    return Answer(text, "length" if row.number == 1 else "stop", len(text))
