@@ -7,10 +7,12 @@ import importlib
 import importlib.util
 import re
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import cache
+from importlib.metadata import entry_points
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -100,11 +102,11 @@ def files() -> frozenset[str]:
 def usage(command: str) -> str:
     """How a command, or one of its subcommands, says it is called."""
     name, *words = command.split()
-    done = subprocess.run(
-        [Path(sys.executable).with_name(name), *words, "--help"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\n\n")[0]
+    (script,) = entry_points(group="console_scripts", name=name)
+    with redirect_stdout(StringIO()) as out, pytest.raises(SystemExit) as left:
+        script.load()([*words, "--help"])
+    assert left.value.code == 0
+    return out.getvalue().split("\n\n")[0]
 
 
 @cache
