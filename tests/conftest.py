@@ -26,7 +26,18 @@ BuildBundle = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def build_bundle(tmp_path_factory: pytest.TempPathFactory) -> BuildBundle:
+def shared_traces() -> Iterator[None]:
+    """Builds in this process trace each shape of model once."""
+    from echovlm_edge.export import build_engines
+    from tests.support.traces import shared_parts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_engines, "traced_parts", shared_parts)
+        yield
+
+
+@pytest.fixture(scope="session")
+def build_bundle(shared_traces: None, tmp_path_factory: pytest.TempPathFactory) -> BuildBundle:
     """Builds a bundle from a checkpoint with the given options, once for each combination."""
     from rich.console import Console
 

@@ -13,9 +13,9 @@ import pytest
 
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model.operators import DOMAIN
-from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.runtime.bundle.cost_model import CostModel, ModelShape, Storage
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Bundle
+from tests.support.traces import shared_parts
 
 CONFIG = json.loads((Path(__file__).parents[2] / "demo" / "checkpoint" / "config.json").read_text())
 ONE_BYTE = Storage(1, 1, 1, 1, 1, 1, cache_token=1)
@@ -26,7 +26,7 @@ SMALL_PARAMETERS = 0.15
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, ir.Model]:
-    return traced_parts(EchoVLMConfig.from_json(CONFIG, "the demo's config"))
+    return shared_parts(EchoVLMConfig.from_json(CONFIG, "the demo's config"))
 
 
 PRODUCTS = (

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
 import pytest
 
 from echovlm_edge.export import build_engines
 from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.export.targets import TARGETS, target
-from echovlm_edge.export.tracing import traced_parts
+from tests.support.traces import shared_parts
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 
-@pytest.fixture(scope="module")
-def traced() -> Mapping[str, bytes]:
-    """The demo's parts, traced once; lowering changes a graph in place."""
-    parts = traced_parts(Checkpoint(DEMO).config)
-    return {name: ir.to_proto(part).SerializeToString() for name, part in parts.items()}
-
-
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("precision", ["int4", "int8", "fp16", "fp32"])
-def test_a_sketch_lays_out_what_a_traced_part_does(name: str, precision: str, traced: Mapping[str, bytes]) -> None:
+def test_a_sketch_lays_out_what_a_traced_part_does(name: str, precision: str) -> None:
     """Every file, weight, storage and place."""
     if precision not in TARGETS[name].precisions:
         pytest.skip("the target has no kernels for it")
 
-    def copies(_: EchoVLMConfig) -> dict[str, ir.Model]:
-        return {part: ir.from_proto(onnx.load_model_from_string(graph)) for part, graph in traced.items()}
-
     checkpoint, policy = Checkpoint(DEMO), PrecisionPolicy.of(precision, 64)
     planned, built = (
         [part.file for part in lower_parts(checkpoint, policy, target(name), graphs)]
-        for graphs in (sketched_parts, copies)
+        for graphs in (sketched_parts, shared_parts)
     )
     assert planned == built
 

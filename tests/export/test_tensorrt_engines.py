@@ -32,13 +32,13 @@ from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.rounding import round_blocks
 from echovlm_edge.export.targets import target
-from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe.library import library_path, plugin_path
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Limits, Part, describe_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 from tests.support import golden
+from tests.support.traces import shared_parts
 
 BuildBundle = Callable[..., Path]
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
@@ -121,7 +121,7 @@ def test_a_layer_of_published_width_is_no_larger_than_its_weights(tmp_path: Path
         checkpoint = Checkpoint(make_checkpoint(folder / "checkpoint", config, dtype=torch.bfloat16))
         chosen = target("rtx")
         policy = PrecisionPolicy.of("int4", 128, chosen.cache_types[0])
-        lowered = lower_parts(checkpoint, policy, chosen, traced_parts)[-1]
+        lowered = lower_parts(checkpoint, policy, chosen, shared_parts)[-1]
         write_weights(
             folder, [lowered.file], checkpoint, Journal(folder, "layer"), lambda _: None, lambda _: round_blocks
         )

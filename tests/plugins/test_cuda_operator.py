@@ -32,7 +32,6 @@ from echovlm_edge.export.part import write_part
 from echovlm_edge.export.planned_bundle import lower_parts
 from echovlm_edge.export.quantize import PrecisionPolicy
 from echovlm_edge.export.targets import target
-from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe import gpu_kernels
 from echovlm_edge.plugins.dual_path_moe.library import library_path
@@ -45,6 +44,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
 from echovlm_edge.plugins.dual_path_moe.rounding import plain_blocks
 from tests.support.cuda_kernel_session import in_session
 from tests.support.numpy_kernels import NumpyKernels
+from tests.support.traces import shared_parts
 
 ROOT = Path(__file__).parents[2]
 HIDDEN, WIDTHS = 192, (384, 256, 128, 128, 128, 128)
@@ -195,7 +195,7 @@ def decoder(folder: Path, rules: Mapping[str, Rule]) -> Path:
     """The demo's decoder as a graph for a GPU, int4; rounded so that its codes do not depend on the type of its scales."""
     policy, chosen = PrecisionPolicy.of("int4", BLOCK, "float16"), replace(target("cuda"), rules=rules)
     checkpoint = Checkpoint(ROOT / "demo" / "checkpoint")
-    (part,) = (part for part in lower_parts(checkpoint, policy, chosen, traced_parts) if part.name == "decoder")
+    (part,) = (part for part in lower_parts(checkpoint, policy, chosen, shared_parts) if part.name == "decoder")
     folder.mkdir()
     write_weights(folder, [part.file], checkpoint, Journal(folder, "decoder"), lambda _: None, lambda _: plain_blocks)
     write_part(folder, "decoder", "int4", part.model, part.stored, part.file)
