@@ -7,7 +7,7 @@ They are named by the first 16 hexadecimal digits of the SHA-256 of their files,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from echovlm_edge.runtime.bundle.manifest import Bundle
@@ -27,21 +27,25 @@ def write_pictures(folder: Path, hashes: Iterable[str]) -> None:
     (folder / CALIBRATION_PICTURES).write_text("".join(f"{one}\n" for one in sorted(set(hashes))), encoding="ascii")
 
 
-def overlap(bundle: Bundle, hashes: Iterable[str]) -> frozenset[str]:
-    """Return those of `hashes`, of `picture_hash`, that the bundle was calibrated with; none for a bundle without calibration."""
+def calibration_pictures(bundle: Bundle) -> frozenset[str]:
+    """Return the names, by `picture_hash`, of the pictures that a bundle was calibrated with; none for a bundle without calibration."""
     if bundle.manifest.calibration is None:
         return frozenset()
-    return frozenset(hashes) & frozenset(bundle.text(CALIBRATION_PICTURES).split())
+    return frozenset(bundle.text(CALIBRATION_PICTURES).split())
 
 
-def refuse_overlap(bundle: Bundle, hashes: Iterable[str]) -> None:
+def refuse_overlap(calibrated: Set[str], pictures: Iterable[str]) -> None:
     """Refuse to evaluate a bundle on pictures that it was calibrated with.
 
+    Args:
+        calibrated: the bundle's `calibration_pictures`; if there are none, `pictures` are not read.
+        pictures: the evaluation's, by `picture_hash`.
+
     Raises:
-        NotPossibleHere: some of `hashes` are among them.
+        NotPossibleHere: some of them are among those of the bundle.
     """
-    if shared := overlap(bundle, hashes):
+    if calibrated and (shared := calibrated & set(pictures)):
         raise NotPossibleHere(
-            f"The bundle {bundle.path} was calibrated with {len(shared)} of these pictures, so that its results on them would be too good: "
-            "evaluate it on others, or build it with --calibrate on others."
+            f"The bundle was calibrated with {len(shared)} of these pictures, so that its results on them would be too good: evaluate it "
+            "on others, or build it with --calibrate on others."
         )

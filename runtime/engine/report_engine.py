@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.opening import open_backend
+from echovlm_edge.runtime.bundle.calibration_pictures import calibration_pictures
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Manifest, reading
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Stopped, Unavailable, fresh
@@ -99,6 +100,9 @@ class EngineInfo:
     precision: str
     max_sequence: int
     max_pixels: int  # of one frame after resizing; larger frames are scaled down
+    calibration_pictures: frozenset[str] = field(
+        default=frozenset(), repr=False
+    )  # hashes of those that its weights were rounded with
 
 
 class ReportEngine:
@@ -151,6 +155,7 @@ class ReportEngine:
             precision=manifest.precision,
             max_sequence=slots[0].max_sequence,
             max_pixels=self.settings.max_pixels,
+            calibration_pictures=calibration_pictures(bundle),
         )
 
     @classmethod

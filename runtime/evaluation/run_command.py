@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from echovlm_edge.runtime.bundle.calibration_pictures import picture_hash, refuse_overlap
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.command_options import (
     add_credentials,
@@ -129,6 +130,8 @@ def _answers(
     with ExitStack() as stack:
         target = _target(options, stack)
         facts = target.facts()
+        pictures = {path for row in rows for path in row.pictures}
+        refuse_overlap(target.calibration_pictures(), (picture_hash(path.read_bytes()) for path in pictures))
         journal = stack.enter_context(Journal(options.output, Settings(facts, **asdict(sampling)), options.restart))
         if strange := journal.answers.keys() - {row.key for row in rows}:
             raise InvalidInput(

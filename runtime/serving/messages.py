@@ -223,4 +223,5 @@ def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> p
         languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
         regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],
         version=version("echovlm-edge"),
+        calibration_pictures=sorted(info.calibration_pictures),
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.calibration_pictures import picture_hash, write_pictures
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.evaluation.asking.journal import FILE as JOURNAL
 from echovlm_edge.runtime.evaluation.command import main
 from echovlm_edge.runtime.evaluation.schema import FILE, Evaluation, read
@@ -203,6 +206,22 @@ def test_bad_rows_are_named_skipped_counted_and_said_by_the_exit_code(
         assert told[4].startswith("was refused: The prompt holds the reserved token")
         assert told[5].startswith("was refused: The prompt takes ")
         assert told[6] == "has neither conversations nor messages"
+
+
+@pytest.mark.parametrize("place", ["bundle", "server"])
+def test_pictures_that_the_bundle_was_calibrated_with_are_refused(
+    golden_bundle: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(golden_bundle, tmp_path / "calibrated"))
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["calibration"] = {"pictures": 1, "tokens": 9, "answers": True, "bits": 4.125, "weights": []}
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    file = write_rows(tmp_path, [mixed_row(0), mixed_row(1)])
+    write_pictures(bundle, [picture_hash((tmp_path / "pictures/1b.png").read_bytes())])
+    with running(bundle) if place == "server" else nullcontext() as started:
+        asked = ("--server", started.server.address) if started else ("--bundle", bundle)
+        assert main(arguments(file, tmp_path / "run", *asked)) == 2
+    assert "was calibrated with 1 of these pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,10 @@ class Target(Protocol):
         """Return the loaded bundle's facts."""
         ...
 
+    def calibration_pictures(self) -> frozenset[str]:
+        """Return hashes of the pictures that the loaded bundle was calibrated with."""
+        ...
+
     def ask(self, row: Row, sampling: Sampling) -> Answer:
         """Ask a row's question about its pictures; raises what the engine or the client raises."""
         ...
@@ -49,6 +53,10 @@ class InProcess:
         """Return the loaded bundle's facts."""
         info = self.engine.info
         return ModelFacts(info.model, info.bundle_id, info.target, info.precision)
+
+    def calibration_pictures(self) -> frozenset[str]:
+        """Return hashes of the pictures that the loaded bundle was calibrated with."""
+        return self.engine.info.calibration_pictures
 
     def ask(self, row: Row, sampling: Sampling) -> Answer:
         """Ask a row's question about its pictures."""
@@ -76,6 +84,10 @@ class Remote:
         """Return the loaded bundle's facts."""
         info = self.connection.model_info()
         return ModelFacts(info.model, info.bundle_id, info.target, info.precision)
+
+    def calibration_pictures(self) -> frozenset[str]:
+        """Return hashes of the pictures that the loaded bundle was calibrated with; a server before this field names none."""
+        return frozenset(self.connection.model_info().calibration_pictures)
 
     def ask(self, row: Row, sampling: Sampling) -> Answer:
         """Ask a row's question about its pictures."""
