@@ -30,6 +30,7 @@ from echovlm_edge.export.calibration.plan_table import print_calibration_plan
 from echovlm_edge.export.calibration.room import calibration_room
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.checkpoint_hash import hashing
+from echovlm_edge.export.compared_rows import Compared, add_comparison, compared_data, compared_on
 from echovlm_edge.export.comparison import compare_formats
 from echovlm_edge.export.device_bundle import leave_to_device, with_engines
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
@@ -64,7 +65,6 @@ from echovlm_edge.runtime.bundle.manifest import (
 )
 from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
@@ -85,6 +85,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
         hashing(open_checkpoint(options, progress)) as (checkpoint, sha256),
         calibration_room(options, checkpoint, progress) as room,
     ):
+        basis = compared_on(options, checkpoint)
         if room:
             options = replace(options, mixed=room.choose())
         with progress.stage("Tracing"):
@@ -106,7 +107,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                 calibration = room.record(folder.path) if room else None
                 manifest = write_graphs(options, planned, folder, sha256.result, calibration)
             with progress.stage("Comparing with PyTorch"):
-                manifest = _with_parity(manifest, folder, planned, options)
+                manifest = _with_parity(manifest, folder, planned, basis, options)
             if tensorrt:
                 engines = EngineOptions.of(manifest.limits, planned.settings.max_pixels, planned.settings.patch_size)
                 with progress.stage("Building engines", total=STEPS * len(manifest.parts)) as advance:
@@ -129,7 +130,7 @@ def calibrate_cache(planned: PlannedBundle, options: BuildOptions) -> None:
 
 
 def measure_parity(
-    bundle: Bundle, checkpoint: Checkpoint, settings: PreprocessSettings, options: BuildOptions
+    bundle: Bundle, checkpoint: Checkpoint, basis: Compared, options: BuildOptions
 ) -> tuple[Parity, ...]:
     """Compare the written bundle, loaded as it will be served, with the PyTorch model.
 
@@ -137,9 +138,11 @@ def measure_parity(
         NotPossibleHere: an fp32 stage is out of parity.
     """
     reference = TorchBackend(checkpoint, streamed=True)
-    prompts, images = PromptBuilder.from_bundle(bundle), parity.samples(settings, options.samples)
+    prompts, spec = PromptBuilder.from_bundle(bundle), bundle.manifest.model
     stages = tuple(
-        parity.compare(reference, lambda: OnnxRuntimeBackend(bundle), prompts, bundle.manifest.model, images)
+        parity.compare(
+            reference, lambda: OnnxRuntimeBackend(bundle), prompts, spec, basis.images, questions=basis.questions
+        )
     )
     if options.precision == "fp32" and options.cache_type == "float32":
         for stage in stages:
@@ -147,17 +150,17 @@ def measure_parity(
     return stages
 
 
-def _with_parity(manifest: Manifest, folder: BundleFolder, planned: PlannedBundle, options: BuildOptions) -> Manifest:
+def _with_parity(
+    manifest: Manifest, folder: BundleFolder, planned: PlannedBundle, basis: Compared, options: BuildOptions
+) -> Manifest:
     """Add the measured parity to the manifest; for a GPU target it is that of the graphs, run by ONNX Runtime on this CPU."""
     if options.chosen_target.runs_on_cpu:
         folder.write_manifest(manifest)
-        return replace(
-            manifest, parity=measure_parity(Bundle(folder.path), planned.checkpoint, planned.settings, options)
-        )
+        return replace(manifest, parity=measure_parity(Bundle(folder.path), planned.checkpoint, basis, options))
     with checkable(folder, manifest) as runnable:
         if not runnable:
             return manifest
-        measured = measure_parity(runnable, planned.checkpoint, planned.settings, options)
+        measured = measure_parity(runnable, planned.checkpoint, basis, options)
         return replace(manifest, parity=measured, parity_of="graphs")
 
 
@@ -289,7 +292,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="round the weights with data: a JSON file of questions and answers about pictures, in the authors' format, or a folder of "
         "pictures, which are asked for reports (no answers; texts give better weights). Takes hours for the published model, see --plan",
     )
-    add("--images", type=Path, metavar="DIR", help="folder of the data file's pictures (default: the data file's)")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the pictures of --calibrate's and --data's file (default: the file's own)",
+    )
     add(
         "--bits",
         type=float,
@@ -320,21 +328,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="build the checkpoint in each of these formats, as int8, int4/64 or int4/128/plain, in a folder of its own under --output, "
         "and print their bytes, how near their text is to PyTorch's, and their speed here",
     )
-    add(
-        "--sample",
-        type=Path,
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="images to measure parity on",
-    )
+    add_comparison(parser)
 
 
 def _calibration(arguments: argparse.Namespace) -> CalibrationOptions | None:
     if arguments.calibrate is None:
         given = {
-            "--images": arguments.images,
+            "--images": arguments.images if arguments.data is None else None,
             "--bits": arguments.bits,
             "--full-feedback": arguments.full_feedback or None,
         }
@@ -361,6 +361,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_sequence=arguments.max_sequence,
             max_batch=arguments.max_batch,
             samples=tuple(arguments.sample),
+            data=compared_data(arguments),
             kv_cache=arguments.kv_cache,
             device_plugin=arguments.device_plugin,
             name=arguments.name,

@@ -41,6 +41,24 @@ class CalibrationOptions:
     full_feedback: bool = False
 
 
+COMPARED_ROWS = 8  # each holds its logits in memory, 100 MB for the published vocabulary
+
+
+@dataclass(frozen=True)
+class ComparedData:
+    """The questions that a bundle is compared with PyTorch on.
+
+    Attributes:
+        source: a data file in the authors' format.
+        images: the folder that its pictures are relative to; None for its own.
+        rows: how many are drawn from it, at most.
+    """
+
+    source: Path
+    images: Path | None = None
+    rows: int = COMPARED_ROWS
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """The options of `echovlm-build`."""
@@ -54,6 +72,7 @@ class BuildOptions:
     max_sequence: int | None = None
     max_batch: int | None = None
     samples: tuple[Path, ...] = ()
+    data: ComparedData | None = None
     kv_cache: str | None = None
     device_plugin: Path | None = None
     name: str | None = None
@@ -77,6 +96,8 @@ class BuildOptions:
         """
         _, _, _, _ = self.policy, self.how_to_round, self.chosen_target, self.model_name()
         wish = self.calibration
+        if self.data:
+            self._check_data(self.data)
         if wish is None:
             return
         if self.policy.decoder.bits > 8:
@@ -89,6 +110,16 @@ class BuildOptions:
             )
         if wish.tokens < 1:
             raise NotPossibleHere(f"--calibration-tokens {wish.tokens} reads nothing: give at least 1.")
+
+    def _check_data(self, data: ComparedData) -> None:
+        if self.samples:
+            raise NotPossibleHere("--data and --sample both say what to compare on: give one of them.")
+        if data.rows < 1:
+            raise NotPossibleHere(f"--data-rows {data.rows} compares nothing: give at least 1.")
+        if self.calibration and self.calibration.source.resolve() == data.source.resolve():
+            raise NotPossibleHere(
+                f"--calibrate rounds with {data.source}, so that a comparison on it would be too good: give --data other rows."
+            )
 
     @property
     def feedback_width(self) -> int:

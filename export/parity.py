@@ -37,6 +37,15 @@ class Sample:
     patches: Patches
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the decoder is asked: a prompt about some of the samples, by their places among them."""
+
+    name: str
+    prompt: str
+    images: tuple[int, ...]
+
+
 def samples(settings: PreprocessSettings, files: Sequence[Path] = ()) -> list[Sample]:
     """Return the images to compare on: the given files' frames, or a real frame and a narrow crop of it."""
     if files:
@@ -57,8 +66,9 @@ def compare(
     spec: ModelSpec,
     images: Sequence[Sample],
     decoded: int = DECODED_TOKENS,
+    questions: Sequence[Question] = (),
 ) -> Iterator[Parity]:
-    """Run each stage of a bundle on the reference's own inputs to it, each image with a prompt of its own.
+    """Run each stage of a bundle on the reference's own inputs to it.
 
     The bundle writes; the reference then reads prompt and text in one pass through its layers, and gives its logits at the
     same places. The two are never in memory together.
@@ -70,23 +80,25 @@ def compare(
         spec: the model's shape.
         images: what to run on.
         decoded: tokens that the bundle writes, each its likeliest, stop tokens included.
+        questions: what the decoder is asked; if empty, each image with a prompt of its own.
 
     Yields:
-        vision_encoder, projector, token_embedding, prefill (logits of prompt positions, through chunks as served) and
-        decode (logits after each token that the bundle wrote) of every image.
+        vision_encoder and projector of every image; token_embedding, prefill (logits of prompt positions, through chunks as
+        served) and decode (logits after each token that the bundle wrote) of every question.
     """
+    questions = questions or [Question(image.name, PROMPT, (place,)) for place, image in enumerate(images)]
     angles = [vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim) for image in images]
     features = [reference.encode(image.patches.values, turns) for image, turns in zip(images, angles, strict=True)]
     embeddings = [reference.project(some) for some in features]
     yield from _compare_images(open_candidate(), images, angles, features, embeddings)
     rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
-    texts = _write_texts(open_candidate(), reference, rotary, prompts, images, embeddings, decoded)
+    texts = _write_texts(open_candidate(), reference, rotary, prompts, images, embeddings, questions, decoded)
     expected = reference.logits([text.tokens for text in texts])
-    for image, text, logits in zip(images, texts, expected, strict=True):
+    for question, text, logits in zip(questions, texts, expected, strict=True):
         actual, count = text.embedding_of_prompt, len(text.prefill)
-        yield measure("token_embedding", image.name, text.expected_embedding, actual)
-        yield measure("prefill", image.name, logits[:count], text.prefill, logits=True)
-        decode = measure("decode", image.name, logits[count:], text.decode, logits=True)
+        yield measure("token_embedding", question.name, text.expected_embedding, actual)
+        yield measure("prefill", question.name, logits[:count], text.prefill, logits=True)
+        decode = measure("decode", question.name, logits[count:], text.decode, logits=True)
         yield replace(decode, agreed_tokens=agreed_tokens(logits[count - 1 : -1], text.written), written_tokens=decoded)
 
 
@@ -134,11 +146,13 @@ def _write_texts(
     prompts: PromptBuilder,
     images: Sequence[Sample],
     embeddings: Sequence[Floats],
+    questions: Sequence[Question],
     decoded: int,
 ) -> list[_Text]:
     texts = []
-    for image, projected in zip(images, embeddings, strict=True):
-        prompt = prompts.build(PROMPT, [image.patches.grid])
+    for question in questions:
+        prompt = prompts.build(question.prompt, [images[place].patches.grid for place in question.images])
+        projected = [embeddings[place] for place in question.images]
         texts.append(_write_text(candidate, reference, rotary, prompt, projected, decoded))
     return texts
 
@@ -148,14 +162,14 @@ def _write_text(
     reference: TorchBackend,
     rotary: MultimodalRotary,
     prompt: Prompt,
-    projected: Floats,
+    projected: Sequence[Floats],
     decoded: int,
 ) -> _Text:
     length = len(prompt.token_ids)
     cache = new_cache(candidate, length + decoded)
     following = prompt.next_position + np.arange(decoded)
     angles = rotary.angles(np.concatenate([prompt.positions, np.tile(following, (3, 1))], axis=1))
-    tokens = [prompt_embeddings(reference, prompt, [projected])]
+    tokens = [prompt_embeddings(reference, prompt, projected)]
     rows = np.unique(np.linspace(0, length - 1, min(length, COMPARED_POSITIONS)).round().astype(np.int64))
     prefill = _prefill(candidate, tokens[0], angles, rows, cache)
     logits, written, decode = prefill[-1], [], []

@@ -124,9 +124,9 @@ def _short(value: float) -> str:
 
 def _explanation(manifest: Manifest) -> Iterator[str]:
     """Explain the comparison's figures, and what its verdicts ask for."""
-    samples = list(dict.fromkeys(entry.sample for entry in manifest.parity))
+    samples = list(dict.fromkeys(entry.sample for entry in manifest.parity if entry.stage == "decode"))
     named = f": {'; '.join(samples)}" if len(samples) <= NAMED_SAMPLES else ""
-    yield f"The worst of {len(samples)} images{named}. The decoder reads a prompt and writes {parity.DECODED_TOKENS} tokens for each."
+    yield f"The worst of {len(samples)} samples{named}. The decoder reads a prompt and writes {parity.DECODED_TOKENS} tokens for each."
     yield "relative error: the length of the difference over the length of PyTorch's values."
     yield "largest error: of any one value. same token: how often both would write the same next token."
     yield "KL: how far their probabilities of the next token are apart; 0 is not at all."

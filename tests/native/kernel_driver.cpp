@@ -322,6 +322,31 @@ void check_rounding(Checks& checks) {
         }
 }
 
+// A block that is not finite has the scale NaN and the codes 0, one of zeros or of the smallest floats 0; others are as if alone.
+void check_rounding_of_odd_values(Checks& checks) {
+  constexpr std::int64_t block = 32, blocks = 6, columns = block * blocks;
+  const std::vector<float> divisors(32, 7.0f), clean(columns, 0.5f);
+  using Limits = std::numeric_limits<float>;
+  const float odd[blocks] = {Limits::quiet_NaN(), -Limits::infinity(), 0.0f, Limits::denorm_min(), Limits::max(), 0.5f};
+  for (const std::int64_t bits : {4, 8})
+    for (const std::int64_t scale_type : {0, 1, 2}) {
+      std::vector<float> weight(columns), scales(blocks), of_clean(blocks);
+      std::vector<std::int8_t> codes(columns, 1), codes_of_clean(columns);
+      for (std::int64_t i = 0; i < columns; ++i) weight[i] = odd[i / block];
+      char error[256] = "";
+      const auto round = [&](const std::vector<float>& values, std::vector<std::int8_t>& to, std::vector<float>& by) {
+        const EchovlmRoundBlocks call{bits, block, 1, columns, values.data(), nullptr, divisors.data(), 32, scale_type, to.data(), by.data()};
+        checks.expect(echovlm_round_blocks(&call, error, sizeof error) == 0, error);
+      };
+      round(weight, codes, scales);
+      round(clean, codes_of_clean, of_clean);
+      bool right = std::isnan(scales[0]) && std::isnan(scales[1]) && scales[2] == 0 && scales[3] == 0 && scales[5] == of_clean[5];
+      for (std::int64_t i = 0; i < 4 * block; ++i) right = right && codes[i] == 0;
+      for (std::int64_t i = 5 * block; i < columns; ++i) right = right && codes[i] == codes_of_clean[i];
+      checks.expect(right, "rounding, " + std::to_string(bits) + " bits: values that are not finite spoil their block alone");
+    }
+}
+
 void check_tasks(Checks& checks) {
   for (const std::size_t tasks : {1, 2, 9, 200}) {
     std::vector<int> done(tasks);
@@ -371,6 +396,7 @@ int main(int count, char** names) {
     check_linear(checks);
     check_linear_batches(checks);
     check_rounding(checks);
+    check_rounding_of_odd_values(checks);
     attention_checks::check_cached(checks);
     attention_checks::check_self(checks);
     failed += checks.report(kernel.c_str());
