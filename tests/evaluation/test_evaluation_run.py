@@ -98,16 +98,7 @@ def test_eight_at_a_time_in_process_give_the_numbers_of_one(
     assert told(read(tmp_path)) == told(one_at_a_time)
 
 
-KILLS = {
-    "after an answer": f"""
-add = Journal.add
-def killed(self, key, answer):
-    add(self, key, answer)
-    if len(self.answers) == {KILLED}:
-        os.kill(os.getpid(), signal.SIGKILL)
-Journal.add = killed
-""",
-    "within a line": f"""
+KILL = f"""
 append = Journal._append
 def killed(self, content):
     if len(self.answers) == {KILLED}:
@@ -116,26 +107,24 @@ def killed(self, content):
         os.kill(os.getpid(), signal.SIGKILL)
     append(self, content)
 Journal._append = killed
-""",
-}  # fmt: skip
+"""
 
 
-@pytest.mark.parametrize("moment", KILLS)
 def test_a_run_that_was_killed_resumes_and_gives_the_same_table(
     one_at_a_time: Evaluation,
     golden_bundle: Path,
     data: Path,
     tmp_path: Path,
-    moment: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Killed within a line; `test_journal` cuts lines everywhere else."""
     given = arguments(data, tmp_path, "--bundle", golden_bundle)
     program = f"""
 import json, os, signal, sys
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.evaluation.asking.journal import Journal
 from echovlm_edge.runtime.evaluation.command import main
-{KILLS[moment]}
+{KILL}
 main(sys.argv[1:])
 """
     done = subprocess.run([sys.executable, "-c", program, *given], capture_output=True, text=True, check=False)

@@ -116,28 +116,17 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path, capsys: pytest
     assert (tmp_path / "thesis.tex").read_text() == "do not delete"
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The kernel refuses to write a file further than the limit, as it refuses on a full disk."""
-    output = tmp_path / "bundle"
-    command = [
-        sys.executable,
-        "-m",
-        "echovlm_edge.export.build_engines",
-        "--checkpoint",
-        golden.CHECKPOINT,
-        "--output",
-        output,
-    ]
-    limit = (300_000, 300_000)
-    done = subprocess.run(
-        [*map(str, command)],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "could not be written: a file-size limit is reached" in done.stderr and "Traceback" not in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        code = run_build(golden.CHECKPOINT, tmp_path / "bundle")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert "could not be written: a file-size limit is reached" in said and "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 
 
