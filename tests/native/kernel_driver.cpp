@@ -334,12 +334,12 @@ void check_rounding_of_odd_values(Checks& checks) {
       std::vector<std::int8_t> codes(columns, 1), codes_of_clean(columns);
       for (std::int64_t i = 0; i < columns; ++i) weight[i] = odd[i / block];
       char error[256] = "";
-      const auto round = [&](const std::vector<float>& values, std::vector<std::int8_t>& to, std::vector<float>& by) {
+      const auto encode = [&](const std::vector<float>& values, std::vector<std::int8_t>& to, std::vector<float>& by) {
         const EchovlmRoundBlocks call{bits, block, 1, columns, values.data(), nullptr, divisors.data(), 32, scale_type, to.data(), by.data()};
         checks.expect(echovlm_round_blocks(&call, error, sizeof error) == 0, error);
       };
-      round(weight, codes, scales);
-      round(clean, codes_of_clean, of_clean);
+      encode(weight, codes, scales);
+      encode(clean, codes_of_clean, of_clean);
       bool right = std::isnan(scales[0]) && std::isnan(scales[1]) && scales[2] == 0 && scales[3] == 0 && scales[5] == of_clean[5];
       for (std::int64_t i = 0; i < 4 * block; ++i) right = right && codes[i] == 0;
       for (std::int64_t i = 5 * block; i < columns; ++i) right = right && codes[i] == codes_of_clean[i];
