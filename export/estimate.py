@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from echovlm_edge.export.build_options import DEFAULT_MAX_SEQUENCE, check_context
+from echovlm_edge.export.calibration.rounding.mixed import bits_of
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.devices import Device, Reached
-from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, PrecisionPolicy
+from echovlm_edge.export.quantize import BLOCK_SIZES, PRECISIONS, Precision, PrecisionPolicy
 from echovlm_edge.export.roofline import WORKING_GB, Roofline, bound_by, bound_seconds, expected_seconds
 from echovlm_edge.export.targets import TARGETS, target
 from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel
@@ -197,17 +198,35 @@ def _roofline(options: argparse.Namespace, name: str) -> tuple[Roofline, str]:
         if not manifest.source.config:
             raise NotPossibleHere(f"The bundle {options.bundle} does not say its model's shape: rebuild it.")
         config, precision, block = manifest.source.config, manifest.precision, manifest.block_size
+        bits = manifest.calibration.bits if manifest.calibration else None
         sequence = manifest.limits.max_sequence if options.max_sequence is None else options.max_sequence
         where = f"{options.bundle}'s config"
     else:
         config, where = _read_config(options.config), str(options.config)
         precision, block, sequence = options.precision, options.block_size, options.max_sequence
+        bits = options.bits
     chosen = target(name)
     longest = EchoVLMConfig.from_json(config, where).decoder.max_position_embeddings
     chosen.check(precision, chosen.cache_types[0])
     sequence = min(DEFAULT_MAX_SEQUENCE, longest) if sequence is None else sequence
     check_context(sequence, longest)
-    return Roofline.of(config, chosen, PrecisionPolicy.of(precision, block), sequence), precision
+    policy = PrecisionPolicy.of(precision, block)
+    if options.bits is not None:
+        _check_bits(options.bits, policy.decoder)
+    return Roofline.of(config, chosen, policy, sequence, bits), precision
+
+
+def _check_bits(bits: float, base: Precision) -> None:
+    """Refuse an average that no mix of 4 and 8 bits has.
+
+    Raises:
+        NotPossibleHere: it is none.
+    """
+    least, most = bits_of(base), bits_of(Precision(8, base.block_size))
+    if base.bits != 4 or not least <= bits <= most:
+        raise NotPossibleHere(
+            f"--bits {bits:g} is no mix of 4 and 8 bits: give --precision int4 and between {least:g} and {most:g}."
+        )
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -239,6 +258,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--precision", choices=PRECISIONS, default="int4", help="with --config (default int4)")
     add("--block-size", type=int, choices=BLOCK_SIZES, default=128, help="with --config (default 128)")
+    add(
+        "--bits",
+        type=float,
+        metavar="N",
+        help="bits of a weight of the decoder's layers, as echovlm-build --bits mixes them; a --bundle knows its own",
+    )
     add("--max-sequence", type=int, metavar="N", help="the cache's capacity (default: the bundle's, or 4096)")
     add("--json", type=Path, metavar="F", help="write the figures")
     add("--plot", type=Path, metavar="F", help="draw them (PNG, SVG or PDF)")

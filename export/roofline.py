@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from echovlm_edge.export.calibration.rounding.mixed import bits_of
 from echovlm_edge.export.devices import Device
 from echovlm_edge.export.engines.gpu_kernels import KERNEL_BLOCKS, take_precision, take_widths
 from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
@@ -30,6 +31,7 @@ class Roofline:
         policy: the precision of each layer.
         max_sequence: the cache's capacity in tokens.
         longest_context: that the model takes, in tokens.
+        bits: of a weight of the decoder's layers on average, with its share of the scales; None for what the policy takes.
     """
 
     shape: ModelShape
@@ -37,13 +39,20 @@ class Roofline:
     policy: PrecisionPolicy
     max_sequence: int
     longest_context: int
+    bits: float | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], target: Target, policy: PrecisionPolicy, max_sequence: int) -> Roofline:
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        target: Target,
+        policy: PrecisionPolicy,
+        max_sequence: int,
+        bits: float | None = None,
+    ) -> Roofline:
         """Take the model from a checkpoint's config.json."""
-        return cls(
-            ModelShape.of(config), target, policy, max_sequence, int(config.get("max_position_embeddings", 32768))
-        )
+        longest = int(config.get("max_position_embeddings", 32768))
+        return cls(ModelShape.of(config), target, policy, max_sequence, longest, bits)
 
     @property
     def costs(self) -> CostModel:
@@ -66,12 +75,13 @@ class Roofline:
         """Return the bytes of each kind of stored weight."""
         shape, weight = self.shape, self.bytes_per_weight
         inner = shape.merged * shape.vision_width
+        mixed = (self.bits - bits_of(self.policy.decoder)) / 8 if self.bits else 0.0  # spread evenly over the layers
         return Storage(
             patches=weight("vision_encoder", "patch_embed.weight", [shape.patch_values]),
             blocks=weight("vision_encoder", "qkv.weight", [shape.vision_width]),
             projector=weight("projector", "fc1.weight", [inner]),
-            attention=weight("decoder", "qkv_proj.weight", [shape.hidden]),
-            moe=weight("decoder", "gate", [shape.hidden, *shape.group_widths]),
+            attention=weight("decoder", "qkv_proj.weight", [shape.hidden]) + mixed,
+            moe=weight("decoder", "gate", [shape.hidden, *shape.group_widths]) + mixed,
             head=weight("decoder", "lm_head.weight", [shape.hidden]),
             cache_token=self.cache_bytes(1),
         )

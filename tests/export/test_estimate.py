@@ -47,6 +47,19 @@ def test_weights_are_those_that_a_build_stores(
         assert estimated[part.name] == pytest.approx(part.file.bytes, rel=0.01), part.name
 
 
+def test_mixed_bits_are_read_with_the_decoders_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = roofline("cpu")
+    base, mixed = (replace(plain, bits=bits).costs.weight_bytes() for bits in (4.125, 4.625))
+    assert base == plain.costs.weight_bytes()
+    layers = 28 * (3584 * 4608 + 3584 * 3584 + 3 * 3584 * (18944 + 5632 + 4 * 1408))
+    assert mixed["decoder"] - base["decoder"] == pytest.approx(layers * 0.5 / 8)
+    command = ["--config", str(PUBLISHED), "--target", "jetson-orin", "--json", str(tmp_path / "estimate.json")]
+    for options in (["--bits", "3"], ["--bits", "9"], ["--bits", "8.1", "--precision", "int8"]):
+        assert estimate.main([*command, *options]) == 2
+        assert "is no mix of 4 and 8 bits" in capsys.readouterr().err
+    assert estimate.main([*command, "--bits", "4.25"]) == 0
+
+
 def test_a_token_reads_the_layer_that_was_measured() -> None:
     """One layer's DualPathMoE takes one token 3.33 ms at 96 % of 47.4 GB/s on two cores (benchmarks/dual_path_moe.py)."""
     model = roofline("cpu")
