@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         from echovlm_edge.runtime.evaluation.drawing.comparison_page import comparison_page
         from echovlm_edge.runtime.resources.atomic_file import write_whole
 
-        write_whole(options.html, comparison_page(found).encode())
+        write_whole(options.html, comparison_page(found, options.images).encode())
     console = Console()
     table.print_comparison(console, found)
     console.print(found.summary, highlight=False, markup=False)
@@ -48,3 +48,9 @@ def add_command(commands: Any) -> None:
     made.add_argument("before", type=Path, metavar="A", help="the --output folder of a run, or its evaluation.json")
     made.add_argument("after", type=Path, metavar="B", help="likewise; the change is from A to B")
     made.add_argument("--html", type=Path, metavar="F", help="write one page that works without a network")
+    made.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="the folder of the rows' pictures, for small copies of them on that page",
+    )

@@ -44,7 +44,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of two runs, of which the second answers as the references."""
     folder = tmp_path_factory.mktemp("compared")
     found = compare(evaluated(folder, 42), evaluated(folder, 42, lambda row: row.reference), ("<i>int4</i>", "fp32"))
-    (folder / "comparison.html").write_text(comparison_page(found), encoding="utf-8")
+    (folder / "comparison.html").write_text(comparison_page(found, folder), encoding="utf-8")
     return folder / "comparison.html"
 
 
@@ -118,6 +118,8 @@ def test_a_comparison_says_what_is_better(browser: Browser, compared: Path) -> N
             "<i>int4</i>",
             "fp32",
         ]
+        picture = page.locator("#changed img").first
+        assert picture.evaluate("image => image.naturalWidth") == 56 and picture.get_attribute("alt")
         assert seen.messages == [] and seen.requests == []
 
 

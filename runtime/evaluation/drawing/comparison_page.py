@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from echovlm_edge.runtime.evaluation.comparison import Comparison
 from echovlm_edge.runtime.evaluation.drawing import charts
 from echovlm_edge.runtime.evaluation.drawing.evaluation_page import PACKAGE
+from echovlm_edge.runtime.evaluation.drawing.thumbnails import thumbnails
 from echovlm_edge.runtime.evaluation.figures import Difference, Pair
 from echovlm_edge.runtime.evaluation.scoring.metric import Metric
 from echovlm_edge.runtime.evaluation.table import difference_cells
@@ -18,8 +20,12 @@ from echovlm_edge.runtime.profiling.drawing.rendering import plotting_library, r
 SHOWN = 6  # rows for each metric whose figure changed most
 
 
-def comparison_page(found: Comparison) -> str:
+def comparison_page(found: Comparison, images: Path | None = None) -> str:
     """Make the page.
+
+    Args:
+        found: what it shows.
+        images: the folder of the rows' pictures; without it the page has none.
 
     Raises:
         NotPossibleHere: the plotting library is not installed.
@@ -33,7 +39,7 @@ def comparison_page(found: Comparison) -> str:
             for group, ones in found.by_group.items()
         },
         "metrics": {
-            metric.title: [_case(pair, metric, found) for pair in _changed_most(metric, found.pairs)]
+            metric.title: [_case(pair, metric, found, images) for pair in _changed_most(metric, found.pairs)]
             for metric in metrics
         },
         "notes": list(found.notes),
@@ -62,7 +68,7 @@ def _changed_most(metric: Metric, pairs: Sequence[Pair]) -> list[Pair]:
     return sorted(changed, key=lambda pair: (-change(pair), pair[1].number))[:SHOWN]
 
 
-def _case(pair: Pair, metric: Metric, found: Comparison) -> dict[str, Any]:
+def _case(pair: Pair, metric: Metric, found: Comparison, images: Path | None) -> dict[str, Any]:
     before, after = pair
     scores = [_score(metric, row.statistics[metric.key]) for row in pair]
     return {
@@ -75,6 +81,5 @@ def _case(pair: Pair, metric: Metric, found: Comparison) -> dict[str, Any]:
             [found.before, before.answer or "(nothing)"],
             [found.after, after.answer or "(nothing)"],
         ],
-        "pictures": [],
-        "more": 0,
+        **thumbnails(after.pictures, images),
     }

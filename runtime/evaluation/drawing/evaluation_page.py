@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from echovlm_edge.runtime.evaluation.drawing import charts
-from echovlm_edge.runtime.evaluation.drawing.thumbnails import thumbnail
+from echovlm_edge.runtime.evaluation.drawing.thumbnails import thumbnails
 from echovlm_edge.runtime.evaluation.figures import ALL, by_place, grouped
 from echovlm_edge.runtime.evaluation.notes import counted
 from echovlm_edge.runtime.evaluation.published import COMPARABLE
@@ -20,7 +20,6 @@ from echovlm_edge.runtime.profiling.drawing.rendering import render
 
 PACKAGE = "echovlm_edge.runtime.evaluation.drawing"
 WORST = 5  # rows shown for each metric and group
-PICTURES = 4  # shown of a row
 LARGEST_TABLE = 2000  # skipped rows
 
 
@@ -109,7 +108,6 @@ def _worst(metric: Metric, rows: Sequence[ScoredRow]) -> list[tuple[ScoredRow, f
 
 
 def _case(row: ScoredRow, images: Path) -> dict[str, Any]:
-    pictures = [small for name in row.pictures[:PICTURES] if (small := thumbnail(images / name))]
     return {
         "name": row.name,
         "about": ", ".join((row.task.value, row.region, row.language, *row.not_sent)),
@@ -118,8 +116,7 @@ def _case(row: ScoredRow, images: Path) -> dict[str, Any]:
             ["Reference", row.reference],
             ["Answer" if row.finish != "length" else "Answer, cut off", row.answer or "(nothing)"],
         ],
-        "pictures": pictures,
-        "more": max(0, len(row.pictures) - len(pictures)),
+        **thumbnails(row.pictures, images),
     }
 
 

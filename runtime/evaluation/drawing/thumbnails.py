@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -15,6 +17,20 @@ from echovlm_edge.runtime.imaging.image_file import decode_image
 
 SIDE = 220  # pixels, at most
 QUALITY = 65  # of JPEG
+PICTURES = 4  # shown of a row
+
+
+def thumbnails(names: Sequence[str], images: Path | None) -> dict[str, Any]:
+    """Return what `cases.js` shows of a row's pictures: the first of them, and how many `more` there are.
+
+    Args:
+        names: the row's pictures, below `images`.
+        images: their folder; without it none is shown.
+    """
+    if images is None:
+        return {"pictures": [], "more": 0}
+    shown = [small for name in names[:PICTURES] if (small := thumbnail(images / name))]
+    return {"pictures": shown, "more": len(names) - len(shown)}
 
 
 def thumbnail(path: Path) -> str | None:
