@@ -22,6 +22,10 @@ SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
+# Whole files of tests to as many processes as there are WORKERS, in order: what a file's tests share is made once.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
 .PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist bench bench-full soak soak-dicom clean
 
 setup: $(STAMP)
@@ -65,8 +69,8 @@ demo-dicom: say-demo $(NODE)
 
 test: say-test setup $(if $(CI),debian)
 	@echo "make test: the whole tests, some twenty minutes on two cores. make test-fast takes two."
-	$(BIN)/python -m pytest
-	for backend in tensorrt cuda; do $(BIN)/python -m pytest $(SERVED) --backend $$backend || exit 1; done
+	$(BIN)/python -m pytest $(PARALLEL)
+	for backend in tensorrt cuda; do $(BIN)/python -m pytest $(PARALLEL) $(SERVED) --backend $$backend || exit 1; done
 
 # The inner loop: the rooms that start few servers.
 test-fast: say-test setup
