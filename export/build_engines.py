@@ -268,6 +268,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="context in tokens, at most the model's (default: that, up to 4096)",
     )
     add(
+        "--image-tokens",
+        type=int,
+        metavar="N",
+        help="visual tokens of a frame at most; larger frames are scaled down (default: the checkpoint's preprocessor; the authors trained "
+        "with 196)",
+    )
+    add(
         "--max-batch",
         type=int,
         metavar="N",
@@ -368,6 +375,7 @@ def run(arguments: argparse.Namespace) -> int:
             replace=arguments.replace,
             spell_out=arguments.spell_out,
             calibration=_calibration(arguments),
+            image_tokens=arguments.image_tokens,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.quantize import Precision, PrecisionPolicy
 from echovlm_edge.export.rounding import ROUNDINGS, Rounding
 from echovlm_edge.export.targets import Target, target
 from echovlm_edge.runtime.bundle.manifest import Limits, on_gpu
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 DEFAULT_MAX_SEQUENCE = 4096
 GPU_BATCH = 8  # sequences that a GPU decodes together, unless another number is asked for
@@ -79,6 +81,7 @@ class BuildOptions:
     replace: bool = False
     spell_out: bool = False
     calibration: CalibrationOptions | None = None
+    image_tokens: int | None = None
     mixed: Mapping[str, Precision] = field(
         default_factory=dict
     )  # of the decoder's parameters that differ from `precision`
@@ -170,6 +173,16 @@ class BuildOptions:
         if batch < 1:
             raise NotPossibleHere(f"--max-batch {batch} decodes nothing: give at least 1.")
         return Limits(context, batch)
+
+    def preprocess(self, checkpoint: Checkpoint) -> PreprocessSettings:
+        """Return how frames are resized: as the checkpoint's preprocessor does, to at most `image_tokens`.
+
+        Raises:
+            NotPossibleHere: the checkpoint has no preprocessor.
+            ImageTokensOutOfRange: its bound on a frame is lower already, or its least number of pixels is above that.
+        """
+        settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+        return settings.bounded(self.image_tokens)
 
     def model_name(self) -> str:
         """Return the model's name: `--name`, or that of the checkpoint's folder.

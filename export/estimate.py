@@ -24,7 +24,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
-from echovlm_edge.runtime.profiling.workloads import NAMED, USUAL, Workload
+from echovlm_edge.runtime.profiling.workloads import LARGE, NAMED, USUAL, Workload
 
 COMPARED = 4096  # the context whose memory is compared
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -175,17 +175,22 @@ def _foot(reached: Reached) -> str:
     )
 
 
-def compare(found: list[Estimate], console: Console) -> None:
-    """Print one row for each target."""
+def compare(found: list[Estimate], console: Console, workloads: Sequence[Workload] = LARGE) -> None:
+    """Print one row for each target, and in it these workloads."""
+    shown = {workload.name for workload in workloads}
     table = new_table(
         f"{ESTIMATE}: first token, s / tokens a second",
         names("target"),
-        *(figures(outcome.workload) for outcome in found[0].outcomes),
+        *(figures(outcome.workload) for outcome in found[0].outcomes if outcome.workload in shown),
         figures("GB at\n4,096"),
         figures("of"),
     )
     for each in found:
-        cells = [f"{outcome.first_token_seconds:.2f} / {outcome.tokens_per_second:.1f}" for outcome in each.outcomes]
+        cells = [
+            f"{outcome.first_token_seconds:.2f} / {outcome.tokens_per_second:.1f}"
+            for outcome in each.outcomes
+            if outcome.workload in shown
+        ]
         cells = cells if each.fits else ["does not fit"] + [""] * (len(cells) - 1)
         size = each.memory_gb.get(COMPARED, max(each.memory_gb.values()))
         table.add_row(each.target, *cells, f"{size:.1f}", f"{each.usable_gb:.1f}")
@@ -276,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         for each in found:
             show(each, console)
         if len(found) > 1:
-            compare(found, console)
+            compare(found, console, workloads if options.workload else LARGE)
         if options.json:
             content = {"note": ESTIMATE, "estimates": [asdict(each) for each in found]}
             options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")

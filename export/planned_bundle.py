@@ -103,6 +103,7 @@ def open_checkpoint(options: BuildOptions, progress: Progress) -> Checkpoint:
     with progress.stage("Reading the checkpoint"):
         checkpoint = Checkpoint(options.checkpoint)
         options.limits(checkpoint.config)
+        options.preprocess(checkpoint)
     return checkpoint
 
 
@@ -111,8 +112,9 @@ def plan(options: BuildOptions, checkpoint: Checkpoint, graphs: MakeGraphs) -> P
 
     Raises:
         NotPossibleHere: the checkpoint's preprocessor or its widths cannot be used.
+        ImageTokensOutOfRange: the preprocessor takes no such bound.
     """
-    settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+    settings = options.preprocess(checkpoint)
     parts = lower_parts(checkpoint, options.policy, options.chosen_target, graphs)
     storage = options.policy.embedding(checkpoint.config.decoder.hidden_size)
     embedding = lay_out(TOKEN_EMBEDDING, [(weights.TOKEN_EMBEDDING, storage)], checkpoint)

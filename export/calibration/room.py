@@ -35,7 +35,6 @@ from echovlm_edge.runtime.bundle.calibration_pictures import write_pictures
 from echovlm_edge.runtime.bundle.manifest import Calibration, on_gpu
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import readable_bytes
-from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
 from echovlm_edge.runtime.resources.processors import usable_processors
 
@@ -109,7 +108,7 @@ def calibration_room(options: BuildOptions, checkpoint: Checkpoint, progress: Pr
     if wish is None:
         yield None
         return
-    settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
+    settings = options.preprocess(checkpoint)
     with progress.stage("Reading pictures"):
         examples = read_examples(wish.source, wish.images, progress.note)
         texts = prepare(examples, checkpoint, settings, wish.tokens, progress.note)
@@ -192,6 +191,6 @@ def _identity(options: BuildOptions, checkpoint: Checkpoint, texts: Sequence[Tex
             options.precision,
             options.block_size,
         ),
-        *(wish.bits, options.feedback_width),
+        *(wish.bits, options.feedback_width, options.image_tokens),
     ]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()

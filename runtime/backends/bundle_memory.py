@@ -159,16 +159,16 @@ class BundleShape:
         return self.cache_token * (self.cache_context or blocks)
 
 
-def activation_bytes(shape: BundleShape, max_sequence: int) -> int:
+def activation_bytes(shape: BundleShape, max_sequence: int, image_tokens: int | None = None) -> int:
     """Estimate the bytes of the parts' activations at their largest; their arenas never shrink.
 
     Per patch of the largest frame, in float32 values: twice the patch, seven times the encoder's width, twice its MLP's width, and
     twice the patch again while it is cut from the frame; then the projector's. Per token of a prefill pass: eight times the decoder's
     width and twice DualPathMoE's inner values. Standard operators also hold all attention scores, and DualPathMoE's values eight
-    times.
+    times. `image_tokens` lowers the bundle's bound on a frame.
     """
     widths = shape.widths
-    patches = min(widths.frame_patches, widths.merged * max_sequence)
+    patches = min(widths.frame_patches, widths.merged * min(max_sequence, image_tokens or max_sequence))
     frame = patches * (4 * widths.patch_values + 7 * widths.vision + 2 * widths.vision_mlp)
     projector = patches // widths.merged * (2 * widths.merged * widths.vision + widths.hidden)
     tokens = min(PREFILL_CHUNK, max_sequence)

@@ -86,9 +86,11 @@ class AsyncReportClient:
         return _events(self.connection, task, prompt, images, options)
 
     @asynccontextmanager
-    async def study(self, timeout: float | None = None) -> AsyncIterator[AsyncStudy]:
-        """Open a study, which is ended on leaving the block."""
-        study = AsyncStudy(self.connection, await self.connection.begin_study(timeout))
+    async def study(
+        self, timeout: float | None = None, *, image_tokens: int | None = None
+    ) -> AsyncIterator[AsyncStudy]:
+        """Open a study, which is ended on leaving the block; `image_tokens` bounds the visual tokens of its frames."""
+        study = AsyncStudy(self.connection, await self.connection.begin_study(timeout, image_tokens))
         try:
             yield study
         finally:

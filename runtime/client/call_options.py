@@ -47,6 +47,7 @@ class CallOptions(ImageOptions, total=False):
         sampling: how tokens are chosen, and how many; the default is greedy and at most 512.
         priority: interactive calls go before batch calls.
         include_token_ids: put the generated tokens into the report.
+        image_tokens: most visual tokens of a frame, for fewer than the server's bound; a study has its own, see `study`.
     """
 
     language: Language | str
@@ -54,6 +55,7 @@ class CallOptions(ImageOptions, total=False):
     sampling: Sampling
     priority: Priority
     include_token_ids: bool
+    image_tokens: int | None
 
 
 NAMES = frozenset(CallOptions.__annotations__)
@@ -87,6 +89,7 @@ def request_of(
         study=study,
         priority=options.get("priority", Priority.INTERACTIVE),
         allow_mixed_studies=options.get("allow_mixed_studies", False),
+        image_tokens=options.get("image_tokens"),
     )
     return request, Asked(images, request.language, dict(study_images or {}))
 

@@ -36,6 +36,23 @@ def read_sampling(options: argparse.Namespace) -> Sampling:
     )
 
 
+def add_image_tokens(parser: argparse.ArgumentParser) -> None:
+    """Declare the bound on a frame's tokens."""
+    parser.add_argument(
+        "--image-tokens",
+        type=_positive,
+        metavar="N",
+        help="visual tokens of a frame at most, for fewer than the server's bound; larger frames are scaled down",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def add_credentials(parser: argparse.ArgumentParser) -> None:
     """Declare the options of TLS and of the bearer token; `read_credentials` reads them."""
     add = parser.add_argument

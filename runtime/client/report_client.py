@@ -113,9 +113,12 @@ class ReportClient:
         return _events(self.connection, task, prompt, images, options)
 
     @contextmanager
-    def study(self, timeout: float | None = None) -> Iterator[Study]:
-        """Open a study, whose images are sent as they are taken and read before the question; it is ended on leaving the block."""
-        study = Study(self.connection, self.connection.begin_study(timeout))
+    def study(self, timeout: float | None = None, *, image_tokens: int | None = None) -> Iterator[Study]:
+        """Open a study, whose images are sent as they are taken and read before the question; it is ended on leaving the block.
+
+        `image_tokens` bounds the visual tokens of its frames, for fewer than the server's.
+        """
+        study = Study(self.connection, self.connection.begin_study(timeout, image_tokens))
         try:
             yield study
         finally:

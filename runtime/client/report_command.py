@@ -20,6 +20,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client import picture_list, study_list
 from echovlm_edge.runtime.client.command_options import (
     add_credentials,
+    add_image_tokens,
     add_sampling,
     read_credentials,
     read_sampling,
@@ -169,6 +170,7 @@ def _request(options: argparse.Namespace) -> ReportRequest:
         sampling=read_sampling(options),
         include_token_ids=options.json,
         allow_mixed_studies=options.allow_mixed_studies,
+        image_tokens=options.image_tokens,
     )
 
 
@@ -262,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take images of several studies of one patient (of two patients they are always refused)",
     )
+    add_image_tokens(parser)
     add("--no-crop", action="store_true", help="keep what lies outside a DICOM file's B-mode regions")
     add_sampling(parser)
     add("--timeout", type=float, metavar="SECONDS", help="give up after this time")

@@ -92,6 +92,7 @@ class ImageInput:
         selection: which frames of a cine.
         crop_to_regions: keep only the B-mode regions that a DICOM file declares.
         original: for a file that was shortened to the frames asked for; then all of its frames are read.
+        image_tokens: most visual tokens of one of its frames; None: the engine's bound.
     """
 
     data: bytes | MemoryFile = field(repr=False)
@@ -100,6 +101,7 @@ class ImageInput:
     selection: FrameSelection = field(default_factory=FrameSelection)
     crop_to_regions: bool = True
     original: OriginalFrames | None = None
+    image_tokens: int | None = None
 
     def open(self) -> BinaryIO:
         """Open the file for reading, from its start; without a copy of it."""
@@ -183,6 +185,7 @@ class Frame:
         image: the file's place in its call, counted from 1, or its number in its study; 0 for none.
         of_study: whether it is a study's.
         unlike_ultrasound: whether it hardly is an ultrasound picture, see `imaging.likeness`.
+        image_tokens: the bound that `resolution` was made for, see `ImageInput`.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -193,11 +196,13 @@ class Frame:
     image: int = 0
     of_study: bool = False
     unlike_ultrasound: bool = False
+    image_tokens: int | None = None
 
     @cached_property
     def identity(self) -> bytes:
-        """Identify the picture by its pixels, within this process: IDENTITY_BYTES of a keyed hash.
+        """Identify the picture by its pixels as the model sees them, within this process: IDENTITY_BYTES of a keyed hash.
 
+        Their height and width are part of it, so that one picture at two bounds (`image_tokens`) is two pictures to every cache.
         Kept, because a study's pictures are asked for it with every call, and hashing one takes a millisecond.
         """
         import numpy as np

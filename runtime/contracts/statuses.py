@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from echovlm_edge.runtime.contracts.errors import (
     Busy,
+    ImageTokensOutOfRange,
     InvalidInput,
     NotFound,
     NotOffered,
@@ -28,6 +29,7 @@ REQUEST_ID = "x-request-id"  # in a call's initial metadata: what the server's l
 RETRY_AFTER = "grpc-retry-pushback-ms"  # gRPC's own clients heed it where retries are configured
 CODES = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    ImageTokensOutOfRange: grpc.StatusCode.INVALID_ARGUMENT,
     NotPossibleHere: grpc.StatusCode.FAILED_PRECONDITION,
     NotFound: grpc.StatusCode.NOT_FOUND,
     StudyReplaced: grpc.StatusCode.NOT_FOUND,
@@ -43,6 +45,7 @@ LONGEST_MESSAGE = 1000  # of the copy in the details: all trailing metadata toge
 # ErrorInfo.reason: part of the service's contract, so that a client never has to read a sentence.
 REASONS: dict[type[UserError], str] = {
     InvalidInput: "INVALID_INPUT",
+    ImageTokensOutOfRange: "IMAGE_TOKENS_OUT_OF_RANGE",
     NotPossibleHere: "NOT_POSSIBLE_HERE",
     NotFound: "NOT_FOUND",
     StudyReplaced: "STUDY_REPLACED",

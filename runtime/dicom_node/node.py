@@ -181,6 +181,7 @@ def report_options(chosen: NodeSettings, destinations: list[Destination]) -> Rep
         Priority.BATCH if chosen.priority == "batch" else Priority.INTERACTIVE,
         open_studies=chosen.open_studies,
         destinations=tuple((kind, each.name) for each in destinations for kind in each.kinds),
+        image_tokens=chosen.image_tokens,
     )
 
 

@@ -59,6 +59,9 @@ class NodeSettings(CommandSettings):
         ge=-1,
         le=256,
     )
+    image_tokens: int | None = option(
+        None, "visual tokens of a frame at most, for fewer than the server's bound", "N", REPORTS, ge=1
+    )
     max_new_tokens: int = option(512, "tokens of a report", "N", REPORTS, ge=1)
     priority: Literal["interactive", "batch"] = option(
         "interactive", "batch reports run after all interactive ones of the server's clients", None, REPORTS

@@ -15,7 +15,14 @@ from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.calibration_pictures import calibration_pictures
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Manifest, reading
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Stopped, Unavailable, fresh
+from echovlm_edge.runtime.contracts.errors import (
+    ImageTokensOutOfRange,
+    InvalidInput,
+    NotFound,
+    Stopped,
+    Unavailable,
+    fresh,
+)
 from echovlm_edge.runtime.contracts.origins import Origin, refuse_mixed
 from echovlm_edge.runtime.contracts.request import (
     Event,
@@ -59,6 +66,7 @@ class EngineOptions:
         parked_bytes: memory for batch generations that were preempted by interactive ones, see `Parking`.
         turn_seconds: what a turn of the decoder may take while a prompt is read and others write; see `policy.rows_beside`.
         ignore_stop: write every text to its max_new_tokens, past the model's own end: for measuring only.
+        image_tokens: lowers the bundle's bound on a frame's visual tokens; None leaves it.
     """
 
     slots: int | None = None
@@ -68,6 +76,7 @@ class EngineOptions:
     turn_seconds: float | None = None
     ignore_stop: bool = False
     spilled_bytes: int = 0
+    image_tokens: int | None = None
 
     def slot_memory(self, manifest: Manifest, max_sequence: int | None) -> SlotMemory:
         """Return what slots a bundle needs; `max_sequence` lowers its context.
@@ -100,9 +109,9 @@ class EngineInfo:
     precision: str
     max_sequence: int
     max_pixels: int  # of one frame after resizing; larger frames are scaled down
-    calibration_pictures: frozenset[str] = field(
-        default=frozenset(), repr=False
-    )  # hashes of those that its weights were rounded with
+    image_tokens: tuple[int, int] = (1, 1)  # the least and the largest bound of a frame that a request may ask for
+    # Hashes of the pictures that its weights were rounded with.
+    calibration_pictures: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 class ReportEngine:
@@ -126,7 +135,7 @@ class ReportEngine:
             image_decoder: reads image files.
 
         Raises:
-            InvalidInput: `max_sequence` or the slots are above the bundle's own limit.
+            InvalidInput: `max_sequence`, the slots or `image_tokens` are above the bundle's own limit.
             NotPossibleHere: a GPU has too little memory for the slots.
         """
         manifest = bundle.manifest
@@ -134,7 +143,7 @@ class ReportEngine:
         rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
         stops = () if options.ignore_stop else spec.stop_token_ids
         self.model = Model(backend, rotary, spec.vocab_size, frozenset(stops))
-        self.settings = PreprocessSettings.from_config(manifest.preprocess)
+        self.settings = PreprocessSettings.from_config(manifest.preprocess).bounded(options.image_tokens)
         self.prompts = PromptBuilder.from_bundle(bundle)
         self._token_text = TokenText(self.prompts.tokenizer)
         self._image_decoder = image_decoder
@@ -156,6 +165,7 @@ class ReportEngine:
             max_sequence=slots[0].max_sequence,
             max_pixels=self.settings.max_pixels,
             calibration_pictures=calibration_pictures(bundle),
+            image_tokens=self.settings.image_tokens,
         )
 
     @classmethod
@@ -188,6 +198,7 @@ class ReportEngine:
 
         Raises:
             InvalidInput: an unreadable image, images that do not belong together, or a prompt longer than the context.
+            ImageTokensOutOfRange: an image's bound is above the engine's, or below the model's least.
             NotPossibleHere: an image that this machine cannot decode.
             NotFound: frames that were read for another bundle.
             Unavailable: the engine was closed, or decoding is not possible now.
@@ -290,7 +301,7 @@ class ReportEngine:
     def _measure(self, image: ImageInput, asker: Asker, clock: Clock) -> Measured:
         if asker.stopped():
             raise Stopped
-        measured = self._image_decoder.measure(image, self.settings.resolution, asker)
+        measured = self._image_decoder.measure(image, self.settings.bounded(image.image_tokens).resolution, asker)
         clock.lap(Stage.DECODE_IMAGES)
         return measured
 
@@ -299,7 +310,7 @@ class ReportEngine:
             raise Stopped
         frames = self._image_decoder.decode(image, measured, asker)
         clock.lap(Stage.DECODE_IMAGES)
-        return frames
+        return [replace(frame, image_tokens=image.image_tokens) for frame in frames]
 
     def _prompt(self, text: str, grids: Sequence[Grid]) -> Prompt:
         prompt = self.prompts.build(text, grids)
@@ -312,11 +323,18 @@ class ReportEngine:
         return prompt
 
     def _grids(self, frames: Sequence[Frame]) -> list[Grid]:
-        if any(frame.resolution != self.settings.resolution for frame in frames):
+        if not all(self._reads_as(frame) for frame in frames):
             raise NotFound(
                 "The study's images were read for another bundle than the one that the server has now: begin a new study."
             )
         return [patch_grid(frame.pixels.shape[0], frame.pixels.shape[1], self.settings) for frame in frames]
+
+    def _reads_as(self, frame: Frame) -> bool:
+        """Check whether this engine would read the frame at the resolution that it has."""
+        try:
+            return frame.resolution == self.settings.bounded(frame.image_tokens).resolution
+        except ImageTokensOutOfRange:
+            return False
 
     def _measured_grids(self, measured: Sequence[Measured]) -> list[Grid]:
         return [patch_grid(height, width, self.settings) for image in measured for height, width in image.sizes]

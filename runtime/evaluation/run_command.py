@@ -18,6 +18,7 @@ from echovlm_edge.runtime.bundle.calibration_pictures import picture_hash, refus
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.command_options import (
     add_credentials,
+    add_image_tokens,
     add_sampling,
     read_credentials,
     read_sampling,
@@ -162,11 +163,12 @@ def _target(options: argparse.Namespace, stack: ExitStack) -> Target:
     if options.server:
         connection = Connection(options.server, read_credentials(options), Retries(BUSY_ATTEMPTS))
         stack.enter_context(connection).wait_until_ready(CONNECT_SECONDS)
-        return Remote(connection, options.server, options.timeout)
+        return Remote(connection, options.server, options.timeout, options.image_tokens)
     from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 
     slots = min(options.concurrency, Bundle(options.bundle).manifest.most_slots or options.concurrency)
-    engine = ReportEngine.open(options.bundle, threads=options.threads, options=EngineOptions(slots=slots))
+    chosen = EngineOptions(slots=slots, image_tokens=options.image_tokens)
+    engine = ReportEngine.open(options.bundle, threads=options.threads, options=chosen)
     stack.callback(engine.close)
     return InProcess(engine)
 
@@ -241,6 +243,7 @@ def add_command(commands: Any) -> None:
         help="the authors' generation settings; options of sampling replace single ones",
     )
     add_sampling(made)
+    add_image_tokens(made)
     add(
         "--bertscore",
         type=Path,

@@ -21,12 +21,13 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelFacts:
-    """The bundle that answered."""
+    """The bundle that answered, and the visual tokens that it read of a frame at most; None if its server did not say."""
 
     model: str
     bundle_id: str
     target: str
     precision: str
+    image_tokens: int | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

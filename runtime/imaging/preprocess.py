@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import ImageTokensOutOfRange, InvalidInput
 from echovlm_edge.runtime.contracts.request import Resolution
 
 MAX_ASPECT_RATIO = 200
@@ -40,6 +40,22 @@ class PreprocessSettings:
         """The settings that decide a frame's size."""
         return Resolution(self.unit, self.min_pixels, self.max_pixels)
 
+    @property
+    def image_tokens(self) -> tuple[int, int]:
+        """The least and the largest bound on a frame's visual tokens that `bounded` takes."""
+        return -(-self.min_pixels // self.unit**2), self.max_pixels // self.unit**2
+
+    def bounded(self, image_tokens: int | None) -> PreprocessSettings:
+        """Lower the bound on a frame to so many visual tokens; None leaves it as it is.
+
+        Raises:
+            ImageTokensOutOfRange: the frame's bound is lower already, or its least number of pixels is above that.
+        """
+        if image_tokens is None:
+            return self
+        check_image_tokens(image_tokens, *self.image_tokens)
+        return replace(self, max_pixels=image_tokens * self.unit**2)
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PreprocessSettings:
         """Read a parsed preprocessor_config.json; `size` may carry the pixel limits under either of its two spellings."""
@@ -58,6 +74,19 @@ class PreprocessSettings:
     def as_config(self) -> dict[str, Any]:
         """Write the settings in the form that `from_config` reads."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def check_image_tokens(asked: int, least: int, most: int) -> None:
+    """Check a bound on a frame's visual tokens.
+
+    Raises:
+        ImageTokensOutOfRange: it is not between `least` and `most`.
+    """
+    if not least <= asked <= most:
+        raise ImageTokensOutOfRange(
+            f"image_tokens {asked:,} is no bound that a frame can have here: ask for {least:,} to {most:,} tokens, or for none to have "
+            f"the default of {most:,}."
+        )
 
 
 @dataclass(frozen=True)

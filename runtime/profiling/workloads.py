@@ -76,11 +76,12 @@ W7 = Workload("W7", 7, 60, 240)
 Q = Workload("Q", 7, 60, 40, seen=True)
 # 640x480 is what a scanner sends: 391 tokens a frame, as the published preprocessor bounds it. 392x392 is 196 tokens, as in training.
 TRAINED_SIDE = 392
+LARGE = (W1, W7, Q)
 SMALL = tuple(
-    replace(workload, name=f"{workload.name}-196", width=TRAINED_SIDE, height=TRAINED_SIDE) for workload in (W1, W7, Q)
+    replace(workload, name=f"{workload.name}-196", width=TRAINED_SIDE, height=TRAINED_SIDE) for workload in LARGE
 )
-NAMED = {workload.name: workload for workload in (W1, W7, Q, *SMALL)}
-USUAL = (W1, W7, Q)
+USUAL = (*LARGE, *SMALL)
+NAMED = {workload.name: workload for workload in USUAL}
 
 
 def grid(

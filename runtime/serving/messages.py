@@ -29,6 +29,7 @@ from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language, Region
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
+from echovlm_edge.runtime.imaging.preprocess import check_image_tokens
 
 NOTICE = "Draft, not reviewed by a clinician."
 
@@ -112,8 +113,21 @@ def sampling(options: pb.GenerationOptions) -> Sampling:
     return Sampling(**given)
 
 
-def image_input(image: pb.Image, number: int, uploaded: MemoryFile | None = None) -> ImageInput:
-    """Convert the call's image at place `number`, counted from 1; `uploaded` is the file that it names.
+def image_tokens(asked: int, info: EngineInfo) -> int | None:
+    """Return the bound on a frame's tokens that a message asks for; None for 0, which asks for none.
+
+    Raises:
+        ImageTokensOutOfRange: the engine cannot read frames at that bound.
+    """
+    if asked:
+        check_image_tokens(asked, *info.image_tokens)
+    return asked or None
+
+
+def image_input(
+    image: pb.Image, number: int, uploaded: MemoryFile | None = None, image_tokens: int | None = None
+) -> ImageInput:
+    """Convert the call's image at place `number`, counted from 1; `uploaded` is the file that it names, `image_tokens` its bound.
 
     Raises:
         InvalidInput: it has both data and an upload, or its `original` does not fit its frames.
@@ -126,7 +140,7 @@ def image_input(image: pb.Image, number: int, uploaded: MemoryFile | None = None
     indices = range(len(original.numbers)) if original else image.frames.indices.index
     selection = FrameSelection(tuple(indices), 0 if original else image.frames.evenly_spaced)
     data = image.data if uploaded is None else uploaded
-    return ImageInput(data, image.media_type, name, selection, not image.keep_whole_frame, original)
+    return ImageInput(data, image.media_type, name, selection, not image.keep_whole_frame, original, image_tokens)
 
 
 def _original(image: pb.Image, name: str) -> OriginalFrames | None:
@@ -219,6 +233,8 @@ def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> p
             max_images=limits.images,
             max_prompt_characters=limits.prompt_characters,
             max_upload_bytes=max_upload_bytes,
+            min_image_tokens=info.image_tokens[0],
+            max_image_tokens=info.image_tokens[1],
         ),
         languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
         regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],

@@ -145,16 +145,17 @@ class ReportService:
 
     def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
         seconds = self._studies.limits.expires_after_seconds
-        yield pb.Study(id=self._studies.begin(call.client), expires_after_seconds=seconds)
+        bound = messages.image_tokens(request.image_tokens, self._engine.info)
+        yield pb.Study(id=self._studies.begin(call.client, bound), expires_after_seconds=seconds)
 
     def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
         with self.admission.place(call.client, request.ByteSize()), self._study_in_use(call.client, request.study):
             self._limits.check("", [request.image])
             study, mixed = request.study, request.allow_mixed_studies
-            before = self._studies.pictures(call.client, study)
+            before, bound = self._studies.pictures(call.client, study), self._studies.image_tokens(call.client, study)
             asker = Asker(call.client.name, stopped=call.gone.is_set)
             with ExitStack() as in_use:
-                image = self._image(request.image, 1, call.client, in_use)
+                image = self._image(request.image, 1, call.client, in_use, bound)
                 del request  # `image` is a copy of what is needed of it
                 try:
                     frames = self._engine.read_image(image, before, asker, mixed)
@@ -218,14 +219,14 @@ class ReportService:
     def _request(
         self, task: Task, text: str, asked: GenerateRequest, client: Client, in_use: ExitStack
     ) -> GenerationRequest:
-        options = asked.options
+        options, bound = asked.options, self._bound(asked, client)
         frames = self._studies.frames(client, asked.study) if asked.study else ()
         if asked.study and task is not Task.QUESTION and not (frames or asked.images):
             raise InvalidInput("The study has no image yet: add one first.")
         count = len(frames) + len(asked.images)
         return GenerationRequest(
             prompt_for(task, text, count, messages.language(options), messages.region(options)),
-            tuple(self._image(image, number, client, in_use) for number, image in enumerate(asked.images, 1)),
+            tuple(self._image(image, number, client, in_use, bound) for number, image in enumerate(asked.images, 1)),
             messages.sampling(options),
             frames,
             messages.priority(options),
@@ -234,11 +235,25 @@ class ReportService:
             allow_mixed_studies=options.allow_mixed_studies,
         )
 
+    def _bound(self, asked: GenerateRequest, client: Client) -> int | None:
+        """Return the bound on a frame's tokens in a call; one about a study has the study's."""
+        bound = messages.image_tokens(asked.image_tokens, self._engine.info)
+        if not asked.study:
+            return bound
+        of_study = self._studies.image_tokens(client, asked.study)
+        if bound not in (None, of_study):
+            raise InvalidInput(
+                f"image_tokens {bound:,} is not the study's bound: leave it out, or begin a study with that bound."
+            )
+        return of_study
+
     def _study_in_use(self, client: Client, study: str) -> AbstractContextManager[None]:
         """Hold a call's study, if it names one, for as long as the call works."""
         return self._studies.use(client, study) if study else nullcontext()
 
-    def _image(self, image: pb.Image, number: int, client: Client, in_use: ExitStack) -> ImageInput:
+    def _image(
+        self, image: pb.Image, number: int, client: Client, in_use: ExitStack, image_tokens: int | None
+    ) -> ImageInput:
         """Convert an image of a call; the upload that it names stays in use until `in_use` is closed."""
         uploaded = in_use.enter_context(self.uploads.use(client, image.upload)) if image.upload else None
-        return messages.image_input(image, number, uploaded)
+        return messages.image_input(image, number, uploaded, image_tokens)

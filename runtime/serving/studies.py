@@ -75,6 +75,7 @@ class _Study:
     listed_as: str  # its id in lists, which is no secret
     begun: float
     used: float
+    image_tokens: int | None = None  # most of a frame, see `ImageInput`
     calls: int = 0  # in progress
     images: dict[int, tuple[Frame, ...]] = field(default_factory=dict)
     numbers: int = 0
@@ -120,8 +121,10 @@ class Studies:
         self._background = ThreadPoolExecutor(4, thread_name_prefix="study")
         self._closed = False
 
-    def begin(self, client: Client) -> str:
+    def begin(self, client: Client, image_tokens: int | None = None) -> str:
         """Open a study; returns its id. If the client has as many as it may have, its longest unused one is ended.
+
+        `image_tokens` bounds the tokens of its frames; None leaves that to the engine.
 
         Raises:
             Busy: as many studies are open as there may be, of all clients or of this one.
@@ -140,7 +143,8 @@ class Studies:
             if len(self._open) >= self.limits.max_studies:
                 raise Busy(f"{len(self._open)} studies are open, the maximum: try again later.", RETRY_SECONDS)
             name, now = self._home + secrets.token_urlsafe(18), self._clock()
-            self._open[name] = _Study(client.name, client.scope, self._home + secrets.token_urlsafe(9), now, now)
+            listed_as = self._home + secrets.token_urlsafe(9)
+            self._open[name] = _Study(client.name, client.scope, listed_as, now, now, image_tokens)
             return name
 
     def most(self, client: Client) -> int:
@@ -235,6 +239,15 @@ class Studies:
         """
         with self._lock:
             return self._find(client, name).frames()
+
+    def image_tokens(self, client: Client, name: str) -> int | None:
+        """Return the bound that the study was begun with.
+
+        Raises:
+            NotFound: no such study.
+        """
+        with self._lock:
+            return self._find(client, name).image_tokens
 
     def withdraw(self, client: Client, name: str, number: int) -> None:
         """Remove an image from the study.

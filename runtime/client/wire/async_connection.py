@@ -29,7 +29,7 @@ from echovlm_edge.runtime.client.wire.connection import FORGET_SECONDS, request_
 from echovlm_edge.runtime.client.wire.connection_fault import connection_fault
 from echovlm_edge.runtime.client.wire.credentials import PLAIN, Credentials, channel_options
 from echovlm_edge.runtime.client.wire.refusals import error_of, is_stated
-from echovlm_edge.runtime.client.wire.requests import ReportRequest, message_of
+from echovlm_edge.runtime.client.wire.requests import ReportRequest, begin_message, message_of
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
 
@@ -88,9 +88,9 @@ class AsyncConnection:
                     call.cancel()
                 await asyncio.sleep(pause)
 
-    async def begin_study(self, timeout: float | None = None) -> str:
-        """Open a study; returns its id."""
-        return str((await self._ask("BeginStudy", pb.BeginStudyRequest(), Deadline(timeout))).id)
+    async def begin_study(self, timeout: float | None = None, image_tokens: int | None = None) -> str:
+        """Open a study; returns its id. `image_tokens` bounds its frames."""
+        return str((await self._ask("BeginStudy", begin_message(image_tokens), Deadline(timeout))).id)
 
     async def add_image(
         self,

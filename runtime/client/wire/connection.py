@@ -33,7 +33,7 @@ from echovlm_edge.runtime.client.wire.attempts import ONCE, Attempts, Deadline, 
 from echovlm_edge.runtime.client.wire.connection_fault import connection_fault
 from echovlm_edge.runtime.client.wire.credentials import PLAIN, Credentials, channel_options
 from echovlm_edge.runtime.client.wire.refusals import error_of, is_stated, no_answer
-from echovlm_edge.runtime.client.wire.requests import ReportRequest, message_of
+from echovlm_edge.runtime.client.wire.requests import ReportRequest, begin_message, message_of
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.statuses import REQUEST_ID
@@ -140,9 +140,9 @@ class Connection:
                     call.cancel()
                 sleep(pause)
 
-    def begin_study(self, timeout: float | None = None) -> str:
-        """Open a study, whose images are read before the question about them; returns its id."""
-        return str(self._ask(self._stub.BeginStudy, pb.BeginStudyRequest(), Deadline(timeout)).id)
+    def begin_study(self, timeout: float | None = None, image_tokens: int | None = None) -> str:
+        """Open a study, whose images are read before the question about them; returns its id. `image_tokens` bounds its frames."""
+        return str(self._ask(self._stub.BeginStudy, begin_message(image_tokens), Deadline(timeout)).id)
 
     def add_image(
         self,

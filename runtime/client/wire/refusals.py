@@ -10,6 +10,7 @@ import grpc
 
 from echovlm_edge.runtime.contracts.errors import (
     DeadlineExceeded,
+    ImageTokensOutOfRange,
     InvalidInput,
     NotFound,
     NotOffered,
@@ -25,10 +26,15 @@ from echovlm_edge.runtime.contracts.statuses import CODES, REASONS, reason_of, r
 
 OUT_OF_TIME = "The server did not finish within the time given: allow more with --timeout (timeout=)."
 
-_REASON_ONLY = (UnusableNumbers, StudyReplaced)  # kinds that share their status code with another
+_REASON_ONLY = (
+    UnusableNumbers,
+    StudyReplaced,
+    ImageTokensOutOfRange,
+)  # kinds that share their status code with another
 _CODE_REASONS = {CODES[kind]: reason for kind, reason in REASONS.items() if kind not in _REASON_ONLY}
 _PLAIN: dict[str, type[UserError]] = {
     "INVALID_INPUT": InvalidInput,
+    "IMAGE_TOKENS_OUT_OF_RANGE": ImageTokensOutOfRange,
     "NOT_POSSIBLE_HERE": NotPossibleHere,
     "NOT_FOUND": NotFound,
     "STUDY_REPLACED": StudyReplaced,

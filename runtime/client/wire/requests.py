@@ -28,6 +28,7 @@ class ReportRequest:
         study: an open study's id, whose images come before `images`.
         priority: interactive calls go before batch calls.
         allow_mixed_studies: accept images of several studies of one patient.
+        image_tokens: most visual tokens of a frame; None: the server's bound, or the study's.
     """
 
     task: Task = Task.REPORT
@@ -40,6 +41,7 @@ class ReportRequest:
     study: str = field(default="", repr=False)
     priority: Priority = Priority.INTERACTIVE
     allow_mixed_studies: bool = False
+    image_tokens: int | None = None
 
 
 def message_of(request: ReportRequest) -> tuple[str, Any]:
@@ -48,18 +50,27 @@ def message_of(request: ReportRequest) -> tuple[str, Any]:
     Raises:
         InvalidInput: a number does not fit in the message.
     """
-    options = _options(request)
+    common: dict[str, Any] = {
+        "options": _options(request),
+        "study": request.study,
+        "image_tokens": number_within("image_tokens", request.image_tokens or 0),
+    }
     match request.task:
         case Task.REPORT:
-            return "GenerateReport", pb.GenerateReportRequest(
-                prompt=request.prompt, options=options, study=request.study
-            )
+            return "GenerateReport", pb.GenerateReportRequest(prompt=request.prompt, **common)
         case Task.DIAGNOSIS:
-            return "Diagnose", pb.DiagnoseRequest(prompt=request.prompt, options=options, study=request.study)
+            return "Diagnose", pb.DiagnoseRequest(prompt=request.prompt, **common)
         case Task.QUESTION:
-            return "AnswerQuestion", pb.AnswerQuestionRequest(
-                question=request.prompt, options=options, study=request.study
-            )
+            return "AnswerQuestion", pb.AnswerQuestionRequest(question=request.prompt, **common)
+
+
+def begin_message(image_tokens: int | None) -> pb.BeginStudyRequest:
+    """Return the message that begins a study whose frames take at most so many tokens; None for the server's bound.
+
+    Raises:
+        InvalidInput: the number does not fit in the message.
+    """
+    return pb.BeginStudyRequest(image_tokens=number_within("image_tokens", image_tokens or 0))
 
 
 def _options(request: ReportRequest) -> pb.GenerationOptions:

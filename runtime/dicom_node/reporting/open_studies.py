@@ -31,9 +31,9 @@ class AtServer:
 class OpenStudies:
     """What the server holds is only a copy of the spool. Threads may share it, one for each study."""
 
-    def __init__(self, client: ReportClient, most: int, call_seconds: float) -> None:
-        """Open at most `most` studies at a server; a call may take `call_seconds`."""
-        self._client, self._most, self._call_seconds = client, most, call_seconds
+    def __init__(self, client: ReportClient, most: int, call_seconds: float, image_tokens: int | None = None) -> None:
+        """Open at most `most` studies at a server; a call may take `call_seconds`, and `image_tokens` bounds the studies' frames."""
+        self._client, self._most, self._call_seconds, self._image_tokens = client, most, call_seconds, image_tokens
         self._open: dict[int, AtServer] = {}
         self._allowed: int | None = None
 
@@ -57,7 +57,8 @@ class OpenStudies:
         if self._allowed is None:
             with suppress(NotOffered):  # by a department's server, or an older one
                 self._allowed = connection.list_studies(self._call_seconds).max_studies
-        opened = AtServer(Study(connection, connection.begin_study(self._call_seconds)), study.version)
+        begun = connection.begin_study(self._call_seconds, self._image_tokens)
+        opened = AtServer(Study(connection, begun), study.version)
         self._open[study.id] = opened
         for instance in shown():
             opened.stills[instance.id] = self.add(opened, instance).number

@@ -61,6 +61,7 @@ class ReportOptions:
         open_studies: that may be open at the server at once.
         call_seconds: for a call to the server.
         destinations: who gets which document: a kind and the destination's name.
+        image_tokens: most visual tokens of a frame; None for the server's bound.
     """
 
     pictures: int = 16
@@ -73,6 +74,7 @@ class ReportOptions:
     open_studies: int = 16
     call_seconds: float = 1800.0
     destinations: tuple[tuple[str, str], ...] = ()
+    image_tokens: int | None = None
 
 
 class StudyWorker:
@@ -85,7 +87,7 @@ class StudyWorker:
     def __init__(self, spool: Spool, client: ReportClient, options: ReportOptions, documents: DocumentMaker) -> None:
         """Work on the studies of a spool with a server."""
         self._spool, self._client, self._options, self._documents = spool, client, options, documents
-        self.open_studies = OpenStudies(client, options.open_studies, options.call_seconds)
+        self.open_studies = OpenStudies(client, options.open_studies, options.call_seconds, options.image_tokens)
         self._tries: dict[int, int] = {}
         self._limits: SelectionLimits | None = None
 

@@ -52,7 +52,7 @@ class InProcess:
     def facts(self) -> ModelFacts:
         """Return the loaded bundle's facts."""
         info = self.engine.info
-        return ModelFacts(info.model, info.bundle_id, info.target, info.precision)
+        return ModelFacts(info.model, info.bundle_id, info.target, info.precision, info.image_tokens[1])
 
     def calibration_pictures(self) -> frozenset[str]:
         """Return hashes of the pictures that the loaded bundle was calibrated with."""
@@ -74,16 +74,19 @@ class Remote:
         connection: to the server.
         where: its address.
         timeout: seconds for a call, its retries included; None for no limit.
+        image_tokens: most visual tokens of a frame; None for the server's bound.
     """
 
     connection: Connection
     where: str
     timeout: float | None = None
+    image_tokens: int | None = None
 
     def facts(self) -> ModelFacts:
         """Return the loaded bundle's facts."""
         info = self.connection.model_info()
-        return ModelFacts(info.model, info.bundle_id, info.target, info.precision)
+        bound = self.image_tokens or info.limits.max_image_tokens or None
+        return ModelFacts(info.model, info.bundle_id, info.target, info.precision, bound)
 
     def calibration_pictures(self) -> frozenset[str]:
         """Return hashes of the pictures that the loaded bundle was calibrated with; a server before this field names none."""
@@ -92,7 +95,14 @@ class Remote:
     def ask(self, row: Row, sampling: Sampling) -> Answer:
         """Ask a row's question about its pictures."""
         pictures = [ImagePath(path, name=path.name) for path in row.pictures]
-        request = ReportRequest(Task.QUESTION, pictures, row.question, sampling=sampling, priority=Priority.BATCH)
+        request = ReportRequest(
+            Task.QUESTION,
+            pictures,
+            row.question,
+            sampling=sampling,
+            priority=Priority.BATCH,
+            image_tokens=self.image_tokens,
+        )
         result: pb.Result | None = None
         for event in self.connection.generate(request, self.timeout):
             if event.WhichOneof("event") == "result":

@@ -134,6 +134,7 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
             parked_bytes=chosen.parked_mb << 20,
             turn_seconds=chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
             ignore_stop=chosen.debug_ignore_stop,
+            image_tokens=chosen.image_tokens,
         )
         return ReportEngine.open(
             chosen.bundle,

@@ -41,6 +41,9 @@ class ServeSettings(settings.CommandSettings):
     max_sequence: int | None = option(
         None, "context length in tokens, if less than the bundle's; saves memory", "N", ge=1
     )
+    image_tokens: int | None = option(
+        None, "visual tokens of a frame at most, if fewer than the bundle's; larger frames are scaled down", "N", ge=1
+    )
     max_message_mb: int = option(64, "maximum size of a request", "N", ge=1, le=2047)  # gRPC's limit is an int32
     grace: float = option(
         10.0, "time that running calls have to finish when the server stops", "SECONDS", ge=0, le=3600

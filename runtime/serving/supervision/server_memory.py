@@ -87,7 +87,8 @@ def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     else:
         times = WEIGHT_TIMES.get((shape.native, shape.precision), 1.0)
         yield Item("weights", int(times * shape.weights) + shape.embedding, "", When.START)
-    yield Item("activations", activation_bytes(shape, length), "--max-sequence", When.USED, shape.place)
+    activations = activation_bytes(shape, length, settings.image_tokens)
+    yield Item("activations", activations, "--max-sequence, --image-tokens", When.USED, shape.place)
     if not shape.on_gpu:
         cache = shape.cache_bytes(length)
         yield Item("KV caches", slots * cache, "--slots, --max-sequence", When.USED)
