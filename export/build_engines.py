@@ -202,7 +202,7 @@ def write_graphs(
     return Manifest(
         format=FORMAT,
         bundle_id=bundle_id((*files, *(file for part in parts for file in part.files))),
-        source=Source(planned.name, sha256(), planned.checkpoint.read_json("config.json")),
+        source=Source(planned.name, sha256(), planned.checkpoint.read_json("config.json"), planned.adapter),
         target=options.target,
         precision=options.precision,
         block_size=options.block_size,
@@ -225,7 +225,8 @@ def show_plan(options: BuildOptions, console: Console) -> None:
     with Progress(console) as progress:
         checkpoint = open_checkpoint(options, progress)
         planned = plan(options, checkpoint, sketched_parts)
-    title = f"{planned.name}: {options.precision} for {options.target}, in {options.output}"
+    adapted = f" with the adapter {planned.adapter.name}" if planned.adapter else ""
+    title = f"{planned.name}{adapted}: {options.precision} for {options.target}, in {options.output}"
     settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
     print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine, Console())
     if options.calibration:
@@ -237,6 +238,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     targets = "; ".join(f"{name}: {target.summary}" for name, target in TARGETS.items())
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="folder in the published layout")
+    add(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="folder of a LoRA, rsLoRA or DoRA adapter as PEFT saves it, which is merged into the weights",
+    )
     add("--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     add("--replace", action="store_true", help="put the new bundle in the place of one that is at --output already")
     add(
@@ -376,6 +383,7 @@ def run(arguments: argparse.Namespace) -> int:
             spell_out=arguments.spell_out,
             calibration=_calibration(arguments),
             image_tokens=arguments.image_tokens,
+            adapter=arguments.adapter,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

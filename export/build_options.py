@@ -82,6 +82,7 @@ class BuildOptions:
     spell_out: bool = False
     calibration: CalibrationOptions | None = None
     image_tokens: int | None = None
+    adapter: Path | None = None
     mixed: Mapping[str, Precision] = field(
         default_factory=dict
     )  # of the decoder's parameters that differ from `precision`

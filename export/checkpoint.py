@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from echovlm_edge.export.adapter import Adapter
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
@@ -37,14 +38,15 @@ class Checkpoint:
             surplus or of a wrong shape; the sentence names it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the folder `path` and check it."""
+    def __init__(self, path: Path, adapter: Path | None = None) -> None:
+        """Open the folder `path` and check it; the adapter of a second folder is merged into what is read."""
         if not path.is_dir():
             raise NotPossibleHere(f"There is no checkpoint folder {path}: give the folder that holds config.json.")
         self.path = path
         self.config = EchoVLMConfig.from_json(self.read_json("config.json"), str(path / "config.json"))
         self.tensors = dict(self._headers())
         self._check_tensors()
+        self.adapter = Adapter.open(adapter, self._adaptable()) if adapter else None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Parse one of the folder's JSON files, which must be there."""
@@ -62,7 +64,13 @@ class Checkpoint:
         return parsed
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """Read one tensor, or some of its rows, from its shard, in its stored dtype."""
+        """Read one tensor, or some of its rows: in its stored dtype, or where an adapter changes it, merged in float32."""
+        if self.adapter is None:
+            return self._stored(name, rows)
+        replaced = self.adapter.replaced(name, rows)
+        return self.adapter.merged(name, self._stored(name, rows) if replaced is None else replaced, rows)
+
+    def _stored(self, name: str, rows: slice | None) -> torch.Tensor:
         shard = self.path / self.tensors[name].shard
         try:
             with safe_open(shard, framework="pt") as file:
@@ -85,10 +93,11 @@ class Checkpoint:
         return digest.hexdigest()
 
     def identity(self) -> str:
-        """Identify the checkpoint's contents without reading a weight: its layout, and its shards' sizes and times."""
+        """Identify what is read without reading a weight: the layout, the shards' sizes and times, and the adapter's hash."""
         stats = {name: (self.path / name).stat() for name in self.files()[1:]}
         files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
-        return hashlib.sha256(json.dumps([self.layout_sha256(), files]).encode()).hexdigest()
+        adapter = [self.adapter.source.sha256] if self.adapter else []
+        return hashlib.sha256(json.dumps([self.layout_sha256(), files, *adapter]).encode()).hexdigest()
 
     def chat_template(self) -> str:
         """Read the Jinja chat template from chat_template.json, chat_template.jinja, or the tokenizer's config."""
@@ -144,6 +153,11 @@ class Checkpoint:
                     raise NotPossibleHere(
                         f"The checkpoint's shard {path} is truncated or damaged ({error}): copy it again."
                     ) from None
+
+    def _adaptable(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors that an adapter can change; a tied embedding is two layers' at once."""
+        tied = {"lm_head.weight", "model.embed_tokens.weight"} if self.config.decoder.tie_word_embeddings else set()
+        return {name: info.shape for name, info in self.tensors.items() if name not in tied}
 
     def _check_tensors(self) -> None:
         expected = expected_tensors(self.config)

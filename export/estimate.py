@@ -24,7 +24,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
-from echovlm_edge.runtime.profiling.workloads import LARGE, NAMED, USUAL, Workload
+from echovlm_edge.runtime.profiling.workloads import LARGE, NAMED, SMALL, USUAL, Workload
 
 COMPARED = 4096  # the context whose memory is compared
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -74,7 +74,7 @@ class Estimate:
         return min(self.memory_gb.values()) <= self.usable_gb
 
 
-def estimate(roofline: Roofline, precision: str, workloads: Sequence[Workload] = USUAL) -> Estimate:
+def estimate(roofline: Roofline, precision: str, workloads: Sequence[Workload] = LARGE) -> Estimate:
     """Estimate each workload, and the memory by context.
 
     Raises:
@@ -175,13 +175,13 @@ def _foot(reached: Reached) -> str:
     )
 
 
-def compare(found: list[Estimate], console: Console, workloads: Sequence[Workload] = LARGE) -> None:
-    """Print one row for each target, and in it these workloads."""
-    shown = {workload.name for workload in workloads}
+def compare(found: list[Estimate], console: Console, left_out: Sequence[Workload] = ()) -> None:
+    """Print one row for each target; not of the workloads `left_out`, for which it has no room."""
+    hidden = {workload.name for workload in left_out}
     table = new_table(
         f"{ESTIMATE}: first token, s / tokens a second",
         names("target"),
-        *(figures(outcome.workload) for outcome in found[0].outcomes if outcome.workload in shown),
+        *(figures(outcome.workload) for outcome in found[0].outcomes if outcome.workload not in hidden),
         figures("GB at\n4,096"),
         figures("of"),
     )
@@ -189,7 +189,7 @@ def compare(found: list[Estimate], console: Console, workloads: Sequence[Workloa
         cells = [
             f"{outcome.first_token_seconds:.2f} / {outcome.tokens_per_second:.1f}"
             for outcome in each.outcomes
-            if outcome.workload in shown
+            if outcome.workload not in hidden
         ]
         cells = cells if each.fits else ["does not fit"] + [""] * (len(cells) - 1)
         size = each.memory_gb.get(COMPARED, max(each.memory_gb.values()))
@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         for each in found:
             show(each, console)
         if len(found) > 1:
-            compare(found, console, workloads if options.workload else LARGE)
+            compare(found, console, () if options.workload else SMALL)
         if options.json:
             content = {"note": ESTIMATE, "estimates": [asdict(each) for each in found]}
             options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")

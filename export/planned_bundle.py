@@ -20,7 +20,14 @@ from echovlm_edge.export.targets import Target
 from echovlm_edge.export.weight_file import WeightFile, lay_out
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Widths
 from echovlm_edge.runtime.bundle.cost_model import cache_token_bytes
-from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, EmbeddingSpec, Limits, ModelSpec, on_gpu
+from echovlm_edge.runtime.bundle.manifest import (
+    TOKEN_EMBEDDING,
+    AdapterSource,
+    EmbeddingSpec,
+    Limits,
+    ModelSpec,
+    on_gpu,
+)
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
 MakeGraphs = Callable[
@@ -49,6 +56,11 @@ class PlannedBundle:
     limits: Limits
     parts: list[LoweredPart]
     embedding: WeightFile
+
+    @property
+    def adapter(self) -> AdapterSource | None:
+        """Return the adapter that is merged into the weights, if any."""
+        return self.checkpoint.adapter.source if self.checkpoint.adapter else None
 
     @property
     def files(self) -> list[WeightFile]:
@@ -101,7 +113,7 @@ def open_checkpoint(options: BuildOptions, progress: Progress) -> Checkpoint:
     if options.device_plugin:
         check_plugin(options.device_plugin)
     with progress.stage("Reading the checkpoint"):
-        checkpoint = Checkpoint(options.checkpoint)
+        checkpoint = Checkpoint(options.checkpoint, options.adapter)
         options.limits(checkpoint.config)
         options.preprocess(checkpoint)
     return checkpoint

@@ -57,6 +57,8 @@ def print_summary(manifest: Manifest, output: Path, warning: str, console: Conso
             _say(console, line)
     for note in filter(None, (warning, *_notes(manifest))):
         console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+    if adapter := manifest.source.adapter:
+        _say(console, f"The {adapter.kind} adapter {adapter.name} ({adapter.sha256[:12]}) is merged into the weights.")
     if manifest.calibration:
         _say(console, _calibrated(manifest.calibration))
     _say(console, "")

@@ -164,6 +164,21 @@ class Footprint:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class AdapterSource:
+    """The adapter that was merged into a bundle's weights.
+
+    Attributes:
+        name: of its folder.
+        kind: how it changes weights.
+        sha256: what `sha256sum adapter_config.json adapter_model.safetensors | sha256sum` prints in its folder.
+    """
+
+    name: str
+    kind: Literal["LoRA", "rsLoRA", "DoRA"]
+    sha256: str
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Source:
     """The checkpoint that a bundle was built from.
 
@@ -172,11 +187,13 @@ class Source:
         sha256: of its config.json and weights, as `sha256sum config.json model*.safetensors | sha256sum` prints it; in
             older bundles, of its config and its tensors' shapes only.
         config: its config.json.
+        adapter: that was merged into its weights, if any.
     """
 
     name: str
     sha256: str
     config: dict[str, Any] = field(default_factory=dict)
+    adapter: AdapterSource | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -14,7 +14,7 @@ from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.calibration_pictures import calibration_pictures
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
-from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Manifest, reading
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, AdapterSource, Bundle, Manifest, reading
 from echovlm_edge.runtime.contracts.errors import (
     ImageTokensOutOfRange,
     InvalidInput,
@@ -109,9 +109,11 @@ class EngineInfo:
     precision: str
     max_sequence: int
     max_pixels: int  # of one frame after resizing; larger frames are scaled down
-    image_tokens: tuple[int, int] = (1, 1)  # the least and the largest bound of a frame that a request may ask for
     # Hashes of the pictures that its weights were rounded with.
     calibration_pictures: frozenset[str] = field(default=frozenset(), repr=False)
+    adapter: AdapterSource | None = None
+    # The least and the largest bound on a frame's tokens that a request may ask for.
+    image_tokens: tuple[int, int] = (1, 1)
 
 
 class ReportEngine:
@@ -165,6 +167,7 @@ class ReportEngine:
             max_sequence=slots[0].max_sequence,
             max_pixels=self.settings.max_pixels,
             calibration_pictures=calibration_pictures(bundle),
+            adapter=manifest.source.adapter,
             image_tokens=self.settings.image_tokens,
         )
 

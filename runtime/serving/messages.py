@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import cast
 
@@ -240,4 +240,5 @@ def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> p
         regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],
         version=version("echovlm-edge"),
         calibration_pictures=sorted(info.calibration_pictures),
+        adapter=pb.Adapter(**asdict(info.adapter)) if info.adapter else None,
     )

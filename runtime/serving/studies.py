@@ -122,9 +122,9 @@ class Studies:
         self._closed = False
 
     def begin(self, client: Client, image_tokens: int | None = None) -> str:
-        """Open a study; returns its id. If the client has as many as it may have, its longest unused one is ended.
+        """Open a study whose frames are bounded by `image_tokens`; returns its id.
 
-        `image_tokens` bounds the tokens of its frames; None leaves that to the engine.
+        If the client has as many as it may have, its longest unused one is ended.
 
         Raises:
             Busy: as many studies are open as there may be, of all clients or of this one.
@@ -241,11 +241,7 @@ class Studies:
             return self._find(client, name).frames()
 
     def image_tokens(self, client: Client, name: str) -> int | None:
-        """Return the bound that the study was begun with.
-
-        Raises:
-            NotFound: no such study.
-        """
+        """Return the bound that the study was begun with; raises NotFound if there is no such study."""
         with self._lock:
             return self._find(client, name).image_tokens
 
