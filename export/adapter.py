@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ _LOW_RANK = re.compile(rf"(?P<module>.+)\.(?P<kind>{'|'.join(KINDS)})(\.weight)?
 KNOWN = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
-    "lora_dropout", "lora_dtype", "megatron_core", "modules_to_save", "peft_type", "peft_version",
-    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
+    "lora_dropout", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "megatron_core", "modules_to_save", "peft_type",
+    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
     "use_rslora",
 }  # fmt: skip
 # Others, such as pissa, change the base model's weights when training begins.
@@ -189,15 +189,24 @@ def _assigned(
             modules.setdefault(low_rank["module"], {})[low_rank["kind"]] = name
         else:
             _check_shape(path, name, found[name], shapes[target], target)
+            _refuse_second(path, name, target, whole)
             whole[target] = name
     changes: dict[str, LowRank] = {}
     for module, kinds in modules.items():
         target = known[plain_name(f"{module}.weight")]
+        _refuse_second(path, min(kinds.values()), target, changes)
         changes[target] = _change(path, config, module, kinds, found)
         _check_shapes(path, changes[target], found, shapes[target], target)
     if not changes and not whole:
         raise NotPossibleHere(f"The adapter {path} has no tensors: copy it again.")
     return changes, whole
+
+
+def _refuse_second(path: Path, name: str, target: str, others: Container[str]) -> None:
+    if target in others:
+        raise NotPossibleHere(
+            f"Tensor {name} of the adapter {path} changes {target} a second time: copy the adapter again."
+        )
 
 
 def _change(
@@ -211,10 +220,14 @@ def _change(
         )
     rank = _of_pattern(config, "rank_pattern", module, config.get("r"))
     alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
-    there = found[named["a"]][0]
-    if there != rank:
+    if not all(isinstance(number, int | float) and number > 0 for number in (rank, alpha)):
         raise NotPossibleHere(
-            f"Tensor {named['a']} of the adapter {path} has rank {there}, and its {CONFIG} says {rank}: the two do not belong together."
+            f"{path / CONFIG} has rank {rank} and lora_alpha {alpha} for {module}: give numbers above 0."
+        )
+    if (there := next(iter(found[named["a"]]), 0)) != rank:
+        raise NotPossibleHere(
+            f"Tensor {named['a']} of the adapter {path} has rank {there}, and its {CONFIG} says {rank}: the two do not belong "
+            "together."
         )
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LowRank(named["a"], named["b"], scaling, "lora_embedding_A" in kinds, named.get("magnitude"))
@@ -224,7 +237,12 @@ def _of_pattern(config: Mapping[str, Any], name: str, module: str, otherwise: An
     """Return a module's own rank or alpha: that of the first pattern that its name ends with, as PEFT matches them."""
     own = module.removeprefix("base_model.model.")
     patterns = config.get(name) or {}
-    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", own)), otherwise)
+    try:
+        return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", own)), otherwise)
+    except (re.error, AttributeError):
+        raise NotPossibleHere(
+            f"The adapter's {CONFIG} has a {name} that is no regular expressions: correct it."
+        ) from None
 
 
 def _check_shapes(

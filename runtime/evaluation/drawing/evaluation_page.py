@@ -125,7 +125,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
     model = settings.model
     return {
         "model": f"{model.model}, {model.precision} for {model.target} ({model.bundle_id[:12]})",
-        "pictures": f"at most {model.image_tokens:,} tokens each" if model.image_tokens else "",
+        **({"pictures": f"at most {model.image_tokens:,} tokens each"} if model.image_tokens else {}),
         "asked": f"{evaluation.created}, {evaluation.where}",
         "data": ", ".join(evaluation.data),
         "generation": f"at most {settings.max_new_tokens:,} tokens, temperature {settings.temperature:g}, top-k {settings.top_k}, top-p "
