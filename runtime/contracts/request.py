@@ -286,8 +286,25 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: what was asked about images, which come before the text, and the model's reply.
+
+    Attributes:
+        prompt: the text.
+        images: encoded files.
+        frames: pictures that were read already, a study's (see `ReportEngine.read_image`); they come before `images`.
+        reply: the text that answered it; empty for the present turn.
+    """
+
+    prompt: str = field(repr=False)
+    images: tuple[ImageInput, ...] = ()
+    frames: tuple[Frame, ...] = ()
+    reply: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
-    """Images and a prompt, as one user turn. Images come before the text, as the model was trained.
+    """Images and a prompt, as one user turn, and the turns before it. Images come before the text, as the model was trained.
 
     Attributes:
         prompt: the text.
@@ -299,6 +316,8 @@ class GenerationRequest:
         scope: what is cached for this request is reused only by requests of the same scope.
         came: when the call arrived, by time.perf_counter; None: when the engine gets it.
         allow_mixed_studies: images of several studies of one patient are taken; of two patients they never are.
+        system: the system prompt; empty for the chat template's own.
+        earlier: the turns before this one, the first one first.
     """
 
     prompt: str = field(repr=False)
@@ -310,6 +329,13 @@ class GenerationRequest:
     scope: str = ""
     came: float | None = None
     allow_mixed_studies: bool = False
+    system: str = field(default="", repr=False)
+    earlier: tuple[Turn, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns, the present one last."""
+        return (*self.earlier, Turn(self.prompt, self.images, self.frames))
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ class Generation:
         priority: its scheduling priority.
         client: the client whose share of the decoder it uses.
         scope: who may reuse its cached keys and values.
+        continued: names the prefixes of the prompt followed by these written tokens, as `blocks` does, so that a later turn finds
+            them; None to cache nothing of what is written.
         outbox: its progress, which ends with a `Written` whose `finish` is set, with `Left`, or with an exception.
     """
 
@@ -119,6 +121,7 @@ class Generation:
     client: str = ""
     scope: str = ""
     outbox: Outbox = field(default_factory=Outbox)
+    continued: Callable[[Sequence[int]], Sequence[bytes]] | None = field(default=None, repr=False)
 
     @property
     def lasting(self) -> int:

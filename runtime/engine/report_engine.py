@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from echovlm_edge.runtime.backends import Backend, SlotMemory
@@ -42,13 +43,14 @@ from echovlm_edge.runtime.engine.clock import Clock, Untimed
 from echovlm_edge.runtime.engine.encoder import Embedded, Encoder
 from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
+from echovlm_edge.runtime.engine.replies import Replies
 from echovlm_edge.runtime.engine.reuse import ImageStore, PrefixStore, StoreStats, block_names
 from echovlm_edge.runtime.engine.scheduler import Scheduler, SchedulerStats
 from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
 from echovlm_edge.runtime.prompting.detokenize import TokenText
-from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder
+from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder, PromptTurn
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 POLL_SECONDS = 0.05  # between two checks whether the caller is still there
@@ -152,6 +154,7 @@ class ReportEngine:
         self.new_clock: Callable[[], Clock] = Clock
         self._images = ImageStore(options.image_bytes)
         self._prefixes = PrefixStore(options.prefix_bytes, options.spilled_bytes)
+        self._replies = Replies()
         slots = backend.new_slots(options.slot_memory(manifest, max_sequence))
         self._encoder = Encoder(backend, self.settings, spec.vision_head_dim, self._images)
         self._scheduler = Scheduler(
@@ -202,7 +205,7 @@ class ReportEngine:
         Raises:
             InvalidInput: an unreadable image, images that do not belong together, or a prompt longer than the context.
             ImageTokensOutOfRange: an image's bound is above the engine's, or below the model's least.
-            NotPossibleHere: an image that this machine cannot decode.
+            NotPossibleHere: an image that this machine cannot decode, or a conversation that the chat template cannot render.
             NotFound: frames that were read for another bundle.
             Unavailable: the engine was closed, or decoding is not possible now.
         """
@@ -216,16 +219,22 @@ class ReportEngine:
     ) -> Generator[Event, None, None]:
         prompt: Prompt | None = None
         try:
-            frames, asker = list(request.frames), Asker(request.client, request.priority, stopped)
-            if request.images:
+            turns, asker = request.turns, Asker(request.client, request.priority, stopped)
+            files = [image for turn in turns for image in turn.images]
+            if files:
                 yield StageStarted(Stage.DECODE_IMAGES)
-            measured = [self._measure(image, asker, clock) for image in request.images]
-            if measured:
-                refuse_mixed(_origins(frames, request.images, measured), request.allow_mixed_studies)
-            prompt = self._prompt(request.prompt, [*self._grids(frames), *self._measured_grids(measured)])
+            measured = [[self._measure(image, asker, clock) for image in turn.images] for turn in turns]
+            if files:
+                read = [frame for turn in turns for frame in turn.frames]
+                refuse_mixed(_origins(read, files, [*chain(*measured)]), request.allow_mixed_studies)
+            prompt = self._conversation(request, measured)
             clock.lap(Stage.PROMPT)
-            for place, (image, sizes) in enumerate(zip(request.images, measured, strict=True), 1):
-                frames += [replace(frame, image=place) for frame in self._decode(image, sizes, asker, clock)]
+            frames, places = list[Frame](), count(1)
+            for turn, sizes in zip(turns, measured, strict=True):
+                frames += turn.frames
+                for image, size in zip(turn.images, sizes, strict=True):
+                    place = next(places)
+                    frames += [replace(frame, image=place) for frame in self._decode(image, size, asker, clock)]
             asked = self._ask_for_embeddings(frames, request, stopped, clock)
             if any(isinstance(image, Future) for image in asked):
                 yield StageStarted(Stage.VISION)
@@ -316,7 +325,17 @@ class ReportEngine:
         return [replace(frame, image_tokens=image.image_tokens) for frame in frames]
 
     def _prompt(self, text: str, grids: Sequence[Grid]) -> Prompt:
-        prompt = self.prompts.build(text, grids)
+        return self._fitting(self.prompts.build(text, grids))
+
+    def _conversation(self, request: GenerationRequest, measured: Sequence[Sequence[Measured]]) -> Prompt:
+        turns = [
+            PromptTurn(turn.prompt, [*self._grids(turn.frames), *self._measured_grids(sizes)], turn.reply)
+            for turn, sizes in zip(request.turns, measured, strict=True)
+        ]
+        find_reply = partial(self._replies.find, request.scope)
+        return self._fitting(self.prompts.build_conversation(request.system, turns, find_reply))
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
         length, limit = len(prompt.token_ids), self.info.max_sequence
         if length >= limit:
             raise InvalidInput(
@@ -324,6 +343,12 @@ class ReportEngine:
                 f"{limit}: send fewer or smaller images or a shorter text, or build the bundle with --max-sequence."
             )
         return prompt
+
+    def _remember(self, generation: Generation, text: str, tokens: Sequence[int], finish: FinishReason) -> None:
+        """Remember a reply's tokens for the next turn; not those with a special token, which would forge the conversation's structure."""
+        own = tokens[:-1] if finish is FinishReason.STOP else tokens
+        if finish is not FinishReason.CANCELLED and self.prompts.special_ids.isdisjoint(own):
+            self._replies.put(generation.scope, generation.prompt.token_ids, text, own)
 
     def _grids(self, frames: Sequence[Frame]) -> list[Grid]:
         if not all(self._reads_as(frame) for frame in frames):
@@ -363,16 +388,21 @@ class ReportEngine:
         stopped: Callable[[], bool],
         prefill_only: bool = False,
     ) -> Generation:
-        sizes = [(image.identity, len(image.embeddings)) for image in images]
+        name_blocks = partial(
+            block_names, prompt, [(image.identity, len(image.embeddings)) for image in images], request.scope
+        )
+        # Nobody waits for a batch request, so no time and memory are spent on the next one.
+        continued = name_blocks if request.priority is Priority.INTERACTIVE else None
         return Generation(
             prompt,
             partial(prompt_embeddings, self.model.backend, prompt, [image.embeddings for image in images]),
-            block_names(prompt, sizes, request.scope),
+            name_blocks(),
             None if prefill_only else request.sampling,
             stopped,
             request.priority,
             request.client,
             request.scope,
+            continued=continued,
         )
 
     def _follow(self, generation: Generation, clock: Clock, shown: tuple[Picture, ...]) -> Iterator[Event]:
@@ -417,6 +447,7 @@ class ReportEngine:
             text.append(rest)
             clock.lap(Stage.DETOKENIZE)
             yield TextDelta(rest)
+        self._remember(generation, "".join(text), tokens, finish)
         ended_with = _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
         yield replace(ended_with, pictures=shown)
 

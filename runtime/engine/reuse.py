@@ -22,8 +22,10 @@ from echovlm_edge.runtime.resources.fair_memory import FairMemory
 BLOCK = 16
 
 
-def block_names(prompt: Prompt, images: Sequence[tuple[bytes, int]], scope: str) -> tuple[bytes, ...]:
-    """Name each prefix of a prompt that is a whole number of blocks long, the shortest first.
+def block_names(
+    prompt: Prompt, images: Sequence[tuple[bytes, int]], scope: str, written: Sequence[int] = ()
+) -> tuple[bytes, ...]:
+    """Name each prefix of a prompt, and of the tokens written after it, that is a whole number of blocks long, the shortest first.
 
     Two prompts have the same name for a prefix if and only if its tokens and its images' pixels are equal, because these determine its
     keys and values. Each scope has different names. Names are keyed hashes of 128 bits, so that nobody can predict them.
@@ -32,10 +34,11 @@ def block_names(prompt: Prompt, images: Sequence[tuple[bytes, int]], scope: str)
         prompt: the rendered prompt.
         images: each image's `Frame.identity` and number of tokens, in order. The grid need not be hashed: the pixels determine it.
         scope: whose prompt it is.
+        written: tokens after the prompt.
     """
     # [n, 3]: the token's id and 0, 0; at an image's tokens the image token's id, which no text has, and the image's identity.
-    content = np.zeros((len(prompt.token_ids), 3), np.int64)
-    content[:, 0] = prompt.token_ids
+    content = np.zeros((len(prompt.token_ids) + len(written), 3), np.int64)
+    content[:, 0] = np.concatenate((prompt.token_ids, np.asarray(written, np.int64)))
     if images:
         halves = np.frombuffer(b"".join(identity for identity, _ in images), np.int64).reshape(-1, 2)
         content[prompt.image_rows, 1:] = np.repeat(halves, [tokens for _, tokens in images], axis=0)
@@ -99,6 +102,7 @@ class _Prefix:
     names: Sequence[bytes] = field(repr=False)
     scope: str = field(repr=False)
     kept: Kept = field(repr=False)
+    about: bytes = field(default=b"", repr=False)
 
 
 class PrefixStore:
@@ -119,6 +123,7 @@ class PrefixStore:
         self._through: dict[
             bytes, dict[bytes, None]
         ] = {}  # a block's name to the names of the prefixes that contain it
+        self._replies: dict[bytes, bytes] = {}  # by what they are about: the names of the prefixes with a reply
         self._hits = self._misses = 0
 
     def longest(self, names: Sequence[bytes]) -> Kept | None:
@@ -139,11 +144,12 @@ class PrefixStore:
         """Check whether all of these blocks are cached and none has spilled, so that there is nothing to `put`."""
         return not names or any(last in self._near for last in self._through.get(names[-1], ()))
 
-    def put(self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[], Kept]) -> None:
+    def put(self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[], Kept], about: bytes = b"") -> None:
         """Cache the keys and values of the blocks `names`, of `size` bytes, which `copy` makes once there is room for them.
 
         Nothing happens if they are covered already, or `FairMemory` has no room for them. Shorter prefixes that are contained in it are
-        dropped.
+        dropped. Of prefixes that end with a reply, only the newest one about the same images is kept, as each has a copy of these
+        images' keys and values: `about` is the name of the images' last block, empty for all other prefixes.
 
         Raises:
             MemoryError: `copy` found no memory.
@@ -153,6 +159,8 @@ class PrefixStore:
         for name in names:
             if name in self._prefixes:
                 self._forget(name)
+        if about in self._replies:
+            self._forget(self._replies[about])
         for displaced in self._near.add(scope, names[-1], size):
             self._spill(displaced, self._prefixes[displaced])
         try:
@@ -160,7 +168,9 @@ class PrefixStore:
         except BaseException:
             self._near.remove(names[-1])
             raise
-        self._prefixes[names[-1]] = _Prefix(tuple(names), scope, kept)
+        self._prefixes[names[-1]] = _Prefix(tuple(names), scope, kept, about)
+        if about:
+            self._replies[about] = names[-1]
         for name in names:
             self._through.setdefault(name, {})[names[-1]] = None
 
@@ -187,7 +197,10 @@ class PrefixStore:
         self._drop(last)
 
     def _drop(self, last: bytes) -> None:
-        for name in self._prefixes.pop(last).names:
+        prefix = self._prefixes.pop(last)
+        if prefix.about:
+            del self._replies[prefix.about]
+        for name in prefix.names:
             del self._through[name][last]
             if not self._through[name]:
                 del self._through[name]

@@ -337,6 +337,7 @@ class Scheduler:
     def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> None:
         assert sequence.sampler is not None
         sequence.token = sequence.sampler.choose(logits)
+        sequence.written.append(sequence.token)
         sequence.left -= 1
         with self._wake:
             self._waiting.charge(sequence.generation.client, 1)
@@ -346,7 +347,9 @@ class Scheduler:
             finish = FinishReason.STOP
         sequence.generation.outbox.put(Written(sequence.token, started, time.perf_counter() - started, finish))
         if finish:
+            cache = self._table[sequence.slot]
             self._leave(sequence)
+            self._keep_reply(sequence, cache)  # the slot is free then, but still filled
 
     def _pack(self, writing: list[SequenceState]) -> None:
         """Move the decoding sequences into the first slots, and sort `writing` by slot."""
@@ -361,11 +364,21 @@ class Scheduler:
 
     def _keep(self, sequence: SequenceState, tokens: int, cache: SlotCache) -> None:
         """Cache the keys and values of the first `tokens` tokens, in whole blocks, for prompts with the same prefix."""
-        names = sequence.generation.blocks[: tokens // BLOCK]
+        self._put(sequence, sequence.generation.blocks[: tokens // BLOCK], cache)
+
+    def _keep_reply(self, sequence: SequenceState, cache: SlotCache) -> None:
+        """Cache a prompt and what was written after it, for the next turn; the last token has no keys and values yet."""
+        generation = sequence.generation
+        if generation.continued is not None:
+            names = generation.continued(sequence.written[:-1])
+            about = generation.lasting // BLOCK
+            self._put(sequence, names, cache, names[about - 1] if 0 < about <= len(names) else b"")
+
+    def _put(self, sequence: SequenceState, names: Sequence[bytes], cache: SlotCache, about: bytes = b"") -> None:
         tokens = len(names) * BLOCK
         try:
             size = tokens * cache.token_bytes
-            self._prefixes.put(sequence.generation.scope, names, size, lambda: cache.read(tokens))
+            self._prefixes.put(sequence.generation.scope, names, size, lambda: cache.read(tokens), about)
         except MemoryError:
             _log.warning("no memory to keep a prompt's prefix")
 

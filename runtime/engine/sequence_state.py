@@ -25,6 +25,7 @@ class SequenceState:
         token: the id of the last token that it wrote.
         position: that token's M-RoPE position.
         left: how many tokens it may still write.
+        written: the ids of all tokens that it wrote.
     """
 
     generation: Generation
@@ -37,6 +38,7 @@ class SequenceState:
     token: int = field(default=-1, repr=False)
     position: int = -1
     left: int = 0
+    written: list[int] = field(default_factory=list, repr=False)
 
     @property
     def priority(self) -> Priority:

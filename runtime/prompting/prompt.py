@@ -1,10 +1,11 @@
-"""Convert a user's turn to tokens and positions: chat template, image placeholders, M-RoPE positions."""
+"""Convert a conversation to tokens and positions: chat template, image placeholders, M-RoPE positions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -16,6 +17,17 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 
 PROBE = "What is seen?"
 Grid = tuple[int, int, int]  # one image's patches: time, height, width
+# Of all tokens before a reply and its text: the tokens that it was written with, if it is an own one.
+FindReply = Callable[[Sequence[int], str], Sequence[int] | None]
+
+
+@dataclass(frozen=True)
+class PromptTurn:
+    """One turn of a conversation: the grids of its images, its text, and the reply's; the present turn has no reply yet."""
+
+    text: str = field(repr=False)
+    grids: Sequence[Grid] = ()
+    reply: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,68 @@ class PromptBuilder:
             position + len(tokens),
         )
 
+    def build_conversation(self, system: str, turns: Sequence[PromptTurn], find_reply: FindReply) -> Prompt:
+        """Build the prompt of a conversation whose last turn is to be answered.
+
+        A reply of this model's own is in the prompt with the tokens that it was written with, so that what was computed for them can
+        be reused: their text can be tokenized in several ways. Any other reply is tokenized as part of the rendered template.
+
+        Args:
+            system: the system prompt; empty for the template's own.
+            turns: the earlier turns and the present one, at least one.
+            find_reply: returns the tokens of an own reply, by all tokens before it and its text; None for any other text.
+
+        Raises:
+            InvalidInput: a text holds a special token, which could forge the conversation's structure.
+            NotPossibleHere: the template renders no system prompt, or one turn only.
+        """
+        *earlier, present = turns
+        if not (system or earlier):
+            return self.build(present.text, present.grids)
+        for text in (system, *(text for turn in turns for text in (turn.text, turn.reply))):
+            self._refuse_special_tokens(text)
+        if not self._converses:
+            raise NotPossibleHere(
+                "The bundle's chat template renders no system prompt and one turn only: ask each question by itself."
+            )
+        # The image token stands for each image, and for each reply.
+        inserts = list[Grid | str]()
+        for turn in earlier:
+            inserts += [*turn.grids, turn.reply]
+        inserts += present.grids
+        rendered = self._render(_messages(system, turns, self._image_token))
+        return self._assembled(rendered.split(self._image_token), inserts, find_reply)
+
+    def _assembled(self, pieces: Sequence[str], inserts: Sequence[Grid | str], find_reply: FindReply) -> Prompt:
+        """Join the template's pieces with what stands between them: images, and replies as tokens or as text."""
+        ids, texts, grids = list[int](), [0], list[Grid]()  # texts: tokens before, between and after the images
+
+        def add(tokens: Sequence[int]) -> None:
+            ids.extend(tokens)
+            texts[-1] += len(tokens)
+
+        pending = pieces[0]
+        for insert, piece in zip(inserts, pieces[1:], strict=True):
+            if isinstance(insert, str):
+                before = self._tokens(pending)
+                reply = find_reply([*ids, *before], insert)
+                if reply is None:  # text that belongs to the same run of tokens as the pieces around it
+                    pending += insert + piece
+                    continue
+                add(before)
+                add(reply)
+            else:
+                add(self._tokens(pending))
+                ids.extend([self._image_token_id] * merged_patches(insert, self._merge_size))
+                texts.append(0)
+                grids.append(insert)
+            pending = piece
+        add(self._tokens(pending))
+        token_ids = np.array(ids, dtype=np.int64)
+        positions, next_position = rope_positions(texts, grids, self._merge_size)
+        image_rows = np.flatnonzero(token_ids == self._image_token_id)
+        return Prompt(token_ids, positions, image_rows, next_position)
+
     def _build_up_to_last_image(self, pieces: tuple[str, ...], grids: tuple[Grid, ...]) -> Prompt:
         """Build the prompt up to the last image: each image with the text before it."""
         tokens = {piece: self._tokens(piece) for piece in set(pieces)}  # the pieces between images are all the same
@@ -118,8 +192,13 @@ class PromptBuilder:
 
     def render(self, text: str, images: int) -> str:
         """Render the chat template, with one placeholder per image."""
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        messages = [{"role": "user", "content": content if images else text}]
+        return self._render([_asked(text, images)])
+
+    def render_conversation(self, system: str, turns: Sequence[PromptTurn]) -> str:
+        """Render the chat template of a conversation, with one placeholder per image."""
+        return self._render(_messages(system, turns))
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True)
         except Exception as error:  # a faulty template can raise anything; the error's text could quote the user's
@@ -132,10 +211,48 @@ class PromptBuilder:
             if len(pieces) != images or PROBE not in last:
                 raise NotPossibleHere(f"The chat template does not render text and images: {FIX}.")
 
+    @cached_property
+    def _converses(self) -> bool:
+        """Whether the template renders a system prompt and several turns in order, and every text unchanged."""
+        system, turns = " 0 ", [PromptTurn(" 1 ", [(1, 2, 2)], " 2 "), PromptTurn(" 3 ", [(1, 2, 2)] * 2)]
+        try:
+            rendered, filled = (
+                self._render(_messages(system, turns, placeholder)) for placeholder in (self._image_token, None)
+            )
+        except NotPossibleHere:
+            return False
+        pieces = rendered.split(self._image_token)
+        if len(pieces) != 5:
+            return False
+        first, _, after_reply, _, last = pieces
+        in_order = system in first and " 1 " in pieces[1] and " 3 " in last and first.find(" 1 ") < 0
+        with_reply = self._image_token.join((first, f"{pieces[1]} 2 {after_reply}", pieces[3], last))
+        return in_order and filled == with_reply
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all special tokens."""
+        return frozenset(id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
+
     def _refuse_special_tokens(self, text: str) -> None:
         for token in self.tokenizer.get_added_tokens_decoder().values():
             if token.special and token.content in text:
                 raise InvalidInput(f"The prompt holds the reserved token {token.content}: leave it out.")
+
+
+def _messages(system: str, turns: Iterable[PromptTurn], reply: str | None = None) -> list[dict[str, Any]]:
+    """List a conversation's messages for the chat template; `reply` stands for every reply, None for its own text."""
+    *earlier, present = turns
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for turn in earlier:
+        answer = turn.reply if reply is None else reply
+        messages += [_asked(turn.text, len(turn.grids)), {"role": "assistant", "content": answer}]
+    return [*messages, _asked(present.text, len(present.grids))]
+
+
+def _asked(text: str, images: int) -> dict[str, Any]:
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    return {"role": "user", "content": content if images else text}
 
 
 def merged_patches(grid: Grid, merge_size: int) -> int:

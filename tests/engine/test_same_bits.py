@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.contracts.request import GenerationRequest, ImageInput, Priority, Sampling
+from echovlm_edge.runtime.contracts.request import GenerationRequest, ImageInput, Priority, Sampling, Turn
 from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.reuse import BLOCK
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png
 from tests.support.pauses import Pauses
@@ -44,12 +45,14 @@ def logits(monkeypatch: pytest.MonkeyPatch) -> RecordedLogits:
     return record(monkeypatch)
 
 
-def cold(make_engine: MakeEngine, bundle: Path, request: GenerationRequest) -> Rows:
-    """The logits of a report by itself, of which nothing is kept."""
+def cold(make_engine: MakeEngine, bundle: Path, request: GenerationRequest, *before: GenerationRequest) -> Rows:
+    """The logits of a report by itself, of which nothing is kept but the tokens of earlier turns."""
     with pytest.MonkeyPatch.context() as patch:
         alone = record(patch)
         engine, _ = make_engine(EngineOptions(1, 0, 0, ignore_stop=True), bundle)
-        finish(engine, request)
+        for asked in before:
+            finish(engine, asked)
+        assert finish(engine, request).reused_tokens == 0
         assert len(alone.of(request.sampling)) == request.sampling.max_new_tokens
         return alone.of(request.sampling)
 
@@ -115,3 +118,15 @@ def present(engine: ReportEngine) -> int:
     """How many generations are on their way."""
     stats = engine.stats().scheduler
     return stats.busy + stats.waiting + stats.parked
+
+
+def test_in_a_conversation(make_engine: MakeEngine, bundle: Path, logits: RecordedLogits) -> None:
+    """The reply's own keys and values are those that reading its tokens computes."""
+    engine, _ = make_engine(EngineOptions(1, ignore_stop=True), bundle)
+    # The model is random: of its replies, one without a special token, as all are that a trained model writes.
+    reports = (request(40 + n, "Write a report. " * n) for n in range(1, 30))
+    replies = ((report, finish(engine, report)) for report in reports)
+    report, reply = next(pair for pair in replies if engine.prompts.special_ids.isdisjoint(pair[1].token_ids))
+    asked = replace(QUESTION, images=(), earlier=(Turn(report.prompt, IMAGES, reply=reply.text),))
+    assert finish(engine, asked).reused_tokens == (reply.prompt_tokens + TOKENS - 1) // BLOCK * BLOCK
+    assert logits.of(asked.sampling) == cold(make_engine, bundle, asked, report)
