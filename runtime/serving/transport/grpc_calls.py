@@ -29,6 +29,7 @@ from echovlm_edge.runtime.serving.transport.handlers import Context, Handler, ab
 from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver, FileReceivingLimits
 from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
+from echovlm_edge.runtime.serving.transport.wire_shape import check_shape
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ class _Request:
     def answers(self, method: Method, call: CallRecord) -> Iterator[bytes]:
         """Parse the request and answer it."""
         data, self._data = self._data, b""
+        check_shape(data, method.request)
         request = method.parse(data)
         del data
         messages = method.answer(request, call)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from google.protobuf.message import Message
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 
-MAX_FIELDS = 1024  # of a request, and of each of its images
+MAX_FIELDS = 1024  # of a request with its earlier turns, and of each of its images
 MAX_BYTES = 1 << 20  # of a request without its image files
 
 
@@ -23,21 +24,34 @@ def check_shape(data: bytes, kind: type[Message]) -> None:
     Raises:
         InvalidInput: the request is refused, or is not a message at all.
     """
-    images = {field.number for field in kind.DESCRIPTOR.fields if field.message_type is pb.Image.DESCRIPTOR}
-    files = 0
-    for number, start, end in _fields(data, 0, len(data)):
-        if number in images:
-            inside = _fields(data, start, end)
-            files += sum(stop - begin for field, begin, stop in inside if field == pb.Image.DATA_FIELD_NUMBER)
+    files = _file_bytes(data, 0, len(data), kind.DESCRIPTOR, _budget())
     if len(data) - files > MAX_BYTES:
         raise InvalidInput(
             f"The request has {len(data) - files:,} bytes besides its image files, more than {MAX_BYTES:,}: send a smaller one."
         )
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _file_bytes(data: bytes, start: int, end: int, kind: Any, fields: Iterator[int]) -> int:
+    """Count the bytes of image files in a message of the descriptor `kind`, and in its turns, which share its number of `fields`."""
+    kinds = {field.number: field.message_type for field in kind.fields}
+    files = 0
+    for number, begin, stop in _fields(data, start, end, fields):
+        inner = kinds.get(number)
+        if inner is pb.Image.DESCRIPTOR:
+            inside = _fields(data, begin, stop, _budget())
+            files += sum(last - first for field, first, last in inside if field == pb.Image.DATA_FIELD_NUMBER)
+        elif inner is pb.Conversation.DESCRIPTOR or inner is pb.Turn.DESCRIPTOR:
+            files += _file_bytes(data, begin, stop, inner, fields)
+    return files
+
+
+def _budget() -> Iterator[int]:
+    return iter(range(MAX_FIELDS))
+
+
+def _fields(data: bytes, start: int, end: int, fields: Iterator[int]) -> Iterator[tuple[int, int, int]]:
     """Yield each field's number and where its contents begin and end; fields without a length are skipped."""
-    for _ in range(MAX_FIELDS):
+    for _ in fields:
         if start == end:
             return
         tag, start = _varint(data, start, end)
