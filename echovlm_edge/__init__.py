@@ -23,6 +23,13 @@ Examples:
     ...     text = study.report().text
     >>> added.number
     1
+
+    A question that continues what was said before:
+
+    >>> talk = client.conversation()
+    >>> report, answer = talk.report([picture]), talk.ask("Is it solid?")
+    >>> len(talk.turns)
+    2
     >>> client.close()
 """
 
@@ -34,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from echovlm_edge.export.build_engines import build
-    from echovlm_edge.runtime.client.async_report_client import AsyncReportClient, AsyncStudy
+    from echovlm_edge.runtime.client.async_report_client import AsyncConversation, AsyncReportClient, AsyncStudy
     from echovlm_edge.runtime.client.report import (
         AddedImage,
         OpenStudy,
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
         Timings,
         Usage,
     )
-    from echovlm_edge.runtime.client.report_client import ReportClient, Study
+    from echovlm_edge.runtime.client.report_client import Conversation, ReportClient, Study
     from echovlm_edge.runtime.contracts.errors import (
         DeadlineExceeded,
         InvalidInput,
@@ -69,8 +76,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddedImage",
+    "AsyncConversation",
     "AsyncReportClient",
     "AsyncStudy",
+    "Conversation",
     "DeadlineExceeded",
     "FrameSelection",
     "GenerationRequest",
@@ -106,8 +115,8 @@ _CLIENT, _CONTRACTS = "echovlm_edge.runtime.client", "echovlm_edge.runtime.contr
 _MODULES = {
     "echovlm_edge.export.build_engines": ("build",),
     "echovlm_edge.runtime.engine.report_engine": ("ReportEngine",),
-    f"{_CLIENT}.report_client": ("ReportClient", "Study"),
-    f"{_CLIENT}.async_report_client": ("AsyncReportClient", "AsyncStudy"),
+    f"{_CLIENT}.report_client": ("Conversation", "ReportClient", "Study"),
+    f"{_CLIENT}.async_report_client": ("AsyncConversation", "AsyncReportClient", "AsyncStudy"),
     f"{_CLIENT}.report": ("AddedImage", "OpenStudy", "Report", "ReportEvent", "ShownPicture", "Timings", "Usage"),
     f"{_CONTRACTS}.errors": (
         *("DeadlineExceeded", "InvalidInput", "NotFound", "NotPossibleHere"),

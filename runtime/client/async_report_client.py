@@ -20,8 +20,10 @@ from echovlm_edge.runtime.client.report import (
     open_studies_of,
 )
 from echovlm_edge.runtime.client.report_client import END_SECONDS, NO_RESULT, AnyPath, credentials_of
+from echovlm_edge.runtime.client.said import Said
 from echovlm_edge.runtime.client.wire.async_connection import AsyncConnection
 from echovlm_edge.runtime.client.wire.attempts import Retries
+from echovlm_edge.runtime.client.wire.requests import EarlierTurn
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.errors import ServerUnavailable, UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
@@ -74,6 +76,12 @@ class AsyncReportClient:
         """Answer a question, with or without images."""
         return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
+    async def write(
+        self, task: Task | str, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]
+    ) -> Report:
+        """Perform any task by its name; see `stream`. For judge and choice, `prompt` is the statement or the options."""
+        return await _last(self.stream(images, task=task, prompt=prompt, **options))
+
     def stream(
         self,
         images: GivenImages = (),
@@ -96,6 +104,10 @@ class AsyncReportClient:
         finally:
             with suppress(UserError):
                 await self.connection.end_study(study.id, END_SECONDS)
+
+    def conversation(self, system: str = "") -> AsyncConversation:
+        """Begin a conversation; see `ReportClient.conversation`."""
+        return AsyncConversation(self.connection, system)
 
     async def studies(self, timeout: float | None = None) -> tuple[OpenStudy, ...]:
         """List the studies that this client has open; see `ReportClient.studies`."""
@@ -148,6 +160,12 @@ class AsyncStudy:
         """Answer a question about the study's images, followed by those of the call."""
         return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
+    async def write(
+        self, task: Task | str, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]
+    ) -> Report:
+        """Perform any task about the study's images, followed by those of the call; see `ReportClient.write`."""
+        return await _last(self.stream(images, task=task, prompt=prompt, **options))
+
     def stream(
         self,
         images: GivenImages = (),
@@ -159,6 +177,64 @@ class AsyncStudy:
         """Stream the events of a call about the study's images, followed by those of the call; see `ReportClient.stream`."""
         return _events(self._connection, task, prompt, images, options, self.id, self._images)
 
+    def conversation(self, system: str = "") -> AsyncConversation:
+        """Begin a conversation about the study's images; see `Study.conversation`."""
+        return AsyncConversation(self._connection, system, self.id, self._images)
+
+
+class AsyncConversation:
+    """Questions that continue each other; see `Conversation`. One request at a time."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        system: str = "",
+        study: str = "",
+        study_images: Mapping[int, SentImage] | None = None,
+    ) -> None:
+        """Called by `AsyncReportClient.conversation` and `AsyncStudy.conversation`."""
+        self._connection, self._study = connection, study
+        self._study_images = {} if study_images is None else study_images
+        self._said = Said(system)
+
+    @property
+    def turns(self) -> tuple[EarlierTurn, ...]:
+        """The turns so far, the first one first."""
+        return self._said.turns
+
+    def correct(self, text: str) -> None:
+        """Replace the last reply by a corrected one, which the next turn then builds on."""
+        self._said.correct(text)
+
+    async def report(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write a report as the next turn; images are those that are new. Otherwise as `ReportClient.report`."""
+        return await _last(self.stream(images, prompt=prompt, **options))
+
+    async def diagnose(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write the impression as the next turn."""
+        return await _last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
+
+    async def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
+        """Answer a question as the next turn."""
+        return await _last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
+
+    async def write(
+        self, task: Task | str, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]
+    ) -> Report:
+        """Perform any task as the next turn; see `ReportClient.write`."""
+        return await _last(self.stream(images, task=task, prompt=prompt, **options))
+
+    def stream(
+        self,
+        images: GivenImages = (),
+        *,
+        task: Task | str = Task.REPORT,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[ReportEvent, None]:
+        """Stream the events of the next turn, which is part of the conversation once its report was taken; see `ReportClient.stream`."""
+        return _events(self._connection, task, prompt, images, options, self._study, self._study_images, self._said)
+
 
 async def _events(
     connection: AsyncConnection,
@@ -168,13 +244,16 @@ async def _events(
     options: CallOptions,
     study: str = "",
     study_images: Mapping[int, SentImage] | None = None,
+    said: Said | None = None,
 ) -> AsyncGenerator[ReportEvent, None]:
-    request, asked = await asyncio.to_thread(request_of, task, prompt, images, options, study, study_images)
+    request, asked = await asyncio.to_thread(request_of, task, prompt, images, options, study, study_images, said)
     ids = [""]
     messages = connection.generate(request, options.get("timeout"), options.get("progress"), ids.append)
     async with aclosing(messages):
         async for message in messages:
             if event := event_of(message, ids[-1], asked):
+                if said and isinstance(event, Report):
+                    said.add(request, event)
                 yield event
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeVar
 
 from echovlm_edge.runtime.client.given_images import GivenImages, images_to_send
 from echovlm_edge.runtime.client.report import Asked
+from echovlm_edge.runtime.client.said import Said
 from echovlm_edge.runtime.client.sending import Progress
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput
@@ -68,8 +69,9 @@ def request_of(
     options: CallOptions,
     study: str = "",
     study_images: Mapping[int, SentImage] | None = None,
+    said: Said | None = None,
 ) -> tuple[ReportRequest, Asked]:
-    """Build the request, and the record of its images that its result needs.
+    """Build the request, as the next turn of what was `said`, and the record of its images that its result needs.
 
     Raises:
         InvalidInput: a path cannot be read, or an option has a value that is not one of its choices.
@@ -91,7 +93,8 @@ def request_of(
         allow_mixed_studies=options.get("allow_mixed_studies", False),
         image_tokens=options.get("image_tokens"),
     )
-    return request, Asked(images, request.language, dict(study_images or {}))
+    request = said.before(request) if said else request
+    return request, Asked(request.all_images, request.language, dict(study_images or {}), request.task)
 
 
 def image_of(given: GivenImages, options: ImageOptions) -> SentImage:

@@ -12,7 +12,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import Box, Stage, StageStarted, TextDelta, Window
 from echovlm_edge.runtime.contracts.stages import wire_name
-from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.contracts.tasks import Language, Task
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 STAGE_OF_WIRE: Mapping[int, Stage] = {pb.Stage.Value(wire_name(stage)): stage for stage in Stage}
@@ -98,6 +98,7 @@ class Report:
         notes: what should be checked about the text, a sentence each; every display and print must carry them, too.
         request_id: names the call in the server's log; empty if the server does not say.
         token_ids: of the text, if they were asked for.
+        prompt: what the model was asked, the default prompt included; empty if the server does not say.
     """
 
     text: str = field(repr=False)
@@ -113,9 +114,11 @@ class Report:
     notes: tuple[str, ...] = field(repr=False)
     request_id: str
     token_ids: tuple[int, ...] = field(repr=False)
+    prompt: str = field(repr=False)
     _result: pb.Result = field(repr=False, compare=False)
     _images: tuple[SentImage, ...] = field(repr=False, compare=False)
     _language: Language = field(repr=False, compare=False)
+    _task: Task = field(repr=False, compare=False)
 
     @property
     def result(self) -> pb.Result:
@@ -143,7 +146,7 @@ class Report:
     def _write(self, sr: Path | None, fhir: Path | None) -> None:
         from echovlm_edge.runtime.clinical.documents import asked_documents
 
-        for path, document in asked_documents(sr, fhir, self._images, self._language):
+        for path, document in asked_documents(sr, fhir, self._images, self._language, self._task):
             write_whole(path, document(self._result, self.request_id))
 
 
@@ -188,17 +191,19 @@ class OpenStudy:
 
 @dataclass(frozen=True)
 class Asked:
-    """The images and the language of a call, which the server's result does not repeat.
+    """The images, the language and the task of a call, which the server's result does not repeat.
 
     Attributes:
-        images: of the call, in order.
+        images: of the call, in order; those of earlier turns first.
         language: of the default prompt.
         study_images: by their numbers, in order.
+        task: what was wanted.
     """
 
     images: tuple[SentImage, ...] = ()
     language: Language = Language.EN
     study_images: Mapping[int, SentImage] = field(default_factory=dict)
+    task: Task = Task.REPORT
 
 
 def event_of(event: pb.GenerateEvent, request_id: str, asked: Asked) -> ReportEvent | None:
@@ -235,9 +240,11 @@ def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
         notes=tuple(result.notes),
         request_id=request_id,
         token_ids=tuple(result.token_ids),
+        prompt=result.prompt,
         _result=_counted_through(result, asked),
         _images=(*asked.study_images.values(), *asked.images),
         _language=asked.language,
+        _task=asked.task,
     )
 
 

@@ -20,9 +20,11 @@ from echovlm_edge.runtime.client.report import (
     event_of,
     open_studies_of,
 )
+from echovlm_edge.runtime.client.said import Said
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.credentials import Credentials
+from echovlm_edge.runtime.client.wire.requests import EarlierTurn
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
 from echovlm_edge.runtime.contracts.errors import ServerUnavailable, UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
@@ -98,6 +100,12 @@ class ReportClient:
         """Answer a question, with or without images; raises as `report`."""
         return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
+    def write(
+        self, task: Task | str, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]
+    ) -> Report:
+        """Perform any task by its name; see `stream`. For judge and choice, `prompt` is the statement or the options."""
+        return last(self.stream(images, task=task, prompt=prompt, **options))
+
     def stream(
         self,
         images: GivenImages = (),
@@ -108,7 +116,8 @@ class ReportClient:
     ) -> Iterator[ReportEvent]:
         """Yield `StageStarted` and `TextDelta` as they come, and the `Report` last; closing the iterator cancels the call.
 
-        `task` is report, diagnosis or question; for a question, `prompt` is the question. Raises as `report`.
+        `task` is report, findings (of one image its description), diagnosis, question, judge (True or False) or choice (a
+        letter); `prompt` is the question, the statement to judge, or the options. Raises as `report`.
         """
         return _events(self.connection, task, prompt, images, options)
 
@@ -124,6 +133,13 @@ class ReportClient:
         finally:
             with suppress(UserError):
                 self.connection.end_study(study.id, END_SECONDS)
+
+    def conversation(self, system: str = "") -> Conversation:
+        """Begin a conversation: each request has all turns before it, and their images, as context.
+
+        `system` are instructions that precede them; empty for those of the model's chat template.
+        """
+        return Conversation(self.connection, system)
 
     def studies(self, timeout: float | None = None) -> tuple[OpenStudy, ...]:
         """List the studies that this client has open, in any of its programs; the one that has been unused for longest first.
@@ -193,6 +209,12 @@ class Study:
         """Answer a question about the study's images, followed by those of the call."""
         return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
 
+    def write(
+        self, task: Task | str, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]
+    ) -> Report:
+        """Perform any task about the study's images, followed by those of the call; see `ReportClient.write`."""
+        return last(self.stream(images, task=task, prompt=prompt, **options))
+
     def stream(
         self,
         images: GivenImages = (),
@@ -203,6 +225,70 @@ class Study:
     ) -> Iterator[ReportEvent]:
         """Stream the events of a call about the study's images, followed by those of the call; see `ReportClient.stream`."""
         return _events(self._connection, task, prompt, images, options, self.id, self._images)
+
+    def conversation(self, system: str = "") -> Conversation:
+        """Begin a conversation about the study's images; see `ReportClient.conversation`.
+
+        An image that is added between two questions is shown with the second one.
+        """
+        return Conversation(self._connection, system, self.id, self._images)
+
+
+class Conversation:
+    """Questions that continue each other. The server keeps nothing of it but what it computed, which makes the next turn quick.
+
+    Not for two threads at once. A request that fails or is cancelled leaves the conversation as it was.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        system: str = "",
+        study: str = "",
+        study_images: Mapping[int, SentImage] | None = None,
+    ) -> None:
+        """Called by `ReportClient.conversation` and `Study.conversation`."""
+        self._connection, self._study = connection, study
+        self._study_images = {} if study_images is None else study_images
+        self._said = Said(system)
+
+    @property
+    def turns(self) -> tuple[EarlierTurn, ...]:
+        """The turns so far, the first one first."""
+        return self._said.turns
+
+    def correct(self, text: str) -> None:
+        """Replace the last reply by a corrected one, which the next turn then builds on."""
+        self._said.correct(text)
+
+    def report(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write a report as the next turn; images are those that are new. Otherwise as `ReportClient.report`."""
+        return last(self.stream(images, prompt=prompt, **options))
+
+    def diagnose(self, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]) -> Report:
+        """Write the impression as the next turn."""
+        return last(self.stream(images, task=Task.DIAGNOSIS, prompt=prompt, **options))
+
+    def ask(self, question: str, images: GivenImages = (), **options: Unpack[CallOptions]) -> Report:
+        """Answer a question as the next turn."""
+        return last(self.stream(images, task=Task.QUESTION, prompt=question, **options))
+
+    def write(
+        self, task: Task | str, images: GivenImages = (), *, prompt: str = "", **options: Unpack[CallOptions]
+    ) -> Report:
+        """Perform any task as the next turn; see `ReportClient.write`."""
+        return last(self.stream(images, task=task, prompt=prompt, **options))
+
+    def stream(
+        self,
+        images: GivenImages = (),
+        *,
+        task: Task | str = Task.REPORT,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> Iterator[ReportEvent]:
+        """Stream the events of the next turn, which is part of the conversation once its report was taken; see `ReportClient.stream`."""
+        return _events(self._connection, task, prompt, images, options, self._study, self._study_images, self._said)
 
 
 def credentials_of(
@@ -221,13 +307,16 @@ def _events(
     options: CallOptions,
     study: str = "",
     study_images: Mapping[int, SentImage] | None = None,
+    said: Said | None = None,
 ) -> Iterator[ReportEvent]:
-    request, asked = request_of(task, prompt, images, options, study, study_images)
+    request, asked = request_of(task, prompt, images, options, study, study_images, said)
     ids = [""]
     messages = connection.generate(request, options.get("timeout"), options.get("progress"), ids.append)
     with closing(messages):
         for message in messages:
             if event := event_of(message, ids[-1], asked):
+                if said and isinstance(event, Report):
+                    said.add(request, event)
                 yield event
 
 

@@ -29,7 +29,7 @@ from echovlm_edge.runtime.client.given_images import images_to_send
 from echovlm_edge.runtime.client.report import STAGE_OF_WIRE
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
-from echovlm_edge.runtime.client.wire.requests import ReportRequest
+from echovlm_edge.runtime.client.wire.requests import ReportRequest, followed
 from echovlm_edge.runtime.clinical.documents import asked_documents
 from echovlm_edge.runtime.clinical.statements import authorship
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS
@@ -67,11 +67,27 @@ def _report(options: argparse.Namespace) -> int:
         return _studies(options)
     request = _request(options)
     # Before the call, so that nobody waits for a report that could not be written.
-    documents = asked_documents(options.sr, options.fhir, request.images, request.language)
+    documents = asked_documents(options.sr, options.fhir, request.images, request.language, request.task)
+    names, then = [image.name for image in request.images], list[dict[str, Any]]()  # --then sends no images of its own
+    with _connected(options) as client:
+        result, request_id = _answer(client, request, options)
+        for path, write_document in documents:
+            write_whole(path, write_document(result, request_id))
+        answer = as_json(result, names, request_id)
+        for question in options.then:
+            request = followed(request, result, question)
+            result, request_id = _answer(client, request, options)
+            then.append(as_json(result, names, request_id))
+    if options.json:
+        print(json.dumps(answer | ({"then": then} if then else {}), ensure_ascii=False))
+    return 0
+
+
+def _answer(client: Connection, request: ReportRequest, options: argparse.Namespace) -> tuple[pb.Result, str]:
+    """Ask, and print the text as it comes and what belongs to it, except for --json; returns the result and the request's id."""
     result: pb.Result | None = None
-    request_ids = [""]
-    progress = Console(stderr=True)
-    with _connected(options) as client, progress.status("sending") as status:
+    request_ids, progress = [""], Console(stderr=True)
+    with progress.status("sending") as status:
         write = _ignore if options.json else _write(status.stop)
         sending = partial(_say_sent, status)
         for event in client.generate(request, options.timeout, sending, request_ids.append):
@@ -84,16 +100,11 @@ def _report(options: argparse.Namespace) -> int:
                     result = event.result
     if result is None:
         raise ServerUnavailable(f"The server at {options.server} ended the stream without a result: see its log.")
-    for path, write_document in documents:
-        write_whole(path, write_document(result, request_ids[-1]))
-    names = [image.name for image in request.images]
-    if options.json:
-        print(json.dumps(as_json(result, names, request_ids[-1]), ensure_ascii=False))
-    else:
+    if not options.json:
         print(flush=True)
-        picture_list.print_pictures(result.pictures, names, progress)
+        picture_list.print_pictures(result.pictures, [image.name for image in request.all_images], progress)
         _summarise(result, progress, request_ids[-1])
-    return 0
+    return result, request_ids[-1]
 
 
 def _studies(options: argparse.Namespace) -> int:
@@ -126,6 +137,7 @@ def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") 
             else None,
             "total_seconds": result.timings.total_seconds,
         },
+        "prompt": result.prompt,
         "notice": result.notice,
         "notes": list(result.notes),
         "model": result.model,
@@ -171,6 +183,7 @@ def _request(options: argparse.Namespace) -> ReportRequest:
         include_token_ids=options.json,
         allow_mixed_studies=options.allow_mixed_studies,
         image_tokens=options.image_tokens,
+        system=options.system,
     )
 
 
@@ -242,7 +255,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"images in order, each {TAKEN}; a folder or a DICOMDIR stands for its images; cine.dcm@0,5 for frames 0 and 5 of one cine",
     )
     add("--task", choices=[task.value for task in Task], help="default: report with images, question without")
-    add("--prompt", default="", metavar="TEXT", help="replaces the task's default; for a question, the question")
+    add(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="replaces the task's default; the question, the statement to judge, or the options",
+    )
+    add("--system", default="", metavar="TEXT", help="a system prompt, in place of the model's own")
+    add(
+        "--then",
+        action="append",
+        default=[],
+        metavar="QUESTION",
+        help="ask this next, with what was said before; can be given several times",
+    )
     add("--language", choices=[language.value for language in Language], default=Language.EN.value)
     regions = [region.value for region in Region]
     add(

@@ -68,7 +68,7 @@ def diagnostic_report(
         ],
         "code": {"coding": [{"system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study"}]},
         "issued": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "conclusion": f"{result.notice} {result.sections.impression or result.text}".strip(),
+        "conclusion": f"{result.notice} {result.sections.impression or ('' if result.sections.findings else result.text)}".strip(),
         "presentedForm": [
             {
                 "contentType": "text/plain; charset=utf-8",

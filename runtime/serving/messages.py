@@ -24,9 +24,9 @@ from echovlm_edge.runtime.contracts.request import (
     StageStarted,
     TextDelta,
 )
-from echovlm_edge.runtime.contracts.sections import split_sections
+from echovlm_edge.runtime.contracts.sections import Sections, split_sections
 from echovlm_edge.runtime.contracts.stages import wire_name
-from echovlm_edge.runtime.contracts.tasks import Language, Region
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
 from echovlm_edge.runtime.imaging.preprocess import check_image_tokens
@@ -34,12 +34,19 @@ from echovlm_edge.runtime.imaging.preprocess import check_image_tokens
 NOTICE = "Draft, not reviewed by a clinician."
 
 STAGES = {stage: cast(pb.Stage, pb.Stage.Value(wire_name(stage))) for stage in Stage}
+REPORT_TASKS = {pb.REPORT_PARTS_UNSPECIFIED: Task.REPORT, pb.REPORT_PARTS_FINDINGS: Task.FINDINGS}
+ANSWER_TASKS = {
+    pb.ANSWER_FORM_UNSPECIFIED: Task.QUESTION,
+    pb.ANSWER_FORM_TRUE_FALSE: Task.JUDGE,
+    pb.ANSWER_FORM_LETTER: Task.CHOICE,
+}
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
 }
 LANGUAGES = {pb.LANGUAGE_UNSPECIFIED: Language.EN, pb.LANGUAGE_EN: Language.EN, pb.LANGUAGE_ZH: Language.ZH}
+NOTHING_SAID = pb.Conversation()
 REGIONS = {pb.AnatomicalRegion.Value(f"ANATOMICAL_REGION_{region.name}"): region for region in Region}
 PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
@@ -54,17 +61,21 @@ class CallLimits:
 
     Attributes:
         message_bytes: of the request; gRPC refuses a larger one before it is in memory.
-        images: image files.
+        images: image files, those of earlier turns included.
         frames: frames asked for, of all files together.
         prompt_characters: of a prompt or question.
+        turns: earlier turns.
+        conversation_characters: of the system prompt, the earlier turns and the prompt together.
     """
 
     message_bytes: int = 64 << 20
     images: int = 64
     frames: int = 128
     prompt_characters: int = 20_000
+    turns: int = 64
+    conversation_characters: int = 100_000
 
-    def check(self, text: str, images: Sequence[pb.Image]) -> None:
+    def check(self, text: str, images: Sequence[pb.Image], conversation: pb.Conversation = NOTHING_SAID) -> None:
         """Refuse a call that exceeds a limit.
 
         Raises:
@@ -74,6 +85,17 @@ class CallLimits:
             raise InvalidInput(
                 f"The prompt has {len(text):,} characters, more than {self.prompt_characters:,}: send a shorter one."
             )
+        turns = conversation.turns
+        if len(turns) > self.turns:
+            raise InvalidInput(
+                f"The conversation has {len(turns)} earlier turns, more than {self.turns}: leave out the first ones."
+            )
+        said = len(text) + len(conversation.system_prompt) + sum(len(turn.prompt) + len(turn.reply) for turn in turns)
+        if said > self.conversation_characters:
+            raise InvalidInput(
+                f"The conversation has {said:,} characters, more than {self.conversation_characters:,}: leave out earlier turns."
+            )
+        images = [*(image for turn in turns for image in turn.images), *images]
         if len(images) > self.images:
             raise InvalidInput(f"The call has {len(images)} images, more than {self.images}: send fewer.")
         asked = [
@@ -82,6 +104,22 @@ class CallLimits:
         ]
         if sum(asked) > self.frames:
             raise InvalidInput(f"The call asks for {sum(asked):,} frames, more than {self.frames}: ask for fewer.")
+
+
+def report_task(request: pb.GenerateReportRequest) -> Task:
+    """Return the task of a report's parts; raises InvalidInput for unknown ones."""
+    if request.parts not in REPORT_TASKS:
+        raise InvalidInput(f"There are no report parts {request.parts}: choose REPORT_PARTS_FINDINGS, or leave it out.")
+    return REPORT_TASKS[request.parts]
+
+
+def answer_task(request: pb.AnswerQuestionRequest) -> Task:
+    """Return the task of a form of answer; raises InvalidInput for an unknown one."""
+    if request.form not in ANSWER_TASKS:
+        raise InvalidInput(
+            f"There is no answer form {request.form}: choose ANSWER_FORM_TRUE_FALSE or ANSWER_FORM_LETTER, or leave it out."
+        )
+    return ANSWER_TASKS[request.form]
 
 
 def language(options: pb.GenerationOptions) -> Language:
@@ -157,22 +195,46 @@ def _original(image: pb.Image, name: str) -> OriginalFrames | None:
 
 
 def event_message(
-    event: Event, info: EngineInfo, include_token_ids: bool, total_seconds: float, notes: Sequence[str] = ()
+    event: Event,
+    info: EngineInfo,
+    include_token_ids: bool,
+    total_seconds: float,
+    notes: Sequence[str] = (),
+    prompt: str = "",
+    task: Task = Task.REPORT,
 ) -> pb.GenerateEvent:
-    """Convert one event of a stream; `total_seconds` is the time since the call arrived, `notes` are those about a finished text."""
+    """Convert one event of a stream.
+
+    Args:
+        event: the event.
+        info: what is loaded.
+        include_token_ids: whether a result has them.
+        total_seconds: the time since the call arrived.
+        notes: those about a finished text.
+        prompt: what the model was asked.
+        task: what was wanted.
+    """
     match event:
         case StageStarted(stage):
             return pb.GenerateEvent(stage_started=STAGES[stage])
         case TextDelta(text):
             return pb.GenerateEvent(text=text)
         case Finished():
-            return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds, notes))
+            return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds, notes, prompt, task))
 
 
 def _result(
-    event: Finished, info: EngineInfo, include_token_ids: bool, total_seconds: float, notes: Sequence[str]
+    event: Finished,
+    info: EngineInfo,
+    include_token_ids: bool,
+    total_seconds: float,
+    notes: Sequence[str],
+    prompt: str,
+    task: Task,
 ) -> pb.Result:
     sections = split_sections(event.text)
+    if task is Task.FINDINGS and sections == Sections():
+        sections = Sections(event.text)
     return pb.Result(
         text=event.text,
         sections=pb.Sections(findings=sections.findings, impression=sections.impression),
@@ -194,6 +256,7 @@ def _result(
         bundle_id=event.bundle_id or info.bundle_id,
         pictures=map(picture, event.pictures),
         notes=notes,
+        prompt=prompt,
     )
 
 
@@ -235,6 +298,8 @@ def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> p
             max_upload_bytes=max_upload_bytes,
             min_image_tokens=info.image_tokens[0],
             max_image_tokens=info.image_tokens[1],
+            max_turns=limits.turns,
+            max_conversation_characters=limits.conversation_characters,
         ),
         languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
         regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -32,6 +33,7 @@ from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.call_record import CallRecord
+from echovlm_edge.runtime.serving.conversations import earlier_turns
 from echovlm_edge.runtime.serving.review.reviewed import Asked, Reviewed, Rule
 from echovlm_edge.runtime.serving.review.rules import RULES, notes
 from echovlm_edge.runtime.serving.studies import Studies
@@ -135,13 +137,13 @@ class ReportService:
         }
 
     def _report(self, request: pb.GenerateReportRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
-        return self._generate(Task.REPORT, request.prompt, request, call)
+        return self._generate(messages.report_task(request), request.prompt, request, call)
 
     def _diagnose(self, request: pb.DiagnoseRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         return self._generate(Task.DIAGNOSIS, request.prompt, request, call)
 
     def _answer_question(self, request: pb.AnswerQuestionRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
-        return self._generate(Task.QUESTION, request.question, request, call)
+        return self._generate(messages.answer_task(request), request.question, request, call)
 
     def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
         seconds = self._studies.limits.expires_after_seconds
@@ -197,7 +199,7 @@ class ReportService:
             self._study_in_use(call.client, asked.study),
             ExitStack() as in_use,
         ):
-            self._limits.check(text, asked.images)
+            self._limits.check(text, asked.images, asked.conversation)
             request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
             with_token_ids = asked.options.include_token_ids
             what = Asked(task, messages.language(asked.options), messages.region(asked.options), text)
@@ -214,25 +216,35 @@ class ReportService:
                     if event.finish_reason is FinishReason.CANCELLED:
                         call.outcome = "cancelled"
                 seconds = time.perf_counter() - call.started
-                yield messages.event_message(event, self._engine.info, with_token_ids, seconds, remarks)
+                yield messages.event_message(
+                    event, self._engine.info, with_token_ids, seconds, remarks, request.prompt, task
+                )
 
     def _request(
         self, task: Task, text: str, asked: GenerateRequest, client: Client, in_use: ExitStack
     ) -> GenerationRequest:
         options, bound = asked.options, self._bound(asked, client)
-        frames = self._studies.frames(client, asked.study) if asked.study else ()
-        if asked.study and task is not Task.QUESTION and not (frames or asked.images):
+        of_study, numbers = self._studies.frames(client, asked.study) if asked.study else (), count(1)
+
+        def read(images: Sequence[pb.Image]) -> tuple[ImageInput, ...]:
+            return tuple(self._image(image, next(numbers), client, in_use, bound) for image in images)
+
+        earlier, frames = earlier_turns(asked.conversation, read, of_study)
+        files = read(asked.images)
+        shown = len(of_study) + len(files) + sum(len(turn.images) for turn in earlier)
+        if asked.study and task is not Task.QUESTION and not shown:
             raise InvalidInput("The study has no image yet: add one first.")
-        count = len(frames) + len(asked.images)
         return GenerationRequest(
-            prompt_for(task, text, count, messages.language(options), messages.region(options)),
-            tuple(self._image(image, number, client, in_use, bound) for number, image in enumerate(asked.images, 1)),
+            prompt_for(task, text, shown, messages.language(options), messages.region(options)),
+            files,
             messages.sampling(options),
             frames,
             messages.priority(options),
             client.name,
             client.scope,
             allow_mixed_studies=options.allow_mixed_studies,
+            system=asked.conversation.system_prompt,
+            earlier=earlier,
         )
 
     def _bound(self, asked: GenerateRequest, client: Client) -> int | None:

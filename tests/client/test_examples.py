@@ -59,9 +59,9 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+def run(name: str, *words: object, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, EXAMPLES / name, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, input=typed)
 
 
 def test_report(address: str, files: list[Path], engine: Reporting) -> None:
@@ -84,6 +84,14 @@ def test_study(address: str, files: list[Path]) -> None:
     assert "image 1: " in done.stderr and "image 2: " in done.stderr
 
 
+def test_conversation(address: str, files: list[Path], engine: Reporting) -> None:
+    done = run("conversation.py", address, *files, typed="A cyst.\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(TEXT) == 3
+    last = engine.requests[-1]
+    assert [turn.reply for turn in last.turns] == ["A cyst.", TEXT, ""] and last.prompt == "And in this image?"
+
+
 def test_async_reports(address: str, files: list[Path]) -> None:
     files[1].write_bytes(b"text")
     done = run("async_reports.py", address, *files)
@@ -99,4 +107,4 @@ def test_in_process(golden_bundle: Path, files: list[Path]) -> None:
 
 def test_each_is_short() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) == 4 and max(lengths.values()) <= 30, lengths
+    assert len(lengths) == 5 and max(lengths.values()) <= 30, lengths

@@ -28,7 +28,17 @@ from echovlm_edge import (
 )
 from echovlm_edge.runtime.client.report import Asked, report_of
 from echovlm_edge.runtime.contracts.errors import Busy
-from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, GenerationRequest, ImageInput, Stage
+from echovlm_edge.runtime.contracts.request import (
+    Box,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    ImageInput,
+    Picture,
+    Source,
+    Stage,
+)
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support.decoding_engine import DecodingEngine
@@ -52,7 +62,12 @@ class Reporting(DecodingEngine):
         yield TextDelta(TEXT[:9])
         yield TextDelta(TEXT[9:])
         seconds = {Stage.DECODE_IMAGES: 0.5, Stage.DECODE: 1.5}
-        yield Finished(TEXT, (1, 2), FinishReason.LENGTH, 30, 20, seconds, 0.75, (), 4)
+        source, frames = (
+            Source(0, 1, 64, 64, Box(0, 0, 64, 64)),
+            [frame for turn in request.turns for frame in turn.frames],
+        )
+        shown = tuple(Picture(frame.image, True, source, 64, 64, 4) for frame in frames)
+        yield Finished(TEXT, (1, 2), FinishReason.LENGTH, 30, 20, seconds, 0.75, (), 4, pictures=shown)
 
 
 @pytest.fixture
@@ -131,6 +146,78 @@ def test_a_stream_ends_with_the_report(use: Use, address: str, picture: Path) ->
     assert [event.text for event in events if isinstance(event, TextDelta)] == [TEXT[:9], TEXT[9:]]
     assert [event.stage for event in events if isinstance(event, StageStarted)] == [Stage.PREFILL]
     assert isinstance(last, Report) and last.text == TEXT and last.request_id
+
+
+@both
+def test_the_tasks_without_a_verb(use: Use, address: str, picture: Path, engine: Reporting) -> None:
+    report = use(address, lambda client: client.write("findings", picture))
+    use(address, lambda client: client.write("findings", [picture, picture], language="zh"))
+    use(address, lambda client: client.write("judge", picture, prompt="It is a cyst."))
+    answer = use(address, lambda client: client.write("choice", picture, prompt="A. Cyst. B. Nodule.", language="zh"))
+    caption, findings, judged, chosen = (request.prompt for request in engine.requests)
+    assert "description" in caption and report.prompt == caption and "这些图" in findings
+    assert judged.endswith("True or False.\nIt is a cyst.") and chosen.endswith("\nA. Cyst. B. Nodule.")
+    with pytest.raises(InvalidInput, match="The answer to a statement or to options means nothing without them"):
+        answer.write_fhir("report.json")
+    for task, sentence in (("judge", "The statement is empty"), ("choice", "The options are empty")):
+        with pytest.raises(InvalidInput, match=sentence):
+            use(address, lambda client, task=task: client.write(task, picture))
+    with pytest.raises(InvalidInput, match="A judgement needs at least one image"):
+        use(address, lambda client: client.write("judge", prompt="It is a cyst."))
+
+
+def said(request: GenerationRequest) -> list[tuple[str, int, str]]:
+    """Each turn's prompt, number of images and reply."""
+    return [(turn.prompt, len(turn.images) + len(turn.frames), turn.reply) for turn in request.turns]
+
+
+@both
+def test_a_conversation(use: Use, address: str, picture: Path, engine: Reporting) -> None:
+    def talk(client: Any) -> Any:
+        if isinstance(client, ReportClient):
+            conversation = client.conversation("Be brief.")
+            conversation.report(picture)
+            conversation.correct("A cyst.")
+            engine.error = Busy("Full.", 0.01)
+            with pytest.raises(ServerBusy):
+                conversation.ask("Lost?")
+            engine.error = None
+            conversation.ask("Solid?", [picture, picture])
+            return [conversation.ask("Sure?"), conversation.turns]
+
+        async def asynchronous() -> list[Any]:
+            conversation = client.conversation("Be brief.")
+            await conversation.report(picture)
+            conversation.correct("A cyst.")
+            engine.error = Busy("Full.", 0.01)
+            with pytest.raises(ServerBusy):
+                await conversation.ask("Lost?")
+            engine.error = None
+            await conversation.ask("Solid?", [picture, picture])
+            return [await conversation.ask("Sure?"), conversation.turns]
+
+        return asynchronous()
+
+    report, turns = use(address, talk)
+    first, _, last = engine.requests
+    assert {request.system for request in engine.requests} == {"Be brief."}
+    assert said(last) == [(first.prompt, 1, "A cyst."), ("Solid?", 2, TEXT), ("Sure?", 0, "")]
+    assert len(turns) == 3 and report.prompt == "Sure?" and "cyst" not in repr(turns)
+
+
+def test_a_conversation_about_a_study_shows_each_image_once(address: str, picture: Path, engine: Reporting) -> None:
+    with ReportClient(address) as client, client.study() as study:
+        study.add(picture)
+        conversation = study.conversation()
+        conversation.report()
+        conversation.ask("Solid?")
+        study.add(png(32, 32))
+        conversation.ask("And this one?", [png(16, 16)])
+        conversation.ask("Sure?")
+    reply = (engine.requests[0].prompt, 1, TEXT)
+    assert said(engine.requests[1]) == [reply, ("Solid?", 0, "")]
+    assert said(engine.requests[2]) == [reply, ("Solid?", 0, TEXT), ("And this one?", 2, "")]
+    assert said(engine.requests[3]) == [reply, ("Solid?", 0, TEXT), ("And this one?", 2, TEXT), ("Sure?", 0, "")]
 
 
 def test_a_study(address: str, picture: Path, engine: Reporting) -> None:

@@ -48,6 +48,54 @@ def test_every_image_and_frame_is_sent_however_often_the_option_is_given(
     assert all(list(image.frames.indices.index) == [0, 5, 9] for image in servicer.report.images)
 
 
+def test_follow_ups_have_what_was_said_before(
+    recording: tuple[Recording, str], files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servicer, address = recording
+    servicer.result.prompt = "Asked"
+    words = ["--server", address, "--image", str(files[0]), "--system", "Be brief.", "--json"]
+    assert report_command.main([*words, "--then", "Why?", "--then", "Sure?"]) == 0
+    assert servicer.report.conversation == pb.Conversation(system_prompt="Be brief.")
+    asked = servicer.question
+    assert asked.question == "Sure?" and not asked.images and asked.conversation.system_prompt == "Be brief."
+    turns = asked.conversation.turns
+    assert [(turn.prompt, turn.reply, len(turn.images)) for turn in turns] == [
+        ("Asked", "Done", 1),
+        ("Asked", "Done", 0),
+    ]
+    assert turns[0].images[0].data == files[0].read_bytes()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["text"] == "Done" and [then["prompt"] for then in printed["then"]] == ["Asked", "Asked"]
+
+
+@pytest.mark.parametrize("options", [["--then", "Why?"], ["--system", "Be brief."], ["--task", "findings"]])
+def test_an_old_server_is_not_asked_what_it_would_ignore(
+    recording: tuple[Recording, str], files: list[Path], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    servicer, address = recording
+    servicer.limits.max_turns = 0
+    assert report_command.main(["--server", address, "--image", str(files[0]), *options]) == 2
+    assert "This server is too old" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "parts", "form"),
+    [
+        ("findings", pb.REPORT_PARTS_FINDINGS, 0),
+        ("judge", 0, pb.ANSWER_FORM_TRUE_FALSE),
+        ("choice", 0, pb.ANSWER_FORM_LETTER),
+    ],
+)
+def test_every_task_is_asked_for(
+    recording: tuple[Recording, str], files: list[Path], task: str, parts: int, form: int
+) -> None:
+    servicer, address = recording
+    words = ["--server", address, "--image", str(files[0]), "--task", task, "--prompt", "A. Cyst. B. Nodule."]
+    assert report_command.main(words) == 0
+    assert (servicer.report.parts, servicer.question.form) == (parts, form)
+    assert (servicer.report.prompt or servicer.question.question) == "A. Cyst. B. Nodule."
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_mixed_studies_are_asked_for(recording: tuple[Recording, str], files: list[Path], allowed: bool) -> None:
     servicer, address = recording

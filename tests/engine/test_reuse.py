@@ -75,6 +75,24 @@ def test_what_is_displaced_leaves_nothing_behind(puts: list[list[int]]) -> None:
     assert indexed == store._prefixes.keys() and len(store._near) == len(store._prefixes)
 
 
+def test_a_newer_reply_about_the_same_images_takes_the_place_of_the_older() -> None:
+    store = PrefixStore(ONE_BLOCK * 100)
+
+    def put_reply(*blocks: int, images: int = 1) -> None:
+        copied = kept(blocks)
+        store.put("a", names(blocks), copied.nbytes, lambda: copied, names(blocks)[images - 1])
+
+    put(store, [1, 2])
+    put_reply(1, 5, 6)
+    assert store.covers(names([1, 2])) and store.covers(names([1, 5, 6]))
+    put_reply(1, 7)
+    assert store.covers(names([1, 2])) and store.covers(names([1, 7])) and not store.covers(names([1, 5]))
+    put_reply(1, 7, 8)
+    put_reply(1, 7, 9, 3, images=3)
+    assert store.stats().entries == 3 and len(store._replies) == 2
+    assert {*store._replies.values()} < store._prefixes.keys()
+
+
 class Counted(bytes):
     """A name that counts how often it is looked up."""
 

@@ -183,6 +183,26 @@ def test_an_answer_is_in_the_language_of_its_question(text: str, words: str, not
     assert ("script" in applied(text, Asked(Task.QUESTION, words=words))) == noted
 
 
+JUDGE, OPTIONS = Asked(Task.JUDGE, words="The nodule is solid."), Asked(Task.CHOICE, words="A. Cyst. B. Solid nodule.")
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "noted"),
+    [
+        ("True", JUDGE, False),
+        ("该描述不正确。", JUDGE, False),
+        ("A solid nodule in the left breast.", JUDGE, True),
+        ("B", OPTIONS, False),
+        ("The answer is B: solid nodule.", OPTIONS, False),
+        ("D", OPTIONS, True),
+        ("A or B", OPTIONS, True),
+        ("A solid nodule in the left breast.", Asked(Task.QUESTION, words="What is it?"), False),
+    ],
+)
+def test_an_answer_is_one_of_those_asked_for(text: str, asked: Asked, noted: bool) -> None:
+    assert ("answer" in applied(text, asked)) == noted
+
+
 @given(st.text(), st.sampled_from([REPORT, BERICHT, Asked(Task.QUESTION, words="Why?")]))
 def test_any_text_can_be_reviewed(text: str, asked: Asked) -> None:
     assert all(isinstance(note, str) for note in applied(text, asked).values())

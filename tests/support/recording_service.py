@@ -15,14 +15,14 @@ from echovlm_edge.runtime.contracts.statuses import RETRY_AFTER
 USAGE = {field.name: 11 * field.number for field in pb.Usage.DESCRIPTOR.fields}  # all different, none 0
 
 
-LIMITS = pb.Limits(max_message_bytes=4 << 20, max_images=64, max_upload_bytes=16 << 20)
+LIMITS = pb.Limits(max_message_bytes=4 << 20, max_images=64, max_upload_bytes=16 << 20, max_turns=64)
 
 
 class Recording(report_pb2_grpc.ReportServiceServicer):
     """Keeps what it is asked.
 
     Attributes:
-        report, added: the last of their kind.
+        report, question, added: the last of their kind.
         calls: the names of all, in order.
         uploads: by their ids, as they came; those that were forgotten stay.
         limits: what it says that it takes.
@@ -32,6 +32,7 @@ class Recording(report_pb2_grpc.ReportServiceServicer):
 
     def __init__(self) -> None:
         self.report = pb.GenerateReportRequest()
+        self.question = pb.AnswerQuestionRequest()
         self.added = pb.AddImageRequest()
         self.calls: list[str] = []
         self.uploads: dict[str, bytes] = {}
@@ -65,6 +66,13 @@ class Recording(report_pb2_grpc.ReportServiceServicer):
         self.calls.append("GenerateReport")
         self.report = request
         yield pb.GenerateEvent(text=self.result.text)
+        yield pb.GenerateEvent(result=self.result)
+
+    def AnswerQuestion(
+        self, request: pb.AnswerQuestionRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.GenerateEvent]:
+        self.calls.append("AnswerQuestion")
+        self.question = request
         yield pb.GenerateEvent(result=self.result)
 
     def BeginStudy(self, request: pb.BeginStudyRequest, context: grpc.ServicerContext) -> pb.Study:

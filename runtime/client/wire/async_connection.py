@@ -29,7 +29,13 @@ from echovlm_edge.runtime.client.wire.connection import FORGET_SECONDS, request_
 from echovlm_edge.runtime.client.wire.connection_fault import connection_fault
 from echovlm_edge.runtime.client.wire.credentials import PLAIN, Credentials, channel_options
 from echovlm_edge.runtime.client.wire.refusals import error_of, is_stated
-from echovlm_edge.runtime.client.wire.requests import ReportRequest, begin_message, message_of
+from echovlm_edge.runtime.client.wire.requests import (
+    ReportRequest,
+    begin_message,
+    check_limits,
+    message_of,
+    put_images,
+)
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
 
@@ -68,7 +74,9 @@ class AsyncConnection:
         """Stream one generation's events; see `Connection.generate`."""
         deadline = Deadline(timeout)
         method, words = message_of(request)
-        async with self._sent(request.images, words.images.append, words.ByteSize(), deadline, progress):
+        if request.recent:
+            check_limits(request, self._limits or (await self._model_info(deadline)).limits)
+        async with self._sent(request.all_images, put_images(request, words), words.ByteSize(), deadline, progress):
             attempts = Attempts(self._retries, deadline)
             while True:
                 call = getattr(self._stub, method)(words, timeout=deadline.seconds_for_call(), metadata=self._metadata)
@@ -83,7 +91,7 @@ class AsyncConnection:
                 except grpc.aio.AioRpcError as error:
                     pause = None if started else attempts.pause_after(error, or_unavailable=True)
                     if pause is None:
-                        raise await self._explained(error, request.images, words.ByteSize()) from None
+                        raise await self._explained(error, request.all_images, words.ByteSize()) from None
                 finally:
                     call.cancel()
                 await asyncio.sleep(pause)

@@ -33,7 +33,13 @@ from echovlm_edge.runtime.client.wire.attempts import ONCE, Attempts, Deadline, 
 from echovlm_edge.runtime.client.wire.connection_fault import connection_fault
 from echovlm_edge.runtime.client.wire.credentials import PLAIN, Credentials, channel_options
 from echovlm_edge.runtime.client.wire.refusals import error_of, is_stated, no_answer
-from echovlm_edge.runtime.client.wire.requests import ReportRequest, begin_message, message_of
+from echovlm_edge.runtime.client.wire.requests import (
+    ReportRequest,
+    begin_message,
+    check_limits,
+    message_of,
+    put_images,
+)
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.statuses import REQUEST_ID
@@ -120,7 +126,9 @@ class Connection:
         """
         deadline = Deadline(timeout)
         method, words = message_of(request)
-        with self._sent(request.images, words.images.append, words.ByteSize(), deadline, progress):
+        if request.recent:
+            check_limits(request, self._limits or self._model_info(deadline).limits)
+        with self._sent(request.all_images, put_images(request, words), words.ByteSize(), deadline, progress):
             attempts = Attempts(self._retries, deadline)
             while True:
                 call = getattr(self._stub, method)(words, timeout=deadline.seconds_for_call(), metadata=self._metadata)
@@ -135,7 +143,7 @@ class Connection:
                 except grpc.RpcError as error:
                     pause = None if started else attempts.pause_after(error, or_unavailable=True)
                     if pause is None:
-                        raise self._explained(error, request.images, words.ByteSize()) from None
+                        raise self._explained(error, request.all_images, words.ByteSize()) from None
                 finally:
                     call.cancel()
                 sleep(pause)

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client.sending import number_within
+from echovlm_edge.runtime.contracts.errors import NotOffered
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import Priority, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+
+_FORMS = {Task.JUDGE: pb.ANSWER_FORM_TRUE_FALSE, Task.CHOICE: pb.ANSWER_FORM_LETTER}
+
+
+@dataclass(frozen=True)
+class EarlierTurn:
+    """A turn of a conversation that a request continues.
+
+    Attributes:
+        prompt: what the model was asked: `Result.prompt`.
+        reply: the answer: `Result.text`, or what it was corrected to.
+        images: that were sent with it; they are sent again.
+        study_images: numbers of the study's images that were shown with it.
+    """
+
+    prompt: str = field(repr=False)
+    reply: str = field(repr=False)
+    images: Sequence[SentImage] = ()
+    study_images: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -18,9 +38,9 @@ class ReportRequest:
     """One call: a task about images.
 
     Attributes:
-        task: report, diagnosis or question.
+        task: what is wanted.
         images: encoded files, in memory or on disk.
-        prompt: replaces the task's default; for a question it is the question.
+        prompt: replaces the task's default; the question, the statement to judge, or the options to choose from.
         language: of the default prompt, and so of the text.
         region: where the images were taken; named in the default prompt. None if it is not known.
         sampling: greedy by default.
@@ -29,6 +49,8 @@ class ReportRequest:
         priority: interactive calls go before batch calls.
         allow_mixed_studies: accept images of several studies of one patient.
         image_tokens: most visual tokens of a frame; None: the server's bound, or the study's.
+        system: the system prompt; empty for the model's own.
+        earlier: the turns that this request continues, the first one first.
     """
 
     task: Task = Task.REPORT
@@ -42,6 +64,23 @@ class ReportRequest:
     priority: Priority = Priority.INTERACTIVE
     allow_mixed_studies: bool = False
     image_tokens: int | None = None
+    system: str = field(default="", repr=False)
+    earlier: Sequence[EarlierTurn] = ()
+
+    @property
+    def all_images(self) -> tuple[SentImage, ...]:
+        """The images as the server counts them: those of earlier turns, then the request's own."""
+        return (*(image for turn in self.earlier for image in turn.images), *self.images)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it has a system prompt or earlier turns."""
+        return bool(self.system or self.earlier)
+
+    @property
+    def recent(self) -> bool:
+        """Whether it has what a server before conversations would ignore without an error."""
+        return self.continues or self.task in (Task.FINDINGS, *_FORMS)
 
 
 def message_of(request: ReportRequest) -> tuple[str, Any]:
@@ -54,14 +93,17 @@ def message_of(request: ReportRequest) -> tuple[str, Any]:
         "options": _options(request),
         "study": request.study,
         "image_tokens": number_within("image_tokens", request.image_tokens or 0),
+        "conversation": _conversation(request) if request.continues else None,
     }
     match request.task:
-        case Task.REPORT:
-            return "GenerateReport", pb.GenerateReportRequest(prompt=request.prompt, **common)
+        case Task.REPORT | Task.FINDINGS:
+            parts = pb.REPORT_PARTS_FINDINGS if request.task is Task.FINDINGS else None
+            return "GenerateReport", pb.GenerateReportRequest(prompt=request.prompt, parts=parts, **common)
         case Task.DIAGNOSIS:
             return "Diagnose", pb.DiagnoseRequest(prompt=request.prompt, **common)
-        case Task.QUESTION:
-            return "AnswerQuestion", pb.AnswerQuestionRequest(question=request.prompt, **common)
+        case Task.QUESTION | Task.JUDGE | Task.CHOICE:
+            form = _FORMS.get(request.task)
+            return "AnswerQuestion", pb.AnswerQuestionRequest(question=request.prompt, form=form, **common)
 
 
 def begin_message(image_tokens: int | None) -> pb.BeginStudyRequest:
@@ -71,6 +113,37 @@ def begin_message(image_tokens: int | None) -> pb.BeginStudyRequest:
         InvalidInput: the number does not fit in the message.
     """
     return pb.BeginStudyRequest(image_tokens=number_within("image_tokens", image_tokens or 0))
+
+
+def followed(request: ReportRequest, result: pb.Result, question: str) -> ReportRequest:
+    """Make the request of a question that continues `request`, which was answered with `result` and is about no study."""
+    turn = EarlierTurn(result.prompt, result.text, request.images)
+    return replace(request, task=Task.QUESTION, images=(), prompt=question, earlier=(*request.earlier, turn))
+
+
+def put_images(request: ReportRequest, words: Any) -> Callable[[pb.Image], None]:
+    """Return a function that puts each of `request.all_images`, in order, into the request's message `words`."""
+    turns = [words.conversation.turns[place].images for place, turn in enumerate(request.earlier) for _ in turn.images]
+    places = iter([*turns, *[words.images] * len(request.images)])
+    return lambda image: next(places).append(image)
+
+
+def check_limits(request: ReportRequest, limits: pb.Limits) -> None:
+    """Refuse a request of which an old server would ignore a part.
+
+    Raises:
+        NotOffered: the server is too old.
+    """
+    if request.recent and not limits.max_turns:
+        raise NotOffered(
+            "This server is too old for conversations and for the tasks findings, judge and choice: upgrade it, or ask a question "
+            "by itself."
+        )
+
+
+def _conversation(request: ReportRequest) -> pb.Conversation:
+    turns = [pb.Turn(prompt=turn.prompt, reply=turn.reply, study_images=turn.study_images) for turn in request.earlier]
+    return pb.Conversation(system_prompt=request.system, turns=turns)
 
 
 def _options(request: ReportRequest) -> pb.GenerationOptions:

@@ -1,4 +1,4 @@
-"""Choose the question about a study: region, language and prompt by a table of what carts write into their images."""
+"""Choose the question about a study: region, language, task and prompt by a table of what carts write into their images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.contracts.tasks import Language, Region
+from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
 from echovlm_edge.runtime.formats.dicom_attributes import items
 
 DESCRIPTIONS = (
@@ -20,7 +20,8 @@ DESCRIPTIONS = (
     "RequestedProcedureDescription",
 )
 MATCHES = ("ae_title", "body_part", "anatomic_region", "procedure", "description")
-GIVES = ("region", "language", "prompt")
+GIVES = ("region", "language", "task", "prompt")
+TASKS = (Task.REPORT, Task.FINDINGS, Task.DIAGNOSIS)  # those whose text is a document
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Row:
     Attributes:
         name: is written into the document.
         matches: patterns by attribute; one of an attribute's has to match one of its values.
-        region, language, prompt: what it gives; None for nothing.
+        region, language, prompt, task: what it gives; None for nothing.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row:
     region: Region | None = None
     language: Language | None = None
     prompt: str | None = field(default=None, repr=False)
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Question:
     language: Language
     prompt: str = field(default="", repr=False)
     rows: tuple[str, ...] = ()
+    task: Task = Task.REPORT
 
 
 def _built_in(region: Region, body_parts: str, codes: str, descriptions: str) -> list[Row]:
@@ -119,7 +122,7 @@ def facts_of(headers: Sequence[Dataset], ae_titles: Iterable[str]) -> Facts:
 
 
 def ask(facts: Facts, rows: Sequence[Row], language: Language) -> Question:
-    """Choose the question: each part is what the first matching row gives; without one no region, the default prompt, and `language`.
+    """Choose the question: each part is what the first matching row gives; without one no region, a report, its default prompt, `language`.
 
     Built-in rows follow those given. If their images name the body parts of two regions, the region is unknown.
     """
@@ -128,7 +131,8 @@ def ask(facts: Facts, rows: Sequence[Row], language: Language) -> Question:
     prompt = next((row for row in matching if row.prompt is not None), None)
     spoken = next((row for row in matching if row.language), None)
     placed = next((row for row in matching if row.region), None) or _agreed(facts)
-    for row in (placed, spoken, prompt):
+    tasked = next((row for row in matching if row.task), None)
+    for row in (placed, spoken, tasked, prompt):
         if row and row.name not in used:
             used.append(row.name)
     return Question(
@@ -136,6 +140,7 @@ def ask(facts: Facts, rows: Sequence[Row], language: Language) -> Question:
         (spoken.language if spoken else None) or language,
         (prompt.prompt if prompt else None) or "",
         tuple(used),
+        (tasked.task if tasked else None) or Task.REPORT,
     )
 
 
@@ -178,10 +183,15 @@ def _row(path: Path, name: str, table: Any) -> Row:
     try:
         region = Region(table["region"]) if "region" in table else None
         language = Language(table["language"]) if "language" in table else None
+        task = Task(table["task"]) if "task" in table else None
     except ValueError as error:
         raise NotPossibleHere(f"The questions file {path} is wrong at {name} ({error}).") from None
+    if task not in (None, *TASKS):
+        raise NotPossibleHere(
+            f"The questions file {path} is wrong at {name}.task: choose from {', '.join(task.value for task in TASKS)}."
+        )
     prompt = table.get("prompt")
-    return Row(name, matches, region, language, None if prompt is None else str(prompt))
+    return Row(name, matches, region, language, None if prompt is None else str(prompt), task)
 
 
 def _agreed(facts: Facts) -> Row | None:

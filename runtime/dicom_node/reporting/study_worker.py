@@ -148,7 +148,8 @@ class StudyWorker:
             return
         question = self.question(instances)
         opened = self._opened(study)
-        report: Report = opened.study.report(
+        report: Report = opened.study.write(
+            question.task,
             prompt=question.prompt,
             language=question.language,
             region=question.region,

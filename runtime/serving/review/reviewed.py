@@ -21,10 +21,10 @@ class Asked:
     """What was asked of the model.
 
     Attributes:
-        task: report, diagnosis or question.
+        task: what is wanted.
         language: of the default prompt.
         region: that the default prompt names.
-        words: the caller's own, in place of the default prompt; empty for that.
+        words: the caller's own: a prompt in place of the default one, the question, the statement or the options; else empty.
     """
 
     task: Task

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.request import FinishReason
+from echovlm_edge.runtime.serving.review.answer import is_no_answer
 from echovlm_edge.runtime.serving.review.ending import is_cut_off
 from echovlm_edge.runtime.serving.review.impression import lacks_an_impression
 from echovlm_edge.runtime.serving.review.picture import is_about_other_pictures
@@ -24,6 +25,7 @@ RULES: dict[str, Rule] = {
     "organ": contradicts_the_organ,
     "size": exceeds_the_pictures,
     "picture": is_about_other_pictures,
+    "answer": is_no_answer,
 }
 
 

@@ -51,7 +51,7 @@ class ServeSettings(settings.CommandSettings):
     verify: bool = option(False, "check every file's hash before loading")
     no_note: tuple[str, ...] = option(
         (),
-        "notes about finished texts to leave out: repetition, ending, impression, script, side, organ, size, picture",
+        "notes about finished texts to leave out: repetition, ending, impression, script, side, organ, size, picture, answer",
         "NOTE",
     )
 

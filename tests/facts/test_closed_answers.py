@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.evaluation.scoring.closed_answers import LETTERS, options_of, read_choice, read_judgement
+from echovlm_edge.runtime.facts.closed_answers import LETTERS, options_of, read_choice, read_judgement
 
 JUDGEMENTS = {
     **dict.fromkeys(("True", "ture", "是", "对", "是的。", "描述正确", "Yes", "Ｔｒｕｅ", "**True**"), "true"),

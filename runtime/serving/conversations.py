@@ -1,0 +1,57 @@
+"""Convert the earlier turns of a request to the engine's: their texts, their images, and which of a study's images each shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound
+from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Turn
+
+Frames = tuple[Frame, ...]
+
+
+def earlier_turns(
+    conversation: pb.Conversation, read: Callable[[Sequence[pb.Image]], tuple[ImageInput, ...]], of_study: Frames
+) -> tuple[tuple[Turn, ...], Frames]:
+    """Convert the turns before the present one.
+
+    Args:
+        conversation: of the request.
+        read: converts the images of a turn; called once for each turn, in order.
+        of_study: the frames of the request's study.
+
+    Returns:
+        The earlier turns, and the study's frames that are shown with the present one.
+
+    Raises:
+        InvalidInput: a turn without a prompt, or an image of the study in two turns.
+        NotFound: the study has no such image.
+    """
+    for number, turn in enumerate(conversation.turns, 1):
+        if not turn.prompt.strip():
+            raise InvalidInput(f"Turn {number} has no prompt: send the result's prompt with its text.")
+    *shown, rest = _by_turn(conversation, of_study)
+    turns = (
+        Turn(turn.prompt, read(turn.images), frames, turn.reply)
+        for turn, frames in zip(conversation.turns, shown, strict=True)
+    )
+    return tuple(turns), rest
+
+
+def _by_turn(conversation: pb.Conversation, of_study: Frames) -> Iterator[Frames]:
+    """Yield the study's frames that each turn shows, and those of the present one last."""
+    numbers = [number for turn in conversation.turns for number in turn.study_images]
+    if len(set(numbers)) < len(numbers):
+        raise InvalidInput("Two turns name the same image of the study: name it where it was shown first.")
+    if missing := set(numbers) - {frame.image for frame in of_study}:
+        raise NotFound(f"The study has no image {min(missing)}: it was withdrawn, or never added.")
+    left = {number: tuple(frame for frame in of_study if frame.image == number) for number in _images(of_study)}
+    for place, turn in enumerate(conversation.turns):
+        named = turn.study_images if numbers or place else _images(of_study)
+        yield tuple(frame for number in named for frame in left.pop(number))
+    yield tuple(frame for frames in left.values() for frame in frames)
+
+
+def _images(frames: Frames) -> list[int]:
+    return list(dict.fromkeys(frame.image for frame in frames))
