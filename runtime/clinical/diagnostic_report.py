@@ -37,7 +37,7 @@ def diagnostic_report(
 ) -> bytes:
     """Write JSON: status preliminary, notice, model and bundle id in its tags and in its text, studies by their DICOM UIDs.
 
-    The request's id is the report's identifier. The conclusion is the impression, or the whole text where it has none; `presentedForm`
+    The request's id is the report's identifier. The conclusion is the impression, or all of a text without sections; `presentedForm`
     is all of it as plain text, with the notes about pictures and the remarks below. `document_uid` is that of the DICOM document with
     the same contents, and an identifier too.
     """

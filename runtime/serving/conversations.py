@@ -46,12 +46,6 @@ def _by_turn(conversation: pb.Conversation, of_study: Frames) -> Iterator[Frames
         raise InvalidInput("Two turns name the same image of the study: name it where it was shown first.")
     if missing := set(numbers) - {frame.image for frame in of_study}:
         raise NotFound(f"The study has no image {min(missing)}: it was withdrawn, or never added.")
-    left = {number: tuple(frame for frame in of_study if frame.image == number) for number in _images(of_study)}
-    for place, turn in enumerate(conversation.turns):
-        named = turn.study_images if numbers or place else _images(of_study)
-        yield tuple(frame for number in named for frame in left.pop(number))
-    yield tuple(frame for frames in left.values() for frame in frames)
-
-
-def _images(frames: Frames) -> list[int]:
-    return list(dict.fromkeys(frame.image for frame in frames))
+    for turn in conversation.turns:
+        yield tuple(frame for number in turn.study_images for frame in of_study if frame.image == number)
+    yield tuple(frame for frame in of_study if frame.image not in numbers)

@@ -145,12 +145,12 @@ def test_a_later_question_about_a_study_reuses_its_report(served: Running) -> No
             served.stub.AddImage(pb.AddImageRequest(study=study, image=pb.Image(data=data)))
     report = ask(served, "Report.", [], [], study=study)
     turn = turn_of(report)
+    turn.study_images.extend(picture.study_image for picture in report.pictures)
     answer = ask(served, "Where?", [], [turn], study=study)
     assert answer.usage.reused_tokens == (report.usage.prompt_tokens + TOKENS - 1) // BLOCK * BLOCK
     assert answer.usage.image_tokens == report.usage.image_tokens
 
     number = served.stub.AddImage(pb.AddImageRequest(study=study, image=pb.Image(data=png(56, 84)))).number
-    turn.study_images.extend(sorted({picture.study_image for picture in report.pictures}))
     compared = ask(served, "And here?", [], [turn], study=study)
     assert compared.usage.reused_tokens >= answer.usage.reused_tokens, "the new image comes after the report"
     assert [picture.study_image for picture in compared.pictures] == [1, 2, number]
