@@ -1,6 +1,6 @@
 """Build, serve and measure a model of the published size on this machine (`make bench-full`).
 
-python -m benchmarks.full [--layers 2] [--folder build/full] [--json bench-full.json]
+python -m benchmarks.full [--family qwen2_5_vl] [--layers 2] [--folder build/full] [--json bench-full.json]
 
 Every figure is taken from the commands that a user types, as child processes. Needs some 45 GB of disk at full size.
 """
@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.limits import Limits, Machine
-from benchmarks.make_checkpoint import make_checkpoint, published_config
+from benchmarks.make_checkpoint import PUBLISHED_CONFIGS, make_checkpoint, published_config
 from benchmarks.served import script, serving
 from echovlm_edge.export import parity
 from echovlm_edge.export.build_engines import BuildOptions, build
@@ -168,15 +168,13 @@ def stage_costs(answer: Answer, costs: CostModel, frames: int, machine: Machine)
     }
 
 
-def greedy_tokens_agree(folder: Path) -> dict[str, Any]:
+def greedy_tokens_agree(folder: Path, family: str) -> dict[str, Any]:
     """Check whether 100 greedy tokens of a two-layer fp32 bundle are the PyTorch model's, and how far the logits differ.
 
     The PyTorch model gets the bundle's tokens as input: if its most likely next token equals the bundle's at every step, it would
     have generated the same text.
     """
-    source, output = folder / f"checkpoint-{GREEDY_LAYERS}", folder / "bundle-fp32"
-    if not (source / "config.json").is_file():
-        make_checkpoint(source, published_config(GREEDY_LAYERS), dtype=torch.bfloat16, tokenizer=None)
+    source, output = random_checkpoint(folder, GREEDY_LAYERS, family), folder / "bundle-fp32"
     build(BuildOptions(source, output, precision="fp32", replace=True), Console(stderr=True))
     bundle, checkpoint = Bundle(output), Checkpoint(source)
     settings = PreprocessSettings.from_config(checkpoint.read_json("preprocessor_config.json"))
@@ -201,10 +199,19 @@ def greedy_tokens_agree(folder: Path) -> dict[str, Any]:
     }
 
 
+def random_checkpoint(folder: Path, layers: int, family: str) -> Path:
+    """Return a random checkpoint of a family's published size, made where it is missing."""
+    source = folder / (f"checkpoint-{layers}" if family == "echovlm" else f"checkpoint-{family}-{layers}")
+    if not (source / "config.json").is_file():
+        make_checkpoint(source, published_config(layers, family=family), dtype=torch.bfloat16, tokenizer=None)
+    return source
+
+
 def main() -> int:
     """Run the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(description="Build, serve and time the published model's size on this machine.")
     add = parser.add_argument
+    add("--family", choices=PUBLISHED_CONFIGS, default="echovlm", help="of the model (default echovlm)")
     add("--layers", type=int, default=28, help="of the decoder (default 28: all)")
     add("--precision", choices=PRECISIONS, default="int4")
     add("--folder", type=Path, default=Path("build/full"), help="for checkpoints and bundles (default build/full)")
@@ -216,12 +223,11 @@ def main() -> int:
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    source, output = folder / f"checkpoint-{options.layers}", folder / "bundle"
-    report: dict[str, Any] = {"layers": options.layers, "precision": options.precision}
-    if not (source / "config.json").is_file():
-        started = time.perf_counter()
-        make_checkpoint(source, published_config(options.layers), dtype=torch.bfloat16, tokenizer=None)
-        report["checkpoint_seconds"] = time.perf_counter() - started
+    output = folder / "bundle"
+    report: dict[str, Any] = {"family": options.family, "layers": options.layers, "precision": options.precision}
+    started = time.perf_counter()
+    source = random_checkpoint(folder, options.layers, options.family)
+    report["checkpoint_seconds"] = time.perf_counter() - started
     if not options.reuse:
         built = run_build(source, output, options.precision)
         report |= {"build_seconds": built.seconds, "build_peak_rss_gb": built.peak_rss_gb}
@@ -236,7 +242,7 @@ def main() -> int:
         shutil.rmtree(again)
     report |= measure_service(bundle, folder, list(WORKLOADS) if options.workloads is None else options.workloads)
     if not options.no_greedy:
-        report["greedy"] = greedy_tokens_agree(folder)
+        report["greedy"] = greedy_tokens_agree(folder, options.family)
     options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print_report(report, Console())
     return 0

@@ -33,7 +33,10 @@ TOKENIZER_FILES = (
 )
 TESTS = Path(__file__).parents[1] / "tests"
 GOLDEN = TESTS / "golden" / "checkpoint"
-PUBLISHED_CONFIG = TESTS / "published" / "config.json"
+PUBLISHED_CONFIGS = {
+    "echovlm": TESTS / "published" / "config.json",
+    "qwen2_5_vl": TESTS / "published" / "qwen2_5_vl.json",  # EchoVLM V2's
+}
 SHARD_BYTES = 4 << 30
 CHUNK = 1 << 24  # values generated at a time; each chunk has its own random stream
 SAFETENSORS_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -89,13 +92,20 @@ _RATIOS = {  # the published model's inner widths divided by its width
 }
 
 
-def published_config(layers: int | None = None, vision_depth: int | None = None) -> dict[str, Any]:
-    """Read the published config.json, or shorten it to fewer decoder layers and vision blocks."""
-    config: dict[str, Any] = json.loads(PUBLISHED_CONFIG.read_text(encoding="utf-8"))
+def published_config(
+    layers: int | None = None, vision_depth: int | None = None, family: str = "echovlm"
+) -> dict[str, Any]:
+    """Read a published config.json, or shorten it to fewer decoder layers and vision blocks."""
+    config: dict[str, Any] = json.loads(PUBLISHED_CONFIGS[family].read_text(encoding="utf-8"))
     if layers:
         config["num_hidden_layers"] = layers
     if vision_depth:
-        config["vision_config"]["depth"] = vision_depth
+        vision = config["vision_config"]
+        vision["depth"] = vision_depth
+        if "fullatt_block_indexes" in vision:
+            vision["fullatt_block_indexes"] = [
+                block for block in vision["fullatt_block_indexes"] if block < vision_depth
+            ]
     return config
 
 
@@ -227,13 +237,19 @@ def main() -> int:
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR")
     add("--published", action="store_true", help="the published widths and vocabulary, in bfloat16")
+    add(
+        "--family",
+        choices=PUBLISHED_CONFIGS,
+        default="echovlm",
+        help="of the model, with --published (default echovlm)",
+    )
     add("--width", type=int, default=1024, help="without --published (default 1024)")
     add("--layers", type=int, help="of the decoder (default 8; all 28 with --published)")
     add("--vision-depth", type=int, help="blocks of the vision encoder (default 8; all 32 with --published)")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.published:
-        config = published_config(options.layers, options.vision_depth)
+        config = published_config(options.layers, options.vision_depth, options.family)
         make_checkpoint(options.output, config, options.seed, torch.bfloat16, tokenizer=None)
     else:
         config = config_like_published(options.width, options.layers or 8, vision_depth=options.vision_depth or 8)

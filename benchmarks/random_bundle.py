@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.make_checkpoint import make_checkpoint, published_config, spread
+from benchmarks.make_checkpoint import PUBLISHED_CONFIGS, make_checkpoint, published_config, spread
 from echovlm_edge.export.build_engines import write_graphs
 from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.bundle_folder import bundle_folder, check_output
@@ -32,6 +32,7 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.planned_bundle import open_checkpoint, plan
 from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, MatMulNBitsBlocks, Storage
+from echovlm_edge.export.rounding import round_blocks
 from echovlm_edge.export.tracing import traced_parts
 from echovlm_edge.export.weight_file import Piece, Place, WeightFile
 from echovlm_edge.runtime.bundle.manifest import Manifest
@@ -128,6 +129,9 @@ def fill(
 def fills(piece: Piece, checkpoint: Checkpoint) -> list[Fill]:
     """Choose the random values of each tensor that a weight is stored as: values, then the scales of quantized ones."""
     weight, storage = piece.weight, piece.storage
+    if not weight.tensors:  # the same in every model
+        (constant,) = storage.encode(weight.read(checkpoint).numpy(), round_blocks)
+        return [lambda random, size: _bytes(constant)]
     around, deviation = spread(weight.tensors[0], checkpoint.tensors[weight.tensors[0]].shape)
     dtypes = [tensor.dtype.numpy() for tensor in storage.tensors(weight.shape(checkpoint))]
     if isinstance(storage, Floating):
@@ -196,13 +200,15 @@ def main() -> int:
     add("--replace", action="store_true", help="put it in the place of a bundle that is at --output already")
     add("--target", choices=TARGETS, default="cuda")
     add("--precision", default="int4", help="of the decoder's weights (default int4)")
+    add("--family", choices=PUBLISHED_CONFIGS, default="echovlm", help="of the model (default echovlm)")
     add("--layers", type=int, help="of the decoder (default: all 28)")
     add("--vision-depth", type=int, help="blocks of the vision encoder (default: all 32)")
     options = parser.parse_args()
     build = BuildOptions(
         Path("random"), options.output, options.target, options.precision, name="random", replace=options.replace
     )
-    random_bundle(build, published_config(options.layers, options.vision_depth), None, Console(stderr=True))
+    config = published_config(options.layers, options.vision_depth, options.family)
+    random_bundle(build, config, None, Console(stderr=True))
     print(f"{options.output} written.")
     return 0
 

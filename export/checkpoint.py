@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from echovlm_edge.export.adapter import Adapter
 from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.families.family import Shapes, linear, rms_norm
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 INDEX = "model.safetensors.index.json"
@@ -28,6 +29,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str  # safetensors' name: F32, F16, BF16
     shard: str
+    stored: str  # its name there
 
 
 class Checkpoint:
@@ -44,7 +46,7 @@ class Checkpoint:
             raise NotPossibleHere(f"There is no checkpoint folder {path}: give the folder that holds config.json.")
         self.path = path
         self.config = EchoVLMConfig.from_json(self.read_json("config.json"), str(path / "config.json"))
-        self.tensors = dict(self._headers())
+        self.tensors = self._named(self._headers())
         self._check_tensors()
         self.adapter = Adapter.open(adapter, self._adaptable()) if adapter else None
 
@@ -71,10 +73,10 @@ class Checkpoint:
         return self.adapter.merged(name, self._stored(name, rows) if replaced is None else replaced, rows)
 
     def _stored(self, name: str, rows: slice | None) -> torch.Tensor:
-        shard = self.path / self.tensors[name].shard
+        shard, stored = self.path / self.tensors[name].shard, self.tensors[name].stored
         try:
             with safe_open(shard, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+                tensor: torch.Tensor = file.get_tensor(stored) if rows is None else file.get_slice(stored)[rows]
                 return tensor
         except (SafetensorError, OSError) as error:
             raise NotPossibleHere(
@@ -148,7 +150,10 @@ class Checkpoint:
                     file = stack.enter_context(safe_open(path, framework="pt"))
                     for name in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
                         header = file.get_slice(name)
-                        yield name, TensorInfo(tuple(header.get_shape()), header.get_dtype(), shard)
+                        yield (
+                            _published_name(name),
+                            TensorInfo(tuple(header.get_shape()), header.get_dtype(), shard, name),
+                        )
                 except (SafetensorError, OSError) as error:
                     raise NotPossibleHere(
                         f"The checkpoint's shard {path} is truncated or damaged ({error}): copy it again."
@@ -158,6 +163,17 @@ class Checkpoint:
         """Return the shapes of the tensors that an adapter can change; a tied embedding is two layers' at once."""
         tied = {"lm_head.weight", "model.embed_tokens.weight"} if self.config.decoder.tie_word_embeddings else set()
         return {name: info.shape for name, info in self.tensors.items() if name not in tied}
+
+    def _named(self, headers: Iterable[tuple[str, TensorInfo]]) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in headers:
+            if name in tensors:
+                raise NotPossibleHere(
+                    f"The checkpoint {self.path} has the tensor {name} twice, in {tensors[name].shard} and {info.shard}: copy its "
+                    "shards again."
+                )
+            tensors[name] = info
+        return tensors
 
     def _check_tensors(self) -> None:
         expected = expected_tensors(self.config)
@@ -180,51 +196,40 @@ class Checkpoint:
 def expected_tensors(config: EchoVLMConfig) -> dict[str, tuple[int, ...]]:
     """Return every tensor of a published checkpoint with this config, name to shape."""
     vision, decoder = config.vision, config.decoder
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = (rows, columns)
-        if bias:
-            shapes[f"{name}.bias"] = (rows,)
-
-    def layer_norm(name: str, width: int) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
-
-    def swiglu(name: str, inner: int) -> None:
-        linear(f"{name}.gate_proj", inner, decoder.hidden_size, bias=False)
-        linear(f"{name}.up_proj", inner, decoder.hidden_size, bias=False)
-        linear(f"{name}.down_proj", decoder.hidden_size, inner, bias=False)
-
-    width = vision.embed_dim
     patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    shapes["visual.patch_embed.proj.weight"] = (width, *patch)
-    for block in (f"visual.blocks.{i}" for i in range(vision.depth)):
-        layer_norm(f"{block}.norm1", width)
-        layer_norm(f"{block}.norm2", width)
-        linear(f"{block}.attn.qkv", 3 * width, width)
-        linear(f"{block}.attn.proj", width, width)
-        linear(f"{block}.mlp.fc1", vision.mlp_dim, width)
-        linear(f"{block}.mlp.fc2", width, vision.mlp_dim)
-    layer_norm("visual.merger.ln_q", width)
-    linear("visual.merger.mlp.0", vision.merged_dim, vision.merged_dim)
-    linear("visual.merger.mlp.2", vision.hidden_size, vision.merged_dim)
+    shapes: Shapes = {"visual.patch_embed.proj.weight": (vision.embed_dim, *patch)}
+    for number in range(vision.depth):
+        shapes |= _below(f"visual.blocks.{number}", config.family.block_tensors(vision))
+    merger = linear("mlp.0", vision.merged_dim, vision.merged_dim) | linear(
+        "mlp.2", vision.hidden_size, vision.merged_dim
+    )
+    shapes |= _below("visual.merger", config.family.merger_norm(vision) | merger)
 
     width, head = decoder.hidden_size, decoder.head_dim
+    rows, kv_rows = decoder.num_attention_heads * head, decoder.num_key_value_heads * head
     shapes["model.embed_tokens.weight"] = (decoder.vocab_size, width)
-    for layer in (f"model.layers.{i}" for i in range(decoder.num_hidden_layers)):
-        linear(f"{layer}.self_attn.q_proj", decoder.num_attention_heads * head, width)
-        linear(f"{layer}.self_attn.k_proj", decoder.num_key_value_heads * head, width)
-        linear(f"{layer}.self_attn.v_proj", decoder.num_key_value_heads * head, width)
-        linear(f"{layer}.self_attn.o_proj", width, decoder.num_attention_heads * head, bias=False)
-        shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
-        swiglu(f"{layer}.mlp", decoder.intermediate_size)
-        linear(f"{layer}.moe.gate", decoder.num_experts, width, bias=False)
-        for expert in range(decoder.num_experts):
-            swiglu(f"{layer}.moe.experts.{expert}", decoder.moe_intermediate_size)
-        swiglu(f"{layer}.moe.shared_expert", decoder.shared_expert_intermediate_size)
-        linear(f"{layer}.moe.shared_expert_gate", 1, width, bias=False)
-        linear(f"{layer}.coefficient", 2, width)
-    shapes["model.norm.weight"] = (width,)
+    for number in range(decoder.num_hidden_layers):
+        attention = {
+            name: shape
+            for part, size in (("q", rows), ("k", kv_rows), ("v", kv_rows))
+            for name, shape in linear(f"self_attn.{part}_proj", size, width).items()
+        } | linear("self_attn.o_proj", width, rows, bias=False)
+        norms = rms_norm("input_layernorm", width) | rms_norm("post_attention_layernorm", width)
+        layer = attention | norms | config.family.feed_forward_tensors(decoder)
+        shapes |= _below(f"model.layers.{number}", layer)
+    shapes |= rms_norm("model.norm", width)
     if not decoder.tie_word_embeddings:
-        linear("lm_head", decoder.vocab_size, width, bias=False)
+        shapes |= linear("lm_head", decoder.vocab_size, width, bias=False)
     return shapes
+
+
+def _below(path: str, shapes: Shapes) -> Shapes:
+    return {f"{path}.{name}": shape for name, shape in shapes.items()}
+
+
+def _published_name(stored: str) -> str:
+    """Return the name under which EchoVLM was published, where newer files say model.language_model and model.visual."""
+    for newer, published in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if stored.startswith(newer):
+            return published + stored.removeprefix(newer)
+    return stored

@@ -21,6 +21,7 @@ from echovlm_edge.runtime.imaging.preprocess import Patches, PreprocessSettings,
 from echovlm_edge.runtime.imaging.sample import SAMPLE, sample_image
 from echovlm_edge.runtime.prompting.prompt import Prompt, PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles
+from echovlm_edge.runtime.prompting.windows import image_windows
 
 TOLERANCE = 1e-3  # of an fp32 bundle: the largest error, in units of the largest reference value or of 1
 DECODED_TOKENS = 32
@@ -87,10 +88,9 @@ def compare(
         served) and decode (logits after each token that the bundle wrote) of every question.
     """
     questions = questions or [Question(image.name, PROMPT, (place,)) for place, image in enumerate(images)]
-    angles = [vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim) for image in images]
-    features = [reference.encode(image.patches.values, turns) for image, turns in zip(images, angles, strict=True)]
+    features = [encode(reference, image, spec) for image in images]
     embeddings = [reference.project(some) for some in features]
-    yield from _compare_images(open_candidate(), images, angles, features, embeddings)
+    yield from _compare_images(open_candidate(), images, spec, features, embeddings)
     rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
     texts = _write_texts(open_candidate(), reference, rotary, prompts, images, embeddings, questions, decoded)
     expected = reference.logits([text.tokens for text in texts])
@@ -102,10 +102,16 @@ def compare(
         yield replace(decode, agreed_tokens=agreed_tokens(logits[count - 1 : -1], text.written), written_tokens=decoded)
 
 
+def encode(backend: Backend, image: Sample, spec: ModelSpec) -> Floats:
+    """Run a vision encoder on an image: features [p, embed_dim]."""
+    grid = image.patches.grid
+    angles = vision_angles(grid, spec.merge_size, spec.vision_head_dim)
+    return backend.encode(image.patches.values, angles, image_windows(grid, spec.merge_size, spec.vision_window))
+
+
 def read_prompt(reference: TorchBackend, prompts: PromptBuilder, spec: ModelSpec, image: Sample) -> DecoderInput:
     """Make the decoder's input of an image and its prompt, with logits for the last token."""
-    angles = vision_angles(image.patches.grid, spec.merge_size, spec.vision_head_dim)
-    projected = reference.project(reference.encode(image.patches.values, angles))
+    projected = reference.project(encode(reference, image, spec))
     prompt = prompts.build(PROMPT, [image.patches.grid])
     rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
     tokens = prompt_embeddings(reference, prompt, [projected])
@@ -130,12 +136,12 @@ class _Text:
 def _compare_images(
     candidate: Backend,
     images: Sequence[Sample],
-    angles: Sequence[Angles],
+    spec: ModelSpec,
     features: Sequence[Floats],
     embeddings: Sequence[Floats],
 ) -> Iterator[Parity]:
-    for image, turns, encoded, projected in zip(images, angles, features, embeddings, strict=True):
-        yield measure("vision_encoder", image.name, encoded, candidate.encode(image.patches.values, turns))
+    for image, encoded, projected in zip(images, features, embeddings, strict=True):
+        yield measure("vision_encoder", image.name, encoded, encode(candidate, image, spec))
         yield measure("projector", image.name, projected, candidate.project(encoded))
 
 

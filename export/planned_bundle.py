@@ -92,6 +92,7 @@ class PlannedBundle:
             merge_size=vision.spatial_merge_size,
             image_token_id=self.checkpoint.config.image_token_id,
             stop_token_ids=self.checkpoint.stop_token_ids(),
+            vision_window=vision.window,
         )
 
     def embedding_spec(self) -> EmbeddingSpec:

@@ -15,6 +15,7 @@ from echovlm_edge.export.streamed import load_streamed
 from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows, move_by_copies
 from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.prompting.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,11 @@ class TorchBackend:
         self._embedding = None if streamed else weights.TOKEN_EMBEDDING.read(checkpoint).to(dtype)
 
     @torch.inference_mode()
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
+    def encode(self, patches: Floats, angles: Angles, windows: Windows | None = None) -> Floats:
         """Run the vision encoder, as `Backend.encode` does."""
-        return self._floats(self.parts.vision_encoder(self._tensor(patches), *self._angles(angles)))
+        given = windows.inputs() if windows else {}
+        ordered = [torch.from_numpy(given[name]) for name in ("window_order", "merge_order", "window_offsets") if given]
+        return self._floats(self.parts.vision_encoder(self._tensor(patches), *self._angles(angles), *ordered))
 
     @torch.inference_mode()
     def project(self, features: Floats) -> Floats:

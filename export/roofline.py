@@ -16,6 +16,7 @@ from echovlm_edge.export.devices import Device
 from echovlm_edge.export.engines.gpu_kernels import KERNEL_BLOCKS, take_precision, take_widths
 from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.export.targets import Target
+from echovlm_edge.runtime.bundle.architectures import text_model
 from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel, ModelShape, Storage, cache_token_bytes
 
 WORKING_GB = 0.6  # the device's context, kernels and activations: an allowance
@@ -51,7 +52,7 @@ class Roofline:
         bits: float | None = None,
     ) -> Roofline:
         """Take the model from a checkpoint's config.json."""
-        longest = int(config.get("max_position_embeddings", 32768))
+        longest = int(text_model(config).get("max_position_embeddings", 32768))
         return cls(ModelShape.of(config), target, policy, max_sequence, longest, bits)
 
     @property

@@ -40,6 +40,7 @@ def _nodes(path: str, module: nn.Module, own: list[ir.Value]) -> list[ir.Node]:
             "group_widths": list(module.group_widths),
             "top_k": module.top_k,
             "norm_topk_prob": int(module.norm_topk_prob),
+            "dense_only": int(module.dense_only),
         }
         return [ir.node("DualPathMoE", [x, *own], attributes, domain=DOMAIN, num_outputs=1)]
     return [ir.node("Identity", [value]) for value in own]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
+from echovlm_edge.export.window_rows import by_place, by_window, has_windows, window_mask
 
 # A product with one stored weight: (lowering, x, parameter, group or None, precision) to x W^T.
 Product = Callable[[Lowering, ir.Value, str, "int | None", Precision], ir.Value]
@@ -71,9 +72,12 @@ def rotated_qkv(lowering: Lowering, node: ir.Node, heads: int, kv_heads: int) ->
 
 
 def rotated_self(lowering: Lowering, node: ir.Node) -> tuple[int, tuple[ir.Value, ir.Value, ir.Value]]:
-    """A `SelfAttention` node's heads, and its rotary queries, rotary keys, and values."""
+    """A `SelfAttention` node's heads, and its rotary queries, rotary keys, and values: a row for each window if it has windows."""
     heads = node.attributes["heads"].as_int()
-    return heads, rotated_qkv(lowering, node, heads, heads)
+    q, k, v = rotated_qkv(lowering, node, heads, heads)
+    if has_windows(node):
+        q, k, v = (by_window(lowering, node, x) for x in (q, k, v))
+    return heads, (q, k, v)
 
 
 def rotated_cached(lowering: Lowering, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -83,9 +87,11 @@ def rotated_cached(lowering: Lowering, node: ir.Node) -> tuple[ir.Value, ir.Valu
 
 
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
-    """Use Attention without a mask."""
+    """Use Attention; without a mask, but for windows."""
     heads, qkv = rotated_self(lowering, node)
-    return [lowering.node("Attention", qkv, {"q_num_heads": heads, "kv_num_heads": heads})]
+    masks = [window_mask(lowering, node)] if has_windows(node) else []
+    attended = lowering.node("Attention", [*qkv, *masks], {"q_num_heads": heads, "kv_num_heads": heads})
+    return [by_place(lowering, node, attended)]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
@@ -167,7 +173,7 @@ def spelled_out_dual_path_moe(multiply: Product) -> Rule:
     """Spell DualPathMoE out in standard operators, for a runtime without our library.
 
     Every expert runs on every token and is weighted by zero where it was not chosen: right, at the cost of the experts
-    that were not chosen (a tenth of the published model's products).
+    that were not chosen (a tenth of the published model's products). A block without experts is its dense group alone.
     """
 
     def rule(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
@@ -182,6 +188,9 @@ def spelled_out_dual_path_moe(multiply: Product) -> Rule:
             lifted = multiply(lowering, x, up.name or "", group, outer)
             activated = lowering.node("Mul", [lowering.node("Mul", [gated, lowering.node("Sigmoid", [gated])]), lifted])
             return multiply(lowering, activated, down.name or "", group, policy.for_widths([widths[group]]))
+
+        if node.attributes["dense_only"].as_int():
+            return [swiglu(0)]
 
         def weighted(weight: ir.Value, value: ir.Value) -> ir.Value:
             return lowering.node("Mul", [weight, value])

@@ -23,7 +23,6 @@ from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.projector import Projector
-from echovlm_edge.export.model.vision_encoder import VisionEncoder
 
 OPSET = 24
 
@@ -38,16 +37,23 @@ def traced_parts(config: EchoVLMConfig) -> dict[str, ir.Model]:
     }
 
 
-def trace_vision_encoder(config: EchoVLMConfig, part: VisionEncoder) -> ir.Model:
-    """Trace the vision encoder: patches [patches, values], cos and sin [patches, head_dim / 2] to features [patches, embed_dim]."""
+def trace_vision_encoder(config: EchoVLMConfig, part: nn.Module) -> ir.Model:
+    """Trace the vision encoder: patches [patches, values], cos and sin [patches, head_dim / 2] to features [patches, embed_dim].
+
+    One with windows takes their order and its inverse too, int64 [patches], and where they begin, int64 [windows + 1].
+    """
     vision, patches = config.vision, 16
     cos, sin = (torch.empty(patches, vision.head_dim // 2) for _ in range(2))
-    return _trace(
-        part,
-        {"patches": torch.empty(patches, vision.patch_values), "cos": cos, "sin": sin},
-        {name: {0: Dim("patch_count", min=1)} for name in ("patches", "cos", "sin")},
-        ["features"],
-    )
+    inputs = {"patches": torch.empty(patches, vision.patch_values), "cos": cos, "sin": sin}
+    if vision.window:
+        order = torch.empty(patches, dtype=torch.int64)
+        inputs |= {"window_order": order, "merge_order": order.clone()}
+    count = Dim("patch_count", min=1)
+    shapes = {name: {0: count} for name in inputs}
+    if vision.window:
+        inputs["window_offsets"] = torch.empty(3, dtype=torch.int64)
+        shapes["window_offsets"] = {0: Dim("window_bounds", min=2)}
+    return _trace(part, inputs, shapes, ["features"])
 
 
 def trace_projector(config: EchoVLMConfig, part: Projector) -> ir.Model:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from echovlm_edge.export import standard
@@ -22,6 +23,7 @@ from echovlm_edge.export.engines.gpu_kernels import (
 )
 from echovlm_edge.export.lower import Lowering, Rule
 from echovlm_edge.export.quantize import Floating, MatMulNBitsBlocks, Precision
+from echovlm_edge.export.window_rows import by_place
 
 
 def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:
@@ -37,7 +39,8 @@ def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use MultiHeadAttention in float16."""
     heads, qkv = standard.rotated_self(lowering, node)
     halves = [half(lowering, x) for x in qkv]
-    return [full(lowering, lowering.node("MultiHeadAttention", halves, {"num_heads": heads}, onnxruntime.MICROSOFT))]
+    attended = onnxruntime.multi_head_attention(lowering, node, heads, halves, np.float16)
+    return [by_place(lowering, node, full(lowering, attended))]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:

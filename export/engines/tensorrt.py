@@ -5,6 +5,7 @@ Nothing here needs torch: the same builder finishes a bundle on the device.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from echovlm_edge.export.engines.tensorrt_module import TensorRT
 from echovlm_edge.export.engines.timing_cache import TimingCache
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Limits, Part, TensorSpec, describe_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.imaging.preprocess import MAX_ASPECT_RATIO
+from echovlm_edge.runtime.prompting.windows import most_windows
 
 ENGINE = ".engine"
 MERGED = 4  # patches of one visual token
@@ -64,7 +67,18 @@ class EngineOptions:
                 ),
             )
         patches = (MERGED, min(TYPICAL_PATCHES, self.max_patches), self.max_patches)
-        return (Profile("image", {name: patches for value in graph.input for name in _varying(value)}),)
+        sizes = {name: patches for value in graph.input for name in _varying(value)}
+        for value in graph.input:
+            if value.name == "window_rows":
+                sizes["windows"] = _windows(patches, value.type.tensor_type.shape.dim[1].dim_value)
+        return (Profile("image", sizes),)
+
+
+def _windows(patches: Range, whole: int) -> Range:
+    """Return the windows of `whole` patches in images of so many patches, the typical one of 4 to 3, the largest of any shape."""
+    merge, window = math.isqrt(MERGED), math.isqrt(whole // MERGED)
+    _, typical, largest = patches
+    return 1, most_windows(typical, merge, window, 2), most_windows(largest, merge, window, MAX_ASPECT_RATIO)
 
 
 def build_engine(

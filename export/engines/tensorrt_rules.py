@@ -28,6 +28,7 @@ from echovlm_edge.export.engines.gpu_kernels import (
 from echovlm_edge.export.lower import Attributes, Lowering, Rule
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
+from echovlm_edge.export.window_rows import by_place, has_windows, window_mask
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 PLUGIN: Attributes = {
@@ -64,9 +65,10 @@ def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
 def self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """Use Attention in float16."""
     heads, qkv = standard.rotated_self(lowering, node)
-    halves = [half(lowering, x) for x in qkv]
+    masks = [window_mask(lowering, node)] if has_windows(node) else []
+    inputs = [*(half(lowering, x) for x in qkv), *masks]
     attributes: Attributes = {"q_num_heads": heads, "kv_num_heads": heads}
-    return [full(lowering, lowering.node("Attention", halves, attributes))]
+    return [by_place(lowering, node, full(lowering, lowering.node("Attention", inputs, attributes)))]
 
 
 def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:

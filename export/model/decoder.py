@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from echovlm_edge.export.config import DecoderConfig
+from echovlm_edge.export.families.shape import DecoderConfig
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.model.operators import Linear, cached_attention
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from echovlm_edge.export.config import DecoderConfig
+from echovlm_edge.export.families.shape import DecoderConfig
 from echovlm_edge.export.model.operators import symbol
 
 
@@ -23,6 +23,7 @@ class DualPathMoE(nn.Module):
         self.group_widths = config.group_widths
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
+        self.dense_only = config.dense_only
         self.router = nn.Parameter(torch.empty(config.num_experts, width))
         self.shared_gate = nn.Parameter(torch.empty(1, width))
         self.coefficient = nn.Parameter(torch.empty(2, width))
@@ -46,6 +47,7 @@ class DualPathMoE(nn.Module):
                 group_widths=list(self.group_widths),
                 top_k=self.top_k,
                 norm_topk_prob=int(self.norm_topk_prob),
+                dense_only=int(self.dense_only),
             )
         tokens = x.flatten(0, -2)
         return self._mix(tokens).view(x.shape)

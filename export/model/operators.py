@@ -51,6 +51,13 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=1e-6)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Normalisation by the root mean square with eps 1e-6, as Qwen2.5-VL's vision encoder has it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """Compute x * sigmoid(1.702 x): CLIP's approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
     if torch.compiler.is_exporting():
@@ -69,23 +76,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=3).view(batch, length, width)
 
 
-def self_attention(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Attend from every position to every position, with rotary queries and keys, scale 1 / sqrt(d).
+def self_attention(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, offsets: Tensor | None = None, whole: int = 0
+) -> Tensor:
+    """Attend from every position to every position of its window, with rotary queries and keys, scale 1 / sqrt(d).
 
     Args:
         qkv: queries, keys and values side by side, [b, s, 3 * heads * d].
         cos: [b, s, d / 2], each position's angles; sin: likewise.
         heads: attention heads.
+        offsets: int64 [windows + 1], from 0 to s, ascending: where each window begins. Without it all positions are one window.
+        whole: positions of the largest window that there can be, for targets that pad the others.
 
     Returns:
         [b, s, heads * d].
     """
     if torch.compiler.is_exporting():
-        return symbol("SelfAttention", (qkv, cos, sin), qkv, (*qkv.shape[:-1], qkv.shape[-1] // 3), heads=heads)
+        shape = (*qkv.shape[:-1], qkv.shape[-1] // 3)
+        if offsets is None:
+            return symbol("SelfAttention", (qkv, cos, sin), qkv, shape, heads=heads)
+        return symbol("SelfAttention", (qkv, cos, sin, offsets), qkv, shape, heads=heads, whole=whole)
     q, k, v = qkv.chunk(3, dim=-1)
     q, k = rotate(q, cos, sin, heads), rotate(k, cos, sin, heads)
-    split = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    split = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [b, heads, s, d] each
+    sizes = [qkv.shape[1]] if offsets is None else offsets.diff().tolist()
+    windows = zip(*(t.split(sizes, dim=2) for t in split), strict=True)
+    attended = [functional.scaled_dot_product_attention(*window) for window in windows]
+    return torch.cat(attended, dim=2).transpose(1, 2).flatten(2)
 
 
 def cached_attention(

@@ -1,21 +1,21 @@
-"""The projector: Qwen2-VL's patch merger, from the vision encoder's width to the decoder's."""
+"""The projector: the Qwen-VL models' patch merger, from the vision encoder's width to the decoder's."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from echovlm_edge.export.config import VisionConfig
-from echovlm_edge.export.model.operators import LayerNorm, Linear
+from echovlm_edge.export.families.shape import VisionConfig
+from echovlm_edge.export.model.operators import LayerNorm, Linear, RMSNorm
 
 
 class Projector(nn.Module):
-    """LayerNorm, then each 2 x 2 neighbours' features side by side through Linear, GELU, Linear."""
+    """A norm, of the vision encoder's kind, then each 2 x 2 neighbours' features side by side through Linear, GELU, Linear."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.merged_dim = config.merged_dim
-        self.ln_q = LayerNorm(config.embed_dim)
+        self.ln_q = RMSNorm(config.embed_dim) if config.window else LayerNorm(config.embed_dim)
         self.fc1 = Linear(config.merged_dim, config.merged_dim)
         self.fc2 = Linear(config.merged_dim, config.hidden_size)
 

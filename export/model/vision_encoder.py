@@ -2,50 +2,75 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Protocol
+
 from torch import Tensor, nn
 
-from echovlm_edge.export.config import VisionConfig
+from echovlm_edge.export.families.shape import VisionConfig
 from echovlm_edge.export.model.operators import LayerNorm, Linear, quick_gelu, self_attention
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention within one image, with 2-D rotary positions."""
+    """Self-attention within one image or within its windows, with 2-D rotary positions."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.heads = config.num_heads
+        self.heads, self.whole = config.num_heads, config.window_patches
         self.qkv = Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """X [1, p, width] to the same shape."""
-        return self.proj(self_attention(self.qkv(x), cos, sin, self.heads))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor | None) -> Tensor:
+        """X [1, p, width] to the same shape; `offsets` as in `self_attention`."""
+        return self.proj(self_attention(self.qkv(x), cos, sin, self.heads, offsets, self.whole))
+
+
+class FeedForward(Protocol):
+    """A block's MLP, in the steps that a calibration takes.
+
+    Attributes:
+        entering: the names of the layers that take the MLP's input.
+        leaving: the name of the layer that gives its output.
+    """
+
+    entering: ClassVar[tuple[str, ...]]
+    leaving: ClassVar[str]
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Compute the input of the layer `leaving`: x [..., width] to [..., mlp_dim]."""
+        ...
 
 
 class VisionMLP(nn.Module):
-    """Two layers with quick GELU."""
+    """Two layers with quick GELU, a `FeedForward`."""
+
+    entering: ClassVar = ("fc1",)
+    leaving: ClassVar = "fc2"
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.fc1 = Linear(config.embed_dim, config.mlp_dim)
         self.fc2 = Linear(config.mlp_dim, config.embed_dim)
 
+    def inner(self, x: Tensor) -> Tensor:
+        """X [1, p, width] to [1, p, mlp_dim]."""
+        return quick_gelu(self.fc1(x))
+
     def forward(self, x: Tensor) -> Tensor:
         """X [1, p, width] to the same shape."""
-        return self.fc2(quick_gelu(self.fc1(x)))
+        return self.fc2(self.inner(x))
 
 
 class VisionBlock(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block, with two norms and an MLP of some kind."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, norm1: nn.Module, norm2: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
-        self.norm1, self.norm2 = LayerNorm(config.embed_dim), LayerNorm(config.embed_dim)
-        self.attn, self.mlp = VisionAttention(config), VisionMLP(config)
+        self.norm1, self.norm2 = norm1, norm2
+        self.attn, self.mlp = VisionAttention(config), mlp
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """X [1, p, width] to the same shape."""
-        x = x + self.attn(self.norm1(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """X [1, p, width] to the same shape; `offsets` as in `self_attention`."""
+        x = x + self.attn(self.norm1(x), cos, sin, offsets)
         return x + self.mlp(self.norm2(x))
 
 
@@ -55,7 +80,10 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patch_embed = Linear(config.patch_values, config.embed_dim, bias=False)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        width = config.embed_dim
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, LayerNorm(width), LayerNorm(width), VisionMLP(config)) for _ in range(config.depth)
+        )
 
     def forward(self, patches: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Encode one image.

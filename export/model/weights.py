@@ -11,29 +11,56 @@ from torch import Tensor, nn
 
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.families.shape import DecoderConfig
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.projector import Projector
-from echovlm_edge.export.model.vision_encoder import VisionEncoder
+
+NO_MIXTURE = (
+    -1e4,
+    0.0,
+)  # logits of the MoE path's and the dense path's coefficients: exp(-1e4) is 0, and float16 can hold it
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter: one checkpoint tensor, or several laid side by side along `axis`."""
+    """A parameter: one checkpoint tensor, or several laid side by side along `axis`.
+
+    Attributes:
+        tensors: their names.
+        axis: along which they are joined.
+        padded: the shape to which one tensor's values are padded with zeros, or which none, a constant, has.
+        constant: the values of a vector that is in no checkpoint; zeros where there are none.
+    """
 
     tensors: tuple[str, ...]
     axis: int = 0
+    padded: tuple[int, ...] = ()
+    constant: tuple[float, ...] = ()
 
     def read(self, checkpoint: Checkpoint, rows: slice | None = None) -> Tensor:
         """Read the parameter's values, or some of its rows: float32, at most two-dimensional (a convolution's kernel is flattened)."""
+        if self.padded:
+            return self._read_padded(checkpoint, rows or slice(0, self.padded[0]))
         parts = [checkpoint.read(name, some).float() for name, some in self.rows_of_tensors(checkpoint, rows)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, self.axis)
         return whole.flatten(1) if whole.dim() > 2 else whole
+
+    def _read_padded(self, checkpoint: Checkpoint, rows: slice) -> Tensor:
+        values = torch.zeros(rows.stop - rows.start, *self.padded[1:])
+        for tensor in (Weight((name,)) for name in self.tensors):
+            stop = min(rows.stop, tensor.shape(checkpoint)[0])
+            if rows.start < stop:
+                some = tensor.read(checkpoint, slice(rows.start, stop))
+                values[tuple(map(slice, some.shape))] = some
+        if self.constant:
+            values.copy_(torch.tensor(self.constant[rows]))
+        return values
 
     def rows_of_tensors(self, checkpoint: Checkpoint, rows: slice | None) -> Iterator[tuple[str, slice | None]]:
         """Yield which tensors some rows, or all of them, come from, and which of their rows."""
         first = 0
         for name in self.tensors:
-            if rows is None or self.axis == 1:
+            if rows is None or self.axis == 1 or self.padded:
                 yield name, rows
                 continue
             count = checkpoint.tensors[name].shape[0]
@@ -44,6 +71,8 @@ class Weight:
 
     def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
         """Return the shape that `read` gives."""
+        if self.padded:
+            return self.padded
         shapes = [checkpoint.tensors[name].shape for name in self.tensors]
         whole = list(shapes[0])
         whole[self.axis] = sum(shape[self.axis] for shape in shapes)
@@ -51,27 +80,28 @@ class Weight:
 
     def part(self, index: int) -> Weight:
         """Return one of the tensors that it is made of."""
-        return Weight((self.tensors[index],))
+        return Weight((self.tensors[index],), padded=self.padded)
 
 
 def vision_encoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
     """Return the vision encoder's parameters."""
     weights = {"patch_embed.weight": Weight(("visual.patch_embed.proj.weight",))}
-    for block in range(config.vision.depth):
-        for name in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-            for kind in ("weight", "bias"):
-                weights[f"blocks.{block}.{name}.{kind}"] = Weight((f"visual.blocks.{block}.{name}.{kind}",))
+    family, vision = config.family, config.vision
+    ours = family.block_tensors(vision.padded())
+    for block in range(vision.depth):
+        for name, shape in family.block_tensors(vision).items():
+            padded = ours[name] if ours[name] != shape else ()
+            weights[f"blocks.{block}.{name}"] = Weight((f"visual.blocks.{block}.{name}",), padded=padded)
     return weights
 
 
-def projector_weights(_: EchoVLMConfig) -> dict[str, Weight]:
+def projector_weights(config: EchoVLMConfig) -> dict[str, Weight]:
     """Return the projector's parameters."""
-    published = {"ln_q": "ln_q", "fc1": "mlp.0", "fc2": "mlp.2"}
-    return {
-        f"{ours}.{kind}": Weight((f"visual.merger.{theirs}.{kind}",))
-        for ours, theirs in published.items()
-        for kind in ("weight", "bias")
-    }
+    weights = {name: Weight((f"visual.merger.{name}",)) for name in config.family.merger_norm(config.vision)}
+    for ours, theirs in (("fc1", "mlp.0"), ("fc2", "mlp.2")):
+        for kind in ("weight", "bias"):
+            weights[f"{ours}.{kind}"] = Weight((f"visual.merger.{theirs}.{kind}",))
+    return weights
 
 
 def decoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
@@ -86,19 +116,41 @@ def decoder_weights(config: EchoVLMConfig) -> dict[str, Weight]:
             projections = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
             weights[f"{ours}.self_attn.qkv_proj.{kind}"] = Weight(projections)
         weights[f"{ours}.self_attn.o_proj.weight"] = Weight((f"{theirs}.self_attn.o_proj.weight",))
-        block = f"{ours}.dual_path_moe"
-        weights[f"{block}.router"] = Weight((f"{theirs}.moe.gate.weight",))
-        weights[f"{block}.shared_gate"] = Weight((f"{theirs}.moe.shared_expert_gate.weight",))
-        weights[f"{block}.coefficient"] = Weight((f"{theirs}.coefficient.weight",))
-        weights[f"{block}.coefficient_bias"] = Weight((f"{theirs}.coefficient.bias",))
-        experts = (f"moe.experts.{expert}" for expert in range(decoder.num_experts))
-        groups = [f"{theirs}.{group}" for group in ("mlp", "moe.shared_expert", *experts)]
-        for name, axis in (("gate", 0), ("up", 0), ("down", 1)):
-            weights[f"{block}.{name}"] = Weight(tuple(f"{group}.{name}_proj.weight" for group in groups), axis)
+        feed_forward = _dense(decoder, theirs) if decoder.dense_only else _mixture(decoder, theirs)
+        weights |= {f"{ours}.dual_path_moe.{name}": weight for name, weight in feed_forward.items()}
     weights["norm.weight"] = Weight(("model.norm.weight",))
     head = "model.embed_tokens.weight" if decoder.tie_word_embeddings else "lm_head.weight"
     weights["lm_head.weight"] = Weight((head,))
     return weights
+
+
+def _mixture(decoder: DecoderConfig, layer: str) -> dict[str, Weight]:
+    """Return the parameters of a layer's DualPathMoE."""
+    weights = {
+        "router": Weight((f"{layer}.moe.gate.weight",)),
+        "shared_gate": Weight((f"{layer}.moe.shared_expert_gate.weight",)),
+        "coefficient": Weight((f"{layer}.coefficient.weight",)),
+        "coefficient_bias": Weight((f"{layer}.coefficient.bias",)),
+    }
+    experts = (f"moe.experts.{expert}" for expert in range(decoder.num_experts))
+    groups = [f"{layer}.{group}" for group in ("mlp", "moe.shared_expert", *experts)]
+    for name, axis in (("gate", 0), ("up", 0), ("down", 1)):
+        weights[name] = Weight(tuple(f"{group}.{name}_proj.weight" for group in groups), axis)
+    return weights
+
+
+def _dense(decoder: DecoderConfig, layer: str) -> dict[str, Weight]:
+    """Return them for a layer without experts: the MoE path has the coefficient softmax(NO_MIXTURE)[0] = 0, and groups of zeros."""
+    width, total = decoder.hidden_size, sum(decoder.group_widths)
+    return {
+        "router": Weight((), padded=(decoder.num_experts, width)),
+        "shared_gate": Weight((), padded=(1, width)),
+        "coefficient": Weight((), padded=(2, width)),
+        "coefficient_bias": Weight((), padded=(2,), constant=NO_MIXTURE),
+        "gate": Weight((f"{layer}.mlp.gate_proj.weight",), padded=(total, width)),
+        "up": Weight((f"{layer}.mlp.up_proj.weight",), padded=(total, width)),
+        "down": Weight((f"{layer}.mlp.down_proj.weight",), padded=(width, total)),
+    }
 
 
 def part_weights(config: EchoVLMConfig) -> dict[str, dict[str, Weight]]:
@@ -129,7 +181,7 @@ def load(part: nn.Module, weights: dict[str, Weight], checkpoint: Checkpoint) ->
 class Parts:
     """The three traced parts of a model."""
 
-    vision_encoder: VisionEncoder
+    vision_encoder: nn.Module
     projector: Projector
     decoder: Decoder
 
@@ -141,4 +193,4 @@ class Parts:
 def parts_without_values(config: EchoVLMConfig) -> Parts:
     """Make the parts with shapes and no values: enough to trace, and to be loaded into."""
     with torch.device("meta"):
-        return Parts(VisionEncoder(config.vision), Projector(config.vision), Decoder(config.decoder))
+        return Parts(config.family.vision_encoder(config.vision), Projector(config.vision), Decoder(config.decoder))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.prompting.windows import Windows
 
 Floats = NDArray[np.float32]
 
@@ -142,8 +143,11 @@ class Backend(Protocol):
     two calls of the same kind at once.
     """
 
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
-        """Run the vision encoder: one image's patches [p, patch_values] to features [p, embed_dim]."""
+    def encode(self, patches: Floats, angles: Angles, windows: Windows | None = None) -> Floats:
+        """Run the vision encoder: one image's patches [p, patch_values] to features [p, embed_dim], both in merge order.
+
+        `windows` are `image_windows`', None for a vision encoder without any.
+        """
         ...
 
     def project(self, features: Floats) -> Floats:

@@ -58,7 +58,7 @@ class Widths:
     Attributes:
         hidden, vocab, heads: of the decoder.
         groups: inner widths of DualPathMoE, all together.
-        vision, vision_mlp, vision_heads: of the vision encoder.
+        vision, vision_mlp, vision_heads: of the vision encoder; `vision_mlp` is half of its MLP's inner values.
         patch_values: numbers in a patch.
         merged: patches in a visual token.
         token_pixels: bytes of a visual token's RGB pixels.
@@ -87,7 +87,7 @@ class Widths:
             heads=model.heads,
             groups=sum(model.group_widths),
             vision=model.vision_width,
-            vision_mlp=model.vision_mlp,
+            vision_mlp=model.vision_mlp * model.vision_matrices // 2,
             vision_heads=model.vision_heads,
             patch_values=3 * preprocess.temporal_patch_size * patch**2,
             merged=preprocess.merge_size**2,

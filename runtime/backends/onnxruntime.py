@@ -21,6 +21,7 @@ from echovlm_edge.runtime.backends.rectangles import join, rectangles
 from echovlm_edge.runtime.bundle.manifest import PARTS, Bundle
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.prompting.windows import Windows
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
@@ -135,6 +136,7 @@ class OnnxRuntimeBackend:
             1, initializer=lower_thread_priority
         ) as opener:  # a session's worker threads inherit the priority of the thread that opens it
             self._vision, self._projector, self._decoder = opener.map(load, PARTS)
+        self._vision_inputs = [tensor.name for tensor in bundle.manifest.part("vision_encoder").inputs]
         inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
         self._packs_rows, self._wants_mask = "slots" in inputs, "mask" in inputs
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
@@ -149,9 +151,10 @@ class OnnxRuntimeBackend:
         self._traces = None
         return times
 
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
+    def encode(self, patches: Floats, angles: Angles, windows: Windows | None = None) -> Floats:
         """Run the vision encoder, as `Backend.encode` does."""
-        return _run(self._vision, {"patches": patches, "cos": angles.cos, "sin": angles.sin})
+        given = {"patches": patches, "cos": angles.cos, "sin": angles.sin, **(windows.inputs() if windows else {})}
+        return _run(self._vision, {name: given[name] for name in self._vision_inputs})
 
     def project(self, features: Floats) -> Floats:
         """Run the projector, as `Backend.project` does."""
@@ -254,7 +257,7 @@ def _slot(part: SlotRows) -> HostSlot:
     return part.slot
 
 
-def _run(session: ort.InferenceSession, feeds: dict[str, Floats]) -> Floats:
+def _run(session: ort.InferenceSession, feeds: dict[str, NDArray[Any]]) -> Floats:
     with memory_errors():
         output: Floats = session.run(None, feeds)[0]
     return output

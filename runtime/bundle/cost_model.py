@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from echovlm_edge.runtime.bundle.architectures import QWEN2_5_VL, QWEN2_VL, architecture_of, text_model
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Manifest, numpy_dtype
 
-NEEDED = ("intermediate_size", "vision_config", "num_experts")  # keys without which a config says nothing of the model
+NEEDED = ("intermediate_size", "vision_config")  # keys without which a config says nothing of the model
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class ModelShape:
         hidden, layers, heads, kv_heads, head_dim, vocabulary: of the decoder.
         dense, shared, expert: inner widths of DualPathMoE's groups: the dense and the shared one, which every token uses, and
             each routed expert.
-        experts, chosen: routed experts of a layer, and how many of them a token uses.
+        experts, chosen: routed experts of a layer, and how many of them a token uses; none in a decoder with the dense group alone.
+        vision_matrices: products in an MLP of the vision encoder: 2, or 3 where it is a SwiGLU network.
+        window: patches of a window of the vision encoder, 0 where it has none.
+        whole_image: blocks of the vision encoder that attend to the whole image, where it has windows.
     """
 
     vision_width: int
@@ -61,51 +65,71 @@ class ModelShape:
     expert: int
     experts: int
     chosen: int
+    vision_matrices: int = 2
+    window: int = 0
+    whole_image: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:
         """Read the shape from a checkpoint's config.json; a missing key has the published model's value."""
         vision: Mapping[str, Any] = config.get("vision_config") or {}
+        text, architecture = text_model(config), architecture_of(config)
+        windows, experts = architecture == QWEN2_5_VL, architecture not in (QWEN2_VL, QWEN2_5_VL)
 
         def number(name: str, published: int) -> int:
-            return int(config.get(name, published))
+            return int(text.get(name, published))
+
+        def of_experts(name: str, published: int) -> int:
+            return number(name, published) if experts else 0
 
         def of_vision(names: str, published: int) -> int:
             return next((int(vision[name]) for name in names.split() if name in vision), published)
 
-        width = of_vision("embed_dim", 1280)
+        width = of_vision("hidden_size" if windows else "embed_dim", 1280)
         hidden, heads = number("hidden_size", 3584), number("num_attention_heads", 28)
         # The published file has the names of an older Qwen2-VL: in_chans and spatial_patch_size.
-        pixels = of_vision("patch_size spatial_patch_size", 14) ** 2 * of_vision("temporal_patch_size", 2)
+        patch = of_vision("patch_size spatial_patch_size", 14)
+        full = tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31)))
         return cls(
             vision_width=width,
-            vision_mlp=int(width * float(vision.get("mlp_ratio", 4))),
+            vision_mlp=of_vision("intermediate_size", 3420)
+            if windows
+            else int(width * float(vision.get("mlp_ratio", 4))),
             vision_depth=of_vision("depth", 32),
             vision_heads=of_vision("num_heads", 16),
-            patch_values=of_vision("in_channels in_chans", 3) * pixels,
+            patch_values=of_vision("in_channels in_chans", 3) * patch**2 * of_vision("temporal_patch_size", 2),
             merged=of_vision("spatial_merge_size", 2) ** 2,
             hidden=hidden,
             layers=number("num_hidden_layers", 28),
             heads=heads,
             kv_heads=number("num_key_value_heads", 4),
-            head_dim=int(config.get("head_dim") or hidden // max(heads, 1)),
+            head_dim=int(text.get("head_dim") or hidden // max(heads, 1)),
             vocabulary=number("vocab_size", 152064),
             dense=number("intermediate_size", 18944),
-            shared=number("shared_expert_intermediate_size", 5632),
-            expert=number("moe_intermediate_size", 1408),
-            experts=number("num_experts", 4),
-            chosen=number("num_experts_per_tok", 2),
+            shared=of_experts("shared_expert_intermediate_size", 5632),
+            expert=of_experts("moe_intermediate_size", 1408),
+            experts=of_experts("num_experts", 4),
+            chosen=of_experts("num_experts_per_tok", 2),
+            vision_matrices=3 if windows else 2,
+            window=(of_vision("window_size", 112) // patch) ** 2 if windows else 0,
+            whole_image=len(full) if windows else 0,
         )
 
     @property
     def group_widths(self) -> tuple[int, ...]:
         """Return the inner widths of DualPathMoE's groups, in its order: dense, shared, experts."""
-        return (self.dense, self.shared, *[self.expert] * self.experts)
+        return (self.dense, self.shared, *[self.expert] * self.experts) if self.experts else (self.dense,)
 
     @property
     def block_weights(self) -> int:
         """Return the weights of the linear layers in the vision encoder's blocks."""
-        return self.vision_depth * self.vision_width * (4 * self.vision_width + 2 * self.vision_mlp)
+        return self.vision_depth * self.vision_width * (4 * self.vision_width + self.vision_matrices * self.vision_mlp)
+
+    def patches_attended(self, patches: float) -> float:
+        """Return how many patches a patch of an image of `patches` attends to, over all blocks."""
+        if not self.window:
+            return self.vision_depth * patches
+        return self.whole_image * patches + (self.vision_depth - self.whole_image) * min(self.window, patches)
 
     @property
     def patch_weights(self) -> int:
@@ -202,7 +226,7 @@ class CostModel:
     def of(cls, manifest: Manifest) -> CostModel | None:
         """Model a built bundle; None where its bundle.json does not hold the checkpoint's config."""
         config = manifest.source.config
-        if not set(NEEDED) <= set(config):
+        if not set(NEEDED) <= set(text_model(config)):
             return None
         shape = ModelShape.of(config)
         every_expert = manifest.operator_library is None  # DualPathMoE is spelled out
@@ -223,7 +247,7 @@ class CostModel:
         shape = self.shape
         patches = shape.merged * tokens / frames
         products = 2 * patches * (shape.block_weights + shape.patch_weights)
-        attention = 4 * patches**2 * shape.vision_width * shape.vision_depth
+        attention = 4 * patches * shape.vision_width * shape.patches_attended(patches)
         return Cost(self.weight_bytes()["vision_encoder"], products + attention) * frames
 
     def projector(self, tokens: int, frames: int = 1) -> Cost:
@@ -263,6 +287,8 @@ class CostModel:
         Each expert is left out by one token with probability 1 - chosen / experts, and by all of them with that to their number.
         """
         experts = self.shape.experts
+        if not experts:
+            return self.shape.always_weights
         touched = experts * (1 - (1 - self._experts_of_a_token / experts) ** tokens)
         return self.shape.always_weights + touched * self.shape.expert_weights
 

@@ -42,7 +42,11 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelSpec:
-    """The properties of the model that the runtime needs."""
+    """The properties of the model that the runtime needs.
+
+    `vision_window` is the side, in visual tokens, of the squares within which most blocks of the vision encoder attend; 0 where there
+    are none.
+    """
 
     hidden_size: Size
     num_layers: Size
@@ -55,6 +59,7 @@ class ModelSpec:
     merge_size: Size
     image_token_id: Count
     stop_token_ids: tuple[Count, ...]
+    vision_window: Count = 0
 
     @model_validator(mode="after")
     def _rotates_a_head(self) -> Self:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from traceback import format_tb
 
 from echovlm_edge.runtime.backends import Backend, Floats
+from echovlm_edge.runtime.bundle.manifest import ModelSpec
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Stopped, Unavailable, UserError
 from echovlm_edge.runtime.contracts.request import Frame, Priority, Stage
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
 from echovlm_edge.runtime.engine.reuse import ImageStore
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.prompting.rotary import vision_angles
+from echovlm_edge.runtime.prompting.windows import image_windows
 from echovlm_edge.runtime.resources.fair_queue import FairQueue
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
@@ -56,9 +58,9 @@ class _Job:
 class Encoder:
     """Owns the vision encoder, the projector and the cache of their embeddings."""
 
-    def __init__(self, backend: Backend, settings: PreprocessSettings, vision_head_dim: int, store: ImageStore) -> None:
+    def __init__(self, backend: Backend, settings: PreprocessSettings, spec: ModelSpec, store: ImageStore) -> None:
         """Start the encoder's thread."""
-        self._backend, self._settings, self._head_dim, self._store = backend, settings, vision_head_dim, store
+        self._backend, self._settings, self._spec, self._store = backend, settings, spec, store
         self._waiting: FairQueue[tuple[_Job, str]] = FairQueue()  # each with the client for whom it was pushed
         self._jobs: dict[tuple[str, bytes], _Job] = {}
         self._wake = threading.Condition()
@@ -154,8 +156,9 @@ class Encoder:
         ends = {Stage.PREPROCESS: time.perf_counter()}
         with self._wake:
             self._waiting.charge(client, len(patches.values))
-        angles = vision_angles(patches.grid, self._settings.merge_size, self._head_dim)
-        features = self._backend.encode(patches.values, angles)
+        merge, spec = self._settings.merge_size, self._spec
+        angles = vision_angles(patches.grid, merge, spec.vision_head_dim)
+        features = self._backend.encode(patches.values, angles, image_windows(patches.grid, merge, spec.vision_window))
         ends[Stage.VISION] = time.perf_counter()
         embeddings = self._backend.project(features)
         ends[Stage.PROJECTOR] = time.perf_counter()

@@ -156,7 +156,7 @@ class ReportEngine:
         self._prefixes = PrefixStore(options.prefix_bytes, options.spilled_bytes)
         self._replies = Replies()
         slots = backend.new_slots(options.slot_memory(manifest, max_sequence))
-        self._encoder = Encoder(backend, self.settings, spec.vision_head_dim, self._images)
+        self._encoder = Encoder(backend, self.settings, spec, self._images)
         self._scheduler = Scheduler(
             self.model, backend, slots, self._prefixes, options.parked_bytes, options.turn_seconds
         )

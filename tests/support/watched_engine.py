@@ -14,6 +14,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, TextDelta
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.prompting.windows import Windows
 
 
 class WatchedBackend:
@@ -59,10 +60,10 @@ class WatchedBackend:
     def project(self, features: Floats) -> Floats:
         return self.inner.project(features)
 
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
+    def encode(self, patches: Floats, angles: Angles, windows: Windows | None = None) -> Floats:
         self.images.append(len(patches))
         self.encodes.wait()
-        return self.inner.encode(patches, angles)
+        return self.inner.encode(patches, angles, windows)
 
     def embed(self, token_ids: NDArray[np.int64]) -> Floats:
         self.embedded += len(token_ids)

@@ -128,7 +128,7 @@ class DecoderPass:
             name: values_of(getattr(block, name), own[f"dual_path_moe.{name}"], self.checkpoint)
             for name in ("gate", "up", "down")
         }
-        for group in range(len(block.group_widths)):
+        for group in range(len(own["dual_path_moe.gate"].tensors)):  # a decoder without experts has the dense one alone
             self._group(_Group.of(stacked, group), norm, tokens, following, shares[:, group], output)
         self.pool.each(lambda rows: following.add(rows, output.read(rows)), following.pieces())
         output.remove()

@@ -35,6 +35,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle, Part
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.prompting.rotary import Angles
+from echovlm_edge.runtime.prompting.windows import Windows
 
 BEST = "best"  # the output with the index of each row's largest logit
 WARM_UPS = 4  # runs of a step before it must have become a graph: engines initialize in the first, and some in a second
@@ -69,9 +70,9 @@ class GpuBackend:
         """Return every run's operator times, as `ProfiledBackend.operator_times` does."""
         return {part: self._engines[part].profiled_runs() or times.runs for part, times in self._times.items()}
 
-    def encode(self, patches: Floats, angles: Angles) -> Floats:
+    def encode(self, patches: Floats, angles: Angles, windows: Windows | None = None) -> Floats:
         """Run the vision encoder, as `Backend.encode` does."""
-        feeds = {"patches": patches, "cos": angles.cos, "sin": angles.sin}
+        feeds = {"patches": patches, "cos": angles.cos, "sin": angles.sin, **(windows.inputs() if windows else {})}
         return self._image_parts["vision_encoder"].run(feeds, len(patches))
 
     def project(self, features: Floats) -> Floats:
@@ -245,9 +246,9 @@ class _ImagePart:
         self._inputs, self._outputs = Arena(device, stream), Arena(device, stream)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> Floats:
-        """`feeds` to the output's `rows` rows."""
+        """`feeds`, of which some may not be the part's inputs, to the output's `rows` rows."""
         self._device.enter()
-        inputs = _fill(self._inputs, self._dtypes, feeds)
+        inputs = _fill(self._inputs, self._dtypes, {name: feeds[name] for name in self._dtypes})
         name, width = self._output.name, self._output.shape[-1]
         assert isinstance(width, int)
         output = self._outputs.cut({name: (self._output.dtype, (rows, width))})[name]

@@ -1,0 +1,1 @@
+"""The published model families: what differs between them, one file each."""
