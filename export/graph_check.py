@@ -17,7 +17,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Part, describ
 
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
 # Operators with float32 activations alone on a CPU, and how many inputs are activations; DualPathMoE's weights stay as they are.
-WIDE_ONLY = {(DOMAIN, "DualPathMoE"): 5, ("com.microsoft", "MultiHeadAttention"): 3}
+WIDE_ONLY = {(DOMAIN, "DualPathMoE"): 5, ("com.microsoft", "MultiHeadAttention"): 6}  # its fourth and fifth are absent
 
 
 @contextlib.contextmanager
@@ -63,6 +63,8 @@ def _widened(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     wide.CopyFrom(node)
     casts = []
     for index, name in enumerate(node.input[:activations]):
+        if not name:  # an optional input that is absent
+            continue
         wide.input[index] = f"{node.name}/wide/{name}"
         casts.append(helper.make_node("Cast", [name], [wide.input[index]], to=TensorProto.FLOAT))
     wide.output[0] = f"{node.name}/wide"

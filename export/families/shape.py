@@ -77,8 +77,8 @@ class VisionConfig:
 class DecoderConfig:
     """The decoder and its DualPathMoE blocks.
 
-    A decoder with `dense_only` has no experts. It runs by the same operator and kernels: its MoE path has the coefficient 0, and a
-    shared expert and one expert of `EMPTY_GROUP` zeros.
+    A decoder with `dense_only` has no experts. It runs by the same operator and kernels: its dense path has the coefficient 1,
+    and its MoE path is a shared expert and one expert of `EMPTY_GROUP` zeros.
     """
 
     hidden_size: int

@@ -15,10 +15,9 @@ from echovlm_edge.export.families.shape import DecoderConfig
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.projector import Projector
 
-NO_MIXTURE = (
-    -1e4,
-    0.0,
-)  # logits of the MoE path's and the dense path's coefficients: exp(-1e4) is 0, and float16 can hold it
+# Logits of the MoE path's and the dense path's coefficients: in float32 their softmax is 2e-9, which is not 0 (a GPU's kernels for few
+# tokens leave the inner values of a path of 0 unwritten, and read them), and exactly 1.
+NO_MIXTURE = (-20.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _mixture(decoder: DecoderConfig, layer: str) -> dict[str, Weight]:
 
 
 def _dense(decoder: DecoderConfig, layer: str) -> dict[str, Weight]:
-    """Return them for a layer without experts: the MoE path has the coefficient softmax(NO_MIXTURE)[0] = 0, and groups of zeros."""
+    """Return them for a layer without experts: the dense path has the coefficient 1, and the MoE path is of zeros."""
     width, total = decoder.hidden_size, sum(decoder.group_widths)
     return {
         "router": Weight((), padded=(decoder.num_experts, width)),

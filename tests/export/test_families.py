@@ -10,17 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.make_checkpoint import make_checkpoint, published_config
+from benchmarks.random_bundle import fills
 from echovlm_edge.export import build_engines, estimate
 from echovlm_edge.export.build_options import BuildOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.model import weights
 from echovlm_edge.export.planned_bundle import plan
 from echovlm_edge.export.quantize import Floating
 from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.weight_file import lay_out
 from echovlm_edge.runtime.bundle.cost_model import ModelShape
 from tests.support import golden, qwen_vl
 
@@ -68,6 +72,36 @@ def test_v2_is_described_as_it_was_published() -> None:
     assert decoder.max_position_embeddings == 128000 and decoder.rope_theta == 1e6
     shape = ModelShape.of(json.loads(V2.read_text()))
     assert shape.group_widths == (18944,) and shape.decoder_weights == 28 * (29_360_128 + 203_685_888) + 544_997_376
+
+
+def test_padding_is_zeros_whichever_rows_are_read(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "checkpoint", qwen_vl.published("qwen2_5_vl")))
+    vision, decoder = (weights.part_weights(checkpoint.config)[name] for name in ("vision_encoder", "decoder"))
+    padded = {
+        "visual.blocks.0.mlp.gate_proj.weight": vision["blocks.0.mlp.gate_proj.weight"],
+        "visual.blocks.0.mlp.down_proj.weight": vision["blocks.0.mlp.down_proj.weight"],
+        "visual.blocks.0.mlp.up_proj.bias": vision["blocks.0.mlp.up_proj.bias"],
+        "model.layers.0.mlp.down_proj.weight": decoder["layers.0.dual_path_moe.down"],
+    }
+    for name, weight in padded.items():
+        stored, whole = checkpoint.read(name), weight.read(checkpoint)
+        assert whole.shape == weight.shape(checkpoint) and whole.shape > stored.shape
+        inside = tuple(map(slice, stored.shape))
+        assert torch.equal(whole[inside], stored) and whole.count_nonzero() == stored.count_nonzero()
+        pieces = [weight.read(checkpoint, slice(row, min(row + 45, len(whole)))) for row in range(0, len(whole), 45)]
+        assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_a_decoder_without_experts_weighs_its_dense_path_by_one(tmp_path: Path) -> None:
+    """Its MoE path, of zeros, by more than 0, so that every kernel computes it. In a random bundle, too."""
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "checkpoint", qwen_vl.published("qwen2_vl"), values=False))
+    bias = weights.decoder_weights(checkpoint.config)["layers.0.dual_path_moe.coefficient_bias"]
+    for stored in (bias.read(checkpoint), bias.read(checkpoint).half().float()):
+        moe, dense = stored.softmax(0).tolist()
+        assert dense == 1 and 0 < moe < 1e-8
+    (piece,) = lay_out("decoder.data", [(bias, Floating())], checkpoint).pieces
+    (fill,) = fills(piece, checkpoint)
+    assert fill(np.random.default_rng(0), 8).view(np.float32).tolist() == list(weights.NO_MIXTURE)
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
