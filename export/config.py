@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echovlm_edge.export.families import echovlm, qwen2_5_vl, qwen2_vl
-from echovlm_edge.export.families.family import Family
+from echovlm_edge.export.families.interface import Family
 from echovlm_edge.export.families.shape import DecoderConfig, VisionConfig
 from echovlm_edge.runtime.bundle.architectures import ECHOVLM as ARCHITECTURE
 from echovlm_edge.runtime.bundle.architectures import architecture_of, text_model

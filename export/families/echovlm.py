@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from echovlm_edge.export.families import qwen2_vl
-from echovlm_edge.export.families.family import Shapes, decoder_config, linear, swiglu
+from echovlm_edge.export.families.interface import Shapes, decoder_config, linear, swiglu
 from echovlm_edge.export.families.shape import DecoderConfig
 from echovlm_edge.runtime.bundle.architectures import ECHOVLM
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from echovlm_edge.export.families import qwen2_vl
-from echovlm_edge.export.families.family import (
+from echovlm_edge.export.families.interface import (
     Published,
     Shapes,
     known_vision_keys,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echovlm_edge.export.families.family import (
+from echovlm_edge.export.families.interface import (
     Family,
     Published,
     Shapes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.operators import Linear, self_attention
 from echovlm_edge.export.model.projector import Projector
-from echovlm_edge.export.model.vision_encoder import VisionBlock
+from echovlm_edge.export.model.vision_encoder import FeedForward, VisionBlock
 from echovlm_edge.runtime.prompting.rotary import vision_angles
 from echovlm_edge.runtime.prompting.windows import Windows, image_windows
 
@@ -103,7 +103,7 @@ class VisionPass:
         self._visit([(block.attn.proj, own["attn.proj.weight"])], attended, _same)
         self.pool.each(lambda rows: x.add(rows, block.attn.proj(attended.read(rows))), x.pieces())
 
-        mlp: Any = block.mlp  # a `FeedForward`
+        mlp = cast(FeedForward, block.mlp)
 
         def inner(rows: Tensor) -> Tensor:
             return mlp.inner(block.norm2(rows))
