@@ -166,9 +166,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.bench --json build/bench.json
 	$(BIN)/python -m benchmarks.performance build/bench.json
 
-# The published size from checkpoint to service: some 45 GB of disk in build/full, half an hour.
+# The published size from checkpoint to service: some 45 GB of disk in build/full, half an hour. FAMILY=qwen2_5_vl is EchoVLM V2.
+FAMILY ?= echovlm
 bench-full: setup
-	$(BIN)/python -m benchmarks.full
+	$(BIN)/python -m benchmarks.full --family $(FAMILY)
 
 # Sixteen clients at once on the demo's bundle; figures also in soak.json.
 MINUTES ?= 10
