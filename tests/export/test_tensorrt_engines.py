@@ -37,7 +37,7 @@ from echovlm_edge.plugins.dual_path_moe.library import library_path, plugin_path
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Limits, Part, describe_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
-from tests.support import golden
+from tests.support import golden, qwen_vl
 from tests.support.traces import shared_parts
 
 BuildBundle = Callable[..., Path]
@@ -88,6 +88,20 @@ def test_a_bundle_holds_engines_with_native_layers_and_the_plugin(precision: str
     assert shapes["best"] == ("int64", ("rows",))
     assert "tensorrt_rtx" in manifest.toolchain and "tensorrt" not in manifest.toolchain
     assert manifest.operator_library == "echovlm_plugins"
+
+
+@needs_tensorrt
+def test_engines_of_a_model_with_windows_and_without_experts(build_bundle: BuildBundle, tmp_path: Path) -> None:
+    """EchoVLM V2's family: every window of an image is a row of one attention, and the dense path runs in the plugin."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", qwen_vl.published("qwen2_5_vl"), dtype=torch.bfloat16)
+    manifest = Bundle(build_bundle(checkpoint, target="rtx", precision="int4", max_sequence=512)).manifest
+    decoder, vision = manifest.part("decoder"), manifest.part("vision_encoder")
+    assert decoder.layers["PLUGIN_V3"] == 3 + HEAD and vision.layers["ATTENTION_OUTPUT"] == 3
+    shapes = {tensor.name: (tensor.dtype, tensor.shape) for tensor in vision.inputs}
+    assert shapes["window_rows"] == ("int64", ("windows", 64))
+    assert shapes["window_mask"] == ("bool", ("windows", 1, 64, 64))
+    assert "window_offsets" not in shapes
+    assert {stage.stage for stage in manifest.parity} >= {"vision_encoder", "decode"}
 
 
 @needs_tensorrt

@@ -93,3 +93,21 @@ def test_every_stage_in_standard_operators(v2: Made, build_bundle: BuildBundle, 
     check(v2.case, OnnxRuntimeBackend(bundle), bundle, 1e-4)
     on_gpu = tensorrt_like(bundle.path, tmp_path / "bundle")
     check(v2.case, backend_of(on_gpu, NumpyDevice()), on_gpu, 1e-4)
+
+
+def test_a_bundle_for_a_gpu_is_compared_with_pytorch(v2: Made, build_bundle: BuildBundle) -> None:
+    """float16 between float32 residuals: errors of about 2^-11 of the values."""
+    manifest = Bundle(build_bundle(v2.checkpoint, target="cuda", precision="fp16")).manifest
+    assert manifest.parity_of == "graphs" and len(manifest.parity) > 5
+    assert all(stage.relative_error < 2e-3 for stage in manifest.parity), manifest.parity
+
+
+@pytest.mark.parametrize(("precision", "spell_out", "bound"), [("int4", False, 0.4), ("int8", True, 0.1)])
+def test_quantized_bundles_are_compared_with_pytorch(
+    precision: str, spell_out: bool, bound: float, v2: Made, build_bundle: BuildBundle
+) -> None:
+    """Errors of 4 bits in blocks of 128, and of 8: some 10 % and 1 % of a product's norm, which layers add up."""
+    manifest = Bundle(build_bundle(v2.checkpoint, precision=precision, spell_out=spell_out)).manifest
+    stages = {stage.stage: stage.relative_error for stage in manifest.parity}
+    assert stages.keys() == {"vision_encoder", "projector", "token_embedding", "prefill", "decode"}
+    assert all(0 < error < bound for error in stages.values()), stages

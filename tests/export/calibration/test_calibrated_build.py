@@ -40,6 +40,7 @@ from echovlm_edge.runtime.bundle.calibration_pictures import (
 from echovlm_edge.runtime.bundle.manifest import Bundle, Calibration, RoundedLayers
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
+from tests.support import qwen_vl
 
 SMALL = config_like_published(width=128, layers=2, vision_width=80, vision_depth=1, vocab_size=1024)
 PICTURES = 18
@@ -153,6 +154,15 @@ def test_its_text_is_nearer(calibrated: Path, build_bundle: Callable[..., Path],
     )
     assert len(without) == 2
     assert all(with_data[sample] < 0.9 * error for sample, error in without.items())
+
+
+def test_a_model_with_windows_and_padded_widths_is_calibrated(data: Path, tmp_path: Path) -> None:
+    """EchoVLM V2's family: each weight with the zeros that it is padded with."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", qwen_vl.published("qwen2_5_vl"), dtype=torch.bfloat16)
+    made = lines_of(write(options_of(checkpoint, tmp_path / "bundle", data)))
+    for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"):
+        assert made[f"visual.blocks.*.{name}"].bits == 8 and made[f"model.layers.*.{name}"].bits == 4
+    assert {line.method for line in made.values()} == {"feedback"}
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bytes(
