@@ -13,7 +13,7 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,7 +88,9 @@ class Adapter:
         found = _tensors(path)
         low_rank, whole = _assigned(path, config, found, shapes)
         listing = "".join(f"{_sha256(path / name)}  {name}\n" for name in (CONFIG, TENSORS))
-        kind = "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
+        kind: Literal["LoRA", "rsLoRA", "DoRA"] = (
+            "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
+        )
         digest = hashlib.sha256(listing.encode()).hexdigest()
         return cls(path, AdapterSource(path.resolve().name, kind, digest), low_rank, whole)
 
@@ -255,7 +257,7 @@ def _check_shapes(
             f"Tensor {change.magnitude} of the adapter {path} is DoRA of an embedding: train it without."
         )
     if change.embedding:
-        wanted = {change.a: (rank, shape[0]), change.b: (shape[1], rank)}
+        wanted: dict[str, tuple[int, ...]] = {change.a: (rank, shape[0]), change.b: (shape[1], rank)}
     else:
         wanted = {change.a: (rank, *shape[1:]), change.b: (shape[0], rank, *(1 for _ in shape[2:]))}
     if change.magnitude is not None:
