@@ -221,8 +221,9 @@ class DequantizeColumns:
         )
 
     def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
-        """Round, and transpose."""
+        """Round, and transpose; a block of zeros, whose codes are 0, has the scale 1, as TensorRT refuses 0."""
         codes, scales = _rounded(weight, self, rounding)
+        scales[scales == 0] = 1
         values = np.ascontiguousarray(codes.T)
         return values.astype(ml_dtypes.int4) if self.precision.bits == 4 else values, np.ascontiguousarray(scales.T)
 
