@@ -221,7 +221,7 @@ class DequantizeColumns:
         )
 
     def encode(self, weight: Floats, rounding: Rounding) -> tuple[NDArray[np.generic], ...]:
-        """Round, and transpose; a block of zeros, whose codes are 0, has the scale 1, as TensorRT refuses 0."""
+        """Round, and transpose; a block of zeros, whose codes are 0, has the scale 1, as TensorRT refuses 0 for 8 bits."""
         codes, scales = _rounded(weight, self, rounding)
         scales[scales == 0] = 1
         values = np.ascontiguousarray(codes.T)

@@ -45,11 +45,15 @@ def linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     """
     x, weight, *bias = node.inputs
     assert x is not None and weight is not None and weight.name is not None
-    precision = lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])
+    width = standard.fixed_size(weight, 1)
+    precision = lowering.policy.layer(lowering.part, weight.name).for_widths([width])
     if weight.name == HEAD and take_head(precision):
         values, scale = lowering.store(weight.name, GroupedBlocks(precision))
         attributes: Attributes = {"bits": precision.bits, "block_size": precision.block_size, **PLUGIN}
         return [lowering.node("BlockQuantLinear", [x, values, scale], attributes, DOMAIN)]
+    if precision.block_size == width:
+        # TensorRT-RTX 1.7 fails on two products of one RMS norm, as SwiGLU's, whose weights are one block wide ("CHECK(is_value())").
+        precision = precision.for_widths([width // 2])
     if precision.bits > 8 or weight.name == HEAD:
         (stored,) = lowering.store(weight.name, Floating(HALF, transposed=True))
     else:

@@ -102,11 +102,12 @@ def test_a_bundle_for_a_gpu_is_compared_with_pytorch(v2: Made, build_bundle: Bui
     assert all(stage.relative_error < 2e-3 for stage in manifest.parity), manifest.parity
 
 
-@pytest.mark.parametrize(("precision", "spell_out", "bound"), [("int4", False, 0.4), ("int8", True, 0.1)])
+@pytest.mark.parametrize(("precision", "spell_out", "bound"), [("int4", False, 0.18), ("int8", True, 0.03)])
 def test_quantized_bundles_are_compared_with_pytorch(
     precision: str, spell_out: bool, bound: float, v2: Made, build_bundle: BuildBundle
 ) -> None:
-    """Errors of 4 bits in blocks of 128, and of 8: some 10 % and 1 % of a product's norm, which layers add up."""
+    """Errors of 4 bits in blocks of 128, and of 8: some 10 % and 1 % of a product's norm."""
+    # Measured: 0.090 (prefill) and 0.014 (projector). Twice that leaves room for another processor's kernels, and for no more.
     manifest = Bundle(build_bundle(v2.checkpoint, precision=precision, spell_out=spell_out)).manifest
     stages = {stage.stage: stage.relative_error for stage in manifest.parity}
     assert stages.keys() == {"vision_encoder", "projector", "token_embedding", "prefill", "decode"}
