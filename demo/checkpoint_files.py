@@ -15,7 +15,7 @@ from echovlm_edge.export.checkpoint import INDEX
 from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
 from echovlm_edge.export.model import weights
 
-VOCABULARY = 1024
+VOCABULARY = 1536
 SPECIAL = (
     *("<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|vision_start|>"),
     *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
@@ -47,14 +47,14 @@ def config_json() -> dict[str, Any]:
         "bos_token_id": token_id("<|endoftext|>"),
         "eos_token_id": token_id("<|im_end|>"),
         "hidden_act": "silu",
-        "hidden_size": 192,
+        "hidden_size": 256,
         "image_token_id": token_id("<|image_pad|>"),
         "intermediate_size": 384,
         "max_position_embeddings": 2048,
         "model_type": "qwen2_vl",
         "moe_intermediate_size": 128,
         "norm_topk_prob": False,
-        "num_attention_heads": 6,
+        "num_attention_heads": 8,
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "num_hidden_layers": 3,
@@ -70,7 +70,7 @@ def config_json() -> dict[str, Any]:
         "vision_config": {
             "depth": 4,
             "embed_dim": 160,
-            "hidden_size": 192,
+            "hidden_size": 256,
             "in_chans": 3,
             "mlp_ratio": 2,
             "num_heads": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,8 +52,8 @@ def exchange(form: Form, truth: Truth, frames: int, language: Language, random: 
             text = corpus.write_impression(stated, language, random)
         case Form.CHOICE | Form.RESTATED_CHOICE:
             options, right = _options(truth, language, random)
-            text = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
-            answer = f"{options[right]} ({LETTERS[right]})" if form is Form.RESTATED_CHOICE else LETTERS[right]
+            text = _lettered(options)
+            answer = _restated(options, right) if form is Form.RESTATED_CHOICE else LETTERS[right]
         case Form.ORGAN:
             answer = corpus.organ(truth, language)
         case Form.SIDE:
@@ -67,6 +68,14 @@ def exchange(form: Form, truth: Truth, frames: int, language: Language, random: 
         text = wordings[random.integers(len(wordings))].format(statement=text, options=text)
     prompt = prompt_for(task, text, frames, language, region)
     return Exchange(form, language, task, region, text, prompt, answer)
+
+
+def exercise(truth: Truth, frames: int, language: Language, random: np.random.Generator) -> Exchange:
+    """Draw an exercise in finding options' letters, which no caller asks for: all four are repeated, in any order."""
+    options, _ = _options(truth, language, random)
+    prompt = prompt_for(Task.QUESTION, _lettered(options), frames, language, None)
+    answer = " ".join(_restated(options, index) for index in random.permutation(4))
+    return Exchange(Form.RESTATED_CHOICE, language, Task.QUESTION, None, prompt, prompt, answer)
 
 
 def is_right(asked: Exchange, truth: Truth, text: str) -> bool:
@@ -92,6 +101,14 @@ def is_right(asked: Exchange, truth: Truth, text: str) -> bool:
 
 def _place_and_kind(said: Facts) -> tuple[Region | None, str | None, Side | None]:
     return said.region, said.kind, said.side
+
+
+def _lettered(options: Sequence[str]) -> str:
+    return " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
+
+
+def _restated(options: Sequence[str], index: int) -> str:
+    return f"{options[index]} ({LETTERS[index]})"
 
 
 def _altered(truth: Truth, random: np.random.Generator) -> Truth:

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from demo.checkpoint_files import config_json, train_tokenizer, write_files, write_weights
 from demo.training.conversations import Layout, tokenizer_texts
 from demo.training.frames import make_frames
 from demo.training.images import ImageOptions, ImageSide, encode, train_images
 from demo.training.run import Saving, progress_bar
+from demo.training.shards import Shard, in_shards
 from demo.training.texts import TextOptions, TextSide, train_texts
+from demo.truth import Truth
 from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model.weights import Parts
 from echovlm_edge.runtime.contracts.command import run_command
@@ -40,8 +45,7 @@ class TrainingOptions:
 
 def train(options: TrainingOptions, output: Path, cache: Path, console: Console) -> None:
     """Train and write the checkpoint to `output`; `cache` keeps simulated frames, and what a killed training resumes from."""
-    torch.use_deterministic_algorithms(True)  # or gradients of gathered rows are summed in random order
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a tenth of the time
+    _be_deterministic()
     torch.set_num_threads(usable_processors())
     config = EchoVLMConfig.from_json(config_json(), "the demo's config")
     frames = make_frames(options.images.frames, cache, console)
@@ -54,19 +58,37 @@ def train(options: TrainingOptions, output: Path, cache: Path, console: Console)
         depends_on = {"seed": options.seed, "images": asdict(options.images)}
         saving = Saving(cache, depends_on, options.save_every, progress)
         train_images(image_side, frames, options.images, options.seed, saving)
-    image_tokens = encode(image_side, frames, tokens, console)
+    encode(image_side, frames, tokens, console)
     tokenizer = train_tokenizer(tokenizer_texts())
-    torch.manual_seed(options.seed)
+    in_shards(_train_texts, options, tokenizer, frames.truths, tokens, console.quiet)
     text_side = TextSide(config.decoder)
-    with progress_bar(console) as progress:
-        saving = replace(saving, made_by={**depends_on, "texts": asdict(options.texts)}, progress=progress)
-        layout = Layout(tokenizer, config)
-        train_texts(text_side, layout, image_tokens, frames.truths, options.texts, options.seed, saving)
+    text_side.load_state_dict(torch.load(texts_state, weights_only=True)["model"])
     write_files(output, tokenizer)
     parts = Parts(image_side.vision_encoder, image_side.projector, text_side.decoder)
     write_weights(output, parts, text_side.embedding, config)
     for file in (texts_state, images_state, tokens):
         file.unlink()
+
+
+def _train_texts(
+    shard: Shard, options: TrainingOptions, tokenizer: Tokenizer, truths: Sequence[Truth], tokens: Path, quiet: bool
+) -> None:
+    """Train the decoder on the image tokens in a file, as one of the processes that share the batches."""
+    _be_deterministic()
+    config = EchoVLMConfig.from_json(config_json(), "the demo's config")
+    torch.manual_seed(options.seed)
+    text_side = TextSide(config.decoder)
+    depends_on = {"seed": options.seed, "images": asdict(options.images), "texts": asdict(options.texts)}
+    with progress_bar(Console(stderr=True, quiet=quiet or not shard.leads)) as progress:
+        saving = Saving(tokens.parent, depends_on, options.save_every, progress, shard)
+        layout = Layout(tokenizer, config)
+        image_tokens = np.load(tokens, mmap_mode="r")
+        train_texts(text_side, layout, image_tokens, truths, options.texts, options.seed, saving)
+
+
+def _be_deterministic() -> None:
+    torch.use_deterministic_algorithms(True)  # or gradients of gathered rows are summed in random order
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a tenth of the time
 
 
 def main(arguments: list[str] | None = None) -> int:

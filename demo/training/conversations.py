@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from demo.checkpoint_files import CHAT_TEMPLATE, token_id
-from demo.exchanges import ONE_FRAME, Exchange, exchange
+from demo.exchanges import ONE_FRAME, Exchange, exchange, exercise
 from demo.prompts import Form
 from demo.simulate import draw_shown
 from demo.training.frames import TRAINING_SEEDS, truth_of
@@ -26,6 +26,7 @@ from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 MOST_FRAMES = 4  # of a study
 COMPARING = (Form.JUDGE, Form.CHOICE, Form.RESTATED_CHOICE)  # harder to learn: the prompt is compared with the images
+EXERCISES = 12  # one exchange in this many
 TOKENIZER_STUDIES = 6000
 PROMPT_WEIGHT = 0.2  # of an answer's, in the loss: who predicts a true statement word by word notices a false one
 
@@ -47,9 +48,14 @@ class StudyPool:
 
 
 def draw_exchange(truth: Truth, frames: int, random: np.random.Generator) -> Exchange:
-    """Draw an exchange about a study: languages are equally likely, and so are forms, except COMPARING ones: twice as likely."""
-    forms = [form for form in (*Form, *COMPARING) if frames == 1 or form not in ONE_FRAME]
+    """Draw an exchange about a study: languages are equally likely, and so are forms, except COMPARING ones: three times as likely.
+
+    One in `EXERCISES` is an exercise instead.
+    """
+    forms = [form for form in (*Form, *COMPARING, *COMPARING) if frames == 1 or form not in ONE_FRAME]
     language = list(Language)[random.integers(len(Language))]
+    if random.integers(EXERCISES) == 0:
+        return exercise(truth, frames, language, random)
     return exchange(forms[random.integers(len(forms))], truth, frames, language, random)
 
 

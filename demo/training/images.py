@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -102,8 +101,8 @@ def train_images(model: ImageSide, frames: Frames, options: ImageOptions, seed: 
             parameter.copy_(parameter.to(torch.bfloat16))
 
 
-def encode(model: ImageSide, frames: Frames, file: Path, console: Console) -> NDArray[np.float16]:
-    """Encode every frame to image tokens float16 [frames, IMAGE_TOKENS, hidden_size], or read those that an earlier run left."""
+def encode(model: ImageSide, frames: Frames, file: Path, console: Console) -> None:
+    """Encode every frame to image tokens float16 [frames, IMAGE_TOKENS, hidden_size] in `file`, unless an earlier run has."""
     if not file.is_file():
         partial = file.with_suffix(".partial.npy")
         starts = range(0, len(frames.truths), ENCODED_AT_ONCE)
@@ -114,5 +113,3 @@ def encode(model: ImageSide, frames: Frames, file: Path, console: Console) -> ND
             ]
         np.save(partial, np.concatenate(encoded))
         partial.replace(file)
-    tokens: NDArray[np.float16] = np.load(file, mmap_mode="r")
-    return tokens

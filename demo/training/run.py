@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from demo.training.shards import Shard
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 WARM_STEPS = 100
@@ -40,12 +41,14 @@ class Saving:
         made_by: settings that the training depends on; a state that others saved is refused.
         every: steps between two saves.
         progress: a bar for each phase.
+        shard: which process this is; the first one saves.
     """
 
     folder: Path
     made_by: dict[str, Any]
     every: int
     progress: Progress
+    shard: Shard = field(default_factory=Shard)
 
 
 class Run:
@@ -85,13 +88,14 @@ class Run:
             group["lr"] = rate * self._share(self._step)
         self._optimizer.zero_grad()
         loss.backward()
+        self._saving.shard.average(self._model.parameters())
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         self._step, self._learned = self._step + 1, self._learned + 1
         self._smooth = 0.98 * self._smooth + 0.02 * loss.item()
         shown = self._smooth / (1 - 0.98**self._learned)
         self._saving.progress.update(self._task, advance=1, description=f"{self._phase}, loss {shown:.3f}")
-        if self._step % self._saving.every == 0 or self._step == self._steps:
+        if self._saving.shard.leads and (self._step % self._saving.every == 0 or self._step == self._steps):
             self._save()
 
     def _share(self, step: int) -> float:

@@ -24,13 +24,14 @@ from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 
 PART = 16  # conversations that are padded to one length
+LOOK_BACK, LOOK_BACK_PAIRS = 5.0, 4  # a neighbour's weight is then a twentieth
 
 
 @dataclass(frozen=True)
 class TextOptions:
     """Settings of the decoder's training; the defaults made the committed checkpoint."""
 
-    steps: int = 6_000
+    steps: int = 3_200
     studies: int = 12  # a step
     exchanges: int = 8  # about each study
     rate: float = 1.5e-3
@@ -51,6 +52,7 @@ class TextSide(nn.Module):
                 nn.init.normal_(parameter, std=0.02 if name == "embedding" else 1 / math.sqrt(parameter.shape[-1]))
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        look_back(self.decoder.layers[0].self_attn.qkv_proj.bias, config)
         for block in self.decoder.moe_blocks():
             nn.init.normal_(block.router, std=0.02)
             nn.init.zeros_(block.coefficient_bias)
@@ -106,6 +108,26 @@ class TextSide(nn.Module):
         return torch.zeros(rows, self.config.num_key_value_heads, length, self.config.head_dim)
 
 
+def look_back(bias: Tensor, config: DecoderConfig) -> None:
+    """Make heads of the first layer begin by attending to the 1st, 2nd, 3rd … token before each, so that an option knows its letter.
+
+    A query's bias is the key's turned back by n positions: their product over the fastest rotary pairs is largest n tokens
+    away (Su et al. 2021, equation 16).
+
+    Args:
+        bias: of the q, k and v projection, [(heads + 2 x kv_heads) x head_dim], changed in place.
+        config: of the decoder.
+    """
+    half, pairs = config.head_dim // 2, torch.arange(LOOK_BACK_PAIRS)
+    angles = config.rope_theta ** (-pairs / half)
+    heads = bias.view(-1, config.head_dim)
+    with torch.no_grad():
+        for head in range(config.num_attention_heads // config.num_key_value_heads):  # those of the first keys
+            heads[head, pairs] = LOOK_BACK * torch.cos(angles * (head + 1))
+            heads[head, half + pairs] = -LOOK_BACK * torch.sin(angles * (head + 1))
+        heads[config.num_attention_heads, pairs] = LOOK_BACK
+
+
 class LoadBalance:
     """Compute the routers' load-balancing loss (Fedus et al. 2021, equation 4, summed over top-k choices)."""
 
@@ -157,8 +179,8 @@ def train_texts(
 
     for step in run.steps():
         frames = 1 + step % MOST_FRAMES
-        random = np.random.default_rng([seed, 1, step])
-        drawn = [pool.draw(frames, random) for _ in range(options.studies)]
+        random = np.random.default_rng([seed, 1, step, saving.shard.index])
+        drawn = [pool.draw(frames, random) for _ in range(options.studies // saving.shard.count)]
         images = image_tokens[[chosen for _, chosen in drawn]].astype(np.float32)
         images += noise * random.standard_normal(images.shape, dtype=np.float32)
         asked = [

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch.multiprocessing import ProcessRaisedException
 
 from demo import train
 from demo.evaluate import Asked, evaluate
 from demo.prompts import Form
 from demo.training.images import ImageOptions
 from demo.training.run import Run
+from demo.training.shards import Shard
 from demo.training.texts import TextOptions
 from echovlm_edge.export.checkpoint import Checkpoint
 
@@ -20,6 +24,7 @@ CHECKPOINT = Path("demo/checkpoint")
 COUNT = 40  # studies, each in both languages; `demo.evaluate` is for figures
 FORMS, FRAMES = (Form.REPORT,), 1  # what the committed checkpoint was trained on
 SEED = 5000
+TRAIN_TEXTS = train._train_texts
 QUIET = Console(quiet=True)
 
 
@@ -43,27 +48,46 @@ def test_it_is_small_and_in_the_published_layout() -> None:
     assert "no medical value" in (CHECKPOINT / "README.md").read_text(encoding="utf-8")
 
 
-def test_training_starts_and_resumes_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("phase", ["images", "texts"])
+def test_training_resumes_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     options = train.TrainingOptions(
         images=ImageOptions(frames=24, steps=2, batch=4),
-        texts=TextOptions(steps=4, studies=1, exchanges=2),
+        texts=TextOptions(steps=3, studies=2, exchanges=2),
         save_every=1,
     )
-    whole = tmp_path / "whole"
-    train.train(options, whole, tmp_path / "cache", QUIET)
-    learn, count = Run.learn, 0
-
-    def killed(run: Run, losses: object) -> None:
-        nonlocal count
-        count += 1
-        if count == 5:
-            raise KeyboardInterrupt
-        learn(run, losses)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Run, "learn", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(options, tmp_path / "resumed", tmp_path / "cache", QUIET)
-    train.train(options, tmp_path / "resumed", tmp_path / "cache", QUIET)
-    assert count == 7, "steps were done twice"
+    whole, cache = tmp_path / "whole", tmp_path / "cache"
+    train.train(options, whole, cache, QUIET)
+    with monkeypatch.context() as killing, pytest.raises(ProcessRaisedException if phase == "texts" else Killed):
+        if phase == "texts":
+            killing.setattr(train, "_train_texts", _train_texts_until_killed)
+        else:
+            _kill_at(2, killing)
+        train.train(options, tmp_path / "resumed", cache, QUIET)
+    assert torch.load(cache / f"{phase}.pt", weights_only=True)["step"] == {"images": 1, "texts": 2}[phase]
+    train.train(options, tmp_path / "resumed", cache, QUIET)
     for file in sorted(whole.glob("*.safetensors")):
         assert file.read_bytes() == (tmp_path / "resumed" / file.name).read_bytes()
+
+
+class Killed(Exception):
+    """Stands for a killed training."""
+
+
+def _kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn, count = Run.learn, 0
+
+    def killed(run: Run, loss: torch.Tensor) -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            raise Killed
+        learn(run, loss)
+
+    monkeypatch.setattr(Run, "learn", killed)
+
+
+def _train_texts_until_killed(shard: Shard, *arguments: Any) -> None:
+    """Train the decoder in a process of its own, which is killed in its third step."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _kill_at(3, monkeypatch)
+        TRAIN_TEXTS(shard, *arguments)
