@@ -27,11 +27,11 @@ from echovlm_edge.runtime.contracts.tasks import Language
 
 CHECKPOINT = Path("demo/checkpoint")
 BUNDLE = Path("bundles/demo")
-SEED = 27  # seed of a held-out study
-FRAMES = 1  # of that study
+SEED = 23  # seed of a held-out study: one of its frames shows a nodule
+FRAMES = 3  # of that study
 LIMITS = """\
-The model knows only simulated images and has no medical value. It was trained on one frame and the default prompts without a --region:
-several frames, a --region or prompts of your own turn its text to nonsense."""
+The model knows only simulated images, of one finding or none, and has no medical value. It was trained on studies of one to four frames
+and single requests: it does not follow a conversation, and it guesses whether a statement is right (judge) and which option is (choice)."""
 
 
 def main() -> int:
