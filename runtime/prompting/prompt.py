@@ -156,10 +156,12 @@ class PromptBuilder:
         pending = pieces[0]
         for insert, piece in zip(inserts, pieces[1:], strict=True):
             if isinstance(insert, str):
-                before = self._tokens(pending)
+                closed, rest = self._closed(pending)
+                add(closed)
+                before = self._tokens(rest)
                 reply = find_reply([*ids, *before], insert)
                 if reply is None:  # text that belongs to the same run of tokens as the pieces around it
-                    pending += insert + piece
+                    pending = rest + insert + piece
                     continue
                 add(before)
                 add(reply)
@@ -189,6 +191,12 @@ class PromptBuilder:
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def _closed(self, text: str) -> tuple[list[int], str]:
+        """Tokenize a text up to its last special token, which no later text changes; returns those tokens and the rest of the text."""
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        last = max((place for place, token in enumerate(found.ids) if token in self.special_ids), default=-1)
+        return (found.ids[: last + 1], text[found.offsets[last][1] :]) if last >= 0 else ([], text)
 
     def render(self, text: str, images: int) -> str:
         """Render the chat template, with one placeholder per image."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
@@ -65,6 +66,22 @@ def test_tokens_and_positions_are_those_of_transformers(system: str) -> None:
     np.testing.assert_array_equal(prompt.positions, positions)
     assert prompt.next_position == positions.max() + 1
     np.testing.assert_array_equal(prompt.image_rows, np.flatnonzero(np.array(ids) == IMAGE))
+
+
+def test_a_text_is_tokenized_twice_at_most() -> None:
+    """However many turns of others' replies it has; all before a reply is searched for the server's own."""
+    encoded = list[str]()
+
+    def encode(text: str, add_special_tokens: bool) -> Encoding:
+        encoded.append(text)
+        return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
+
+    prompts = PromptBuilder(TOKENIZER, TEMPLATE, IMAGE, 2)
+    prompts.tokenizer = SimpleNamespace(encode=encode, get_added_tokens_decoder=TOKENIZER.get_added_tokens_decoder)  # type: ignore[assignment]
+    turns = [replace(turn, reply=f"{turn.reply} {number} ") for number in range(20) for turn in TURNS]
+    prompt = prompts.build_conversation(SYSTEM, turns, unknown)
+    assert sum(map(len, encoded)) < 2 * len(prompts.render_conversation(SYSTEM, turns))
+    assert prompt.token_ids.tolist() == transformers_prompt(SYSTEM, turns)[0]
 
 
 def test_one_turn_is_a_plain_prompt() -> None:
