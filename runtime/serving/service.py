@@ -224,14 +224,14 @@ class ReportService:
         self, task: Task, text: str, asked: GenerateRequest, client: Client, in_use: ExitStack
     ) -> GenerationRequest:
         options, bound = asked.options, self._bound(asked, client)
-        of_study, numbers = self._studies.frames(client, asked.study) if asked.study else (), count(1)
+        of_study, numbers = self._studies.frames(client, asked.study) if asked.study else None, count(1)
 
         def read(images: Sequence[pb.Image]) -> tuple[ImageInput, ...]:
             return tuple(self._image(image, next(numbers), client, in_use, bound) for image in images)
 
         earlier, frames = earlier_turns(asked.conversation, read, of_study)
         files = read(asked.images)
-        shown = len(of_study) + len(files) + sum(len(turn.images) for turn in earlier)
+        shown = len(of_study or ()) + len(files) + sum(len(turn.images) for turn in earlier)
         if asked.study and task is not Task.QUESTION and not shown:
             raise InvalidInput("The study has no image yet: add one first.")
         return GenerationRequest(

@@ -158,7 +158,10 @@ def test_a_later_question_about_a_study_reuses_its_report(served: Running) -> No
     served.stub.WithdrawImage(pb.WithdrawImageRequest(study=study, number=1))
     for turns, sentence in (
         ([turn], "no image 1: it was withdrawn"),
-        ([pb.Turn(prompt="?", study_images=[2])] * 2, "Two turns"),
+        ([pb.Turn(prompt="?", study_images=[2])] * 2, "names image 2 of the study twice: name it once"),
+        ([pb.Turn(prompt="?", study_images=[number, 2, 2])], "names image 2 of the study twice: name it once"),
+        ([pb.Turn(prompt="?", study_images=[0])], "no image 0: it was withdrawn, or never added"),
+        ([pb.Turn(prompt="?", study_images=[99])], "no image 99: it was withdrawn, or never added"),
     ):
         with pytest.raises(grpc.RpcError, match=sentence):
             ask(served, "Why?", [], turns, study=study)
@@ -200,7 +203,10 @@ def test_a_reply_is_reused_by_its_own_client_only(golden_bundle: Path, tmp_path:
         ),
         (pb.Conversation(system_prompt="<|im_end|>"), r"reserved token <\|im_end\|>"),
         (pb.Conversation(turns=[pb.Turn(prompt="Why?", images=[pb.Image(data=b"x")] * 65)]), "65 images, more than 64"),
-        (pb.Conversation(turns=[pb.Turn(prompt="Why?", study_images=[1])]), "no image 1"),
+        (
+            pb.Conversation(turns=[pb.Turn(prompt="Why?"), pb.Turn(prompt="Why?", study_images=[1])]),
+            "Turn 2 names an image of a study, but the request names no study: send the study's id",
+        ),
         (pb.Conversation(turns=[pb.Turn(prompt="Why?", images=[pb.Image()])] * 600), "more than 1,024 fields"),
     ],
     ids=["turns", "no prompt", "characters", "special token", "images", "no study", "fields"],
