@@ -50,7 +50,7 @@ from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, Imag
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
 from echovlm_edge.runtime.prompting.detokenize import TokenText
-from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder, PromptTurn
+from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder, PromptTurn, merged_patches
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 POLL_SECONDS = 0.05  # between two checks whether the caller is still there
@@ -332,6 +332,12 @@ class ReportEngine:
             PromptTurn(turn.prompt, [*self._grids(turn.frames), *self._measured_grids(sizes)], turn.reply)
             for turn, sizes in zip(request.turns, measured, strict=True)
         ]
+        images = sum(merged_patches(grid, self.settings.merge_size) for turn in turns for grid in turn.grids)
+        if request.earlier and images >= self.info.max_sequence:  # before replies are searched after so many tokens
+            raise InvalidInput(
+                f"The conversation's images take {images} tokens, the context holds {self.info.max_sequence}: send fewer or "
+                "smaller images, or build the bundle with --max-sequence."
+            )
         find_reply = partial(self._replies.find, request.scope)
         return self._fitting(self.prompts.build_conversation(request.system, turns, find_reply))
 

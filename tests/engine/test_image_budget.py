@@ -22,6 +22,7 @@ from echovlm_edge.runtime.contracts.request import (
     ImageInput,
     Resolution,
     Sampling,
+    Turn,
 )
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.decoder import Asker, LocalDecoder
@@ -66,6 +67,19 @@ def test_nothing_is_decoded_for_a_call_that_the_context_does_not_hold(opened: tu
         frames = engine.read_image(images[0])
         engine.read_image(images[1], frames * 10)
     assert (counting.measured, counting.decoded) == (12, 1)
+
+
+def test_replies_are_not_searched_after_images_that_the_context_does_not_hold(
+    opened: tuple[ReportEngine, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight turns of eight images; each search hashes all tokens before it."""
+    engine, counting = opened
+    counting.decoded = 0
+    monkeypatch.setattr(engine, "_replies", None)
+    turn = Turn("Why?", tuple(ImageInput(png(640, 480, seed)) for seed in range(8)), reply="So.")
+    with pytest.raises(InvalidInput, match=r"images take [\d]+ tokens, the context holds 256: send fewer"):
+        list(engine.generate(GenerationRequest("Where?", earlier=(turn,) * 8)))
+    assert counting.decoded == 0
 
 
 def test_a_call_that_is_gone_decodes_nothing_more(opened: tuple[ReportEngine, Counting]) -> None:
