@@ -44,19 +44,19 @@ class TorchCache:
         """Return the size of one token's keys and values."""
         return sum(buffer[:, :, 0].nbytes for buffer in self._tensors)
 
-    def read(self, tokens: int) -> HostKept:
-        """Copy the first `tokens` tokens', as `SlotCache.read` does."""
-        return HostKept(np.stack([buffer[0, :, :tokens].float().numpy() for buffer in self._tensors]))
+    def read(self, tokens: int, start: int = 0) -> HostKept:
+        """Copy the tokens' from `start` up to `tokens`, as `SlotCache.read` does."""
+        return HostKept(np.stack([buffer[0, :, start:tokens].float().numpy() for buffer in self._tensors]))
 
     def park(self, tokens: int) -> HostKept:
         """Copy them, as `read` does."""
         return self.read(tokens)
 
-    def write(self, kept: Kept) -> None:
-        """Write what `read` returned."""
+    def write(self, kept: Kept, start: int = 0) -> None:
+        """Write what `read` returned, from the position `start` on."""
         assert isinstance(kept, HostKept)
         for buffer, rows in zip(self._tensors, kept.values, strict=True):
-            buffer[0, :, : rows.shape[1]] = torch.from_numpy(rows)
+            buffer[0, :, start : start + rows.shape[1]] = torch.from_numpy(rows)
 
     def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
         """Move the first `tokens` positions, as `SlotCache.move` does."""

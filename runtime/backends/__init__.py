@@ -39,7 +39,7 @@ class Logits(Protocol):
 
 
 class Kept(Protocol):
-    """Keys and values that were copied out of a slot: those of a sequence's first tokens."""
+    """Keys and values that were copied out of a slot: those of adjacent tokens of a sequence."""
 
     @property
     def tokens(self) -> int:
@@ -81,8 +81,10 @@ class SlotCache(Protocol):
         """Zero at least the first `tokens` positions."""
         ...
 
-    def read(self, tokens: int) -> Kept:
-        """Copy the keys and values of at least the first `tokens` tokens, in the memory of the slots if there is room.
+    def read(self, tokens: int, start: int = 0) -> Kept:
+        """Copy the keys and values of at least the tokens from `start` up to `tokens`, in the memory of the slots if there is room.
+
+        `start` is a multiple of the engine's BLOCK.
 
         Raises:
             MemoryError: there is no room anywhere.
@@ -93,8 +95,8 @@ class SlotCache(Protocol):
         """Copy them to the host's memory, as `read` does; raises what it raises."""
         ...
 
-    def write(self, kept: Kept) -> None:
-        """Write what `read` or `park` of a slot of the same backend returned."""
+    def write(self, kept: Kept, start: int = 0) -> None:
+        """Write what `read` or `park` of a slot of the same backend returned, from the position `start` on."""
         ...
 
     def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:

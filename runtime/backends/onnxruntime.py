@@ -80,32 +80,32 @@ class HostSlot:
     def clear(self, tokens: int) -> None:
         """Zero the first `tokens` positions, as `SlotCache.clear` does."""
         for name in self.buffers:
-            self._first(name, tokens)[:] = 0
+            self._span(name, 0, tokens)[:] = 0
 
-    def read(self, tokens: int) -> HostKept:
-        """Copy the first `tokens` tokens', as `SlotCache.read` does."""
-        return HostKept(np.stack([self._first(name, tokens) for name in self.buffers]))
+    def read(self, tokens: int, start: int = 0) -> HostKept:
+        """Copy the tokens' from `start` up to `tokens`, as `SlotCache.read` does."""
+        return HostKept(np.stack([self._span(name, start, tokens) for name in self.buffers]))
 
     def park(self, tokens: int) -> HostKept:
         """Copy them, as `read` does."""
         return self.read(tokens)
 
-    def write(self, kept: Kept) -> None:
-        """Write what `read` returned."""
+    def write(self, kept: Kept, start: int = 0) -> None:
+        """Write what `read` returned, from the position `start` on."""
         assert isinstance(kept, HostKept)
         for name, rows in zip(self.buffers, kept.values, strict=True):
-            self._first(name, rows.shape[1])[:] = rows
+            self._span(name, start, start + rows.shape[1])[:] = rows
 
     def move(self, target: SlotCache, tokens: int, target_tokens: int) -> None:
         """Move the first `tokens` positions, as `SlotCache.move` does."""
         move_by_copies(self, target, tokens, target_tokens)
 
-    def _first(self, name: str, tokens: int) -> NDArray[Any]:
-        """A view [kv_heads, positions, head_dim] of the first positions; transposed keys in whole blocks, as bytes only."""
+    def _span(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """A view [kv_heads, positions, head_dim] of adjacent positions; transposed keys in whole blocks, as bytes only."""
         buffer, dim = self.buffers[name][self.number], self.buffers["values.0"].shape[3]
         if not self.transposed:
-            return buffer[:, :tokens]
-        blocks = buffer.reshape(len(buffer), -1, KEY_BLOCK * dim)[:, : -(-tokens // KEY_BLOCK)]
+            return buffer[:, start:stop]
+        blocks = buffer.reshape(len(buffer), -1, KEY_BLOCK * dim)[:, start // KEY_BLOCK : -(-stop // KEY_BLOCK)]
         return blocks.reshape(len(buffer), -1, dim)
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 
 from echovlm_edge.runtime.backends import Floats, Kept
 from echovlm_edge.runtime.contracts.request import IDENTITY_BYTES, IDENTITY_KEY
+from echovlm_edge.runtime.engine.joined_kept import JoinedKept
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
 
@@ -101,7 +102,7 @@ class ImageStore:
 class _Prefix:
     names: Sequence[bytes] = field(repr=False)
     scope: str = field(repr=False)
-    kept: Kept = field(repr=False)
+    kept: JoinedKept = field(repr=False)
     about: bytes = field(default=b"", repr=False)
 
 
@@ -110,6 +111,8 @@ class PrefixStore:
 
     Keys and values at a position do not depend on later positions, so that any beginning of a cached prefix can be used. The cost of
     a lookup depends on the length of the prompt, not on how many prefixes are cached.
+
+    Prefixes with the same beginning share the copies that lie within it; `stats` and the bounds count a shared copy for each of them.
 
     They lie in the memory of the slots. Where the host has a memory of its own, those that have no room there spill to it; one that is
     used again is copied from its slot once more. One thread puts and looks up, any thread may ask for `stats`.
@@ -126,17 +129,14 @@ class PrefixStore:
         self._replies: dict[bytes, bytes] = {}  # by what they are about: the names of the prefixes with a reply
         self._hits = self._misses = 0
 
-    def longest(self, names: Sequence[bytes]) -> Kept | None:
+    def longest(self, names: Sequence[bytes]) -> JoinedKept | None:
         """Return the keys and values of as many leading blocks as are cached."""
-        blocks = 0
-        while blocks < len(names) and names[blocks] in self._through:
-            blocks += 1
+        blocks = self._blocks(names)
         if not blocks:
             self._misses += 1
             return None
         self._hits += 1
-        having = self._through[names[blocks - 1]]
-        last = next((name for name in having if name in self._near), next(iter(having)))
+        last = self._through_block(names[blocks - 1])
         (self._near if last in self._near else self._far).touch(last)
         return self._prefixes[last].kept.first(blocks * BLOCK)
 
@@ -144,18 +144,23 @@ class PrefixStore:
         """Check whether all of these blocks are cached and none has spilled, so that there is nothing to `put`."""
         return not names or any(last in self._near for last in self._through.get(names[-1], ()))
 
-    def put(self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[], Kept], about: bytes = b"") -> None:
-        """Cache the keys and values of the blocks `names`, of `size` bytes, which `copy` makes once there is room for them.
+    def put(
+        self, scope: str, names: Sequence[bytes], size: int, copy: Callable[[int], Kept], about: bytes = b""
+    ) -> None:
+        """Cache the keys and values of the blocks `names`, of `size` bytes, once there is room for them.
+
+        `copy(start)` makes those from the token `start` on: what is cached of its beginning is not copied twice.
 
         Nothing happens if they are covered already, or `FairMemory` has no room for them. Shorter prefixes that are contained in it are
-        dropped. Of prefixes that end with a reply, only the newest one about the same images is kept, as each has a copy of these
-        images' keys and values: `about` is the name of the images' last block, empty for all other prefixes.
+        dropped. Of prefixes that end with a reply, only the newest one about the same images is kept, as each counts these images'
+        keys and values: `about` is the name of the images' last block, empty for all other prefixes.
 
         Raises:
             MemoryError: `copy` found no memory.
         """
         if self.covers(names) or not self._near.takes(scope, size):
             return
+        beginning = self._beginning(names)
         for name in names:
             if name in self._prefixes:
                 self._forget(name)
@@ -164,7 +169,7 @@ class PrefixStore:
         for displaced in self._near.add(scope, names[-1], size):
             self._spill(displaced, self._prefixes[displaced])
         try:
-            kept = copy()
+            kept = beginning.followed_by(copy(beginning.tokens))
         except BaseException:
             self._near.remove(names[-1])
             raise
@@ -178,6 +183,24 @@ class PrefixStore:
         """Its counts."""
         size = self._near.bytes + self._far.bytes
         return StoreStats(self._hits, self._misses, len(self._prefixes), size)
+
+    def _blocks(self, names: Sequence[bytes]) -> int:
+        """Count the leading blocks that are cached."""
+        blocks = 0
+        while blocks < len(names) and names[blocks] in self._through:
+            blocks += 1
+        return blocks
+
+    def _through_block(self, name: bytes) -> bytes:
+        """Return a prefix that contains a block, one that has not spilled if there is one."""
+        having = self._through[name]
+        return next((last for last in having if last in self._near), next(iter(having)))
+
+    def _beginning(self, names: Sequence[bytes]) -> JoinedKept:
+        """Return the copies that are cached of these blocks and have not spilled, from the first block on."""
+        blocks = self._blocks(names)
+        last = self._through_block(names[blocks - 1]) if blocks else b""
+        return self._prefixes[last].kept.whole(blocks * BLOCK) if last in self._near else JoinedKept()
 
     def _spill(self, last: bytes, prefix: _Prefix) -> None:
         """Move a prefix that was displaced to the host's memory, or drop it."""

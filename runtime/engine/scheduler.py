@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from traceback import format_tb
 
 import numpy as np
 
-from echovlm_edge.runtime.backends import Backend, Kept, Logits, SlotCache, SlotRows
+from echovlm_edge.runtime.backends import Backend, Logits, SlotCache, SlotRows
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
 from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.engine.joined_kept import JoinedKept
 from echovlm_edge.runtime.engine.model import Model
 from echovlm_edge.runtime.engine.parking import Parking
 from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
@@ -224,7 +226,7 @@ class Scheduler:
     def _join(self, sequence: SequenceState) -> None:
         """Give a sequence a slot, and copy into it the parked keys and values or the longest cached prefix of its prompt."""
         generation, parked, reused = sequence.generation, sequence.parked, 0
-        known: Kept | None = parked
+        known: JoinedKept | None = None
         if parked is None:
             known = self._prefixes.longest(generation.blocks[: generation.target // BLOCK])
             if known is not None:
@@ -235,11 +237,12 @@ class Scheduler:
             sequence.slot = self._table.take()
             self._running.append(sequence)
             self._parking.enter(sequence)
-        if known is not None:
-            self._table[sequence.slot].write(known)
         if parked is not None:
+            self._table[sequence.slot].write(parked)
             sequence.parked = None
             return
+        if known is not None:
+            known.write(self._table[sequence.slot])
         sequence.joined = time.perf_counter()
         with self._wake:
             self._reused += reused
@@ -378,7 +381,7 @@ class Scheduler:
         tokens = len(names) * BLOCK
         try:
             size = tokens * cache.token_bytes
-            self._prefixes.put(sequence.generation.scope, names, size, lambda: cache.read(tokens), about)
+            self._prefixes.put(sequence.generation.scope, names, size, partial(cache.read, tokens), about)
         except MemoryError:
             _log.warning("no memory to keep a prompt's prefix")
 

@@ -196,10 +196,10 @@ def test_nobody_waits_for_a_copy_of_keys_and_values(
     copies = {name: getattr(type(slot), name) for name in ("read", "park")}
 
     def slow(name: str) -> Callable[[SlotCache, int], Kept]:
-        def copy(slot: SlotCache, tokens: int) -> Kept:
+        def copy(slot: SlotCache, tokens: int, *start: int) -> Kept:
             copying.set()
             may_go_on.wait(20)
-            return copies[name](slot, tokens)  # type: ignore[no-any-return]
+            return copies[name](slot, tokens, *start)  # type: ignore[no-any-return]
 
         return copy
 

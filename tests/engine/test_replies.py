@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.contracts.request import FinishReason, GenerationRequest, Priority, Sampling, Turn
+from echovlm_edge.runtime.backends.onnxruntime import HostKept, HostSlot
+from echovlm_edge.runtime.contracts.request import (
+    FinishReason,
+    GenerationRequest,
+    ImageInput,
+    Priority,
+    Sampling,
+    Turn,
+)
 from echovlm_edge.runtime.engine.replies import ENTRY_BYTES, Replies
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.reuse import BLOCK, StoreStats
+from tests.support.dicom_files import png
 from tests.support.watched_engine import MakeEngine, finish
 
 
@@ -35,28 +46,55 @@ def test_a_batch_reply_costs_no_memory_and_is_continued_all_the_same(make_engine
     engine, _ = make_engine()
     asked = GenerationRequest("Where?", sampling=Sampling(20), priority=Priority.BATCH)
     first = finish(engine, asked)
-    assert engine.stats().prefixes.bytes == 0
+    assert kept_by(engine).bytes == 0
     answer = finish(
         engine, GenerationRequest("Why?", sampling=Sampling(4), earlier=(Turn("Where?", reply=first.text),))
     )
     assert answer.finish_reason is FinishReason.LENGTH and answer.reused_tokens == 0
-    assert engine.stats().prefixes.bytes > 0
+    assert kept_by(engine).bytes > 0
+
+
+def kept_by(engine: ReportEngine) -> StoreStats:
+    """What is cached once the last reply was; it is cached after its text was delivered, and a batch call leaves nothing."""
+    finish(engine, GenerationRequest("?", sampling=Sampling(1), priority=Priority.BATCH))
+    return engine.stats().prefixes
 
 
 def test_of_replies_about_the_same_images_the_newest_is_kept(make_engine: MakeEngine) -> None:
     """So that a study that is asked many things takes the memory of one reply."""
-    from echovlm_edge.runtime.contracts.request import ImageInput
-    from tests.support.dicom_files import png
-
     engine, _ = make_engine()
     images = (ImageInput(png(112, 112)), ImageInput(png(112, 84)))
     for number in range(3):
         finish(engine, GenerationRequest(f"Question {number}?", images, Sampling(20)))
-        assert engine.stats().prefixes.entries == 1
+        assert kept_by(engine).entries == 1
     reused = finish(engine, GenerationRequest("And again?", images, Sampling(4))).reused_tokens
     assert reused >= 28 // 16 * 16
     finish(engine, GenerationRequest("And this?", images[:1], Sampling(20)))
-    assert engine.stats().prefixes.entries == 2, "that is about other images"
+    assert kept_by(engine).entries == 2, "that is about other images"
+
+
+def test_the_end_of_a_text_copies_what_was_written_and_not_the_prompts_images_again(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody else who writes waits for the copy."""
+    engine, _ = make_engine()
+    copied, read = list[tuple[int, int]](), HostSlot.read
+
+    def watched(slot: HostSlot, tokens: int, start: int = 0) -> HostKept:
+        copied.append((start, tokens))
+        return read(slot, tokens, start)
+
+    monkeypatch.setattr(HostSlot, "read", watched)
+    images = (ImageInput(png(112, 112)), ImageInput(png(112, 84)))
+    first = finish(engine, GenerationRequest("Where?", images, Sampling(40)))
+    turn = Turn("Where?", images, reply=first.text)
+    second = finish(engine, GenerationRequest("Why?", earlier=(turn,), sampling=Sampling(40)))
+    finish(engine, GenerationRequest("How?", images, Sampling(40)))
+    kept_by(engine)
+    ends = [(text.prompt_tokens + len(text.token_ids) - 1) // BLOCK * BLOCK for text in (first, second)]
+    (_, of_images), *_ = copied
+    assert copied[:3] == [(0, of_images), (of_images, ends[0]), (ends[0], ends[1])] and of_images > 0
+    assert [start for start, _ in copied[3:]] == [of_images], "another question about the same images"
 
 
 def test_a_reply_with_a_special_token_is_tokenized_again(

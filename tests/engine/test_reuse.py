@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.contracts.request import Frame
+from echovlm_edge.runtime.engine.joined_kept import JoinedKept
 from echovlm_edge.runtime.engine.reuse import BLOCK, ImageStore, PrefixStore, block_names
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
@@ -30,9 +31,24 @@ def kept(blocks: Sequence[int]) -> HostKept:
     return HostKept(np.repeat(np.array(blocks, np.float32), BLOCK)[None, None, :, None].repeat(4, axis=3))
 
 
-def put(store: PrefixStore, blocks: Sequence[int], named: Sequence[bytes] | None = None) -> None:
-    copied = kept(blocks)
-    store.put("a", named or names(blocks), copied.nbytes, lambda: copied)
+def put(
+    store: PrefixStore, blocks: Sequence[int], named: Sequence[bytes] | None = None, about: bytes = b""
+) -> list[int]:
+    """Cache a prompt; returns which of its blocks were copied."""
+    copied = list[int]()
+
+    def copy(start: int) -> HostKept:
+        copied.extend(blocks[start // BLOCK :])
+        return kept(copied)
+
+    store.put("a", named or names(blocks), ONE_BLOCK * len(blocks), copy, about)
+    return copied
+
+
+def of_blocks(found: JoinedKept) -> list[int]:
+    """Tell which blocks' keys and values they are."""
+    parts = [part.values[0, 0, ::BLOCK, 0] for part in found.parts if isinstance(part, HostKept)]
+    return [round(float(value)) for value in np.concatenate(parts)]
 
 
 ONE_BLOCK = kept([0]).nbytes
@@ -47,14 +63,12 @@ def test_the_longest_known_prefix_is_found_and_memory_bounded(puts: list[list[in
         put(store, blocks)
         assert store.stats().bytes <= bound and store.covers(names(blocks))
         assert store.stats().bytes == sum(prefix.kept.nbytes for prefix in store._prefixes.values())
-    known = [
-        [round(float(value)) for value in prefix.kept.values[0, 0, ::BLOCK, 0]] for prefix in store._prefixes.values()
-    ]
+    known = [of_blocks(prefix.kept) for prefix in store._prefixes.values()]
     shared = max((common(prefix, wanted) for prefix in known), default=0)
     found = store.longest(names(wanted))
     assert (0 if found is None else found.tokens) == shared * BLOCK
     if found is not None:
-        np.testing.assert_array_equal(found.values, kept(wanted[:shared]).values)
+        assert of_blocks(found) == wanted[:shared]
     if puts:
         assert shared >= common(puts[-1], wanted), "the newest is always still there"
     assert store.longest(names(wanted, "b")) is None and not store.covers(names(wanted, "b"))
@@ -79,8 +93,7 @@ def test_a_newer_reply_about_the_same_images_takes_the_place_of_the_older() -> N
     store = PrefixStore(ONE_BLOCK * 100)
 
     def put_reply(*blocks: int, images: int = 1) -> None:
-        copied = kept(blocks)
-        store.put("a", names(blocks), copied.nbytes, lambda: copied, names(blocks)[images - 1])
+        put(store, blocks, about=names(blocks)[images - 1])
 
     put(store, [1, 2])
     put_reply(1, 5, 6)
@@ -91,6 +104,20 @@ def test_a_newer_reply_about_the_same_images_takes_the_place_of_the_older() -> N
     put_reply(1, 7, 9, 3, images=3)
     assert store.stats().entries == 3 and len(store._replies) == 2
     assert {*store._replies.values()} < store._prefixes.keys()
+
+
+def test_what_is_cached_of_a_beginning_is_not_copied_again() -> None:
+    store, images = PrefixStore(ONE_BLOCK * 100), [1, 2]
+    about = names(images)[-1]
+    assert put(store, images) == images
+    assert put(store, [1, 2, 3, 4], about=about) == [3, 4], "a reply"
+    assert put(store, [1, 2, 3, 4, 5], about=about) == [5], "a second turn"
+    assert put(store, [1, 2, 6], about=about) == [6], "another question, whose reply takes the place of the other"
+    (prefix,) = store._prefixes.values()
+    assert of_blocks(prefix.kept) == [1, 2, 6] and store.stats().bytes == prefix.kept.nbytes == 3 * ONE_BLOCK
+    assert put(store, [1, 7]) == [1, 7], "a part of a copy would hold the memory of all of it"
+    found = store.longest(names([1, 7, 8]))
+    assert found is not None and of_blocks(found) == [1, 7] and of_blocks(found.first(BLOCK)) == [1]
 
 
 class Counted(bytes):

@@ -178,7 +178,7 @@ class _Staged:
 
 @dataclass(frozen=True, eq=False)
 class DeviceKept:
-    """Keys and values of a sequence's first `tokens` tokens, [tensors, kv_heads, capacity, head_dim] in one stretch.
+    """Keys and values of `tokens` adjacent tokens of a sequence, [tensors, kv_heads, capacity, head_dim] in one stretch.
 
     Attributes:
         slots: whose memory it is, and whose stream copies it.
@@ -241,22 +241,22 @@ class DeviceSlot:
         self.slots.device.enter()
         self.slots.clear(self.number, tokens)
 
-    def read(self, tokens: int) -> DeviceKept:
-        """Copy the first `tokens` tokens', as `SlotCache.read` does."""
+    def read(self, tokens: int, start: int = 0) -> DeviceKept:
+        """Copy the tokens' from `start` up to `tokens`, as `SlotCache.read` does."""
         try:
-            return self._copied(self.slots.near(tokens))
+            return self._copied(self.slots.near(tokens - start), start)
         except MemoryError:  # the free stretches are all too short
-            return self._copied(self.slots.far(tokens))
+            return self._copied(self.slots.far(tokens - start), start)
 
     def park(self, tokens: int) -> DeviceKept:
         """Copy them to the host's memory, as `SlotCache.park` does."""
         return self._copied(self.slots.staged(tokens))
 
-    def write(self, kept: Kept) -> None:
-        """Write what `read` or `park` returned."""
+    def write(self, kept: Kept, start: int = 0) -> None:
+        """Write what `read` or `park` returned, from the position `start` on."""
         assert isinstance(kept, DeviceKept)
         self.slots.device.enter()
-        self.slots.copy(kept.planes, self.slots.planes(self.number), kept.tokens)
+        self.slots.copy(kept.planes, self.slots.planes(self.number, start), kept.tokens)
         if isinstance(kept.place, _Staged):
             self.slots.stream.synchronize()  # its memory returns to the system, which knows nothing of the stream
 
@@ -269,9 +269,9 @@ class DeviceSlot:
         else:
             self.slots.copy(self.slots.planes(self.number), self.slots.planes(target.number), tokens)
 
-    def _copied(self, kept: DeviceKept) -> DeviceKept:
+    def _copied(self, kept: DeviceKept, start: int = 0) -> DeviceKept:
         self.slots.device.enter()
-        self.slots.copy(self.slots.planes(self.number), kept.planes, kept.tokens)
+        self.slots.copy(self.slots.planes(self.number, start), kept.planes, kept.tokens)
         if isinstance(kept.place, _Staged):
             self.slots.stream.synchronize()
         return kept
