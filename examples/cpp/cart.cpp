@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <set>
 #include <thread>
 
 #include "cart_options.hpp"
@@ -40,43 +41,68 @@ void print_text(const v1::GenerateEvent& event) {
   if (event.event_case() == v1::GenerateEvent::kText) std::cout << event.text() << std::flush;
 }
 
-// Fills in what the three requests have in common; a study's images are sent first, one by one.
+// What is asked next, and what was said before.
+struct Asked {
+  std::string task;
+  std::string prompt;
+  std::string study;              // its images were sent before, one by one
+  std::vector<v1::Image> images;  // those of this turn
+  v1::Conversation said;
+};
+
+// Fills in what the three requests have in common.
 template <class Request>
-Request request_of(const Options& options, const std::string& study) {
+Request request_of(const Options& options, const Asked& asked) {
   Request request;
   *request.mutable_options() = options.generation;
-  request.set_study(study);
-  if (study.empty())
-    for (const auto& path : options.images) *request.add_images() = image_of(options, path);
+  request.set_study(asked.study);
+  if (asked.study.empty()) request.set_image_tokens(options.image_tokens);
+  for (const auto& image : asked.images) *request.add_images() = image;
+  if (!asked.said.system_prompt().empty() || asked.said.turns_size() > 0) *request.mutable_conversation() = asked.said;
   return request;
 }
 
-v1::Result ask(ReportClient& client, const Options& options, const std::string& study) {
-  if (options.task == "question") {
-    auto request = request_of<v1::AnswerQuestionRequest>(options, study);
-    request.set_question(options.prompt);
+v1::Result ask(ReportClient& client, const Options& options, const Asked& asked) {
+  if (asked.task == "question" || asked.task == "judge" || asked.task == "choice") {
+    auto request = request_of<v1::AnswerQuestionRequest>(options, asked);
+    request.set_question(asked.prompt);
+    if (asked.task == "judge") request.set_form(v1::ANSWER_FORM_TRUE_FALSE);
+    if (asked.task == "choice") request.set_form(v1::ANSWER_FORM_LETTER);
     return client.answer_question(request, print_text, options.timeout);
   }
-  if (options.task == "diagnosis") {
-    auto request = request_of<v1::DiagnoseRequest>(options, study);
-    request.set_prompt(options.prompt);
+  if (asked.task == "diagnosis") {
+    auto request = request_of<v1::DiagnoseRequest>(options, asked);
+    request.set_prompt(asked.prompt);
     return client.diagnose(request, print_text, options.timeout);
   }
-  auto request = request_of<v1::GenerateReportRequest>(options, study);
-  request.set_prompt(options.prompt);
+  auto request = request_of<v1::GenerateReportRequest>(options, asked);
+  request.set_prompt(asked.prompt);
+  if (asked.task == "findings") request.set_parts(v1::REPORT_PARTS_FINDINGS);
   return client.generate_report(request, print_text, options.timeout);
 }
 
-v1::Result ask_as_study(ReportClient& client, const Options& options) {
-  const std::string study = client.begin_study(options.timeout);
+// Adds an answered turn to what was said; each of a study's images is named by the first turn that showed it.
+void add_turn(Asked& asked, const v1::Result& result) {
+  std::set<std::uint32_t> named;
+  for (const v1::Turn& turn : asked.said.turns()) named.insert(turn.study_images().begin(), turn.study_images().end());
+  v1::Turn& turn = *asked.said.add_turns();
+  turn.set_prompt(result.prompt());
+  turn.set_reply(result.text());
+  for (const auto& image : asked.images) *turn.add_images() = image;
+  for (const v1::Picture& picture : result.pictures())
+    if (picture.file_case() == v1::Picture::kStudyImage && named.insert(picture.study_image()).second)
+      turn.add_study_images(picture.study_image());
+  asked.images.clear();
+}
+
+std::string study_of_images(ReportClient& client, const Options& options) {
+  const std::string study = client.begin_study(options.timeout, options.image_tokens);
   for (const auto& path : options.images) {
     const v1::AddedImage added =
         client.add_image(study, image_of(options, path), options.timeout, options.generation.allow_mixed_studies());
     std::cerr << path << ": image " << added.number() << ", " << added.frames() << " frame(s)\n";
   }
-  const v1::Result result = ask(client, options, study);
-  client.end_study(study, options.timeout);
-  return result;
+  return study;
 }
 
 void print_result(const ReportClient& client, const v1::Result& result) {
@@ -91,6 +117,36 @@ void print_result(const ReportClient& client, const v1::Result& result) {
             << ", bundle " << result.bundle_id();
   if (!client.request_id().empty()) std::cerr << ", request " << client.request_id();
   std::cerr << "\n";
+}
+
+// Throws CallFailed (UNIMPLEMENTED) if the server would ignore a part of what is asked.
+void check_server(ReportClient& client, const Options& options) {
+  const bool recent = options.task == "findings" || options.task == "judge" || options.task == "choice";
+  if ((recent || !options.system.empty() || !options.then.empty()) && client.model_info(options.timeout).limits().max_turns() == 0)
+    throw CallFailed(grpc::StatusCode::UNIMPLEMENTED,
+                     "This server is too old for conversations and for the tasks findings, judge and choice: upgrade it, or ask a "
+                     "question by itself.");
+}
+
+void answer_all(ReportClient& client, const Options& options) {
+  check_server(client, options);
+  Asked asked{options.task, options.prompt, "", {}, {}};
+  asked.said.set_system_prompt(options.system);
+  if (options.study)
+    asked.study = study_of_images(client, options);
+  else
+    for (const auto& path : options.images) asked.images.push_back(image_of(options, path));
+  v1::Result result = ask(client, options, asked);
+  print_result(client, result);
+  for (const std::string& question : options.then) {
+    add_turn(asked, result);
+    asked.task = "question";
+    asked.prompt = question;
+    std::cout << "\n";
+    result = ask(client, options, asked);
+    print_result(client, result);
+  }
+  if (options.study) client.end_study(asked.study, options.timeout);
 }
 
 void end_and_list_studies(ReportClient& client, const Options& options) {
@@ -158,7 +214,7 @@ int run(const std::vector<std::string>& words) {
     end_and_list_studies(client, options);
     return 0;
   }
-  print_result(client, options.study ? ask_as_study(client, options) : ask(client, options, ""));
+  answer_all(client, options);
   return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <limits>
 #include <map>
+#include <set>
 
 namespace echovlm_cart {
 
@@ -16,13 +17,16 @@ Ask a report server about ultrasound images. Options have the names that they ha
   --server HOST:PORT        default 127.0.0.1:50051
   --image PATH ...          image files in order
   --study                   send the images one by one, as a study
-  --task TASK               report, diagnosis or question; default: report with images, question without
-  --prompt TEXT             replaces the task's default; for a question, the question
+  --task TASK               report, findings, diagnosis, question, judge or choice; default: report with images, question without
+  --prompt TEXT             replaces the task's default; the question, the statement to judge, or the options
+  --system TEXT             a system prompt, in place of the model's own
+  --then QUESTION           ask this next, with what was said before; can be given several times
   --language en|zh          default en
   --region REGION           breast, thyroid, liver, kidney, gynecology, heart or vessel, if it is known
   --frames 0,5,9            frames of every cine, counted from 0 (default: its middle one)
   --frames-spaced N         take N evenly spaced frames of a cine
   --allow-mixed-studies     take images of several studies of one patient
+  --image-tokens N          most context tokens of a frame, for fewer than the server's bound
   --no-crop                 keep what lies outside a DICOM file's B-mode regions
   --max-new-tokens N        default 512
   --temperature T           0 is greedy, the default
@@ -106,10 +110,14 @@ Options parse_options(const std::vector<std::string>& words) {
       {"--image", [&](const std::string& v) { options.images.push_back(v); }},
       {"--task",
        [&](const std::string& v) {
-         if (v != "report" && v != "diagnosis" && v != "question") at_fault("--task must be report, diagnosis or question, got " + v + ".");
+         const std::set<std::string> tasks{"report", "findings", "diagnosis", "question", "judge", "choice"};
+         if (tasks.count(v) == 0) at_fault("--task must be report, findings, diagnosis, question, judge or choice, got " + v + ".");
          options.task = v;
        }},
       {"--prompt", path(options.prompt)},
+      {"--system", path(options.system)},
+      {"--then", [&](const std::string& v) { options.then.push_back(v); }},
+      {"--image-tokens", [&](const std::string& v) { options.image_tokens = whole32("--image-tokens", v); }},
       {"--language",
        [&](const std::string& v) {
          if (v != "en" && v != "zh") at_fault("--language must be en or zh, got " + v + ".");

@@ -219,8 +219,10 @@ v1::Result ReportClient::answer_question(const v1::AnswerQuestionRequest& reques
   return stream(&v1::ReportService::Stub::AnswerQuestion, request, on_event, timeout);
 }
 
-std::string ReportClient::begin_study(Timeout timeout) {
-  return ask<v1::Study>(&v1::ReportService::Stub::BeginStudy, v1::BeginStudyRequest(), timeout).id();
+std::string ReportClient::begin_study(Timeout timeout, std::uint32_t image_tokens) {
+  v1::BeginStudyRequest request;
+  request.set_image_tokens(image_tokens);
+  return ask<v1::Study>(&v1::ReportService::Stub::BeginStudy, request, timeout).id();
 }
 
 v1::AddedImage ReportClient::add_image(const std::string& study, const v1::Image& image, Timeout timeout,
@@ -247,6 +249,10 @@ void ReportClient::end_study(const std::string& study, Timeout timeout) {
 
 v1::ListStudiesResponse ReportClient::list_studies(Timeout timeout) {
   return ask<v1::ListStudiesResponse>(&v1::ReportService::Stub::ListStudies, v1::ListStudiesRequest(), timeout);
+}
+
+v1::ModelInfo ReportClient::model_info(Timeout timeout) {
+  return ask<v1::ModelInfo>(&v1::ReportService::Stub::GetModelInfo, v1::GetModelInfoRequest(), timeout);
 }
 
 void ReportClient::cancel() {

@@ -53,7 +53,8 @@ class ReportClient {
   v1::Result answer_question(const v1::AnswerQuestionRequest& request, const OnEvent& on_event, Timeout timeout = {});
 
   // A study: images are sent as they are taken, and read before the question about them. Each throws CallFailed.
-  std::string begin_study(Timeout timeout = {});
+  // `image_tokens` bounds the context tokens of its frames; 0: the server's bound.
+  std::string begin_study(Timeout timeout = {}, std::uint32_t image_tokens = 0);
   // `allow_mixed_studies` takes an image whose StudyInstanceUID differs from those before it.
   v1::AddedImage add_image(const std::string& study, const v1::Image& image, Timeout timeout = {}, bool allow_mixed_studies = false);
   void withdraw_image(const std::string& study, std::uint32_t number, Timeout timeout = {});
@@ -61,6 +62,9 @@ class ReportClient {
   void end_study(const std::string& study, Timeout timeout = {});
   // The client's own open studies, the one that has been unused for longest first.
   v1::ListStudiesResponse list_studies(Timeout timeout = {});
+
+  // What is loaded, and the server's limits.
+  v1::ModelInfo model_info(Timeout timeout = {});
 
   // The id of the last generation in the server's log; empty if the server sent none. For the thread that made the call.
   const std::string& request_id() const { return request_id_; }

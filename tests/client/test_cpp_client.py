@@ -120,7 +120,7 @@ def test_the_other_tasks(cart: Cart, server: Running, task: str, words: list[str
         (["--image", __file__], "of no known kind"),
         (["--colour"], "There is no option --colour"),
         (["--timeout", "soon"], "--timeout must be a number"),
-        (["--task", "sing"], "--task must be report, diagnosis or question"),
+        (["--task", "sing"], "--task must be report, findings, diagnosis, question, judge or choice"),
         (["--server"], "--server needs a value"),
         (["--region", "knee"], "There is no --region knee"),
         (["--seed", "-1"], "--seed must be a whole number from 0"),
@@ -169,24 +169,40 @@ def test_options_and_exit_codes_are_those_of_echovlm_report(
             *("--prompt", "Write.", "--max-new-tokens", 7, "--temperature", 0.5, "--top-k", 3, "--top-p", 0.25),
             *("--repetition-penalty", 1.5, "--seed", 2**63, "--task", "report"),
         ],
+        ["--task", "findings", "--image-tokens", 64, "--system", "Be brief."],
+        ["--task", "judge", "--prompt", "It is a cyst.", "--system", "Be brief."],
+        ["--task", "choice", "--prompt", "A. Cyst. B. Nodule.", "--then", "Where?", "--then", "How large?"],
     ],
 )
 def test_the_same_options_send_the_same_request(cart: Cart, words: list[object]) -> None:
     asked = ["--image", *map(str, IMAGES), *map(str, words)]
     with recording_service() as (recorded, address):
         assert report_command.main(["--server", address, *asked]) == 0
-        expected = recorded.report
+        expected = recorded.report, recorded.question
         done = cart("--server", address, *asked)
     assert done.returncode == 0, done.stderr
-    for sent in (expected, recorded.report):  # Python sends the defaults too
+    for sent in (*expected, recorded.report, recorded.question):  # Python sends the defaults too
         for name, default in vars(Sampling()).items():
             if not sent.options.sampling.HasField(name):
                 setattr(sent.options.sampling, name, default)
         sent.options.priority = pb.PRIORITY_INTERACTIVE
         sent.options.language = sent.options.language or pb.LANGUAGE_EN
-        for image in sent.images:
+        for image in [*sent.images, *(image for turn in sent.conversation.turns for image in turn.images)]:
             image.frames.SetInParent()
-    assert recorded.report == expected
+    assert (recorded.report, recorded.question) == expected
+
+
+def test_an_old_server_is_asked_no_conversation(cart: Cart) -> None:
+    with recording_service() as (recorded, address):
+        recorded.limits.max_turns = 0
+        done = cart("--server", address, "--prompt", "Why?", "--then", "Where?")
+    assert done.returncode == 2 and "too old for conversations" in done.stderr and recorded.calls == ["GetModelInfo"]
+
+
+def test_a_study_is_asked_again_with_its_images_where_they_were_shown(cart: Cart, server: Running) -> None:
+    done = cart(*asked(server, "--study", "--then", "Where?", "--then", "How large?"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lower().count("not reviewed by a clinician") == 3
 
 
 class Failing(DecodingEngine):
