@@ -15,16 +15,19 @@ class Said:
     Attributes:
         system: the system prompt; empty for the model's own.
         turns: the turns so far, the first one first.
+        image_tokens: of the last turn, for those that ask for no other: another one would read all images again.
     """
 
     def __init__(self, system: str = "") -> None:
         """Start without a turn."""
         self.system = system
         self.turns: tuple[EarlierTurn, ...] = ()
+        self.image_tokens: int | None = None
 
     def before(self, request: ReportRequest) -> ReportRequest:
         """Return the request as the next turn."""
-        return replace(request, system=self.system, earlier=self.turns)
+        bound = self.image_tokens if request.image_tokens is None else request.image_tokens
+        return replace(request, system=self.system, earlier=self.turns, image_tokens=bound)
 
     def add(self, request: ReportRequest, report: Report) -> None:
         """Add a request that was answered; one that was cancelled has no reply, and is left out."""
@@ -32,6 +35,7 @@ class Said:
             return
         named = {number for turn in self.turns for number in turn.study_images}
         shown = {picture.image: None for picture in report.pictures if picture.of_study and picture.image not in named}
+        self.image_tokens = request.image_tokens
         self.turns += (EarlierTurn(report.prompt or request.prompt, report.text, request.images, tuple(shown)),)
 
     def correct(self, text: str) -> None:

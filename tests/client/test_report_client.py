@@ -220,6 +220,17 @@ def test_a_conversation_about_a_study_shows_each_image_once(address: str, pictur
     assert said(engine.requests[3]) == [reply, ("Solid?", 0, TEXT), ("And this one?", 2, TEXT), ("Sure?", 0, "")]
 
 
+def test_a_conversation_keeps_the_bound_on_a_frames_tokens(picture: Path) -> None:
+    """Another bound would read the images of all turns again."""
+    with recording_service() as (recorded, address), ReportClient(address) as client:
+        conversation = client.conversation()
+        bounds = list[int]()
+        for options in ({}, {"image_tokens": 64}, {}, {"image_tokens": 32}, {}):
+            conversation.ask("Why?", [picture], **options)
+            bounds.append(recorded.question.image_tokens)
+    assert bounds == [0, 64, 64, 32, 32]
+
+
 def test_a_study(address: str, picture: Path, engine: Reporting) -> None:
     with ReportClient(address) as client:
         with client.study() as study:
