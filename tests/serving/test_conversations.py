@@ -176,6 +176,22 @@ def test_a_changed_reply_is_read_again_from_its_change_on(served: Running) -> No
     assert corrected.token_ids == ask(served, "How large?", [], [turn]).token_ids
 
 
+def test_eight_turns_of_eight_images_are_numbered_through(served: Running) -> None:
+    pictures = [png(56, 56, seed) for seed in range(64)]
+    turns = [
+        pb.Turn(prompt=f"{number}?", images=[pb.Image(data=data) for data in pictures[8 * number :][:8]], reply="So.")
+        for number in range(8)
+    ]
+    answer = ask(served, "And?", [], turns)
+    assert [picture.image for picture in answer.pictures] == list(range(1, 65))
+    assert answer.usage.image_tokens == sum(picture.tokens for picture in answer.pictures) == 64 * 4
+    with pytest.raises(grpc.RpcError, match="65 images, more than 64"):
+        ask(served, "And?", pictures[:1], turns)
+    turns[7].images[7].data = b"no picture"
+    with pytest.raises(grpc.RpcError, match="image 64"):
+        ask(served, "And?", [], turns)
+
+
 def test_a_reply_is_reused_by_its_own_client_only(golden_bundle: Path, tmp_path: Path) -> None:
     names = ("cart-1", "cart-2")
     with running(
