@@ -5,6 +5,7 @@ Ray listens on every address. So it runs in a network namespace that has nothing
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -34,6 +35,8 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "deploy" / "ray_serve.py")]
 NAMESPACE = ["unshare", "--map-root-user", "--net", "--pid", "--mount-proc", "--fork", "--kill-child"]
 TLS_PORT, PLAIN_PORT = 50051, 9000
+# Ray Serve gives a proxy 5 s to start, and starts another one after three times that, which busy processors exceed.
+PATIENT = {**os.environ, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 IMAGES = [pb.Image(data=image.read_bytes()) for image in golden.load("two_images_zh").images]
 SECRET = "the-token-of-cart-7"
 TOKEN = (("authorization", f"Bearer {SECRET}"),)
@@ -83,7 +86,7 @@ def department(
     with (
         log.open("w") as said,
         subprocess.Popen(
-            [*namespace, "sh", "-c", script, *COMMAND, "--local", *words], stdout=said, stderr=said
+            [*namespace, "sh", "-c", script, *COMMAND, "--local", *words], stdout=said, stderr=said, env=PATIENT
         ) as ray,
     ):
         try:
