@@ -50,7 +50,7 @@ def in_shards(train: Callable[..., None], *arguments: object) -> None:
         torch.multiprocessing.ProcessRaisedException: one of them failed; the other is ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_join, (str(Path(folder) / "meeting"), train, arguments), SHARDS)  # type: ignore[no-untyped-call]
+        multiprocessing.spawn(_join, (str(Path(folder) / "meeting"), train, arguments), SHARDS)
 
 
 def _join(index: int, meeting: str, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -52,7 +52,7 @@ class TextSide(nn.Module):
                 nn.init.normal_(parameter, std=0.02 if name == "embedding" else 1 / math.sqrt(parameter.shape[-1]))
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        look_back(self.decoder.layers[0].self_attn.qkv_proj.bias, config)
+        look_back(self.decoder.get_parameter("layers.0.self_attn.qkv_proj.bias"), config)
         for block in self.decoder.moe_blocks():
             nn.init.normal_(block.router, std=0.02)
             nn.init.zeros_(block.coefficient_bias)
