@@ -17,14 +17,14 @@ kernels_for = --config-settings cmake.define.ECHOVLM_CUDA_KERNELS=$(1) --config-
 FAST := tests/test_house.py $(addprefix tests/,clinical contracts installation prompting resources)
 
 # What a GPU serves as a CPU does: `make test` runs some of it on GPUs of numpy too, `make test-long` all.
-SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies.py engine/test_scheduler.py engine/test_preemption.py)
+SERVED := $(addprefix tests/,serving/test_golden_service.py serving/test_studies.py serving/test_conversations.py engine/test_scheduler.py engine/test_preemption.py)
 
 # Modules are compiled as they are imported, a tenth of them, instead of all at once.
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 
 # Whole files of tests to as many processes as there are WORKERS, in order: what a file's tests share is made once.
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist bench bench-full soak soak-dicom clean
 

@@ -93,8 +93,9 @@ def evaluated_forms(manifest: Manifest, console: Console) -> list[str]:
 
 
 def demonstrated(manifest: Manifest, console: Console) -> list[str]:
-    print_table(console, run.side_by_side(simulate(run.SEED).truth, {language: {"text": ""} for language in Language}))
-    return ["solid", "18"]
+    truth = simulate(run.SEED).truth
+    print_table(console, run.side_by_side(truth, {language: {"text": ""} for language in Language}))
+    return ["solid", str(truth.size_mm)]
 
 
 def decoded(manifest: Manifest, console: Console) -> list[str]:

@@ -269,7 +269,7 @@ def test_an_older_tensorrt_gets_the_same_computation(for_device: Path, tmp_path:
     length, past, context = 5, 7, 16
     cache = (1, 2, context, 32)
     feeds: dict[str, Any] = {
-        "embeddings": rng.standard_normal((1, length, 192)).astype(np.float32),
+        "embeddings": rng.standard_normal((1, length, Checkpoint(DEMO).config.decoder.hidden_size)).astype(np.float32),
         "cos": np.cos(rng.random((1, length, 16))).astype(np.float32),
         "sin": np.sin(rng.random((1, length, 16))).astype(np.float32),
         "past": np.array([past]),
