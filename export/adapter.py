@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from echovlm_edge.runtime.bundle.manifest import AdapterSource
+from echovlm_edge.runtime.bundle.manifest import AdapterSource, describe_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -87,7 +87,7 @@ class Adapter:
         config = _config(path)
         found = _tensors(path)
         low_rank, whole = _assigned(path, config, found, shapes)
-        listing = "".join(f"{_sha256(path / name)}  {name}\n" for name in (CONFIG, TENSORS))
+        listing = "".join(f"{describe_file(path, name).sha256}  {name}\n" for name in (CONFIG, TENSORS))
         kind: Literal["LoRA", "rsLoRA", "DoRA"] = (
             "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
         )
@@ -281,8 +281,3 @@ def plain_name(name: str) -> str:
     `model.layers.0…`, `base_model.model.model.language_model.layers.0…` and `language_model.model.layers.0…` are `layers.0…`.
     """
     return re.sub(r"^((base_model|model|language_model)\.)+", "", name)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
