@@ -39,11 +39,11 @@ from echovlm_edge.runtime.contracts.stages import words as stage_words
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, words
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.profiling.measurement.requests import frame
-from echovlm_edge.runtime.profiling.workloads import W1, W7
+from echovlm_edge.runtime.profiling.workloads import SMALL, W1, W7, Workload
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.resources.processors import usable_processors
 
-WORKLOADS = {workload.name: workload for workload in (W1, W7)}  # the prompt is the report's own
+WORKLOADS = {workload.name: workload for workload in (W1, *SMALL[:1], W7)}  # the prompt is the report's own
 BEFORE_THE_TEXT = ("decode_images", "preprocess", "vision", "projector", "prefill")
 GREEDY_TOKENS, GREEDY_LAYERS = 100, 2
 PRECISIONS = ("int4", "int8")
@@ -112,9 +112,9 @@ def _build_command(checkpoint: Path, output: Path, precision: str) -> list[str]:
     return [script("echovlm-build"), *map(str, options)]
 
 
-def ask(address: str, frames: int, new_tokens: int) -> Answer:
-    """Request one report about this many pictures."""
-    images = [frame(number, W1.width, W1.height) for number in range(frames)]
+def ask(address: str, workload: Workload, new_tokens: int) -> Answer:
+    """Request one report about a workload's pictures."""
+    images = [frame(number, workload.width, workload.height) for number in range(workload.frames)]
     with Connection(address) as client:
         *_, last = client.generate(ReportRequest(images=images, sampling=Sampling(max_new_tokens=new_tokens)))
     result = last.result
@@ -257,11 +257,11 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
         limits.read(3)
         answers = {}
         for name in workloads:
-            answers[name] = ask(served.address, WORKLOADS[name].frames, WORKLOADS[name].new_tokens)
+            answers[name] = ask(served.address, WORKLOADS[name], WORKLOADS[name].new_tokens)
             limits.read(3)
         alone = memory_gb(served.pid)
         with serving(bundle.path, folder) as second:
-            ask(second.address, 1, 4)
+            ask(second.address, W1, 4)
             added = memory_gb(second.pid, "Private")
     costs = CostModel.of(bundle.manifest)
     machine = limits.machine()
