@@ -14,10 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from demo.answers import Answer, ask
+from demo.answers import Answer, Asked, ask
 from demo.prompts import Form
 from demo.scoring import Cell, Scores, by_form, score_reports
-from demo.training.conversations import MOST_FRAMES
 from demo.training.frames import TRAINING_SEEDS
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
@@ -43,17 +42,6 @@ class Evaluation:
     wrong: list[Answer]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a bundle is asked about: `count` studies from `seed` on, of 1 to `most_frames` frames in turn."""
-
-    seed: int = 0
-    count: int = 500
-    most_frames: int = MOST_FRAMES
-    forms: tuple[Form, ...] = tuple(Form)
-    blind: bool = False
-
-
 def evaluate(bundle: Path, asked: Asked, console: Console) -> Evaluation:
     """Serve a bundle on loopback and score it.
 
@@ -63,10 +51,9 @@ def evaluate(bundle: Path, asked: Asked, console: Console) -> Evaluation:
     if asked.seed + asked.count > TRAINING_SEEDS:
         raise NotPossibleHere(f"Seeds from {TRAINING_SEEDS} on were trained on: choose --seed and --count below.")
     server = ReportServer(ReportEngine.open(bundle), ServerOptions("127.0.0.1:0"))
-    seeds = range(asked.seed, asked.seed + asked.count)
     try:
         with Connection(server.address) as client:
-            answers = ask(client, seeds, asked.forms, asked.most_frames, asked.blind, console)
+            answers = ask(client, asked, console)
     finally:
         server.stop()
     reports = [answer for answer in answers if answer.asked.form is Form.REPORT]
@@ -111,15 +98,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=default.count, help=f"studies (default {default.count})")
     parser.add_argument("--frames", type=int, default=default.most_frames, help="most frames of a study (default 4)")
     parser.add_argument("--blind", action="store_true", help="show a grey image: what the prompt alone gives away")
+    parser.add_argument("--turns", type=int, default=default.turns, help="requests in one conversation (default 1)")
     parser.add_argument("--json", type=Path, metavar="F", help="write the scores, and the answers that were wrong")
     options = parser.parse_args(arguments)
 
     def command() -> int:
-        if options.count < 1 or options.seed < 0 or options.frames < 1:
+        if min(options.count, options.frames, options.turns) < 1 or options.seed < 0:
             raise NotPossibleHere(
-                "There is nothing to evaluate: give --count and --frames of at least 1 and --seed of at least 0."
+                "There is nothing to evaluate: give --count, --frames and --turns of at least 1 and --seed of at least 0."
             )
-        asked = Asked(options.seed, options.count, options.frames, blind=options.blind)
+        asked = Asked(options.seed, options.count, options.frames, blind=options.blind, turns=options.turns)
         written = {}
         for bundle in options.bundle:
             result = evaluate(bundle, asked, Console(stderr=True))
@@ -130,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print_table(Console(), _forms_table(f"{title}: right answers, {language.value}", cells))
             written[str(bundle)] = _as_json(result)
         if options.json:
-            report = {"seed": asked.seed, "count": asked.count, "frames": asked.most_frames, "blind": asked.blind}
+            settings = ("seed", "count", "most_frames", "blind", "turns")
+            report = {name: getattr(asked, name) for name in settings}
             options.json.write_text(json.dumps({**report, "bundles": written}, indent=1), encoding="utf-8")
         return 0
 

@@ -16,6 +16,25 @@ from echovlm_edge.runtime.contracts.tasks import Language, Region, Task, prompt_
 
 LETTERS = "ABCD"
 ONE_FRAME = {Form.CAPTION}  # forms that are asked of one frame only
+OF_REGION = {Form.REPORT_OF_REGION, Form.FINDINGS_OF_REGION, Form.DIAGNOSIS_OF_REGION}  # those beside a region
+TASKS = {
+    Form.REPORT: Task.REPORT,
+    Form.REPORT_OF_REGION: Task.REPORT,
+    Form.FINDINGS: Task.FINDINGS,
+    Form.FINDINGS_OF_REGION: Task.FINDINGS,
+    Form.DIAGNOSIS: Task.DIAGNOSIS,
+    Form.DIAGNOSIS_OF_REGION: Task.DIAGNOSIS,
+    Form.JUDGE: Task.JUDGE,
+    Form.CHOICE: Task.CHOICE,
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an option or a part of a statement says, in the prompt's words but for capitals."""
+
+    text: str
+    is_true: bool
 
 
 @dataclass(frozen=True)
@@ -29,30 +48,29 @@ class Exchange:
     text: str  # the caller's prompt; empty for the product's own
     prompt: str
     answer: str
+    claims: Sequence[Claim] = ()  # in the prompt, in this order
 
 
 def exchange(form: Form, truth: Truth, frames: int, language: Language, random: np.random.Generator) -> Exchange:
     """Draw a wording of a form of request, and write the right answer."""
-    task, region, text = Task.QUESTION, None, ""
+    task = TASKS.get(form, Task.QUESTION)
+    region = truth.region if form in OF_REGION else None
+    text, claims = "", list[Claim]()
     match form:
-        case Form.REPORT | Form.REPORT_OF_REGION | Form.DIAGNOSIS | Form.DIAGNOSIS_OF_REGION:
-            task = Task.REPORT if form in (Form.REPORT, Form.REPORT_OF_REGION) else Task.DIAGNOSIS
-            region = truth.region if form in (Form.REPORT_OF_REGION, Form.DIAGNOSIS_OF_REGION) else None
-            write = corpus.write_report if task is Task.REPORT else corpus.write_impression
-            answer = write(truth, language, random)
-        case Form.ASKED_REPORT:
+        case Form.REPORT | Form.REPORT_OF_REGION | Form.ASKED_REPORT:
             answer = corpus.write_report(truth, language, random)
-        case Form.ASKED_FINDINGS | Form.CAPTION:
+        case Form.FINDINGS | Form.FINDINGS_OF_REGION | Form.ASKED_FINDINGS | Form.CAPTION:
             answer = corpus.write_findings(truth, language, random)
-        case Form.ASKED_IMPRESSION:
+        case Form.DIAGNOSIS | Form.DIAGNOSIS_OF_REGION | Form.ASKED_IMPRESSION:
             answer = corpus.write_impression(truth, language, random)
-        case Form.JUDGE:
+        case Form.JUDGE | Form.ASKED_JUDGE:
             stated = truth if random.random() < 0.5 else _altered(truth, random)
             answer = str(stated == truth)
             text = corpus.write_impression(stated, language, random)
-        case Form.CHOICE | Form.RESTATED_CHOICE:
+            claims = _stated(text, stated, truth, language)
+        case Form.CHOICE | Form.ASKED_CHOICE | Form.RESTATED_CHOICE:
             options, right = _options(truth, language, random)
-            text = _lettered(options)
+            text, claims = _lettered(options), _claims(options, right)
             answer = _restated(options, right) if form is Form.RESTATED_CHOICE else LETTERS[right]
         case Form.ORGAN:
             answer = corpus.organ(truth, language)
@@ -67,15 +85,16 @@ def exchange(form: Form, truth: Truth, frames: int, language: Language, random: 
     if wordings := WORDINGS.get((form, language)):
         text = wordings[random.integers(len(wordings))].format(statement=text, options=text)
     prompt = prompt_for(task, text, frames, language, region)
-    return Exchange(form, language, task, region, text, prompt, answer)
+    return Exchange(form, language, task, region, text, prompt, answer, claims)
 
 
 def exercise(truth: Truth, frames: int, language: Language, random: np.random.Generator) -> Exchange:
     """Draw an exercise in finding options' letters, which no caller asks for: all four are repeated, in any order."""
-    options, _ = _options(truth, language, random)
+    options, right = _options(truth, language, random)
     prompt = prompt_for(Task.QUESTION, _lettered(options), frames, language, None)
     answer = " ".join(_restated(options, index) for index in random.permutation(4))
-    return Exchange(Form.RESTATED_CHOICE, language, Task.QUESTION, None, prompt, prompt, answer)
+    claims = _claims(options, right)
+    return Exchange(Form.RESTATED_CHOICE, language, Task.QUESTION, None, prompt, prompt, answer, claims)
 
 
 def is_right(asked: Exchange, truth: Truth, text: str) -> bool:
@@ -90,7 +109,7 @@ def is_right(asked: Exchange, truth: Truth, text: str) -> bool:
             said = corpus.parse_report(text, asked.language)
         case Form.DIAGNOSIS | Form.DIAGNOSIS_OF_REGION | Form.ASKED_IMPRESSION:
             said = corpus.parse_impression(text, asked.language)
-        case Form.ASKED_FINDINGS | Form.CAPTION:
+        case Form.FINDINGS | Form.FINDINGS_OF_REGION | Form.ASKED_FINDINGS | Form.CAPTION:
             said = corpus.parse_findings(text, asked.language)
         case Form.SIZE:
             return corpus.size_is_right(text, truth, asked.language)
@@ -109,6 +128,17 @@ def _lettered(options: Sequence[str]) -> str:
 
 def _restated(options: Sequence[str], index: int) -> str:
     return f"{options[index]} ({LETTERS[index]})"
+
+
+def _claims(options: Sequence[str], right: int) -> list[Claim]:
+    return [Claim(option, index == right) for index, option in enumerate(options)]
+
+
+def _stated(statement: str, stated: Truth, truth: Truth, language: Language) -> list[Claim]:
+    """List what a statement claims, in its order: the finding, and the organ with its side."""
+    pairs = [(say(stated, language), say(truth, language)) for say in (corpus.name, corpus.organ)]
+    pairs.sort(key=lambda pair: statement.lower().index(pair[0]))
+    return [Claim(said, said == right) for said, right in pairs]
 
 
 def _altered(truth: Truth, random: np.random.Generator) -> Truth:

@@ -10,18 +10,22 @@ EN, ZH = Language.EN, Language.ZH
 
 
 class Form(enum.Enum):
-    """One form of request. The first four are the product's own prompts, which it writes where the caller gives none."""
+    """One form of request. The first eight are the product's tasks in its own prompts, the others are questions in a caller's words."""
 
     REPORT = "report"
     REPORT_OF_REGION = "report, --region"
+    FINDINGS = "findings"
+    FINDINGS_OF_REGION = "findings, --region"
     DIAGNOSIS = "diagnosis"
     DIAGNOSIS_OF_REGION = "diagnosis, --region"
+    JUDGE = "judge"
+    CHOICE = "choice"
     ASKED_REPORT = "report, own words"
     ASKED_FINDINGS = "findings only"
     ASKED_IMPRESSION = "impression only"
     CAPTION = "caption"
-    JUDGE = "judge"
-    CHOICE = "choice"
+    ASKED_JUDGE = "judge, own words"
+    ASKED_CHOICE = "choice, own words"
     RESTATED_CHOICE = "choice, restated"
     ORGAN = "organ?"
     SIDE = "side?"
@@ -100,24 +104,24 @@ WORDINGS = {
         "这张图像显示了什么？",
         "用中文描述这张图。",
     ),
-    (Form.JUDGE, EN): (
+    (Form.ASKED_JUDGE, EN): (
         "{statement} Is this right? Answer True or False.",
         "{statement} True or False?",
         "Does this match the images? {statement} Answer True or False only.",
         "Judge this statement: {statement} Reply True or False.",
     ),
-    (Form.JUDGE, ZH): (
+    (Form.ASKED_JUDGE, ZH): (
         "{statement}这个描述正确吗？只回答True或False。",
         "{statement}对吗？请回答True或False。",
         "以下描述与图像一致吗？{statement}只需回答True或False。",
         "判断题：{statement}回答True或False。",
     ),
-    (Form.CHOICE, EN): (
+    (Form.ASKED_CHOICE, EN): (
         "Which option is right? {options} Answer with the letter only.",
         "Choose the option that matches the images. {options} Give the letter only.",
         "{options} Which one is correct? Only the letter.",
     ),
-    (Form.CHOICE, ZH): (
+    (Form.ASKED_CHOICE, ZH): (
         "哪个选项正确？{options} 只回答字母。",
         "请选出与图像相符的选项。{options} 直接给出选项字母。",
         "{options} 哪一项正确？只写字母。",

@@ -31,7 +31,7 @@ SEED = 23  # seed of a held-out study: one of its frames shows a nodule
 FRAMES = 3  # of that study
 LIMITS = """\
 The model knows only simulated images, of one finding or none, and has no medical value. It was trained on studies of one to four frames
-and single requests: it does not follow a conversation, and it guesses whether a statement is right (judge) and which option is (choice)."""
+and on conversations of up to three requests."""
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from demo.checkpoint_files import CHAT_TEMPLATE, token_id
@@ -25,8 +26,10 @@ from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 MOST_FRAMES = 4  # of a study
-COMPARING = (Form.JUDGE, Form.CHOICE, Form.RESTATED_CHOICE)  # harder to learn: the prompt is compared with the images
+# Harder to learn: the prompt is compared with the images.
+COMPARING = (Form.JUDGE, Form.ASKED_JUDGE, Form.CHOICE, Form.ASKED_CHOICE, Form.RESTATED_CHOICE)
 EXERCISES = 12  # one exchange in this many
+TURNS = (1, 1, 2, 3)  # of a conversation, equally likely
 TOKENIZER_STUDIES = 6000
 PROMPT_WEIGHT = 0.2  # of an answer's, in the loss: who predicts a true statement word by word notices a false one
 
@@ -48,15 +51,28 @@ class StudyPool:
 
 
 def draw_exchange(truth: Truth, frames: int, random: np.random.Generator) -> Exchange:
-    """Draw an exchange about a study: languages are equally likely, and so are forms, except COMPARING ones: three times as likely.
+    """Draw an exchange about a study: languages are equally likely, and so are forms, except COMPARING ones: twice as likely.
 
     One in `EXERCISES` is an exercise instead.
     """
-    forms = [form for form in (*Form, *COMPARING, *COMPARING) if frames == 1 or form not in ONE_FRAME]
+    forms = [form for form in (*Form, *COMPARING) if frames == 1 or form not in ONE_FRAME]
     language = list(Language)[random.integers(len(Language))]
     if random.integers(EXERCISES) == 0:
         return exercise(truth, frames, language, random)
     return exchange(forms[random.integers(len(forms))], truth, frames, language, random)
+
+
+def draw_conversations(
+    truth: Truth, frames: int, exchanges: int, random: np.random.Generator
+) -> list[tuple[Exchange, ...]]:
+    """Draw so many exchanges about a study, in conversations of one or more turns."""
+    drawn = [draw_exchange(truth, frames, random) for _ in range(exchanges)]
+    conversations = []
+    while drawn:
+        turns = TURNS[random.integers(len(TURNS))]
+        conversations.append(tuple(drawn[:turns]))
+        drawn = drawn[turns:]
+    return conversations
 
 
 def tokenizer_texts() -> list[str]:
@@ -77,32 +93,56 @@ class Beginning:
         ids: int64 [p].
         is_image: bool [p].
         cos: [1, p, head_dim / 2], M-RoPE's angles; sin: likewise.
+        next_position: the position of the token after it.
     """
 
     ids: Tensor
     is_image: Tensor
     cos: Tensor
     sin: Tensor
+    next_position: int
 
 
 @dataclass(frozen=True)
 class Branches:
-    """How conversations go on after their beginnings: the request's text and its answer, padded at the end.
+    """How conversations go on after their beginnings: each request's text and its answer, padded at the end.
 
     Attributes:
-        beginnings: int64 [b], which beginning each goes on from.
+        studies: int64 [b], which study each is about.
         ids: int64 [b, s].
         is_text: bool [b, s], not padding.
         weights: [b, s], of predicting each token's successor: 0 for padding and for the last token.
         cos: [1, s, head_dim / 2], M-RoPE's angles; sin: likewise.
+        claims: int64 [n, 2], row and column of each claim's last token.
+        are_true: [n], 1 for a true claim, else 0.
     """
 
-    beginnings: Tensor
+    studies: Tensor
     ids: Tensor
     is_text: Tensor
     weights: Tensor
     cos: Tensor
     sin: Tensor
+    claims: Tensor
+    are_true: Tensor
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One conversation: its token ids, the weight of predicting each one's successor, and its claims' last tokens."""
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    claims: Sequence[int]
+
+
+def _last_tokens(turn: Exchange, asked: Encoding) -> list[int]:
+    """Find the token that ends each claim in the tokens of its prompt."""
+    found, end = list[int](), 0
+    for claim in turn.claims:
+        end = turn.prompt.lower().index(claim.text, end) + len(claim.text)
+        found.append(next(index for index, (start, stop) in enumerate(asked.offsets) if start < end <= stop))
+    return found
 
 
 class Layout:
@@ -113,6 +153,10 @@ class Layout:
         self._tokenizer = tokenizer
         self._rotary = MultimodalRotary(config.decoder.mrope_section, config.decoder.rope_theta)
         self._end, self._padding = token_id("<|im_end|>"), token_id("<|endoftext|>")
+        self._after_images, self._after_answer, self._before_answer = (
+            tokenizer.encode(text, add_special_tokens=False).ids
+            for text in ("<|vision_end|>", "\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+        )
 
     def beginning(self, frames: int) -> Beginning:
         """Lay out the beginning of every prompt about this many frames."""
@@ -120,30 +164,47 @@ class Layout:
         length = int(prompt.image_rows[-1]) + 1
         is_image = np.isin(np.arange(length), prompt.image_rows)
         cos, sin = self._angles(prompt.positions[:, :length])
-        return Beginning(torch.from_numpy(prompt.token_ids[:length]), torch.from_numpy(is_image), cos, sin)
+        ids, after = torch.from_numpy(prompt.token_ids[:length]), int(prompt.positions[0, length])
+        return Beginning(ids, torch.from_numpy(is_image), cos, sin, after)
 
-    def branches(self, frames: int, beginnings: Sequence[int], exchanges: Sequence[Exchange]) -> Branches:
-        """Lay out one request and its answer for each exchange."""
-        sequences, prompt_lengths = [], []
-        first = 0
-        for made in exchanges:
-            prompt = self._prompts.build(made.prompt, [GRID] * frames)
-            begins = int(prompt.image_rows[-1]) + 1
-            first = int(prompt.positions[0, begins])
-            answer = self._tokenizer.encode(made.answer, add_special_tokens=False).ids
-            sequences.append([*prompt.token_ids[begins:].tolist(), *answer, self._end])
-            prompt_lengths.append(len(prompt.token_ids) - begins)
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        longest = int(lengths.max())
-        ids = torch.tensor([sequence + [self._padding] * (longest - len(sequence)) for sequence in sequences])
-        columns = torch.arange(longest)
-        starts = torch.tensor(prompt_lengths)[:, None]
-        ends = lengths[:, None]
-        # By the root of its length: a letter counts less than a report, but more than a token of one.
-        in_answer, in_prompt = (ends - starts).float().rsqrt(), starts.float().rsqrt().mul(PROMPT_WEIGHT)
-        weights = torch.where(columns >= starts - 1, in_answer, in_prompt) * (columns < ends - 1)
-        cos, sin = self._angles(np.tile(np.arange(first, first + longest), (3, 1)))
-        return Branches(torch.tensor(beginnings), ids, columns < ends, weights, cos, sin)
+    def branches(
+        self, beginning: Beginning, studies: Sequence[int], conversations: Sequence[Sequence[Exchange]]
+    ) -> Branches:
+        """Lay out the requests and answers of conversations that go on from `beginning`, and which study each is about."""
+        rows = [self._row(turns) for turns in conversations]
+        longest = max(len(row.ids) for row in rows)
+        padding = [(0, longest - len(row.ids)) for row in rows]
+        ids = np.stack(
+            [np.pad(row.ids, pad, constant_values=self._padding) for row, pad in zip(rows, padding, strict=True)]
+        )
+        weights = np.stack([np.pad(row.weights, pad) for row, pad in zip(rows, padding, strict=True)])
+        claims = [(index, column) for index, row in enumerate(rows) for column in row.claims]
+        are_true = [float(claim.is_true) for turns in conversations for turn in turns for claim in turn.claims]
+        cos, sin = self._angles(np.tile(beginning.next_position + np.arange(longest), (3, 1)))
+        return Branches(
+            torch.tensor(studies),
+            torch.from_numpy(ids),
+            torch.from_numpy(ids != self._padding),
+            torch.from_numpy(weights),
+            *(cos, sin),
+            torch.tensor(claims, dtype=torch.int64).view(-1, 2),
+            torch.tensor(are_true),
+        )
+
+    def _row(self, turns: Sequence[Exchange]) -> _Row:
+        """Lay out the turns of one conversation, from the token that ends the images on."""
+        ids, predicted, claims = list[int](), list[float](), list[int]()
+        for turn in turns:
+            begins = self._after_answer if ids else self._after_images
+            answer = [*self._tokenizer.encode(turn.answer, add_special_tokens=False).ids, self._end]
+            asked = self._tokenizer.encode(turn.prompt, add_special_tokens=False)
+            request = [*begins, *asked.ids, *self._before_answer]
+            claims += [len(ids) + len(begins) + place for place in _last_tokens(turn, asked)]
+            # By the root of its length: a letter counts less than a report, but more than a token of one.
+            predicted += [PROMPT_WEIGHT / math.sqrt(len(request))] * len(request)
+            predicted += [1 / math.sqrt(len(answer))] * len(answer)
+            ids += [*request, *answer]
+        return _Row(np.array(ids), np.array([*predicted[1:], 0.0], np.float32), claims)
 
     def _angles(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         angles = self._rotary.angles(positions)

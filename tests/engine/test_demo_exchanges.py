@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import corpus
-from demo.exchanges import LETTERS, Exchange, exchange, is_right
+from demo.exchanges import LETTERS, OF_REGION, TASKS, Exchange, exchange, is_right
 from demo.prompts import Form
 from demo.simulate import draw_truth
 from demo.truth import Side, Truth
-from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.contracts.tasks import Language, prompt_for
 
+JUDGEMENTS, LETTERED = (Form.JUDGE, Form.ASKED_JUDGE), (Form.CHOICE, Form.ASKED_CHOICE)
 REPORTS = [form for form in Form if form.value.startswith(("report", "diagnosis", "findings", "impression", "caption"))]
 
 
@@ -39,7 +40,7 @@ def test_an_answer_about_another_study_or_in_the_other_language_is_not_right(
 ) -> None:
     truth, asked = drawn(form, seed, language)
     other = Language.ZH if language is Language.EN else Language.EN
-    if form not in (Form.JUDGE, Form.CHOICE, Form.SIZE):  # True, False, letters and mm are the same in both
+    if form not in (*JUDGEMENTS, *LETTERED, Form.SIZE):  # True, False, letters and mm are the same in both
         assert not is_right(asked, truth, drawn(form, seed, other)[1].answer)
     if form in REPORTS and truth.side:
         mirrored = replace(truth, side=Side.LEFT if truth.side is Side.RIGHT else Side.RIGHT)
@@ -47,9 +48,10 @@ def test_an_answer_about_another_study_or_in_the_other_language_is_not_right(
         assert not is_right(asked, truth, wrong)
 
 
-@given(st.integers(0, 10_000), st.sampled_from(Language))
-def test_a_false_statement_is_false(seed: int, language: Language) -> None:
-    truth, asked = drawn(Form.JUDGE, seed, language)
+@given(st.sampled_from(JUDGEMENTS), st.integers(0, 10_000), st.sampled_from(Language))
+def test_a_false_statement_is_false_and_so_is_a_part_of_it(form: Form, seed: int, language: Language) -> None:
+    truth, asked = drawn(form, seed, language)
+    assert (asked.answer == "True") == all(claim.is_true for claim in asked.claims)
     stated = [
         corpus.parse_impression(words, language)
         for words in (corpus.write_impression(truth, language, np.random.default_rng(one)) for one in range(8))
@@ -72,6 +74,7 @@ def test_one_of_four_different_options_is_right(seed: int, language: Language) -
     right, letter = asked.answer[:-1].split(" (")
     assert right in (corpus.name(truth, language), corpus.organ(truth, language))
     assert options[LETTERS.index(letter)].startswith(right)
+    assert [claim.text for claim in asked.claims if claim.is_true] == [right] and len(asked.claims) == 4
 
 
 def test_every_letter_is_right_as_often() -> None:
@@ -80,9 +83,17 @@ def test_every_letter_is_right_as_often() -> None:
 
 
 @pytest.mark.parametrize("language", Language)
-def test_the_region_is_named_where_it_is_given(language: Language) -> None:
-    truth, asked = drawn(Form.REPORT_OF_REGION, 3, language)
-    assert asked.region is truth.region and asked.prompt != drawn(Form.REPORT, 3, language)[1].prompt
+@pytest.mark.parametrize("form", OF_REGION)
+def test_the_region_is_named_where_it_is_given(form: Form, language: Language) -> None:
+    truth, asked = drawn(form, 3, language)
+    without = next(one for one in TASKS if TASKS[one] is asked.task and one not in OF_REGION)
+    assert asked.region is truth.region and asked.prompt != drawn(without, 3, language)[1].prompt
+
+
+@given(st.sampled_from(list(TASKS)), st.integers(0, 10_000), st.sampled_from(Language))
+def test_a_task_is_asked_in_the_words_of_the_product(form: Form, seed: int, language: Language) -> None:
+    asked = drawn(form, seed, language)[1]
+    assert asked.task is TASKS[form] and asked.prompt == prompt_for(asked.task, asked.text, 1, language, asked.region)
 
 
 def test_a_size_is_right_within_a_fifth() -> None:

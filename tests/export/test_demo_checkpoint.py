@@ -12,7 +12,8 @@ from rich.console import Console
 from torch.multiprocessing import ProcessRaisedException
 
 from demo import train
-from demo.evaluate import Asked, evaluate
+from demo.answers import Asked
+from demo.evaluate import evaluate
 from demo.prompts import Form
 from demo.training.images import ImageOptions
 from demo.training.run import Run
@@ -22,16 +23,16 @@ from echovlm_edge.export.checkpoint import Checkpoint
 
 CHECKPOINT = Path("demo/checkpoint")
 COUNT = 24  # studies of 1 to 4 frames, each in both languages; `demo.evaluate` is for figures
-# One form of each kind: the default prompt, with a region, in own words, and a question.
-FORMS, FRAMES = (Form.REPORT, Form.REPORT_OF_REGION, Form.ASKED_FINDINGS, Form.KIND), 4
+# One form of each kind: the default prompt, with a region, in own words, a question, and those that compare words with images.
+FORMS, FRAMES = (Form.REPORT, Form.REPORT_OF_REGION, Form.ASKED_FINDINGS, Form.KIND, Form.JUDGE, Form.CHOICE), 4
 SEED = 5000
 TRAIN_TEXTS = train._train_texts
 QUIET = Console(quiet=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_answers_are_right_on_held_out_studies(build_bundle: Callable[..., Path], precision: str) -> None:
-    asked = Asked(SEED, COUNT, FRAMES, FORMS)
+@pytest.mark.parametrize(("precision", "turns"), [("fp32", 1), ("int8", 1), ("int4", 1), ("int4", 3)])
+def test_answers_are_right_on_held_out_studies(build_bundle: Callable[..., Path], precision: str, turns: int) -> None:
+    asked = Asked(SEED, COUNT, FRAMES, FORMS, turns=turns)
     found = evaluate(build_bundle(CHECKPOINT, precision=precision), asked, QUIET)
     scores = found.reports["both"]
     assert scores.region > 0.95 and scores.kind > 0.85 and scores.side > 0.9 and scores.size > 0.6
