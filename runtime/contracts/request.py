@@ -51,7 +51,7 @@ class Priority(enum.IntEnum):
 class FinishReason(enum.Enum):
     """Why a generation ended."""
 
-    STOP = "stop"  # the model wrote one of its stop tokens
+    STOP = "stop"  # the model wrote one of its stop tokens, or a stop text of the request
     LENGTH = "length"  # max_new_tokens, or the bundle's context, was reached
     CANCELLED = "cancelled"  # the caller went away or its deadline passed
 
@@ -318,6 +318,7 @@ class GenerationRequest:
         allow_mixed_studies: images of several studies of one patient are taken; of two patients they never are.
         system: the system prompt; empty for the chat template's own.
         earlier: the turns before this one, the first one first.
+        stop: the text ends before the first of these, none of which is empty.
     """
 
     prompt: str = field(repr=False)
@@ -331,6 +332,7 @@ class GenerationRequest:
     allow_mixed_studies: bool = False
     system: str = field(default="", repr=False)
     earlier: tuple[Turn, ...] = ()
+    stop: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def turns(self) -> tuple[Turn, ...]:

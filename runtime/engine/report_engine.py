@@ -46,6 +46,7 @@ from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
 from echovlm_edge.runtime.engine.replies import Replies
 from echovlm_edge.runtime.engine.reuse import ImageStore, PrefixStore, StoreStats, block_names
 from echovlm_edge.runtime.engine.scheduler import Scheduler, SchedulerStats
+from echovlm_edge.runtime.engine.stop_text import StopText
 from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
@@ -242,10 +243,11 @@ class ReportEngine:
         except Stopped:
             yield _cancelled(clock, prompt)
             return
-        generation = self._generation(prompt, images, request, stopped)
+        stop = StopText(request.stop)
+        generation = self._generation(prompt, images, request, lambda: stop.reached or stopped())
         clock.lap(Stage.PROMPT)
         self._scheduler.submit(generation)
-        yield from self._follow(generation, clock, pictures(frames))
+        yield from self._follow(generation, clock, pictures(frames), stop)
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Encode and prefill frames in the background, below the priority of all requests, so that a later request reuses it.
@@ -411,8 +413,10 @@ class ReportEngine:
             continued=continued,
         )
 
-    def _follow(self, generation: Generation, clock: Clock, shown: tuple[Picture, ...]) -> Iterator[Event]:
-        """Turn the scheduler's progress reports for a generation into events."""
+    def _follow(
+        self, generation: Generation, clock: Clock, shown: tuple[Picture, ...], stop: StopText
+    ) -> Iterator[Event]:
+        """Turn the scheduler's progress reports for a generation into events, up to a stop text."""
         stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
         finish, first_token, reused = FinishReason.CANCELLED, None, 0
         waiting_since: float | None = None
@@ -437,23 +441,28 @@ class ReportEngine:
                         clock.add(Stage.PREFILL, progress.started, progress.seconds)
                     case Written():
                         written.append(progress)
+            delta = ""
             for token in written:
                 clock.add(Stage.DECODE, token.started, token.seconds)
                 finish = token.finish or finish
                 ended = ended or token.finish is not None
+                tokens.append(token.token_id)
+                delta += stop.push(stream.push(token.token_id))
+                if stop.reached:  # tokens after it are no part of the answer
+                    ended, finish = True, FinishReason.STOP
+                    break
             if written:
                 first_token = first_token or clock.elapsed()
-                tokens += [token.token_id for token in written]
-                delta = "".join(stream.push(token.token_id) for token in written)
                 clock.lap(Stage.DETOKENIZE)
                 if delta:
                     text.append(delta)
                     yield TextDelta(delta)
-        if rest := stream.finish():
+        if rest := stop.push(stream.finish()) + stop.finish():
             text.append(rest)
             clock.lap(Stage.DETOKENIZE)
             yield TextDelta(rest)
-        self._remember(generation, "".join(text), tokens, finish)
+        if not stop.reached:  # otherwise the tokens are not those of the text
+            self._remember(generation, "".join(text), tokens, finish)
         ended_with = _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
         yield replace(ended_with, pictures=shown)
 

@@ -18,6 +18,7 @@ class EndedCall(Protocol):
         seconds: from its arrival to its end.
         finished: a generation's result, where there is one.
         traceparent: the client's trace that the call belongs to (W3C Trace Context), or empty.
+        door: the protocol that the call came by, `grpc` or `http`.
     """
 
     id: str
@@ -26,6 +27,7 @@ class EndedCall(Protocol):
     seconds: float
     finished: Finished | None
     traceparent: str
+    door: str
 
     @property
     def client_name(self) -> str:

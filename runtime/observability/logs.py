@@ -20,6 +20,7 @@ from echovlm_edge.runtime.observability.log_writer import LogWriter
 # The fields that a record may carry besides its message; no others are written, so that no content slips in.
 FIELDS = (
     "request_id",
+    "door",
     "method",
     "client",
     "outcome",
@@ -126,6 +127,7 @@ def log_call(call: EndedCall) -> None:
     """Log a call that ended."""
     fields: dict[str, object] = {
         "request_id": call.id,
+        "door": call.door,
         "method": call.method,
         "client": call.client_name,
         "outcome": call.outcome,

@@ -35,8 +35,8 @@ class Metrics:
         registry = self.registry
         self._calls = Counter(
             "echovlm_calls",
-            "Calls that ended, by method, outcome and client.",
-            ["method", "outcome", "client"],
+            "Calls that ended, by method, outcome, client and the door that they came by.",
+            ["method", "outcome", "client", "door"],
             registry=registry,
         )
         self._call_seconds = Histogram(
@@ -66,7 +66,7 @@ class Metrics:
 
     def observe(self, call: EndedCall) -> None:
         """Count a call that ended."""
-        self._calls.labels(call.method, call.outcome, call.client_name).inc()
+        self._calls.labels(call.method, call.outcome, call.client_name, call.door).inc()
         self._call_seconds.labels(call.method).observe(call.seconds)
         if done := call.finished:
             for stage, seconds in done.seconds.items():

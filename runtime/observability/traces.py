@@ -53,7 +53,7 @@ class Traces:
             parent,
             SpanKind.SERVER,
             {
-                "rpc.system": "grpc",
+                "rpc.system": call.door,
                 "rpc.method": call.method,
                 "echovlm.request_id": call.id,
                 "echovlm.outcome": call.outcome,

@@ -32,11 +32,14 @@ class CallRecord:
         outcome: `ok`, `cancelled`, or a status code's name in lower case.
         finished: a generation's result, if there is one.
         traceparent: the client's trace that the call belongs to (W3C Trace Context), or empty.
+        door: the protocol that the call came by, `grpc` or `http`.
     """
 
-    def __init__(self, method: str, client: Client, observers: Sequence[Observer], traceparent: str = "") -> None:
+    def __init__(
+        self, method: str, client: Client, observers: Sequence[Observer], traceparent: str = "", door: str = "grpc"
+    ) -> None:
         """Begin the record of a call of `method` by `client`."""
-        self.method, self.client, self.traceparent = method, client, traceparent
+        self.method, self.client, self.traceparent, self.door = method, client, traceparent, door
         self.id = secrets.token_hex(8)
         self.started = time.perf_counter()
         self.gone = threading.Event()

@@ -124,7 +124,7 @@ class ReportService:
             for method in (
                 Method("GenerateReport", pb.GenerateReportRequest, self._report, needs_place=True),
                 Method("Diagnose", pb.DiagnoseRequest, self._diagnose, needs_place=True),
-                Method("AnswerQuestion", pb.AnswerQuestionRequest, self._answer_question, needs_place=True),
+                Method("AnswerQuestion", pb.AnswerQuestionRequest, self.answer_question, needs_place=True),
                 Method("BeginStudy", pb.BeginStudyRequest, self._begin_study),
                 Method("AddImage", pb.AddImageRequest, self._add_image, needs_place=True),
                 Method("WithdrawImage", pb.WithdrawImageRequest, self._withdraw_image),
@@ -142,8 +142,11 @@ class ReportService:
     def _diagnose(self, request: pb.DiagnoseRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         return self._generate(Task.DIAGNOSIS, request.prompt, request, call)
 
-    def _answer_question(self, request: pb.AnswerQuestionRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
-        return self._generate(messages.answer_task(request), request.question, request, call)
+    def answer_question(
+        self, request: pb.AnswerQuestionRequest, call: CallRecord, stop: tuple[str, ...] = ()
+    ) -> Iterator[pb.GenerateEvent]:
+        """Answer as the method AnswerQuestion does; the text ends before the first of the texts `stop`."""
+        return self._generate(messages.answer_task(request), request.question, request, call, stop)
 
     def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
         seconds = self._studies.limits.expires_after_seconds
@@ -191,7 +194,9 @@ class ReportService:
     def _model_info(self, request: pb.GetModelInfoRequest, call: CallRecord) -> Iterator[pb.ModelInfo]:
         yield messages.model_info(self._engine.info, self._limits, self.uploads.most_bytes(call.client))
 
-    def _generate(self, task: Task, text: str, asked: GenerateRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
+    def _generate(
+        self, task: Task, text: str, asked: GenerateRequest, call: CallRecord, stop: tuple[str, ...] = ()
+    ) -> Iterator[pb.GenerateEvent]:
         priority = messages.priority(asked.options)
         batch = priority is Priority.BATCH
         with (
@@ -200,7 +205,7 @@ class ReportService:
             ExitStack() as in_use,
         ):
             self._limits.check(text, asked.images, asked.conversation)
-            request = replace(self._request(task, text, asked, call.client, in_use), came=call.started)
+            request = replace(self._request(task, text, asked, call.client, in_use), came=call.started, stop=stop)
             with_token_ids = asked.options.include_token_ids
             what = Asked(task, messages.language(asked.options), messages.region(asked.options), text)
             del asked  # `request` has copies of its images and of everything else

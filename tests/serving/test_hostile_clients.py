@@ -28,7 +28,7 @@ from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import ANYBODY, Arrival, Client, ClientsFile, Everybody
-from echovlm_edge.runtime.serving.transport.grpc_calls import TransportLimits
+from echovlm_edge.runtime.serving.transport.limits import TransportLimits
 from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.serving.transport.wire_shape import check_shape

@@ -19,7 +19,7 @@ from echovlm_edge.runtime.contracts.request import Event, Frame, GenerationReque
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
-from echovlm_edge.runtime.serving.transport.grpc_calls import TransportLimits
+from echovlm_edge.runtime.serving.transport.limits import TransportLimits
 from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions

@@ -6,7 +6,7 @@ import logging
 from typing import Protocol
 
 from echovlm_edge.runtime.contracts.errors import Unauthenticated
-from echovlm_edge.runtime.serving.access.clients import Arrival, Client
+from echovlm_edge.runtime.serving.access.clients import ANYBODY, Arrival, Client
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,24 @@ def log_refusal(method: str, arrival: Arrival, error: Unauthenticated) -> None:
         "refused an unknown client",
         extra={"method": method.rpartition("/")[2], "peer": arrival.peer(), "tried": error.tried},
     )
+
+
+def identified(access: Access, method: str, arrival: Arrival) -> Client:
+    """Identify the caller; a refusal is logged.
+
+    Raises:
+        Unauthenticated: the caller is not a known client.
+    """
+    try:
+        return access.identify(arrival)
+    except Unauthenticated as error:
+        log_refusal(method, arrival, error)
+        raise
+
+
+def told_apart(client: Client, arrival: Arrival) -> str:
+    """Name the client or connection whose limits a call counts against: its connection if callers are not identified."""
+    return client.name if client is not ANYBODY else arrival.peer()
 
 
 def traceparent(arrival: Arrival) -> str:

@@ -7,85 +7,32 @@ the client has read the last message: the event loop delivers what is left, for 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import grpc
 from google.protobuf.message import Message
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unauthenticated
+from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput
 from echovlm_edge.runtime.contracts.statuses import REQUEST_ID, CallStatus
-from echovlm_edge.runtime.observability.ended_call import Observer
-from echovlm_edge.runtime.serving.access.clients import ANYBODY, Client
-from echovlm_edge.runtime.serving.access.identification import Access, log_refusal, traceparent
+from echovlm_edge.runtime.serving.access.identification import identified, told_apart, traceparent
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.service import NAME, Method, ReportService
+from echovlm_edge.runtime.serving.service import NAME, Method
 from echovlm_edge.runtime.serving.transport.handlers import Context, Handler, abort, streaming_handler
-from echovlm_edge.runtime.serving.transport.receiving import Receiver, ReceivingLimits
-from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver, FileReceivingLimits
+from echovlm_edge.runtime.serving.transport.reception import Reception
 from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
 from echovlm_edge.runtime.serving.transport.wire_shape import check_shape
-
-
-@dataclass(frozen=True)
-class TransportLimits:
-    """Limits of connections and calls, apart from the places of `Admission`.
-
-    Attributes:
-        connections: open at once; fewer if the process has too few descriptors.
-        handshake_seconds: for a connection's TLS and HTTP/2 handshakes.
-        idle_seconds: a connection without a call is closed after this; clients reconnect by themselves.
-        calls: in flight of all clients, from the metadata to the last byte delivered.
-        calls_per_client: in flight of one client.
-        receiving: limits of messages that are being received.
-        receiving_files: limits of uploads that are being received.
-        delivery_seconds: for a client to read one message of an answer.
-        health_seconds: for reading a health check's request; after this it is answered without being read.
-    """
-
-    connections: int = 4096
-    handshake_seconds: float = 10.0
-    idle_seconds: float = 120.0
-    calls: int = 2048
-    calls_per_client: int = 128
-    receiving: ReceivingLimits = field(default_factory=ReceivingLimits)
-    receiving_files: FileReceivingLimits = field(default_factory=FileReceivingLimits)
-    delivery_seconds: float = 30.0
-    health_seconds: float = 0.25
 
 
 class ReportCalls(grpc.GenericRpcHandler):
     """Passes calls of `grpc.aio` to the service. All methods run on one event loop."""
 
-    def __init__(
-        self,
-        service: ReportService,
-        access: Access,
-        threads: Executor,
-        observers: Sequence[Observer],
-        receiver: Receiver,
-        limits: TransportLimits,
-    ) -> None:
-        """Pass calls to `service`.
-
-        Args:
-            service: answers the calls.
-            access: identifies the callers.
-            threads: run the service's methods; at least as many as calls are admitted.
-            observers: called with every call that ended.
-            receiver: reads the messages.
-            limits: of connections and calls.
-        """
-        self._service, self._access, self._threads = service, access, threads
-        self._observers, self._limits = observers, limits
-        self._receiver = receiver
-        self._files = FileReceiver(limits.receiving_files, receiver, threads)
-        self._in_flight: Counter[str] = Counter()
+    def __init__(self, reception: Reception) -> None:
+        """Pass calls to the service of `reception`, within its limits."""
+        self._service, self._access, self._threads = reception.service, reception.access, reception.threads
+        self._observers, self._limits = reception.observers, reception.limits
+        self._receiver, self._files, self._in_flight = reception.receiver, reception.files, reception.in_flight
 
     def service(self, details: grpc.HandlerCallDetails) -> Handler | None:
         """Return the handler of a method of this service, or None for another service's."""
@@ -95,15 +42,10 @@ class ReportCalls(grpc.GenericRpcHandler):
             return None
         return streaming_handler(lambda context: self._call(method, context))
 
-    @property
-    def in_flight(self) -> int:
-        """Calls whose last byte is not delivered yet."""
-        return self._in_flight.total()
-
     async def _call(self, method: Method, context: Context) -> None:
         client = identified(self._access, method.name, context)
         who = told_apart(client, context)
-        with self._counted(who):
+        with self._in_flight.counted(who):
             call = CallRecord(method.name, client, self._observers, traceparent(context))
             status: CallStatus | None = None
             try:
@@ -122,18 +64,6 @@ class ReportCalls(grpc.GenericRpcHandler):
                 call.end()
         if status:
             await abort(context, status)
-
-    @contextmanager
-    def _counted(self, who: str) -> Iterator[None]:
-        if self._in_flight.total() >= self._limits.calls or self._in_flight[who] >= self._limits.calls_per_client:
-            raise Busy("Too many calls are in flight: try again when one has ended.", 1.0)
-        self._in_flight[who] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[who] -= 1
-            if not self._in_flight[who]:
-                del self._in_flight[who]
 
     async def _answer(self, method: Method, call: CallRecord, who: str, context: Context) -> CallStatus | None:
         """Answer a call; returns its status if it failed in its thread."""
@@ -195,24 +125,6 @@ class _Request:
         messages = method.answer(request, call)
         del request
         return _packed(messages)
-
-
-def identified(access: Access, method: str, context: Context) -> Client:
-    """Identify the caller; a refusal is logged.
-
-    Raises:
-        Unauthenticated: the caller is not a known client.
-    """
-    try:
-        return access.identify(context)
-    except Unauthenticated as error:
-        log_refusal(method, context, error)
-        raise
-
-
-def told_apart(client: Client, context: Context) -> str:
-    """Name the client or connection whose limits a call counts against: its connection if callers are not identified."""
-    return client.name if client is not ANYBODY else context.peer()
 
 
 async def _message(context: Context) -> bytes:

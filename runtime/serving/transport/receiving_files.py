@@ -82,10 +82,10 @@ class FileReceiver:
             file.add(bytes_of(part))
 
         loop, started = asyncio.get_running_loop(), time.monotonic()
-        while (part := await self._receiver.receive_part(read, self._patience(started, file.size))) is not None:
+        while (part := await self._receiver.receive_part(read, self.patience(started, file.size))) is not None:
             await loop.run_in_executor(self._threads, add, part)
 
-    def _patience(self, started: float, size: int) -> float:
-        """Return the seconds within which the next part must arrive."""
+    def patience(self, started: float, size: int) -> float:
+        """Return the seconds within which the next part must arrive, of an upload of which `size` bytes have come since `started`."""
         allowed = self._limits.seconds + size / self._limits.slowest
         return max(0.0, min(self._limits.seconds, started + allowed - time.monotonic()))

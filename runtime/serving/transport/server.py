@@ -30,10 +30,14 @@ from echovlm_edge.runtime.serving.service import NAME, Engine, ReportService
 from echovlm_edge.runtime.serving.studies import Studies, StudyLimits
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine
 from echovlm_edge.runtime.serving.transport.event_loop import run_on_loop
-from echovlm_edge.runtime.serving.transport.grpc_calls import ReportCalls, TransportLimits
+from echovlm_edge.runtime.serving.transport.grpc_calls import ReportCalls
 from echovlm_edge.runtime.serving.transport.health import Health
+from echovlm_edge.runtime.serving.transport.in_flight import CallsInFlight
+from echovlm_edge.runtime.serving.transport.limits import TransportLimits
 from echovlm_edge.runtime.serving.transport.listening import Listener, join
 from echovlm_edge.runtime.serving.transport.receiving import Receiver
+from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver
+from echovlm_edge.runtime.serving.transport.reception import Reception
 from echovlm_edge.runtime.serving.transport.service_reflection import Reflection
 from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 
@@ -137,7 +141,7 @@ class ReportServer:
     @property
     def calls_in_flight(self) -> int:
         """Calls that have not ended: being received, running, or being delivered."""
-        return self._calls.in_flight
+        return len(self._in_flight)
 
     def stop(self) -> None:
         """Set NOT_SERVING, refuse new calls, and wait for running ones within the grace period."""
@@ -161,7 +165,9 @@ class ReportServer:
         bounds = options.transport
         self._receiver = Receiver(bounds.receiving)
         self._health = Health([NAME], bounds.health_seconds)
-        self._calls = ReportCalls(service, access, self._threads, observers, self._receiver, bounds)
+        files = FileReceiver(bounds.receiving_files, self._receiver, self._threads)
+        self._in_flight = CallsInFlight(bounds.calls, bounds.calls_per_client)
+        reception = Reception(service, access, self._threads, observers, self._receiver, files, self._in_flight, bounds)
         names = (NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         described = Reflection(names, access, self._receiver)
         transport = [
@@ -171,7 +177,7 @@ class ReportServer:
             ("grpc.server_handshake_timeout_ms", round(1000 * bounds.handshake_seconds)),
             ("grpc.max_connection_idle_ms", round(1000 * bounds.idle_seconds)),
         ]
-        self._listener = Listener(host, port, (self._health, self._calls, described), transport)
+        self._listener = Listener(host, port, (self._health, ReportCalls(reception), described), transport)
         await self._listener.open(credentials)
         await self._health.set(True)
 

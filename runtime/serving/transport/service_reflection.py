@@ -9,8 +9,7 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput
-from echovlm_edge.runtime.serving.access.identification import Access
-from echovlm_edge.runtime.serving.transport.grpc_calls import identified, told_apart
+from echovlm_edge.runtime.serving.access.identification import Access, identified, told_apart
 from echovlm_edge.runtime.serving.transport.handlers import Context, Handler, streaming_handler
 from echovlm_edge.runtime.serving.transport.receiving import Receiver
 
