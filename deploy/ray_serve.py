@@ -79,6 +79,8 @@ def _run(own: argparse.Namespace, asked: ServeSettings | None) -> int:
     address = settings.listen if settings.tls_certificate else f"[::]:{own.plain_port}"
     refuse_open_doors(settings.model_copy(update={"listen": address}))
     server_options(settings)
+    if settings.http:
+        raise InvalidInput("--http is for one server: calls of Ray's replicas come by gRPC alone.")
     if settings.metrics or settings.port_file:
         raise InvalidInput("--metrics and --port-file are for one server: Ray's nodes have metrics of their own.")
     fewest, most = own.replicas

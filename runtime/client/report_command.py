@@ -27,6 +27,7 @@ from echovlm_edge.runtime.client.command_options import (
 )
 from echovlm_edge.runtime.client.given_images import images_to_send
 from echovlm_edge.runtime.client.report import STAGE_OF_WIRE
+from echovlm_edge.runtime.client.result_json import as_json
 from echovlm_edge.runtime.client.wire.attempts import Retries
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest, followed
@@ -121,32 +122,6 @@ def _connected(options: argparse.Namespace) -> Iterator[Connection]:
         yield client
 
 
-def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") -> dict[str, Any]:
-    """Convert a result to the object that `--json` prints; `names` are those of the call's images, in order."""
-    return {
-        "text": result.text,
-        "findings": result.sections.findings,
-        "impression": result.sections.impression,
-        "token_ids": list(result.token_ids),
-        "finish_reason": _name(pb.FinishReason.Name(result.finish_reason), "FINISH_REASON_"),
-        "usage": {field.name: getattr(result.usage, field.name) for field in pb.Usage.DESCRIPTOR.fields},
-        "timings": {
-            "stages": {_stage_key(timed.stage): timed.seconds for timed in result.timings.stages},
-            "first_token_seconds": result.timings.first_token_seconds
-            if result.timings.HasField("first_token_seconds")
-            else None,
-            "total_seconds": result.timings.total_seconds,
-        },
-        "prompt": result.prompt,
-        "notice": result.notice,
-        "notes": list(result.notes),
-        "model": result.model,
-        "bundle_id": result.bundle_id,
-        "request_id": request_id,
-        "pictures": picture_list.as_json(result.pictures, names),
-    }
-
-
 def _summarise(result: pb.Result, console: Console, request_id: str) -> None:
     answer = as_json(result)
     stages: dict[str, float] = answer["timings"]["stages"]
@@ -218,14 +193,6 @@ def _say_sent(status: Status, sent: int, total: int) -> None:
 
 
 def _ignore(_: str) -> None: ...
-
-
-def _name(full: str, prefix: str) -> str:
-    return full.removeprefix(prefix).lower()
-
-
-def _stage_key(stage: int) -> str:
-    return _name(pb.Stage.Name(stage), "STAGE_") if stage in STAGE_OF_WIRE else f"stage_{stage}"  # of a newer server
 
 
 def _words(stage: int) -> str:

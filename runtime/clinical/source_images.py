@@ -1,6 +1,6 @@
-"""Read the identifiers that a document states about its images, from the files that the client sends.
+"""Read the identifiers that a document states about its images, from the files that are sent.
 
-The client reads them, not the server, so that outside the files' bytes the server never holds the patient's identity.
+The client reads them. The server does only where it is asked for a document (`/v1/reports`), and keeps nothing of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import pydicom
 from pydicom.dataset import Dataset
 
 from echovlm.v1 import report_pb2 as pb
@@ -18,12 +17,13 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.formats.dicom_attributes import without_escapes
 from echovlm_edge.runtime.formats.dicom_frames import choose_frames, read_cine
+from echovlm_edge.runtime.formats.dicom_header import read_attributes
 from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
 from echovlm_edge.runtime.formats.media_types import DICOM, sniff
 from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
 
-LONGEST_ELEMENT = 1 << 20  # bytes; identifiers are shorter, and longer elements are not read
 REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+FRAMES = ("NumberOfFrames", "RepresentativeFrameNumber", "StartTrim", "StopTrim")
 # Type 2 of the Patient and General Study modules: copied if present, otherwise empty.
 PATIENT_AND_STUDY = (
     "PatientID",
@@ -91,7 +91,7 @@ def _source(image: SentImage, place: int) -> SourceImage:
     try:
         with image.open() as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            whole = pydicom.dcmread(file, stop_before_pixels=True, force=True, defer_size=LONGEST_ELEMENT)
+            whole, _ = read_attributes(file, (*REFERENCES, *PATIENT_AND_STUDY, *FRAMES), force=True)
         header = Dataset()
         for keyword in REFERENCES + PATIENT_AND_STUDY:
             setattr(header, keyword, without_escapes(whole.get(keyword, None)) or "")

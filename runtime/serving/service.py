@@ -118,7 +118,7 @@ class ReportService:
         `rules` make the notes about finished texts.
         """
         self._engine, self._studies, self.uploads = engine, studies, uploads
-        self.admission, self._limits, self._rules = admission, limits, rules
+        self.admission, self.limits, self._rules = admission, limits, rules
         self.methods = {
             method.name: method
             for method in (
@@ -135,6 +135,11 @@ class ReportService:
                 Method("GetModelInfo", pb.GetModelInfoRequest, self._model_info),
             )
         }
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is loaded."""
+        return self._engine.info.model
 
     def _report(self, request: pb.GenerateReportRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         return self._generate(messages.report_task(request), request.prompt, request, call)
@@ -155,7 +160,7 @@ class ReportService:
 
     def _add_image(self, request: pb.AddImageRequest, call: CallRecord) -> Iterator[pb.AddedImage]:
         with self.admission.place(call.client, request.ByteSize()), self._study_in_use(call.client, request.study):
-            self._limits.check("", [request.image])
+            self.limits.check("", [request.image])
             study, mixed = request.study, request.allow_mixed_studies
             before, bound = self._studies.pictures(call.client, study), self._studies.image_tokens(call.client, study)
             asker = Asker(call.client.name, stopped=call.gone.is_set)
@@ -192,7 +197,7 @@ class ReportService:
         yield pb.ForgetUploadResponse()
 
     def _model_info(self, request: pb.GetModelInfoRequest, call: CallRecord) -> Iterator[pb.ModelInfo]:
-        yield messages.model_info(self._engine.info, self._limits, self.uploads.most_bytes(call.client))
+        yield messages.model_info(self._engine.info, self.limits, self.uploads.most_bytes(call.client))
 
     def _generate(
         self, task: Task, text: str, asked: GenerateRequest, call: CallRecord, stop: tuple[str, ...] = ()
@@ -204,7 +209,7 @@ class ReportService:
             self._study_in_use(call.client, asked.study),
             ExitStack() as in_use,
         ):
-            self._limits.check(text, asked.images, asked.conversation)
+            self.limits.check(text, asked.images, asked.conversation)
             request = replace(self._request(task, text, asked, call.client, in_use), came=call.started, stop=stop)
             with_token_ids = asked.options.include_token_ids
             what = Asked(task, messages.language(asked.options), messages.region(asked.options), text)

@@ -43,6 +43,8 @@ HARMLESS = {
     "Remote": {"where"},
     "ScoredRow": {"finish", "pictures", "statistics", *EVALUATED},
     "SkippedRow": {"name", "reason"},
+    "HttpOptions": {"listen", "names"},
+    "Refusal": {"code"},  # a fixed word
     "Angles": {"cos", "sin"},  # of positions
     "Asker": WHO,
     "Client": {"name", "certificate", "group"},

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.tag import BaseTag, Tag
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameSingleBitSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
@@ -29,6 +22,7 @@ from pydicom.uid import (
 from echovlm_edge.runtime.clinical.source_images import PATIENT_AND_STUDY, REFERENCES
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.formats.dicom_attributes import items, without_escapes
+from echovlm_edge.runtime.formats.dicom_header import read_attributes
 from echovlm_edge.runtime.formats.dicom_pixel_data import stated_frames
 from echovlm_edge.runtime.formats.dicom_syntaxes import VIDEOS
 
@@ -51,9 +45,6 @@ DESCRIPTIONS = (
     *("NumberOfFrames", "RepresentativeFrameNumber", "StartTrim", "StopTrim", "Modality"),
 )
 KEYWORDS = (*REFERENCES, *PATIENT_AND_STUDY, *DESCRIPTIONS)
-_TAGS = [Tag(keyword) for keyword in (*KEYWORDS, "SpecificCharacterSet", "TransferSyntaxUID")]
-_LAST = max(_TAGS)
-MOST_HEADER = 16 << 20  # bytes before the pixels that are read; a deflated data set is inflated as far
 MOST_ITEMS, LONGEST_TEXT = 64, 1024
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -82,7 +73,7 @@ def read_header(path: Path) -> InstanceHeader:
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what pydicom warns of can quote the patient
         try:
-            whole, syntax = _read(file)
+            whole, syntax = read_attributes(file, KEYWORDS)
             attributes = _reduced(whole)
             frames = stated_frames(whole)
         except Exception:  # damaged bytes can raise anything in the parser; its text may quote the patient
@@ -101,28 +92,6 @@ def read_header(path: Path) -> InstanceHeader:
 def from_json(header: dict[str, Any]) -> Dataset:
     """Convert `InstanceHeader.as_json` back to a data set."""
     return Dataset.from_json(header)
-
-
-def _read(file: BinaryIO) -> tuple[Dataset, UID]:
-    read_preamble(file, force=False)
-    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002))
-    syntax = UID(str(meta.get("TransferSyntaxUID", "")))
-    if syntax == DeflatedExplicitVRLittleEndian:
-        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(MOST_HEADER), MOST_HEADER)
-    else:
-        content = file.read(MOST_HEADER)
-    dataset = read_dataset(
-        io.BytesIO(content),
-        syntax == ImplicitVRLittleEndian,
-        syntax != ExplicitVRBigEndian,
-        stop_when=_behind_header,
-        specific_tags=list(_TAGS),
-    )
-    return dataset, syntax
-
-
-def _behind_header(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return tag > _LAST
 
 
 def _reduced(whole: Dataset) -> Dataset:

@@ -43,6 +43,24 @@ class Certificates:
         pair = (self.key, self.certificate)
         return grpc.ssl_server_credentials([pair], self.client_ca, self.client_ca is not None)
 
+    def context(self) -> ssl.SSLContext:
+        """Make a context for HTTP, with the same certificates and the same demand for the clients'.
+
+        Raises:
+            ssl.SSLError, OSError: they are not certificates, or the key is another one's.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        with _in_memory(self.certificate) as certificate, _in_memory(self.key) as key:
+            # Without a password, OpenSSL asks the terminal for an encrypted key's.
+            context.load_cert_chain(certificate, key, password="")
+        if self.client_ca is not None:
+            with _in_memory(self.client_ca) as client_ca:
+                context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """Make a configuration for server credentials that can change."""
         return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], self.client_ca)
@@ -91,14 +109,7 @@ def _checked(files: TlsFiles, found: Certificates) -> Certificates:
         NotPossibleHere: the certificates cannot be used.
     """
     try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        with _in_memory(found.certificate) as certificate, _in_memory(found.key) as key:
-            context.load_cert_chain(
-                certificate, key, password=""
-            )  # without one, OpenSSL asks the terminal for an encrypted key's password
-        if found.client_ca is not None:
-            with _in_memory(found.client_ca) as client_ca:
-                context.load_verify_locations(client_ca)
+        found.context()
     except (ssl.SSLError, OSError):
         names = ", ".join(map(str, files.all()))
         raise NotPossibleHere(f"{names} are not a PEM certificate and the key that belongs to it.") from None

@@ -17,6 +17,7 @@ from echovlm_edge.runtime.resources.machine_memory import machine_memory
 from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.http.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.rules import rules_but
 from echovlm_edge.runtime.serving.studies import StudyLimits
@@ -55,13 +56,14 @@ def refuse_open_doors(chosen: ServeSettings) -> None:
     Raises:
         InvalidInput: the address is not loopback, TLS or the clients are missing, and --insecure was not given twice.
     """
-    host, _ = parse_address(chosen.listen)
     known = chosen.clients or chosen.tls_client_ca
-    if is_loopback_host(host) or (chosen.tls_certificate and known) or chosen.insecure >= 2:
+    addresses = [chosen.listen, *([chosen.http] if chosen.http else [])]
+    open_doors = [address for address in addresses if not is_loopback_host(parse_address(address)[0])]
+    if not open_doors or (chosen.tls_certificate and known) or chosen.insecure >= 2:
         return
     lacks = "without TLS" if not chosen.tls_certificate else "without client authentication"
     raise InvalidInput(
-        f"{chosen.listen} can be reached by others, and would be served {lacks}: give --tls-certificate, --tls-key and "
+        f"{open_doors[0]} can be reached by others, and would be served {lacks}: give --tls-certificate, --tls-key and "
         "--clients or --tls-client-ca, or give --insecure twice."
     )
 
@@ -172,6 +174,7 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         UploadLimits(chosen.upload_mb << 20, expires_after_seconds=60 * chosen.upload_minutes),
         tls_files(chosen),
         rules=rules_but(chosen.no_note),
+        http=HttpOptions(chosen.http, chosen.http_name) if chosen.http else None,
     )
 
 

@@ -33,7 +33,9 @@ def _run(chosen: ServeSettings | None) -> int:
     if chosen is None:
         return 0
     logs.start(chosen.log == "json")
-    parse_address(chosen.listen)
+    for address in (chosen.listen, chosen.http):
+        if address:
+            parse_address(address)
     from_settings.refuse_open_doors(chosen)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain patients' data
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -65,6 +67,8 @@ def _run(chosen: ServeSettings | None) -> int:
             scraped.start()  # only now, because its metrics read the server's studies
         info = engine.info
         print(f"Serving {info.model} ({info.precision}, {info.target}) on {server.address}", flush=True)
+        if server.http_address:
+            print(f"HTTP on {server.http_address}", flush=True)
         manager.ready()
         reloads = Reloads(lambda: _reload(engine, manager))
         while signals.wait() == signal.SIGHUP:

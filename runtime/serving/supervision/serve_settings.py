@@ -34,6 +34,12 @@ class ServeSettings(settings.CommandSettings):
 
     bundle: Path = option(..., "output folder of echovlm-build, or a link to one", "FOLDER")
     listen: str = option(DEFAULT_ADDRESS, "address to serve; port 0 takes a free one", "HOST:PORT")
+    http: str | None = option(None, "serve HTTP too, in the forms of OpenAI's API, at this address", "HOST:PORT")
+    http_name: tuple[str, ...] = option(
+        (),
+        "names of this server in plain HTTP, besides localhost and its addresses",
+        "NAME",
+    )
     port_file: Path | None = option(None, "write the port to this file when the server is ready", "F")
     threads: int | None = option(
         None, "compute threads; by default one per processor within the affinity mask and CPU quota", "N", ge=1
@@ -129,7 +135,10 @@ def add_option(parser: argparse._ActionsContainer, name: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="echovlm-serve",
-        description="Serve a bundle over gRPC. Every option can also be set in the environment (ECHOVLM_SLOTS=4) and in a TOML file.",
+        description=(
+            "Serve a bundle over gRPC, and over HTTP with --http. Every option can also be set in the environment "
+            "(ECHOVLM_SLOTS=4) and in a TOML file."
+        ),
         argument_default=argparse.SUPPRESS,
     )
     add_version(parser)

@@ -35,6 +35,11 @@ class Health(grpc.GenericRpcHandler):
         self._closed = self._reading = False
         self._watches: Counter[str] = Counter()  # by host
 
+    @property
+    def serving(self) -> bool:
+        """Whether the status is SERVING."""
+        return self._status == SERVING
+
     async def set(self, serving: bool) -> None:
         """Set the status and notify every watcher; after `close` it stays NOT_SERVING."""
         async with self._changed:

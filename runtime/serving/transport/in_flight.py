@@ -26,7 +26,7 @@ class CallsInFlight:
         """Count a call of a client for as long as the context lasts.
 
         Raises:
-            Busy: there are as many as there may be.
+            Busy: the limit of calls, or of calls of this client, is reached.
         """
         if len(self) >= self._total or self._calls[who] >= self._per_client:
             raise Busy("Too many calls are in flight: try again when one has ended.", 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import threading
@@ -9,8 +10,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
@@ -23,6 +24,7 @@ from echovlm_edge.runtime.serving.access import tls
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
+from echovlm_edge.runtime.serving.http.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.reviewed import Rule
 from echovlm_edge.runtime.serving.review.rules import RULES
@@ -40,6 +42,9 @@ from echovlm_edge.runtime.serving.transport.receiving_files import FileReceiver
 from echovlm_edge.runtime.serving.transport.reception import Reception
 from echovlm_edge.runtime.serving.transport.service_reflection import Reflection
 from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
+
+if TYPE_CHECKING:
+    from echovlm_edge.runtime.serving.http.door import HttpDoor
 
 SPARE_THREADS = 8  # for calls that need no place while all places are taken
 SWEEP_SECONDS = 30.0  # between two sweeps for expired studies and uploads
@@ -77,6 +82,7 @@ class ServerOptions:
         tls: certificates; None serves in plain text.
         transport: limits of connections and calls, apart from admission.
         rules: make the notes about finished texts.
+        http: the HTTP door; None has none.
     """
 
     listen: str = DEFAULT_ADDRESS
@@ -91,6 +97,7 @@ class ServerOptions:
     tls: tls.TlsFiles | None = None
     transport: TransportLimits = field(default_factory=TransportLimits)
     rules: Sequence[Rule] = tuple(RULES.values())
+    http: HttpOptions | None = None
 
 
 class ReportServer:
@@ -126,8 +133,8 @@ class ReportServer:
         self._stopped = threading.Event()
         service = ReportService(engine, self.studies, self.uploads, self.admission, options.limits, options.rules)
         certificates = tls.CertificateFiles(options.tls) if options.tls else None
-        credentials = certificates.current.credentials() if certificates else None
-        run_on_loop(self._start(service, access, (log_call, *observers), options, host, port, credentials))
+        found = certificates.current if certificates else None
+        run_on_loop(self._start(service, access, (log_call, *observers), options, host, port, found))
         if isinstance(engine, ServedEngine):
             engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
@@ -135,6 +142,9 @@ class ReportServer:
             threading.Thread(target=self._follow, args=(certificates,), name="certificates", daemon=True).start()
         self.port = self._listener.port
         self.address = join(host, self.port)
+        self.http_address = (
+            join(parse_address(options.http.listen)[0], self._http.port) if options.http and self._http else ""
+        )
         if options.port_file:
             write_whole(options.port_file, f"{self.port}\n".encode(), "The port file")
 
@@ -160,7 +170,7 @@ class ReportServer:
         options: ServerOptions,
         host: str,
         port: int,
-        credentials: grpc.ServerCredentials | None,
+        certificates: tls.Certificates | None,
     ) -> None:
         bounds = options.transport
         self._receiver = Receiver(bounds.receiving)
@@ -178,14 +188,32 @@ class ReportServer:
             ("grpc.max_connection_idle_ms", round(1000 * bounds.idle_seconds)),
         ]
         self._listener = Listener(host, port, (self._health, ReportCalls(reception), described), transport)
-        await self._listener.open(credentials)
+        self._http = self._http_door(options.http, reception) if options.http else None
+        await self._listener.open(certificates.credentials() if certificates else None)
+        if self._http:
+            await self._http.open(certificates.context() if certificates else None)
         await self._health.set(True)
+
+    def _http_door(self, options: HttpOptions, reception: Reception) -> HttpDoor:
+        # After the door, whose import says what is missing.
+        from echovlm_edge.runtime.serving.http.application import application
+        from echovlm_edge.runtime.serving.http.door import HttpDoor  # an optional dependency
+
+        host, port = parse_address(options.listen)
+        served = application(reception, [host, *options.names], lambda: self._health.serving)
+        return HttpDoor(host, port, served, reception.limits)
 
     async def _stop(self) -> None:
         # Calls that only wait for their client end now, so that the grace period is for calls that work.
         await self._health.close()
         self._receiver.close()
-        await self._listener.stop(self._grace, lambda: self.admission.inside > 0)
+        doors = [door for door in (self._listener, self._http) if door]
+        await asyncio.gather(*(door.stop(self._grace, lambda: self.admission.inside > 0) for door in doors))
+
+    async def _renew(self, certificates: tls.Certificates) -> None:
+        await self._listener.renew(certificates.credentials())
+        if self._http:
+            await self._http.renew(certificates.context())
 
     def _say_serving(self, serving: bool) -> None:
         run_on_loop(self._health.set(serving))
@@ -203,7 +231,7 @@ class ReportServer:
             if not waiting:
                 continue
             try:
-                run_on_loop(self._listener.renew(waiting.credentials()))
+                run_on_loop(self._renew(waiting))
             except NotPossibleHere as error:
                 _log.error("no server starts with the new certificates, the old ones stay for now: %s", error)
                 self._stopped.wait(RETRY_SECONDS)

@@ -1,0 +1,133 @@
+"""`/v1/chat/completions`: messages to a question of the service, and its events to one answer or a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.serving.call_record import CallRecord
+from echovlm_edge.runtime.serving.http.chat_answer import ALIVE, DONE, ChatAnswer
+from echovlm_edge.runtime.serving.http.chat_request import ChatRequest, chat_request
+from echovlm_edge.runtime.serving.http.exchange import Exchange
+from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.json_body import read_json
+from echovlm_edge.runtime.serving.http.models import check_model
+from echovlm_edge.runtime.serving.http.refusals import Refused
+
+METHOD = "AnswerQuestion"
+ALIVE_SECONDS = 15.0  # between signs of life while nothing is written: proxies close what is silent for a minute
+# From these stages on the request is known to be right, so that a stream can begin.
+ACCEPTED = frozenset({pb.STAGE_VISION, pb.STAGE_QUEUE, pb.STAGE_PREFILL, pb.STAGE_DECODE})
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A choice has ended; `failed` if not with a result."""
+
+    failed: Exception | None = None
+
+
+class ChatCompletions:
+    """Answers chat completions. Each choice is a call of its own: it is admitted, counted and logged as one."""
+
+    def __init__(self, calls: HttpCalls) -> None:
+        """Answer by the service of `calls`."""
+        self._calls = calls
+
+    async def complete(self, exchange: Exchange) -> None:
+        """Answer `POST /v1/chat/completions`."""
+        async with self._calls.call(METHOD, exchange) as call:
+            if exchange.header("content-type").partition(";")[0].strip().lower() != "application/json":
+                raise Refused(
+                    "The body must be JSON: send Content-Type: application/json.", "wrong_content_type", status=415
+                )
+            body = await self._calls.body(exchange, call.client)
+            asked = await self._calls.in_thread(lambda: chat_request(read_json(body)))
+            body.clear()  # the request has copies
+            model = self._calls.service.model
+            check_model(asked.model, model)
+            answer = ChatAnswer(model, call.id, asked.with_usage)
+            others = [self._calls.record(METHOD, call.client, exchange) for _ in range(1, asked.choices)]
+            async with exchange.watched([one.gone for one in (call, *others)]):
+                results = await self._results(asked, answer, [call, *others], exchange)
+            if any(result.finish_reason == pb.FINISH_REASON_CANCELLED for result in results.values()):
+                return  # nobody is there
+            if asked.stream:
+                await exchange.put(answer.tokens(results) + DONE)
+                await exchange.end()
+            else:
+                await exchange.answer(answer.completion(results))
+
+    async def _results(
+        self, asked: ChatRequest, answer: ChatAnswer, calls: list[CallRecord], exchange: Exchange
+    ) -> dict[int, pb.Result]:
+        """Wait for the results of all choices, and stream what comes before them if a stream is asked for."""
+        results: dict[int, pb.Result] = {}
+        async for choice, event in self._events(asked, calls):
+            if event and event.HasField("result"):
+                results[choice] = event.result
+            if not asked.stream:
+                continue
+            if event is None or not event.HasField("stage_started") or event.stage_started in ACCEPTED:
+                await exchange.begin()
+            if piece := ALIVE if event is None else answer.chunks(choice, event):
+                await exchange.put(piece)
+        return results
+
+    async def _events(
+        self, asked: ChatRequest, calls: list[CallRecord]
+    ) -> AsyncIterator[tuple[int, pb.GenerateEvent | None]]:
+        """Yield the events of all choices, each with its number, and None where none comes for a while.
+
+        The others begin once the first has text: then its prompt is cached, and is read once for all.
+        """
+        happened: asyncio.Queue[tuple[int, pb.GenerateEvent | _Ended]] = asyncio.Queue()
+        running = [asyncio.ensure_future(self._run(asked, 0, calls[0], happened))]
+        ended = 0
+        try:
+            while ended < len(calls):
+                try:
+                    choice, event = await asyncio.wait_for(happened.get(), ALIVE_SECONDS)
+                except TimeoutError:
+                    yield 0, None
+                    continue
+                if isinstance(event, _Ended):
+                    if event.failed:
+                        raise event.failed
+                    ended += 1
+                else:
+                    yield choice, event
+                if len(running) == 1 and (isinstance(event, _Ended) or event.HasField("text")):
+                    running += [
+                        asyncio.ensure_future(self._run(asked, number, call, happened))
+                        for number, call in enumerate(calls[1:], 1)
+                    ]
+        finally:
+            for call in calls:
+                if ended < len(calls):
+                    call.gone.set()
+            for run in running:
+                run.cancel()
+
+    async def _run(
+        self,
+        asked: ChatRequest,
+        choice: int,
+        call: CallRecord,
+        happened: asyncio.Queue[tuple[int, pb.GenerateEvent | _Ended]],
+    ) -> None:
+        """Run one choice's call, and put what happens into a queue."""
+        failed: Exception | None = None
+        try:
+            request = asked.numbered(choice)
+            make = lambda: self._calls.service.answer_question(request, call, asked.stop)  # noqa: E731
+            async for event in self._calls.messages(make, call):
+                happened.put_nowait((choice, event))
+        except Exception as error:
+            failed = error
+        finally:
+            if choice:  # the first one's record is the request's
+                call.end()
+        happened.put_nowait((choice, _Ended(failed)))

@@ -1,0 +1,109 @@
+"""Make calls of HTTP requests: identify the caller from the headers, read the body, then work in a thread, as gRPC's calls do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from echovlm_edge.runtime.contracts.errors import UserError
+from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
+from echovlm_edge.runtime.serving.access.clients import Client
+from echovlm_edge.runtime.serving.access.identification import identified, told_apart, traceparent
+from echovlm_edge.runtime.serving.call_record import CallRecord
+from echovlm_edge.runtime.serving.http.exchange import ClientDisconnect, Exchange
+from echovlm_edge.runtime.serving.http.refusals import refusal_of
+from echovlm_edge.runtime.serving.transport.reception import Reception
+from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
+
+DOOR = "http"
+
+Result = TypeVar("Result")
+Answer = TypeVar("Answer", bound=Message)
+
+
+class CallFailed(Exception):
+    """A call failed in its thread, which has recorded it; `status` is what its client gets."""
+
+    def __init__(self, status: CallStatus) -> None:
+        super().__init__()
+        self.status = status
+
+
+class HttpCalls:
+    """Calls of the service by HTTP. All methods run on one event loop."""
+
+    def __init__(self, reception: Reception) -> None:
+        """Call the service of `reception`, within its limits."""
+        self._reception = reception
+        self.service = reception.service
+        self.receiver, self.files = reception.receiver, reception.files
+
+    @asynccontextmanager
+    async def call(self, method: str, exchange: Exchange) -> AsyncIterator[CallRecord]:
+        """Record a call of `method` while the context lasts; what it raises is answered."""
+        try:
+            client = identified(self._reception.access, method, exchange)
+            with self._reception.in_flight.counted(self.who(client, exchange)):
+                async with self._recorded(self.record(method, client, exchange), exchange) as call:
+                    yield call
+        except UserError as error:  # before there was a call
+            await exchange.refuse(refusal_of(status_of(error), error))
+
+    def record(self, method: str, client: Client, exchange: Exchange) -> CallRecord:
+        """Begin the record of a call."""
+        return CallRecord(method, client, self._reception.observers, traceparent(exchange), DOOR)
+
+    def who(self, client: Client, exchange: Exchange) -> str:
+        """Name the client or connection whose limits a call counts against."""
+        return told_apart(client, exchange)
+
+    async def body(self, exchange: Exchange, client: Client) -> bytearray:
+        """Read the body of a call that would be admitted, within the limits of gRPC's messages.
+
+        Raises:
+            UserError: it is too long or too slow, or there is no room for the call.
+        """
+        self.service.admission.check(client)
+        most = self.service.limits.message_bytes
+        return await self.receiver.receive(lambda: exchange.body(most), self.who(client, exchange))
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Run work that takes a while."""
+        return await asyncio.get_running_loop().run_in_executor(self._reception.threads, work)
+
+    async def messages(self, make: Callable[[], Iterator[Answer]], call: CallRecord) -> AsyncIterator[Answer]:
+        """Run a method of the service in a thread, and yield its messages.
+
+        Raises:
+            CallFailed: it failed.
+        """
+        answer = ThreadedAnswer[Answer]()
+        self._reception.threads.submit(answer.write, make, call)
+        try:
+            while not isinstance(message := await answer.next(), CallStatus | None):
+                yield message
+        except BaseException:
+            call.gone.set()  # the engine checks this before every token
+            raise
+        if message:
+            raise CallFailed(message)
+
+    @asynccontextmanager
+    async def _recorded(self, call: CallRecord, exchange: Exchange) -> AsyncIterator[CallRecord]:
+        exchange.request_id = call.id
+        try:
+            yield call
+        except (ClientDisconnect, asyncio.CancelledError) as left:
+            call.gone.set()
+            if isinstance(left, asyncio.CancelledError):
+                raise
+        except CallFailed as failed:
+            await exchange.refuse(refusal_of(failed.status))
+        except Exception as error:
+            await exchange.refuse(refusal_of(call.fail(error), error))
+        finally:
+            call.end()

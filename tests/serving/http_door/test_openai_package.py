@@ -1,0 +1,195 @@
+"""The `openai` package, unchanged, as a client of the HTTP door: the same texts as by gRPC, and refusals that read well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.serving.access.clients import ClientsFile
+from tests.support.clients_file import clients_file
+from tests.support.dicom_files import encode, png, saved, ultrasound
+from tests.support.http_door import HTTP, data_uri, pictured
+from tests.support.running_server import SERVER, Running, running
+
+TOKENS = 20
+SYSTEM = "You are a sonographer."
+
+
+@dataclass(frozen=True)
+class Both:
+    """A server, and clients of both of its doors."""
+
+    grpc: Running
+    http: openai.OpenAI
+    model: str
+
+    def by_grpc(
+        self, question: str, images: list[bytes] | None = None, said: pb.Conversation | None = None
+    ) -> pb.Result:
+        request = pb.AnswerQuestionRequest(
+            question=question,
+            images=[pb.Image(data=data) for data in images or []],
+            options=pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=TOKENS)),
+            conversation=said,
+        )
+        *_, last = self.grpc.stub.AnswerQuestion(request)
+        result: pb.Result = last.result
+        return result
+
+    def by_http(self, *messages: dict[str, Any], **options: Any) -> Any:
+        chosen = {"max_completion_tokens": TOKENS, **options}
+        return self.http.chat.completions.create(model=self.model, messages=list(messages), **chosen)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def both(golden_bundle: Path) -> Iterator[Both]:
+    with running(golden_bundle, replace(SERVER, http=HTTP)) as served:
+        client = openai.OpenAI(base_url=f"http://{served.server.http_address}/v1", api_key="none", max_retries=0)
+        with client:
+            yield Both(served, client, client.models.list().data[0].id)
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def test_the_model_is_listed_with_its_limits(both: Both) -> None:
+    info = both.grpc.stub.GetModelInfo(pb.GetModelInfoRequest())
+    model = both.http.models.retrieve(both.model)
+    assert (model.id, model.object) == (info.model, "model")
+    assert model.model_extra and model.model_extra["echovlm"]["bundle_id"] == info.bundle_id
+
+
+def test_an_answer_about_pictures_is_grpc_s(both: Both) -> None:
+    images = [png(112, 84), encode_jpeg(), saved(ultrasound(noise()))]
+    kinds = ["image/png", "image/jpeg", "application/dicom"]
+    expected = both.by_grpc("Write a report.", images)
+    urls = [data_uri(data, kind) for data, kind in zip(images, kinds, strict=True)]
+    done = both.by_http(user(pictured("Write a report.", *urls)))
+    (choice,) = done.choices
+    assert (choice.message.content, choice.finish_reason) == (expected.text, "length")
+    counted = expected.usage
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (counted.prompt_tokens, counted.generated_tokens)
+    assert choice.model_extra["echovlm"]["notice"] == expected.notice
+    assert choice.model_extra["echovlm"]["notes"] == list(expected.notes)
+    assert done.system_fingerprint == expected.bundle_id and done.model == expected.model
+
+
+def test_a_stream_s_pieces_are_the_text_and_its_end_has_the_usage(both: Both) -> None:
+    image = png(112, 84)
+    expected = both.by_grpc("Write a report.", [image])
+    asked = user(pictured("Write a report.", data_uri(image)))
+    *chunks, last = both.by_http(asked, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.text
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["length"]
+    assert chunks[-1].choices[0].model_extra["echovlm"]["notice"] == expected.notice
+    assert last.choices == [] and last.usage.completion_tokens == expected.usage.generated_tokens
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_conversation_is_grpc_s_and_its_replies_are_reused(both: Both) -> None:
+    image = png(112, 84, seed=5)
+    first = both.by_grpc("Write a report.", [image], pb.Conversation(system_prompt=SYSTEM))
+    turn = pb.Turn(prompt="Write a report.", images=[pb.Image(data=image)], reply=first.text)
+    second = both.by_grpc("Is it smooth?", [], pb.Conversation(system_prompt=SYSTEM, turns=[turn]))
+    messages = [{"role": "system", "content": SYSTEM}, user(pictured("Write a report.", data_uri(image)))]
+    reply = both.by_http(*messages).choices[0].message
+    assert reply.content == first.text
+    done = both.by_http(*messages, reply.model_dump(), user("Is it smooth?"))
+    assert done.choices[0].message.content == second.text
+    assert done.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens // 2
+
+
+def test_a_stop_text_ends_the_text_before_it(both: Both) -> None:
+    whole = both.by_http(user("Why?")).choices[0].message.content
+    stop = whole[len(whole) // 2 :][:2]
+    cut = whole[: whole.index(stop)]
+    done = both.by_http(user("Why?"), stop=["never written", stop])
+    assert (done.choices[0].message.content, done.choices[0].finish_reason) == (cut, "stop")
+    pieces = both.by_http(user("Why?"), stop=stop, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == cut
+    assert done.usage.completion_tokens < TOKENS
+
+
+def test_choices_have_one_prefill_and_seeds_of_their_own(both: Both) -> None:
+    asked = user(pictured("Describe it.", data_uri(png(112, 112, seed=9))))
+    sampled = {"temperature": 1.0, "seed": 7}
+    before = both.grpc.engine.stats().scheduler
+    done = both.by_http(asked, n=3, **sampled)
+    after = both.grpc.engine.stats().scheduler
+    alone = [both.by_http(asked, **{**sampled, "seed": 7 + choice}).choices[0].message.content for choice in range(3)]
+    assert [choice.message.content for choice in done.choices] == alone
+    assert len(set(alone)) == 3
+    assert after.reused_tokens - before.reused_tokens >= 2 * 4 * 4  # twice the picture's tokens
+    assert done.usage.completion_tokens == 3 * TOKENS
+    chunks = list(both.by_http(asked, n=3, stream=True, **sampled))
+    for number, text in enumerate(alone):
+        own = [choice for chunk in chunks for choice in chunk.choices if choice.index == number]
+        assert "".join(choice.delta.content or "" for choice in own) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "param", "words"),
+    [
+        ({"logprobs": True}, openai.BadRequestError, "logprobs", "not supported"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format", "not supported"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            openai.BadRequestError,
+            "tools",
+            "not supported",
+        ),
+        ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty", "use repetition_penalty"),
+        ({"temperature": 11}, openai.BadRequestError, None, "temperature must be between 0 and 10"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, openai.BadRequestError, "stop", "at most 4"),
+        ({"model": "gpt"}, openai.NotFoundError, "model", "has not loaded"),
+        ({"extra_body": {"surprise": 1}}, openai.BadRequestError, "surprise", "not supported"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    both: Both, options: dict[str, Any], error: type[openai.APIStatusError], param: str | None, words: str
+) -> None:
+    with pytest.raises(error, match=words) as refused:
+        both.http.chat.completions.create(**{"model": both.model, "messages": [user("Why?")], **options})
+    assert refused.value.param == param and refused.value.code and refused.value.type == "invalid_request_error"
+
+
+def test_options_that_ask_for_nothing_are_taken(both: Both) -> None:
+    nothing = {"logprobs": False, "frequency_penalty": 0, "response_format": {"type": "text"}, "tools": [], "n": 1}
+    assert both.by_http(user("Why?"), **nothing).choices[0].message.content == both.by_grpc("Why?").text
+
+
+def test_a_picture_that_cannot_be_read_is_refused_before_the_stream_begins(both: Both) -> None:
+    asked = user(pictured("Why?", data_uri(png(112, 84)[:200])))
+    with pytest.raises(openai.BadRequestError, match="image 1"):
+        both.by_http(asked, stream=True)
+
+
+def test_unknown_clients_are_refused(golden_bundle: Path, tmp_path: Path) -> None:
+    access = ClientsFile(clients_file(tmp_path, {"harness": {"token": "secret"}}))
+    with running(golden_bundle, replace(SERVER, http=HTTP), access=access) as served:
+        url = f"http://{served.server.http_address}/v1"
+        with (
+            openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError, match="bearer token is unknown"),
+        ):
+            stranger.models.list()
+        with openai.OpenAI(base_url=url, api_key="secret", max_retries=0) as known:
+            assert known.models.list().data[0].id
+
+
+def noise() -> Any:
+    return np.random.default_rng(3).integers(0, 256, (84, 112, 3), dtype=np.uint8)
+
+
+def encode_jpeg() -> bytes:
+    return encode(Image.fromarray(noise()), "JPEG")
