@@ -22,6 +22,10 @@ class InvalidInput(UserError):
     """The request itself is wrong (unreadable image, prompt too long). gRPC INVALID_ARGUMENT."""
 
 
+class TooSlow(InvalidInput):
+    """The request did not arrive in time. gRPC INVALID_ARGUMENT."""
+
+
 class ImageTokensOutOfRange(InvalidInput):
     """The bound asked for on a frame's tokens is above the bundle's or server's, or below the model's least. gRPC INVALID_ARGUMENT."""
 

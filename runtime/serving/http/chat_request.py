@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.http.json_body import DataUri
@@ -78,11 +78,11 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class _ImageUrl(_Checked):
-    url: DataUri
+    url: InstanceOf[DataUri]
     detail: Literal["auto"] | None = None
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from echovlm_edge.runtime.serving.http.exchange import CERTIFICATE
 
-_log = logging.getLogger(__name__)
+# What is left of a body after its answer is read for a moment: a connection that is closed before is reset, and its client, which is
+# still sending, may never see the answer.
+DISCARD_SECONDS, MOST_DISCARDED = 1.0, 64 << 20
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's connection, which by itself waits for the head of a request for ever."""
+    """uvicorn's connection, which by itself waits for the head of a request, and for the rest of a refused body, for ever."""
 
     def __init__(self, most: int, head_seconds: float, *arguments: Any, **named: Any) -> None:
         """Allow `most` connections; a request's head must arrive within `head_seconds` of its first byte, or of the connection."""
         super().__init__(*arguments, **named)
         self._most, self._head_seconds = most, head_seconds
         self._late: asyncio.TimerHandle | None = None
+        self._discarded = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept the connection, or close it where there are too many."""
@@ -34,12 +37,27 @@ class BoundedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle what came, and watch the time of a head that has come in part."""
+        if self._between_requests() and self.conn.their_state is h11.SEND_BODY:
+            self._discarded += len(data)
+            if self._discarded > MOST_DISCARDED:
+                self.transport.close()
+                return
         super().data_received(data)
-        begun = not self.transport.is_closing() and self._between_requests() and bool(self.conn.trailing_data[0])
-        if not begun:
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Handle what came meanwhile, and watch it likewise."""
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Give what is left of a request, or has come of the next one's head, a time to end; there is one timer at most."""
+        left = self.conn.their_state is h11.SEND_BODY
+        begun = bool(self.conn.trailing_data[0]) or self.cycle is None
+        if self.transport.is_closing() or not self._between_requests() or not (left or begun):
             self._stop_watch()
         elif self._late is None:
-            self._late = self.loop.call_later(self._head_seconds, self.transport.close)
+            self._late = self.loop.call_later(DISCARD_SECONDS if left else self._head_seconds, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that it is closed."""

@@ -38,7 +38,7 @@ class Exchange:
         self._request, self._receive, self._send = Request(scope, receive), receive, send
         self._delivery_seconds = delivery_seconds
         self.request_id = ""
-        self._begun = self._read = False
+        self._begun = False
 
     def header(self, name: str) -> str:
         """Return a header of the request, or an empty text."""
@@ -75,7 +75,6 @@ class Exchange:
         async for piece in self._request.stream():
             if piece:
                 yield piece
-        self._read = True
 
     async def body(self, most: int) -> bytearray:
         """Read the whole body.
@@ -137,15 +136,9 @@ class Exchange:
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self._begun = True
         own = {REQUEST_ID: self.request_id} if self.request_id else {}
-        # What is left of a body is not read: the connection ends with the answer.
-        closed = {} if self._read or self._is_bare() else {"Connection": "close"}
-        lines = {**headers, **SAFETY, **own, **closed}
+        lines = {**headers, **SAFETY, **own}
         encoded = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in lines.items()]
         await self._put({"type": "http.response.start", "status": status, "headers": encoded})
-
-    def _is_bare(self) -> bool:
-        """Whether the request says that it has no body."""
-        return self.header("content-length") in ("", "0") and not self.header("transfer-encoding")
 
     async def _put(self, message: Message) -> None:
         with _in_time():

@@ -95,13 +95,18 @@ def read_json(body: bytes | bytearray) -> dict[str, Any]:
 def _put_back(value: Any, cut: dict[str, DataUri]) -> Any:
     match value:
         case dict():
-            return {_put_back(key, {}): _put_back(inner, cut) for key, inner in value.items()}
+            return {_key(key, cut): _put_back(inner, cut) for key, inner in value.items()}
         case list():
             return [_put_back(inner, cut) for inner in value]
         case str():
             value.encode()  # half of a surrogate pair is no text
             return cut.get(value, value)
     return value
+
+
+def _key(name: str, cut: dict[str, DataUri]) -> str:
+    name.encode()
+    return cut[name].text if name in cut else name
 
 
 def _unescaped(written: bytes) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput, TooSlow
 from echovlm_edge.runtime.contracts.statuses import CallStatus, reason_of, retry_seconds_of
 
 # google.rpc.Code says which HTTP status belongs to which code.
@@ -62,7 +62,7 @@ def refusal_of(status: CallStatus, error: Exception | None = None) -> Refusal:
     """Make the answer of a call that failed: its status, and the `error` itself where that says more about the request."""
     if isinstance(error, Refused):
         return Refusal(error.status, str(error), error.code, error.param)
-    code = STATUSES.get(status.code, 500)
+    code = 408 if isinstance(error, TooSlow) else STATUSES.get(status.code, 500)
     reason = reason_of(status.metadata).lower() or status.code.name.lower()
     return Refusal(code, status.sentence, reason, headers=_headers(code, retry_seconds_of(status.metadata)))
 

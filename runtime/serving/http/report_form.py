@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from python_multipart.multipart import parse_options_header
 from echovlm_edge.runtime.serving.http.refusals import Refused
 from echovlm_edge.runtime.serving.http.report_fields import FILE
 from echovlm_edge.runtime.serving.uploads import IncomingFile
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its lines quote the body
 
 MOST_PARTS, MOST_FIELD_BYTES = 256, 1 << 20
 MOST_AROUND = 64 << 10  # bytes that are no part's: boundaries, heads, a preamble and what follows the end

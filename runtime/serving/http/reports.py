@@ -16,11 +16,17 @@ from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.http.chat_request import LANGUAGES, PRIORITIES
-from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json
+from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json, refuse_longer
 from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
 from echovlm_edge.runtime.serving.http.refusals import Refused
 from echovlm_edge.runtime.serving.http.report_fields import MEDIA_TYPES, Format, ReportFields, format_of, report_fields
-from echovlm_edge.runtime.serving.http.report_form import ReportForm, SentFile, boundary_of
+from echovlm_edge.runtime.serving.http.report_form import (
+    MOST_AROUND,
+    MOST_FIELD_BYTES,
+    ReportForm,
+    SentFile,
+    boundary_of,
+)
 
 if TYPE_CHECKING:
     from echovlm_edge.runtime.clinical.source_images import SourceImage
@@ -42,6 +48,8 @@ class Reports:
         async with self._calls.call(METHODS["report"], exchange) as call:
             service = self._calls.service
             service.admission.check(call.client)
+            most = call.client.share(service.uploads.limits.max_bytes) + MOST_FIELD_BYTES + MOST_AROUND
+            refuse_longer(exchange.header("content-length"), most)
             form = ReportForm(
                 boundary_of(exchange.header("content-type")),
                 lambda: service.uploads.begin(call.client),

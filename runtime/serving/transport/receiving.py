@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, InvalidInput, Unavailable
+from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, TooSlow, Unavailable
 
 Message = TypeVar("Message")
 Read = Callable[[], Coroutine[Any, Any, Message]]
@@ -59,7 +59,7 @@ class Receiver:
             client: the client whose call it is.
 
         Raises:
-            InvalidInput: the message did not arrive in time.
+            TooSlow: the message did not arrive in time.
             Busy: the message was given up for newer ones.
             Unavailable: the server is shutting down.
         """
@@ -69,21 +69,19 @@ class Receiver:
             return reading.result()
         if one.given_up.done():
             raise Busy("Too many messages are being received, and this one took the longest: send it again.", 1.0)
-        raise InvalidInput(
-            f"The call's message did not arrive within {self._limits.seconds:g} s: send it with the call."
-        )
+        raise TooSlow(f"The call's message did not arrive within {self._limits.seconds:g} s: send it with the call.")
 
     async def receive_part(self, read: Read[Message], seconds: float) -> Message:
         """Wait for a part of a file. It does not count against the limits of messages: files have their own limits.
 
         Raises:
-            InvalidInput: the part did not arrive in time.
+            TooSlow: the part did not arrive in time.
             Unavailable: the server is shutting down.
         """
         reading = asyncio.ensure_future(read())
         if await self._comes(reading, seconds):
             return reading.result()
-        raise InvalidInput("The upload is too slow, or has stopped: send it again.")
+        raise TooSlow("The upload is too slow, or has stopped: send it again.")
 
     async def _comes(self, reading: asyncio.Future[Message], seconds: float, *given_up: asyncio.Future[None]) -> bool:
         """Wait for a message; returns False, and stops reading it, if the time or something else ended the wait first."""
