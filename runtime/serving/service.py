@@ -148,10 +148,17 @@ class ReportService:
         return self._generate(Task.DIAGNOSIS, request.prompt, request, call)
 
     def answer_question(
-        self, request: pb.AnswerQuestionRequest, call: CallRecord, stop: tuple[str, ...] = ()
+        self, request: pb.AnswerQuestionRequest, call: CallRecord, stop: tuple[str, ...] = (), choice: int = 0
     ) -> Iterator[pb.GenerateEvent]:
-        """Answer as the method AnswerQuestion does; the text ends before the first of the texts `stop`."""
-        return self._generate(messages.answer_task(request), request.question, request, call, stop)
+        """Answer as the method AnswerQuestion does.
+
+        Args:
+            request: the message.
+            call: the call's record.
+            stop: the text ends before the first of these.
+            choice: of several answers to one request, this one's number from 0; each has its own seed, the request's plus this.
+        """
+        return self._generate(messages.answer_task(request), request.question, request, call, stop, choice)
 
     def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
         seconds = self._studies.limits.expires_after_seconds
@@ -200,7 +207,13 @@ class ReportService:
         yield messages.model_info(self._engine.info, self.limits, self.uploads.most_bytes(call.client))
 
     def _generate(
-        self, task: Task, text: str, asked: GenerateRequest, call: CallRecord, stop: tuple[str, ...] = ()
+        self,
+        task: Task,
+        text: str,
+        asked: GenerateRequest,
+        call: CallRecord,
+        stop: tuple[str, ...] = (),
+        choice: int = 0,
     ) -> Iterator[pb.GenerateEvent]:
         priority = messages.priority(asked.options)
         batch = priority is Priority.BATCH
@@ -210,7 +223,9 @@ class ReportService:
             ExitStack() as in_use,
         ):
             self.limits.check(text, asked.images, asked.conversation)
-            request = replace(self._request(task, text, asked, call.client, in_use), came=call.started, stop=stop)
+            request = self._request(task, text, asked, call.client, in_use)
+            sampling = replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
+            request = replace(request, came=call.started, stop=stop, sampling=sampling)
             with_token_ids = asked.options.include_token_ids
             what = Asked(task, messages.language(asked.options), messages.region(asked.options), text)
             del asked  # `request` has copies of its images and of everything else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +15,22 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, sample
+from echovlm_edge.runtime.serving.access.clients import ANYBODY
+from echovlm_edge.runtime.serving.http.chat_request import chat_request
+from echovlm_edge.runtime.serving.http.json_body import read_json
+from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.report_fields import report_fields
+from echovlm_edge.runtime.serving.http.report_form import ReportForm
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
+from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 from tests.support.decoding import RESOLUTION
 from tests.support.decoding_engine import DecodingEngine
 from tests.support.dicom_files import encode, png, saved, shipped, ultrasound
+from tests.support.http_door import data_uri, pictured
 from tests.support.tiff_files import RGB, Page, tiff
 from tests.support.video_files import KINDS, encoded, moving
 
@@ -92,6 +101,40 @@ class Request:
                 assert error.code() is grpc.StatusCode.INTERNAL
                 return
             raise
+
+
+def chat(data: bytes) -> None:
+    """A body of /v1/chat/completions, up to the service's request."""
+    try:
+        asked = chat_request(read_json(data))
+    except Refused as refused:
+        assert str(refused) and "\n" not in str(refused) and 400 <= refused.status < 500, repr(refused)
+        return
+    asked.question.SerializeToString()
+
+
+def form(data: bytes) -> None:
+    """A body of /v1/reports in pieces of several sizes: what is taken does not depend on where it is cut."""
+    taken = {_form(data, size) for size in (1, 7, len(data) + 1)} - {None}
+    assert len(taken) <= 1, taken
+
+
+def _form(data: bytes, size: int) -> object:
+    """Return the sizes of a form's files, or None if it is refused."""
+    uploads = Uploads(UploadLimits(1 << 20, max_file_bytes=1 << 16))
+    read = ReportForm(b"b", lambda: uploads.begin(ANYBODY), most_files=8)
+    try:
+        for start in range(0, len(data), size):
+            read.feed(data[start : start + size])
+        report_fields(read.texts())
+        return tuple(file.upload.size for file in read.files)
+    except UserError as refused:
+        assert str(refused), repr(refused)
+        return None
+    finally:
+        for file in read.files:
+            file.upload.abandon()
+        assert uploads.counts() == (0, 0)
 
 
 def png_with_checksums(data: bytes) -> bytes:
@@ -179,6 +222,24 @@ def request_seeds() -> list[bytes]:
     return [message.SerializeToString() for message in messages]
 
 
+def chat_seeds() -> list[bytes]:
+    """Bodies with every option, pictures and turns."""
+    uri = data_uri(png(8, 8))
+    options = {"n": 2, "stop": ["a"], "seed": -1, "temperature": 0.5, "top_p": 1, "max_tokens": 3, "logprobs": False}
+    said = [{"role": "system", "content": "Brief."}, {"role": "user", "content": pictured("Why?", uri)}]
+    more = [{"role": "assistant", "content": "So.", "refusal": None}, {"role": "user", "content": "And?"}]
+    bodies = [{"model": "m", "messages": said + more, **options}, {"model": "m", "messages": said, "stream": True}]
+    return [json.dumps(body).encode() for body in bodies]
+
+
+def form_seeds() -> list[bytes]:
+    """Forms with files and fields."""
+    part = b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    fields = part % (b"language", b"zh") + part % (b"seed", b"7")
+    file = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/png\r\n\r\nabc\r\n'
+    return [fields + file + b"--b--\r\n", file + file + b"--b--", part % (b"task", b"poem") + b"--b--\r\n"]
+
+
 TARGETS = {
     "png": Target(decode, lambda: picture_seeds("PNG"), png_with_checksums),
     "jpeg": Target(decode, lambda: picture_seeds("JPEG")),
@@ -189,4 +250,6 @@ TARGETS = {
     "video": Target(decode, video_seeds),
     "dicom": Target(decode, dicom_seeds),
     "request": Target(Request(), request_seeds),
+    "chat": Target(chat, chat_seeds),
+    "form": Target(form, form_seeds),
 }

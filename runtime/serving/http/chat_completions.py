@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.call_record import CallRecord
@@ -121,9 +122,8 @@ class ChatCompletions:
         """Run one choice's call, and put what happens into a queue."""
         failed: Exception | None = None
         try:
-            request = asked.numbered(choice)
-            make = lambda: self._calls.service.answer_question(request, call, asked.stop)  # noqa: E731
-            async for event in self._calls.messages(make, call):
+            answer = partial(self._calls.service.answer_question, asked.question, call, asked.stop, choice)
+            async for event in self._calls.messages(answer, call):
                 happened.put_nowait((choice, event))
         except Exception as error:
             failed = error

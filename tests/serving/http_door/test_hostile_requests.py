@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.http import json_body
-from echovlm_edge.runtime.serving.http.chat_request import UNSUPPORTED, chat_request
+from echovlm_edge.runtime.serving.http.chat_body import UNSUPPORTED
+from echovlm_edge.runtime.serving.http.chat_request import chat_request
 from echovlm_edge.runtime.serving.http.json_body import read_json
 from echovlm_edge.runtime.serving.http.refusals import Refused
 from echovlm_edge.runtime.serving.messages import CallLimits
