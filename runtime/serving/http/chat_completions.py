@@ -86,18 +86,18 @@ class ChatCompletions:
         """
         happened: asyncio.Queue[tuple[int, pb.GenerateEvent | _Ended]] = asyncio.Queue()
         running = [asyncio.ensure_future(self._run(asked, 0, calls[0], happened))]
-        ended = 0
+        ended = set[int]()
         try:
-            while ended < len(calls):
+            while len(ended) < len(calls):
                 try:
                     choice, event = await asyncio.wait_for(happened.get(), ALIVE_SECONDS)
                 except TimeoutError:
                     yield 0, None
                     continue
                 if isinstance(event, _Ended):
+                    ended.add(choice)
                     if event.failed:
                         raise event.failed
-                    ended += 1
                 else:
                     yield choice, event
                 if len(running) == 1 and (isinstance(event, _Ended) or event.HasField("text")):
@@ -106,8 +106,8 @@ class ChatCompletions:
                         for number, call in enumerate(calls[1:], 1)
                     ]
         finally:
-            for call in calls:
-                if ended < len(calls):
+            for choice, call in enumerate(calls):
+                if choice not in ended:  # the request failed, or nobody waits for it
                     call.gone.set()
             for run in running:
                 run.cancel()
