@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,9 +45,7 @@ class ChatCompletions:
                 raise Refused(
                     "The body must be JSON: send Content-Type: application/json.", "wrong_content_type", status=415
                 )
-            body = await self._calls.body(exchange, call.client)
-            asked = await self._calls.in_thread(lambda: chat_request(read_json(body)))
-            body.clear()  # the request has copies
+            asked = await self._calls.request(exchange, call.client, lambda body: chat_request(read_json(body)))
             model = self._calls.service.model
             check_model(asked.model, model)
             answer = ChatAnswer(model, call.id, asked.with_usage)
@@ -66,20 +65,21 @@ class ChatCompletions:
     ) -> dict[int, pb.Result]:
         """Wait for the results of all choices, and stream what comes before them if a stream is asked for."""
         results: dict[int, pb.Result] = {}
-        async for choice, event in self._events(asked, calls):
-            if event and event.HasField("result"):
-                results[choice] = event.result
-            if not asked.stream:
-                continue
-            if event is None or not event.HasField("stage_started") or event.stage_started in ACCEPTED:
-                await exchange.begin()
-            if piece := ALIVE if event is None else answer.chunks(choice, event):
-                await exchange.put(piece)
+        async with aclosing(self._events(asked, calls)) as events:
+            async for choice, event in events:
+                if event and event.HasField("result"):
+                    results[choice] = event.result
+                if not asked.stream:
+                    continue
+                if event is None or not event.HasField("stage_started") or event.stage_started in ACCEPTED:
+                    await exchange.begin()
+                if piece := ALIVE if event is None else answer.chunks(choice, event):
+                    await exchange.put(piece)
         return results
 
     async def _events(
         self, asked: ChatRequest, calls: list[CallRecord]
-    ) -> AsyncIterator[tuple[int, pb.GenerateEvent | None]]:
+    ) -> AsyncGenerator[tuple[int, pb.GenerateEvent | None]]:
         """Yield the events of all choices, each with its number, and None where none comes for a while.
 
         The others begin once the first has text: then its prompt is cached, and is read once for all.

@@ -14,6 +14,7 @@ from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.access.identification import identified, told_apart, traceparent
 from echovlm_edge.runtime.serving.call_record import CallRecord
+from echovlm_edge.runtime.serving.http.door_options import PARSED_AT_ONCE
 from echovlm_edge.runtime.serving.http.exchange import ClientDisconnect, Exchange
 from echovlm_edge.runtime.serving.http.refusals import refusal_of
 from echovlm_edge.runtime.serving.transport.reception import Reception
@@ -41,6 +42,7 @@ class HttpCalls:
         self._reception = reception
         self.service = reception.service
         self.receiver, self.files = reception.receiver, reception.files
+        self._parsing = asyncio.Semaphore(PARSED_AT_ONCE)
 
     @asynccontextmanager
     async def call(self, method: str, exchange: Exchange) -> AsyncIterator[CallRecord]:
@@ -61,15 +63,20 @@ class HttpCalls:
         """Name the client or connection whose limits a call counts against."""
         return told_apart(client, exchange)
 
-    async def body(self, exchange: Exchange, client: Client) -> bytearray:
-        """Read the body of a call that would be admitted, within the limits of gRPC's messages.
+    async def request(self, exchange: Exchange, client: Client, parse: Callable[[bytearray], Result]) -> Result:
+        """Read and parse the body of a call that would be admitted, within the limits of gRPC's messages.
 
         Raises:
-            UserError: it is too long or too slow, or there is no room for the call.
+            UserError: it is too long, too slow or wrong, or there is no room for the call.
         """
+
+        async def read() -> Result:
+            body = await exchange.body(self.service.limits.message_bytes)
+            async with self._parsing:
+                return await self.in_thread(lambda: parse(body))
+
         self.service.admission.check(client)
-        most = self.service.limits.message_bytes
-        return await self.receiver.receive(lambda: exchange.body(most), self.who(client, exchange))
+        return await self.receiver.receive(read, self.who(client, exchange))
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work that takes a while."""

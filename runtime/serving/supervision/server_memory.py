@@ -19,6 +19,8 @@ from echovlm_edge.runtime.backends.bundle_memory import (
     total,
 )
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
+from echovlm_edge.runtime.serving.http.door_options import PARSED_AT_ONCE
+from echovlm_edge.runtime.serving.http.door_options import PARSING as HTTP_PARSING
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits
@@ -112,6 +114,9 @@ def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("prompts in prefill", (slots + 1) * embeddings, "--slots, --max-sequence", When.USED)
     yield Item("messages of calls", settings.request_mb * MB, "--request-mb", When.PEAK)
     yield Item("messages being received", (MESSAGES_AT_ONCE + PARSING) * message, "--max-message-mb", When.PEAK)
+    if settings.http:
+        parsed = PARSED_AT_ONCE * HTTP_PARSING * message
+        yield Item("HTTP bodies being parsed", parsed, "--max-message-mb", When.PEAK)
     parts = PARTS_AT_ONCE * message if settings.upload_mb else 0
     yield Item("parts of uploads being received", parts, "--upload-mb, --max-message-mb", When.PEAK)
     # Decoders read an upload in place; a file in a message is copied for them.
