@@ -69,7 +69,7 @@ def test_figures_follow_what_was_done(served: Running, port: int) -> None:
     study = served.stub.BeginStudy(pb.BeginStudyRequest()).id
     served.stub.AddImage(pb.AddImageRequest(study=study, image=pb.Image(data=png(64, 64))))
     after = scrape(port)
-    report = {"method": "GenerateReport", "client": "anybody"}
+    report = {"method": "GenerateReport", "client": "anybody", "door": "grpc"}
     assert grown(before, after, "echovlm_calls_total", **report, outcome="ok") == 2
     assert grown(before, after, "echovlm_calls_total", **report, outcome="invalid_argument") == 1
     assert grown(before, after, "echovlm_tokens_total", kind="written") == 18

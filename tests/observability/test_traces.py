@@ -41,6 +41,7 @@ class Call:
     finished: Finished | None
     traceparent: str
     client_name: str
+    door: str = "grpc"
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]

@@ -241,6 +241,7 @@ def test_a_router_reads_the_study_from_what_the_proxy_has_packed() -> None:
     [
         ((), "would be served without TLS"),
         (("--insecure", "--insecure", "--metrics", "127.0.0.1:9100"), "are for one server"),
+        (("--insecure", "--insecure", "--http", "127.0.0.1:8080"), "--http is for one server"),
         (("--insecure", "--insecure", "--tls-key", "key.pem"), "needs both"),
         (("--insecure", "--insecure"), "No Ray cluster runs on this computer"),
     ],

@@ -40,6 +40,10 @@ class Models:
         answer = self._calls.messages(lambda: make(pb.GetModelInfoRequest(), call), call)
         (info,) = [cast(pb.ModelInfo, message) async for message in answer]
         more = MessageToDict(info, preserving_proto_field_name=True)
+        limits = pb.Limits.DESCRIPTOR.fields
+        more["limits"] = {
+            field.name: getattr(info.limits, field.name) for field in limits
+        }  # numbers, where JSON of protobuf has texts
         more.pop("calibration_pictures", None)  # hashes of pictures, which no client of this door compares
         return {
             "id": info.model,

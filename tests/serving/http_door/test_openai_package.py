@@ -65,7 +65,9 @@ def test_the_model_is_listed_with_its_limits(both: Both) -> None:
     info = both.grpc.stub.GetModelInfo(pb.GetModelInfoRequest())
     model = both.http.models.retrieve(both.model)
     assert (model.id, model.object) == (info.model, "model")
-    assert model.model_extra and model.model_extra["echovlm"]["bundle_id"] == info.bundle_id
+    more = model.model_extra and model.model_extra["echovlm"]
+    assert more and more["bundle_id"] == info.bundle_id
+    assert more["limits"]["max_message_bytes"] == info.limits.max_message_bytes
 
 
 def test_an_answer_about_pictures_is_grpc_s(both: Both) -> None:
