@@ -68,6 +68,16 @@ def refuse_open_doors(chosen: ServeSettings) -> None:
     )
 
 
+def check_http(chosen: ServeSettings) -> None:
+    """Check that the HTTP door can be opened if it is asked for, before minutes are spent on loading a bundle.
+
+    Raises:
+        NotPossibleHere: a library is missing.
+    """
+    if chosen.http:
+        import echovlm_edge.runtime.serving.http.door  # noqa: F401  # an optional dependency
+
+
 def access(chosen: ServeSettings) -> Access:
     """Read who may call.
 

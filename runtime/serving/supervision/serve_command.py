@@ -37,6 +37,7 @@ def _run(chosen: ServeSettings | None) -> int:
         if address:
             parse_address(address)
     from_settings.refuse_open_doors(chosen)
+    from_settings.check_http(chosen)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain patients' data
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # connections take one each

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -57,6 +59,18 @@ def test_an_address_that_others_reach_needs_what_grpc_s_does(
     for listen in ("0.0.0.0:8080", "somewhere"):
         assert serve(["--bundle", str(tmp_path), "--http", listen]) == 2
         assert listen in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "starlette", "python_multipart"])
+def test_a_missing_library_is_named_before_a_bundle_is_loaded(tmp_path: Path, library: str) -> None:
+    program = (
+        f"import sys; sys.modules[{library!r}] = None; "
+        "from echovlm_edge.runtime.serving.supervision.serve_command import main; sys.exit(main(sys.argv[1:]))"
+    )
+    asked = [sys.executable, "-c", program, "--bundle", str(tmp_path / "none"), "--http", "127.0.0.1:0"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"--http needs {library}" in done.stderr and "[http]" in done.stderr
 
 
 def test_the_page_s_python_runs(
