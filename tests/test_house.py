@@ -113,10 +113,12 @@ ROOMS = (
         "imaging",
         "prompting",
         "backends",
+        "drafting",
         "engine",
         "observability",
     ),
-    *("contracts", "facts", "resources", "formats", "bundle", "imaging", "prompting", "backends", "engine"),
+    *("contracts", "facts", "resources", "formats", "bundle", "imaging", "prompting", "backends"),
+    *("drafting", "engine"),
     *("observability", "clinical", "client", "serving", "dicom_node", "ray_serve", "profiling", "evaluation", "doctor"),
 )
 RUNTIME = "echovlm_edge.runtime"
