@@ -34,10 +34,10 @@ class TorchCache:
         """Return how many tokens it can hold."""
         return self.keys[0].shape[2]
 
-    def clear(self, tokens: int) -> None:
+    def clear(self, tokens: int, start: int = 0) -> None:
         """Zero keys and values, as `SlotCache.clear` does."""
         for buffer in self._tensors:
-            buffer[:, :, :tokens] = 0
+            buffer[:, :, start:tokens] = 0
 
     @property
     def token_bytes(self) -> int:
@@ -137,12 +137,13 @@ class TorchBackend:
         """Whether one call takes any rows: as far as the engine sees."""
         return True
 
-    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+    def step_tokens(self, sequences: int) -> int:
+        """PyTorch's products of several rows have other bits than those of one."""
+        return 1
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[list[Logits]]:
         """Append new tokens to each sequence, one after another, as `Backend.turn` does."""
-        return [
-            self.decode(part.embeddings, part.angles, part.past, np.array([len(part.embeddings) - 1]), part.slot)[0]
-            for part in rows
-        ]
+        return [[*self.decode(part.embeddings, part.angles, part.past, part.logit_rows, part.slot)] for part in rows]
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[DecoderInput]) -> list[Floats]:

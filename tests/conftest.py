@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,11 +92,13 @@ def brief_bundle(golden_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_engine(golden_bundle: Path) -> Iterator[MakeEngine]:
-    """Opens engines over a `WatchedBackend`, and closes them."""
+    """Opens engines over a `WatchedBackend`, and closes them; each token is a step of its own, unless `drafting` is asked for."""
     engines = []
 
-    def make(options: EngineOptions | None = None, path: Path = golden_bundle) -> tuple[ReportEngine, WatchedBackend]:
-        bundle, options = Bundle(path), options or EngineOptions()
+    def make(
+        options: EngineOptions | None = None, path: Path = golden_bundle, drafting: bool = False
+    ) -> tuple[ReportEngine, WatchedBackend]:
+        bundle, options = Bundle(path), replace(options or EngineOptions(), drafting=drafting)
         backend = WatchedBackend(bundle, options.slot_memory(bundle.manifest, None))
         engine = ReportEngine(bundle, backend, options=options)
         engines.append(engine)

@@ -83,7 +83,7 @@ class Batch:
             SlotRows(slot, filled, embeddings[row : row + 1], self._rotary.angles(np.full((3, 1), position)))
             for row, (slot, filled, position) in enumerate(zip(self._slots, self.filled, self._positions, strict=True))
         ]
-        logits = self._backend.turn(rows)
+        logits = [row for (row,) in self._backend.turn(rows)]
         self.filled = [filled + 1 for filled in self.filled]
         self._positions = [position + 1 for position in self._positions]
         return logits

@@ -77,8 +77,8 @@ class SlotCache(Protocol):
         """The size of one token's keys and values."""
         ...
 
-    def clear(self, tokens: int) -> None:
-        """Zero at least the first `tokens` positions."""
+    def clear(self, tokens: int, start: int = 0) -> None:
+        """Zero the positions from `start` up to `tokens`; where keys lie in blocks, `start` is a multiple of the engine's BLOCK."""
         ...
 
     def read(self, tokens: int, start: int = 0) -> Kept:
@@ -106,19 +106,31 @@ class SlotCache(Protocol):
 
 @dataclass(frozen=True)
 class SlotRows:
-    """New tokens of one sequence in a turn: a chunk of its prompt, or the token that it wrote last.
+    """New tokens of one sequence in a turn: a chunk of its prompt, or the token that it wrote last and a draft of the next ones.
 
     Attributes:
         slot: its cache; the tokens are appended after the first `past`.
         past: tokens in the cache before these.
         embeddings: [s, hidden_size].
         angles: M-RoPE angles of the s tokens.
+        logits: of how many of the last tokens the logits are wanted, 1 to s.
     """
 
     slot: SlotCache
     past: int
     embeddings: Floats = field(repr=False)
     angles: Angles
+    logits: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens these are."""
+        return len(self.embeddings)
+
+    @property
+    def logit_rows(self) -> NDArray[np.int64]:
+        """Which of its tokens the logits are wanted of, int64 [logits]."""
+        return np.arange(self.tokens - self.logits, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -190,10 +202,18 @@ class Backend(Protocol):
         """Whether one call takes chunks and tokens of any slots; else only tokens of adjacent slots run together."""
         ...
 
-    def turn(self, rows: Sequence[SlotRows]) -> Sequence[Logits]:
-        """Append new tokens to each of n sequences; returns the logits [vocab_size] of each one's last token.
+    def step_tokens(self, sequences: int) -> int:
+        """Return how many tokens of each of so many adjacent sequences one call takes and computes as steps of one token do.
+
+        1 where several tokens of a sequence have other bits than one after the other, or take a call for each sequence.
+        """
+        ...
+
+    def turn(self, rows: Sequence[SlotRows]) -> Sequence[Sequence[Logits]]:
+        """Append new tokens to each of n sequences; returns of each one the logits [vocab_size] of its last `SlotRows.logits` tokens.
 
         The slots are some of one call of `new_slots`, in their order and each once. The logits are valid until the next call.
+        Positions behind a sequence's new tokens may be overwritten with numbers, except the last of those that a slot has.
         """
         ...
 

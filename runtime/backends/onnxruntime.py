@@ -17,13 +17,15 @@ from echovlm_edge.plugins.attention.reference import KEY_BLOCK
 from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows, move_by_copies
 from echovlm_edge.runtime.backends.onnxruntime_session import CPU, memory_errors, open_session, session_options
 from echovlm_edge.runtime.backends.operator_times import NodeTime, onnxruntime_runs
-from echovlm_edge.runtime.backends.rectangles import join, rectangles
+from echovlm_edge.runtime.backends.rectangles import join, logit_rows, most_tokens, rectangles, split
 from echovlm_edge.runtime.bundle.manifest import PARTS, Bundle
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.prompting.rotary import Angles
 from echovlm_edge.runtime.prompting.windows import Windows
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 
+STEP_TOKENS = 16  # of a sequence in a step
+OWN_PRODUCTS = "echovlm::BlockQuantLinear"
 CACHE_TYPES = {"float": np.float32, "float16": np.float16, "int8": np.int8}
 
 
@@ -77,10 +79,10 @@ class HostSlot:
         values = self.buffers["values.0"]
         return len(self.buffers) * values.shape[1] * values.shape[3] * values.itemsize
 
-    def clear(self, tokens: int) -> None:
-        """Zero the first `tokens` positions, as `SlotCache.clear` does."""
+    def clear(self, tokens: int, start: int = 0) -> None:
+        """Zero positions, as `SlotCache.clear` does."""
         for name in self.buffers:
-            self._span(name, 0, tokens)[:] = 0
+            self._span(name, start, tokens)[:] = 0
 
     def read(self, tokens: int, start: int = 0) -> HostKept:
         """Copy the tokens' from `start` up to `tokens`, as `SlotCache.read` does."""
@@ -137,7 +139,9 @@ class OnnxRuntimeBackend:
         ) as opener:  # a session's worker threads inherit the priority of the thread that opens it
             self._vision, self._projector, self._decoder = opener.map(load, PARTS)
         self._vision_inputs = [tensor.name for tensor in bundle.manifest.part("vision_encoder").inputs]
-        inputs = {tensor.name: tensor for tensor in bundle.manifest.part("decoder").inputs}
+        decoder = bundle.manifest.part("decoder")
+        inputs = {tensor.name: tensor for tensor in decoder.inputs}
+        self._own_products = OWN_PRODUCTS in decoder.operators and "MatMul" not in decoder.operators
         self._packs_rows, self._wants_mask = "slots" in inputs, "mask" in inputs
         self._cache_type = CACHE_TYPES[inputs["keys.0"].dtype]
 
@@ -189,26 +193,30 @@ class OnnxRuntimeBackend:
         """Whether the decoder's graph takes packed rows; those of older bundles do not."""
         return self._packs_rows
 
-    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+    def step_tokens(self, sequences: int) -> int:
+        """Only our own operators sum a row in one order for any number of rows; a float32 bundle's linear layers are ONNX Runtime's."""
+        return STEP_TOKENS if self._packs_rows and self._own_products else 1
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[list[Logits]]:
         """Append new tokens to several sequences, as `Backend.turn` does."""
-        lengths = [len(part.embeddings) for part in rows]
         if self._packs_rows:
-            return list(self._packed(rows, np.cumsum(lengths) - 1))
-        found = list[Logits]()
+            starts = np.cumsum([0, *(part.tokens for part in rows)])
+            wanted = [start + part.logit_rows for start, part in zip(starts, rows, strict=False)]
+            return split(self._packed(rows, np.concatenate(wanted)), rows)
+        found = list[list[Logits]]()
         for group in rectangles(rows, lambda part: _slot(part).number, longest=1):
-            last = np.arange(1, len(group) + 1) * len(group[0].embeddings) - 1
-            found += list(self._rectangle(group, last).copy())
+            found += split(self._rectangle(group, logit_rows(group, most_tokens(group))).copy(), group)
         return found
 
     def _packed(self, rows: Sequence[SlotRows], logit_rows: NDArray[np.int64]) -> Floats:
         """Run all rows in one call, each with its slot and its position there."""
-        lengths = [len(part.embeddings) for part in rows]
+        lengths = [part.tokens for part in rows]
         feeds: dict[str, NDArray[Any]] = {
             "embeddings": np.concatenate([part.embeddings for part in rows])[None],
             "cos": np.concatenate([part.angles.cos for part in rows])[None],
             "sin": np.concatenate([part.angles.sin for part in rows])[None],
             "slots": np.repeat([_slot(part).number for part in rows], lengths),
-            "positions": np.concatenate([part.past + np.arange(len(part.embeddings)) for part in rows]),
+            "positions": np.concatenate([part.past + np.arange(part.tokens) for part in rows]),
             "logit_rows": logit_rows,
         }
         binding = self._bound(feeds)

@@ -50,7 +50,7 @@ class Standing(Protocol):
 
     @property
     def decoding(self) -> bool:
-        """Whether it is prefilled and gains one token per step."""
+        """Whether it is prefilled and gains tokens with every step."""
         ...
 
 

@@ -39,7 +39,10 @@ from echovlm_edge.runtime.contracts.request import (
     TextDelta,
     pictures,
 )
+from echovlm_edge.runtime.drafting.guess import Phrases
+from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
+from echovlm_edge.runtime.engine.drafting import Drafting
 from echovlm_edge.runtime.engine.encoder import Embedded, Encoder
 from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
@@ -70,6 +73,8 @@ class EngineOptions:
         turn_seconds: what a turn of the decoder may take while a prompt is read and others write; see `policy.rows_beside`.
         ignore_stop: write every text to its max_new_tokens, past the model's own end: for measuring only.
         image_tokens: lowers the bundle's bound on a frame's visual tokens; None leaves it.
+        drafting: whether tokens are drafted where that pays; the text is the same.
+        reply_bytes: memory for the phrases of each client's finished replies, which drafts are made of; 0 for none.
     """
 
     slots: int | None = None
@@ -80,6 +85,8 @@ class EngineOptions:
     ignore_stop: bool = False
     spilled_bytes: int = 0
     image_tokens: int | None = None
+    drafting: bool = True
+    reply_bytes: int = 16 << 20
 
     def slot_memory(self, manifest: Manifest, max_sequence: int | None) -> SlotMemory:
         """Return what slots a bundle needs; `max_sequence` lowers its context.
@@ -129,6 +136,7 @@ class ReportEngine:
         max_sequence: int | None = None,
         options: EngineOptions = EngineOptions(),
         image_decoder: ImageDecoder = IN_PROCESS,
+        phrases: Phrases | None = None,
     ) -> None:
         """Start the encoder's and the decoder's threads.
 
@@ -138,6 +146,7 @@ class ReportEngine:
             max_sequence: lowers the bundle's own limit in tokens, and with it the KV cache's memory.
             options: slots and cache sizes.
             image_decoder: reads image files.
+            phrases: what reports say, for drafts, besides what this engine's own say.
 
         Raises:
             InvalidInput: `max_sequence`, the slots or `image_tokens` are above the bundle's own limit.
@@ -158,8 +167,9 @@ class ReportEngine:
         self._replies = Replies()
         slots = backend.new_slots(options.slot_memory(manifest, max_sequence))
         self._encoder = Encoder(backend, self.settings, spec, self._images)
+        drafting = Drafting(self.model, ReplyPhrases(options.reply_bytes), phrases) if options.drafting else None
         self._scheduler = Scheduler(
-            self.model, backend, slots, self._prefixes, options.parked_bytes, options.turn_seconds
+            self.model, backend, slots, self._prefixes, options.parked_bytes, options.turn_seconds, drafting
         )
         self.info = EngineInfo(
             model=manifest.source.name,

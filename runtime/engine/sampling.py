@@ -77,6 +77,15 @@ def best(logits: Logits) -> int:
     return token
 
 
+def usable(logits: Logits) -> bool:
+    """Return whether `best` finds a token."""
+    try:
+        best(logits)
+    except UnusableNumbers:
+        return False
+    return True
+
+
 def candidates(logits: NDArray[np.float32], options: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the tokens that may be drawn, int64 [n] in order of ids, and their weights, whole numbers in float64 [n].
 

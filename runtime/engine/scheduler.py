@@ -1,4 +1,4 @@
-"""Continuous batching: generations join and leave the batch between decode steps; each step adds a token to all running ones."""
+"""Continuous batching: generations join and leave the batch between decode steps; each step adds tokens to all running ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, Unusab
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
+from echovlm_edge.runtime.engine.drafting import Drafting, DraftingStats
 from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.engine.joined_kept import JoinedKept
 from echovlm_edge.runtime.engine.model import Model
 from echovlm_edge.runtime.engine.parking import Parking
 from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
-from echovlm_edge.runtime.engine.sampling import Sampler, best
+from echovlm_edge.runtime.engine.sampling import Sampler, best, usable
 from echovlm_edge.runtime.engine.sequence_state import SequenceState
 from echovlm_edge.runtime.engine.slots import SlotTable
 from echovlm_edge.runtime.engine.turn_time import TurnTime
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SchedulerStats:
-    """Slots in use, waiting and parked generations, bytes of the parked ones, and tokens and steps since the start."""
+    """Slots in use, waiting and parked generations, bytes of the parked ones; tokens and steps since the start, and drafts."""
 
     slots: int
     busy: int
@@ -46,14 +47,15 @@ class SchedulerStats:
     reused_tokens: int
     written_tokens: int
     steps: int
+    drafting: DraftingStats
 
 
 class Scheduler:
     """Owns the decoder and the thread that runs it.
 
-    Each turn releases stopped sequences, admits waiting ones, and runs a chunk of one prompt together with a token of every
-    sequence that is prefilled. An error in one sequence ends that sequence only. The lock is held for moments only: keys and values
-    are copied without it.
+    Each turn releases stopped sequences, admits waiting ones, and runs a chunk of one prompt together with a token and a draft of
+    every sequence that is prefilled. An error in one sequence ends that sequence only. The lock is held for moments only: keys and
+    values are copied without it.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Scheduler:
         prefixes: PrefixStore,
         parked_bytes: int,
         most_seconds: float | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         """Start the decoder's thread.
 
@@ -74,9 +77,10 @@ class Scheduler:
             prefixes: keys and values of prompts that were read.
             parked_bytes: the budget of `Parking`.
             most_seconds: what a turn may take while a prompt is read and others write; see `policy.rows_beside`.
+            drafting: drafts tokens, None to write each in a step of its own.
         """
         self._model, self._backend, self._prefixes = model, backend, prefixes
-        self._most_seconds, self._turn_time = most_seconds, TurnTime()
+        self._most_seconds, self._turn_time, self._drafting = most_seconds, TurnTime(), drafting
         self._table = SlotTable(slots)
         self._parking = Parking(parked_bytes, slots[0].token_bytes, self._table.max_sequence)
         self._alive: dict[SequenceState, None] = {}  # submitted and not ended
@@ -135,10 +139,12 @@ class Scheduler:
                 self._reused,
                 self._written,
                 self._steps,
+                self._drafting.stats() if self._drafting else DraftingStats(),
             )
 
     def _run(self) -> None:
         lower_thread_priority()
+        self._measure_rows()
         while self._wait_for_work():
             try:
                 self._release_stopped()
@@ -149,6 +155,16 @@ class Scheduler:
                 _log.error("a turn of the decoder failed with %s:\n%s", type(error).__name__, where)
                 for sequence in list(self._running):
                     self._end(sequence, fresh(error))
+
+    def _measure_rows(self) -> None:
+        """Let drafting know what rows cost, before there are sequences; without that it drafts nothing."""
+        if self._drafting is None:
+            return
+        self._turn_started = time.monotonic()
+        try:
+            self._drafting.measure([self._table[slot] for slot in range(len(self._table))], lambda: bool(self._closed))
+        except Exception as error:
+            _log.warning("nothing is drafted: measuring what rows cost failed with %s", type(error).__name__)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; returns False once the scheduler is closed."""
@@ -249,7 +265,7 @@ class Scheduler:
         generation.outbox.put(Joined(reused))
 
     def _take_turn(self) -> None:
-        """Run rows of prompts and one token of every sequence that writes, in one call where the backend can."""
+        """Run rows of prompts, and a token and a draft of every sequence that writes, in one call where the backend can."""
         for sequence in [sequence for sequence in self._running if sequence.prefilled and not sequence.decoding]:
             with self._alone(sequence):  # all of its prompt was cached
                 self._prefilled_all(sequence, None)
@@ -268,28 +284,33 @@ class Scheduler:
         return [sequence for sequence in self._running if sequence.decoding]
 
     def _run_parts(self, writing: Sequence[SequenceState], ends: Mapping[SequenceState, int]) -> None:
-        """Run a token of each of `writing`, and prompts up to their `ends`."""
+        """Run a token and a draft of each of `writing`, and prompts up to their `ends`."""
         members = sorted([*writing, *ends], key=lambda sequence: sequence.slot)
         if not members:
             return
+        prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
         started = time.perf_counter()
+        if writing and self._drafting:
+            self._drafting.draft(writing, prompt_rows, self._table.max_sequence)
         try:
             parts = [self._part(sequence, ends) for sequence in members]
             logits = self._backend.turn(parts)
         except Exception as error:
-            if len(members) == 1:
+            if len(members) == 1 and not members[0].draft:
                 self._end(members[0], error)
                 return
-            # One sequence may have caused it: run each alone, so that only that one fails.
+            # One sequence or a draft may have caused it: run each alone and without one, so that only that one fails.
             for sequence in members:
                 with self._alone(sequence):
+                    if sequence.drafter:
+                        sequence.drafter.cut(0)
                     part = self._part(sequence, ends)
                     self._advance(sequence, part, self._backend.turn([part])[0], started)
             return
         if writing:
             self._steps += 1
-            prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
-            self._turn_time.learn(prompt_rows, time.perf_counter() - started)
+            longer = self._drafting.lengthened(writing, prompt_rows) if self._drafting else 1.0
+            self._turn_time.learn(prompt_rows, (time.perf_counter() - started) / longer)
         for row, (sequence, part) in enumerate(zip(members, parts, strict=True)):
             with self._alone(sequence):
                 self._advance(sequence, part, logits[row], started)
@@ -298,27 +319,51 @@ class Scheduler:
         """The tokens that a sequence has in the next turn."""
         filled, slot = sequence.filled, self._table[sequence.slot]
         if sequence.decoding:
-            positions = np.full((3, 1), sequence.position)
-            embeddings = self._backend.embed(np.array([sequence.token]))
-        else:
-            positions = sequence.generation.prompt.positions[:, filled : ends[sequence]]
-            embeddings = sequence.generation.embed(filled, ends[sequence])
+            tokens = np.array([sequence.token, *sequence.draft])
+            positions = np.tile(np.arange(sequence.position, sequence.position + len(tokens)), (3, 1))
+            angles = self._model.rotary.angles(positions)
+            return SlotRows(slot, filled, self._backend.embed(tokens), angles, logits=len(tokens))
+        positions = sequence.generation.prompt.positions[:, filled : ends[sequence]]
+        embeddings = sequence.generation.embed(filled, ends[sequence])
         return SlotRows(slot, filled, embeddings, self._model.rotary.angles(positions))
 
-    def _advance(self, sequence: SequenceState, part: SlotRows, logits: Logits, started: float) -> None:
+    def _advance(self, sequence: SequenceState, part: SlotRows, logits: Sequence[Logits], started: float) -> None:
         if sequence.decoding:
+            self._verify(sequence, logits, started)
+            return
+        with self._wake:
+            self._waiting.charge(sequence.generation.client, part.tokens)
+            self._prefilled += part.tokens
+        best(logits[-1])  # raises where they are not finite, before anything of the chunk is cached
+        sequence.filled += part.tokens
+        if sequence.prefilled:
+            self._prefilled_all(sequence, logits[-1])
+
+    def _verify(self, sequence: SequenceState, logits: Sequence[Logits], started: float) -> None:
+        """Choose a token from each row's logits, as long as the draft has just that token.
+
+        The rows behind are forgotten: `filled` counts those whose tokens were written, and the next step overwrites the others.
+        """
+        draft, before = sequence.draft, len(sequence.written)
+        if draft and not (self._backend.packs_rows or all(map(usable, logits))):
+            self._forget_draft(sequence)
+            return
+        for row, ours in enumerate(logits):
             sequence.filled += 1
             sequence.position += 1
-            self._choose(sequence, logits, started)
-            return
-        count = len(part.embeddings)
-        with self._wake:
-            self._waiting.charge(sequence.generation.client, count)
-            self._prefilled += count
-        best(logits)  # raises where they are not finite, before anything of the chunk is cached
-        sequence.filled += count
-        if sequence.prefilled:
-            self._prefilled_all(sequence, logits)
+            ended = self._choose(sequence, ours, started)
+            if ended or draft[row : row + 1] != [sequence.token]:
+                break
+        if self._drafting:
+            self._drafting.wrote(sequence, sequence.written[before:])
+
+    def _forget_draft(self, sequence: SequenceState) -> None:
+        """Leave a step undone whose draft may have made NaN of it, and draft nothing more for this sequence.
+
+        Attention weighs what lies behind a row by zero, and zero times NaN is NaN, unless it takes packed rows.
+        """
+        sequence.drafter, cache = None, self._table[sequence.slot]
+        cache.clear(min(sequence.filled + self._backend.step_tokens(1), cache.max_sequence), sequence.filled)
 
     def _prefilled_all(self, sequence: SequenceState, logits: Logits | None) -> None:
         generation = sequence.generation
@@ -332,12 +377,16 @@ class Scheduler:
         sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
         sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
         sequence.position = generation.prompt.next_position
+        sequence.drafter = self._drafting.begin(generation) if self._drafting else None
         cache = self._table[sequence.slot]
         self._choose(sequence, logits, started)  # the first token may end it: the slot is free then, but still filled
+        if self._drafting:
+            self._drafting.wrote(sequence, [sequence.token])
         if generation.lasting:
             self._keep(sequence, generation.lasting, cache)
 
-    def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> None:
+    def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> bool:
+        """Write the next token; returns whether it is the last."""
         assert sequence.sampler is not None
         sequence.token = sequence.sampler.choose(logits)
         sequence.written.append(sequence.token)
@@ -353,6 +402,9 @@ class Scheduler:
             cache = self._table[sequence.slot]
             self._leave(sequence)
             self._keep_reply(sequence, cache)  # the slot is free then, but still filled
+            if self._drafting:
+                self._drafting.finished(sequence)
+        return finish is not None
 
     def _pack(self, writing: list[SequenceState]) -> None:
         """Move the decoding sequences into the first slots, and sort `writing` by slot."""

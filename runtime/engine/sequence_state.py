@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from echovlm_edge.runtime.backends import Kept
 from echovlm_edge.runtime.contracts.request import Priority
+from echovlm_edge.runtime.drafting.drafter import Drafter
 from echovlm_edge.runtime.engine.generation import Generation
 from echovlm_edge.runtime.engine.sampling import Sampler
 
@@ -26,6 +27,7 @@ class SequenceState:
         position: that token's M-RoPE position.
         left: how many tokens it may still write.
         written: the ids of all tokens that it wrote.
+        drafter: guesses its next tokens, where that may pay.
     """
 
     generation: Generation
@@ -39,6 +41,7 @@ class SequenceState:
     position: int = -1
     left: int = 0
     written: list[int] = field(default_factory=list, repr=False)
+    drafter: Drafter | None = field(default=None, repr=False)
 
     @property
     def priority(self) -> Priority:
@@ -57,8 +60,13 @@ class SequenceState:
 
     @property
     def decoding(self) -> bool:
-        """Whether it is prefilled and gains one token per step."""
+        """Whether it is prefilled and gains tokens with every step."""
         return self.sampler is not None
+
+    @property
+    def draft(self) -> list[int]:
+        """The guesses of its next tokens that the next step verifies."""
+        return self.drafter.tokens if self.drafter else []
 
     @property
     def background(self) -> bool:

@@ -106,7 +106,7 @@ def test_a_step_copies_the_best_tokens_back_and_its_logits_only_where_they_are_r
     found = backend.turn(rows)
     assert device.downloaded == 3 * (8 + 4), "a token and a first logit of each"
     reference = OnnxRuntimeBackend(bundle)
-    for row, logits in zip(rows, found, strict=True):
+    for row, (logits,) in zip(rows, found, strict=True):
         cache = new_cache(reference, 40)
         expected = reference.decode(row.embeddings, angles, 0, np.zeros(1, np.int64), cache)[0]
         np.testing.assert_allclose(np.array(logits), expected, atol=1e-3)

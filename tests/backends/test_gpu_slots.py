@@ -190,7 +190,7 @@ def test_neighbours_of_nan_change_nothing(bundle: Bundle, together: int) -> None
     backend = backend_of(bundle, NumpyDevice())
     slots = backend.new_slots(SlotMemory(8, 40))
     alone = [
-        [np.array(backend.turn([token(bundle, backend, slot, index)])[0]) for index in range(4)]
+        [np.array(backend.turn([token(bundle, backend, slot, index)])[0][0]) for index in range(4)]
         for slot in slots[:together]
     ]
     device = NumpyDevice()
@@ -202,7 +202,7 @@ def test_neighbours_of_nan_change_nothing(bundle: Bundle, together: int) -> None
     before = [poisoned(device, slot) for slot in beyond]
     for index in range(4):
         rows = [token(bundle, backend, slot, index) for slot in slots[:together]]
-        for row, logits in enumerate(backend.turn(rows)):
+        for row, (logits,) in enumerate(backend.turn(rows)):
             np.testing.assert_allclose(np.array(logits), alone[row][index], atol=1e-4)
     assert device.launches == sum(1 for _ in step_sizes(8)) + 4, "each step is one graph"
     for slot, was in zip(beyond, before, strict=True):
@@ -215,7 +215,7 @@ def test_a_prompt_beside_a_padded_step_is_read_as_alone(bundle: Bundle) -> None:
     """Three sequences write in slots 0 to 2, in a step of four rows; in slot 3 a prompt is half read."""
     backend = backend_of(bundle, NumpyDevice())
     slots = backend.new_slots(SlotMemory(4, 40))
-    (whole,) = backend.turn([chunk(bundle, backend, slots[3], 20)])
+    ((whole,),) = backend.turn([chunk(bundle, backend, slots[3], 20)])
     expected = np.array(whole)
     backend = backend_of(bundle, NumpyDevice())
     slots = backend.new_slots(SlotMemory(4, 40))
@@ -225,7 +225,7 @@ def test_a_prompt_beside_a_padded_step_is_read_as_alone(bundle: Bundle) -> None:
     for index in range(3):
         backend.turn([token(bundle, backend, slot, index) for slot in slots[:3]])
     rest = Angles(first.angles.cos[10:], first.angles.sin[10:])
-    (logits,) = backend.turn([SlotRows(slots[3], 10, first.embeddings[10:], rest)])
+    ((logits,),) = backend.turn([SlotRows(slots[3], 10, first.embeddings[10:], rest)])
     np.testing.assert_allclose(np.array(logits), expected, atol=1e-4)
 
 
@@ -235,11 +235,11 @@ def test_drafts_of_several_sequences_run_together(bundle: Bundle) -> None:
     runs = []
     backend = backend_of(bundle, device, before_run={"decoder": lambda: runs.append(1)})
     slots = backend.new_slots(SlotMemory(4, 40))
-    alone = [np.array(backend.turn([chunk(bundle, backend, slot, 5)])[0]) for slot in slots]
+    alone = [np.array(backend.turn([chunk(bundle, backend, slot, 5)])[0][0]) for slot in slots]
     runs.clear()
     together = backend.turn([chunk(bundle, backend, slot, 5) for slot in slots])
     assert len(runs) == 1
-    for logits, expected in zip(together, alone, strict=True):
+    for (logits,), expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(np.array(logits), expected, atol=1e-4)
 
 
@@ -248,9 +248,9 @@ def test_a_turn_of_any_rows_gives_each_its_own_logits(bundle: Bundle) -> None:
     backend = backend_of(bundle, NumpyDevice())
     slots = backend.new_slots(SlotMemory(4, 40))
     lengths = {0: 3, 1: 9, 3: 9}
-    alone = [np.array(backend.turn([chunk(bundle, backend, slots[at], n)])[0]) for at, n in lengths.items()]
+    alone = [np.array(backend.turn([chunk(bundle, backend, slots[at], n)])[0][0]) for at, n in lengths.items()]
     together = backend.turn([chunk(bundle, backend, slots[at], n) for at, n in lengths.items()])
-    for logits, expected in zip(together, alone, strict=True):
+    for (logits,), expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(np.array(logits), expected, atol=1e-4)
 
 
@@ -260,7 +260,7 @@ def test_a_sampled_row_copies_its_own_logits_only(bundle: Bundle) -> None:
     slots = backend.new_slots(SlotMemory(4, 40))
     logits = backend.turn([token(bundle, backend, slot, 0) for slot in slots])
     device.downloaded = 0
-    assert np.array(logits[2]).shape == (bundle.manifest.model.vocab_size,)
+    assert np.array(logits[2][0]).shape == (bundle.manifest.model.vocab_size,)
     assert device.downloaded == 4 * bundle.manifest.model.vocab_size
 
 

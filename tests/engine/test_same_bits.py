@@ -1,4 +1,4 @@
-"""A report's logits have the bits that they have cold and alone: with a reused prefix, after preemption, and in any mixture of turns."""
+"""A report's logits have the bits that they have cold and alone: reused, preempted, drafted, and in any mixture of turns."""
 
 from __future__ import annotations
 
@@ -112,6 +112,20 @@ def test_while_others_write_and_prompts_are_read(
     assert logits.of(REPORT.sampling) == cold(make_engine, bundle, REPORT)
     for call in writers:
         call.stop.set()
+
+
+def test_with_drafts(make_engine: MakeEngine, bundle: Path, logits: RecordedLogits) -> None:
+    """Of several reports in one step, from what they said the first time."""
+    engine, backend = make_engine(EngineOptions(4, ignore_stop=True), bundle, drafting=True)
+    asked = [REPORT, *WRITERS[:2]]
+    finish(engine, replace(REPORT, sampling=replace(REPORT.sampling, seed=99)))
+    wait_for(lambda: engine._scheduler._drafting._replies.of(""))  # type: ignore[union-attr]
+    calls = [Call(engine, one) for one in asked]
+    for call in calls:
+        call.result()
+    drafting = engine.stats().scheduler.drafting
+    assert drafting.saved_steps > TOKENS // 4 and max(backend.chunks) > 1
+    assert logits.of(REPORT.sampling) == cold(make_engine, bundle, REPORT)
 
 
 def present(engine: ReportEngine) -> int:

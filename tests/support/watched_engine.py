@@ -70,7 +70,10 @@ class WatchedBackend:
         self.embeds.wait()
         return self.inner.embed(token_ids)
 
-    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+    def step_tokens(self, sequences: int) -> int:
+        return self.inner.step_tokens(sequences)
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[list[Logits]]:
         self.gate.wait()
         tokens = [part for part in rows if len(part.embeddings) == 1]
         if tokens and self.fails([part.slot for part in tokens]):
@@ -81,10 +84,10 @@ class WatchedBackend:
             self.pasts.append([part.past for part in tokens])
             if len(tokens) > 1 and sum(count > 1 for count in self.steps) == self.holds_after:
                 self.gate.clear()
-        logits = list(self.inner.turn(rows))
+        logits = [[*rows] for rows in self.inner.turn(rows)]
         for index, part in enumerate(rows):
             if len(part.embeddings) == 1 and self.nan_after(part.past):
-                logits[index] = np.full_like(logits[index].copy(), np.nan)
+                logits[index] = [np.full_like(logits[index][0].copy(), np.nan)]
         return logits
 
 

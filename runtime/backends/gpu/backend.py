@@ -30,13 +30,14 @@ from echovlm_edge.runtime.backends.gpu.device import (
 )
 from echovlm_edge.runtime.backends.gpu.slots import DeviceSlot, DeviceSlots, SlotLayout
 from echovlm_edge.runtime.backends.operator_times import LayerTimes, NodeTime
-from echovlm_edge.runtime.backends.rectangles import join, rectangles
+from echovlm_edge.runtime.backends.rectangles import join, logit_rows, most_tokens, rectangles, split
 from echovlm_edge.runtime.bundle.manifest import Bundle, Part
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.prompting.rotary import Angles
 from echovlm_edge.runtime.prompting.windows import Windows
 
+STEP_TOKENS = 8  # of one sequence in a step: a TensorRT engine's first profile takes no more
 BEST = "best"  # the output with the index of each row's largest logit
 WARM_UPS = 4  # runs of a step before it must have become a graph: engines initialize in the first, and some in a second
 
@@ -115,27 +116,31 @@ class GpuBackend:
         """An engine takes tokens of adjacent slots, all as many."""
         return False
 
-    def turn(self, rows: Sequence[SlotRows]) -> list[Logits]:
+    def step_tokens(self, sequences: int) -> int:
+        """One sequence's may be as many as a TensorRT engine's steps take."""
+        return STEP_TOKENS if sequences == 1 else self._engine.limits.tokens
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[list[Logits]]:
         """Append new tokens to several sequences, as `Backend.turn` does."""
         self._device.enter()
         groups = rectangles(rows, _number, self._engine.limits.tokens)
-        found = list[Logits]()
+        found = list[list[Logits]]()
         for group in groups:
             logits = self._run(group)
-            kept = logits if len(groups) == 1 else logits.copy()  # the next group may overwrite it
-            found += [kept[row] for row in range(len(group))]
+            found += split(logits if len(groups) == 1 else logits.copy(), group)  # the next group may overwrite it
         return found
 
     def _run(self, rows: Sequence[SlotRows]) -> Logits:
-        """Run equally many tokens of adjacent slots; a token each is a recorded step where there is one."""
+        """Run tokens of adjacent slots, padded to equally many; a token each is a recorded step where there is one."""
         slot = rows[0].slot
         assert isinstance(slot, DeviceSlot)
-        slots, count = slot.slots, len(rows)
+        slots, count, length = slot.slots, len(rows), most_tokens(rows)
         feeds = self._feeds(slots.layout, join(rows), np.array([part.past for part in rows]))
         steps = self._steps.get(slots, {})
         size = next((size for size in steps if size >= count), None)
-        if size is None or slot.number or len(rows[0].embeddings) > 1:
-            return self._chunk.run(feeds, slots.bindings(slot.number, count))
+        if size is None or slot.number or length > 1:
+            wanted = {"logit_rows": logit_rows(rows, length)}
+            return self._chunk.run({**feeds, **wanted}, slots.bindings(slot.number, count))
         return steps[size].run(feeds, count)
 
     def _feeds(

@@ -142,12 +142,12 @@ class DeviceSlots:
             for source, target in ((here, between), (there, here), (between, there)):
                 self.copy(source, target, count)
 
-    def clear(self, slot: int, tokens: int) -> None:
-        """Zero a slot's first positions, and its last, to which a padded row writes."""
+    def clear(self, slot: int, tokens: int, start: int) -> None:
+        """Zero a slot's positions from `start` up to `tokens`, and its last, to which a padded row writes."""
         layout = self.layout
         rows = [row for tensor in range(2 * layout.layers) for row in self._rows(tensor, slot)]
         for row in rows:
-            self.stream.clear(row, tokens * layout.position)
+            self.stream.clear(row + start * layout.position, (tokens - start) * layout.position)
             self.stream.clear(row + (layout.capacity - 1) * layout.position, layout.position)
         self.stream.synchronize()
 
@@ -236,10 +236,10 @@ class DeviceSlot:
         """The size of one token's keys and values."""
         return self.slots.layout.token_bytes
 
-    def clear(self, tokens: int) -> None:
-        """Zero the first `tokens` positions, as `SlotCache.clear` does."""
+    def clear(self, tokens: int, start: int = 0) -> None:
+        """Zero positions, as `SlotCache.clear` does."""
         self.slots.device.enter()
-        self.slots.clear(self.number, tokens)
+        self.slots.clear(self.number, tokens, start)
 
     def read(self, tokens: int, start: int = 0) -> DeviceKept:
         """Copy the tokens' from `start` up to `tokens`, as `SlotCache.read` does."""

@@ -1,0 +1,97 @@
+"""Draft the next tokens of one sequence from several sources, and learn from each step which of them to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from echovlm_edge.runtime.drafting.guess import Phrases
+from echovlm_edge.runtime.drafting.own_text import OwnText
+from echovlm_edge.runtime.drafting.trust import Trust
+
+SURE = 0.8  # a guess that needs no other source's
+
+
+class Source(StrEnum):
+    """Where a drafted token came from, in the order in which they are asked."""
+
+    PROMPT = "prompt"  # the request's own text: its prompt, and what was written so far
+    CLIENT = "client"  # what the client's finished replies said
+    BUNDLE = "bundle"  # the phrases that came with the bundle
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A drafted token, and who guessed it with which share."""
+
+    token: int = field(repr=False)
+    source: Source
+    share: float
+
+
+class Drafter:
+    """Drafts of one sequence. `draft` are the tokens of the step that is next or runs, none between steps."""
+
+    def __init__(
+        self, prompt: Sequence[Sequence[int]], others: Mapping[Source, Phrases], stop_token_ids: Collection[int]
+    ) -> None:
+        """Start with the text between a prompt's images, and with the sources besides the text itself."""
+        self.draft: list[Drafted] = []
+        self._own = OwnText()
+        self._sources: dict[Source, Phrases] = {Source.PROMPT: self._own, **others}
+        self._trust = {source: Trust() for source in self._sources}
+        self._stops = stop_token_ids
+        self._text = list[int]()  # with the draft at its end
+        self._likely = 1.0  # that all of the draft is accepted
+        for stretch in prompt:
+            self._own.end_stretch()
+            for token in stretch:
+                self._own.append(token)
+            self._text = [*stretch]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The draft's token ids."""
+        return [drafted.token for drafted in self.draft]
+
+    def guess(self, least: float) -> float | None:
+        """Lengthen the draft by one token, as `Guesses.guess` does."""
+        if self.draft and self.draft[-1].token in self._stops:
+            return None
+        best, found = least / self._likely, None
+        for source, phrases in self._sources.items():
+            trust = self._trust[source]
+            if trust.probability(1.0) <= best:
+                continue
+            guess = phrases.following(self._text)
+            if guess is not None and (probability := trust.probability(guess.share)) > best:
+                best, found = probability, Drafted(guess.token, source, guess.share)
+                if best >= SURE:
+                    break
+        if found is None:
+            return None
+        self.draft.append(found)
+        self._text.append(found.token)
+        self._likely *= best
+        return self._likely
+
+    def cut(self, tokens: int) -> None:
+        """Keep the first so many tokens of the draft."""
+        removed = len(self.draft) - tokens
+        if removed > 0:
+            del self.draft[tokens:], self._text[-removed:]
+
+    def wrote(self, tokens: Sequence[int]) -> list[Drafted]:
+        """Take the tokens into account that a step wrote, and end its draft; returns those of it that were accepted."""
+        draft, self.draft, self._likely = self.draft, [], 1.0
+        if draft:
+            del self._text[-len(draft) :]
+        for drafted, token in zip(draft, tokens, strict=False):
+            self._trust[drafted.source].learn(drafted.share, drafted.token == token)
+        for token in tokens:
+            self._own.append(token)
+            for trust in self._trust.values():
+                trust.fade()
+        self._text += tokens
+        return [drafted for drafted, token in zip(draft, tokens, strict=False) if drafted.token == token]

@@ -1,0 +1,49 @@
+"""Measure what decoder calls of some numbers of rows take, on slots that no sequence has yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+
+import numpy as np
+
+from echovlm_edge.runtime.backends import Backend, SlotCache, SlotRows
+from echovlm_edge.runtime.drafting.row_cost import RowCost
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
+
+ROWS = 1, 8, 2, 4, 16, 3, 6, 12  # the most telling first
+ROUNDS = 10  # measurements of each
+SECONDS = 1.0  # in all; a call that has begun is waited for
+
+
+def measure_rows(
+    backend: Backend, rotary: MultimodalRotary, slots: Sequence[SlotCache], closed: Callable[[], bool]
+) -> RowCost:
+    """Run calls on the first positions of `slots`, the tokens of each as many, in turn until no time is left.
+
+    The fastest of each size counts: other work on the machine only adds, and engines initialize in the first. `closed()` ends it early.
+    """
+    began, fastest = time.perf_counter(), dict[int, float]()
+    sizes = [parts for rows in ROWS if (parts := _parts(backend, rotary, slots, rows))]
+    for parts in islice(cycle(sizes), ROUNDS * len(sizes)):
+        started = time.perf_counter()
+        backend.turn(parts)
+        now, rows = time.perf_counter(), sum(part.tokens for part in parts)
+        fastest[rows] = min(now - started, fastest.get(rows, now - started))
+        if closed() or now - began > SECONDS:
+            break
+    for part in max(sizes, key=len):
+        part.slot.clear(max(ROWS))
+    return RowCost(fastest)
+
+
+def _parts(backend: Backend, rotary: MultimodalRotary, slots: Sequence[SlotCache], rows: int) -> list[SlotRows] | None:
+    """Divide rows among as few slots as take them in one call; None if none do."""
+    for sequences in range(1, len(slots) + 1):
+        tokens, rest = divmod(rows, sequences)
+        if not rest and tokens <= min(backend.step_tokens(sequences), slots[0].max_sequence - 1):
+            embeddings = backend.embed(np.zeros(tokens, np.int64))
+            angles = rotary.angles(np.tile(np.arange(tokens), (3, 1)))
+            return [SlotRows(slot, 0, embeddings, angles, logits=tokens) for slot in slots[:sequences]]
+    return None
