@@ -45,6 +45,7 @@ LOAD: dict[str, Any] = {
     "queue": 0,
     "prefix_mb": 64,
     "image_mb": 16,
+    "reply_mb": 4,
     "study_mb": 1,
     "upload_mb": 0,
     "parked_mb": 0,

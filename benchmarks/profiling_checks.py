@@ -67,7 +67,7 @@ def measured(what: str, runs: int, ways: tuple[Callable[[], float], Callable[[],
 
 def overhead(bundle: Path, runs: int) -> Check:
     """Time the same request without spans and without reading the memory or the meter, and with all of them."""
-    engine = ReportEngine.open(bundle, options=EngineOptions(1, 0, 0, ignore_stop=True))
+    engine = ReportEngine.open(bundle, options=EngineOptions(1, 0, 0, ignore_stop=True, drafting=False))
     target, numbers = InProcess(engine), iter(range(1, 1 << 20))
 
     def ask() -> float:

@@ -53,7 +53,7 @@ class Case:
     """One frame and a prompt on a given backend, through the serving engine; nothing is cached between runs."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.engine = ReportEngine(bundle, backend, CONTEXT, EngineOptions(1, 0, 0, ignore_stop=True))
+        self.engine = ReportEngine(bundle, backend, CONTEXT, EngineOptions(1, 0, 0, ignore_stop=True, drafting=False))
         resolution = self.engine.settings.resolution
         pixels = fit(_frame(), resolution._replace(max_pixels=FRAME[0] * FRAME[1]))
         sampling = Sampling(max_new_tokens=NEW_TOKENS)

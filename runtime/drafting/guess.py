@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -17,7 +17,7 @@ class Guess:
         order: how many of the text's last tokens matched.
     """
 
-    token: int
+    token: int = field(repr=False)
     share: float
     order: int
 

@@ -98,9 +98,10 @@ class Drafting:
 
     def stats(self) -> DraftingStats:
         """Its counters and gauges."""
-        drafted, accepted = (
-            {source: counts[source] for source in Source} for counts in (self._drafted, self._accepted)
-        )
+        accepted = {
+            source: self._accepted[source] for source in Source
+        }  # before those that were drafted, which are more
+        drafted = {source: self._drafted[source] for source in Source}
         return DraftingStats(drafted, accepted, self._saved, self._replies.bytes)
 
 

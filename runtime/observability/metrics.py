@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from echovlm_edge.runtime.contracts.stages import OF_THE_ENGINE
+from echovlm_edge.runtime.engine.drafting import DraftingStats
 from echovlm_edge.runtime.engine.report_engine import EngineStats
 from echovlm_edge.runtime.engine.reuse import StoreStats
 from echovlm_edge.runtime.observability.ended_call import EndedCall
@@ -106,8 +107,24 @@ class Metrics:
         yield CounterMetricFamily(
             "echovlm_decode_steps", "Decode steps, each for all sequences that are being written.", scheduler.steps
         )
+        yield from _drafting(scheduler.drafting)
         yield from _store("prefix", "Cached keys and values of prompts", stats.prefixes)
         yield from _store("image", "Cached embeddings of images", stats.images)
+
+
+def _drafting(stats: DraftingStats) -> Iterator[Metric]:
+    drafts = CounterMetricFamily(
+        "echovlm_drafted_tokens", "Tokens that were guessed, by source and result.", labels=["source", "result"]
+    )
+    for source, count in stats.drafted.items():
+        accepted = stats.accepted[source]
+        drafts.add_metric([source, "accepted"], accepted)
+        drafts.add_metric([source, "rejected"], count - accepted)
+    yield drafts
+    yield CounterMetricFamily(
+        "echovlm_saved_steps", "Decode steps that reports did not need as guessed tokens were right.", stats.saved_steps
+    )
+    yield GaugeMetricFamily("echovlm_reply_bytes", "Memory for the phrases of finished texts.", stats.reply_bytes)
 
 
 def _store(name: str, what: str, stats: StoreStats) -> Iterator[Metric]:

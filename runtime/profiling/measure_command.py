@@ -123,7 +123,8 @@ def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stac
         client = stack.enter_context(Connection(options.server, read_credentials(options)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
-    chosen = EngineOptions(slots=slots, ignore_stop=True)
+    # Runs repeat one text: what earlier ones said would draft all of it.
+    chosen = EngineOptions(slots=slots, ignore_stop=True, drafting=options.drafting != "off", reply_bytes=0)
     backend = open_backend(bundle, options.threads, chosen.slot_memory(bundle.manifest, None))
     engine = ReportEngine(bundle, backend, options=chosen)
     stack.callback(engine.close)
@@ -157,7 +158,7 @@ def _run(
 def _operators(bundle: Bundle, threads: int | None, workload: Workload) -> tuple[Operator, ...]:
     """Measure operators with separate requests, because an engine's profiler slows them down."""
     backend = open_backend(bundle, threads, profile=True)
-    engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0, ignore_stop=True))
+    engine = ReportEngine(bundle, backend, options=EngineOptions(1, 0, 0, ignore_stop=True, drafting=False))
     try:
         measurer = Measurer(InProcess(engine), OPERATOR_REQUESTS, 1)
         measurer.measure(replace(workload, new_tokens=OPERATOR_TOKENS, clients=1, seen=False))
@@ -229,6 +230,12 @@ def measure_parser() -> argparse.ArgumentParser:
     add("--runs", type=int, default=10, metavar="N", help="measured requests of each client (default 10)")
     add("--warmups", type=int, default=2, metavar="N", help="requests before them (default 2)")
     add("--threads", type=int, metavar="N", help="default: one per processor that may be used")
+    add(
+        *("--drafting",),
+        choices=["auto", "off"],
+        default="auto",
+        help="guess tokens and check several in one step, as echovlm-serve does, but not from earlier runs (default auto)",
+    )
     add("--quick", action="store_true", help="neither operators nor the machine's ceilings")
     add("--json", type=Path, metavar="F", help="write the profile, for compare and page")
     add("--html", type=Path, metavar="F", help="write one page that works without a network")

@@ -79,6 +79,7 @@ class Run:
         image_tokens: of these, images'.
         generated_tokens: written.
         reused_tokens: of the prompt's, prefilled before.
+        steps: of the decoder that wrote its tokens after the first, several at once where drafts were right; None: not known.
     """
 
     seconds: float
@@ -89,6 +90,17 @@ class Run:
     image_tokens: int
     generated_tokens: int
     reused_tokens: int
+    steps: int | None = None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Return how many of the tokens after the first a step wrote."""
+        return (self.generated_tokens - 1) / self.steps if self.steps else None
+
+    @property
+    def saved_steps(self) -> int:
+        """Return how many steps drafts saved, 0 where that is not known."""
+        return self.generated_tokens - 1 - self.steps if self.steps is not None else 0
 
     @property
     def accounted(self) -> float:

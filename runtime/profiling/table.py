@@ -117,6 +117,8 @@ def _lines(figures: WorkloadFigures) -> Iterator[str]:
         f"{run.generated_tokens} written; {figures.tokens_per_second:,.1f} tokens/s. The stages explain {least:.1%} or more of "
         "every run."
     )
+    if run.saved_steps and run.tokens_per_step:
+        yield f"drafts: {run.tokens_per_step:.2f} tokens a step, {run.saved_steps} of {run.generated_tokens - 1} steps saved"
     if figures.memory:
         yield "memory at most: " + ", ".join(
             f"{kind.replace('_', ' ')} {size / 1e6:,.0f} MB" for kind, size in figures.memory.items()

@@ -243,6 +243,51 @@ def test_drafts_of_several_sequences_run_together(bundle: Bundle) -> None:
         np.testing.assert_allclose(np.array(logits), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("lengths", [[3, 1, 5, 2], [8, 1], [1, 1, 4]])
+def test_drafts_of_different_lengths_are_one_call_and_each_row_has_its_logits(
+    bundle: Bundle, lengths: list[int]
+) -> None:
+    """Padded behind the shorter ones; the next tokens overwrite the padding."""
+    backend = backend_of(bundle, NumpyDevice())
+    slots = backend.new_slots(SlotMemory(4, 40))
+    alone = [[np.array(backend.turn([token(bundle, backend, slot, at)])[0][0]) for at in range(11)] for slot in slots]
+    runs = list[int]()
+    backend = backend_of(bundle, NumpyDevice(), before_run={"decoder": lambda: runs.append(1)})
+    slots = backend.new_slots(SlotMemory(4, 40))
+    filled = [0] * len(lengths)
+    for step in (lengths, lengths[::-1], [1] * len(lengths)):
+        rows = [draft(bundle, backend, slots[n], filled[n], count) for n, count in enumerate(step)]
+        runs.clear()
+        found = backend.turn(rows)
+        assert len(runs) <= 1, "a recorded step queues nothing"
+        for number, (count, logits) in enumerate(zip(step, found, strict=True)):
+            assert len(logits) == count
+            for row, ours in enumerate(logits):
+                np.testing.assert_allclose(np.array(ours), alone[number][filled[number] + row], atol=1e-4)
+            filled[number] += min(count, 2)  # the others are rejected
+
+
+def test_padding_ends_before_a_slots_last_position(bundle: Bundle) -> None:
+    """To which rows without a sequence write."""
+    device = NumpyDevice()
+    backend = backend_of(bundle, device)
+    first, second = backend.new_slots(SlotMemory(2, 12))
+    backend.turn([draft(bundle, backend, first, 0, 8)])
+    before = poisoned(device, first)
+    expected = np.array(backend.turn([draft(bundle, backend, second, 0, 4)])[0][-1])
+    found = backend.turn([draft(bundle, backend, first, 8, 1), draft(bundle, backend, second, 0, 4)])
+    np.testing.assert_allclose(np.array(found[1][-1]), expected, atol=1e-4)
+    now = poisoned(device, first)
+    np.testing.assert_array_equal(now[:, :, 9:-1], before[:, :, 9:-1])
+
+
+def draft(bundle: Bundle, backend: GpuBackend, slot: DeviceSlot, past: int, tokens: int) -> SlotRows:
+    """Tokens of the sequence in a slot from `past` on, with the logits of each."""
+    parts = [token(bundle, backend, slot, index) for index in range(past, past + tokens)]
+    angles = Angles(*(np.concatenate([getattr(part.angles, name) for part in parts]) for name in ("cos", "sin")))
+    return SlotRows(slot, past, np.concatenate([part.embeddings for part in parts]), angles, logits=tokens)
+
+
 def test_a_turn_of_any_rows_gives_each_its_own_logits(bundle: Bundle) -> None:
     """Chunks of different lengths and slots that are not adjacent: several calls, whose logits are all still there."""
     backend = backend_of(bundle, NumpyDevice())

@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,13 @@ def step(bundle: Bundle, backend: Backend, index: int, cache: object) -> object:
     return backend.decode(*token(bundle, backend, index), index, np.zeros(1, np.int64), cache)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("best", [True, False])
-def test_tokens_and_text_through_the_server_are_the_authors(make: Make, case: golden.Golden, best: bool) -> None:
+@pytest.mark.parametrize(("best", "drafting"), [(True, False), (False, False), (True, True)])
+def test_tokens_and_text_through_the_server_are_the_authors(
+    make: Make, case: golden.Golden, best: bool, drafting: bool
+) -> None:
     bundle, backend, device = make(best=best)
-    server = ReportServer(ReportEngine(bundle, backend, options=FEW), ServerOptions("127.0.0.1:0"))
+    options = replace(FEW, drafting=drafting)
+    server = ReportServer(ReportEngine(bundle, backend, options=options), ServerOptions("127.0.0.1:0"))
     try:
         with Connection(server.address) as client:
             for again in range(2):  # the second generation finds a used cache and a recorded graph
@@ -77,7 +81,7 @@ def test_tokens_and_text_through_the_server_are_the_authors(make: Make, case: go
                 assert streamed == case.text
     finally:
         server.stop()
-    assert device.launches > 50, "the decoder's step was not a recorded graph"
+    assert drafting or device.launches > 50, "the decoder's step was not a recorded graph"
 
 
 def test_every_stage(make: Make, case: golden.Golden) -> None:

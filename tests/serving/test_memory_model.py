@@ -231,6 +231,7 @@ SMALL = {
     "study_mb": 16,
     "upload_mb": 16,
     "parked_mb": 16,
+    "reply_mb": 4,
     "request_mb": 8,
     "decode_processes": 1,
     "decode_mb": 2048,

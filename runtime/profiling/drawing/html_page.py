@@ -151,10 +151,11 @@ def _time_tile(name: str, found: Distribution | None, note: str, unknown: str) -
 def _run(figures: WorkloadFigures) -> dict[str, Any]:
     """Lay out the run with the median time as one bar: stages in chronological order, each with the tokens that it worked on."""
     run = sorted(figures.runs, key=lambda run: run.seconds)[len(figures.runs) // 2]
+    drafts = f", {run.tokens_per_step:.2f} a step: drafts saved {run.saved_steps:,} steps" if run.saved_steps else ""
     tokens = {
         "vision": f"{run.image_tokens:,} image tokens",
         "prefill": f"{run.prompt_tokens - run.reused_tokens:,} tokens read",
-        "decode": f"{run.generated_tokens:,} tokens written",
+        "decode": f"{run.generated_tokens:,} tokens written{drafts}",
     }
     return {
         "total": _time(run.seconds),

@@ -74,7 +74,8 @@ class InProcess:
                 done = event
         seconds = time.perf_counter() - started
         assert done is not None
-        ends = [span.start + span.seconds for span in done.spans if span.stage is Stage.DECODE]  # one for each token
+        spans = [span for span in done.spans if span.stage is Stage.DECODE]  # one for each token
+        ends = [span.start + span.seconds for span in spans]
         run = Run(
             seconds,
             done.first_token_seconds,
@@ -84,6 +85,7 @@ class InProcess:
             done.image_tokens,
             len(done.token_ids),
             done.reused_tokens,
+            len({span.start for span in spans}) - 1 if spans else None,
         )
         return Measured(run, tuple(Interval(span.stage.value, span.start, span.seconds) for span in done.spans))
 

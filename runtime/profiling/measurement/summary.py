@@ -70,7 +70,9 @@ def _roofline(
     reused = round(median(run.reused_tokens for run in runs))
     work["prefill"] = costs.prefill(run.prompt_tokens - reused, reused)
     if run.generated_tokens > 1:
-        work["decode"] = costs.decode(run.generated_tokens, run.prompt_tokens)
+        # A step that writes several tokens reads the weights once.
+        written = run.generated_tokens if run.steps is None else 1 + round(median(each.steps or 0 for each in runs))
+        work["decode"] = costs.decode(written, run.prompt_tokens)
     return tuple(
         RooflinePoint(name, cost.read_bytes, cost.operations, stages[name].seconds.median)
         for name, cost in work.items()

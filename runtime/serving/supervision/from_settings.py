@@ -147,6 +147,8 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
             turn_seconds=chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
             ignore_stop=chosen.debug_ignore_stop,
             image_tokens=chosen.image_tokens,
+            drafting=chosen.drafting != "off",
+            reply_bytes=chosen.reply_mb << 20,
         )
         return ReportEngine.open(
             chosen.bundle,

@@ -18,6 +18,7 @@ CHEAP = {
     "prefix_host_mb": (0, 64),
     "parked_mb": (0, 64),
     "image_mb": (0, 16),
+    "reply_mb": (0, 4),
     "study_mb": (64, 64),
     "upload_mb": (0, 64),
     "decode_mb": (1024, 256),

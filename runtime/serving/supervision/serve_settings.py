@@ -74,6 +74,12 @@ class ServeSettings(settings.CommandSettings):
         *("MS", LOAD),
         gt=0,
     )
+    drafting: Literal["auto", "off"] = option(
+        "auto",
+        "guess tokens from phrases and check several in one step, where that pays; texts are the same",
+        None,
+        LOAD,
+    )
     queue: int = option(32, "calls that may wait for a slot", "N", LOAD, ge=0, le=4096)
     request_mb: int = option(512, "memory for the requests of admitted calls", "N", LOAD, ge=1)
     prefix_mb: int = option(1024, "memory for cached prompts, on a GPU the GPU's", "N", LOAD, ge=0)
@@ -82,6 +88,9 @@ class ServeSettings(settings.CommandSettings):
     )
     image_mb: int = option(256, "memory for cached images", "N", LOAD, ge=0)
     parked_mb: int = option(1024, "memory for the keys and values of preempted batch reports", "N", LOAD, ge=0)
+    reply_mb: int = option(
+        16, "memory for the phrases of each client's finished texts, from which tokens are guessed", "N", LOAD, ge=0
+    )
     max_studies: int = option(64, "maximum number of open studies", "N", LOAD, ge=0)
     study_mb: int = option(1024, "memory for the pictures of open studies", "N", LOAD, ge=0)
     study_minutes: float = option(30.0, "a study expires when unused for this long", "M", LOAD, gt=0)

@@ -99,6 +99,8 @@ def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
         yield Item("prompt cache", settings.prefix_mb * MB, "--prefix-mb", When.USED)
     yield Item("preempted batch reports", settings.parked_mb * MB, "--parked-mb", When.USED)
     yield Item("image cache", settings.image_mb * MB, "--image-mb", When.USED)
+    if settings.drafting != "off":
+        yield Item("phrases of texts", settings.reply_mb * MB, "--reply-mb", When.USED)
 
 
 def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
