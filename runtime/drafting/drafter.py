@@ -62,7 +62,7 @@ class Drafter:
         best, found = least / self._likely, None
         for source, phrases in self._sources.items():
             trust = self._trust[source]
-            if trust.probability(1.0) <= best:
+            if trust.factor <= best:
                 continue
             guess = phrases.following(self._text)
             if guess is not None and (probability := trust.probability(guess.share)) > best:
@@ -87,11 +87,14 @@ class Drafter:
         draft, self.draft, self._likely = self.draft, [], 1.0
         if draft:
             del self._text[-len(draft) :]
+        accepted = list[Drafted]()
         for drafted, token in zip(draft, tokens, strict=False):
             self._trust[drafted.source].learn(drafted.share, drafted.token == token)
+            if drafted.token == token:
+                accepted.append(drafted)
         for token in tokens:
             self._own.append(token)
-            for trust in self._trust.values():
-                trust.fade()
+        for trust in self._trust.values():
+            trust.fade(len(tokens))
         self._text += tokens
-        return [drafted for drafted, token in zip(draft, tokens, strict=False) if drafted.token == token]
+        return accepted

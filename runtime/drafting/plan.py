@@ -49,28 +49,28 @@ def plan(guesses: Sequence[Guesses], beside: int, cost: RowCost, rows: Shape, mo
     Returns:
         The tokens to draft for each.
     """
-    drafted, gained = [0] * len(guesses), [0.0] * len(guesses)
-    alone = cost(beside + rows(drafted))
-    pace = len(guesses) / alone
-    least = max(LEAST, pace * cost.least_step(beside + rows(drafted)))
-    likeliest: list[tuple[float, int]] = []
-
-    def ask(index: int) -> None:
-        if drafted[index] < most[index] and (probability := guesses[index].guess(least)) is not None:
+    sequences = len(guesses)
+    alone = cost(beside + sequences)
+    pace = sequences / alone
+    least = max(LEAST, pace * cost.least_step(beside + sequences))
+    likeliest = list[tuple[float, int]]()
+    for index, one in enumerate(guesses):
+        if most[index] > 0 and (probability := one.guess(least)) is not None:
             heappush(likeliest, (-probability, index))
-
-    for index in range(len(guesses)):
-        ask(index)
+    if not likeliest:
+        return [0] * sequences
+    drafted, gained = [0] * sequences, [0.0] * sequences
     chosen, kept = list[int](), 0
     while likeliest:
-        probability, index = heappop(likeliest)
+        unlikely, index = heappop(likeliest)
         chosen.append(index)
         drafted[index] += 1
-        gained[index] -= probability
+        gained[index] -= unlikely
         seconds = cost(beside + rows(drafted))
         gains_least = 0.0 if beside else min(gained)
-        if (len(guesses) + sum(gained)) / seconds > pace and (1 + gains_least) * alone >= SLOWEST * seconds:
-            pace, kept = (len(guesses) + sum(gained)) / seconds, len(chosen)
-        ask(index)
+        if (sequences + sum(gained)) / seconds > pace and (1 + gains_least) * alone >= SLOWEST * seconds:
+            pace, kept = (sequences + sum(gained)) / seconds, len(chosen)
+        if drafted[index] < most[index] and (probability := guesses[index].guess(least)) is not None:
+            heappush(likeliest, (-probability, index))
     counts = Counter(chosen[:kept])
-    return [counts[index] for index in range(len(guesses))]
+    return [counts[index] for index in range(sequences)]

@@ -23,16 +23,22 @@ class Trust:
     accepted: float = ACCEPTED
     expected: float = EXPECTED
 
+    @property
+    def factor(self) -> float:
+        """How many times as likely as its share a guess is accepted: what no guess's probability is above."""
+        return min(MOST, self.accepted / self.expected)
+
     def probability(self, share: float) -> float:
         """Return how likely a guess of this share is accepted."""
-        return min(SUREST, share * min(MOST, self.accepted / self.expected))
+        return min(SUREST, share * self.factor)
 
     def learn(self, share: float, accepted: bool) -> None:
         """Take a verified guess into account."""
         self.expected = REMEMBERED * self.expected + share
         self.accepted = REMEMBERED * self.accepted + accepted
 
-    def fade(self) -> None:
-        """Forget some of it, towards what it was at the start."""
-        self.accepted += (ACCEPTED - self.accepted) * (1 - KEPT)
-        self.expected += (EXPECTED - self.expected) * (1 - KEPT)
+    def fade(self, tokens: int) -> None:
+        """Forget some of it in so many tokens of the text, towards what it was at the start."""
+        kept = KEPT**tokens
+        self.accepted = ACCEPTED + (self.accepted - ACCEPTED) * kept
+        self.expected = EXPECTED + (self.expected - EXPECTED) * kept

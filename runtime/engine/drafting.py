@@ -62,34 +62,34 @@ class Drafting:
         found = {source: phrases for source, phrases in others.items() if phrases is not None}
         return Drafter(_stretches(generation.prompt), found, self._model.stop_token_ids)
 
-    def draft(self, writing: Sequence[SequenceState], beside: int, max_sequence: int) -> None:
-        """Draft for all sequences of a step, beside so many rows of prompts, in slots of so many tokens."""
+    def draft(self, writing: Sequence[SequenceState], beside: int, max_sequence: int) -> float:
+        """Draft for all sequences of a step, beside so many rows of prompts, in slots of so many tokens.
+
+        Returns:
+            How many times as long the call takes with the drafts as without them.
+        """
         drafters = [sequence.drafter for sequence in writing if sequence.drafter]
         longest = self._model.backend.step_tokens(len(writing)) - 1
         if self._rows is padded:  # a sequence's padding ends before the slot's last position, as its draft does
             longest = min([longest, *(max_sequence - 2 - sequence.filled for sequence in writing)])
         if self._cost is None or not drafters or longest <= 0:
-            return
-        most = [min(longest, sequence.left - 1) for sequence in writing]
-        for drafter, count in zip(drafters, plan(drafters, beside, self._cost, self._rows, most), strict=True):
-            drafter.cut(count)
-
-    def lengthened(self, writing: Sequence[SequenceState], beside: int) -> float:
-        """Return how many times as long a step takes with its drafts as without them."""
-        drafted = [len(sequence.draft) for sequence in writing]
-        if self._cost is None or not any(drafted):
             return 1.0
-        return self._cost(beside + self._rows(drafted)) / self._cost(beside + len(drafted))
+        most = [min(longest, sequence.left - 1) for sequence in writing]
+        drafted = plan(drafters, beside, self._cost, self._rows, most)
+        for drafter, count in zip(drafters, drafted, strict=True):
+            drafter.cut(count)
+        return self._cost(beside + self._rows(drafted)) / self._cost(beside + len(drafted)) if any(drafted) else 1.0
 
     def wrote(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
         """Take the tokens into account that a step wrote, at least one."""
         drafter = sequence.drafter
         if drafter is None:
             return
-        if drafter.draft:
-            self._drafted.update(drafted.source for drafted in drafter.draft)
-            self._saved += len(tokens) - 1
-        self._accepted.update(drafted.source for drafted in drafter.wrote(tokens))
+        for drafted in drafter.draft:
+            self._drafted[drafted.source] += 1
+        self._saved += len(tokens) - 1
+        for accepted in drafter.wrote(tokens):
+            self._accepted[accepted.source] += 1
 
     def finished(self, sequence: SequenceState) -> None:
         """Remember what a reply said for the client's next ones."""

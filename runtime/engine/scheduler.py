@@ -290,8 +290,9 @@ class Scheduler:
             return
         prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
         started = time.perf_counter()
+        longer = 1.0
         if writing and self._drafting:
-            self._drafting.draft(writing, prompt_rows, self._table.max_sequence)
+            longer = self._drafting.draft(writing, prompt_rows, self._table.max_sequence)
         try:
             parts = [self._part(sequence, ends) for sequence in members]
             logits = self._backend.turn(parts)
@@ -309,7 +310,6 @@ class Scheduler:
             return
         if writing:
             self._steps += 1
-            longer = self._drafting.lengthened(writing, prompt_rows) if self._drafting else 1.0
             self._turn_time.learn(prompt_rows, (time.perf_counter() - started) / longer)
         for row, (sequence, part) in enumerate(zip(members, parts, strict=True)):
             with self._alone(sequence):

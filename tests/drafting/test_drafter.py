@@ -69,7 +69,7 @@ def test_trust_is_a_probability_and_follows_what_happens(held: list[bool], share
     trust = Trust()
     for accepted in held:
         trust.learn(share, accepted)
-        trust.fade()
+        trust.fade(1)
         assert 0 <= trust.probability(share) < 1
     for _ in range(30):
         trust.learn(0.9, True)
@@ -77,8 +77,7 @@ def test_trust_is_a_probability_and_follows_what_happens(held: list[bool], share
     for _ in range(60):
         trust.learn(0.9, False)
     assert trust.probability(0.9) < 0.4
-    for _ in range(1000):
-        trust.fade()
+    trust.fade(1000)
     assert abs(trust.probability(0.9) - Trust().probability(0.9)) < 0.01
 
 
