@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REMEMBERED = 0.9  # of what was learnt, at each guess that is verified: the last ten or so decide
-KEPT = 0.98  # and at each token of the text: a source that was wrong is asked again after some dozens
+KEPT = 0.99  # and at each token of the text: a source that was wrong is asked again after some dozens
 ACCEPTED, EXPECTED = 0.2, 0.3  # in advance: a source has to show soon what it is worth
 MOST = 2.0  # times as likely as a source says
 SUREST = 0.98  # no guess is surer
