@@ -19,6 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.served import free_port, port_file
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.drafting.drafter import Source
+from echovlm_edge.runtime.engine.drafting import DraftingStats
+from echovlm_edge.runtime.engine.report_engine import EngineStats
+from echovlm_edge.runtime.engine.reuse import StoreStats
+from echovlm_edge.runtime.engine.scheduler import SchedulerStats
 from echovlm_edge.runtime.observability.metrics import Metrics
 from echovlm_edge.runtime.observability.metrics_server import MAX_CONNECTIONS, MetricsServer
 from tests.support.dicom_files import png
@@ -51,6 +56,22 @@ def scrape(port: int) -> Samples:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def test_drafts_are_counted_by_source_and_result() -> None:
+    drafting = DraftingStats({Source.PROMPT: 9, Source.CLIENT: 0}, {Source.PROMPT: 4, Source.CLIENT: 0}, 4, 800)
+    scheduler = SchedulerStats(8, 0, 0, 0, 0, 0, 0, 20, 16, drafting)
+    stats = EngineStats(scheduler, StoreStats(0, 0, 0, 0), StoreStats(0, 0, 0, 0))
+    families = Metrics(lambda: stats, lambda: (0, 0)).registry.collect()
+    found = {
+        (sample.name, sample.labels.get("source"), sample.labels.get("result")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    assert found["echovlm_drafted_tokens_total", "prompt", "accepted"] == 4
+    assert found["echovlm_drafted_tokens_total", "prompt", "rejected"] == 5
+    assert found["echovlm_drafted_tokens_total", "client", "accepted"] == 0
+    assert found["echovlm_saved_steps_total", None, None] == 4 and found["echovlm_reply_bytes", None, None] == 800
 
 
 def grown(before: Samples, after: Samples, name: str, **labels: str) -> float:

@@ -1,0 +1,44 @@
+"""What rows cost is measured on slots that nobody has, in bounded time, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from echovlm_edge.runtime.backends import Logits, SlotMemory, SlotRows
+from echovlm_edge.runtime.engine import row_times
+from echovlm_edge.runtime.engine.row_times import ROUNDS, ROWS, measure_rows
+from tests.support.hashed_decoder import HashedDecoder, Positions
+
+
+class Slow(HashedDecoder):
+    """A decoder whose calls take a millisecond, and a quarter of one for each row."""
+
+    def turn(self, rows: Sequence[SlotRows]) -> list[list[Logits]]:
+        time.sleep(0.001 + 0.00025 * sum(part.tokens for part in rows))
+        return super().turn(rows)
+
+
+@pytest.mark.parametrize(("packs_rows", "slots"), [(True, 1), (False, 1), (False, 4)])
+def test_every_size_that_one_call_takes_is_measured(packs_rows: bool, slots: int) -> None:
+    backend = Slow(packs_rows=packs_rows)
+    memory = backend.new_slots(SlotMemory(slots, 40))
+    cost = measure_rows(backend, Positions(), memory, lambda: False)  # type: ignore[arg-type]
+    measured = {sum(call) for call in backend.calls}
+    assert measured == {rows for rows in ROWS if packs_rows or slots > 1 or rows <= 8}
+    assert all(len(set(call)) == 1 and max(call) <= backend.step_tokens(len(call)) for call in backend.calls)
+    assert len(backend.calls) == len(measured) * ROUNDS
+    assert cost(8) >= cost(1) and cost(64) > cost(16), "more rows take longer"
+    assert not any(slot.values.any() for slot in memory)
+
+
+def test_it_ends_once_the_time_is_over_or_the_engine_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Slow()
+    memory = backend.new_slots(SlotMemory(1, 40))
+    assert measure_rows(backend, Positions(), memory, lambda: True)(1) > 0  # type: ignore[arg-type]
+    assert len(backend.calls) == 1
+    monkeypatch.setattr(row_times, "SECONDS", 0.0)
+    measure_rows(backend, Positions(), memory, lambda: False)  # type: ignore[arg-type]
+    assert len(backend.calls) == 2
