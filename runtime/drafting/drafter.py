@@ -11,6 +11,7 @@ from echovlm_edge.runtime.drafting.own_text import OwnText
 from echovlm_edge.runtime.drafting.trust import Trust
 
 SURE = 0.8  # a guess that needs no other source's
+PATIENCE, MOST_PAUSED = 4, 8  # after so many steps without an accepted token one is left out, and up to so many in turn
 
 
 class Source(StrEnum):
@@ -44,6 +45,7 @@ class Drafter:
         self._stops = stop_token_ids
         self._text = list[int]()  # with the draft at its end
         self._likely = 1.0  # that all of the draft is accepted
+        self._fruitless = self._paused = 0  # steps that were drafted for without success, and those to leave out
         for stretch in prompt:
             self._own.end_stretch()
             for token in stretch:
@@ -54,6 +56,15 @@ class Drafter:
     def tokens(self) -> list[int]:
         """The draft's token ids."""
         return [drafted.token for drafted in self.draft]
+
+    def is_due(self) -> bool:
+        """Return whether to draft for the next step; once a step: guessing takes time too, where it has not helped for a while."""
+        if self._paused:
+            self._paused -= 1
+            return False
+        self._fruitless += 1
+        self._paused = min(MOST_PAUSED, self._fruitless // PATIENCE)
+        return True
 
     def guess(self, least: float) -> float | None:
         """Lengthen the draft by one token, as `Guesses.guess` does."""
@@ -92,6 +103,8 @@ class Drafter:
             self._trust[drafted.source].learn(drafted.share, drafted.token == token)
             if drafted.token == token:
                 accepted.append(drafted)
+        if accepted:
+            self._fruitless = self._paused = 0
         for token in tokens:
             self._own.append(token)
         for trust in self._trust.values():

@@ -69,6 +69,9 @@ class Drafting:
             How many times as long the call takes with the drafts as without them.
         """
         drafters = [sequence.drafter for sequence in writing if sequence.drafter]
+        due = [drafter.is_due() for drafter in drafters]
+        if not any(due):
+            return 1.0
         longest = self._model.backend.step_tokens(len(writing)) - 1
         if self._rows is padded:  # a sequence's padding ends before the slot's last position, as its draft does
             longest = min([longest, *(max_sequence - 2 - sequence.filled for sequence in writing)])

@@ -127,7 +127,7 @@ def test_a_source_that_was_wrong_is_believed_again_once_it_is_right() -> None:
         """Lies at first."""
 
         def following(self, tokens: Sequence[int]) -> object:  # type: ignore[override]
-            self.lies = self.asked < 40
+            self.lies = len(tokens) < 60
             return super().following(tokens)
 
     made = scheduler(HashedDecoder(), Turns([[5, 6, *text]]), stops=NO_STOP, max_sequence=600)
