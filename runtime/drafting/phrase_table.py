@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -41,14 +41,15 @@ class PhraseTable:
         self._keys, self._tokens, self._shares = keys.data, tokens.data, shares.data
 
     @classmethod
-    def build(cls, texts: Iterable[Sequence[int]], least_texts: int) -> Self:
+    def build(cls, texts: Sequence[Sequence[int]], least_texts: int, groups: Sequence[int] | None = None) -> Self:
         """Count the phrases of texts.
 
         Args:
             texts: token ids of each.
             least_texts: a context and what follows it are in the table if at least so many of the texts have them together.
+            groups: a number for each text, ascending: those of one number count as one, as do texts about one patient.
         """
-        return cls(*count_phrases(texts, least_texts))
+        return cls(*count_phrases(texts, least_texts, groups))
 
     @classmethod
     def open(cls, file: Path) -> Self:

@@ -12,33 +12,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.drafting.guess import Guess
-from echovlm_edge.runtime.drafting.phrase_counts import FULL, ORDERS
+from echovlm_edge.runtime.drafting.phrase_counts import FULL, ORDERS, PRIOR
 from echovlm_edge.runtime.drafting.phrase_table import HEADER, PhraseTable
 
 TEXTS = st.lists(st.lists(st.sampled_from([0, 1, 2, 151644]), max_size=12), max_size=8)
 
 
-def counted(texts: Sequence[Sequence[int]], least_texts: int) -> dict[tuple[int, ...], tuple[int, float]]:
+def counted(
+    texts: Sequence[Sequence[int]], least_texts: int, groups: Sequence[int]
+) -> dict[tuple[int, ...], tuple[int, float]]:
     """What follows each context, and its share, counted one occurrence at a time."""
     times, found = defaultdict[tuple[int, ...], Counter[int]](Counter), defaultdict[tuple[int, ...], set[int]](set)
-    for number, text in enumerate(texts):
+    for text, group in zip(texts, groups, strict=True):
         for end in range(len(text)):
             for order in range(1, min(end, ORDERS) + 1):
                 context = tuple(text[end - order : end])
                 times[context][text[end]] += 1
-                found[*context, text[end]].add(number)
+                found[*context, text[end]].add(group)
+
+    def share(context: tuple[int, ...], token: int) -> float:
+        if not context:
+            return 0
+        followed = times[context]
+        return (followed[token] + PRIOR * share(context[1:], token)) / (followed.total() + PRIOR)
+
     table = {}
     for context, followed in times.items():
-        shared = {token: count for token, count in followed.items() if len(found[*context, token]) >= least_texts}
+        shared = [token for token in sorted(followed) if len(found[*context, token]) >= least_texts]
         if shared:
-            token = min(shared, key=lambda token: (-shared[token], token))
-            table[context] = token, shared[token] / (followed.total() + 1)
+            token = max(shared, key=lambda token: share(context, token))
+            table[context] = token, share(context, token)
     return table
 
 
-@given(texts=TEXTS, least_texts=st.integers(1, 4), asked=st.lists(st.sampled_from([0, 1, 2, 151644, 7]), max_size=9))
-def test_a_table_counts_as_plain_python_does(texts: list[list[int]], least_texts: int, asked: list[int]) -> None:
-    expected, table = counted(texts, least_texts), PhraseTable.build(texts, least_texts)
+@given(
+    texts=TEXTS,
+    least_texts=st.integers(1, 4),
+    asked=st.lists(st.sampled_from([0, 1, 2, 151644, 7]), max_size=9),
+    joined=st.booleans(),
+)
+def test_a_table_counts_as_plain_python_does(
+    texts: list[list[int]], least_texts: int, asked: list[int], joined: bool
+) -> None:
+    groups = [number // 2 if joined else number for number in range(len(texts))]
+    expected = counted(texts, least_texts, groups)
+    table = PhraseTable.build(texts, least_texts, groups if joined else None)
     assert len(table) == len(expected)
     for text in (*map(list, expected), asked, *texts):
         known = [order for order in range(1, ORDERS + 1) if tuple(text[-order:]) in expected and order <= len(text)]
@@ -62,7 +80,7 @@ def test_only_what_enough_texts_share_is_kept(texts: list[list[int]]) -> None:
 def test_a_text_ends_where_the_next_begins() -> None:
     table = PhraseTable.build([[1, 2], [3, 4], [3]], 1)
     assert table.following([2]) is None
-    assert table.following([1]) == Guess(2, pytest.approx(1 / 2, abs=1 / FULL), 1)
+    assert table.following([1]) == Guess(2, pytest.approx(1 / (1 + PRIOR), abs=1 / FULL), 1)
 
 
 @pytest.mark.parametrize("texts", [[], [[1, 2, 3, 1, 2, 4], [1, 2, 3]]])
