@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
 from echovlm_edge.export.graph_check import checkable
 from echovlm_edge.export.kv_calibration import give_cache_scales
 from echovlm_edge.export.part import write_part
+from echovlm_edge.export.phrases import MadePhrases, add_phrases, make_phrases, phrase_options
 from echovlm_edge.export.plan import Machine, footprint, print_plan
 from echovlm_edge.export.planned_bundle import PlannedBundle, bundle_shape, open_checkpoint, plan
 from echovlm_edge.export.progress import Progress
@@ -65,6 +67,7 @@ from echovlm_edge.runtime.bundle.manifest import (
 )
 from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.drafting.bundle_phrases import PHRASES
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
@@ -83,6 +86,9 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     with (
         Progress(console) as progress,
         hashing(open_checkpoint(options, progress)) as (checkpoint, sha256),
+        nullcontext(
+            make_phrases(options.phrases, checkpoint, progress)
+        ) as phrases,  # refused before the long work begins
         calibration_room(options, checkpoint, progress) as room,
     ):
         basis = compared_on(options, checkpoint)
@@ -105,7 +111,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                     calibrate_cache(planned, options)
             with progress.stage("Writing graphs"):
                 calibration = room.record(folder.path) if room else None
-                manifest = write_graphs(options, planned, folder, sha256.result, calibration)
+                manifest = write_graphs(options, planned, folder, sha256.result, calibration, phrases)
             with progress.stage("Comparing with PyTorch"):
                 manifest = _with_parity(manifest, folder, planned, basis, options)
             if tensorrt:
@@ -182,6 +188,7 @@ def write_graphs(
     folder: BundleFolder,
     sha256: Callable[[], str],
     calibration: Calibration | None = None,
+    phrases: MadePhrases | None = None,
 ) -> Manifest:
     """Write the graphs and the tokenizer beside the weights that are there; returns what describes the bundle.
 
@@ -191,6 +198,7 @@ def write_graphs(
         folder: the bundle's.
         sha256: gives the checkpoint's hash, once it is needed.
         calibration: how the weights were rounded with data, whose pictures' hashes are in the folder.
+        phrases: that drafts are guessed from.
     """
     parts = [
         write_part(folder.path, part.name, part.precision, part.model, part.stored, part.file) for part in planned.parts
@@ -198,6 +206,9 @@ def write_graphs(
     folder.write_text(TOKENIZER, planned.checkpoint.tokenizer_json())
     folder.write_text(CHAT_TEMPLATE, planned.checkpoint.chat_template())
     names = [TOKENIZER, CHAT_TEMPLATE, TOKEN_EMBEDDING, *([CALIBRATION_PICTURES] if calibration else [])]
+    if phrases:
+        phrases.table.save(folder.path / PHRASES)
+        names.append(PHRASES)
     files = tuple(folder.describe(name) for name in names)
     return Manifest(
         format=FORMAT,
@@ -217,6 +228,7 @@ def write_graphs(
         operator_library=planned.operator_library(options.chosen_target),
         footprint=footprint(bundle_shape(options, planned), planned.limits),
         calibration=calibration,
+        phrases=phrases.kept if phrases else None,
     )
 
 
@@ -224,11 +236,13 @@ def show_plan(options: BuildOptions, console: Console) -> None:
     """Print how much disk and memory the bundle will take and whether it fits this machine; trace and write nothing."""
     with Progress(console) as progress:
         checkpoint = open_checkpoint(options, progress)
+        phrases = make_phrases(options.phrases, checkpoint, progress)
         planned = plan(options, checkpoint, sketched_parts)
+    files = {**planned.sizes, **({PHRASES: phrases.table.nbytes} if phrases else {})}
     adapted = f" with the adapter {planned.adapter.name}" if planned.adapter else ""
     title = f"{planned.name}{adapted}: {options.precision} for {options.target}, in {options.output}"
     settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
-    print_plan(title, planned.sizes, bundle_shape(options, planned), settings, machine, Console())
+    print_plan(title, files, bundle_shape(options, planned), settings, machine, Console())
     if options.calibration:
         print_calibration_plan(options, checkpoint, Console())
 
@@ -332,6 +346,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"calibrate layers of more than {FEEDBACK_WIDTH} inputs with error feedback too, not with the search alone: see --plan for "
         "what it takes",
     )
+    add_phrases(parser)
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add(
         "--compare",
@@ -384,6 +399,7 @@ def run(arguments: argparse.Namespace) -> int:
             calibration=_calibration(arguments),
             image_tokens=arguments.image_tokens,
             adapter=arguments.adapter,
+            phrases=phrase_options(arguments),
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

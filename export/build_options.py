@@ -61,6 +61,22 @@ class ComparedData:
     rows: int = COMPARED_ROWS
 
 
+SHARED_BY = 3
+
+
+@dataclass(frozen=True)
+class PhraseOptions:
+    """What drafts are guessed from.
+
+    Attributes:
+        sources: files and folders of reports.
+        shared_by: a phrase is kept if at least so many reports have it.
+    """
+
+    sources: tuple[Path, ...]
+    shared_by: int = SHARED_BY
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """The options of `echovlm-build`."""
@@ -83,6 +99,7 @@ class BuildOptions:
     calibration: CalibrationOptions | None = None
     image_tokens: int | None = None
     adapter: Path | None = None
+    phrases: PhraseOptions | None = None
     mixed: Mapping[str, Precision] = field(
         default_factory=dict
     )  # of the decoder's parameters that differ from `precision`
@@ -102,6 +119,10 @@ class BuildOptions:
         wish = self.calibration
         if self.data:
             self._check_data(self.data)
+        if self.phrases and self.phrases.shared_by < 1:
+            raise NotPossibleHere(
+                f"--phrases-shared-by {self.phrases.shared_by} is no number of reports: give at least 1."
+            )
         if wish is None:
             return
         if self.policy.decoder.bits > 8:

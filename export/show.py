@@ -14,7 +14,7 @@ from rich.table import Table
 from echovlm_edge.export import parity
 from echovlm_edge.export.verdict import Verdict, format_of, judge
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
-from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, Calibration, Manifest, Parity
+from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, Calibration, KeptPhrases, Manifest, Parity
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.supervision.server_memory import account
@@ -61,6 +61,8 @@ def print_summary(manifest: Manifest, output: Path, warning: str, console: Conso
         _say(console, f"The {adapter.kind} adapter {adapter.name} ({adapter.sha256[:12]}) is merged into the weights.")
     if manifest.calibration:
         _say(console, _calibrated(manifest.calibration))
+    if manifest.phrases:
+        _say(console, _drafted(manifest.phrases))
     _say(console, "")
     for line in _ending(manifest, output):
         _say(console, line)
@@ -151,6 +153,13 @@ def _calibrated(calibration: Calibration) -> str:
     return (
         f"Calibrated with {calibration.pictures} pictures and {texts}, {calibration.tokens:,} tokens; a weight of the decoder's layers "
         f"takes {calibration.bits:g} bits with its scales. Evaluate it on other pictures."
+    )
+
+
+def _drafted(phrases: KeptPhrases) -> str:
+    return (
+        f"Drafts are guessed from {phrases.reports:,} reports: {phrases.kept:,} of their {phrases.found:,} contexts are kept, those of "
+        f"phrases that at least {phrases.shared_by} of them share."
     )
 
 

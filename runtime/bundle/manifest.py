@@ -244,6 +244,23 @@ class Calibration:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class KeptPhrases:
+    """What the bundle's table of phrases, its file `phrases.bin`, was made of.
+
+    Attributes:
+        reports: how many there were.
+        shared_by: a phrase is in the table if at least so many of the reports have it.
+        kept: contexts in the table.
+        found: contexts in the reports.
+    """
+
+    reports: Count
+    shared_by: Size
+    kept: Count
+    found: Count
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Manifest:
     """bundle.json.
 
@@ -272,6 +289,7 @@ class Manifest:
     finish_with: str | None = None
     rounding: str = "plain"
     calibration: Calibration | None = None
+    phrases: KeptPhrases | None = None
 
     def part(self, name: str) -> Part:
         """Return the part called `name`."""

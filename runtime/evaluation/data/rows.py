@@ -88,7 +88,7 @@ def read_rows(
         InvalidInput: a file is not a list of rows, or none of its rows can be asked.
     """
     rows, bad = dict[str, Row](), list[BadRow]()
-    for number, (name, content) in enumerate(_contents(files), 1):
+    for number, (name, content) in enumerate(row_contents(files), 1):
         try:
             row = _row(number, name, content, images, overrides)
             if row.key in rows:
@@ -105,8 +105,12 @@ def read_rows(
     return tuple(rows.values()), tuple(bad)
 
 
-def _contents(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the content of each row."""
+def row_contents(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the content of each row.
+
+    Raises:
+        InvalidInput: a file is not a list of rows.
+    """
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -125,9 +129,9 @@ def _contents(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
 def _row(number: int, name: str, content: Any, images: Path, overrides: Overrides) -> Row:
     if not isinstance(content, dict):
         raise Unusable("is not an object")
-    system, turns = _turns(content)
+    system, turns = turns_of(content)
     asked, reference = turns[-1]
-    named = _picture_names(content)
+    named = picture_names(content)
     marks = sum(len(IMAGE_MARK.findall(question)) for question, _ in turns)
     if marks and marks != len(named):
         raise Unusable(f"has {_counted(marks, '<image> mark')} and {_counted(len(named), 'picture')}")
@@ -164,8 +168,12 @@ def _row(number: int, name: str, content: Any, images: Path, overrides: Override
     )
 
 
-def _turns(content: Mapping[str, Any]) -> tuple[bool, list[tuple[str, str]]]:
-    """Return whether there is a system prompt, and each turn's question and answer."""
+def turns_of(content: Mapping[str, Any]) -> tuple[bool, list[tuple[str, str]]]:
+    """Return whether a row has a system prompt, and each turn's question and answer.
+
+    Raises:
+        Unusable: it has no conversation.
+    """
     messages = content.get("conversations") or content.get("messages")
     if not isinstance(messages, list):
         raise Unusable("has neither conversations nor messages")
@@ -198,7 +206,12 @@ def _inside(turns: Sequence[tuple[str, str]]) -> bool:
     return False
 
 
-def _picture_names(content: Mapping[str, Any]) -> list[str]:
+def picture_names(content: Mapping[str, Any]) -> list[str]:
+    """Return the paths of a row's pictures, as they stand in it.
+
+    Raises:
+        Unusable: they are none, or it has a video.
+    """
     if content.get("videos") or content.get("video"):
         raise Unusable("is about a video")
     given = content.get("image") or content.get("images") or []
