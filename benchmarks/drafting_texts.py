@@ -70,7 +70,7 @@ def drafting_texts(captions: list[Path] | None) -> Texts:
         NotPossibleHere: there are too few reports to hold some out.
     """
     found = read_reports(captions, print) if captions else demo_reports()
-    name = ", ".join(file.name for file in captions) if captions else f"{DEMO_STUDIES} reports of the demo"
+    name = _named(captions) if captions else "the demo"
     studies = [list(texts) for _, texts in groupby(found, key=lambda text: text.study)]
     studies.sort(key=lambda texts: hashlib.sha256(texts[0].text.encode()).digest())
     held, store = studies[:HELD], studies[HELD:]
@@ -86,6 +86,10 @@ def drafting_texts(captions: list[Path] | None) -> Texts:
     tokenizer = qwen_tokenizer()
     ids = (tokenized(texts, tokenizer, stop) for texts in (stored, written))
     return Texts(name, next(ids), numbers, next(ids), "" if captions else DEMO_NOTE)
+
+
+def _named(captions: list[Path]) -> str:
+    return captions[0].name if len(captions) == 1 else f"{len(captions)} files"
 
 
 def demo_reports() -> list[ReportText]:

@@ -39,6 +39,7 @@ from echovlm_edge.runtime.contracts.request import (
     TextDelta,
     pictures,
 )
+from echovlm_edge.runtime.drafting.bundle_phrases import bundle_phrases
 from echovlm_edge.runtime.drafting.guess import Phrases
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
@@ -206,7 +207,8 @@ class ReportEngine:
         memory = options.slot_memory(bundle.manifest, max_sequence)  # before the weights are loaded
         with reading(path / MANIFEST):  # if intact files contradict the manifest, the error names the manifest
             backend = open_backend(bundle, threads, memory)
-            return cls(bundle, backend, max_sequence, options, image_decoder)
+            phrases = bundle_phrases(bundle) if options.drafting else None
+            return cls(bundle, backend, max_sequence, options, image_decoder, phrases)
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.
