@@ -24,6 +24,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.bundle_phrases import PHRASES, bundle_phrases
 from echovlm_edge.runtime.drafting.phrase_counts import ORDERS
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
+from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from tests.support import golden
 from tests.support.evaluation_data import conversation, messages
 
@@ -111,6 +112,9 @@ def test_a_damaged_table_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(NotPossibleHere, match=r"phrases\.bin has changed since it was built .*copy it or build"):
         bundle_phrases(Bundle(output))
+    with pytest.raises(NotPossibleHere, match=r"phrases\.bin has changed"):
+        ReportEngine.open(output)
+    ReportEngine.open(output, options=EngineOptions(1, 0, 0, drafting=False)).close()
     manifest = json.loads((output / MANIFEST).read_text())
     manifest["model"]["vocab_size"] = 2
     file.write_bytes(whole)
