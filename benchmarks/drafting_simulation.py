@@ -2,8 +2,8 @@
 
 python -m benchmarks.drafting_simulation [--captions FILE…]
 
-A held-out report is taken for what the model writes. A draft continues while the probability that all of it is accepted pays for one more row
-of the decoder's step, which costs a share of one row: measured, 8 rows cost 1.24 times one with AVX-512 VNNI and 2.3 times one with AVX2.
+A held-out report is taken for what the model writes. A draft continues while the probability that all of it is accepted pays for one more
+row of the decoder's step. Measured, 8 rows cost 1.24 times one with AVX-512 VNNI and 2.3 times one with AVX2.
 """
 
 from __future__ import annotations
