@@ -238,6 +238,14 @@ class OperatorTime:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class DraftedStep:
+    """Seconds of one sequence's step that verifies a draft: so many rows, the token before the draft included; the fastest of ten."""
+
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, config=_STRICT)
 class PublishedFigures:
     """The published size with random weights.
 
@@ -261,6 +269,7 @@ class PublishedFigures:
     bandwidth: Bandwidth | None = None
     first_tokens: tuple[FirstToken, ...] = ()
     decoding: tuple[Decoding, ...] = ()
+    drafted: tuple[DraftedStep, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
 
 

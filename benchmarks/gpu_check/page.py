@@ -12,7 +12,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.gpu_check.figures import Bandwidth, Decoding, EagerFigures, PublishedFigures, Results, read_results
+from benchmarks.gpu_check.figures import (
+    Bandwidth,
+    Decoding,
+    DraftedStep,
+    EagerFigures,
+    PublishedFigures,
+    Results,
+    read_results,
+)
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.stages import words
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
@@ -190,6 +198,15 @@ def _published(found: PublishedFigures, eager: EagerFigures | None) -> Iterator[
         (f"memory: {_bandwidth(found.bandwidth)}", "eager: how many times as long PyTorch's step takes, in bfloat16"),
         named=0,
     )
+    if found.drafted:
+        one = found.drafted[0].seconds
+        yield TableOf(
+            "published size: a step that verifies a draft, one sequence",
+            ("rows", "ms", "of a step without", "pays from this share of right guesses"),
+            tuple(_drafted_row(step, one) for step in found.drafted),
+            ("a draft pays where more of its tokens are right, on average, than the step takes longer",),
+            named=0,
+        )
     if found.operators:
         operators = tuple(
             (row.phase, row.clock, row.name, f"{row.calls:.0f}", f"{row.milliseconds:.3f}") for row in found.operators
@@ -214,6 +231,12 @@ def _decoding_row(row: Decoding, bandwidth: Bandwidth | None, eager: float | Non
         "" if row.joules_per_token is None else f"{row.joules_per_token:.2f}",
         "" if eager is None else f"{eager / row.step_seconds:.1f}x",
     )
+
+
+def _drafted_row(step: DraftedStep, one: float) -> tuple[str, ...]:
+    longer = step.seconds / one
+    share = f"{(longer - 1) / (step.rows - 1):.0%}" if step.rows > 1 else ""
+    return str(step.rows), f"{step.seconds * 1e3:.2f}", f"{longer:.2f}x", share
 
 
 def _eager(found: EagerFigures) -> TableOf:

@@ -103,6 +103,7 @@ def test_the_published_size(results: Results) -> None:
     assert found and found.layers == 2 and found.precision == "int4" and found.made_seconds and found.bandwidth
     assert [(row.sequences, row.steps) for row in found.decoding] == [(1, 3), (4, 3)]
     one, four = found.decoding
+    assert [step.rows for step in found.drafted] == [1, 2, 4, 8] and all(step.seconds > 0 for step in found.drafted)
     assert four.read_bytes > one.read_bytes > 1e6 and one.watts is None
     (first,) = found.first_tokens
     assert first.image_tokens == 9 and first.seconds > 0 and {"vision", "prefill"} <= set(first.stages)

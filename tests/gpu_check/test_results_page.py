@@ -45,6 +45,7 @@ RESULTS = f.Results(
         bandwidth=f.Bandwidth(4200.0, 4000.0),
         first_tokens=(f.FirstToken("W7", 2737, 2797, 0.5, {"vision": 0.2, "prefill": 0.25, "queue": 0.0}),),
         decoding=(f.Decoding(4, 600, 100, 0.01, 8e9, 500.0),),
+        drafted=(f.DraftedStep(1, 0.008), f.DraftedStep(4, 0.011)),
         operators=(f.OperatorTime("decode", "MatMulNBits", 170.0, 1.25, "GPU"),),
     ),
     eager=f.EagerFigures("2.13.0+cu130", 28, 0.1, 451, 0.2, (f.EagerSteps(4, 0.04),), 4, 0.004, None, "it failed"),
@@ -94,6 +95,7 @@ def test_the_page_says_what_was_seen() -> None:
         "- it failed",
     ):
         assert said in text
+    assert "| 4 | 11.00 | 1.38x | 12% |" in text  # a draft of three tokens pays if more than 0.375 of them are right
     assert "rehearsal" not in text
     assert page(replace(RESULTS, rehearsal=True)).count("A rehearsal without a GPU") == 1
 

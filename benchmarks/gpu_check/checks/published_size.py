@@ -1,4 +1,4 @@
-"""Stage `published`: the published size with random weights: first tokens, steps of 1, 4 and 8 sequences, and where their time goes."""
+"""Stage `published`: the published size with random weights: first tokens, steps of sequences and of drafts, and where time goes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.gpu_check.bandwidth import measured_bandwidth
-from benchmarks.gpu_check.figures import Decoding, FirstToken, OperatorTime, PublishedFigures
+from benchmarks.gpu_check.figures import Decoding, DraftedStep, FirstToken, OperatorTime, PublishedFigures
 from benchmarks.gpu_check.gpu_kernels import kernel_times
 from benchmarks.gpu_check.greedy import Batch, Given
 from benchmarks.gpu_check.setting import BUNDLES, GOLDEN, Setting
@@ -27,15 +27,18 @@ from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.row_times import measure_rows
 from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Measurer
 from echovlm_edge.runtime.profiling.measurement.memory import gpu_memory
 from echovlm_edge.runtime.profiling.measurement.operators import joined
 from echovlm_edge.runtime.profiling.workloads import Workload
+from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from echovlm_edge.runtime.resources.nvml import Nvml, open_nvml
 
 PRECISION = "int4"
 WARM_UPS = 3  # steps
 TIMED = 4  # steps, and prompts, whose operators are timed
+DRAFTED_ROWS = 1, 2, 4, 8  # a TensorRT engine takes no more of one sequence in a step
 LARGEST = 12  # names of operators and kernels that are kept
 
 
@@ -67,6 +70,8 @@ def run(setting: Setting, keep: Callable[[PublishedFigures], None]) -> None:
         steps = decoding(setting, backend, bundle, sequences, costs, nvml)
         found = replace(found, decoding=(*found.decoding, steps))
         keep(found)
+    found = replace(found, drafted=drafted_steps(setting, backend, bundle))
+    keep(found)
     engine = ReportEngine(bundle, backend, options=options)  # last: from here on its thread has the decoder's stream
     for workload in sizes.workloads:
         found = replace(found, first_tokens=(*found.first_tokens, first_token(engine, workload, sizes.runs)))
@@ -142,6 +147,13 @@ def decoding(
         costs.decoder_pass(sequences, 0).read_bytes + sequences * middle * costs.storage.cache_token,
         None if before is None or after is None else (after - before) / seconds,
     )
+
+
+def drafted_steps(setting: Setting, backend: Backend, bundle: Bundle) -> tuple[DraftedStep, ...]:
+    """Time the steps of one sequence that verify drafts, as the engine does at its start."""
+    spec, slots = bundle.manifest.model, backend.new_slots(SlotMemory(1, setting.context))
+    cost = measure_rows(backend, MultimodalRotary(spec.mrope_section, spec.rope_theta), slots, closed=lambda: False)
+    return tuple(DraftedStep(rows, cost(rows)) for rows in DRAFTED_ROWS)
 
 
 def filled_batch(
