@@ -16,7 +16,7 @@ from echovlm_edge.runtime.contracts.tasks import Language, Region, Task, prompt_
 
 LETTERS = "ABCD"
 ONE_FRAME = {Form.CAPTION}  # forms that are asked of one frame only
-OF_REGION = {Form.REPORT_OF_REGION, Form.FINDINGS_OF_REGION, Form.DIAGNOSIS_OF_REGION}  # those beside a region
+OF_REGION = (Form.REPORT_OF_REGION, Form.FINDINGS_OF_REGION, Form.DIAGNOSIS_OF_REGION)  # those beside a region
 TASKS = {
     Form.REPORT: Task.REPORT,
     Form.REPORT_OF_REGION: Task.REPORT,
