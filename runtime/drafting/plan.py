@@ -37,7 +37,8 @@ def padded(drafted: Sequence[int]) -> int:
 def plan(guesses: Sequence[Guesses], beside: int, cost: RowCost, rows: Shape, most: Sequence[int]) -> list[int]:
     """Choose how many of the guesses to verify: the likeliest first, as many as make for the most tokens a second.
 
-    Each sequence gets its next token anyway, and one for every drafted token that is accepted.
+    Each sequence gets its next token anyway, and one for every drafted token that is accepted. No draft makes a step longer than
+    those that were measured: on a busy machine, what lies beyond may be far from the line through them.
 
     Args:
         guesses: each sequence's, at least one.
@@ -63,8 +64,11 @@ def plan(guesses: Sequence[Guesses], beside: int, cost: RowCost, rows: Shape, mo
     chosen, kept = list[int](), 0
     while likeliest:
         unlikely, index = heappop(likeliest)
-        chosen.append(index)
         drafted[index] += 1
+        if rows(drafted) > cost.most:
+            drafted[index] -= 1
+            continue
+        chosen.append(index)
         gained[index] -= unlikely
         seconds = cost(beside + rows(drafted))
         gains_least = 0.0 if beside else min(gained)

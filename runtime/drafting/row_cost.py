@@ -10,11 +10,16 @@ TABLE = 128  # rows that are looked up, more are extrapolated
 
 
 class RowCost:
-    """Seconds of a call by its rows, between and beyond what was measured on straight lines; more rows never cost less."""
+    """Seconds of a call by its rows, between and beyond what was measured on straight lines; more rows never cost less.
+
+    Attributes:
+        most: the most rows that were measured.
+    """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
         """Take what calls of some numbers of rows took, in seconds; at least one number."""
         rows = sorted(measured)
+        self.most = rows[-1]
         seconds = np.maximum.accumulate([measured[each] for each in rows])
         self._slope = float(seconds[-1] - seconds[-2]) / (rows[-1] - rows[-2]) if len(rows) > 1 else 0.0
         every = np.arange(TABLE)

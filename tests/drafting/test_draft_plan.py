@@ -52,6 +52,13 @@ def test_a_sequence_that_gains_nothing_is_not_slowed() -> None:
     assert chosen([[0.9] * 6], steep, beside=2) < alone, "a prompt beside them waits too"
 
 
+def test_no_step_is_longer_than_what_was_measured() -> None:
+    flat = RowCost({1: 1.0, 8: 1.0, 16: 1.0})
+    assert chosen([[0.9] * 6], flat) == [6]
+    assert sum(chosen([[0.9] * 6] * 8, flat)) == 16 - 8
+    assert chosen([[0.9] * 6] * 8, flat, padded) == [1] * 8
+
+
 def test_rectangles_count_their_padding() -> None:
     assert padded([0, 0]) == 2 and padded([3, 0]) == 8 and packed([3, 0]) == 5
     assert chosen([[0.9, 0.8], [0.9, 0.8]], VNNI, padded) == [2, 2]
