@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, InstanceOf, ValidationError
 
 from echovlm_edge.runtime.serving.http.json_body import DataUri
 from echovlm_edge.runtime.serving.http.refusals import Refused
 
+MOST_MESSAGES = 1024  # what a call may have of turns, Limits.max_turns, is far less
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 16, 4, 256
 # Options of OpenAI's API that this server does not have, with the values that ask for nothing.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
@@ -94,7 +95,7 @@ class Message(_Checked):
     """One message; a content that is a text is one part."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_parts)]
+    content: Annotated[list[Part], FailFast(), BeforeValidator(_parts)]
 
 
 class _StreamOptions(_Checked):
@@ -105,7 +106,7 @@ class ChatBody(_Checked):
     """A checked body. What OpenAI's API does not have: top_k and everything from repetition_penalty on, as in report.proto."""
 
     model: Text
-    messages: list[Message]
+    messages: Annotated[list[Message], FailFast()]  # or a megabyte of wrong ones would make half a million errors
     stream: bool = False
     stream_options: _StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
@@ -137,6 +138,8 @@ def _without_nothing(asked: Mapping[str, Any]) -> dict[str, Any]:
             raise _unsupported(name, INSTEAD.get(name, "leave it out"))
     messages = left.get("messages")
     if isinstance(messages, list):
+        if len(messages) > MOST_MESSAGES:
+            raise Refused(f"There are more than {MOST_MESSAGES:,} messages: send fewer.", "invalid_value", "messages")
         left["messages"] = [_without_nothing_in_reply(message) for message in messages]
     return left
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -32,6 +33,12 @@ class CallFailed(Exception):
     def __init__(self, status: CallStatus) -> None:
         super().__init__()
         self.status = status
+
+
+def _release(parsing: asyncio.Semaphore, loop: asyncio.AbstractEventLoop, _: object) -> None:
+    """Let the next body be parsed once the thread has ended, which may be after its client has left."""
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(parsing.release)
 
 
 class HttpCalls:
@@ -72,8 +79,10 @@ class HttpCalls:
 
         async def read() -> Result:
             body = await exchange.body(self.service.limits.message_bytes)
-            async with self._parsing:
-                return await self.in_thread(lambda: parse(body))
+            await self._parsing.acquire()
+            parsed = self._reception.threads.submit(parse, body)
+            parsed.add_done_callback(partial(_release, self._parsing, asyncio.get_running_loop()))
+            return await asyncio.wrap_future(parsed)
 
         self.service.admission.check(client)
         return await self.receiver.receive(read, self.who(client, exchange))

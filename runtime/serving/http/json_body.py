@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from echovlm_edge.runtime.serving.http.refusals import Refused
 
 MOST_URIS = 1024
+MOST_MEMBERS = 256  # of an object
 MOST_BYTES = 1 << 20  # of a body without its data URIs, as of a gRPC message without its files
 # A string that begins with data: and the quote before it, which no backslash escapes.
 _DATA_URI = re.compile(rb'(?<!\\)"(data:(?:[^"\\]++|\\.)*+)"', re.DOTALL)
@@ -24,14 +25,22 @@ _LONGEST_HEAD = 200
 
 @dataclass(frozen=True)
 class DataUri:
-    """A data URI (RFC 2397) as it came."""
+    """A data URI (RFC 2397) as it stands in the body, between its quotes."""
 
     written: bytes = field(repr=False)
 
     @property
     def text(self) -> str:
-        """The string itself."""
-        return self.written.decode()
+        """The string itself, where it stands for a text.
+
+        Raises:
+            ValueError: it is no string of JSON, or is longer than a body may be without its data URIs.
+        """
+        if len(self.written) > MOST_BYTES:
+            raise ValueError(f"a text has at most {MOST_BYTES:,} bytes")
+        text = str(json.loads(b'"%b"' % self.written))
+        text.encode()  # half of a surrogate pair is no text
+        return text
 
     def file(self, param: str) -> tuple[str, bytes]:
         """Return its media type and bytes; `param` names it in errors.
@@ -39,14 +48,15 @@ class DataUri:
         Raises:
             Refused: it is not base64.
         """
-        end = self.written.find(b",", 0, _LONGEST_HEAD)
-        head = _HEAD.fullmatch(self.written, 0, max(end, 0))
+        written = self.written.replace(b"\\/", b"/")  # some encoders escape every slash; base64 needs no other escape
+        end = written.find(b",", 0, _LONGEST_HEAD)
+        head = _HEAD.fullmatch(written, 0, max(end, 0))
         if not head:
             raise Refused(
                 f"{param} is not a data URI in base64: send for example data:image/png;base64,iVBORw0K…", param=param
             )
         try:
-            data = binascii.a2b_base64(memoryview(self.written)[end + 1 :], strict_mode=True)
+            data = binascii.a2b_base64(memoryview(written)[end + 1 :], strict_mode=True)
         except binascii.Error:
             raise Refused(
                 f"{param} has base64 that cannot be decoded: send the file's bytes encoded once.", param=param
@@ -71,7 +81,7 @@ def read_json(body: bytes | bytearray) -> dict[str, Any]:
                 f"The request has more than {MOST_URIS:,} data URIs: send fewer.", "request_too_large", status=413
             )
         place = f"{mark}:{len(cut)}"
-        cut[place] = DataUri(_unescaped(found[1]))
+        cut[place] = DataUri(found[1])
         return f'"{place}"'.encode()
 
     rest = _DATA_URI.sub(cut_out, body)
@@ -95,6 +105,10 @@ def read_json(body: bytes | bytearray) -> dict[str, Any]:
 def _put_back(value: Any, cut: dict[str, DataUri]) -> Any:
     match value:
         case dict():
+            if len(value) > MOST_MEMBERS:
+                raise Refused(
+                    f"The body has an object with more than {MOST_MEMBERS} members: send fewer.", "invalid_json"
+                )
             return {_key(key, cut): _put_back(inner, cut) for key, inner in value.items()}
         case list():
             return [_put_back(inner, cut) for inner in value]
@@ -107,16 +121,6 @@ def _put_back(value: Any, cut: dict[str, DataUri]) -> Any:
 def _key(name: str, cut: dict[str, DataUri]) -> str:
     name.encode()
     return cut[name].text if name in cut else name
-
-
-def _unescaped(written: bytes) -> bytes:
-    """Return a JSON string's text as bytes; some encoders escape every slash."""
-    if b"\\" not in written:
-        return written
-    try:
-        return str(json.loads(b'"%b"' % written)).encode()
-    except ValueError:
-        raise Refused("The body is not a JSON object: send one, in UTF-8.", "invalid_json") from None
 
 
 def _no_number(name: str) -> NoReturn:

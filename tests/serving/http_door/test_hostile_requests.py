@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.http import json_body
-from echovlm_edge.runtime.serving.http.chat_body import UNSUPPORTED
+from echovlm_edge.runtime.serving.http.chat_body import UNSUPPORTED, chat_body
 from echovlm_edge.runtime.serving.http.chat_request import chat_request
 from echovlm_edge.runtime.serving.http.json_body import read_json
 from echovlm_edge.runtime.serving.http.refusals import Refused
@@ -41,6 +42,7 @@ GIGABYTE = 1 << 30
 # Sends megabytes in chunks, and prints how many until the server had enough.
 ENDLESS = """
 import socket, sys
+import tracemalloc
 host, _, port = sys.argv[1].rpartition(":")
 sent = 0
 try:
@@ -375,6 +377,39 @@ def test_the_pictures_are_those_that_were_sent() -> None:
     )
     assert [image.data for image in asked.question.images] == files
     assert {image.media_type for image in asked.question.images} == {"image/png"}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{}] * 300_000,
+        [{"role": "user", "content": [{}] * 300_000}],
+        [{"role": "user", "content": [7] * 300_000}],
+        [{"role": "user", "content": [{"type": "text", "text": "x", "more": 1}] * 20_000}],
+    ],
+)
+def test_a_megabyte_of_mistakes_is_one_error(messages: list[Any]) -> None:
+    """Half a million errors took seconds in which no other thread ran, and 600 MB."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused):
+            chat_body({"model": "m", "messages": messages})
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_object_of_very_many_members_is_refused() -> None:
+    with pytest.raises(Refused, match="more than 256 members"):
+        read_json(json.dumps({"model": "m", "messages": [{str(number): 1 for number in range(257)}]}).encode())
+
+
+def test_a_long_text_that_begins_as_a_data_uri_is_no_way_around_the_bound() -> None:
+    asked = read_json(
+        json.dumps(QUESTION | {"messages": [{"role": "user", "content": "data:" + "x" * (1 << 20)}]}).encode()
+    )
+    with pytest.raises(Refused, match="at most"):
+        chat_body(asked)
 
 
 def test_too_many_data_uris_are_refused() -> None:
