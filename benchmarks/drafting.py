@@ -27,6 +27,7 @@ from echovlm_edge.export.build_options import SHARED_BY, BuildOptions
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, Sampling
 from echovlm_edge.runtime.contracts.tables import figures, new_table, print_table, words
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
@@ -111,6 +112,8 @@ def measure(writers: Writers, turns: int, sequences: Sequence[int] = SEQUENCES) 
 def _row(sequences: int, drafting: bool, found: Sequence[Steps]) -> Row:
     steps, seconds = sum(each.steps for each in found), sum(each.seconds for each in found)
     tokens, rows = sum(each.tokens for each in found), sum(each.rows for each in found)
+    if not steps:
+        raise NotPossibleHere(f"No step had all {sequences} sequences: give --captions with longer reports.")
     return Row(sequences, drafting, tokens / seconds, tokens / steps, rows / steps, 1000 * seconds / steps, steps)
 
 

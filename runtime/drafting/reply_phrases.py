@@ -27,10 +27,11 @@ REPLY_BYTES = 400  # of a reply besides
 
 @dataclass(eq=False)
 class _Scope:
-    """One scope's replies by their numbers, its table, and how many replies are in no table yet."""
+    """One scope's replies by their numbers, its table, of how many replies that is, and how many are in no table yet."""
 
     replies: dict[int, NDArray[np.int32]] = field(default_factory=dict, repr=False)
     table: PhraseTable | None = field(default=None, repr=False)
+    built: int = 0
     new: int = 0
 
 
@@ -83,10 +84,14 @@ class ReplyPhrases:
             replies, held.new = [reply.tolist() for reply in held.replies.values()], 0
         table = PhraseTable.build(replies, least_texts=1)
         with self._lock:
-            held.table = table
+            held.table, held.built = table, len(replies)
 
     def _drop(self, scope: str, number: int) -> None:
         held = self._scopes[scope]
         del held.replies[number]
         if not held.replies:
             del self._scopes[scope]
+        elif (
+            2 * len(held.replies) < held.built
+        ):  # others' replies took the room: its table would outlive what it was made of
+            held.table, held.built, held.new = None, 0, len(held.replies)

@@ -68,7 +68,8 @@ class Drafting:
         Returns:
             How many times as long the call takes with the drafts as without them.
         """
-        drafters = [sequence.drafter for sequence in writing if sequence.drafter]
+        drafting = [sequence for sequence in writing if sequence.drafter]
+        drafters = [sequence.drafter for sequence in drafting if sequence.drafter]
         due = [drafter.is_due() for drafter in drafters]
         if not any(due):
             return 1.0
@@ -77,7 +78,8 @@ class Drafting:
             longest = min([longest, *(max_sequence - 2 - sequence.filled for sequence in writing)])
         if self._cost is None or not drafters or longest <= 0:
             return 1.0
-        most = [min(longest, sequence.left - 1) for sequence in writing]
+        most = [min(longest, sequence.left - 1) for sequence in drafting]
+        beside += len(writing) - len(drafting)
         drafted = plan(drafters, beside, self._cost, self._rows, most)
         for drafter, count in zip(drafters, drafted, strict=True):
             drafter.cut(count)

@@ -290,9 +290,7 @@ class Scheduler:
             return
         prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
         started = time.perf_counter()
-        longer = 1.0
-        if writing and self._drafting:
-            longer = self._drafting.draft(writing, prompt_rows, self._table.max_sequence)
+        longer = self._draft(writing, prompt_rows)
         try:
             parts = [self._part(sequence, ends) for sequence in members]
             logits = self._backend.turn(parts)
@@ -314,6 +312,18 @@ class Scheduler:
         for row, (sequence, part) in enumerate(zip(members, parts, strict=True)):
             with self._alone(sequence):
                 self._advance(sequence, part, logits[row], started)
+
+    def _draft(self, writing: Sequence[SequenceState], prompt_rows: int) -> float:
+        """Draft for the next step, as `Drafting.draft` does; where that fails, the sequences go on without drafts."""
+        if not (writing and self._drafting):
+            return 1.0
+        try:
+            return self._drafting.draft(writing, prompt_rows, self._table.max_sequence)
+        except Exception as error:
+            _log.warning("a step is not drafted for: guessing failed with %s", type(error).__name__)
+            for sequence in writing:
+                sequence.drafter = None
+            return 1.0
 
     def _part(self, sequence: SequenceState, ends: Mapping[SequenceState, int]) -> SlotRows:
         """The tokens that a sequence has in the next turn."""

@@ -42,6 +42,21 @@ def test_the_oldest_replies_go() -> None:
     wait_for(lambda: knows(replies, "a", [20_000 + 200, 200]))
 
 
+def test_a_table_goes_with_the_replies_that_it_was_made_of() -> None:
+    room = 8 * (3 * TOKEN_BYTES + REPLY_BYTES)
+    replies = ReplyPhrases(room)
+    for number in range(8):
+        replies.put("a", [10 + number, 20 + number, number])
+    wait_for(lambda: knows(replies, "a", [17, 27, 7]))
+    for number in range(8):
+        replies.put("b", [3, 4, number])
+    wait_for(lambda: replies.of("b") is not None)
+    for scope in "cd":
+        for number in range(4):
+            replies.put(scope, [5, 6, number])
+    assert replies.of("a") is None, "three quarters of its replies are gone"
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30)), max_size=40))
 @settings(max_examples=30)
 def test_memory_is_bounded_whoever_says_how_much(said: list[tuple[str, int]]) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority, Sampling
 from echovlm_edge.runtime.drafting.drafter import Source
+from echovlm_edge.runtime.drafting.guess import Guess
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
 from echovlm_edge.runtime.drafting.row_cost import RowCost
@@ -196,6 +197,17 @@ def test_a_draft_for_which_there_is_no_memory_ends_nothing() -> None:
     made = scheduler(backend, Known(texts), stops=NO_STOP)
     assert write(made, asked) == expected and write(made, asked[:1]) == expected[:1]
     assert any(max(call) > 2 for call in backend.calls), "nothing was drafted"
+    made.close()
+
+
+def test_a_source_that_fails_ends_no_text() -> None:
+    class Failing(Known):
+        def following(self, tokens: Sequence[int]) -> Guess | None:
+            raise MemoryError
+
+    asked = [Asked([5, number], Sampling(40)) for number in range(1, 4)]
+    made = scheduler(HashedDecoder(), Failing([]), stops=NO_STOP)
+    assert write(made, asked) == plain(HashedDecoder(), asked, stops=NO_STOP)
     made.close()
 
 

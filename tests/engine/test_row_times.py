@@ -41,4 +41,19 @@ def test_it_ends_once_the_time_is_over_or_the_engine_closed(monkeypatch: pytest.
     assert len(backend.calls) == 1
     monkeypatch.setattr(row_times, "SECONDS", 0.0)
     measure_rows(backend, Positions(), memory, lambda: False)  # type: ignore[arg-type]
-    assert len(backend.calls) == 2
+    assert len(backend.calls) == 1 + 4, "two sizes are measured twice whatever that takes"
+
+
+def test_first_calls_that_read_the_weights_from_disk_do_not_make_rows_look_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Cold(Slow):
+        def turn(self, rows: Sequence[SlotRows]) -> list[list[Logits]]:
+            if len(self.calls) < 2:
+                time.sleep(0.1)
+            return super().turn(rows)
+
+    monkeypatch.setattr(row_times, "SECONDS", 0.05)
+    backend = Cold()
+    cost = measure_rows(backend, Positions(), backend.new_slots(SlotMemory(1, 40)), lambda: False)  # type: ignore[arg-type]
+    assert cost.most == 8 and cost(1) < 0.1 and cost(8) > cost(1)
