@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from pydantic import TypeAdapter
+from tokenizers import Tokenizer
 
 from benchmarks.gpu_check import one_stage
 from benchmarks.gpu_check.checks import eager
@@ -18,12 +19,15 @@ from benchmarks.gpu_check.exact_reference import exact_reference
 from benchmarks.gpu_check.figures import FIGURES, EagerFigures, Results
 from benchmarks.gpu_check.setting import BUNDLES, DEMO, Setting
 from benchmarks.gpu_check.stages import STAGES, run_stage
+from demo.corpus import write_report
+from demo.simulate import draw_truth
 from echovlm_edge.export import targets
 from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.gpu import cuda_driver, onnxruntime_engine
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary, vision_angles
 from tests.support import stand_in_gpu
 
@@ -123,10 +127,12 @@ def test_the_reference_has_the_bundles_own_weights(demo: Path) -> None:
     features = reference.encode(patches, angles)
     assert error(candidate.encode(patches, angles), features) < 2e-3
     assert error(candidate.project(features), reference.project(features)) < 2e-3
-    tokens = candidate.embed(np.arange(40))
-    turns = MultimodalRotary(spec.mrope_section, spec.rope_theta).angles(np.tile(np.arange(40), (3, 1)))
+    report = write_report(draw_truth(np.random.default_rng(0)), Language.EN, np.random.default_rng(0))
+    ids = np.array(Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode(report).ids)
+    tokens, count = candidate.embed(ids), len(ids)
+    turns = MultimodalRotary(spec.mrope_section, spec.rope_theta).angles(np.tile(np.arange(count), (3, 1)))
     one, other = (
-        np.asarray(backend.decode(tokens, turns, 0, np.arange(40), new_cache(backend, 64)))  # type: ignore[arg-type]
+        np.asarray(backend.decode(tokens, turns, 0, np.arange(count), new_cache(backend, 64)))  # type: ignore[arg-type]
         for backend in (candidate, reference)
     )
     assert error(one, other) < 2e-3
