@@ -252,7 +252,8 @@ def measure_service(bundle: Bundle, folder: Path, workloads: list[str]) -> dict[
     """Measure start, memory, decode and time to first token of servers with one bundle."""
     Bundle(bundle.path, verify=True)  # reads every byte, so that the page cache is warm
     limits = Limits(usable_processors(), bundle.path / "decoder.data")
-    with serving(bundle.path, folder) as served:
+    # Random weights write what repeats itself: drafts would guess most of it.
+    with serving(bundle.path, folder, "--drafting", "off") as served:
         idle = memory_gb(served.pid)
         limits.read(3)
         answers = {}
