@@ -61,10 +61,17 @@ def source_images(images: Sequence[SentImage]) -> list[SourceImage]:
     """
     sources = [_source(image, place) for place, image in enumerate(images, 1) if _is_dicom(image)]
     for source in sources:
-        if source.header.PatientID != sources[0].header.PatientID:
+        if _patient(source.header) != _patient(sources[0].header):
             name = images[source.place - 1].name
             raise InvalidInput(f"{name} is of another patient than the first image: ask about one at a time.")
     return sources
+
+
+def _patient(header: Dataset) -> tuple[str, ...]:
+    """Return what tells patients apart: the ID, or name and date of birth where there is none."""
+    if header.PatientID:
+        return (str(header.PatientID),)
+    return "", str(header.PatientName), str(header.PatientBirthDate)
 
 
 def as_shown(sources: Sequence[SourceImage], result: pb.Result) -> list[SourceImage]:

@@ -191,6 +191,10 @@ def test_documents_have_the_requests_id_and_the_notes_about_text_and_pictures() 
     [
         ([dicom(StudyInstanceUID=None)], "a.dcm lacks the DICOM attribute StudyInstanceUID"),
         ([dicom(), dicom(PatientID="P2")], "a.dcm is of another patient"),
+        (
+            [dicom(PatientID="", PatientName="A^A"), dicom(PatientID="", PatientName="B^B")],
+            "a.dcm is of another patient",
+        ),
         ([ImageInput(b"\0" * 128 + b"DICM\xff\xff", name="a.dcm")], "a.dcm"),
     ],
 )
