@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,12 @@ class Writers:
         """Load the bundle, and give each text a marker."""
         prompts = PromptBuilder.from_bundle(bundle)
         self._markers = dict(zip(_markers(prompts, len(texts)), texts, strict=True))
-        self._tokenizer, self._texts = prompts.tokenizer, texts
+        self._tokenizer = prompts.tokenizer
         prompt_tokens = len(prompts.build(prompts.tokenizer.decode([next(iter(self._markers))]), []).token_ids)
         self.backend = ForcedText(OnnxRuntimeBackend(bundle, threads), self._markers, prompt_tokens)
         options = EngineOptions(max(SEQUENCES), 0, 0, reply_bytes=0)
         self.engines = {
-            drafting: ReportEngine(
-                bundle,
-                self.backend,
-                CONTEXT,
-                EngineOptions(**{**vars(options), "drafting": drafting}),
-                phrases=table,
-            )
+            drafting: ReportEngine(bundle, self.backend, CONTEXT, replace(options, drafting=drafting), phrases=table)
             for drafting in (False, True)
         }
 
