@@ -21,6 +21,7 @@ from demo.corpus import write_report
 from demo.simulate import draw_truth
 from echovlm_edge.export.phrases import tokenized
 from echovlm_edge.export.report_texts import ReportText, read_reports
+from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tasks import Language
 
@@ -55,8 +56,7 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         type=Path,
-        nargs="+",
-        action="extend",
+        **SEVERAL,
         metavar="FILE",
         help="reports: text files with one on each line, folders of .txt files, or JSON files in the authors' format (default: the demo's)",
     )

@@ -65,7 +65,7 @@ from echovlm_edge.runtime.bundle.manifest import (
     Source,
     bundle_id,
 )
-from echovlm_edge.runtime.contracts.command import add_version, run_command
+from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.bundle_phrases import PHRASES
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
@@ -350,8 +350,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add(
         "--compare",
-        nargs="+",
-        action="extend",
+        **SEVERAL,
         default=[],
         metavar="FORMAT",
         help="build the checkpoint in each of these formats, as int8, int4/64 or int4/128/plain, in a folder of its own under --output, "

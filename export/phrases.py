@@ -14,6 +14,7 @@ from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.progress import Progress
 from echovlm_edge.export.report_texts import ReportText, read_reports
 from echovlm_edge.runtime.bundle.manifest import KeptPhrases
+from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
 
@@ -32,8 +33,7 @@ def add_phrases(parser: argparse.ArgumentParser) -> None:
     add(
         "--phrases",
         type=Path,
-        nargs="+",
-        action="extend",
+        **SEVERAL,
         metavar="FILE",
         help="reports from whose phrases the runtime guesses next tokens, so that it writes faster and the same text: text files with a "
         "report on each line, folders of .txt files, or JSON files in the authors' format",
