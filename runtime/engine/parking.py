@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from echovlm_edge.runtime.contracts.request import Priority
+from echovlm_edge.runtime.engine.reuse import BLOCK
 from echovlm_edge.runtime.engine.sequence_state import SequenceState
 
 
@@ -13,7 +14,7 @@ class Parking:
     text stays identical. A batch sequence gets a slot only if the budget can hold it and every other batch sequence that is running
     or parked, each at its full length. So all of them can be parked at any time, and interactive sequences never wait for batch ones.
     If the budget is too small even for one sequence, batch sequences run one at a time; such a sequence can be parked while it is
-    short enough, and keeps its slot after that.
+    short enough, and keeps its slot after that. Keys and values are copied in whole blocks, and so they count.
     """
 
     def __init__(self, budget: int, token_bytes: int, max_sequence: int) -> None:
@@ -50,8 +51,7 @@ class Parking:
 
     def has_room(self, sequence: SequenceState) -> bool:
         """Check whether a sequence in a slot could be parked now."""
-        size = sequence.filled * self._token_bytes
-        return not sequence.stays and self.bytes + size <= self._budget
+        return not sequence.stays and self.bytes + self._size(sequence.filled) <= self._budget
 
     def park(self, sequence: SequenceState) -> None:
         """Count the memory of a sequence that was copied out of its slot."""
@@ -70,4 +70,7 @@ class Parking:
     def _full_length(self, sequence: SequenceState) -> int:
         generation = sequence.generation
         new = generation.sampling.max_new_tokens if generation.sampling else 0
-        return min(len(generation.prompt.token_ids) + new, self._max_sequence) * self._token_bytes
+        return self._size(min(len(generation.prompt.token_ids) + new, self._max_sequence))
+
+    def _size(self, tokens: int) -> int:
+        return -(-tokens // BLOCK) * BLOCK * self._token_bytes

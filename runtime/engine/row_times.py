@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import chain, cycle, islice
+from time import perf_counter
 
 import numpy as np
 
@@ -24,13 +24,13 @@ def measure_rows(
 
     The fastest of each size counts: other work on the machine only adds, and engines initialize in the first. `closed()` ends it early.
     """
-    began, fastest = time.perf_counter(), dict[int, float]()
+    began, fastest = perf_counter(), dict[int, float]()
     sizes = [parts for rows in ROWS if (parts := _parts(backend, rotary, slots, rows))]
     at_least = 2 * sizes[:2]  # the first calls also read the weights from disk: alone they would make rows look free
     for done, parts in enumerate(islice(chain(at_least, cycle(sizes)), ROUNDS * len(sizes)), 1):
-        started = time.perf_counter()
+        started = perf_counter()
         backend.turn(parts)
-        now, rows = time.perf_counter(), sum(part.tokens for part in parts)
+        now, rows = perf_counter(), sum(part.tokens for part in parts)
         fastest[rows] = min(now - started, fastest.get(rows, now - started))
         if closed() or (done >= len(at_least) and now - began > SECONDS):
             break
@@ -44,7 +44,7 @@ def _parts(backend: Backend, rotary: MultimodalRotary, slots: Sequence[SlotCache
     for sequences in range(1, len(slots) + 1):
         tokens, rest = divmod(rows, sequences)
         if not rest and tokens <= min(backend.step_tokens(sequences), slots[0].max_sequence - 1):
-            embeddings = backend.embed(np.zeros(tokens, np.int64))
+            embeddings = backend.embed(np.arange(tokens))  # experts are chosen by token
             angles = rotary.angles(np.tile(np.arange(tokens), (3, 1)))
             return [SlotRows(slot, 0, embeddings, angles, logits=tokens) for slot in slots[:sequences]]
     return None
