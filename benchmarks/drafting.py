@@ -1,6 +1,6 @@
 """Measure what drafting saves (`make bench-drafting`): a decoder of the published width that is made to write held-out reports.
 
-python -m benchmarks.drafting [--captions FILE…] [--layers 4] [--json build/drafting.json]
+python -m benchmarks.drafting [--captions FILE…] [--layers 4] [--kernels avx2] [--json build/drafting.json]
 
 With and without drafts in turn, for several sequences at once. Drafts come from a table of other reports' phrases, as a bundle has, and
 from the text itself; the memory of the client's replies is off. Tokens a second are those of steps in which all sequences write.
@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.chosen_kernels import add_kernels, use_kernels
 from benchmarks.drafting_texts import Texts, add_captions, drafting_texts
 from benchmarks.forced_text import ForcedText, Steps, full_steps
 from benchmarks.make_checkpoint import published_config
@@ -165,6 +166,7 @@ def main() -> int:
     add("--layers", type=int, default=28, help="of the decoder (default 28: all)")
     add("--turns", type=int, default=4, help="how often everything is measured (default 4)")
     add("--threads", type=int, help="of the decoder (default: usable processors)")
+    add_kernels(parser)
     add(
         "--folder",
         type=Path,
@@ -173,6 +175,7 @@ def main() -> int:
     )
     add("--json", type=Path, default=Path("build/drafting.json"))
     options = parser.parse_args()
+    use_kernels(options.kernels)
     console = Console()
     texts = drafting_texts(options.captions)
     bundle = made_bundle(options.folder / f"drafting-{options.layers}", options.layers, Console(stderr=True))

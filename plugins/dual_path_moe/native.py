@@ -107,12 +107,20 @@ class NativeLibrary:
             ValueError: this computer cannot run them.
         """
         before = self.kernel
-        if self._library.echovlm_set_kernel(kernel.encode()):
-            raise ValueError(f"this computer cannot run the kernels {kernel}")
+        self.use(kernel)
         try:
             yield
         finally:
-            self._library.echovlm_set_kernel(before.encode())
+            self.use(before)
+
+    def use(self, kernel: str) -> None:
+        """Use these kernels from now on, for every caller of the library in this process.
+
+        Raises:
+            ValueError: this computer cannot run them.
+        """
+        if self._library.echovlm_set_kernel(kernel.encode()):
+            raise ValueError(f"this computer cannot run the kernels {kernel}")
 
     def dual_path_moe(
         self,
