@@ -18,7 +18,7 @@ void block_product(const BlockWeights& w, const QuantizedTokens& x, const TokenL
   using Rows = RowProduct<Isa>;
   constexpr std::size_t unit = Panel::kRows > Rows::kRows ? Panel::kRows : Rows::kRows;
   static_assert(unit % Panel::kRows == 0 && unit % Rows::kRows == 0);
-  const bool few = list.count <= Isa::few_tokens && RowGroups<Isa>::takes(w);
+  const bool few = list.count <= (w.bits == 4 ? Isa::template few_tokens<4> : Isa::template few_tokens<8>) && RowGroups<Isa>::takes(w);
   const std::size_t rows = few ? w.rows / unit * unit : 0;
   if (rows != 0) {
     if (w.bits == 4)
@@ -26,8 +26,12 @@ void block_product(const BlockWeights& w, const QuantizedTokens& x, const TokenL
     else
       Rows::template run<8>(some_rows(w, 0, rows), x, list, c, scratch);
   }
-  if (rows != w.rows)
-    panel_product<Panel>(some_rows(w, rows, w.rows - rows), x, list, {c.values + rows, c.stride}, scratch);
+  if (rows == w.rows) return;
+  const BlockWeights rest = some_rows(w, rows, w.rows - rows);
+  if (w.bits == 4)
+    panel_product<Panel, 4>(rest, x, list, {c.values + rows, c.stride}, scratch);
+  else
+    panel_product<Panel, 8>(rest, x, list, {c.values + rows, c.stride}, scratch);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 namespace echovlm {
 namespace {
 
-constexpr std::size_t kAnyNumber = ~std::size_t{0};  // value of Isa::few_tokens: any number of tokens
+constexpr std::size_t kAnyNumber = ~std::size_t{0};  // value of Isa::few_tokens<Bits>: any number of tokens
 
 // Dot products for instruction sets with one instruction that sums four int8 products into an int32 lane (Isa::dot).
 template <class Isa>
@@ -37,6 +37,17 @@ struct WholeDots {
       Isa::load_even_odd(from, valid, x[0], x[1]);
     else
       x[0] = Isa::load_some(from, valid);
+  }
+  // A vector of a panel's weights, as Isa::dot takes it: with 8 bits as they are stored.
+  template <int Bits>
+  static constexpr std::size_t panel_copies = 1;
+  template <int Bits>
+  static auto panel_weights(const std::uint8_t* from) {
+    return Isa::load(from);
+  }
+  template <class Bytes>
+  static void store_panel8(std::uint8_t* to, Bytes weights) {
+    Isa::store(to, Isa::stored8(weights));
   }
   static auto no_partial() { return Isa::set_int(0); }
   template <int Bits, class Int, class Bytes>

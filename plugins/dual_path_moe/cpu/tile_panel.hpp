@@ -5,7 +5,7 @@
 //
 // Isa::dot of the two adds four products to each row's int32 sum. At the end of a block the sum is scaled and added to a float32 sum.
 // A 32-bit word of packed 4-bit weights gives two steps, its low nibbles (even k) and its high nibbles (odd k); the activations are
-// stored in that order.
+// stored in that order. Where Isa::dot takes 8-bit weights in several vectors (Isa::panel_copies), these lie one after the other.
 #pragma once
 
 #include "block_weights.hpp"
@@ -109,14 +109,15 @@ struct PanelChunk {
 
 // Unpacks kRows rows at a time, one chunk of K after another, and multiplies each chunk. `Panel` defines the layout. There is no 64-bit
 // division per chunk or tile: on some processors one takes as long as a block of a tile.
-template <class Panel>
+template <class Panel, int Bits>
 void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenList& list, const Accumulator& c,
                    std::uint8_t* scratch) {
-  constexpr std::size_t rows = Panel::kRows, longest = kPanelBytes / rows / 128 * 128, most_blocks = longest / 16;
+  constexpr std::size_t rows = Panel::kRows, row_bytes = kPanelBytes / rows, longest = row_bytes / Panel::template kWeightBytes<Bits> / 128 * 128;
+  constexpr std::size_t most_blocks = longest / 16;
   static_assert(rows <= kAccumulatorPadding && longest >= 128);
-  static_assert(rows * longest + rows * most_blocks * sizeof(float) <= kScratchBytes);
-  auto* scales = reinterpret_cast<float*>(scratch + rows * longest);
-  const std::size_t all = w.k / w.block, some = longest / w.block, block_bytes = w.block * static_cast<std::size_t>(w.bits) / 8;
+  static_assert(kPanelBytes + rows * most_blocks * sizeof(float) <= kScratchBytes);
+  auto* scales = reinterpret_cast<float*>(scratch + kPanelBytes);
+  const std::size_t all = w.k / w.block, some = longest / w.block, block_bytes = w.block * Bits / 8;
   Prefetch prefetch(w, rows);
   for (std::size_t row0 = 0; row0 < w.rows; row0 += rows) {
     for (std::size_t block0 = 0; block0 < all; block0 += some) {
@@ -125,13 +126,8 @@ void panel_product(const BlockWeights& w, const QuantizedTokens& x, const TokenL
       prefetch.rest();
       prefetch.owe(blocks * block_bytes);
       transpose_scales(w, row0, rows, block0, blocks, scales);
-      if (w.bits == 4) {
-        Panel::template unpack<4>(w, row0, chunk.k0, blocks * w.block, scratch);
-        Panel::template multiply<4>(chunk, x, list, c, prefetch);
-      } else {
-        Panel::template unpack<8>(w, row0, chunk.k0, blocks * w.block, scratch);
-        Panel::template multiply<8>(chunk, x, list, c, prefetch);
-      }
+      Panel::template unpack<Bits>(w, row0, chunk.k0, blocks * w.block, scratch);
+      Panel::template multiply<Bits>(chunk, x, list, c, prefetch);
     }
   }
 }
@@ -141,15 +137,21 @@ struct TilePanel {
   static constexpr std::size_t kBytes = 4 * Isa::lanes;
   static constexpr std::size_t kVectors = Isa::panel_vectors;
   static constexpr std::size_t kRows = Isa::lanes * kVectors;
+  template <int Bits>
+  static constexpr std::size_t kWeightBytes = Isa::template panel_copies<Bits>;
+  template <int Bits>
+  static constexpr std::size_t kVectorBytes = kBytes * Isa::template panel_copies<Bits>;
+  template <int Bits>
+  static constexpr std::size_t kStepBytes = kVectors * kVectorBytes<Bits>;
 
   // Stores 32-bit word i of every row as one step of the panel (8 bits) or two (4 bits).
   template <int Bits>
   static ECHOVLM_INLINE void store_word(typename Isa::Bytes word, std::size_t i, std::uint8_t* to) {
     if constexpr (Bits == 4) {
-      Isa::store(to + 2 * i * kVectors * kBytes, Isa::low(word));
-      Isa::store(to + (2 * i + 1) * kVectors * kBytes, Isa::high(word));
+      Isa::store(to + 2 * i * kStepBytes<Bits>, Isa::low(word));
+      Isa::store(to + (2 * i + 1) * kStepBytes<Bits>, Isa::high(word));
     } else {
-      Isa::store(to + i * kVectors * kBytes, Isa::stored8(word));
+      Isa::store_panel8(to + i * kStepBytes<Bits>, word);
     }
   }
 
@@ -162,7 +164,7 @@ struct TilePanel {
         typename Isa::Bytes words[Isa::lanes];
         const std::size_t row = row0 + v * Isa::lanes;
         const std::uint8_t* from = w.values + row * w.row_bytes + k0 * Bits / 8 + at;
-        std::uint8_t* to = panel + (at * 8 / Bits / 4 * kVectors + v) * kBytes;
+        std::uint8_t* to = panel + at * 8 / Bits / 4 * kStepBytes<Bits> + v * kVectorBytes<Bits>;
         if (valid == kBytes && row + Isa::lanes <= w.rows) {
           each<Isa::lanes>([&](auto l) ECHOVLM_LAMBDA { words[l.value] = Isa::load(from + l.value * w.row_bytes); });
           Isa::transpose(words);
@@ -199,10 +201,12 @@ struct TilePanel {
         each<kVectors>([&](auto v) ECHOVLM_LAMBDA { sums[m.value][v.value] = begin; });
       });
       // Two steps per iteration: a processor that issues four instructions per cycle has no slot left for loop overhead.
-      for (const std::size_t end = step + chunk.block / 4; step < end; step += 2, weights += 2 * kVectors * kBytes) {
+      for (const std::size_t end = step + chunk.block / 4; step < end; step += 2, weights += 2 * kStepBytes<Bits>) {
         each<2>([&](auto half) ECHOVLM_LAMBDA {
-          typename Isa::Bytes weight[kVectors];
-          each<kVectors>([&](auto v) ECHOVLM_LAMBDA { weight[v.value] = Isa::load(weights + (half.value * kVectors + v.value) * kBytes); });
+          decltype(Isa::template panel_weights<Bits>(weights)) weight[kVectors];
+          each<kVectors>([&](auto v) ECHOVLM_LAMBDA {
+            weight[v.value] = Isa::template panel_weights<Bits>(weights + half.value * kStepBytes<Bits> + v.value * kVectorBytes<Bits>);
+          });
           each<M>([&](auto m) ECHOVLM_LAMBDA {
             const auto word = Isa::broadcast_word(values[m.value] + 4 * (step + half.value));
             each<kVectors>([&](auto v) ECHOVLM_LAMBDA {

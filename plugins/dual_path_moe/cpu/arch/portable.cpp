@@ -19,6 +19,7 @@ struct Portable : WholeDots<Portable> {
   static constexpr int panel_vectors = 2;
   static constexpr int tile_tokens = 4;
   static constexpr int attention_rows = 4;
+  template <int Bits>
   static constexpr std::size_t few_tokens = 3;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;

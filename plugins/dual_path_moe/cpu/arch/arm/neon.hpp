@@ -16,6 +16,7 @@ struct Neon : WholeDots<Neon> {
   static constexpr int panel_vectors = 4;  // 6 tokens x 4 vectors of sums, 4 of weights and a word: 29 of 32 registers
   static constexpr int tile_tokens = 6;
   static constexpr int attention_rows = 8;  // x 2 vectors of sums, 2 of keys or values and a query: 19 of 32 registers
+  template <int Bits>
   static constexpr std::size_t few_tokens = 3;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 512;

@@ -12,6 +12,8 @@ namespace {
 struct MatrixPanel {
   static constexpr std::size_t kPairs = 4;
   static constexpr std::size_t kRows = 2 * kPairs;
+  template <int Bits>
+  static constexpr std::size_t kWeightBytes = 1;
   static constexpr std::size_t kTokens = 8;
 
   template <int Bits>

@@ -19,6 +19,14 @@ namespace {
 //   bytes of a lane:    | k | k+1 | k+2 | k+3 |
 //   parts[0], 16 bits:  | k       | k+2       |
 //   parts[1], 16 bits:  | k+1     | k+3       |
+//
+// In a panel, which many tokens share, 8-bit weights lie twice, as magnitudes and with their signs: w x = |w| (sign(w) x). Then maddubs
+// takes them: the two products of a pair reach 2 * 127 * 127 = 32,258, which fits 16 bits. Four instructions for 32 products, as many
+// as two multiply-adds in 16 bits take with their additions, but nothing of the activations has to be widened.
+struct SignedWeights {
+  __m256i magnitudes, values;
+};
+
 template <class Isa>
 struct PairDots {
   static constexpr int sums_in_flight = 4;  // independent sums; the addition has a latency of one cycle
@@ -46,6 +54,19 @@ struct PairDots {
     else
       widen(valid < 32 ? Isa::load_some(from, valid) : Isa::load(from), x);
   }
+  template <int Bits>
+  static constexpr std::size_t panel_copies = Bits == 8 ? 2 : 1;
+  template <int Bits>
+  static auto panel_weights(const std::uint8_t* from) {
+    if constexpr (Bits == 8)
+      return SignedWeights{Isa::load(from), Isa::load(from + 32)};
+    else
+      return Isa::load(from);
+  }
+  static void store_panel8(std::uint8_t* to, __m256i weights) {
+    Isa::store(to, _mm256_abs_epi8(weights));
+    Isa::store(to + 32, weights);
+  }
   static __m256i no_partial() { return _mm256_setzero_si256(); }
   template <int Bits>
   static __m256i partial_dot(__m256i sum, __m256i weight, __m256i x) {
@@ -65,11 +86,13 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
   using Float = __m256;
   static constexpr int lanes = 8;
   static constexpr int panel_vectors = 2;
-  static constexpr int tile_tokens = 6;  // 6 tokens x 2 vectors: 12 of 16 registers; 2 for weights, 1 for activations
+  // Tokens x 2 vectors of sums, 1 of activations, and of 16 registers what is left for weights: without VNNI also for their products.
+  static constexpr int tile_tokens = Vnni ? 6 : 5;
   static constexpr int attention_rows = 6;  // likewise
   static constexpr int byte_key_vectors = 2, byte_value_vectors = 2;  // attention in bytes, 4 rows: 8 sums, 2 vectors and a query or weight
-  // Without VNNI rows win at any number of tokens: their sums stay in 16 bits for a whole block of 4-bit weights.
-  static constexpr std::size_t few_tokens = Vnni ? 8 : kAnyNumber;
+  // Without VNNI rows of 4-bit weights win at any number of tokens: their sums stay in 16 bits for a whole block.
+  template <int Bits>
+  static constexpr std::size_t few_tokens = Vnni || Bits == 8 ? 8 : kAnyNumber;
   static constexpr bool interleaves_rows = false;
   static constexpr std::size_t prefetch_bytes = 8192;
   static constexpr int prefetch_level = 3;
@@ -136,11 +159,14 @@ struct Avx2 : std::conditional_t<Vnni, WholeDots<Avx2<true>>, PairDots<Avx2<fals
       // Not _mm256_dpbusd_avx_epi32: see avx512_vnni.cpp.
       asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
       return sum;
-    } else if constexpr (Bits == 4) {
-      return _mm256_add_epi32(sum, whole_pairs(_mm256_maddubs_epi16(weight, x)));
     } else {
-      return _mm256_add_epi32(sum, whole_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(x, weight))));
+      static_assert(Bits == 4);
+      return _mm256_add_epi32(sum, whole_pairs(_mm256_maddubs_epi16(weight, x)));
     }
+  }
+  template <int Bits>
+  static Int dot(Int sum, const SignedWeights& weights, Bytes x) {
+    return _mm256_add_epi32(sum, whole_pairs(_mm256_maddubs_epi16(weights.magnitudes, _mm256_sign_epi8(x, weights.values))));
   }
 
   static Int magnitude(Float v) { return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff)); }

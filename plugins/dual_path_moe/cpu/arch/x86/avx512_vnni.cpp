@@ -19,6 +19,7 @@ struct Avx512Vnni : WholeDots<Avx512Vnni> {
   static constexpr int attention_rows = 12;  // x 2 vectors of sums, 2 of keys or values and a query: 27 of 32 registers
   // Attention in bytes, 4 rows: 20 sums, 5 of values and a weight: 26 of 32 registers.
   static constexpr int byte_key_vectors = 4, byte_value_vectors = 5;
+  template <int Bits>
   static constexpr std::size_t few_tokens = 16;
   static constexpr bool interleaves_rows = true;
   static constexpr int most_blocks_of_row = 4;  // in a vector of it, for one token: with more, interleaved rows take less time
