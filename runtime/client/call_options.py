@@ -49,6 +49,8 @@ class CallOptions(ImageOptions, total=False):
         priority: interactive calls go before batch calls.
         include_token_ids: put the generated tokens into the report.
         image_tokens: most visual tokens of a frame, for fewer than the server's bound; a study has its own, see `study`.
+        log_probabilities: put the tokens and their log probabilities into the report, and into the pieces of a stream, with so many of the
+            likeliest tokens of each place, from 0 to 20.
     """
 
     language: Language | str
@@ -57,6 +59,7 @@ class CallOptions(ImageOptions, total=False):
     priority: Priority
     include_token_ids: bool
     image_tokens: int | None
+    log_probabilities: int | None
 
 
 NAMES = frozenset(CallOptions.__annotations__)
@@ -92,6 +95,7 @@ def request_of(
         priority=options.get("priority", Priority.INTERACTIVE),
         allow_mixed_studies=options.get("allow_mixed_studies", False),
         image_tokens=options.get("image_tokens"),
+        log_probabilities=options.get("log_probabilities"),
     )
     request = said.before(request) if said else request
     return request, Asked(request.all_images, request.language, dict(study_images or {}), request.task)

@@ -13,6 +13,7 @@ from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import Box, Stage, StageStarted, TextDelta, Window
 from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language, Task
+from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 STAGE_OF_WIRE: Mapping[int, Stage] = {pb.Stage.Value(wire_name(stage)): stage for stage in Stage}
@@ -99,6 +100,7 @@ class Report:
         request_id: names the call in the server's log; empty if the server does not say.
         token_ids: of the text, if they were asked for.
         prompt: what the model was asked, the default prompt included; empty if the server does not say.
+        tokens: of the text with their log probabilities, if they were asked for.
     """
 
     text: str = field(repr=False)
@@ -115,6 +117,7 @@ class Report:
     request_id: str
     token_ids: tuple[int, ...] = field(repr=False)
     prompt: str = field(repr=False)
+    tokens: tuple[TokenProbability, ...] = field(repr=False)
     _result: pb.Result = field(repr=False, compare=False)
     _images: tuple[SentImage, ...] = field(repr=False, compare=False)
     _language: Language = field(repr=False, compare=False)
@@ -213,7 +216,7 @@ def event_of(event: pb.GenerateEvent, request_id: str, asked: Asked) -> ReportEv
             stage = STAGE_OF_WIRE.get(event.stage_started)
             return StageStarted(stage) if stage else None
         case "text":
-            return TextDelta(event.text)
+            return TextDelta(event.text, _tokens(event.tokens))
         case "result":
             return report_of(event.result, request_id, asked)
     return None
@@ -241,10 +244,18 @@ def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
         request_id=request_id,
         token_ids=tuple(result.token_ids),
         prompt=result.prompt,
+        tokens=_tokens(result.tokens),
         _result=_counted_through(result, asked),
         _images=(*asked.study_images.values(), *asked.images),
         _language=asked.language,
         _task=asked.task,
+    )
+
+
+def _tokens(tokens: Sequence[pb.TokenProbability]) -> tuple[TokenProbability, ...]:
+    return tuple(
+        TokenProbability(one.token_id, one.text, one.bytes, one.log_probability, _tokens(one.alternatives))
+        for one in tokens
     )
 
 

@@ -33,7 +33,13 @@ def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") 
         "bundle_id": result.bundle_id,
         "request_id": request_id,
         "pictures": picture_list.as_json(result.pictures, names),
+        **({"tokens": [_token(one) for one in result.tokens]} if result.tokens else {}),
     }
+
+
+def _token(one: pb.TokenProbability) -> dict[str, Any]:
+    alternatives = {"alternatives": [_token(other) for other in one.alternatives]} if one.alternatives else {}
+    return {"text": one.text, "bytes": list(one.bytes), "log_probability": one.log_probability, **alternatives}
 
 
 def _name(full: str, prefix: str) -> str:

@@ -15,6 +15,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.fingerprint import fingerprint_of
 from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.contracts.origins import ANYBODY, Origin
+from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 
 if TYPE_CHECKING:  # a client has no numpy
     import numpy as np
@@ -319,6 +320,7 @@ class GenerationRequest:
         system: the system prompt; empty for the chat template's own.
         earlier: the turns before this one, the first one first.
         stop: the text ends before the first of these, none of which is empty.
+        log_probabilities: how many of the likeliest tokens to report for each place, beside the written one; None to report none.
     """
 
     prompt: str = field(repr=False)
@@ -333,6 +335,7 @@ class GenerationRequest:
     system: str = field(default="", repr=False)
     earlier: tuple[Turn, ...] = ()
     stop: tuple[str, ...] = field(default=(), repr=False)
+    log_probabilities: int | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -349,9 +352,10 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The text that one or more new tokens completed: whole characters only."""
+    """The text that one or more new tokens completed: whole characters only; and the tokens, if that was asked for."""
 
     text: str = field(repr=False)
+    probabilities: tuple[TokenProbability, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -383,6 +387,7 @@ class Finished:
         model: of the engine that wrote it, where that engine can be replaced meanwhile; else empty.
         bundle_id: likewise.
         pictures: what the model was shown, in order.
+        probabilities: of all tokens of the text, if they were asked for. A stop token is one of them, what a stop text cut off is not.
     """
 
     text: str = field(repr=False)
@@ -397,6 +402,7 @@ class Finished:
     model: str = ""
     bundle_id: str = ""
     pictures: tuple[Picture, ...] = ()
+    probabilities: tuple[TokenProbability, ...] = field(default=(), repr=False)
 
     def with_span(self, span: Span) -> Finished:
         """Add a piece of work that came after all others."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority, Sampling
+from echovlm_edge.runtime.engine.likelihood import Likelihood
 from echovlm_edge.runtime.prompting.prompt import Prompt
 
 DELIVERY_SECONDS = 0.016  # a 60 Hz screen shows text no more often
@@ -42,6 +43,7 @@ class Written:
     started: float
     seconds: float
     finish: FinishReason | None
+    likelihood: Likelihood | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Generation:
         scope: who may reuse its cached keys and values.
         continued: names the prefixes of the prompt followed by these written tokens, as `blocks` does, so that a later turn finds
             them; None to cache nothing of what is written.
+        log_probabilities: how many of the likeliest tokens `Written.likelihood` has; None for no likelihood.
         outbox: its progress, which ends with a `Written` whose `finish` is set, with `Left`, or with an exception.
     """
 
@@ -122,6 +125,7 @@ class Generation:
     scope: str = ""
     outbox: Outbox = field(default_factory=Outbox)
     continued: Callable[[Sequence[int]], Sequence[bytes]] | None = field(default=None, repr=False)
+    log_probabilities: int | None = None
 
     @property
     def lasting(self) -> int:

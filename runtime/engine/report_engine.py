@@ -36,7 +36,6 @@ from echovlm_edge.runtime.contracts.request import (
     Priority,
     Stage,
     StageStarted,
-    TextDelta,
     pictures,
 )
 from echovlm_edge.runtime.drafting.bundle_phrases import bundle_phrases
@@ -51,6 +50,7 @@ from echovlm_edge.runtime.engine.replies import Replies
 from echovlm_edge.runtime.engine.reuse import ImageStore, PrefixStore, StoreStats, block_names
 from echovlm_edge.runtime.engine.scheduler import Scheduler, SchedulerStats
 from echovlm_edge.runtime.engine.stop_text import StopText
+from echovlm_edge.runtime.engine.written_text import WrittenText
 from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
@@ -423,13 +423,14 @@ class ReportEngine:
             request.client,
             request.scope,
             continued=continued,
+            log_probabilities=request.log_probabilities,
         )
 
     def _follow(
         self, generation: Generation, clock: Clock, shown: tuple[Picture, ...], stop: StopText
     ) -> Iterator[Event]:
         """Turn the scheduler's progress reports for a generation into events, up to a stop text."""
-        stream, text, tokens = self._token_text.stream(), list[str](), list[int]()
+        text = WrittenText(self._token_text, stop)
         finish, first_token, reused = FinishReason.CANCELLED, None, 0
         waiting_since: float | None = None
         ended = False
@@ -453,30 +454,26 @@ class ReportEngine:
                         clock.add(Stage.PREFILL, progress.started, progress.seconds)
                     case Written():
                         written.append(progress)
-            delta = ""
             for token in written:
                 clock.add(Stage.DECODE, token.started, token.seconds)
                 finish = token.finish or finish
                 ended = ended or token.finish is not None
-                tokens.append(token.token_id)
-                delta += stop.push(stream.push(token.token_id))
+                text.push(token)
                 if stop.reached:  # tokens after it are no part of the answer
                     ended, finish = True, FinishReason.STOP
                     break
             if written:
                 first_token = first_token or clock.elapsed()
                 clock.lap(Stage.DETOKENIZE)
-                if delta:
-                    text.append(delta)
-                    yield TextDelta(delta)
-        if rest := stop.push(stream.finish()) + stop.finish():
-            text.append(rest)
+                if delta := text.take():
+                    yield delta
+        if rest := text.finish():
             clock.lap(Stage.DETOKENIZE)
-            yield TextDelta(rest)
+            yield rest
         if not stop.reached:  # otherwise the tokens are not those of the text
-            self._remember(generation, "".join(text), tokens, finish)
-        ended_with = _finished("".join(text), tuple(tokens), finish, generation.prompt, clock, first_token, reused)
-        yield replace(ended_with, pictures=shown)
+            self._remember(generation, text.text, text.tokens, finish)
+        ended_with = _finished(text.text, tuple(text.tokens), finish, generation.prompt, clock, first_token, reused)
+        yield replace(ended_with, pictures=shown, probabilities=tuple(text.probabilities))
 
 
 def _origins(

@@ -21,6 +21,7 @@ from echovlm_edge.runtime.engine.at_exit import close_at_exit
 from echovlm_edge.runtime.engine.drafting import Drafting, DraftingStats
 from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
 from echovlm_edge.runtime.engine.joined_kept import JoinedKept
+from echovlm_edge.runtime.engine.likelihood import likelihood
 from echovlm_edge.runtime.engine.model import Model
 from echovlm_edge.runtime.engine.parking import Parking
 from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
@@ -407,7 +408,9 @@ class Scheduler:
         finish = FinishReason.LENGTH if sequence.left == 0 else None
         if sequence.token in self._model.stop_token_ids:
             finish = FinishReason.STOP
-        sequence.generation.outbox.put(Written(sequence.token, started, time.perf_counter() - started, finish))
+        best_few = sequence.generation.log_probabilities
+        likely = None if best_few is None else likelihood(logits, sequence.token, best_few)
+        sequence.generation.outbox.put(Written(sequence.token, started, time.perf_counter() - started, finish, likely))
         if finish:
             cache = self._table[sequence.slot]
             self._leave(sequence)

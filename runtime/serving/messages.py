@@ -27,6 +27,7 @@ from echovlm_edge.runtime.contracts.request import (
 from echovlm_edge.runtime.contracts.sections import Sections, split_sections
 from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+from echovlm_edge.runtime.contracts.token_probability import MOST_ALTERNATIVES, TokenProbability
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
 from echovlm_edge.runtime.imaging.preprocess import check_image_tokens
@@ -151,6 +152,15 @@ def sampling(options: pb.GenerationOptions) -> Sampling:
     return Sampling(**given)
 
 
+def log_probabilities(options: pb.GenerationOptions) -> int | None:
+    """Return how many of the likeliest tokens are wanted of each place; None if nothing is. Raises InvalidInput for too many."""
+    if not options.HasField("log_probabilities"):
+        return None
+    if options.log_probabilities > MOST_ALTERNATIVES:
+        raise InvalidInput(f"log_probabilities is at most {MOST_ALTERNATIVES}, got {options.log_probabilities:,}.")
+    return options.log_probabilities
+
+
 def image_tokens(asked: int, info: EngineInfo) -> int | None:
     """Return the bound on a frame's tokens that a message asks for; None for 0, which asks for none.
 
@@ -217,8 +227,8 @@ def event_message(
     match event:
         case StageStarted(stage):
             return pb.GenerateEvent(stage_started=STAGES[stage])
-        case TextDelta(text):
-            return pb.GenerateEvent(text=text)
+        case TextDelta(text, probabilities):
+            return pb.GenerateEvent(text=text, tokens=map(_token, probabilities))
         case Finished():
             return pb.GenerateEvent(result=_result(event, info, include_token_ids, total_seconds, notes, prompt, task))
 
@@ -257,6 +267,17 @@ def _result(
         pictures=map(picture, event.pictures),
         notes=notes,
         prompt=prompt,
+        tokens=map(_token, event.probabilities),
+    )
+
+
+def _token(one: TokenProbability) -> pb.TokenProbability:
+    return pb.TokenProbability(
+        token_id=one.token_id,
+        text=one.text,
+        bytes=one.data,
+        log_probability=one.log_probability,
+        alternatives=map(_token, one.alternatives),
     )
 
 

@@ -270,6 +270,7 @@ class ReportService:
             allow_mixed_studies=options.allow_mixed_studies,
             system=asked.conversation.system_prompt,
             earlier=earlier,
+            log_probabilities=messages.log_probabilities(options),
         )
 
     def _bound(self, asked: GenerateRequest, client: Client) -> int | None:

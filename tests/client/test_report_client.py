@@ -39,6 +39,7 @@ from echovlm_edge.runtime.contracts.request import (
     Source,
     Stage,
 )
+from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.support.decoding_engine import DecodingEngine
@@ -46,6 +47,7 @@ from tests.support.dicom_files import png, saved, ultrasound
 from tests.support.recording_service import recording_service
 
 TEXT = "Findings: A nodule. Impression: Benign."
+LIKELY = (TokenProbability(1, "\ufffd", b"\xe5", -0.5, (TokenProbability(2, "<|im_end|>", b"", -0.25),)),)
 Verb = Callable[[Any], Any]
 
 
@@ -67,7 +69,10 @@ class Reporting(DecodingEngine):
             [frame for turn in request.turns for frame in turn.frames],
         )
         shown = tuple(Picture(frame.image, True, source, 64, 64, 4) for frame in frames)
-        yield Finished(TEXT, (1, 2), FinishReason.LENGTH, 30, 20, seconds, 0.75, (), 4, pictures=shown)
+        likely = LIKELY if request.log_probabilities == 2 else ()
+        yield Finished(
+            TEXT, (1, 2), FinishReason.LENGTH, 30, 20, seconds, 0.75, (), 4, pictures=shown, probabilities=likely
+        )
 
 
 @pytest.fixture
@@ -118,6 +123,16 @@ def test_a_report_is_a_value(use: Use, address: str, picture: Path) -> None:
     assert "draft" in report.notice.lower() and report.token_ids == (1, 2)
     assert len(report.request_id) == 16 and int(report.request_id, 16) >= 0
     assert "nodule" not in repr(report)
+
+
+@both
+def test_how_likely_its_tokens_were_is_there_if_it_is_asked_for(use: Use, address: str, picture: Path) -> None:
+    assert use(address, lambda client: client.report(picture, log_probabilities=2)).tokens == LIKELY
+    assert use(address, lambda client: client.report(picture)).tokens == ()
+    with pytest.raises(InvalidInput, match="log_probabilities is at most 20, got 21"):
+        use(address, lambda client: client.report(picture, log_probabilities=21))
+    with pytest.raises(InvalidInput, match="log_probabilities"):
+        use(address, lambda client: client.report(picture, log_probabilities=-1))
 
 
 @both

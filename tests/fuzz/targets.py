@@ -213,6 +213,7 @@ def request_seeds() -> list[bytes]:
         sampling=sampling,
         include_token_ids=True,
         priority=pb.PRIORITY_BATCH,
+        log_probabilities=2,
     )
     messages = (
         pb.GenerateReportRequest(images=[image, indexed], prompt="Describe.", options=options),
@@ -225,7 +226,16 @@ def request_seeds() -> list[bytes]:
 def chat_seeds() -> list[bytes]:
     """Bodies with every option, pictures and turns."""
     uri = data_uri(png(8, 8))
-    options = {"n": 2, "stop": ["a"], "seed": -1, "temperature": 0.5, "top_p": 1, "max_tokens": 3, "logprobs": False}
+    options = {
+        "n": 2,
+        "stop": ["a"],
+        "seed": -1,
+        "temperature": 0.5,
+        "top_p": 1,
+        "max_tokens": 3,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
     said = [{"role": "system", "content": "Brief."}, {"role": "user", "content": pictured("Why?", uri)}]
     more = [{"role": "assistant", "content": "So.", "refusal": None}, {"role": "user", "content": "And?"}]
     bodies = [{"model": "m", "messages": said + more, **options}, {"model": "m", "messages": said, "stream": True}]

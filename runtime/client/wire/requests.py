@@ -51,6 +51,7 @@ class ReportRequest:
         image_tokens: most visual tokens of a frame; None: the server's bound, or the study's.
         system: the system prompt; empty for the model's own.
         earlier: the turns that this request continues, the first one first.
+        log_probabilities: how many of the likeliest tokens to report for each place, from 0 to 20; None to report no probability.
     """
 
     task: Task = Task.REPORT
@@ -66,6 +67,7 @@ class ReportRequest:
     image_tokens: int | None = None
     system: str = field(default="", repr=False)
     earlier: Sequence[EarlierTurn] = ()
+    log_probabilities: int | None = None
 
     @property
     def all_images(self) -> tuple[SentImage, ...]:
@@ -162,4 +164,7 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
         include_token_ids=request.include_token_ids,
         priority=pb.PRIORITY_BATCH if request.priority is Priority.BATCH else pb.PRIORITY_INTERACTIVE,
         allow_mixed_studies=request.allow_mixed_studies,
+        log_probabilities=None
+        if request.log_probabilities is None
+        else number_within("log_probabilities", request.log_probabilities),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
@@ -11,16 +11,17 @@ from echovlm_edge.runtime.serving.http.exchange import as_json
 
 FINISH = {pb.FINISH_REASON_LENGTH: "length"}  # any other: stop
 DONE = b"data: [DONE]\n\n"
+IMPOSSIBLE = -9999.0  # as OpenAI's API writes the logarithm of 0, which JSON has no number for
 ALIVE = b": waiting\n\n"
 
 
 class ChatAnswer:
     """The answer to one request, of some choices; `model` wrote it, `request_id` names it in the server's log."""
 
-    def __init__(self, model: str, request_id: str, with_usage: bool) -> None:
-        """Answer now."""
+    def __init__(self, model: str, request_id: str, with_usage: bool, with_tokens: bool = False) -> None:
+        """Answer now; `with_tokens` if it says how likely they were."""
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
-        self._with_usage, self._begun = with_usage, set[int]()
+        self._with_usage, self._with_tokens, self._begun = with_usage, with_tokens, set[int]()
 
     def completion(self, results: Mapping[int, pb.Result]) -> bytes:
         """Return the whole answer; `results` are those of the choices by their number."""
@@ -28,7 +29,7 @@ class ChatAnswer:
             {
                 "index": number,
                 "message": {"role": "assistant", "content": result.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": self._logprobs(result.tokens),
                 **_end(result),
             }
             for number, result in sorted(results.items())
@@ -45,8 +46,20 @@ class ChatAnswer:
             self._begun.add(choice)
             chunks = self._chunk([_choice(choice, {"role": "assistant", "content": ""})])
         if event.HasField("text"):
-            return chunks + self._chunk([_choice(choice, {"content": event.text})])
+            written = _choice(choice, {"content": event.text})
+            return chunks + self._chunk([{**written, "logprobs": self._logprobs(event.tokens)}])
         return chunks + self._chunk([{**_choice(choice, {}), **_end(event.result)}])
+
+    def _logprobs(self, tokens: Sequence[pb.TokenProbability]) -> dict[str, Any] | None:
+        """Describe a text's tokens; those without text, as what ends it, are no part of it."""
+        if not self._with_tokens:
+            return None
+        content = [
+            {**_token(one), "top_logprobs": [_token(other) for other in one.alternatives]}
+            for one in tokens
+            if one.bytes
+        ]
+        return {"content": content, "refusal": None}
 
     def tokens(self, results: Mapping[int, pb.Result]) -> bytes:
         """Return the chunk with the tokens' numbers, if it is wanted."""
@@ -72,6 +85,10 @@ def usage(results: Mapping[int, pb.Result]) -> dict[str, Any]:
 
 def _choice(number: int, delta: dict[str, str]) -> dict[str, Any]:
     return {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _token(one: pb.TokenProbability) -> dict[str, Any]:
+    return {"token": one.text, "logprob": max(one.log_probability, IMPOSSIBLE), "bytes": list(one.bytes)}
 
 
 def _end(result: pb.Result) -> dict[str, Any]:

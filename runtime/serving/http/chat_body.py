@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, InstanceOf, ValidationError
 
+from echovlm_edge.runtime.contracts.token_probability import MOST_ALTERNATIVES
 from echovlm_edge.runtime.serving.http.json_body import DataUri
 from echovlm_edge.runtime.serving.http.refusals import Refused
 
@@ -19,7 +20,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "function_call": ("none",),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
@@ -36,7 +36,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "user": (),
     "verbosity": (),
     "web_search_options": (),
@@ -110,6 +109,8 @@ class ChatBody(_Checked):
     stream: bool = False
     stream_options: _StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] = 0
     stop: Annotated[
         list[Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]],
         Field(max_length=MOST_STOPS),

@@ -48,7 +48,8 @@ class ChatCompletions:
             asked = await self._calls.request(exchange, call.client, lambda body: chat_request(read_json(body)))
             model = self._calls.service.model
             check_model(asked.model, model)
-            answer = ChatAnswer(model, call.id, asked.with_usage)
+            with_tokens = asked.question.options.HasField("log_probabilities")
+            answer = ChatAnswer(model, call.id, asked.with_usage, with_tokens)
             others = [self._calls.record(METHOD, call.client, exchange) for _ in range(1, asked.choices)]
             async with exchange.watched([one.gone for one in (call, *others)]):
                 results = await self._results(asked, answer, [call, *others], exchange)

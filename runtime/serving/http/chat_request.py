@@ -47,6 +47,10 @@ def chat_request(asked: Mapping[str, Any]) -> ChatRequest:
     options = request.options
     options.language, options.priority = LANGUAGES[body.language], PRIORITIES[body.priority]
     options.allow_mixed_studies = body.allow_mixed_studies
+    if body.top_logprobs and not body.logprobs:
+        raise Refused("top_logprobs needs logprobs: send logprobs as true too.", param="top_logprobs")
+    if body.logprobs:
+        options.log_probabilities = body.top_logprobs
     sampling = {
         "max_new_tokens": most,
         "temperature": body.temperature,

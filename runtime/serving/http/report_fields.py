@@ -41,6 +41,7 @@ class ReportFields(BaseModel):
     seed: int | None = Field(None, ge=0, le=2**64 - 1)
     priority: Literal["interactive", "batch"] = "interactive"
     allow_mixed_studies: bool = False
+    logprobs: bool = False
 
 
 def report_fields(texts: Mapping[str, str]) -> ReportFields:

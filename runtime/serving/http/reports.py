@@ -123,6 +123,7 @@ class _Report:
             sampling=pb.Sampling(**{name: value for name, value in sampling.items() if value is not None}),
             priority=PRIORITIES[fields.priority],
             allow_mixed_studies=fields.allow_mixed_studies,
+            log_probabilities=0 if fields.logprobs else None,
         )
         if fields.region:
             options.region = REGIONS[fields.region]

@@ -142,7 +142,8 @@ def test_choices_have_one_prefill_and_seeds_of_their_own(both: Both) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "param", "words"),
     [
-        ({"logprobs": True}, openai.BadRequestError, "logprobs", "not supported"),
+        ({"top_logprobs": 3}, openai.BadRequestError, "top_logprobs", "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "top_logprobs", "less than or equal to 20"),
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format", "not supported"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
@@ -163,6 +164,46 @@ def test_what_is_not_supported_is_refused_by_name(
     with pytest.raises(error, match=words) as refused:
         both.http.chat.completions.create(**{"model": both.model, "messages": [user("Why?")], **options})
     assert refused.value.param == param and refused.value.code and refused.value.type == "invalid_request_error"
+
+
+def test_log_probabilities_are_grpc_s_whole_and_streamed(both: Both) -> None:
+    options = pb.GenerationOptions(
+        sampling=pb.Sampling(max_new_tokens=TOKENS, temperature=1, seed=4), log_probabilities=3
+    )
+    question = pb.AnswerQuestionRequest(question="Why?", options=options)
+    *events, last = both.grpc.stub.AnswerQuestion(question)
+    expected = [without_id(one) for one in last.result.tokens]
+    assert len(expected) == last.result.usage.generated_tokens == TOKENS
+    assert b"".join(one.bytes for one in expected).decode(errors="replace") == last.result.text
+    assert [without_id(one) for event in events for one in event.tokens] == [one for one in expected if one.bytes]
+    assert all(len(one.alternatives) == 3 and one.log_probability < 0 for one in expected)
+    asked = {"temperature": 1, "seed": 4, "logprobs": True, "top_logprobs": 3}
+    (choice,) = both.by_http(user("Why?"), **asked).choices
+    assert choice.message.content == last.result.text and choice.logprobs.refusal is None
+    assert [as_grpc(one) for one in choice.logprobs.content] == [one for one in expected if one.bytes]
+    streamed, pieces = list[Any](), ""
+    for chunk in both.by_http(user("Why?"), stream=True, **asked):
+        (piece,) = chunk.choices
+        pieces += piece.delta.content or ""
+        streamed += piece.logprobs.content if piece.logprobs else []
+    assert pieces == last.result.text and streamed == choice.logprobs.content
+    (chosen_alone,) = both.by_http(user("Why?"), logprobs=True).choices
+    assert all(one.top_logprobs == [] for one in chosen_alone.logprobs.content)
+    assert both.by_http(user("Why?")).choices[0].logprobs is None
+
+
+def without_id(one: pb.TokenProbability) -> pb.TokenProbability:
+    """A token as OpenAI's API describes it, which names it by its text alone."""
+    alternatives = [without_id(other) for other in one.alternatives]
+    return pb.TokenProbability(
+        text=one.text, bytes=one.bytes, log_probability=one.log_probability, alternatives=alternatives
+    )
+
+
+def as_grpc(one: Any) -> pb.TokenProbability:
+    """A token of OpenAI's form."""
+    fields = {"text": one.token, "bytes": bytes(one.bytes), "log_probability": one.logprob}
+    return pb.TokenProbability(**fields, alternatives=[as_grpc(other) for other in getattr(one, "top_logprobs", [])])
 
 
 def test_options_that_ask_for_nothing_are_taken(both: Both) -> None:

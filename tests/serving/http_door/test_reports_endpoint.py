@@ -20,7 +20,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.contracts.request import Event, GenerationRequest
+from echovlm_edge.runtime.contracts.request import Event, Finished, GenerationRequest
+from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.serving.transport.server import ReportServer
 from echovlm_edge.runtime.serving.uploads import UploadLimits
 from tests.support.decoding_engine import DecodingEngine
@@ -31,6 +32,7 @@ from tests.support.waiting import wait_for
 
 REPORTS = "/v1/reports"
 TEXT = "Ultrasound findings: A cyst. Ultrasound impression: Cyst."
+LIKELY = (TokenProbability(7, "A", b"A", -0.5), TokenProbability(8, "\ufffd", "é".encode()[:1], -1.25))
 Served = tuple[ReportServer, httpx.Client, "Asked"]
 
 
@@ -39,7 +41,9 @@ class Asked(TellingEngine):
 
     def generate(self, request: GenerationRequest, stopped: Any) -> Iterator[Event]:
         self.requests.append(request)
-        return super().generate(request, stopped)
+        likely = LIKELY if request.log_probabilities == 0 else ()
+        for event in super().generate(request, stopped):
+            yield replace(event, probabilities=likely) if isinstance(event, Finished) else event
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,16 @@ def test_json_is_what_grpc_answers(served: Served) -> None:
     assert report["notice"] == last.result.notice and report["prompt"] == last.result.prompt
     assert len(report["pictures"]) == 2 and report["request_id"] == answer.headers["x-request-id"]
     assert "P-17" not in answer.text and "Doe" not in answer.text
+
+
+def test_json_says_how_likely_the_tokens_were_if_it_is_asked_for(served: Served) -> None:
+    _, client, _ = served
+    asked = client.post(REPORTS, files=files(png(80, 60)), data={"logprobs": "true"}).json()
+    assert asked["tokens"] == [
+        {"text": "A", "bytes": [65], "log_probability": -0.5},
+        {"text": "\ufffd", "bytes": [195], "log_probability": -1.25},
+    ]
+    assert "tokens" not in client.post(REPORTS, files=files(png(80, 60))).json()
 
 
 def test_fields_are_options(served: Served) -> None:
