@@ -136,7 +136,7 @@ audit: setup
 CASES ?= 20000
 fuzz: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt "atheris>=3"
-	for target in png jpeg bmp tiff webp gif video dicom request chat form; do $(BIN)/python -m tests.fuzz $$target --cases $(CASES) || exit 1; done
+	for target in png jpeg bmp tiff webp gif video dicom request chat form schema pattern; do $(BIN)/python -m tests.fuzz $$target --cases $(CASES) || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         ServerUnavailable,
         StudyReplaced,
         Unauthenticated,
+        UnusableForm,
         UserError,
     )
     from echovlm_edge.runtime.contracts.image_path import ImagePath
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         StageStarted,
         TextDelta,
     )
+    from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, SchemaForm, SectionsForm
     from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "AsyncConversation",
     "AsyncReportClient",
     "AsyncStudy",
+    "ChoiceForm",
     "Conversation",
     "DeadlineExceeded",
     "FrameSelection",
@@ -89,11 +92,14 @@ __all__ = [
     "NotFound",
     "NotPossibleHere",
     "OpenStudy",
+    "PatternForm",
     "Report",
     "ReportClient",
     "ReportEngine",
     "ReportEvent",
     "Sampling",
+    "SchemaForm",
+    "SectionsForm",
     "ServerBusy",
     "ServerUnavailable",
     "ShownPicture",
@@ -103,6 +109,7 @@ __all__ = [
     "TextDelta",
     "Timings",
     "Unauthenticated",
+    "UnusableForm",
     "Usage",
     "UserError",
     "__version__",
@@ -120,12 +127,13 @@ _MODULES = {
     f"{_CLIENT}.report": ("AddedImage", "OpenStudy", "Report", "ReportEvent", "ShownPicture", "Timings", "Usage"),
     f"{_CONTRACTS}.errors": (
         *("DeadlineExceeded", "InvalidInput", "NotFound", "NotPossibleHere"),
-        *("ServerBusy", "ServerUnavailable", "StudyReplaced", "Unauthenticated", "UserError"),
+        *("ServerBusy", "ServerUnavailable", "StudyReplaced", "Unauthenticated", "UnusableForm", "UserError"),
     ),
     f"{_CONTRACTS}.image_path": ("ImagePath",),
     f"{_CONTRACTS}.request": (
         *("FrameSelection", "GenerationRequest", "ImageInput", "Sampling", "StageStarted", "TextDelta"),
     ),
+    f"{_CONTRACTS}.text_form": ("ChoiceForm", "PatternForm", "SchemaForm", "SectionsForm"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRAS = {"build": "export"}  # what an extra has to be installed for

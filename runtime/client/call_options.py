@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from echovlm_edge.runtime.client.given_images import GivenImages, images_to_send
 from echovlm_edge.runtime.client.report import Asked
@@ -15,6 +15,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import FrameSelection, Priority, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+from echovlm_edge.runtime.contracts.text_form import TextForm
 
 Choice = TypeVar("Choice", bound=enum.Enum)
 
@@ -51,6 +52,8 @@ class CallOptions(ImageOptions, total=False):
         image_tokens: most visual tokens of a frame, for fewer than the server's bound; a study has its own, see `study`.
         log_probabilities: put the tokens and their log probabilities into the report, and into the pieces of a stream, with so many of the
             likeliest tokens of each place, from 0 to 20.
+        form: what the text must look like: a `ChoiceForm`, `SchemaForm`, `PatternForm` or `SectionsForm`; "answer" for True or False in
+            the task judge, and for the letter of an option in the task choice.
     """
 
     language: Language | str
@@ -60,6 +63,7 @@ class CallOptions(ImageOptions, total=False):
     include_token_ids: bool
     image_tokens: int | None
     log_probabilities: int | None
+    form: TextForm | Literal["answer"] | None
 
 
 NAMES = frozenset(CallOptions.__annotations__)
@@ -96,6 +100,7 @@ def request_of(
         allow_mixed_studies=options.get("allow_mixed_studies", False),
         image_tokens=options.get("image_tokens"),
         log_probabilities=options.get("log_probabilities"),
+        form=options.get("form"),
     )
     request = said.before(request) if said else request
     return request, Asked(request.all_images, request.language, dict(study_images or {}), request.task)

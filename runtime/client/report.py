@@ -13,6 +13,7 @@ from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import Box, Stage, StageStarted, TextDelta, Window
 from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language, Task
+from echovlm_edge.runtime.contracts.text_form import ChoiceProbability
 from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
@@ -101,6 +102,7 @@ class Report:
         token_ids: of the text, if they were asked for.
         prompt: what the model was asked, the default prompt included; empty if the server does not say.
         tokens: of the text with their log probabilities, if they were asked for.
+        choices: how likely each choice was, if the form is one.
     """
 
     text: str = field(repr=False)
@@ -118,6 +120,7 @@ class Report:
     token_ids: tuple[int, ...] = field(repr=False)
     prompt: str = field(repr=False)
     tokens: tuple[TokenProbability, ...] = field(repr=False)
+    choices: tuple[ChoiceProbability, ...] = field(repr=False)
     _result: pb.Result = field(repr=False, compare=False)
     _images: tuple[SentImage, ...] = field(repr=False, compare=False)
     _language: Language = field(repr=False, compare=False)
@@ -245,6 +248,7 @@ def report_of(result: pb.Result, request_id: str, asked: Asked) -> Report:
         token_ids=tuple(result.token_ids),
         prompt=result.prompt,
         tokens=_tokens(result.tokens),
+        choices=tuple(ChoiceProbability(one.text, one.log_probability, one.probability) for one in result.choices),
         _result=_counted_through(result, asked),
         _images=(*asked.study_images.values(), *asked.images),
         _language=asked.language,

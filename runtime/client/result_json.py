@@ -34,7 +34,13 @@ def as_json(result: pb.Result, names: Sequence[str] = (), request_id: str = "") 
         "request_id": request_id,
         "pictures": picture_list.as_json(result.pictures, names),
         **({"tokens": [_token(one) for one in result.tokens]} if result.tokens else {}),
+        **({"choices": [choice_json(one) for one in result.choices]} if result.choices else {}),
     }
+
+
+def choice_json(one: pb.ChoiceProbability) -> dict[str, Any]:
+    """Convert a choice and how likely it is."""
+    return {"text": one.text, "log_probability": one.log_probability, "probability": one.probability}
 
 
 def _token(one: pb.TokenProbability) -> dict[str, Any]:

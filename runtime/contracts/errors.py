@@ -30,6 +30,10 @@ class ImageTokensOutOfRange(InvalidInput):
     """The bound asked for on a frame's tokens is above the bundle's or server's, or below the model's least. gRPC INVALID_ARGUMENT."""
 
 
+class UnusableForm(InvalidInput):
+    """The form asked for is one that no text has, is not supported, or is too complex. gRPC INVALID_ARGUMENT."""
+
+
 class NotPossibleHere(UserError):
     """The request is fine, this bundle or machine is not (missing file, full disk). gRPC FAILED_PRECONDITION."""
 

@@ -15,6 +15,7 @@ from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.fingerprint import fingerprint_of
 from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.contracts.origins import ANYBODY, Origin
+from echovlm_edge.runtime.contracts.text_form import ChoiceProbability, TextForm
 from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 
 if TYPE_CHECKING:  # a client has no numpy
@@ -321,6 +322,7 @@ class GenerationRequest:
         earlier: the turns before this one, the first one first.
         stop: the text ends before the first of these, none of which is empty.
         log_probabilities: how many of the likeliest tokens to report for each place, beside the written one; None to report none.
+        form: what the text must look like; None for any text.
     """
 
     prompt: str = field(repr=False)
@@ -336,6 +338,7 @@ class GenerationRequest:
     earlier: tuple[Turn, ...] = ()
     stop: tuple[str, ...] = field(default=(), repr=False)
     log_probabilities: int | None = None
+    form: TextForm | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -388,6 +391,7 @@ class Finished:
         bundle_id: likewise.
         pictures: what the model was shown, in order.
         probabilities: of all tokens of the text, if they were asked for. A stop token is one of them, what a stop text cut off is not.
+        choices: how likely each of a form's choices is, in their order.
     """
 
     text: str = field(repr=False)
@@ -403,6 +407,7 @@ class Finished:
     bundle_id: str = ""
     pictures: tuple[Picture, ...] = ()
     probabilities: tuple[TokenProbability, ...] = field(default=(), repr=False)
+    choices: tuple[ChoiceProbability, ...] = ()
 
     def with_span(self, span: Span) -> Finished:
         """Add a piece of work that came after all others."""

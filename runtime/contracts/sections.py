@@ -5,9 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from echovlm_edge.runtime.contracts.tasks import Language
+
 # Ultrasound findings: …; Ultrasound impression: …   /   超声所见：…；超声提示：…
 _FINDINGS = r"ultrasound\s+findings?|findings?|超声所见|超声描述|检查所见"
 _IMPRESSION = r"ultrasound\s+impressions?|impressions?|超声诊断|超声提示|诊断意见|诊断提示|超声印象"
+HEADING_WORDS = rf"{_FINDINGS}|{_IMPRESSION}"
+HEADINGS = {  # findings and impression, as a text in sections has them
+    Language.EN: ("Ultrasound findings:", "Ultrasound impression:"),
+    Language.ZH: ("超声所见：", "超声提示："),
+}
 _HEADING = re.compile(
     rf"(?:(?P<findings>{_FINDINGS})|(?P<impression>{_IMPRESSION}))(?:\s*[:：]|[ \t]*(?=\n))", re.IGNORECASE
 )

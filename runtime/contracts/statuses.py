@@ -21,6 +21,7 @@ from echovlm_edge.runtime.contracts.errors import (
     StudyReplaced,
     Unauthenticated,
     Unavailable,
+    UnusableForm,
     UnusableNumbers,
     UserError,
 )
@@ -30,6 +31,7 @@ RETRY_AFTER = "grpc-retry-pushback-ms"  # gRPC's own clients heed it where retri
 CODES = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     ImageTokensOutOfRange: grpc.StatusCode.INVALID_ARGUMENT,
+    UnusableForm: grpc.StatusCode.INVALID_ARGUMENT,
     NotPossibleHere: grpc.StatusCode.FAILED_PRECONDITION,
     NotFound: grpc.StatusCode.NOT_FOUND,
     StudyReplaced: grpc.StatusCode.NOT_FOUND,
@@ -46,6 +48,7 @@ LONGEST_MESSAGE = 1000  # of the copy in the details: all trailing metadata toge
 REASONS: dict[type[UserError], str] = {
     InvalidInput: "INVALID_INPUT",
     ImageTokensOutOfRange: "IMAGE_TOKENS_OUT_OF_RANGE",
+    UnusableForm: "UNUSABLE_FORM",
     NotPossibleHere: "NOT_POSSIBLE_HERE",
     NotFound: "NOT_FOUND",
     StudyReplaced: "STUDY_REPLACED",

@@ -10,6 +10,7 @@ from echovlm_edge.runtime.drafting.guess import Phrases
 from echovlm_edge.runtime.drafting.own_text import OwnText
 from echovlm_edge.runtime.drafting.trust import Trust
 
+CERTAIN = 0.97  # that a form's text is divided into the tokens that it usually has
 SURE = 0.8  # a guess that needs no other source's
 PATIENCE, MOST_PAUSED = 4, 8  # after so many steps without an accepted token one is left out, and up to so many in turn
 
@@ -17,6 +18,7 @@ PATIENCE, MOST_PAUSED = 4, 8  # after so many steps without an accepted token on
 class Source(StrEnum):
     """Where a drafted token came from, in the order in which they are asked."""
 
+    FORM = "form"  # what the text's form leaves hardly a choice about
     PROMPT = "prompt"  # the request's own text: its prompt, and what was written so far
     CLIENT = "client"  # what the client's finished replies said
     BUNDLE = "bundle"  # the phrases that came with the bundle
@@ -32,16 +34,23 @@ class Drafted:
 
 
 class Drafter:
-    """Drafts of one sequence. `draft` are the tokens of the step that is next or runs, none between steps."""
+    """Drafts of one sequence.
+
+    Attributes:
+        draft: the tokens of the step that is next or runs, none between steps.
+        forced: those that the text's form leaves hardly a choice about; whoever knows sets them before each step.
+    """
 
     def __init__(
         self, prompt: Sequence[Sequence[int]], others: Mapping[Source, Phrases], stop_token_ids: Collection[int]
     ) -> None:
         """Start with the text between a prompt's images, and with the sources besides the text itself."""
         self.draft: list[Drafted] = []
+        self.forced: Sequence[int] = ()
         self._own = OwnText()
         self._sources: dict[Source, Phrases] = {Source.PROMPT: self._own, **others}
-        self._trust = {source: Trust() for source in self._sources}
+        self._trust = {source: Trust() for source in (Source.FORM, *self._sources)}
+        self._trust[Source.FORM].accepted = self._trust[Source.FORM].expected
         self._stops = stop_token_ids
         self._text = list[int]()  # with the draft at its end
         self._likely = 1.0  # that all of the draft is accepted
@@ -59,6 +68,8 @@ class Drafter:
 
     def is_due(self) -> bool:
         """Return whether to draft for the next step; once a step: guessing takes time too, where it has not helped for a while."""
+        if self.forced:
+            return True
         if self._paused:
             self._paused -= 1
             return False
@@ -71,6 +82,9 @@ class Drafter:
         if self.draft and self.draft[-1].token in self._stops:
             return None
         best, found = least / self._likely, None
+        if self.tokens == self.forced[: len(self.draft)] != self.forced:
+            best = self._trust[Source.FORM].probability(CERTAIN)
+            found = Drafted(self.forced[len(self.draft)], Source.FORM, CERTAIN)
         for source, phrases in self._sources.items():
             trust = self._trust[source]
             if trust.factor <= best:

@@ -70,6 +70,10 @@ class Drafting:
         """
         drafting = [sequence for sequence in writing if sequence.drafter]
         drafters = [sequence.drafter for sequence in drafting if sequence.drafter]
+        forms = [sequence.generation.form for sequence in drafting]
+        for drafter, form in zip(drafters, forms, strict=True):
+            if form:
+                drafter.forced = form.forced()
         due = [drafter.is_due() for drafter in drafters]
         if not any(due):
             return 1.0
@@ -81,8 +85,11 @@ class Drafting:
         most = [min(longest, sequence.left - 1) for sequence in drafting]
         beside += len(writing) - len(drafting)
         drafted = plan(drafters, beside, self._cost, self._rows, most)
-        for drafter, count in zip(drafters, drafted, strict=True):
-            drafter.cut(count)
+        for place, (drafter, form) in enumerate(zip(drafters, forms, strict=True)):
+            drafter.cut(drafted[place])
+            if form and drafter.draft:  # what the form forbids is not verified
+                drafted[place] = form.valid(drafter.tokens)
+                drafter.cut(drafted[place])
         return self._cost(beside + self._rows(drafted)) / self._cost(beside + len(drafted)) if any(drafted) else 1.0
 
     def wrote(self, sequence: SequenceState, tokens: Sequence[int]) -> None:

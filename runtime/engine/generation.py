@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority, Sampling
+from echovlm_edge.runtime.engine.forms.form_state import FormState
 from echovlm_edge.runtime.engine.likelihood import Likelihood
 from echovlm_edge.runtime.prompting.prompt import Prompt
 
@@ -47,11 +48,18 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A form's choices were read: their log probabilities, in their order."""
+
+    log_probabilities: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Left:
     """A generation ended without a last token: it was stopped, or was only to be prefilled."""
 
 
-Progress = Queued | Joined | Prefilled | Written | Left | Exception
+Progress = Queued | Joined | Prefilled | Scored | Written | Left | Exception
 
 
 class Outbox:
@@ -59,8 +67,8 @@ class Outbox:
 
     With a fast model, waking the call's thread for every token would cost the decoder more time than the token itself. So a token
     wakes the thread only if it last took progress at least DELIVERY_SECONDS ago. The first token, the last token, and anything that
-    ends or delays the generation wake it immediately. `Joined` and `Prefilled` do not wake it: it sees them with the next progress,
-    or when it polls.
+    ends or delays the generation wake it immediately. `Joined`, `Prefilled` and `Scored` do not wake it: it sees them with the next
+    progress, or when it polls.
     """
 
     def __init__(self) -> None:
@@ -75,7 +83,7 @@ class Outbox:
         with self._changed:
             self._inside.append(progress)
             match progress:
-                case Joined() | Prefilled():
+                case Joined() | Prefilled() | Scored():
                     return
                 case Written(finish=None):
                     wakes = time.monotonic() >= self._due
@@ -112,6 +120,8 @@ class Generation:
         continued: names the prefixes of the prompt followed by these written tokens, as `blocks` does, so that a later turn finds
             them; None to cache nothing of what is written.
         log_probabilities: how many of the likeliest tokens `Written.likelihood` has; None for no likelihood.
+        form: what the text must look like, for this generation alone; None for any text.
+        choices: each of the form's choices, as tokens; they are read before the text is written, see `Scored`.
         outbox: its progress, which ends with a `Written` whose `finish` is set, with `Left`, or with an exception.
     """
 
@@ -126,6 +136,8 @@ class Generation:
     outbox: Outbox = field(default_factory=Outbox)
     continued: Callable[[Sequence[int]], Sequence[bytes]] | None = field(default=None, repr=False)
     log_probabilities: int | None = None
+    form: FormState | None = field(default=None, repr=False)
+    choices: Sequence[Sequence[int]] = field(default=(), repr=False)
 
     @property
     def lasting(self) -> int:

@@ -51,7 +51,7 @@ class Parking:
 
     def has_room(self, sequence: SequenceState) -> bool:
         """Check whether a sequence in a slot could be parked now."""
-        return not sequence.stays and self.bytes + self._size(sequence.filled) <= self._budget
+        return not sequence.stays and self.bytes + self._size(sequence.cached) <= self._budget
 
     def park(self, sequence: SequenceState) -> None:
         """Count the memory of a sequence that was copied out of its slot."""

@@ -38,13 +38,25 @@ from echovlm_edge.runtime.contracts.request import (
     StageStarted,
     pictures,
 )
+from echovlm_edge.runtime.contracts.text_form import ChoiceForm, ChoiceProbability
 from echovlm_edge.runtime.drafting.bundle_phrases import bundle_phrases
 from echovlm_edge.runtime.drafting.guess import Phrases
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
+from echovlm_edge.runtime.engine.choice_scoring import normalized
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
 from echovlm_edge.runtime.engine.drafting import Drafting
 from echovlm_edge.runtime.engine.encoder import Embedded, Encoder
-from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.engine.forms.form_compiler import CompiledForm, FormCompiler
+from echovlm_edge.runtime.engine.generation import (
+    Generation,
+    Joined,
+    Left,
+    Prefilled,
+    Progress,
+    Queued,
+    Scored,
+    Written,
+)
 from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
 from echovlm_edge.runtime.engine.replies import Replies
 from echovlm_edge.runtime.engine.reuse import ImageStore, PrefixStore, StoreStats, block_names
@@ -161,6 +173,7 @@ class ReportEngine:
         self.settings = PreprocessSettings.from_config(manifest.preprocess).bounded(options.image_tokens)
         self.prompts = PromptBuilder.from_bundle(bundle)
         self._token_text = TokenText(self.prompts.tokenizer)
+        self._forms = FormCompiler(self.prompts.tokenizer, spec.vocab_size, spec.stop_token_ids)
         self._image_decoder = image_decoder
         self.new_clock: Callable[[], Clock] = Clock
         self._images = ImageStore(options.image_bytes)
@@ -221,6 +234,7 @@ class ReportEngine:
             NotPossibleHere: an image that this machine cannot decode, or a conversation that the chat template cannot render.
             NotFound: frames that were read for another bundle.
             Unavailable: the engine was closed, or decoding is not possible now.
+            UnusableForm: no text has the form, or it is not supported or too complex.
         """
         clock = self.new_clock()
         if request.came is not None:
@@ -231,6 +245,7 @@ class ReportEngine:
         self, request: GenerationRequest, stopped: Callable[[], bool], clock: Clock
     ) -> Generator[Event, None, None]:
         prompt: Prompt | None = None
+        form = self._forms.compile(request.form) if request.form else None  # refused before any image is read
         try:
             turns, asker = request.turns, Asker(request.client, request.priority, stopped)
             files = [image for turn in turns for image in turn.images]
@@ -241,6 +256,7 @@ class ReportEngine:
                 read = [frame for turn in turns for frame in turn.frames]
                 refuse_mixed(_origins(read, files, [*chain(*measured)]), request.allow_mixed_studies)
             prompt = self._conversation(request, measured)
+            self._fit_choices(prompt, form)
             clock.lap(Stage.PROMPT)
             frames, places = list[Frame](), count(1)
             for turn, sizes in zip(turns, measured, strict=True):
@@ -257,9 +273,12 @@ class ReportEngine:
             return
         stop = StopText(request.stop)
         generation = self._generation(prompt, images, request, lambda: stop.reached or stopped())
+        if form:
+            generation = replace(generation, form=form.begin(), choices=form.choices)
         clock.lap(Stage.PROMPT)
         self._scheduler.submit(generation)
-        yield from self._follow(generation, clock, pictures(frames), stop)
+        choices = request.form.texts if isinstance(request.form, ChoiceForm) else ()
+        yield from self._follow(generation, clock, pictures(frames), stop, choices)
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Encode and prefill frames in the background, below the priority of all requests, so that a later request reuses it.
@@ -315,6 +334,7 @@ class ReportEngine:
         """End all calls with `reason`, and the threads after their current turn."""
         self._scheduler.close(reason)
         self._encoder.close(reason)
+        self._forms.close()
 
     def seconds_in_turn(self) -> float:
         """Return how long the longest of the current turns has been running, in seconds."""
@@ -363,6 +383,14 @@ class ReportEngine:
                 f"{limit}: send fewer or smaller images or a shorter text, or build the bundle with --max-sequence."
             )
         return prompt
+
+    def _fit_choices(self, prompt: Prompt, form: CompiledForm | None) -> None:
+        longest = max(map(len, form.choices), default=0) if form else 0
+        if len(prompt.token_ids) + longest >= self.info.max_sequence:
+            raise InvalidInput(
+                f"The prompt takes {len(prompt.token_ids)} tokens and the longest choice {longest}, the context holds "
+                f"{self.info.max_sequence}: send less, or build the bundle with --max-sequence."
+            )
 
     def _remember(self, generation: Generation, text: str, tokens: Sequence[int], finish: FinishReason) -> None:
         """Remember a reply's tokens for the next turn; not those with a special token, which would forge the conversation's structure."""
@@ -427,11 +455,16 @@ class ReportEngine:
         )
 
     def _follow(
-        self, generation: Generation, clock: Clock, shown: tuple[Picture, ...], stop: StopText
+        self,
+        generation: Generation,
+        clock: Clock,
+        shown: tuple[Picture, ...],
+        stop: StopText,
+        choices: tuple[str, ...],
     ) -> Iterator[Event]:
-        """Turn the scheduler's progress reports for a generation into events, up to a stop text."""
+        """Turn the scheduler's progress reports for a generation into events, up to a stop text; `choices` are its form's."""
         text = WrittenText(self._token_text, stop)
-        finish, first_token, reused = FinishReason.CANCELLED, None, 0
+        finish, first_token, reused, scores = FinishReason.CANCELLED, None, 0, tuple[ChoiceProbability, ...]()
         waiting_since: float | None = None
         ended = False
         while not ended:
@@ -452,6 +485,9 @@ class ReportEngine:
                         yield StageStarted(Stage.PREFILL)
                     case Prefilled():
                         clock.add(Stage.PREFILL, progress.started, progress.seconds)
+                    case Scored(log_probabilities):
+                        shares = normalized(log_probabilities).tolist()
+                        scores = tuple(map(ChoiceProbability, choices, log_probabilities, shares))
                     case Written():
                         written.append(progress)
             for token in written:
@@ -473,7 +509,7 @@ class ReportEngine:
         if not stop.reached:  # otherwise the tokens are not those of the text
             self._remember(generation, text.text, text.tokens, finish)
         ended_with = _finished(text.text, tuple(text.tokens), finish, generation.prompt, clock, first_token, reused)
-        yield replace(ended_with, pictures=shown, probabilities=tuple(text.probabilities))
+        yield replace(ended_with, pictures=shown, probabilities=tuple(text.probabilities), choices=scores)
 
 
 def _origins(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from echovlm_edge.runtime.backends import Logits
 from echovlm_edge.runtime.contracts.errors import UnusableNumbers
 from echovlm_edge.runtime.contracts.request import Sampling
+from echovlm_edge.runtime.engine.forms.form_state import Mask, allowed_tokens, is_allowed
 
 WEIGHT_BITS = 35  # of the likeliest token's weight
 LARGEST_VOCABULARY = 1 << 18  # sums of this many weights are below 2^53, and therefore exact in float64 in any order
@@ -28,6 +29,8 @@ class Sampler:
        shortest leading part whose weights add up to at least `top_p` of their total.
     4. r is the next 64 bits of PCG64(seed) times the sum of the kept weights, divided by 2^64, rounded down. The token is the
        first kept one, in order of ids, at which the running sum of weights is above r.
+
+    Where a form allows some tokens only, the others are no candidates: steps 2 to 4 are as if they were not there.
     """
 
     def __init__(self, options: Sampling, prompt_ids: NDArray[np.int64], vocab_size: int) -> None:
@@ -38,8 +41,10 @@ class Sampler:
         self._seen = np.zeros(vocab_size, dtype=bool)
         self._seen[prompt_ids] = True
 
-    def choose(self, logits: Logits) -> int:
-        """Choose the next token for logits float32 [vocab_size]; greedy choice without a penalty does not copy them from the device.
+    def choose(self, logits: Logits, allowed: Mask | None = None) -> int:
+        """Choose the next token for logits float32 [vocab_size], among those that a form allows.
+
+        A greedy choice without a penalty copies logits from the device only if the largest one's token is not allowed.
 
         Raises:
             UnusableNumbers: the logits contain NaN or positive infinity, or nothing but negative infinity.
@@ -47,7 +52,7 @@ class Sampler:
         options = self._options
         if options.repetition_penalty != 1:
             logits = self._penalised(np.asarray(logits))
-        token = best(logits) if options.temperature == 0 else self._draw(np.asarray(logits))
+        token = self._of_all(logits) if allowed is None else self._of_allowed(logits, allowed)
         self._seen[token] = True
         return token
 
@@ -57,6 +62,16 @@ class Sampler:
         penalised, values = logits.copy(), logits[seen]
         penalised[seen] = np.where(values > 0, values / penalty, values * penalty)
         return penalised
+
+    def _of_all(self, logits: Logits) -> int:
+        return best(logits) if self._options.temperature == 0 else self._draw(np.asarray(logits))
+
+    def _of_allowed(self, logits: Logits, allowed: Mask) -> int:
+        largest = best(logits)  # raises where they are no numbers, whatever is allowed
+        if self._options.temperature == 0 and is_allowed(allowed, largest):
+            return largest
+        tokens = allowed_tokens(allowed, len(self._seen))
+        return int(tokens[self._of_all(np.asarray(logits)[tokens])])
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         tokens, weights = candidates(logits, self._options)

@@ -18,8 +18,18 @@ from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, Unusab
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
+from echovlm_edge.runtime.engine.choice_scoring import ChoiceScoring
 from echovlm_edge.runtime.engine.drafting import Drafting, DraftingStats
-from echovlm_edge.runtime.engine.generation import Generation, Joined, Left, Prefilled, Progress, Queued, Written
+from echovlm_edge.runtime.engine.generation import (
+    Generation,
+    Joined,
+    Left,
+    Prefilled,
+    Progress,
+    Queued,
+    Scored,
+    Written,
+)
 from echovlm_edge.runtime.engine.joined_kept import JoinedKept
 from echovlm_edge.runtime.engine.likelihood import likelihood
 from echovlm_edge.runtime.engine.model import Model
@@ -227,7 +237,7 @@ class Scheduler:
             sequence.filled = 0
         else:
             try:
-                sequence.parked = self._table[sequence.slot].park(sequence.filled)
+                sequence.parked = self._table[sequence.slot].park(sequence.cached)
             except MemoryError:
                 _log.warning("no memory to park a batch generation: it keeps its slot")
                 sequence.stays = True
@@ -277,7 +287,10 @@ class Scheduler:
             self._run_parts(self._writing(), ends)
             return
         self._run_parts([], dict(policy.chunk_in_blocks(self._running, self._steps, rows)))
-        writing = self._writing()
+        for sequence in self._writing():
+            if sequence.scoring:  # its pieces are as long as those of no other sequence
+                self._run_parts([sequence], {})
+        writing = [sequence for sequence in self._writing() if not sequence.scoring]
         self._pack(writing)
         self._run_parts(writing, {})
 
@@ -290,10 +303,14 @@ class Scheduler:
         if not members:
             return
         prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
+        prompt_rows += sum(len(sequence.scoring.tokens) - 1 for sequence in writing if sequence.scoring)
         started = time.perf_counter()
         longer = self._draft(writing, prompt_rows)
         try:
             parts = [self._part(sequence, ends) for sequence in members]
+            for sequence in writing:
+                if sequence.generation.form and not sequence.scoring:
+                    sequence.generation.form.expect(sequence.draft)
             logits = self._backend.turn(parts)
         except Exception as error:
             if len(members) == 1 and not members[0].draft:
@@ -330,15 +347,18 @@ class Scheduler:
         """The tokens that a sequence has in the next turn."""
         filled, slot = sequence.filled, self._table[sequence.slot]
         if sequence.decoding:
-            tokens = np.array([sequence.token, *sequence.draft])
-            positions = np.tile(np.arange(sequence.position, sequence.position + len(tokens)), (3, 1))
+            tokens, read = np.array(sequence.next_tokens), sequence.cached - filled
+            positions = np.tile(np.arange(len(tokens)) + sequence.position + read, (3, 1))
             angles = self._model.rotary.angles(positions)
-            return SlotRows(slot, filled, self._backend.embed(tokens), angles, logits=len(tokens))
+            return SlotRows(slot, sequence.cached, self._backend.embed(tokens), angles, logits=len(tokens))
         positions = sequence.generation.prompt.positions[:, filled : ends[sequence]]
         embeddings = sequence.generation.embed(filled, ends[sequence])
         return SlotRows(slot, filled, embeddings, self._model.rotary.angles(positions))
 
     def _advance(self, sequence: SequenceState, part: SlotRows, logits: Sequence[Logits], started: float) -> None:
+        if sequence.scoring:
+            self._score(sequence, sequence.scoring, logits)
+            return
         if sequence.decoding:
             self._verify(sequence, logits, started)
             return
@@ -388,25 +408,48 @@ class Scheduler:
         sequence.sampler = Sampler(generation.sampling, generation.prompt.token_ids, self._model.vocab_size)
         sequence.left = min(generation.sampling.max_new_tokens, self._table.max_sequence - sequence.filled)
         sequence.position = generation.prompt.next_position
-        sequence.drafter = self._drafting.begin(generation) if self._drafting else None
         cache = self._table[sequence.slot]
-        self._choose(sequence, logits, started)  # the first token may end it: the slot is free then, but still filled
-        if self._drafting:
-            self._drafting.wrote(sequence, [sequence.token])
+        if generation.choices:
+            piece = self._backend.step_tokens(1)
+            sequence.scoring = ChoiceScoring(
+                generation.choices, generation.form.stops if generation.form else (), logits, piece
+            )
+        else:
+            self._begin_text(sequence, logits, started)  # it may end: the slot is free then, but still filled
         if generation.lasting:
             self._keep(sequence, generation.lasting, cache)
+
+    def _begin_text(self, sequence: SequenceState, logits: Logits, started: float) -> None:
+        """Write the first token."""
+        sequence.drafter = self._drafting.begin(sequence.generation) if self._drafting else None
+        self._choose(sequence, logits, started)
+        if self._drafting:
+            self._drafting.wrote(sequence, [sequence.token])
+
+    def _score(self, sequence: SequenceState, scoring: ChoiceScoring, logits: Sequence[Logits]) -> None:
+        """Take a piece of a choice into account that was read; after the last one the text begins."""
+        with self._wake:
+            self._waiting.charge(sequence.generation.client, len(logits))
+        scoring.add(logits)
+        if scoring.done:
+            sequence.scoring = None
+            sequence.generation.outbox.put(Scored(tuple(scoring.log_probabilities)))
+            self._begin_text(sequence, scoring.logits, time.perf_counter())
 
     def _choose(self, sequence: SequenceState, logits: Logits, started: float) -> bool:
         """Write the next token; returns whether it is the last."""
         assert sequence.sampler is not None
-        sequence.token = sequence.sampler.choose(logits)
+        form = sequence.generation.form
+        sequence.token = sequence.sampler.choose(logits, form.allowed() if form else None)
+        if form:
+            form.take(sequence.token)
         sequence.written.append(sequence.token)
         sequence.left -= 1
         with self._wake:
             self._waiting.charge(sequence.generation.client, 1)
             self._written += 1
         finish = FinishReason.LENGTH if sequence.left == 0 else None
-        if sequence.token in self._model.stop_token_ids:
+        if sequence.token in self._model.stop_token_ids or (form and form.ended):
             finish = FinishReason.STOP
         best_few = sequence.generation.log_probabilities
         likely = None if best_few is None else likelihood(logits, sequence.token, best_few)
@@ -424,7 +467,7 @@ class Scheduler:
         where = {sequence.slot: sequence for sequence in self._running}
         for source, target in policy.moves(sequence.slot for sequence in writing):
             mover, other = where[source], where.get(target)
-            self._table.move(source, target, mover.filled, other.filled if other else 0)
+            self._table.move(source, target, mover.cached, other.cached if other else 0)
             mover.slot = target
             if other:
                 other.slot = source

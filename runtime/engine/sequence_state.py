@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from echovlm_edge.runtime.backends import Kept
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.drafting.drafter import Drafter
+from echovlm_edge.runtime.engine.choice_scoring import ChoiceScoring
 from echovlm_edge.runtime.engine.generation import Generation
 from echovlm_edge.runtime.engine.sampling import Sampler
 
@@ -28,6 +30,7 @@ class SequenceState:
         left: how many tokens it may still write.
         written: the ids of all tokens that it wrote.
         drafter: guesses its next tokens, where that may pay.
+        scoring: reads a form's choices, before the text is written.
     """
 
     generation: Generation
@@ -42,6 +45,7 @@ class SequenceState:
     left: int = 0
     written: list[int] = field(default_factory=list, repr=False)
     drafter: Drafter | None = field(default=None, repr=False)
+    scoring: ChoiceScoring | None = field(default=None, repr=False)
 
     @property
     def priority(self) -> Priority:
@@ -60,13 +64,23 @@ class SequenceState:
 
     @property
     def decoding(self) -> bool:
-        """Whether it is prefilled and gains tokens with every step."""
+        """Whether it is prefilled, and has rows in every step: it gains tokens, or its form's choices are read."""
         return self.sampler is not None
 
     @property
     def draft(self) -> list[int]:
         """The guesses of its next tokens that the next step verifies."""
         return self.drafter.tokens if self.drafter else []
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are in the cache: those of a choice that is being read too, which `filled` does not count."""
+        return self.filled + (self.scoring.read if self.scoring else 0)
+
+    @property
+    def next_tokens(self) -> Sequence[int]:
+        """The tokens whose rows it has in the next step."""
+        return self.scoring.tokens if self.scoring else [self.token, *self.draft]
 
     @property
     def background(self) -> bool:

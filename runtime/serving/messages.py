@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import cast
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.errors import InvalidInput, UnusableForm
 from echovlm_edge.runtime.contracts.memory_file import MemoryFile
 from echovlm_edge.runtime.contracts.request import (
     Event,
@@ -27,8 +27,17 @@ from echovlm_edge.runtime.contracts.request import (
 from echovlm_edge.runtime.contracts.sections import Sections, split_sections
 from echovlm_edge.runtime.contracts.stages import wire_name
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+from echovlm_edge.runtime.contracts.text_form import (
+    MOST_CHOICES,
+    ChoiceForm,
+    PatternForm,
+    SchemaForm,
+    SectionsForm,
+    TextForm,
+)
 from echovlm_edge.runtime.contracts.token_probability import MOST_ALTERNATIVES, TokenProbability
 from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.facts.closed_answers import LETTERS, options_of
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
 from echovlm_edge.runtime.imaging.preprocess import check_image_tokens
 
@@ -161,6 +170,31 @@ def log_probabilities(options: pb.GenerationOptions) -> int | None:
     return options.log_probabilities
 
 
+def text_form(options: pb.GenerationOptions, task: Task, text: str) -> TextForm | None:
+    """Return the form of the text that is wanted, if any; `text` is the caller's own.
+
+    Raises:
+        UnusableForm: it cannot be, or is not one of the task.
+    """
+    asked = options.text_form
+    match asked.WhichOneof("form"):
+        case "choice":
+            return ChoiceForm(tuple(asked.choice.texts))
+        case "json_schema":
+            return SchemaForm(asked.json_schema)
+        case "regex":
+            return PatternForm(asked.regex)
+        case "sections" if asked.sections:
+            return SectionsForm(language(options))
+        case "answer" if asked.answer and task is Task.JUDGE:
+            return ChoiceForm(("True", "False"))
+        case "answer" if asked.answer and task is Task.CHOICE:
+            return ChoiceForm(tuple(letter.upper() for letter in options_of(text)) or tuple(LETTERS))
+        case "answer" if asked.answer:
+            raise UnusableForm("Only a judgement and a choice have an answer's form: send choices, or leave it out.")
+    return None
+
+
 def image_tokens(asked: int, info: EngineInfo) -> int | None:
     """Return the bound on a frame's tokens that a message asks for; None for 0, which asks for none.
 
@@ -268,6 +302,7 @@ def _result(
         notes=notes,
         prompt=prompt,
         tokens=map(_token, event.probabilities),
+        choices=[pb.ChoiceProbability(**vars(choice)) for choice in event.choices],
     )
 
 
@@ -321,6 +356,7 @@ def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> p
             max_image_tokens=info.image_tokens[1],
             max_turns=limits.turns,
             max_conversation_characters=limits.conversation_characters,
+            max_choices=MOST_CHOICES,
         ),
         languages=[pb.LANGUAGE_EN, pb.LANGUAGE_ZH],
         regions=[f"ANATOMICAL_REGION_{region.name}" for region in Region],

@@ -271,6 +271,7 @@ class ReportService:
             system=asked.conversation.system_prompt,
             earlier=earlier,
             log_probabilities=messages.log_probabilities(options),
+            form=messages.text_form(options, task, text),
         )
 
     def _bound(self, asked: GenerateRequest, client: Client) -> int | None:

@@ -27,7 +27,7 @@ from echovlm_edge import (
     UserError,
 )
 from echovlm_edge.runtime.client.report import Asked, report_of
-from echovlm_edge.runtime.contracts.errors import Busy
+from echovlm_edge.runtime.contracts.errors import Busy, UnusableForm
 from echovlm_edge.runtime.contracts.request import (
     Box,
     Event,
@@ -39,6 +39,15 @@ from echovlm_edge.runtime.contracts.request import (
     Source,
     Stage,
 )
+from echovlm_edge.runtime.contracts.tasks import Language
+from echovlm_edge.runtime.contracts.text_form import (
+    ChoiceForm,
+    ChoiceProbability,
+    PatternForm,
+    SchemaForm,
+    SectionsForm,
+    TextForm,
+)
 from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
@@ -47,6 +56,7 @@ from tests.support.dicom_files import png, saved, ultrasound
 from tests.support.recording_service import recording_service
 
 TEXT = "Findings: A nodule. Impression: Benign."
+LIKELY_CHOICES = (ChoiceProbability("left", -0.5, 0.75), ChoiceProbability("right", -1.5, 0.25))
 LIKELY = (TokenProbability(1, "\ufffd", b"\xe5", -0.5, (TokenProbability(2, "<|im_end|>", b"", -0.25),)),)
 Verb = Callable[[Any], Any]
 
@@ -71,7 +81,18 @@ class Reporting(DecodingEngine):
         shown = tuple(Picture(frame.image, True, source, 64, 64, 4) for frame in frames)
         likely = LIKELY if request.log_probabilities == 2 else ()
         yield Finished(
-            TEXT, (1, 2), FinishReason.LENGTH, 30, 20, seconds, 0.75, (), 4, pictures=shown, probabilities=likely
+            TEXT,
+            (1, 2),
+            FinishReason.LENGTH,
+            30,
+            20,
+            seconds,
+            0.75,
+            (),
+            4,
+            pictures=shown,
+            probabilities=likely,
+            choices=LIKELY_CHOICES,
         )
 
 
@@ -133,6 +154,32 @@ def test_how_likely_its_tokens_were_is_there_if_it_is_asked_for(use: Use, addres
         use(address, lambda client: client.report(picture, log_probabilities=21))
     with pytest.raises(InvalidInput, match="log_probabilities"):
         use(address, lambda client: client.report(picture, log_probabilities=-1))
+
+
+@both
+@pytest.mark.parametrize(
+    ("task", "form", "expected"),
+    [
+        ("question", ChoiceForm(("left", "right")), ChoiceForm(("left", "right"))),
+        ("question", SchemaForm('{"type": "null"}'), SchemaForm('{"type": "null"}')),
+        ("question", PatternForm("a+"), PatternForm("a+")),
+        ("report", SectionsForm(Language.ZH), SectionsForm(Language.EN)),  # the call's language
+        ("judge", "answer", ChoiceForm(("True", "False"))),
+        ("choice", "answer", ChoiceForm(("A", "B", "C", "D"))),
+    ],
+)
+def test_a_form_is_that_of_the_request(
+    use: Use, address: str, picture: Path, engine: Reporting, task: str, form: Any, expected: TextForm
+) -> None:
+    report = use(address, lambda client: client.write(task, [picture], prompt="Which?", form=form))
+    assert engine.requests[-1].form == expected and report.choices == LIKELY_CHOICES
+
+
+@both
+def test_a_form_that_cannot_be_is_its_own_error(use: Use, address: str, engine: Reporting) -> None:
+    engine.error = UnusableForm("The JSON schema cannot be used: it is too complex.")
+    with pytest.raises(UnusableForm, match="too complex"):
+        use(address, lambda client: client.ask("Which?", form=SchemaForm("{}")))
 
 
 @both

@@ -15,8 +15,10 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UserError
+from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere, UnusableForm, UserError
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
+from echovlm_edge.runtime.contracts.text_form import PatternForm, SchemaForm, TextForm
+from echovlm_edge.runtime.engine.forms.form_state import allowed_tokens
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, sample
 from echovlm_edge.runtime.serving.access.clients import ANYBODY
@@ -30,10 +32,19 @@ from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 from tests.support.decoding import RESOLUTION
 from tests.support.decoding_engine import DecodingEngine
 from tests.support.dicom_files import encode, png, saved, shipped, ultrasound
+from tests.support.forms import small_compiler
+from tests.support.hashed_decoder import VOCABULARY
 from tests.support.http_door import data_uri, pictured
 from tests.support.tiff_files import RGB, Page, tiff
 from tests.support.video_files import KINDS, encoded, moving
 
+COMPILER = small_compiler()
+SCHEMA_SEEDS: list[dict[str, object]] = [
+    {"type": "object", "properties": {"a": {"enum": [1, "b"]}}, "required": ["a"], "additionalProperties": False},
+    {"type": "array", "items": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^a+$"}]}},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}}}},
+    {"type": "string", "format": "date"},
+]
 LIMITS = ImageLimits(max_pixels=1 << 20)
 METHOD = "/echovlm.v1.ReportService/GenerateReport"
 # What a wrong request may be answered with; anything else (UNKNOWN, INTERNAL) is a fault of the server's.
@@ -137,6 +148,29 @@ def _form(data: bytes, size: int) -> object:
         assert uploads.counts() == (0, 0)
 
 
+def schema(data: bytes) -> None:
+    """A JSON schema that an answer is asked in."""
+    _compile(SchemaForm, data)
+
+
+def pattern(data: bytes) -> None:
+    """A regular expression that an answer is asked in."""
+    _compile(PatternForm, data)
+
+
+def _compile(make: Callable[[str], TextForm], data: bytes) -> None:
+    """Compile a form, and begin a text in it if there is one."""
+    try:
+        written = COMPILER.compile(make(data.decode(errors="replace"))).begin()
+        for _ in range(8):
+            written.take(int(allowed_tokens(written.allowed(), VOCABULARY)[-1]))
+            if written.ended:
+                return
+    except UnusableForm as refused:
+        sentence = str(refused)
+        assert sentence and "\n" not in sentence, repr(sentence)
+
+
 def png_with_checksums(data: bytes) -> bytes:
     """Give the chunks of a PNG file their right checksums."""
     repaired, at = bytearray(data), 8
@@ -214,11 +248,20 @@ def request_seeds() -> list[bytes]:
         include_token_ids=True,
         priority=pb.PRIORITY_BATCH,
         log_probabilities=2,
+        text_form=pb.TextForm(choice=pb.Choices(texts=["left", "right"])),
     )
+    forms = (
+        pb.TextForm(json_schema='{"type": "object", "properties": {"a": {"enum": [1, "b"]}}}'),
+        pb.TextForm(regex="[0-9]{1,3} mm"),
+        pb.TextForm(sections=True),
+        pb.TextForm(answer=True),
+    )
+    formed = [pb.GenerateReportRequest(images=[image], options=pb.GenerationOptions(text_form=form)) for form in forms]
     messages = (
         pb.GenerateReportRequest(images=[image, indexed], prompt="Describe.", options=options),
         pb.GenerateReportRequest(images=[image], study="0" * 32),
         pb.GenerateReportRequest(),
+        *formed,
     )
     return [message.SerializeToString() for message in messages]
 
@@ -239,6 +282,12 @@ def chat_seeds() -> list[bytes]:
     said = [{"role": "system", "content": "Brief."}, {"role": "user", "content": pictured("Why?", uri)}]
     more = [{"role": "assistant", "content": "So.", "refusal": None}, {"role": "user", "content": "And?"}]
     bodies = [{"model": "m", "messages": said + more, **options}, {"model": "m", "messages": said, "stream": True}]
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True}}
+    bodies += [
+        {"model": "m", "messages": said, "response_format": schema},
+        {"model": "m", "messages": said, "structured_outputs": {"choice": ["a", "b"]}},
+        {"model": "m", "messages": said, "structured_outputs": {"regex": "[a-z]+"}},
+    ]
     return [json.dumps(body).encode() for body in bodies]
 
 
@@ -262,4 +311,6 @@ TARGETS = {
     "request": Target(Request(), request_seeds),
     "chat": Target(chat, chat_seeds),
     "form": Target(form, form_seeds),
+    "schema": Target(schema, lambda: [json.dumps(one).encode() for one in SCHEMA_SEEDS]),
+    "pattern": Target(pattern, lambda: [b"[a-f]{2,5}", b"(ab|00)+", b"(?i)true|false", rb"\p{L}+ \d{1,3}"]),
 }

@@ -19,6 +19,7 @@ from echovlm_edge.runtime.contracts.errors import (
     ServerUnavailable,
     StudyReplaced,
     Unauthenticated,
+    UnusableForm,
     UnusableNumbers,
     UserError,
 )
@@ -30,11 +31,13 @@ _REASON_ONLY = (
     UnusableNumbers,
     StudyReplaced,
     ImageTokensOutOfRange,
+    UnusableForm,
 )  # kinds that share their status code with another
 _CODE_REASONS = {CODES[kind]: reason for kind, reason in REASONS.items() if kind not in _REASON_ONLY}
 _PLAIN: dict[str, type[UserError]] = {
     "INVALID_INPUT": InvalidInput,
     "IMAGE_TOKENS_OUT_OF_RANGE": ImageTokensOutOfRange,
+    "UNUSABLE_FORM": UnusableForm,
     "NOT_POSSIBLE_HERE": NotPossibleHere,
     "NOT_FOUND": NotFound,
     "STUDY_REPLACED": StudyReplaced,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client.sending import number_within
@@ -12,6 +12,7 @@ from echovlm_edge.runtime.contracts.errors import NotOffered
 from echovlm_edge.runtime.contracts.image_path import SentImage
 from echovlm_edge.runtime.contracts.request import Priority, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
+from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, SchemaForm, SectionsForm, TextForm
 
 _FORMS = {Task.JUDGE: pb.ANSWER_FORM_TRUE_FALSE, Task.CHOICE: pb.ANSWER_FORM_LETTER}
 
@@ -52,6 +53,7 @@ class ReportRequest:
         system: the system prompt; empty for the model's own.
         earlier: the turns that this request continues, the first one first.
         log_probabilities: how many of the likeliest tokens to report for each place, from 0 to 20; None to report no probability.
+        form: what the text must look like; "answer" for True or False, or the letter of an option.
     """
 
     task: Task = Task.REPORT
@@ -68,6 +70,7 @@ class ReportRequest:
     system: str = field(default="", repr=False)
     earlier: Sequence[EarlierTurn] = ()
     log_probabilities: int | None = None
+    form: TextForm | Literal["answer"] | None = None
 
     @property
     def all_images(self) -> tuple[SentImage, ...]:
@@ -81,8 +84,8 @@ class ReportRequest:
 
     @property
     def recent(self) -> bool:
-        """Whether it has what a server before conversations would ignore without an error."""
-        return self.continues or self.task in (Task.FINDINGS, *_FORMS)
+        """Whether it has what an older server would ignore without an error."""
+        return self.continues or self.form is not None or self.task in (Task.FINDINGS, *_FORMS)
 
 
 def message_of(request: ReportRequest) -> tuple[str, Any]:
@@ -136,6 +139,8 @@ def check_limits(request: ReportRequest, limits: pb.Limits) -> None:
     Raises:
         NotOffered: the server is too old.
     """
+    if request.form is not None and not limits.max_choices:
+        raise NotOffered("This server is too old for texts in a form: upgrade it, or leave the form out.")
     if request.recent and not limits.max_turns:
         raise NotOffered(
             "This server is too old for conversations and for the tasks findings, judge and choice: upgrade it, or ask a question "
@@ -167,4 +172,20 @@ def _options(request: ReportRequest) -> pb.GenerationOptions:
         log_probabilities=None
         if request.log_probabilities is None
         else number_within("log_probabilities", request.log_probabilities),
+        text_form=_form(request.form),
     )
+
+
+def _form(form: TextForm | Literal["answer"] | None) -> pb.TextForm | None:
+    match form:
+        case ChoiceForm(texts):
+            return pb.TextForm(choice=pb.Choices(texts=texts))
+        case SchemaForm(schema):
+            return pb.TextForm(json_schema=schema)
+        case PatternForm(pattern):
+            return pb.TextForm(regex=pattern)
+        case SectionsForm():
+            return pb.TextForm(sections=True)
+        case "answer":
+            return pb.TextForm(answer=True)
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.client.result_json import choice_json
 from echovlm_edge.runtime.serving.http.exchange import as_json
 
 FINISH = {pb.FINISH_REASON_LENGTH: "length"}  # any other: stop
@@ -93,5 +94,7 @@ def _token(one: pb.TokenProbability) -> dict[str, Any]:
 
 def _end(result: pb.Result) -> dict[str, Any]:
     """Say why a text ended, and what must be shown wherever it is."""
-    more = {"notice": result.notice, "notes": list(result.notes), "bundle_id": result.bundle_id}
+    more: dict[str, Any] = {"notice": result.notice, "notes": list(result.notes), "bundle_id": result.bundle_id}
+    if result.choices:
+        more["choices"] = list(map(choice_json, result.choices))
     return {"finish_reason": FINISH.get(result.finish_reason, "stop"), "echovlm": more}

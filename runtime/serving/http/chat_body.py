@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, InstanceOf, ValidationError
 
 from echovlm_edge.runtime.contracts.token_probability import MOST_ALTERNATIVES
-from echovlm_edge.runtime.serving.http.json_body import DataUri
+from echovlm_edge.runtime.serving.http.chat_form import ResponseFormat, StructuredOutputs
+from echovlm_edge.runtime.serving.http.json_body import DataUri, Text
 from echovlm_edge.runtime.serving.http.refusals import Refused
 
 MOST_MESSAGES = 1024  # what a call may have of turns, Limits.max_turns, is far less
@@ -19,6 +20,9 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
+    "guided_choice": (),
+    "guided_json": (),
+    "guided_regex": (),
     "logit_bias": ({},),
     "metadata": ({},),
     "modalities": (["text"],),
@@ -30,7 +34,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -50,13 +53,12 @@ EMPTY_IN_REPLY: Mapping[str, tuple[object, ...]] = {
 }
 INSTEAD = {
     "frequency_penalty": "use repetition_penalty",
+    "guided_choice": "use structured_outputs",
+    "guided_json": "use structured_outputs",
+    "guided_regex": "use structured_outputs",
     "presence_penalty": "use repetition_penalty",
     "user": "the token says who calls",
 }
-
-
-def _text(value: object) -> object:
-    return value.text if isinstance(value, DataUri) else value
 
 
 def _list(value: object) -> object:
@@ -64,11 +66,10 @@ def _list(value: object) -> object:
 
 
 def _parts(value: object) -> object:
-    value = _text(value)
+    value = value.text if isinstance(value, DataUri) else value
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Text = Annotated[str, BeforeValidator(_text)]
 Whole = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -116,6 +117,8 @@ class ChatBody(_Checked):
         Field(max_length=MOST_STOPS),
         BeforeValidator(_list),
     ] = []
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     max_completion_tokens: Whole | None = None
     max_tokens: Whole | None = None
     temperature: Number | None = None

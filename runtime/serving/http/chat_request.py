@@ -8,6 +8,7 @@ from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.http.chat_body import ChatBody, Message, chat_body
+from echovlm_edge.runtime.serving.http.chat_form import text_form
 from echovlm_edge.runtime.serving.http.refusals import Refused
 
 LANGUAGES = {"en": pb.LANGUAGE_EN, "zh": pb.LANGUAGE_ZH}
@@ -51,6 +52,10 @@ def chat_request(asked: Mapping[str, Any]) -> ChatRequest:
         raise Refused("top_logprobs needs logprobs: send logprobs as true too.", param="top_logprobs")
     if body.logprobs:
         options.log_probabilities = body.top_logprobs
+    if form := text_form(body.response_format, body.structured_outputs):
+        if body.stop:
+            raise Refused("stop would cut an answer in a form: leave out stop or the form.", param="stop")
+        options.text_form.CopyFrom(form)
     sampling = {
         "max_new_tokens": most,
         "temperature": body.temperature,

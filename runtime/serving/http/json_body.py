@@ -10,7 +10,9 @@ import json
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BeforeValidator
 
 from echovlm_edge.runtime.serving.http.refusals import Refused
 
@@ -64,6 +66,13 @@ class DataUri:
         if not data:
             raise Refused(f"{param} is empty: send the file's bytes.", param=param)
         return (head[1] or b"").decode().lower(), data
+
+
+def _text(value: object) -> object:
+    return value.text if isinstance(value, DataUri) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]  # a field of a body that may begin with data:
 
 
 def read_json(body: bytes | bytearray) -> dict[str, Any]:

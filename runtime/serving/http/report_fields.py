@@ -42,6 +42,7 @@ class ReportFields(BaseModel):
     priority: Literal["interactive", "batch"] = "interactive"
     allow_mixed_studies: bool = False
     logprobs: bool = False
+    sections: bool = False
 
 
 def report_fields(texts: Mapping[str, str]) -> ReportFields:

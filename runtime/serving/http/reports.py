@@ -124,6 +124,7 @@ class _Report:
             priority=PRIORITIES[fields.priority],
             allow_mixed_studies=fields.allow_mixed_studies,
             log_probabilities=0 if fields.logprobs else None,
+            text_form=pb.TextForm(sections=True) if fields.sections else None,
         )
         if fields.region:
             options.region = REGIONS[fields.region]

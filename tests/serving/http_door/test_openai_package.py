@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import openai
 import pytest
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
@@ -144,7 +148,6 @@ def test_choices_have_one_prefill_and_seeds_of_their_own(both: Both) -> None:
     [
         ({"top_logprobs": 3}, openai.BadRequestError, "top_logprobs", "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "top_logprobs", "less than or equal to 20"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format", "not supported"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             openai.BadRequestError,
@@ -209,6 +212,129 @@ def as_grpc(one: Any) -> pb.TokenProbability:
 def test_options_that_ask_for_nothing_are_taken(both: Both) -> None:
     nothing = {"logprobs": False, "frequency_penalty": 0, "response_format": {"type": "text"}, "tools": [], "n": 1}
     assert both.by_http(user("Why?"), **nothing).choices[0].message.content == both.by_grpc("Why?").text
+
+
+class Side(Enum):
+    LEFT, RIGHT = "left", "right"
+
+
+class Finding(BaseModel):
+    """What an integrator wants of a text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    present: bool
+    side: Side
+    size_mm: int = Field(ge=1, le=99)
+
+
+def grpc_form(both: Both, form: pb.TextForm, **sampling: Any) -> pb.Result:
+    options = pb.GenerationOptions(sampling=pb.Sampling(max_new_tokens=80, **sampling), text_form=form)
+    *_, last = both.grpc.stub.AnswerQuestion(pb.AnswerQuestionRequest(question="Why?", options=options))
+    result: pb.Result = last.result
+    return result
+
+
+def test_json_by_schema_is_parsed_whole_and_streamed_as_by_grpc(both: Both) -> None:
+    asked = {"model": both.model, "messages": [user("Why?")], "max_completion_tokens": 80, "temperature": 1, "seed": 5}
+    done = both.http.chat.completions.parse(**asked, response_format=Finding)  # type: ignore[arg-type]
+    found = done.choices[0].message.parsed
+    assert isinstance(found, Finding) and done.choices[0].finish_reason == "stop"
+    schema = {"name": "finding", "schema": Finding.model_json_schema()}
+    chunks = both.http.chat.completions.create(  # type: ignore[call-overload]
+        **asked, response_format={"type": "json_schema", "json_schema": schema}, stream=True
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert Finding.model_validate_json(text)
+    form = pb.TextForm(json_schema=json.dumps(Finding.model_json_schema()))
+    assert grpc_form(both, form, temperature=1, seed=5).text == text
+    with both.http.chat.completions.stream(**asked, response_format=Finding) as stream:  # type: ignore[arg-type]
+        assert stream.get_final_completion().choices[0].message.parsed == found
+
+
+def test_any_json_object(both: Both) -> None:
+    done = both.by_http(user("Why?"), response_format={"type": "json_object"}, max_completion_tokens=400, temperature=1)
+    for choice in done.choices:
+        assert choice.message.content.startswith("{")
+        assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict)
+
+
+@pytest.mark.parametrize(
+    ("more", "form"),
+    [
+        (
+            {"choice": ["left", "right", "data:both"]},
+            pb.TextForm(choice=pb.Choices(texts=["left", "right", "data:both"])),
+        ),
+        ({"regex": "[0-9]{1,3} mm"}, pb.TextForm(regex="[0-9]{1,3} mm")),
+        ({"json": {"const": "data:x"}}, pb.TextForm(json_schema='{"const": "data:x"}')),
+        ({"json": '{"type": "boolean"}'}, pb.TextForm(json_schema='{"type": "boolean"}')),
+    ],
+)
+def test_other_forms_are_grpc_s(both: Both, more: dict[str, Any], form: pb.TextForm) -> None:
+    (choice,) = both.by_http(user("Why?"), extra_body={"structured_outputs": more}).choices
+    expected = grpc_form(both, form)
+    assert (choice.message.content, choice.finish_reason) == (expected.text, "stop")
+    likely = choice.model_extra["echovlm"].get("choices", [])
+    assert [one["text"] for one in likely] == more.get("choice", [])
+    assert [one["probability"] for one in likely] == [one.probability for one in expected.choices]
+    assert not likely or sum(one["probability"] for one in likely) == pytest.approx(1)
+
+
+def test_a_task_s_own_answers(both: Both) -> None:
+    asked = {
+        "images": [pb.Image(data=png(112, 84))],
+        "options": pb.GenerationOptions(text_form=pb.TextForm(answer=True)),
+    }
+    *_, last = both.grpc.stub.AnswerQuestion(
+        pb.AnswerQuestionRequest(question="It is a cyst.", form=pb.ANSWER_FORM_TRUE_FALSE, **asked)
+    )
+    assert last.result.text in ("True", "False") and [one.text for one in last.result.choices] == ["True", "False"]
+    *_, last = both.grpc.stub.AnswerQuestion(
+        pb.AnswerQuestionRequest(question="A. Cyst. B. Nodule. C. Normal.", form=pb.ANSWER_FORM_LETTER, **asked)
+    )
+    assert last.result.text in "ABC" and [one.text for one in last.result.choices] == ["A", "B", "C"]
+    with pytest.raises(grpc.RpcError, match="Only a judgement and a choice"):
+        list(both.grpc.stub.AnswerQuestion(pb.AnswerQuestionRequest(question="Why?", **asked)))
+
+
+def test_a_report_in_sections_has_both_or_is_cut(both: Both) -> None:
+    for language, heading in ((pb.LANGUAGE_EN, "Ultrasound findings:"), (pb.LANGUAGE_ZH, "超声所见：")):
+        options = pb.GenerationOptions(
+            language=language,
+            text_form=pb.TextForm(sections=True),
+            sampling=pb.Sampling(max_new_tokens=300, temperature=1, seed=2),
+        )
+        images = [pb.Image(data=png(112, 84))]
+        *_, last = both.grpc.stub.GenerateReport(pb.GenerateReportRequest(images=images, options=options))
+        assert last.result.text.startswith(heading) and last.result.sections.findings
+        assert last.result.sections.impression or last.result.finish_reason == pb.FINISH_REASON_LENGTH
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "param", "words"),
+    [
+        ({"response_format": SCHEMA}, "unusable_form", None, "JSON schema cannot be used: .*not"),
+        ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format.json_schema", "send both"),
+        ({"response_format": {"type": "poem"}}, "invalid_value", "response_format.type", "json_object"),
+        ({"response_format": {"type": "json_object"}, "stop": "}"}, "invalid_value", "stop", "leave out stop"),
+        ({"extra_body": {"structured_outputs": {"regex": "["}}}, "unusable_form", None, "unclosed"),
+        ({"extra_body": {"structured_outputs": {}}}, "invalid_value", "structured_outputs", "one of json"),
+        ({"extra_body": {"structured_outputs": {"choice": []}}}, "unusable_form", None, "from 1 to 32"),
+        ({"extra_body": {"structured_outputs": {"grammar": "x"}}}, "unsupported_parameter", None, "not supported"),
+        ({"extra_body": {"guided_choice": ["a"]}}, "unsupported_parameter", "guided_choice", "use structured_outputs"),
+    ],
+)
+def test_a_form_that_cannot_be_is_refused_in_a_sentence(
+    both: Both, options: dict[str, Any], code: str, param: str | None, words: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=words) as refused:
+            both.by_http(user("Why?"), stream=stream, **options)
+        assert refused.value.code == code and (param is None or refused.value.param == param)
 
 
 def test_a_picture_that_cannot_be_read_is_refused_before_the_stream_begins(both: Both) -> None:

@@ -1,0 +1,1 @@
+"""Texts in a form: a form becomes a grammar, and a grammar the tokens that may follow, by llguidance."""

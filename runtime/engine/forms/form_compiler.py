@@ -1,0 +1,141 @@
+"""Compile forms for a bundle's tokenizer, within bounds on time and memory: what is refused is refused before any work."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from echovlm_edge.runtime.contracts.errors import UnusableForm
+from echovlm_edge.runtime.contracts.text_form import ChoiceForm, SchemaForm, TextForm
+from echovlm_edge.runtime.engine.forms.form_state import FormState, Mask
+from echovlm_edge.runtime.engine.forms.grammar import grammar_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MOST_CHOICE_TOKENS = 32
+CACHED = 32  # forms; one takes some hundred kilobytes
+# What one form may take, in llguidance's own units: some 30 ms to compile, 10 ms for a mask, 40 MB. More than a report's form needs.
+LIMITS = {
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class CompiledForm:
+    """A form for one vocabulary, which any number of texts can have.
+
+    Attributes:
+        matcher: before the first token; texts have copies.
+        first: which tokens may be the first.
+        choices: each choice's tokens; none for other forms.
+        stops: what ends a text.
+        worker: computes masks.
+    """
+
+    matcher: LLMatcher = field(repr=False)
+    first: Mask = field(repr=False)
+    choices: tuple[tuple[int, ...], ...] = field(repr=False)
+    stops: Collection[int] = field(repr=False)
+    worker: Executor = field(repr=False)
+
+    def begin(self) -> FormState:
+        """Return the state of a text that begins."""
+        return FormState(self.matcher.deep_copy(), self.first, self.stops, self.worker)
+
+
+class FormCompiler:
+    """Compiles and caches forms. Any thread may call it; nothing is loaded before the first form."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: Collection[int]) -> None:
+        """Compile for a byte-level BPE tokenizer whose ids are padded to `vocab_size`."""
+        self._tokenizer, self._vocab_size, self._stops = tokenizer, vocab_size, frozenset(stop_token_ids)
+        self._loading, self._changed = threading.Lock(), threading.Lock()
+        self._loaded: tuple[LLTokenizer, Executor] | None = None
+        self._cached: OrderedDict[TextForm, CompiledForm] = OrderedDict()
+
+    def compile(self, form: TextForm) -> CompiledForm:
+        """Return a form's compiled one.
+
+        Raises:
+            UnusableForm: no text has the form, or it is not supported or too complex; the sentence says what of it.
+        """
+        with self._changed:
+            if form in self._cached:
+                self._cached.move_to_end(form)
+                return self._cached[form]
+        compiled = self._compile(form)
+        with self._changed:
+            self._cached[form] = compiled
+            while len(self._cached) > CACHED:
+                self._cached.popitem(last=False)
+        return compiled
+
+    def close(self) -> None:
+        """End the thread that computes masks."""
+        with self._loading:
+            if self._loaded:
+                self._loaded[1].shutdown(wait=False)
+
+    def _compile(self, form: TextForm) -> CompiledForm:
+        from llguidance import LLMatcher, LLParserLimits
+
+        name = "JSON schema" if isinstance(form, SchemaForm) else "regular expression"
+        try:
+            grammar = grammar_of(form)
+        except ValueError as error:
+            raise UnusableForm(f"The {name} cannot be used: {_reason(str(error))}.") from None
+        tokens, worker = self._load()
+        # Both take no Python lock, so that other calls and the decoder's thread run meanwhile.
+        matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+        mask = np.zeros(-(-self._vocab_size // 32), np.uint32)
+        if not matcher.is_error():
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if matcher.is_error():
+            raise UnusableForm(f"The {name} cannot be used: {_reason(matcher.get_error())}.")
+        if not mask.any():
+            raise UnusableForm(f"No text matches the {name}: change it.")
+        choices = tuple(map(self._choice_tokens, form.texts)) if isinstance(form, ChoiceForm) else ()
+        return CompiledForm(matcher, mask, choices, self._stops, worker)
+
+    def _choice_tokens(self, text: str) -> tuple[int, ...]:
+        tokens = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if len(tokens) > MOST_CHOICE_TOKENS:
+            raise UnusableForm(
+                f"The choice that begins with {text[:20]!r} has {len(tokens)} tokens, more than {MOST_CHOICE_TOKENS}: "
+                "send a shorter one."
+            )
+        return tokens
+
+    def _load(self) -> tuple[LLTokenizer, Executor]:
+        """Read the vocabulary, once: that takes a second and 200 MB of the published one."""
+        from llguidance import LLTokenizer
+
+        with self._loading:
+            if self._loaded is None:
+                stops = sorted(self._stops)
+                tokens = LLTokenizer(self._tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=stops)
+                self._loaded = tokens, ThreadPoolExecutor(1, thread_name_prefix="forms")
+            return self._loaded
+
+
+def _reason(error: str) -> str:
+    """Shorten llguidance's words to a line."""
+    if re.search(r"limit|too (?:many|large)", error):
+        return "it is too complex"
+    lines = [line.strip() for line in error.replace("<non-verbose/>", "").splitlines()]
+    return " ".join(line for line in lines if line and set(line) != {"^"})[:LONGEST_REASON].rstrip(". ")

@@ -1,0 +1,107 @@
+"""The form of one text as it is written: which tokens may follow, here and along a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echovlm_edge.runtime.contracts.errors import UnusableForm
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+TOO_COMPLEX = (
+    "The answer's form became too complex while the text was written: send a simpler schema or regular expression."
+)
+Mask = NDArray[np.uint32]  # [ceil(vocab_size / 32)], a bit for each token
+
+
+class FormState:
+    """What may follow in one text. One thread uses it; masks are computed on another while the decoder runs.
+
+    Attributes:
+        stops: what ends it.
+        ended: whether a stop token was taken: the text has its form.
+    """
+
+    def __init__(self, matcher: LLMatcher, first: Mask, stops: Collection[int], worker: Executor) -> None:
+        """Start before the text, where `first` says which tokens may come; `matcher` is this text's alone."""
+        self._matcher, self._worker, self.stops = matcher, worker, frozenset(stops)
+        self._masks, self._draft, self._row = first[None], list[int](), 0
+        self._coming: Future[NDArray[np.uint32]] | None = None
+        self.ended = False
+
+    def forced(self) -> list[int]:
+        """Return tokens that most likely follow, because the form leaves hardly a choice; a stop token if nothing else may follow.
+
+        Their text is certain, how it is divided into tokens is not: they are drafted, and verified as other drafts.
+        """
+        self._settle()
+        return [min(self.stops)] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+
+    def valid(self, tokens: Sequence[int]) -> int:
+        """Return how many of the tokens may follow, each after those before."""
+        self._settle()
+        if self._matcher.is_stopped():
+            return int(tokens[:1] != [] and tokens[0] in self.stops)
+        return self._matcher.validate_tokens(list(tokens))
+
+    def expect(self, draft: Sequence[int]) -> None:
+        """Begin to compute the masks for the next token and for those after each token of a draft that is `valid`."""
+        self._settle()
+        if self._row < len(self._masks) and not draft:
+            return
+        self._draft, self._row = list(draft), 0
+        self._coming = self._worker.submit(self._compute, self._draft)
+
+    def allowed(self) -> Mask:
+        """Return which tokens may be next.
+
+        Raises:
+            UnusableForm: the form is too complex here.
+        """
+        self.expect(()) if self._coming is None else None
+        self._settle()
+        mask: Mask = self._masks[self._row]
+        if self._matcher.is_error() or not mask.any():
+            raise UnusableForm(TOO_COMPLEX)
+        return mask
+
+    def take(self, token: int) -> None:
+        """Go on behind the next token, one that is allowed."""
+        self._settle()
+        self._matcher.consume_token(token)
+        self.ended = token in self.stops
+        drafted = self._draft[self._row : self._row + 1] == [token]
+        self._row = self._row + 1 if drafted else len(self._masks)
+
+    def _settle(self) -> None:
+        """Wait for the masks that are being computed: the matcher is theirs until then."""
+        if self._coming is not None:
+            self._masks, self._coming = self._coming.result(), None
+
+    def _compute(self, draft: Sequence[int]) -> NDArray[np.uint32]:
+        masks = np.zeros((len(draft) + 1, self._masks.shape[1]), np.uint32)
+        taken = 0
+        for mask, token in zip(masks, [*draft, -1], strict=True):
+            self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if token < 0 or token in self.stops or not self._matcher.try_consume_tokens([token]):
+                break
+            taken += 1
+        self._matcher.rollback(taken)
+        return masks
+
+
+def is_allowed(mask: Mask, token: int) -> bool:
+    """Return whether a token may be next."""
+    return bool(mask[token >> 5] >> np.uint32(token & 31) & 1)
+
+
+def allowed_tokens(mask: Mask, vocab_size: int) -> NDArray[np.int64]:
+    """Return the tokens that may be next, int64 [n], by their ids."""
+    bits = np.unpackbits(mask.astype("<u4", copy=False).view(np.uint8), bitorder="little", count=vocab_size)
+    return np.flatnonzero(bits)
