@@ -91,6 +91,26 @@ def test_masks_along_a_draft_are_those_without_it(schema: dict[str, object], dat
         plain.take(token)
 
 
+def test_what_is_too_complex_behind_a_wrong_guess_ends_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    form, plain = state(PatternForm("[ab]{3,9}")), state(PatternForm("[ab]{3,9}"))
+    a, b = (TOKENIZER.encode(letter).ids[0] for letter in "ab")
+    along = form._along
+
+    def break_behind_a_guess(draft: list[int]) -> object:
+        masks = along(draft)
+        if draft:
+            form._matcher.consume_token(SIZE - 1)  # as any other error, for good
+        return masks
+
+    monkeypatch.setattr(form, "_along", break_behind_a_guess)
+    for token in (a, b, b, a):
+        form.expect([a, a])
+        assert (form.allowed() == plain.allowed()).all()
+        form.take(token)
+        plain.take(token)
+    assert allowed(form) >= STOPS
+
+
 @given(SCHEMAS, st.data())
 @settings(max_examples=30)
 def test_forced_tokens_are_a_text_that_the_form_has(schema: dict[str, object], data: st.DataObject) -> None:

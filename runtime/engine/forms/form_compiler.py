@@ -55,7 +55,7 @@ class CompiledForm:
 
     def begin(self) -> FormState:
         """Return the state of a text that begins."""
-        return FormState(self.matcher.deep_copy(), self.first, self.stops, self.worker)
+        return FormState(self.matcher.deep_copy, self.first, self.stops, self.worker)
 
 
 class FormCompiler:

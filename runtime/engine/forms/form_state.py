@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,12 @@ class FormState:
         ended: whether a stop token was taken: the text has its form.
     """
 
-    def __init__(self, matcher: LLMatcher, first: Mask, stops: Collection[int], worker: Executor) -> None:
-        """Start before the text, where `first` says which tokens may come; `matcher` is this text's alone."""
-        self._matcher, self._worker, self.stops = matcher, worker, frozenset(stops)
+    def __init__(
+        self, new_matcher: Callable[[], LLMatcher], first: Mask, stops: Collection[int], worker: Executor
+    ) -> None:
+        """Start before the text, where `first` says which tokens may come."""
+        self._new_matcher, self._matcher, self._taken = new_matcher, new_matcher(), list[int]()
+        self._worker, self.stops = worker, frozenset(stops)
         self._masks, self._draft, self._row = first[None], list[int](), 0
         self._coming: Future[NDArray[np.uint32]] | None = None
         self.ended = False
@@ -41,14 +44,20 @@ class FormState:
         Their text is certain, how it is divided into tokens is not: they are drafted, and verified as other drafts.
         """
         self._settle()
-        return [min(self.stops)] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        if self._matcher.is_stopped():
+            return [min(self.stops)]
+        forced = self._matcher.compute_ff_tokens()
+        self._recover()
+        return forced
 
     def valid(self, tokens: Sequence[int]) -> int:
         """Return how many of the tokens may follow, each after those before."""
         self._settle()
         if self._matcher.is_stopped():
             return int(tokens[:1] != [] and tokens[0] in self.stops)
-        return self._matcher.validate_tokens(list(tokens))
+        valid = self._matcher.validate_tokens(list(tokens))
+        self._recover()
+        return valid
 
     def expect(self, draft: Sequence[int]) -> None:
         """Begin to compute the masks for the next token and for those after each token of a draft that is `valid`."""
@@ -64,7 +73,8 @@ class FormState:
         Raises:
             UnusableForm: the form is too complex here.
         """
-        self.expect(()) if self._coming is None else None
+        if self._coming is None:
+            self.expect(())
         self._settle()
         mask: Mask = self._masks[self._row]
         if self._matcher.is_error() or not mask.any():
@@ -75,6 +85,7 @@ class FormState:
         """Go on behind the next token, one that is allowed."""
         self._settle()
         self._matcher.consume_token(token)
+        self._taken.append(token)
         self.ended = token in self.stops
         drafted = self._draft[self._row : self._row + 1] == [token]
         self._row = self._row + 1 if drafted else len(self._masks)
@@ -84,7 +95,20 @@ class FormState:
         if self._coming is not None:
             self._masks, self._coming = self._coming.result(), None
 
+    def _recover(self) -> None:
+        """Forget what a guess has led to: a form that is too complex behind it may not be so in the text."""
+        if self._matcher.is_error():
+            self._matcher = self._new_matcher()
+            self._matcher.consume_tokens(self._taken)
+
     def _compute(self, draft: Sequence[int]) -> NDArray[np.uint32]:
+        masks = self._along(draft)
+        if draft and self._matcher.is_error():
+            self._recover()
+            masks = self._along(())
+        return masks
+
+    def _along(self, draft: Sequence[int]) -> NDArray[np.uint32]:
         masks = np.zeros((len(draft) + 1, self._masks.shape[1]), np.uint32)
         taken = 0
         for mask, token in zip(masks, [*draft, -1], strict=True):
