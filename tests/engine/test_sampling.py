@@ -97,6 +97,24 @@ def test_a_whole_vocabulary(top_k: int, top_p: float, temperature: float) -> Non
     assert tokens.tolist() == sorted(kept) and weights.tolist() == [expected[token] for token in sorted(kept)]
 
 
+@given(logit_lists, st.one_of(sampled, st.just(Sampling()), st.just(Sampling(repetition_penalty=1.7))), st.data())
+@settings(max_examples=200)
+def test_what_a_form_forbids_is_chosen_from_as_if_it_had_no_weight(
+    logits: list[float], options: Sampling, data: st.DataObject
+) -> None:
+    possible = [token for token, logit in enumerate(logits) if logit > -np.inf]
+    allowed = {data.draw(st.sampled_from(possible)), *data.draw(st.sets(st.integers(0, len(logits) - 1)))}
+    mask = np.zeros(-(-len(logits) // 32), np.uint32)
+    for token in allowed:
+        mask[token // 32] |= np.uint32(1 << token % 32)
+    array = np.array(logits, np.float32)
+    without = np.where([token in allowed for token in range(len(logits))], array, -np.inf).astype(np.float32)
+    with_form, plain = (Sampler(options, np.array([0]), len(logits)) for _ in range(2))
+    for _ in range(5):
+        token = with_form.choose(array, mask)
+        assert token in allowed and token == plain.choose(without)
+
+
 def test_tokens_come_as_often_as_their_probabilities_say() -> None:
     sampler = Sampler(Sampling(temperature=1.5, seed=3), NO_PROMPT, 5)
     counts = np.bincount([sampler.choose(LOGITS) for _ in range(20_000)], minlength=5)
