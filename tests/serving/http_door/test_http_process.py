@@ -76,7 +76,7 @@ def test_a_missing_library_is_named_before_a_bundle_is_loaded(tmp_path: Path, li
 def test_the_page_s_python_runs(
     golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(
+    blocks = re.findall(  # each goes on from those before
         r"^```python\n(.*?)^```", (ROOT / "docs/http.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     monkeypatch.chdir(tmp_path)
@@ -85,5 +85,6 @@ def test_the_page_s_python_runs(
     with server_process(golden_bundle, tmp_path, "--http", "127.0.0.1:0") as server:
         server.wait_for("HTTP on ")
         (address,) = re.findall(r"^HTTP on (\S+)$", server.output, re.MULTILINE)
-        exec(compile(code.replace("127.0.0.1:8080", address), "http.md", "exec"), {})
-    assert "Draft, not reviewed by a clinician." in capsys.readouterr().out
+        exec(compile("\n".join(blocks).replace("127.0.0.1:8080", address), "http.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "Draft, not reviewed by a clinician." in printed and "'text': 'A', 'log_probability': -" in printed
