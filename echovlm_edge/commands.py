@@ -47,6 +47,11 @@ def doctor(arguments: list[str] | None = None) -> int:
     return _run("echovlm-doctor", "echovlm_edge.runtime.doctor.command", _serving(), arguments)
 
 
+def bundle(arguments: list[str] | None = None) -> int:
+    """`echovlm-bundle`: install, roll back and sign bundles; returns the exit code."""
+    return _run("echovlm-bundle", "echovlm_edge.runtime.bundle.command", _serving(), arguments)
+
+
 def _run(command: str, module: str, extras: str, arguments: list[str] | None) -> int:
     def program() -> int:
         try:

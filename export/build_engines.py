@@ -36,6 +36,7 @@ from echovlm_edge.export.comparison import compare_formats
 from echovlm_edge.export.device_bundle import leave_to_device, with_engines
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
+from echovlm_edge.export.golden_samples import add_golden_tokens
 from echovlm_edge.export.graph_check import checkable
 from echovlm_edge.export.kv_calibration import give_cache_scales
 from echovlm_edge.export.part import write_part
@@ -56,6 +57,7 @@ from echovlm_edge.runtime.bundle.calibration_pictures import CALIBRATION_PICTURE
 from echovlm_edge.runtime.bundle.manifest import (
     CHAT_TEMPLATE,
     FORMAT,
+    MANIFEST,
     TOKEN_EMBEDDING,
     TOKENIZER,
     Bundle,
@@ -65,6 +67,7 @@ from echovlm_edge.runtime.bundle.manifest import (
     Source,
     bundle_id,
 )
+from echovlm_edge.runtime.bundle.signature import SecretKey, sign_file
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.bundle_phrases import PHRASES
@@ -82,6 +85,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
     options.check()
     check_output(options.output, options.replace)
     chosen = options.chosen_target
+    key = SecretKey.read(options.sign) if options.sign else None
     tensorrt = open_tensorrt(chosen.tensorrt) if chosen.tensorrt and chosen.builds_here() else None
     with (
         Progress(console) as progress,
@@ -113,7 +117,7 @@ def build(options: BuildOptions, console: Console) -> Manifest:
                 calibration = room.record(folder.path) if room else None
                 manifest = write_graphs(options, planned, folder, sha256.result, calibration, phrases)
             with progress.stage("Comparing with PyTorch"):
-                manifest = _with_parity(manifest, folder, planned, basis, options)
+                manifest = _with_measurements(manifest, folder, planned, basis, options)
             if tensorrt:
                 engines = EngineOptions.of(manifest.limits, planned.settings.max_pixels, planned.settings.patch_size)
                 with progress.stage("Building engines", total=STEPS * len(manifest.parts)) as advance:
@@ -122,6 +126,8 @@ def build(options: BuildOptions, console: Console) -> Manifest:
             elif chosen.on_device:
                 manifest = leave_to_device(folder, manifest, chosen, options.device_plugin)
             folder.write_manifest(manifest)
+            if key:
+                sign_file(folder.path / MANIFEST, key)
     return manifest
 
 
@@ -156,18 +162,20 @@ def measure_parity(
     return stages
 
 
-def _with_parity(
+def _with_measurements(
     manifest: Manifest, folder: BundleFolder, planned: PlannedBundle, basis: Compared, options: BuildOptions
 ) -> Manifest:
-    """Add the measured parity to the manifest; for a GPU target it is that of the graphs, run by ONNX Runtime on this CPU."""
+    """Add the measured parity and the golden tokens; for a GPU target they are those of the graphs, run by ONNX Runtime on this CPU."""
     if options.chosen_target.runs_on_cpu:
         folder.write_manifest(manifest)
-        return replace(manifest, parity=measure_parity(Bundle(folder.path), planned.checkpoint, basis, options))
+        written = Bundle(folder.path)
+        measured = measure_parity(written, planned.checkpoint, basis, options)
+        return replace(add_golden_tokens(folder, manifest, written), parity=measured)
     with checkable(folder, manifest) as runnable:
         if not runnable:
             return manifest
         measured = measure_parity(runnable, planned.checkpoint, basis, options)
-        return replace(manifest, parity=measured, parity_of="graphs")
+        return replace(add_golden_tokens(folder, manifest, runnable), parity=measured, parity_of="graphs")
 
 
 def _identity(options: BuildOptions, planned: PlannedBundle, calibration: str) -> str:
@@ -347,6 +355,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "what it takes",
     )
     add_phrases(parser)
+    add(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign the bundle with this secret key of minisign, for echovlm-serve --require-signature (without a password: minisign -G -W)",
+    )
     add("--plan", action="store_true", help="print what the bundle will take of disk and memory, and write nothing")
     add(
         "--compare",
@@ -399,6 +413,7 @@ def run(arguments: argparse.Namespace) -> int:
             image_tokens=arguments.image_tokens,
             adapter=arguments.adapter,
             phrases=phrase_options(arguments),
+            sign=arguments.sign,
         )
         if arguments.plan:
             show_plan(options, Console(stderr=True))

@@ -100,6 +100,7 @@ class BuildOptions:
     image_tokens: int | None = None
     adapter: Path | None = None
     phrases: PhraseOptions | None = None
+    sign: Path | None = None
     mixed: Mapping[str, Precision] = field(
         default_factory=dict
     )  # of the decoder's parameters that differ from `precision`

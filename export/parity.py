@@ -177,8 +177,8 @@ def _write_text(
     angles = rotary.angles(np.concatenate([prompt.positions, np.tile(following, (3, 1))], axis=1))
     tokens = [prompt_embeddings(reference, prompt, projected)]
     rows = np.unique(np.linspace(0, length - 1, min(length, COMPARED_POSITIONS)).round().astype(np.int64))
-    prefill = _prefill(candidate, tokens[0], angles, rows, cache)
-    logits, written, decode = prefill[-1], [], []
+    read = prefill(candidate, tokens[0], angles, rows, cache)
+    logits, written, decode = read[-1], [], []
     for past in range(length, length + decoded):
         written.append(logits.argmax())
         tokens.append(reference.embed(np.array(written[-1:])))
@@ -189,13 +189,13 @@ def _write_text(
         DecoderInput(np.concatenate(tokens), angles, np.concatenate([rows, length + np.arange(decoded)])),
         reference.embed(prompt.token_ids),
         candidate.embed(prompt.token_ids),
-        prefill,
+        read,
         np.array(written),
         np.stack(decode),
     )
 
 
-def _prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[np.int64], cache: SlotCache) -> Floats:
+def prefill(candidate: Backend, tokens: Floats, angles: Angles, rows: NDArray[np.int64], cache: SlotCache) -> Floats:
     """Compute logits at `rows` of a prompt, prefilled in chunks as it is served."""
     logits = []
     for start in range(0, len(tokens), PREFILL_CHUNK):

@@ -10,12 +10,11 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from echovlm_edge.runtime.bundle.golden_tokens import LARGEST_ERROR
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 SCHEMA, VERSION = "echovlm-gpu-check", 1
-# Of a logit, in units of the largest: above it a bundle is wrong, however close its best two tokens are.
-LARGEST_ERROR = 0.02
 
 _STRICT = ConfigDict(extra="forbid")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path, PurePosixPath
@@ -14,10 +15,12 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from echovlm_edge.runtime.bundle.signature import PublicKey, check_signature
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+CURRENT = "current"  # in a folder of bundles, the link to the one that is served
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKEN_EMBEDDING = "token_embedding.bin"
@@ -335,25 +338,44 @@ class Bundle:
         NotPossibleHere: no bundle there, a bundle of a newer format, or a damaged file; the sentence names it.
     """
 
-    def __init__(self, path: Path, verify: bool = False, finished: bool = True) -> None:
-        """Open the folder `path`; `verify` hashes every file too (reads the whole bundle).
+    def __init__(
+        self, path: Path, verify: bool = False, finished: bool = True, signers: Sequence[PublicKey] = ()
+    ) -> None:
+        """Open the bundle at `path`, see `bundle_at`.
 
-        `finished` false opens one whose engines are still to be built on the device.
+        Args:
+            path: the folder.
+            verify: hash every file too, which reads the whole bundle.
+            finished: false opens one whose engines are still to be built on the device.
+            signers: if any, one of them must have signed bundle.json, and every file is hashed.
         """
-        self.path = path
-        self.manifest = _read_manifest(path)
+        self.path = path = bundle_at(path)
+        self.manifest = read_manifest(path, signers)
         if finished and self.manifest.finish_with:
             raise NotPossibleHere(
                 f"The engines of the bundle {path} are still to be built: run {path / self.manifest.finish_with} on a "
                 f"{self.manifest.target}."
             )
         for file in self.manifest.all_files():
-            _check_file(path / file.name, file, verify)
+            _check_file(path / file.name, file, verify or bool(signers))
 
     def text(self, name: str) -> str:
         """Read one of the bundle's text files."""
         with reading(self.path / name):
             return (self.path / name).read_text(encoding="utf-8")
+
+
+def bundle_at(path: Path) -> Path:
+    """Return the folder of the bundle at `path`: itself, what a link leads to, or the current bundle of a folder of bundles.
+
+    Links are followed here, once, so that one that changes while a bundle is loaded does not mix two bundles.
+    """
+    if not (path / MANIFEST).exists() and os.path.lexists(path / CURRENT):
+        path = path / CURRENT
+    try:
+        return path.resolve(strict=True) if path.is_symlink() else path
+    except (OSError, RuntimeError):  # it leads nowhere, or to itself
+        return path
 
 
 @contextmanager
@@ -393,7 +415,12 @@ def bundle_id(files: tuple[FileSpec, ...]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, signers: Sequence[PublicKey] = ()) -> Manifest:
+    """Read bundle.json in the folder `path`; if there are `signers`, one of them must have signed it.
+
+    Raises:
+        NotPossibleHere: there is none, its signature is missing or another's, it is of a newer format, or damaged.
+    """
     file = path / MANIFEST
     try:
         raw = file.read_bytes()
@@ -401,6 +428,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise NotPossibleHere(f"There is no bundle at {path}: build one with echovlm-build.") from None
     except OSError as error:
         raise NotPossibleHere(f"The bundle's file {file} cannot be read ({error.strerror}): {FIX}.") from None
+    if signers:
+        check_signature(raw, file, signers)
     try:
         found = json.loads(raw)["format"]
         if found != FORMAT:

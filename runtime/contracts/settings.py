@@ -127,7 +127,7 @@ def as_environment(settings: CommandSettings) -> dict[str, str]:
     kind = type(settings)
     said = {name: getattr(settings, name) for name in kind.model_fields}
     return {
-        _variable(kind, name): " ".join(value) if isinstance(value, tuple) else str(value)
+        _variable(kind, name): " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         for name, value in said.items()
         if value is not None
     }
@@ -136,8 +136,13 @@ def as_environment(settings: CommandSettings) -> dict[str, str]:
 def with_absolute_paths(settings: Settings) -> Settings:
     """Make the settings' paths absolute, for processes that run in other folders."""
     said = {name: getattr(settings, name) for name in type(settings).model_fields}
-    paths = {name: value.absolute() for name, value in said.items() if isinstance(value, Path)}
-    return settings.model_copy(update=paths)
+    return settings.model_copy(update={name: _absolute(value) for name, value in said.items()})
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    return value.absolute() if isinstance(value, Path) else value
 
 
 def _toml_lines(settings: CommandSettings) -> Iterator[str]:
@@ -151,12 +156,11 @@ def _toml_lines(settings: CommandSettings) -> Iterator[str]:
             yield f"\n# {group[:1].upper()}{group[1:]}" if group else ""
         yield ""
         yield f"# {_explained(field)}"
-        shown = str(value) if isinstance(value, Path) else value
-        yield f"#{name} =" if value is None else f"{name} = {_toml(shown)}"
+        yield f"#{name} =" if value is None else f"{name} = {_toml(value)}"
 
 
 def _toml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False).replace(
+    return json.dumps(value, ensure_ascii=False, default=str).replace(
         "\x7f", "\\u007f"
     )  # the one character that JSON allows and TOML does not
 

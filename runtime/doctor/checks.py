@@ -9,6 +9,7 @@ from pathlib import Path
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.signature import PublicKey
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.extras import install_hint, reinstall_hint
 from echovlm_edge.runtime.doctor.facts import Facts
@@ -183,11 +184,12 @@ def fits(path: Path, facts: Facts, settings: ServeSettings | None = None, verify
     Args:
         path: the bundle.
         facts: the machine.
-        settings: the server's; without them its defaults.
+        settings: the server's; without them its defaults. With `require_signature` the bundle must be signed, and is hashed.
         verify: hash every file, which reads the whole bundle; otherwise only sizes are compared.
     """
     try:
-        bundle = Bundle(path, verify=verify, finished=False)
+        signers = [PublicKey.read(file) for file in settings.require_signature] if settings else []
+        bundle = Bundle(path, verify=verify, finished=False, signers=signers)
     except UserError as error:
         return Finding(Level.WRONG, str(error))
     manifest = bundle.manifest

@@ -22,6 +22,7 @@ from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSetting
 
 STYLES = {Level.WRONG: "red", Level.SLOW: "yellow", Level.FINE: "green"}
 WRONG = 1
+SIGNED = "require_signature"  # the server's option
 NOT_VERIFIED = "The sizes of their files were compared, the hashes were not: --verify does that."
 
 
@@ -34,14 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _examine(options: argparse.Namespace) -> int:
     machine = facts()
     found = findings(machine)
-    bundles = [fits(settings.bundle, machine, settings, options.verify) for settings in _settings(options)]
+    served = list(_settings(options))
+    bundles = [fits(settings.bundle, machine, settings, options.verify) for settings in served]
+    verified = options.verify or all(settings.require_signature for settings in served)
     if options.json:
         everything = {
             "machine": asdict(machine),
             "target": target_for(machine),
             "findings": [_plain(finding) for finding in found],
             "bundles": [_plain(finding) for finding in bundles],
-            "verified": options.verify,
+            "verified": verified,
         }
         print(json.dumps(everything, indent=1))
     else:
@@ -49,14 +52,14 @@ def _examine(options: argparse.Namespace) -> int:
         console.print(_machine(machine))
         _say(console, "Configuration", found or [Finding(Level.FINE, "Nothing that could be seen is misconfigured.")])
         _say(console, "Bundles", bundles)
-        if bundles and not options.verify:
+        if bundles and not verified:
             console.print(NOT_VERIFIED, style="dim", highlight=False)
     return WRONG if any(finding.level is Level.WRONG for finding in [*found, *bundles]) else 0
 
 
 def _settings(options: argparse.Namespace) -> Iterator[ServeSettings]:
     """Yield the server's options for each named bundle, or for the configuration file's."""
-    typed = {name: value for name, value in vars(options).items() if name in LOWERABLE}
+    typed = {name: value for name, value in vars(options).items() if name in (*LOWERABLE, SIGNED) and value is not None}
     if not options.bundle and options.config:
         yield settings_of(options.config, typed)
     for path in _bundles(options.bundle):
@@ -66,7 +69,8 @@ def _settings(options: argparse.Namespace) -> Iterator[ServeSettings]:
 def _bundles(given: Sequence[Path]) -> Iterator[Path]:
     """Yield bundles, and the bundles inside folders of them."""
     for path in given:
-        inside = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}")) if path.is_dir() else []
+        found = path.glob(f"*/{MANIFEST}") if path.is_dir() else ()
+        inside = sorted(manifest.parent for manifest in found if not manifest.parent.is_symlink())
         if inside and not (path / MANIFEST).exists():
             yield from inside
         else:
@@ -130,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="F", help="the server's TOML file: its options are judged, and its bundle"
     )
     parser.add_argument("--verify", action="store_true", help="hash every file of the bundles, which reads them whole")
+    add_option(parser, SIGNED)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("options of the server that decide its memory")
     for name in LOWERABLE:

@@ -15,7 +15,9 @@ from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.calibration_pictures import calibration_pictures
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
+from echovlm_edge.runtime.bundle.golden_tokens import read_golden_tokens
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, AdapterSource, Bundle, Manifest, reading
+from echovlm_edge.runtime.bundle.signature import PublicKey
 from echovlm_edge.runtime.contracts.errors import (
     ImageTokensOutOfRange,
     InvalidInput,
@@ -137,6 +139,8 @@ class EngineInfo:
     adapter: AdapterSource | None = None
     # The least and the largest bound on a frame's tokens that a request may ask for.
     image_tokens: tuple[int, int] = (1, 1)
+    # Why the bundle that should be served is not: a sentence, which an engine by itself does not have.
+    refused_bundle: str = ""
 
 
 class ReportEngine:
@@ -169,6 +173,7 @@ class ReportEngine:
         spec = manifest.model
         rotary = MultimodalRotary(spec.mrope_section, spec.rope_theta)
         stops = () if options.ignore_stop else spec.stop_token_ids
+        self.path, self.golden_tokens = bundle.path, read_golden_tokens(bundle)
         self.model = Model(backend, rotary, spec.vocab_size, frozenset(stops))
         self.settings = PreprocessSettings.from_config(manifest.preprocess).bounded(options.image_tokens)
         self.prompts = PromptBuilder.from_bundle(bundle)
@@ -207,18 +212,19 @@ class ReportEngine:
         threads: int | None = None,
         max_sequence: int | None = None,
         verify: bool = False,
+        signers: Sequence[PublicKey] = (),
         options: EngineOptions = EngineOptions(),
         image_decoder: ImageDecoder = IN_PROCESS,
     ) -> ReportEngine:
-        """Load the bundle at `path`; `threads` defaults to `usable_processors`.
+        """Load the bundle at `path`; `threads` defaults to `usable_processors`, `verify` and `signers` are those of `Bundle`.
 
         Raises:
-            NotPossibleHere: no bundle, a damaged one, or one this machine cannot run.
+            NotPossibleHere: no bundle, a damaged one, one that none of the signers signed, or one this machine cannot run.
             InvalidInput: `max_sequence` is above the bundle's own limit.
         """
-        bundle = Bundle(path, verify)
+        bundle = Bundle(path, verify, signers=signers)
         memory = options.slot_memory(bundle.manifest, max_sequence)  # before the weights are loaded
-        with reading(path / MANIFEST):  # if intact files contradict the manifest, the error names the manifest
+        with reading(bundle.path / MANIFEST):  # if intact files contradict the manifest, the error names the manifest
             backend = open_backend(bundle, threads, memory)
             phrases = bundle_phrases(bundle) if options.drafting else None
             return cls(bundle, backend, max_sequence, options, image_decoder, phrases)

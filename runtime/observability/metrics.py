@@ -24,6 +24,7 @@ class Metrics:
         stats: Callable[[], EngineStats],
         studies: Callable[[], tuple[int, int]],
         uploads: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        refused: Callable[[], bool] = lambda: False,
     ) -> None:
         """Register the metrics.
 
@@ -31,6 +32,7 @@ class Metrics:
             stats: returns the engine's counters and gauges.
             studies: returns how many studies are open, and the bytes of their pictures.
             uploads: returns how many uploaded files there are, and their bytes.
+            refused: returns whether another bundle is loaded than the one that should be.
         """
         self.registry = CollectorRegistry()
         registry = self.registry
@@ -62,7 +64,7 @@ class Metrics:
             buckets=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
             registry=registry,
         )
-        self._stats, self._studies, self._uploads = stats, studies, uploads
+        self._stats, self._studies, self._uploads, self._refused = stats, studies, uploads, refused
         self.registry.register(self)
 
     def observe(self, call: EndedCall) -> None:
@@ -94,6 +96,11 @@ class Metrics:
             ("study_bytes", "Memory of the open studies' pictures.", study_bytes),
             ("uploads", "Uploaded files, including those that are still arriving.", uploads),
             ("upload_bytes", "Their memory.", upload_bytes),
+            (
+                "bundle_refused",
+                "1 while the bundle that should be served is refused, and another one serves.",
+                self._refused(),
+            ),
         ):
             yield GaugeMetricFamily(f"echovlm_{name}", text, value)
         tokens = CounterMetricFamily("echovlm_tokens", "Prompt tokens read or reused, tokens written.", labels=["kind"])

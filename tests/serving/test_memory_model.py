@@ -25,7 +25,7 @@ from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.runtime.backends import SlotMemory
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.manifest import Bundle, read_manifest
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory, machine_memory
 from echovlm_edge.runtime.serving.supervision import from_settings, serve_command
 from echovlm_edge.runtime.serving.supervision.memory_fit import LOWERABLE, Fit, judge
@@ -216,7 +216,7 @@ def test_a_server_says_at_start_what_it_will_take(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(from_settings, "machine_memory", lambda: MachineMemory(64 * GB, None, available))
-    from_settings.check_memory(ServeSettings(bundle=golden_bundle))
+    from_settings.check_memory(ServeSettings(bundle=golden_bundle), read_manifest(golden_bundle))
     (record,) = [record for record in caplog.records if record.getMessage().startswith("memory: ")]
     assert record.levelname == level and f"{available / GB:.1f} GB free" in record.getMessage()
     assert ("lower --" in record.getMessage()) == (level == "WARNING")

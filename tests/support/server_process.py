@@ -17,7 +17,9 @@ from benchmarks import served
 from tests.support.stand_in_gpu import preamble
 
 SECONDS = 60  # timeout for expected events: only a failing test waits this long
-STARTS = re.compile(r"\b(memory: The server needs|image decoding is confined by:) ")
+STARTS = re.compile(
+    r"\b(memory: The server needs|image decoding is confined by:|the bundle writes its \d+ golden tokens,) "
+)
 COMMAND = """
 from echovlm_edge.runtime.serving.supervision.serve_command import main
 raise SystemExit(main())

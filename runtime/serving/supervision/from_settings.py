@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import resource
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape
 from echovlm_edge.runtime.bundle.context import SLOTS
-from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.manifest import Manifest, read_manifest
+from echovlm_edge.runtime.bundle.signature import PublicKey
 from echovlm_edge.runtime.contracts.addresses import is_loopback_host
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.engine.golden_check import check_golden_tokens, log_checked
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
@@ -21,6 +25,7 @@ from echovlm_edge.runtime.serving.http.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.rules import rules_but
 from echovlm_edge.runtime.serving.studies import StudyLimits
+from echovlm_edge.runtime.serving.supervision.bundle_choice import BundleChoice
 from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
@@ -112,14 +117,14 @@ def traces(chosen: ServeSettings) -> Traces | None:
     return Traces(chosen.traces)
 
 
-def check_memory(chosen: ServeSettings) -> None:
+def check_memory(chosen: ServeSettings, manifest: Manifest) -> None:
     """Log how much memory the server needs, as a warning if the machine does not have all of it.
 
     Raises:
-        NotPossibleHere: there is no bundle, or the machine is too small even for the weights and what is allocated at start.
+        NotPossibleHere: the machine is too small even for the weights and what is allocated at start.
         InvalidInput: the options ask for more than the bundle allows.
     """
-    verdict = judge(_shape(chosen), chosen, machine_memory())
+    verdict = judge(BundleShape.of(manifest), chosen, machine_memory())
     if verdict.fit is Fit.NEVER:
         raise NotPossibleHere(str(verdict))
     _log.log(logging.INFO if verdict.fit is Fit.FITS else logging.WARNING, "memory: %s", verdict)
@@ -129,42 +134,61 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
     """Load the bundle's engine; the process ends with GAVE_UP if engines hang more often than `replacements`.
 
     Raises:
-        NotPossibleHere: the bundle cannot be served, or the decoding processes cannot start.
+        NotPossibleHere: the bundle cannot be served, nor a previous one, or the decoding processes cannot start.
         InvalidInput: the options ask for more than the bundle allows.
     """
-    check_memory(chosen)
     if chosen.debug_ignore_stop:
         _log.warning("--debug-ignore-stop is for measuring only: generation ignores the stop token")
-
-    def open_engine() -> ReportEngine:
-        shape = _shape(chosen)  # of the bundle that is there now: it may have been replaced
-        options = EngineOptions(
-            slots=chosen.slots,
-            prefix_bytes=chosen.prefix_mb << 20,
-            spilled_bytes=spilled_bytes(shape, chosen),
-            image_bytes=chosen.image_mb << 20,
-            parked_bytes=chosen.parked_mb << 20,
-            turn_seconds=chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
-            ignore_stop=chosen.debug_ignore_stop,
-            image_tokens=chosen.image_tokens,
-            drafting=chosen.drafting != "off",
-            reply_bytes=chosen.reply_mb << 20,
-        )
-        return ReportEngine.open(
-            chosen.bundle,
-            threads=chosen.threads,
-            max_sequence=chosen.max_sequence,
-            verify=chosen.verify,
-            options=options,
-            image_decoder=decode,
-        )
-
-    engine = ServedEngine(open_engine, WatchdogOptions(chosen.hang_seconds, replacements), lambda: exit_now(GAVE_UP))
+    signers = [PublicKey.read(file) for file in chosen.require_signature]
+    choice = BundleChoice(chosen.bundle, lambda path: _open_engine(chosen, path, signers, decode))
+    engine = ServedEngine(
+        choice.open_chosen_or_previous,
+        WatchdogOptions(chosen.hang_seconds, replacements),
+        lambda: exit_now(GAVE_UP),
+        choice.open_chosen,
+        lambda: choice.refusal,
+    )
     try:
         decode.ready()  # it was starting while the bundle was loaded
     except NotPossibleHere:
         engine.close()
         raise
+    return engine
+
+
+def _open_engine(
+    chosen: ServeSettings, path: Path, signers: Sequence[PublicKey], decode: DecodeSandbox
+) -> ReportEngine:
+    """Load the bundle at `path`, and let it write its golden tokens."""
+    manifest = read_manifest(path, signers)
+    check_memory(chosen, manifest)
+    options = EngineOptions(
+        slots=chosen.slots,
+        prefix_bytes=chosen.prefix_mb << 20,
+        spilled_bytes=spilled_bytes(BundleShape.of(manifest), chosen),
+        image_bytes=chosen.image_mb << 20,
+        parked_bytes=chosen.parked_mb << 20,
+        turn_seconds=chosen.turn_milliseconds / 1000 if chosen.turn_milliseconds else None,
+        ignore_stop=chosen.debug_ignore_stop,
+        image_tokens=chosen.image_tokens,
+        drafting=chosen.drafting != "off",
+        reply_bytes=chosen.reply_mb << 20,
+    )
+    engine = ReportEngine.open(
+        path,
+        threads=chosen.threads,
+        max_sequence=chosen.max_sequence,
+        verify=chosen.verify,
+        signers=signers,
+        options=options,
+        image_decoder=decode,
+    )
+    if not chosen.skip_golden:
+        try:
+            log_checked(check_golden_tokens(engine))
+        except BaseException:
+            engine.close()
+            raise
     return engine
 
 
@@ -188,7 +212,3 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         rules=rules_but(chosen.no_note),
         http=HttpOptions(chosen.http, chosen.http_name) if chosen.http else None,
     )
-
-
-def _shape(chosen: ServeSettings) -> BundleShape:
-    return BundleShape.of(Bundle(chosen.bundle).manifest)

@@ -54,7 +54,12 @@ def _run(chosen: ServeSettings | None) -> int:
             end_process(END_SECONDS, manager.stopping, ending.close)
         engine = loading.result()
         ending.callback(engine.close)
-        metrics = Metrics(engine.stats, lambda: server.studies.counts(), lambda: server.uploads.counts())
+        metrics = Metrics(
+            engine.stats,
+            lambda: server.studies.counts(),
+            lambda: server.uploads.counts(),
+            lambda: bool(engine.info.refused_bundle),
+        )
         scraped = MetricsServer(*parse_address(chosen.metrics), metrics.registry) if chosen.metrics else None
         if scraped:
             ending.callback(scraped.close)

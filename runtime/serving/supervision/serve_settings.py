@@ -32,7 +32,7 @@ class ServeSettings(settings.CommandSettings):
     PREFIX = "ECHOVLM_"
     EXAMPLE = "ECHOVLM_SLOTS=4"
 
-    bundle: Path = option(..., "output folder of echovlm-build, or a link to one", "FOLDER")
+    bundle: Path = option(..., "output folder of echovlm-build, a link to one, or a folder of echovlm-bundle", "FOLDER")
     listen: str = option(DEFAULT_ADDRESS, "address to serve; port 0 takes a free one", "HOST:PORT")
     http: str | None = option(None, "serve HTTP too, in the forms of OpenAI's API, at this address", "HOST:PORT")
     http_name: tuple[str, ...] = option(
@@ -55,6 +55,10 @@ class ServeSettings(settings.CommandSettings):
         10.0, "time that running calls have to finish when the server stops", "SECONDS", ge=0, le=3600
     )
     verify: bool = option(False, "check every file's hash before loading")
+    require_signature: tuple[Path, ...] = option(
+        (), "serve only bundles that one of these keys of minisign has signed, and check every file's hash", "PUBKEY"
+    )
+    skip_golden: bool = option(False, "load a bundle without letting it write its golden tokens first")
     no_note: tuple[str, ...] = option(
         (),
         "notes about finished texts to leave out: repetition, ending, impression, script, side, organ, size, picture, answer",

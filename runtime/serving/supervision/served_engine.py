@@ -10,11 +10,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Unavailable, UserError
+from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Unavailable
 from echovlm_edge.runtime.contracts.request import Event, Finished, Frame, GenerationRequest, ImageInput
 from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats, ReportEngine
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.serving.supervision.background import in_background
+from echovlm_edge.runtime.serving.supervision.bundle_choice import reason
 
 POLLS_BETWEEN_LOADS = 10  # while no engine can be loaded
 _log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class ServedEngine:
         open_engine: Callable[[], ReportEngine],
         options: WatchdogOptions = WatchdogOptions(),
         give_up: Callable[[], None] = lambda: None,
+        open_new: Callable[[], ReportEngine] | None = None,
+        refusal: Callable[[], str] = str,
     ) -> None:
         """Open the first engine.
 
@@ -59,8 +62,11 @@ class ServedEngine:
             open_engine: loads the bundle; its exceptions pass through.
             options: of the watchdog.
             give_up: called once when engines hang too often, or none can be loaded in time.
+            open_new: loads the bundle for `swap`, which keeps the current engine where that fails; by default `open_engine`.
+            refusal: says why the bundle that should be served is not; empty where it is.
         """
         self._open, self._options, self._give_up = open_engine, options, give_up
+        self._open_new, self._refusal = open_new or open_engine, refusal
         self._current = open_engine()
         self._calls: dict[ReportEngine, int] = {self._current: 0}  # the open engines, and how many calls use each
         self._lock = (
@@ -78,8 +84,8 @@ class ServedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Which model and bundle are loaded."""
-        return self._current.info
+        """Which model and bundle are loaded, and why it is not another bundle that should be."""
+        return replace(self._current.info, refused_bundle=self._refusal())
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Answer one request, as `ReportEngine.generate` does; one engine serves the whole call."""
@@ -119,9 +125,9 @@ class ServedEngine:
             if self._closed.is_set():
                 return False
             try:
-                engine = self._open()
+                engine = self._open_new()
             except Exception as error:
-                _log.error("the new bundle cannot be served, the old one stays: %s", _reason(error))
+                _log.error("the new bundle cannot be served, the old one stays: %s", reason(error))
                 return False
             if not self._take_over(engine):
                 return False
@@ -227,7 +233,7 @@ class ServedEngine:
             try:
                 replaced = self._take_over(self._open())
             except Exception as error:
-                _log.error("no engine can be loaded: %s", _reason(error))
+                _log.error("no engine can be loaded: %s", reason(error))
                 self._next_load = time.monotonic() + POLLS_BETWEEN_LOADS * self._options.poll_seconds
                 return
         if replaced:
@@ -254,11 +260,6 @@ def _notify(listener: Callable[[], None]) -> None:
         listener()
     except Exception as error:
         _log.error("a listener of the engine failed with %s", type(error).__name__)
-
-
-def _reason(error: Exception) -> str:
-    """Describe an error for the log: the text of one that is not ours could quote a request."""
-    return str(error) if isinstance(error, UserError) else type(error).__name__
 
 
 # A new one for each call: an exception that several calls raise would keep the frames of all of them.

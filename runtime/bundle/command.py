@@ -1,0 +1,71 @@
+"""`echovlm-bundle`: install a bundle in the folder that a service serves from, return to the previous one, sign one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, linked, roll_back
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
+from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey, sign_file
+from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
+
+RELOAD = "The service serves it after systemctl reload echovlm-serve (SIGHUP)."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.action == "sign":
+        key = SecretKey.read(options.key)
+        for path in options.bundle:
+            bundle = Bundle(path, finished=False)
+            print(f"Signed: {sign_file(bundle.path / MANIFEST, key)}")
+        return 0
+    if options.action == "install":
+        signers = [PublicKey.read(file) for file in options.require_signature]
+        current = install(options.bundle, options.folder, signers)
+    else:
+        current = roll_back(options.folder)
+    previous = linked(options.folder, PREVIOUS)
+    print(f"Current: {current.name}. Previous: {previous.name if previous else 'none'}. {RELOAD}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="echovlm-bundle",
+        description="Install a bundle where a service serves it, return to the previous one, sign one.",
+    )
+    add_version(parser)
+    actions = parser.add_subparsers(dest="action", required=True)
+    folder: dict[str, Any] = {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "the folder of bundles, echovlm-serve's --bundle",
+    }
+    add = actions.add_parser(
+        "install", help="copy a bundle into the folder, hash the copy, and make it current"
+    ).add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="the bundle; one that lies in the folder already is not copied")
+    add("folder", **folder)
+    add(
+        "--require-signature",
+        type=Path,
+        **SEVERAL,
+        default=[],
+        metavar="PUBKEY",
+        help="refuse it unless one of these keys of minisign has signed it",
+    )
+    actions.add_parser("rollback", help="make the previous bundle current, and the reverse").add_argument(
+        "folder", **folder
+    )
+    add = actions.add_parser("sign", help="sign bundles, as minisign -S -m BUNDLE/bundle.json does").add_argument
+    add("bundle", type=Path, nargs="+", metavar="BUNDLE", help="the bundles")
+    add("--key", type=Path, required=True, metavar="KEY", help="secret key without a password (minisign -G -W)")
+    return parser

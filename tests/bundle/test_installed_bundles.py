@@ -1,0 +1,131 @@
+"""A folder of bundles: what is installed becomes current, the one before it previous, and whatever interrupts that leaves a whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echovlm_edge.runtime.bundle import command
+from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, linked, roll_back
+from echovlm_edge.runtime.bundle.manifest import CURRENT, MANIFEST, Bundle, bundle_at
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from tests.support import swap_until_killed
+from tests.support.signing import new_keys
+
+KILLS = 1000 if os.environ.get("ECHOVLM_LONG") else 40
+
+
+def another(bundle: Path, copy: Path, number: int) -> Path:
+    """A copy of a bundle with an id of its own."""
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(manifest | {"bundle_id": f"{number:016x}"}))
+    return copy
+
+
+@pytest.fixture
+def bundles(golden_bundle: Path, tmp_path: Path) -> list[Path]:
+    return [another(golden_bundle, tmp_path / f"from-usb-{number}", number) for number in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "bundles"
+
+
+def ids(folder: Path) -> tuple[int, int | None]:
+    """Which bundles are current and previous."""
+    previous = linked(folder, PREVIOUS)
+    current = int(Bundle(folder, verify=True).manifest.bundle_id, 16)
+    return current, None if previous is None else int(Bundle(previous, verify=True).manifest.bundle_id, 16)
+
+
+def test_what_is_installed_is_current_and_can_be_taken_back(bundles: list[Path], folder: Path) -> None:
+    seen = []
+    for bundle in bundles:
+        install(bundle, folder)
+        seen.append(ids(folder))
+    assert seen == [(0, None), (1, 0), (2, 1)]
+    roll_back(folder)
+    assert ids(folder) == (1, 2)
+    roll_back(folder)
+    assert ids(folder) == (2, 1)
+    install(bundles[2], folder)
+    assert ids(folder) == (2, 1), "one that is current already changes nothing"
+    assert not list(folder.glob(".*")) and not os.path.isabs(os.readlink(folder / CURRENT))
+
+
+def test_a_bundle_in_the_folder_is_not_copied(bundles: list[Path], folder: Path) -> None:
+    inside = Path(shutil.copytree(bundles[0], folder / "mine"))
+    assert install(inside, folder) == inside and sorted(path.name for path in folder.iterdir()) == [CURRENT, "mine"]
+
+
+def test_a_damaged_copy_is_replaced_by_installing_it_again(bundles: list[Path], folder: Path) -> None:
+    copy = install(bundles[0], folder)
+    os.truncate(copy / "decoder.data", 5)
+    assert install(bundles[0], folder) == copy and ids(folder) == (0, None)
+
+
+def test_what_is_refused_changes_nothing(
+    bundles: list[Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(bundles[0], folder)
+    before = sorted(folder.iterdir()), ids(folder)
+    keys = new_keys(tmp_path)
+    for arguments, words in (
+        ([tmp_path / "nothing"], "There is no bundle at"),
+        ([bundles[1], "--require-signature", keys.public], "is not signed"),
+    ):
+        assert command.main(["install", str(arguments[0]), str(folder), *map(str, arguments[1:])]) == 2
+        assert words in capsys.readouterr().err
+    data = bundles[1] / "decoder.data"
+    data.write_bytes(bytes(data.stat().st_size))
+    assert command.main(["install", str(bundles[1]), str(folder)]) == 2
+    assert f"{data} has changed since it was built" in capsys.readouterr().err
+    assert command.main(["rollback", str(folder)]) == 2
+    assert "There is no previous bundle" in capsys.readouterr().err
+    assert command.main(["install", str(bundles[2]), str(bundles[0])]) == 2
+    assert "is a bundle itself" in capsys.readouterr().err
+    assert (sorted(folder.iterdir()), ids(folder)) == before
+
+
+def test_a_damaged_previous_bundle_is_not_returned_to(bundles: list[Path], folder: Path) -> None:
+    first = install(bundles[0], folder)
+    install(bundles[1], folder)
+    os.truncate(first / "decoder.data", 5)
+    with pytest.raises(NotPossibleHere, match=r"decoder.data has 5 bytes"):
+        roll_back(folder)
+    assert bundle_at(folder).name.startswith("from-usb-1-")
+
+
+def test_a_signed_bundle_is_installed_with_its_signature(bundles: list[Path], folder: Path, tmp_path: Path) -> None:
+    keys = new_keys(tmp_path)
+    install(bundles[0], folder)
+    assert command.main(["sign", str(bundles[0]), "--key", str(keys.secret)]) == 0
+    assert command.main(["install", str(bundles[0]), str(folder), "--require-signature", str(keys.public)]) == 0
+    assert (bundle_at(folder) / "bundle.json.minisig").exists() and ids(folder) == (0, None)
+
+
+def test_two_commands_do_not_change_one_folder_at_once(bundles: list[Path], folder: Path) -> None:
+    install(bundles[0], folder)
+    with subprocess.Popen(["flock", str(folder), "sh", "-c", "echo locked; read end"], stdin=-1, stdout=-1) as other:
+        assert other.stdout and other.stdout.readline() == b"locked\n"
+        with pytest.raises(NotPossibleHere, match="Another echovlm-bundle is changing"):
+            install(bundles[1], folder)
+        other.communicate(b"\n")
+    install(bundles[1], folder)
+
+
+def test_kill_9_during_a_change_leaves_one_of_the_two_whole(bundles: list[Path], folder: Path) -> None:
+    delays = random.Random(37)
+    asked = "".join(f"{delays.uniform(0, 60):.3f}\n" for _ in range(KILLS))
+    program = [sys.executable, swap_until_killed.__file__, str(folder), *map(str, bundles[:2])]
+    done = subprocess.run(program, input=asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:-1] == ["whole"] * KILLS, done.stderr
