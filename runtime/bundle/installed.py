@@ -71,9 +71,12 @@ def roll_back(folder: Path) -> Path:
                 f"There is no previous bundle in {folder} to return to: install one with echovlm-bundle install."
             )
         Bundle(after, verify=True)
-        _link(folder, CURRENT, after.name)
-        if before:
-            _link(folder, PREVIOUS, before.name)
+        if before and exchange(folder / CURRENT, folder / PREVIOUS):
+            _sync(folder)
+        else:  # there is no current one, or the file system cannot exchange: killed in between, both links lead to the one returned to
+            _link(folder, CURRENT, after.name)
+            if before:
+                _link(folder, PREVIOUS, before.name)
     return after
 
 
