@@ -81,5 +81,10 @@ def read_golden_tokens(bundle: Bundle) -> tuple[GoldenSample, ...]:
     """
     if not any(file.name == GOLDEN_TOKENS for file in bundle.manifest.files):
         return ()
-    with reading(bundle.path / GOLDEN_TOKENS):
-        return _SAMPLES.validate_json((bundle.path / GOLDEN_TOKENS).read_bytes())
+    return read_samples(bundle.path / GOLDEN_TOKENS)
+
+
+def read_samples(file: Path) -> tuple[GoldenSample, ...]:
+    """Read a file of samples; raises as `read_golden_tokens`."""
+    with reading(file):
+        return _SAMPLES.validate_json(file.read_bytes())
