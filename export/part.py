@@ -11,6 +11,8 @@ from echovlm_edge.export.lower import StoredWeight
 from echovlm_edge.export.weight_file import WeightFile
 from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec, describe_file
 
+STACK_TRACE = "pkg.torch.onnx.stack_trace"  # paths of the machine that built: a bundle's bytes do not depend on where a package lies
+
 
 def write_part(
     folder: Path, name: str, precision: str, model: ir.Model, stored: Mapping[str, StoredWeight], file: WeightFile
@@ -28,6 +30,8 @@ def write_part(
     for weight, places in zip(stored.values(), file.places, strict=True):
         for initializer, place in zip(weight.initializers, places, strict=True):
             initializer.const_value = _external(initializer, file.name, place.offset, place.length, folder)
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop(STACK_TRACE, None)
     ir.save(model, folder / f"{name}.onnx")
     return Part(
         name=name,
