@@ -80,7 +80,7 @@ test-fast: say-test setup
 test-long: setup
 	for backend in tensorrt cuda; do $(BIN)/python -m pytest tests/engine tests/serving --backend $$backend || exit 1; done
 	$(MAKE) fuzz
-	ECHOVLM_LONG=1 $(BIN)/python -m pytest tests/engine/test_drafting.py tests/serving/test_drafted_reports.py tests/evaluation/test_evaluation_run.py tests/dicom_node/test_kills.py tests/dicom_node/test_node_faults.py tests/dicom_node/test_hostile_peers.py
+	ECHOVLM_LONG=1 $(BIN)/python -m pytest tests/engine/test_drafting.py tests/serving/test_drafted_reports.py tests/evaluation/test_evaluation_run.py tests/dicom_node/test_kills.py tests/dicom_node/test_node_faults.py tests/dicom_node/test_hostile_peers.py tests/bundle/test_installed_bundles.py
 	$(MAKE) test-native
 	$(MAKE) soak
 	$(MAKE) soak-dicom

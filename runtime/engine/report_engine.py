@@ -140,7 +140,7 @@ class EngineInfo:
     # The least and the largest bound on a frame's tokens that a request may ask for.
     image_tokens: tuple[int, int] = (1, 1)
     # Why the bundle that should be served is not: a sentence, which an engine by itself does not have.
-    refused_bundle: str = ""
+    refused_bundle: str = field(default="", repr=False)
 
 
 class ReportEngine:

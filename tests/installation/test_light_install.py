@@ -31,6 +31,7 @@ CLIENT = ("google", "grpc", "typing_extensions", "echovlm", "echovlm_edge")  # g
 NEEDS = {
     "build": "export,serve",
     "serve": "serve",
+    "bundle": "serve",
     "report": "client",
     "dicom": "dicom",
     "profile": "serve",
