@@ -134,7 +134,7 @@ def test_a_build_signs_its_bundle(build_bundle: object, tmp_path: Path, keys: Ke
 
 @needs_minisign
 def test_minisign_checks_what_we_sign(signed: Path, keys: Keys) -> None:
-    check = ["minisign", "-V", "-p", keys.public, "-m", signed / MANIFEST]
+    check = ["minisign", "-V", "-p", str(keys.public), "-m", str(signed / MANIFEST)]
     assert "Signature and comment signature verified" in subprocess.check_output(check, text=True)
     manifest = json.loads((signed / MANIFEST).read_text())
     (signed / MANIFEST).write_text(json.dumps(manifest | {"precision": "int4"}))

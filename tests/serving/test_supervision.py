@@ -335,9 +335,9 @@ def test_whatever_happens_every_engine_is_closed_once(steps: list[str]) -> None:
         if step == "swap":
             assert served.swap()
         elif step == "bad swap":
-            served._open, good = damaged, served._open
+            served._open_new, good = damaged, served._open_new
             assert not served.swap()
-            served._open = good
+            served._open_new = good
         elif step == "call" and not current.hangs:
             current.may_end.set()
             calls.append(served.generate(ASKED, lambda: False))

@@ -19,7 +19,7 @@ from pathlib import Path
 from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, roll_back
 from echovlm_edge.runtime.bundle.manifest import CURRENT, Bundle
 
-AT_LINKS = ("os.rename", "os.symlink", "os.remove")
+AT_LINKS = ("os.rename", "os.symlink")
 WATCHED = ("open", "os.", "shutil.", "ctypes.")
 
 

@@ -85,7 +85,8 @@ class ServedEngine:
     @property
     def info(self) -> EngineInfo:
         """Which model and bundle are loaded, and why it is not another bundle that should be."""
-        return replace(self._current.info, refused_bundle=self._refusal())
+        info, refusal = self._current.info, self._refusal()
+        return replace(info, refused_bundle=refusal) if refusal else info
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Answer one request, as `ReportEngine.generate` does; one engine serves the whole call."""
