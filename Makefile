@@ -26,7 +26,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist bench bench-full bench-drafting soak soak-dicom clean
+.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release bench bench-full bench-drafting soak soak-dicom clean
 
 setup: $(STAMP)
 
@@ -160,6 +160,11 @@ sdist: setup
 	rm -rf dist
 	$(BIN)/python -c "from scikit_build_core.build import build_sdist; build_sdist('dist')"
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+
+# A release of the last commit into dist/: source, wheels for x86-64 and aarch64, SBOM, checksums; SIGN names a secret key of minisign.
+release: setup
+	rm -rf dist
+	$(BIN)/python -m deploy.release --output dist $(if $(SIGN),--sign $(SIGN))
 
 # Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup
