@@ -42,7 +42,7 @@ def build_release(output: Path, processors: list[str], key: SecretKey | None) ->
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         _run(["git", "-C", ROOT, "archive", "--format=tar", "--output", f"{folder}/source.tar", "HEAD"])
-        _run(["mkdir", source])
+        source.mkdir()
         _run(["tar", "-xf", f"{folder}/source.tar", "-C", source])
         version = check_version(source, _output(["git", "-C", ROOT, "tag", "--points-at", "HEAD"]).split())
         epoch = _output(["git", "-C", ROOT, "log", "-1", "--format=%ct"]).strip()

@@ -41,15 +41,18 @@ class BundleChoice:
         try:
             return self.open_chosen()
         except Exception as error:
-            previous = linked(self._path, PREVIOUS)
-            if previous is None or previous == bundle_at(self._path):
-                raise
-            _log.error("the current bundle cannot be served, the previous one is loaded: %s", reason(error))
-            try:
-                return self._open(previous)
-            except Exception as other:
-                _log.error("the previous bundle cannot be served either: %s", reason(other))
-            raise
+            failed = error.with_traceback(
+                None
+            )  # its frames would keep the engine, and a GPU's memory, while another one is loaded
+        previous = linked(self._path, PREVIOUS)
+        if previous is None or previous == bundle_at(self._path):
+            raise failed
+        _log.error("the current bundle cannot be served, the previous one is loaded: %s", reason(failed))
+        try:
+            return self._open(previous)
+        except Exception as error:
+            _log.error("the previous bundle cannot be served either: %s", reason(error))
+            raise failed from None
 
 
 def reason(error: Exception) -> str:
