@@ -18,6 +18,14 @@ from echovlm_edge.runtime.bundle.installed import SIGNATURE
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey, check_signature, sign_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.doctor import command as doctor
+from echovlm_edge.runtime.serving.supervision.serve_settings import (
+    as_environment,
+    as_toml,
+    read_settings,
+    settings_of,
+    with_absolute_paths,
+)
 from tests.support.signing import Keys, new_keys
 
 needs_minisign = pytest.mark.skipif(shutil.which("minisign") is None, reason="this machine has no minisign")
@@ -130,6 +138,35 @@ def test_a_secret_key_with_a_password_says_how_to_sign(tmp_path: Path, keys: Key
 def test_a_build_signs_its_bundle(build_bundle: object, tmp_path: Path, keys: Keys) -> None:
     bundle = build_bundle(sign=keys.secret)  # type: ignore[operator]
     opened(bundle, keys)
+
+
+def test_the_doctor_examines_the_signature(
+    signed: Path, keys: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--bundle", str(signed), "--json", "--require-signature"]
+    doctor.main([*asked, str(new_keys(tmp_path, "other").public)])
+    report = json.loads(capsys.readouterr().out)
+    assert report["bundles"][0]["level"] == "wrong" and "is signed by the key" in report["bundles"][0]["what"]
+    doctor.main([*asked, str(keys.public)])
+    report = json.loads(capsys.readouterr().out)
+    assert report["bundles"][0]["level"] != "wrong" and report["verified"] is True
+
+
+def test_keys_are_named_in_every_form_of_the_options(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = read_settings(
+        ["--bundle", "b", "--require-signature", keys.public.name, "--require-signature", "other.pub"]
+    )
+    assert typed and typed.require_signature == (Path(keys.public.name), Path("other.pub"))
+    (tmp_path / "serve.toml").write_text(as_toml(typed))
+    assert settings_of(tmp_path / "serve.toml", {}) == typed
+    absolute = with_absolute_paths(typed)
+    assert absolute.require_signature == (keys.public, tmp_path / "other.pub")
+    for name, value in as_environment(absolute).items():
+        monkeypatch.setenv(name, value)
+    assert settings_of(None, {}).require_signature == absolute.require_signature
 
 
 @needs_minisign
