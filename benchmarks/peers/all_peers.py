@@ -1,0 +1,22 @@
+"""List the peers: ours first, which all others are compared with."""
+
+from __future__ import annotations
+
+from benchmarks.peers.llama import Llama
+from benchmarks.peers.openvino import OpenVino
+from benchmarks.peers.ours import Ours
+from benchmarks.peers.peer import Peer
+
+PEERS: tuple[Peer, ...] = (
+    Ours(),
+    Llama("Q4_0", "f16"),
+    Llama("Q4_0", "q8_0"),
+    Llama("Q4_K_M", "f16"),
+    OpenVino("PA"),
+    OpenVino("SDPA"),
+)
+
+
+def peer_named(name: str) -> Peer:
+    """Return the peer of that name."""
+    return next(peer for peer in PEERS if peer.name == name)

@@ -1,0 +1,91 @@
+"""OpenVINO GenAI: exported by optimum-intel's own command to int4, symmetric in groups of 128, and run by VLMPipeline."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.environments import Environment, run
+from benchmarks.peers.peer import IMAGE_MARK, Answer, Question, Task
+
+ENVIRONMENT = Environment("openvino", {})
+VERSIONS = ("openvino-genai", "openvino", "optimum-intel", "nncf")
+EXPORTED = "openvino"
+INT4 = ("--weight-format", "int4", "--sym", "--group-size", "128")
+
+
+@dataclass
+class OpenVino:
+    """One attention backend of its pipeline: PA (paged, its default on x86) or SDPA."""
+
+    attention: str
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"OpenVINO GenAI, {self.attention}"
+
+    @property
+    def python(self) -> str:
+        """Return the interpreter of its environment."""
+        return ENVIRONMENT.python
+
+    def prepare(self, folder: Path) -> None:
+        """Install it and export the checkpoint; raises what `Environment.make` raises."""
+        ENVIRONMENT.make()
+        target = folder / EXPORTED
+        if not target.is_dir():
+            partial = target.with_name("partial-openvino")
+            shutil.rmtree(partial, ignore_errors=True)
+            export = ("export", "openvino", "--model", str(folder / "checkpoint"), "--task", "image-text-to-text", *INT4)
+            command = (ENVIRONMENT.script("optimum-cli"), *export, str(partial))
+            run("OpenVINO: exporting (minutes)", command, target.with_suffix(".log"), {"HF_HUB_OFFLINE": "1"})
+            partial.rename(target)
+
+    def versions(self) -> Mapping[str, str]:
+        """Return its packages' versions."""
+        from importlib.metadata import version
+
+        return {name: version(name) for name in VERSIONS}
+
+    def load(self, task: Task) -> None:
+        """Compile the pipeline for the CPU."""
+        import openvino_genai
+
+        settings = {"INFERENCE_NUM_THREADS": task.threads, "ATTENTION_BACKEND": self.attention}
+        self._loaded["pipeline"] = openvino_genai.VLMPipeline(str(Path(task.folder) / EXPORTED), "CPU", **settings)
+
+    def ask(self, question: Question, new_tokens: int) -> Answer:
+        """Answer greedily; the parts' seconds are its own figures, which together are checked against the clock."""
+        import openvino
+        import openvino_genai
+
+        pipeline = self._loaded["pipeline"]
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = new_tokens, True, False
+        config.apply_chat_template = False
+        pixels = openvino.Tensor(np.ascontiguousarray(question.pixels()[None]))
+        started = time.perf_counter()
+        result = pipeline.generate(question.prompt, images=[pixels], generation_config=config)
+        seconds = time.perf_counter() - started
+        found = result.perf_metrics
+        first = found.get_ttft().mean / 1e3
+        written = found.get_num_generated_tokens()
+        assert written == new_tokens, f"{written} tokens were written in the place of {new_tokens}"
+        prompt_tokens = found.get_num_input_tokens()
+        text = pipeline.get_tokenizer().encode(question.prompt.replace("<|image_pad|>", ""), add_special_tokens=False)
+        visual = prompt_tokens - text.input_ids.shape[1]
+        vision = found.get_prepare_embeddings_duration().mean / 1e3
+        return Answer(visual, prompt_tokens, vision, first, seconds - first, written)
+
+    def logits(self, question: Question, forced: tuple[int, ...]) -> NDArray[np.float32]:
+        """Compute logits with the same exported graphs in OpenVINO itself, as its pipeline returns none: in one pass."""
+        raise NotImplementedError
