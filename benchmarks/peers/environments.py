@@ -24,10 +24,12 @@ class Environment:
     Attributes:
         name: of its folder, and of its file of requirements.
         variables: set while packages are compiled.
+        unwanted: packages that come along and are removed again.
     """
 
     name: str
     variables: Mapping[str, str]
+    unwanted: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -66,6 +68,8 @@ class Environment:
         venv.create(self.folder, with_pip=True)
         pip = (self.python, "-m", "pip", "install", "--quiet", "--no-compile", "--requirement", str(self.requirements))
         run(f"installing {self.name} (minutes)", pip, self.folder / "install.log", self.variables)
+        for package in self.unwanted:
+            subprocess.run((self.python, "-m", "pip", "uninstall", "--quiet", "--yes", package), check=True)
         stamp.write_text(wanted, encoding="utf-8")
 
     def source(self, package: str) -> Path:

@@ -70,8 +70,9 @@ class Llama:
         """Return the versions of the binding, and the instructions that llama.cpp was compiled for."""
         import llama_cpp
 
-        system = llama_cpp.llama_print_system_info().decode()
-        return {PACKAGE: llama_cpp.__version__, "compiled for": " ".join(system.split("|")[0].split())}
+        flags = llama_cpp.llama_print_system_info().decode().replace("CPU :", "").split("|")
+        compiled = " ".join(flag.partition("=")[0].strip() for flag in flags if flag.strip().endswith("= 1"))
+        return {PACKAGE: llama_cpp.__version__, "compiled for": compiled}
 
     def load(self, task: Task) -> None:
         """Load both files."""

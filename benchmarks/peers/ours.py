@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from benchmarks.peers.environments import run
 from benchmarks.peers.peer import Answer, Question, Task
 
-
 BUNDLE = "bundle"
 
 
@@ -55,7 +54,9 @@ class Ours:
         from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
 
         options = EngineOptions(1, 0, 0, ignore_stop=True, drafting=False)
-        opened = ReportEngine.open(Path(task.folder) / BUNDLE, threads=task.threads, max_sequence=task.context, options=options)
+        opened = ReportEngine.open(
+            Path(task.folder) / BUNDLE, threads=task.threads, max_sequence=task.context, options=options
+        )
         self._loaded["engine"] = opened
 
     def ask(self, question: Question, new_tokens: int) -> Answer:

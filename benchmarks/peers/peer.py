@@ -57,7 +57,8 @@ class Task:
         threads: of each peer.
         context: tokens that a sequence may take, where a peer wants to know.
         new_tokens: written after the first question; the others end with the first token.
-        questions: the first one is also the warm-up.
+        warm_up: about another picture, so that no runtime has a prompt's beginning in its cache.
+        questions: asked one after the other.
         forced: tokens after the first question's prompt, at which parity compares logits.
     """
 
@@ -65,6 +66,7 @@ class Task:
     threads: int
     context: int
     new_tokens: int
+    warm_up: Question
     questions: tuple[Question, ...]
     forced: tuple[int, ...]
 
@@ -76,12 +78,13 @@ class Task:
     def read(cls, path: Path) -> Task:
         """Read what `write` wrote."""
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        lists = ("grid", "token_ids")
-        questions = tuple(
-            Question(**{name: tuple(value) if name in lists else value for name, value in question.items()})
-            for question in found["questions"]
-        )
-        return cls(**{**found, "questions": questions, "forced": tuple(found["forced"])})
+        found["warm_up"] = _question(found["warm_up"])
+        found["questions"] = tuple(_question(each) for each in found["questions"])
+        return cls(**{**found, "forced": tuple(found["forced"])})
+
+
+def _question(found: dict[str, Any]) -> Question:
+    return Question(**{**found, "grid": tuple(found["grid"]), "token_ids": tuple(found["token_ids"])})
 
 
 @dataclass(frozen=True)

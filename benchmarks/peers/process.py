@@ -23,7 +23,7 @@ def measure(peer: Peer, task: Task) -> dict[str, Any]:
     started = time.perf_counter()
     peer.load(task)
     load = time.perf_counter() - started
-    peer.ask(task.questions[0], WARM_TOKENS)
+    peer.ask(task.warm_up, WARM_TOKENS)
     answers = {
         question.name: asdict(peer.ask(question, 1 if place else task.new_tokens))
         for place, question in enumerate(task.questions)

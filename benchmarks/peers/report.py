@@ -69,7 +69,8 @@ def measured(report: Report) -> dict[str, dict[str, float]]:
         first = [result["answers"][questions[0]] for result in results]
         figures["decode_tokens_per_second"] = median(_rate(answer) for answer in first)
         figures |= {
-            key: median(result[key] for result in results) for key in ("load_seconds", "peak_rss_gb", "anonymous_rss_gb")
+            key: median(result[key] for result in results)
+            for key in ("load_seconds", "peak_rss_gb", "anonymous_rss_gb")
         }
         found[name] = figures
     return found

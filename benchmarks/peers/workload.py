@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,18 @@ def w1_task(folder: Path, bundle: Bundle, threads: int) -> Task:
     """Write the pictures and the task into `folder`: W1 at 391 visual tokens and at 196, and tokens to compare logits at."""
     prompts = PromptBuilder.from_bundle(bundle)
     settings = PreprocessSettings.from_config(bundle.manifest.preprocess)
-    questions = tuple(_question(folder, workload, prompts, settings) for workload in (W1, SMALL[0]))
+    warm_up = _question(folder, replace(W1, name="warm-up"), prompts, settings, 1)
+    questions = tuple(_question(folder, workload, prompts, settings, 0) for workload in (W1, SMALL[0]))
     forced = tuple(np.random.default_rng(0).integers(0, FORCED_BELOW, FORCED).tolist())
-    task = Task(str(folder), threads, CONTEXT, W1.new_tokens, questions, forced)
+    task = Task(str(folder), threads, CONTEXT, W1.new_tokens, warm_up, questions, forced)
     task.write(folder / "task.json")
     return task
 
 
-def _question(folder: Path, workload: Workload, prompts: PromptBuilder, settings: PreprocessSettings) -> Question:
-    (decoded,) = decode_image(frame(0, workload.width, workload.height))
+def _question(
+    folder: Path, workload: Workload, prompts: PromptBuilder, settings: PreprocessSettings, number: int
+) -> Question:
+    (decoded,) = decode_image(frame(number, workload.width, workload.height))
     pixels = fit(decoded.pixels, settings)
     assert np.array_equal(fit(pixels, settings), pixels), "a second resizing, by a peer, changes the picture"
     patches = cut(pixels, settings)
@@ -49,6 +53,4 @@ def _question(folder: Path, workload: Workload, prompts: PromptBuilder, settings
     assert IMAGE_MARK in rendered, "the chat template marks a picture in another way"
     grid: Grid = patches.grid
     tokens = tuple(prompts.build(text, [grid]).token_ids.tolist())
-    return Question(
-        workload.name, str(picture), str(values), grid, text, rendered, tokens, workload.frame_tokens
-    )
+    return Question(workload.name, str(picture), str(values), grid, text, rendered, tokens, workload.frame_tokens)
