@@ -26,7 +26,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release bench bench-full bench-drafting soak soak-dicom clean
+.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release bench bench-full bench-drafting bench-peers soak soak-dicom clean
 
 setup: $(STAMP)
 
@@ -181,6 +181,12 @@ CAPTIONS ?=
 LAYERS ?= 28
 bench-drafting: setup
 	$(BIN)/python -m benchmarks.drafting --layers $(LAYERS) $(if $(CAPTIONS),--captions $(CAPTIONS))
+
+# Our bundle, llama.cpp and OpenVINO GenAI on the same random weights, four layers or LAYERS=28: see docs/performance-peers.md. The others are installed and
+# compiled into build/peers, half an hour and 12 GB the first time.
+bench-peers: LAYERS = 4
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers --layers $(LAYERS)
 
 # Sixteen clients at once on the demo's bundle; figures also in soak.json.
 MINUTES ?= 10

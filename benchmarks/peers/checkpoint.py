@@ -1,4 +1,4 @@
-"""Write the checkpoint that all peers convert: random weights in Qwen2.5-VL-7B's shapes and layout, with every file their converters read."""
+"""Write the checkpoint that all peers convert: random weights in Qwen2.5-VL-7B's shapes and layout, with what their converters read."""
 
 from __future__ import annotations
 
