@@ -12,7 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,9 @@ def in_process(peer: Peer, task: Path, result: Path, *options: str) -> None:
         raise NotPossibleHere(f"{peer.name} ended with exit code {done.returncode}: {log} has its output.")
 
 
-def take_turns(task: Task, peers: Sequence[Peer], turns: int, limits: Limits) -> list[dict[str, Any]]:
-    """Measure all peers one after the other, so often; returns each turn's results by peer."""
-    folder, found = Path(task.folder), list[dict[str, Any]]()
+def take_turns(task: Task, peers: Sequence[Peer], turns: int, limits: Limits) -> Iterator[dict[str, Any]]:
+    """Measure all peers one after the other, so often; yields each turn's results by peer."""
+    folder = Path(task.folder)
     for turn in range(turns):
         results = {}
         order = peers if turn % 2 == 0 else peers[::-1]
@@ -73,8 +73,7 @@ def take_turns(task: Task, peers: Sequence[Peer], turns: int, limits: Limits) ->
             in_process(peer, folder / "task.json", result)
             results[peer.name] = json.loads(result.read_text(encoding="utf-8"))
             limits.read()
-        found.append({peer.name: results[peer.name] for peer in peers})
-    return found
+        yield {peer.name: results[peer.name] for peer in peers}
 
 
 def main() -> int:
@@ -101,17 +100,15 @@ def main() -> int:
     if options.prepare:
         return 0
     limits = Limits(options.threads, bundle.path / bundle.manifest.part("decoder").files[1].name)
-    turns = take_turns(task, present, options.turns, limits)
-    report = Report(
-        machine=asdict(this_machine()) | asdict(limits.machine()),
-        layers=options.layers,
-        turns=turns,
-        parity=parity,
-        faults=faults(task, turns),
-        missing=missing,
-    )
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(asdict(report) | {"peers": measured(report)}, indent=1), encoding="utf-8")
+    turns = list[dict[str, Any]]()
+    for turn in take_turns(
+        task, present, options.turns, limits
+    ):  # what is measured is kept if a later turn is interrupted
+        turns.append(turn)
+        machine = asdict(this_machine()) | asdict(limits.machine())
+        report = Report(machine, options.layers, turns, parity, faults(task, turns), missing)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(asdict(report) | {"peers": measured(report)}, indent=1), encoding="utf-8")
     print(markdown(report))
     if options.page:
         on_page(options.page, report)

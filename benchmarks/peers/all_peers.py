@@ -9,11 +9,10 @@ from benchmarks.peers.peer import Peer
 
 PEERS: tuple[Peer, ...] = (
     Ours(),
+    Ours(32),  # as many bits a weight as Q4_0 and Q4_K
     Llama("Q4_0", "f16"),
-    Llama("Q4_0", "q8_0"),
     Llama("Q4_K_M", "f16"),
-    OpenVino("PA"),
-    OpenVino("SDPA"),
+    OpenVino(),
 )
 
 

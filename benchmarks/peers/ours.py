@@ -15,19 +15,25 @@ from numpy.typing import NDArray
 from benchmarks.peers.environments import run
 from benchmarks.peers.peer import Answer, Question, Task
 
-BUNDLE = "bundle"
+DEFAULT_BLOCK = 128
+BUNDLE = "bundle"  # the default's folder
 
 
 @dataclass
 class Ours:
-    """An int4 bundle for the CPU."""
+    """An int4 bundle for the CPU.
 
+    Attributes:
+        block: weights that share a scale: 128, 64 or 32.
+    """
+
+    block: int = DEFAULT_BLOCK
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return "EchoVLM Edge int4"
+        return f"EchoVLM Edge int4/{self.block}"
 
     @property
     def python(self) -> str:
@@ -36,11 +42,12 @@ class Ours:
 
     def prepare(self, folder: Path) -> None:
         """Build the bundle; raises CannotTakePart when that fails."""
-        target = folder / BUNDLE
+        target = self._bundle(folder)
         if not target.is_dir():
             script = str(Path(sys.executable).with_name("echovlm-build"))
-            build = (script, "--checkpoint", str(folder / "checkpoint"), "--output", str(target), "--precision", "int4")
-            run("EchoVLM Edge: building (minutes)", build, target.with_suffix(".log"))
+            source = (script, "--checkpoint", str(folder / "checkpoint"), "--output", str(target))
+            build = (*source, "--precision", "int4", "--block-size", str(self.block))
+            run(f"{self.name}: building (minutes)", build, target.with_suffix(".log"))
 
     def versions(self) -> Mapping[str, str]:
         """Return our version, ONNX Runtime's, and the kernels that this processor gets."""
@@ -79,4 +86,7 @@ class Ours:
         from benchmarks.peers.forced_logits import by_bundle
         from echovlm_edge.runtime.bundle.manifest import Bundle
 
-        return by_bundle(Bundle(Path(task.folder) / BUNDLE), task.questions[0], task.forced, task.threads)
+        return by_bundle(Bundle(self._bundle(Path(task.folder))), task.questions[0], task.forced, task.threads)
+
+    def _bundle(self, folder: Path) -> Path:
+        return folder / (BUNDLE if self.block == DEFAULT_BLOCK else f"{BUNDLE}-{self.block}")
