@@ -150,11 +150,11 @@ class Llama:
                 seconds = time.perf_counter() - started
                 embeddings = mtmd_cpp.mtmd_get_output_embd(vision)
                 unheard = mtmd_cpp.mtmd_helper_post_decode_callback(0)
-                read = (vision, context, piece, embeddings, place, 0, BATCH, ctypes.byref(past), unheard, None)
-                _check(mtmd_cpp.mtmd_helper_decode_image_chunk(*read))
+                picture = (vision, context, piece, embeddings, place, 0, BATCH, ctypes.byref(past), unheard, None)
+                _check(mtmd_cpp.mtmd_helper_decode_image_chunk(*picture))
             else:
-                read = (vision, context, piece, place, 0, BATCH, last, ctypes.byref(past))
-                _check(mtmd_cpp.mtmd_helper_eval_chunk_single(*read))
+                words = (vision, context, piece, place, 0, BATCH, last, ctypes.byref(past))
+                _check(mtmd_cpp.mtmd_helper_eval_chunk_single(*words))
         tokens = mtmd_cpp.mtmd_helper_get_n_tokens(pieces)
         mtmd_cpp.mtmd_input_chunks_free(pieces)
         mtmd_cpp.mtmd_bitmap_free(bitmap)
