@@ -36,7 +36,9 @@ def compare(task: Task, bundle: Bundle, peers: Sequence[Peer], run: Run) -> dict
         file = folder / "logits" / f"{''.join(filter(str.isalnum, peer.name))}-{key}.npy"
         if not file.is_file():
             print(f"logits of {peer.name} …", file=sys.stderr, flush=True)
-            run(peer, folder / "task.json", file, "--logits")
+            partial = file.with_name(f"partial-{file.name}")
+            run(peer, folder / "task.json", partial, "--logits")
+            partial.rename(file)
         found[peer.name] = divergence(expected, np.load(file))
     return found
 
