@@ -31,6 +31,7 @@ from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 from echovlm_edge.runtime.resources.processors import usable_processors
+from echovlm_edge.runtime.resources.thread_priority import COMPUTING
 
 
 def prepared(folder: Path, peers: Sequence[Peer]) -> tuple[list[Peer], dict[str, str]]:
@@ -53,7 +54,9 @@ def in_process(peer: Peer, task: Path, result: Path, *options: str) -> None:
     Raises:
         NotPossibleHere: it failed; the sentence names the file.
     """
-    command = (peer.python, "-m", "benchmarks.peers.process", peer.name, str(task), str(result), *options)
+    # Our engine lowers its threads' priority by itself: all others have the same, or what else runs would slow ours alone.
+    command = ("nice", "-n", str(COMPUTING), peer.python, "-m", "benchmarks.peers.process", peer.name, str(task))
+    command += (str(result), *options)
     log = result.with_suffix(".log")
     with log.open("w", encoding="utf-8") as lines:
         done = subprocess.run(command, stdout=lines, stderr=lines, check=False)
