@@ -55,8 +55,8 @@ def in_process(peer: Peer, task: Path, result: Path, *options: str) -> None:
         NotPossibleHere: it failed; the sentence names the file.
     """
     # Our engine lowers its threads' priority by itself: all others have the same, or what else runs would slow ours alone.
-    command = ("nice", "-n", str(COMPUTING), peer.python, "-m", "benchmarks.peers.process", peer.name, str(task))
-    command += (str(result), *options)
+    module = (peer.python, "-m", "benchmarks.peers.process")
+    command = ("nice", "-n", str(COMPUTING), *module, peer.name, str(task), str(result), *options)
     log = result.with_suffix(".log")
     with log.open("w", encoding="utf-8") as lines:
         done = subprocess.run(command, stdout=lines, stderr=lines, check=False)

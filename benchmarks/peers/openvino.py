@@ -114,7 +114,7 @@ def _clock() -> Any:
     """Make a streamer that keeps when the first token came."""
     import openvino_genai
 
-    class Clock(openvino_genai.StreamerBase):  # type: ignore[misc]
+    class Clock(openvino_genai.StreamerBase):
         def __init__(self) -> None:
             super().__init__()
             self.first = 0.0
