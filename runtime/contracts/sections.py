@@ -37,13 +37,21 @@ def split_sections(text: str) -> Sections:
     sentence, so that a word like "findings:" within a clause is left alone; a heading alone on its line needs no colon.
     Text before the first heading belongs to neither section; the whole text stays in the result beside them.
     """
+    return Sections(**{name: text[start:end] for name, (start, end) in section_ranges(text).items()})
+
+
+def section_ranges(text: str) -> dict[str, tuple[int, int]]:
+    """Find the sections that `split_sections` returns in the text, by name: the first character, and one past the last.
+
+    It can be asked of a text that is not finished, as often as it grows.
+    """
     headings = [match for match in _HEADING.finditer(text) if _opens_section(match, text)]
     firsts: dict[str, re.Match[str]] = {}
     for match in headings:
         firsts.setdefault(match.lastgroup or "", match)
     ordered = sorted(firsts.items(), key=lambda item: item[1].start())
     ends = [*(match.start() for _, match in ordered[1:]), len(text)]
-    return Sections(**{name: _trim(text[match.end() : end]) for (name, match), end in zip(ordered, ends, strict=False)})
+    return {name: _trimmed(text, match.end(), end) for (name, match), end in zip(ordered, ends, strict=False)}
 
 
 def _opens_section(match: re.Match[str], text: str) -> bool:
@@ -51,9 +59,16 @@ def _opens_section(match: re.Match[str], text: str) -> bool:
     return before.search(text[: match.start()]) is not None
 
 
-def _trim(section: str) -> str:
-    """Without the white space and separators around it, and the braces that some prompts ask for."""
-    trimmed = section.strip(" \t\r\n;；*#")
-    if trimmed.startswith("{") and trimmed.endswith("}"):
-        trimmed = trimmed[1:-1].strip()
-    return trimmed
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out the white space and separators around a section, and the braces that some prompts ask for."""
+    start, end = _stripped(text, start, end, " \t\r\n;；*#")
+    if end - start > 1 and text[start] == "{" and text[end - 1] == "}":
+        return _stripped(text, start + 1, end - 1, None)
+    return start, end
+
+
+def _stripped(text: str, start: int, end: int, letters: str | None) -> tuple[int, int]:
+    """Narrow a range as `str.strip` narrows a text."""
+    part = text[start:end]
+    start += len(part) - len(part.lstrip(letters))
+    return start, start + len(part.strip(letters))

@@ -21,13 +21,14 @@ from echovlm_edge.runtime.contracts.request import (
     GenerationRequest,
     ImageInput,
     Priority,
+    Source,
     Span,
     Stage,
     StageStarted,
     pictures,
 )
 from echovlm_edge.runtime.contracts.tasks import Task, prompt_for
-from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.access.admission import Admission
@@ -52,6 +53,10 @@ class Engine(Protocol):
         """What is loaded."""
         ...
 
+    def stats(self) -> EngineStats:
+        """Return counters and gauges."""
+        ...
+
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Answer one request; ends with `Finished`."""
         ...
@@ -69,6 +74,36 @@ class Engine(Protocol):
     ) -> list[Frame]:
         """Decode an image that is added to a study after the frames `before`; returns its frames."""
         ...
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """A frame as the model would see it.
+
+    Attributes:
+        frame: it.
+        whole: the same frame before it was cropped, at the same bound; None where nothing was cropped.
+    """
+
+    frame: Frame
+    whole: Frame | None = None
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """What is loaded, and how busy it is.
+
+    Attributes:
+        info: the model and the bundle.
+        engine: slots, tokens and caches.
+        studies: how many are open, and the bytes of their pictures.
+        uploads: how many files there are, and their bytes.
+    """
+
+    info: EngineInfo
+    engine: EngineStats
+    studies: tuple[int, int]
+    uploads: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -141,6 +176,10 @@ class ReportService:
         """The name of the model that is loaded."""
         return self._engine.info.model
 
+    def state(self) -> ServiceState:
+        """Return what is loaded, and how busy it is."""
+        return ServiceState(self._engine.info, self._engine.stats(), self._studies.counts(), self.uploads.counts())
+
     def _report(self, request: pb.GenerateReportRequest, call: CallRecord) -> Iterator[pb.GenerateEvent]:
         return self._generate(messages.report_task(request), request.prompt, request, call)
 
@@ -159,6 +198,41 @@ class ReportService:
             choice: of several answers to one request, this one's number from 0; each has its own seed, the request's plus this.
         """
         return self._generate(messages.answer_task(request), request.question, request, call, stop, choice)
+
+    def show_pictures(
+        self, images: Sequence[pb.Image], image_tokens: int, allow_mixed_studies: bool, call: CallRecord
+    ) -> list[ShownFrame]:
+        """Read images as a report about them would, without running the model; needs a place, as a report does.
+
+        Args:
+            images: of the call.
+            image_tokens: as in GenerateReportRequest.
+            allow_mixed_studies: as in GenerationOptions.
+            call: the call's record.
+
+        Raises:
+            UserError: a report about them would be refused.
+            Stopped: nobody waits for them any more.
+        """
+        with self.admission.place(call.client, 0), ExitStack() as in_use:
+            self.limits.check("", images)
+            bound = messages.image_tokens(image_tokens, self._engine.info)
+            asker = Asker(call.client.name, stopped=call.gone.is_set)
+            shown, frames = list[ShownFrame](), list[Frame]()
+            for number, image in enumerate(images, 1):
+                file = self._image(image, number, call.client, in_use, bound)
+                read = self._engine.read_image(file, frames, asker, allow_mixed_studies)
+                own = [replace(frame, image=number) for frame in read]
+                whole = self._whole(file, own, asker)
+                shown += [ShownFrame(*pair) for pair in zip(own, whole, strict=True)]
+                frames += own
+        return shown
+
+    def _whole(self, file: ImageInput, frames: Sequence[Frame], asker: Asker) -> Sequence[Frame | None]:
+        """Read the frames of a file before they were cropped, if one was."""
+        if not any(frame.source and _is_cropped(frame.source) for frame in frames):
+            return [None] * len(frames)
+        return self._engine.read_image(replace(file, crop_to_regions=False), (), asker, True)
 
     def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
         seconds = self._studies.limits.expires_after_seconds
@@ -296,3 +370,7 @@ class ReportService:
         """Convert an image of a call; the upload that it names stays in use until `in_use` is closed."""
         uploaded = in_use.enter_context(self.uploads.use(client, image.upload)) if image.upload else None
         return messages.image_input(image, number, uploaded, image_tokens)
+
+
+def _is_cropped(source: Source) -> bool:
+    return source.box != (0, 0, source.width, source.height)

@@ -44,6 +44,9 @@ HARMLESS = {
     "ScoredRow": {"finish", "pictures", "statistics", *EVALUATED},
     "SkippedRow": {"name", "reason"},
     "HttpOptions": {"listen", "names"},
+    "StudyFile": {"name"},  # of a file that the operator chose to show to all clients
+    "PageFile": {"path", "media_type", "tag"},
+    "CallError": {"request_id", "method", "outcome", "client", "door"},
     "Refusal": {"code"},  # a fixed word
     "Angles": {"cos", "sin"},  # of positions
     "Asker": WHO,

@@ -8,14 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 
 
-def clients_file(folder: Path, clients: Mapping[str, Mapping[str, str | int]]) -> Path:
+def clients_file(folder: Path, clients: Mapping[str, Mapping[str, str | int | bool]]) -> Path:
     """Write a table for each client; its `token` is written as the hash."""
     path = folder / "clients.toml"
     path.write_text("\n".join(_table(name, values) for name, values in clients.items()), encoding="utf-8")
     return path
 
 
-def _table(name: str, values: Mapping[str, str | int]) -> str:
+def _table(name: str, values: Mapping[str, str | int | bool]) -> str:
     lines = [f"[{name}]"]
     for key, value in values.items():
         if key == "token":

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput
-from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.engine.drafting import DraftingStats
+from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats
+from echovlm_edge.runtime.engine.reuse import StoreStats
+from echovlm_edge.runtime.engine.scheduler import SchedulerStats
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.imaging.image_file import decode_image
 
@@ -23,6 +26,12 @@ class DecodingEngine:
         for image in request.images:
             decode_image(image)
         yield Finished("Done", (1,), FinishReason.STOP, 1, 0, {}, None)
+
+    def stats(self) -> EngineStats:
+        drafting = DraftingStats()
+        return EngineStats(
+            SchedulerStats(2, 1, 0, 0, 0, 5, 3, 8, 4, drafting), StoreStats(1, 2, 1, 64), StoreStats(0, 0, 0, 0)
+        )
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None: ...
 

@@ -43,6 +43,16 @@ class Admission:
         with self._lock:
             return self._inside.total()
 
+    @property
+    def places(self) -> int:
+        """How many calls can hold a place at once."""
+        return self._places
+
+    def load(self) -> dict[str, int]:
+        """Count the calls that hold a place by the names of their clients."""
+        with self._lock:
+            return dict(self._inside)
+
     def drain(self) -> None:
         """Refuse all calls from now on."""
         self._draining = True

@@ -33,6 +33,7 @@ class Client:
             time that another sent the same image; empty: the client shares with nobody.
         max_calls: generations at once; None for its `share` of all.
         max_studies: open studies at once; None for its `share` of all.
+        operator: may see the load and the errors of all clients in the service's state; others see their own.
     """
 
     name: str = ""
@@ -41,18 +42,24 @@ class Client:
     group: str = ""
     max_calls: Annotated[int, Field(ge=1)] | None = None
     max_studies: Annotated[int, Field(ge=0)] | None = None
+    operator: bool = False
 
     @property
     def scope(self) -> str:
         """The name of the caches that its requests may reuse, its group's or its own."""
         return f"group {self.group}" if self.group else f"client {self.name}"
 
+    @property
+    def is_named(self) -> bool:
+        """Whether it is in a clients file; otherwise it stands for all callers."""
+        return bool(self.token_sha256 or self.certificate)
+
     def share(self, total: int) -> int:
         """Return how much of a `total` one client may take: three quarters, so that none takes everything by default.
 
         Callers without a token or certificate count as one client, which may take all.
         """
-        return max(1, total * 3 // 4) if self.token_sha256 or self.certificate else total
+        return max(1, total * 3 // 4) if self.is_named else total
 
 
 ANYBODY = Client("anybody")

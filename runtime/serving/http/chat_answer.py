@@ -13,7 +13,6 @@ from echovlm_edge.runtime.serving.http.exchange import as_json
 FINISH = {pb.FINISH_REASON_LENGTH: "length"}  # any other: stop
 DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0  # as OpenAI's API writes the logarithm of 0, which JSON has no number for
-ALIVE = b": waiting\n\n"
 
 
 class ChatAnswer:

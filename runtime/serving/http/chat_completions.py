@@ -10,16 +10,16 @@ from functools import partial
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.chat_answer import ALIVE, DONE, ChatAnswer
+from echovlm_edge.runtime.serving.http.chat_answer import DONE, ChatAnswer
 from echovlm_edge.runtime.serving.http.chat_request import ChatRequest, chat_request
 from echovlm_edge.runtime.serving.http.exchange import Exchange
 from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
 from echovlm_edge.runtime.serving.http.json_body import read_json
 from echovlm_edge.runtime.serving.http.models import check_model
 from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.silences import ALIVE, ALIVE_SECONDS
 
 METHOD = "AnswerQuestion"
-ALIVE_SECONDS = 15.0  # between signs of life while nothing is written: proxies close what is silent for a minute
 # From these stages on the request is known to be right, so that a stream can begin.
 ACCEPTED = frozenset({pb.STAGE_VISION, pb.STAGE_QUEUE, pb.STAGE_PREFILL, pb.STAGE_DECODE})
 

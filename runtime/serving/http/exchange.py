@@ -112,6 +112,11 @@ class Exchange:
         await self._begin(status, {"Content-Type": media_type, "Content-Length": str(len(body)), **headers})
         await self._put({"type": "http.response.body", "body": body})
 
+    async def unchanged(self, headers: Mapping[str, str]) -> None:
+        """Answer that the client has the present state already."""
+        await self._begin(304, headers)
+        await self._put({"type": "http.response.body"})
+
     async def refuse(self, refusal: Refusal) -> None:
         """Send an error; as an event, where a stream has begun."""
         if self._begun:
@@ -136,7 +141,7 @@ class Exchange:
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self._begun = True
         own = {REQUEST_ID: self.request_id} if self.request_id else {}
-        lines = {**headers, **SAFETY, **own}
+        lines = {**SAFETY, **headers, **own}
         encoded = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in lines.items()]
         await self._put({"type": "http.response.start", "status": status, "headers": encoded})
 

@@ -62,6 +62,16 @@ class HttpCalls:
         except UserError as error:  # before there was a call
             await exchange.refuse(refusal_of(status_of(error), error))
 
+    @asynccontextmanager
+    async def unrecorded(self, method: str, exchange: Exchange) -> AsyncIterator[Client]:
+        """Identify the caller of what is no call for the log and the metrics; what the context raises is answered."""
+        try:
+            client = identified(self._reception.access, method, exchange)
+            with self._reception.in_flight.counted(self.who(client, exchange)):
+                yield client
+        except UserError as error:
+            await exchange.refuse(refusal_of(status_of(error), error))
+
     def record(self, method: str, client: Client, exchange: Exchange) -> CallRecord:
         """Begin the record of a call."""
         return CallRecord(method, client, self._reception.observers, traceparent(exchange), DOOR)

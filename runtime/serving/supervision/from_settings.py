@@ -21,6 +21,7 @@ from echovlm_edge.runtime.resources.machine_memory import machine_memory
 from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.http.console.study_folder import read_study
 from echovlm_edge.runtime.serving.http.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.rules import rules_but
@@ -197,6 +198,7 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
 
     Raises:
         InvalidInput: the options name only some of the certificate files, or a note that there is none of.
+        NotPossibleHere: the console's study cannot be read.
     """
     return ServerOptions(
         chosen.listen,
@@ -210,5 +212,10 @@ def server_options(chosen: ServeSettings) -> ServerOptions:
         UploadLimits(chosen.upload_mb << 20, expires_after_seconds=60 * chosen.upload_minutes),
         tls_files(chosen),
         rules=rules_but(chosen.no_note),
-        http=HttpOptions(chosen.http, chosen.http_name) if chosen.http else None,
+        http=_http_options(chosen) if chosen.http else None,
     )
+
+
+def _http_options(chosen: ServeSettings) -> HttpOptions:
+    study = read_study(chosen.console_study) if chosen.console_study and not chosen.no_console else ()
+    return HttpOptions(chosen.http or "", chosen.http_name, not chosen.no_console, study)

@@ -40,6 +40,10 @@ class ServeSettings(settings.CommandSettings):
         "names of this server in plain HTTP, besides localhost and its addresses",
         "NAME",
     )
+    no_console: bool = option(False, "leave out the console, the page at / of --http")
+    console_study: Path | None = option(
+        None, "image files that the console offers to try, to all who may call", "FOLDER"
+    )
     port_file: Path | None = option(None, "write the port to this file when the server is ready", "F")
     threads: int | None = option(
         None, "compute threads; by default one per processor within the affinity mask and CPU quota", "N", ge=1

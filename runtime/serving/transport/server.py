@@ -8,7 +8,7 @@ import resource
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from echovlm_edge.runtime.contracts.addresses import DEFAULT_ADDRESS, host_and_port
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.observability.ended_call import Observer
+from echovlm_edge.runtime.observability.last_errors import LastErrors
 from echovlm_edge.runtime.observability.logs import log_call
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 from echovlm_edge.runtime.serving.access import tls
@@ -134,7 +135,9 @@ class ReportServer:
         service = ReportService(engine, self.studies, self.uploads, self.admission, options.limits, options.rules)
         certificates = tls.CertificateFiles(options.tls) if options.tls else None
         found = certificates.current if certificates else None
-        run_on_loop(self._start(service, access, (log_call, *observers), options, host, port, found))
+        self._errors = LastErrors()
+        observed = (log_call, self._errors.observe, *observers)
+        run_on_loop(self._start(service, access, observed, options, host, port, found))
         if isinstance(engine, ServedEngine):
             engine.on_serving, engine.on_replaced = self._say_serving, self.studies.prepare_all
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
@@ -200,7 +203,9 @@ class ReportServer:
         from echovlm_edge.runtime.serving.http.door import HttpDoor  # an optional dependency
 
         host, port = parse_address(options.listen)
-        served = application(reception, [host, *options.names], lambda: self._health.serving)
+        served = application(
+            reception, replace(options, names=(host, *options.names)), lambda: self._health.serving, self._errors
+        )
         return HttpDoor(host, port, served, reception.limits)
 
     async def _stop(self) -> None:
