@@ -1,0 +1,120 @@
+// One report: asked for, shown as it is written, stopped, and what follows from its result.
+import { get, made } from "/console/dom.js";
+import { offerDownloads } from "/console/downloads.js";
+import { showFigures } from "/console/figures.js";
+import { chosen, onFiles } from "/console/files.js";
+import { number, onLanguage, t } from "/console/language.js";
+import { ready, request } from "/console/options.js";
+import { about } from "/console/problems.js";
+import { events, form } from "/console/server.js";
+import { startTalk, talkAbout } from "/console/talk.js";
+import { mark, marks, paragraph, sections } from "/console/writing.js";
+
+let running = null; // what stops it
+let written = null; // of the text that is shown: { text, ranges, task, result }
+let withMarks = true;
+
+async function write() {
+  if (running || !ready()) return;
+  const files = chosen(), fields = request();
+  const own = running = new AbortController();
+  written = { text: "", ranges: {}, task: fields.task, result: null, stopped: false };
+  get("report-problem").textContent = "";
+  talkAbout(null);
+  draw();
+  state("waiting");
+  try {
+    const body = form(files, { ...fields, stream: "true", logprobs: "true" });
+    for await (const event of events("/v1/reports", { method: "POST", body, signal: own.signal })) {
+      if (event.stage) state(`during.${event.stage}`);
+      else if (event.result) written.result = event.result;
+      else {
+        written.text += event.text;
+        written.ranges = event.sections;
+        state("during.decode");
+        words();
+      }
+    }
+    finish(files, fields);
+  } catch (error) {
+    if (error.name === "AbortError") written.stopped = true;
+    else get("report-problem").textContent = about(error, files);
+    state("");
+  }
+  running = null;
+  draw();
+}
+
+function finish(files, fields) {
+  const { result } = written;
+  [written.text, written.ranges] = [result.text, result.section_ranges];
+  get("notice").textContent = result.notice;
+  delete get("notice").dataset.t;
+  talkAbout({ files, fields, result });
+  state("done");
+}
+
+let shown = ""; // the state's key
+function state(key) {
+  shown = key;
+  const seconds = written?.result ? number(written.result.timings.total_seconds, 1) : "";
+  get("status").textContent = key ? t(key, { seconds }) : "";
+  get("write").hidden = running !== null && key !== "done" && key !== "";
+  get("stop").hidden = !get("write").hidden;
+}
+
+// The text alone, which changes while it is written.
+function words() {
+  const { text, ranges, task, result } = written;
+  const marked = result?.tokens && withMarks ? marks(text, result.tokens) : null;
+  get("text").replaceChildren(...sections(text, ranges, task).filter((one) => one.letters.length).flatMap((section) => [
+    ...(section.name ? [made("h3", {}, t(section.name))] : []), paragraph(section, marked)]));
+}
+
+function draw() {
+  get("report").hidden = written === null;
+  if (!written) return;
+  const { result, stopped } = written;
+  words();
+  get("report").ariaBusy = String(running !== null);
+  get("notes").replaceChildren(...[...(stopped ? [t("stopped")] : []), ...(result?.notes ?? [])].map((one) => made("li", {}, one)));
+  get("origin").textContent = result ? t("origin", { model: result.model, bundle: result.bundle_id, call: result.request_id }) : "";
+  key();
+  offerDownloads(result);
+  showFigures(result);
+  if (!running) state(shown);
+}
+
+function key() {
+  const tokens = written.result?.tokens;
+  get("unsure-key").hidden = !tokens;
+  if (!tokens) return;
+  const input = made("input", { type: "checkbox", checked: withMarks, id: "unsure" });
+  input.addEventListener("change", () => {
+    withMarks = input.checked;
+    draw();
+    get("unsure").focus();
+  });
+  const parts = t("unsure.key").split(/(\{\w+\})/).map((part) =>
+    ({ "{some}": mark(t("unsure.some"), 0.5), "{few}": mark(t("unsure.few"), 0.1) })[part] ?? part);
+  get("unsure-key").replaceChildren(made("label", {}, input, " ", t("unsure.show")), made("span", { hidden: !withMarks }, ...parts));
+}
+
+export function startReport() {
+  startTalk();
+  onLanguage(draw);
+  onFiles(() => { // another examination: nothing of the last one stays
+    running?.abort();
+    written = null;
+    get("report-problem").textContent = "";
+    talkAbout(null);
+    state("");
+    draw();
+  });
+  get("options").addEventListener("submit", (event) => { event.preventDefault(); write(); });
+  get("stop").addEventListener("click", () => running?.abort());
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) write();
+    if (event.key === "Escape") running?.abort();
+  });
+}
