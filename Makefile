@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FIRST := $(VENV)/.demo-installed
 NODE := $(VENV)/.dicom-installed
+CONSOLE := $(VENV)/.console-installed
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt proto/echovlm/v1/report.proto $(wildcard plugins/attention/cpu/*) \
            $(wildcard plugins/dual_path_moe/*.cmake $(addprefix plugins/dual_path_moe/,cpu/* cpu/arch/* cpu/arch/*/* launch/* onnxruntime/* tensorrt/*))
@@ -26,7 +27,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup kernels say-demo say-test demo demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release bench bench-full bench-drafting bench-peers soak soak-dicom clean
+.PHONY: setup kernels say-demo say-test demo demo-console demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release bench bench-full bench-drafting bench-peers soak soak-dicom clean
 
 setup: $(STAMP)
 
@@ -34,6 +35,11 @@ setup: $(STAMP)
 $(FIRST): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable ".[demo]"
+	touch $@
+
+# The HTTP door with its console too, and what makes documents.
+$(CONSOLE): $(FIRST)
+	$(INSTALL) --editable ".[demo,http,clinical]"
 	touch $@
 
 # The DICOM node too.
@@ -47,7 +53,7 @@ $(STAMP): $(SOURCES)
 	$(INSTALL) --no-deps kernel-lens
 	$(INSTALL) --editable ".[serve,dev]" $(call kernels_for,$(CUDA_KERNELS),)
 	rm -f $(VENV)/.gpu-*
-	touch $(FIRST) $(NODE) $@
+	touch $(FIRST) $(NODE) $(CONSOLE) $@
 
 # GPU kernels for every generation into ONNX Runtime's operators and TensorRT's plugin.
 kernels: setup
@@ -62,6 +68,11 @@ say-test:
 
 demo: say-demo $(FIRST)
 	$(BIN)/python -m demo.run
+
+# A page to look at, with a simulated study to try; it stays until Ctrl-C.
+HTTP ?= 127.0.0.1:8080
+demo-console: say-demo $(CONSOLE)
+	$(BIN)/python -m demo.run_console $(HTTP)
 
 # A study by C-STORE, and its report back by C-STORE.
 demo-dicom: say-demo $(NODE)

@@ -32,6 +32,7 @@ FRAMES = 3  # of that study
 LIMITS = """\
 The model knows only simulated images, of one finding or none, and has no medical value. It was trained on studies of one to four frames
 and on conversations of up to three requests."""
+PAGE = "\nTo see a picture go in and a report come out: make demo-console, then open http://127.0.0.1:8080/"
 
 
 def main() -> int:
@@ -61,6 +62,7 @@ def demo() -> int:
                 raise
     print_table(Console(), side_by_side(truth, reports))
     print(LIMITS)
+    print(PAGE)
     return 0
 
 

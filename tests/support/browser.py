@@ -1,4 +1,4 @@
-"""Open a page from a file in headless Chromium, with the network blocked, and record its log and drawing."""
+"""Open a page in headless Chromium, from a file or from a server on loopback, with the network blocked, and record its log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 class Opened:
     page: Page
     messages: list[str] = field(default_factory=list)  # errors and warnings of the console
-    requests: list[str] = field(default_factory=list)  # of anything but the file
+    requests: list[str] = field(default_factory=list)  # of anything but the file or the server
 
 
 @contextmanager
@@ -56,6 +56,34 @@ def opened(browser: Browser, file: Path, width: int = 1280, height: int = 900, d
         seen.page.on("pageerror", lambda error: seen.messages.append(str(error)))
         seen.page.goto(file.as_uri())
         seen.page.wait_for_selector("body[data-drawn]", timeout=60_000)
+        yield seen
+    finally:
+        context.close()
+
+
+@contextmanager
+def visited(
+    browser: Browser, address: str, width: int = 1360, height: int = 900, dark: bool = False, locale: str = "en-US"
+) -> Iterator[Opened]:
+    """Open a server's start page in a new window that reaches that server alone."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", locale=locale
+    )
+    own = f"http://{address}/"
+    try:
+        seen = Opened(context.new_page())
+
+        def block(route: Route) -> None:
+            if route.request.url.startswith((own, "data:", "blob:")):
+                route.continue_()
+            else:
+                seen.requests.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", block)
+        seen.page.on("console", lambda message: _log(seen, message.type, message.text))
+        seen.page.on("pageerror", lambda error: seen.messages.append(str(error)))
+        seen.page.goto(own)
         yield seen
     finally:
         context.close()

@@ -18,4 +18,5 @@ export function drawn(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const pairs = (list) => list.flatMap(([name, value]) => [made("dt", {}, name), made("dd", {}, value)]);
+// The content of a dl: a name and its value stay together.
+export const pairs = (list) => list.map(([name, value]) => made("div", {}, made("dt", {}, name), made("dd", {}, value)));

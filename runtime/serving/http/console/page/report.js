@@ -48,10 +48,14 @@ async function write() {
 function finish(files, fields) {
   const { result } = written;
   [written.text, written.ranges] = [result.text, result.section_ranges];
-  get("notice").textContent = result.notice;
-  delete get("notice").dataset.t;
   talkAbout({ files, fields, result });
   state("done");
+}
+
+// The server's own sentence, and in the page's language what it says.
+function notice() {
+  const own = written?.result?.notice ?? "";
+  get("notice").textContent = own && !own.startsWith(t("notice")) ? `${t("notice")} ${own}` : own || t("notice");
 }
 
 let shown = ""; // the state's key
@@ -79,6 +83,7 @@ function draw() {
   get("report").ariaBusy = String(running !== null);
   get("notes").replaceChildren(...[...(stopped ? [t("stopped")] : []), ...(result?.notes ?? [])].map((one) => made("li", {}, one)));
   get("origin").textContent = result ? t("origin", { model: result.model, bundle: result.bundle_id, call: result.request_id }) : "";
+  notice();
   key();
   offerDownloads(result);
   showFigures(result);

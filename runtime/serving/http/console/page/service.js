@@ -26,8 +26,7 @@ function draw() {
     part("service.now", slots(), facts([
       ["service.waiting", number(state.slots.waiting)], ["service.parked", number(state.slots.parked)],
       ["service.places", t("service.of", { one: number(state.places.taken), all: number(state.places.total) })],
-      ["service.speed", number(speed(), 1)]])),
-    part("service.clients", clients()),
+      ["service.speed", number(speed(), 1)]]), made("h3", {}, t("service.clients")), clients()),
     titled(t("service.since", { time: span(state.uptime_seconds) }), since()),
     part("service.memory", memory()),
     part("service.model", facts([

@@ -12,31 +12,40 @@ export function sections(text, ranges, task) {
   return found.map((name) => ({ name, start: ranges[name][0], letters: letters.slice(...ranges[name]) }));
 }
 
-// Each character's mark: 0, 1 for unsure, 2 for very unsure. A word's probability is the product of its tokens'.
+// For each character of a text, the probability of its word where that is low, otherwise null. A word's is the product of its tokens'.
 export function marks(text, tokens) {
-  const letters = Array.from(text), likely = [];
-  for (const token of tokens) {
-    const own = Array.from(token.text);
-    if (!own.length && likely.length) likely[likely.length - 1] += token.log_probability;
-    own.forEach((_, place) => likely.push(place ? 0 : token.log_probability));
-  }
+  const letters = Array.from(text), owners = ownersOf(letters, tokens);
   const found = new Array(letters.length).fill(null);
-  for (let start = 0; start < letters.length;) {
-    let end = start + 1;
-    while (isWord(letters[start]) && end < letters.length && isWord(letters[end])) end += 1;
-    let sum = 0;
-    for (let place = start; place < end; place += 1) sum += likely[place] ?? 0;
-    // A token may begin with the space before its word.
-    if (start && letters[start - 1] === " ") sum += likely[start - 1] ?? 0;
-    const probability = Math.exp(sum);
-    if (letters[start].trim() && probability < UNSURE) found.fill(probability, start, end);
-    start = end;
+  for (let start = 0, end = 0; start < letters.length; start = end) {
+    end = start + 1;
+    while (end < letters.length && joined(letters, owners, end)) end += 1;
+    if (!LETTER.test(letters[start])) continue;
+    const own = new Set(owners.slice(start, end).flat());
+    const probability = Math.exp([...own].reduce((sum, place) => sum + tokens[place].log_probability, 0));
+    if (probability < UNSURE) found.fill(probability, start, end);
   }
   return found;
 }
 
-// Letters and digits of alphabets make words; a Chinese character is one by itself.
-const isWord = (letter) => /[\p{Script=Latin}\p{Script=Greek}\p{Script=Cyrillic}\p{N}.-]/u.test(letter);
+// Letters and digits of alphabets make words; characters without spaces between them belong together if they came in one token.
+const LETTER = /[\p{L}\p{N}]/u, ALPHABET = /[\p{Script=Latin}\p{Script=Greek}\p{Script=Cyrillic}\p{N}]/u;
+
+function joined(letters, owners, place) {
+  const [one, other] = [letters[place - 1], letters[place]];
+  if (!LETTER.test(one) || !LETTER.test(other) || ALPHABET.test(one) !== ALPHABET.test(other)) return false;
+  return ALPHABET.test(one) || owners[place].some((owner) => owners[place - 1].includes(owner));
+}
+
+// A character can be of several tokens, as tokens are bytes.
+function ownersOf(letters, tokens) {
+  const owners = tokens.flatMap((token, place) => token.bytes.map(() => place)), encoder = new TextEncoder();
+  let at = 0;
+  return letters.map((letter) => {
+    const from = at;
+    at += encoder.encode(letter).length;
+    return [...new Set(owners.slice(from, at))];
+  });
+}
 
 export function paragraph(section, marked = null) {
   const { letters, start } = section;
