@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.served import arguments, serving
@@ -13,6 +12,7 @@ from demo.run import BUNDLE, CHECKPOINT, FRAMES, SEED, run, show
 from echovlm_edge.runtime.contracts.command import run_command
 
 ADDRESS = "127.0.0.1:8080"
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -32,9 +32,10 @@ def console(address: str) -> int:
         run("python", "-m", "demo.simulate", "--seed", SEED, "--frames", FRAMES, "--output", study)
         options = ("--http", address, "--console-study", study)
         show("echovlm-serve", *arguments(BUNDLE, server, *options))
-        with serving(BUNDLE, server, *options, stdout=None), suppress(KeyboardInterrupt):
+        with serving(BUNDLE, server, *options, stdout=None):
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             print(f"\nOpen http://{address}/ and try the simulated study. Ctrl-C ends the server.", flush=True)
-            signal.pause()
+            signal.sigwait(ENDING)
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +243,7 @@ def test_sixty_frames_hold_as_many_pictures_as_are_in_sight(browser: Browser, se
             wait_for(lambda: bool(in_sight(page)) and all(in_sight(page)))
             assert 0 < pictures.count() <= 20
         assert all(width <= MOST_SIDE for width in pictures.evaluate_all("all => all.map(one => one.naturalWidth)"))
-        assert page.locator("#sum").inner_text().startswith("60 pictures")
+        expect(page.locator("#sum")).to_contain_text("60 pictures, 720 of ")
         quiet(seen)
 
 
@@ -254,6 +256,35 @@ def in_sight(page: Page) -> list[bool]:
            }).map(one => one.querySelector("img") !== null)"""
     )
     return found
+
+
+def token(text: str | bytes, probability: float) -> dict[str, Any]:
+    data = text if isinstance(text, bytes) else text.encode()
+    return {"text": data.decode(errors="replace"), "bytes": list(data), "log_probability": math.log(probability)}
+
+
+WORDS: tuple[tuple[str, list[dict[str, Any]], dict[str, float]], ...] = (
+    ("A cyst.", [token("A", 0.9), token(" cyst", 0.5), token(".", 0.1)], {"cyst": 0.5}),  # a full stop is no word
+    ("A cyst.", [token("A", 0.9), token(" c", 0.7), token("yst", 0.7), token(".", 0.9)], {"cyst": 0.49}),
+    ("10 mm", [token("1", 0.5), token("0", 0.4), token(" mm", 0.9), token("<end>", 0.1)], {"10": 0.2}),
+    ("右侧囊肿。", [token("右侧", 0.9), token("囊肿", 0.3), token("。", 0.2)], {"囊肿": 0.3}),
+    ("光整", [token("光".encode()[:2], 0.5), token("光".encode()[2:], 0.5), token("整", 0.9)], {"光": 0.25}),
+    ("约10mm", [token("约", 0.9), token("10", 0.5), token("mm", 0.9)], {"10mm": 0.45}),
+    ("", [token("<end>", 0.1)], {}),
+)
+
+
+def test_a_word_is_as_likely_as_its_tokens_together(browser: Browser, served: Running) -> None:
+    marks = "async ([text, tokens]) => (await import('/console/writing.js')).marks(text, tokens)"
+    with visited(browser, served.server.http_address) as seen:
+        for text, tokens, marked in WORDS:
+            found = seen.page.evaluate(marks, [text, tokens])
+            words = {
+                "".join(letter for letter, _ in run): probability
+                for probability, run in groupby(zip(text, found, strict=True), key=lambda pair: pair[1])
+                if probability is not None
+            }
+            assert words == {word: pytest.approx(probability) for word, probability in marked.items()}
 
 
 class Waiting(TellingEngine):
@@ -285,8 +316,16 @@ def test_stop_ends_the_writing_here_and_there(browser: Browser, tmp_path: Path) 
         expect(page.locator("#notes li")).to_have_text("Stopped: the text is not complete.")
         wait_for(lambda: engine.ended)
         assert page.locator("#text p").inner_text() == "A cyst" and page.locator("#write").is_visible()
+        # Another examination ends the writing, too, and nothing of it stays.
+        engine.ended = False
+        page.locator("#write").click()
+        expect(page.locator("#text p")).to_have_text("A cyst")
+        page.locator("#clear").click()
+        wait_for(lambda: engine.ended)
+        assert page.locator("#report").is_hidden() and page.locator("#write").is_visible()
         quiet(seen)
         # A file that cannot be read is named as it is called here.
+        page.set_input_files("#files", [tmp_path / "a.png"])
         page.set_input_files("#files", [tmp_path / "b.png"])
         expect(page.locator("#pictures-problem")).to_contain_text("Image 2 is b.png.")
         page.get_by_role("button", name="Remove b.png").click()

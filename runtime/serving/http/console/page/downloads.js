@@ -7,11 +7,11 @@ const NAMES = { sr: ["DICOM SR", "report.dcm"], fhir: ["FHIR", "report.json"] };
 export function offerDownloads(result) {
   get("downloads").replaceChildren(...(result ? [
     button(t("download.text"), () => save("report.txt", new Blob([asText(result)], { type: "text/plain;charset=utf-8" }))),
-    button(t("download.copy"), async (event) => {
-      const { currentTarget: pressed } = event;
+    // Browsers have a clipboard only for pages by TLS or from this computer.
+    ...(navigator.clipboard ? [button(t("download.copy"), async ({ currentTarget: pressed }) => {
       await navigator.clipboard.writeText(asText(result));
       pressed.textContent = t("download.copied");
-    }),
+    })] : []),
     ...Object.entries(result.documents ?? {}).map(([kind, made]) => button(NAMES[kind][0], () => save(NAMES[kind][1], blob(made)))),
   ] : []));
 }

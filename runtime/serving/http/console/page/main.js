@@ -17,8 +17,7 @@ onLanguage(() => { get("language").textContent = t("language.other"); });
 get("language").addEventListener("click", toggleLanguage);
 translate();
 
-const session = await signedIn();
-const { echovlm: model } = (await asked("/v1/models")).data[0];
+const [session, model] = await begun();
 get("model").textContent = [model.model, model.precision, model.target].join(" · ");
 startOptions(model, session);
 startPictures(model);
@@ -29,3 +28,13 @@ translate();
 document.querySelector("[role=tablist]").hidden = false;
 show("report");
 document.body.dataset.ready = "true";
+
+async function begun() {
+  try {
+    const session = await signedIn();
+    return [session, (await asked("/v1/models")).data[0].echovlm];
+  } catch (error) {
+    get("lost").textContent = error.message;
+    return new Promise(() => {}); // there is nothing to show: a reload tries again
+  }
+}

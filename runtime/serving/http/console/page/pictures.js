@@ -18,6 +18,7 @@ function sum() {
 }
 
 async function read() {
+  clearTimeout(timer);
   request?.abort();
   const own = request = chosen().length ? new AbortController() : null;
   get("pictures-problem").textContent = "";
@@ -46,5 +47,8 @@ export function startPictures(model) {
   startStrip(look);
   onFiles(read);
   onLanguage(sum);
-  onReading(() => { clearTimeout(timer); timer = setTimeout(read, PATIENCE); });
+  onReading(() => {
+    clearTimeout(timer);
+    timer = setTimeout(read, PATIENCE);
+  });
 }

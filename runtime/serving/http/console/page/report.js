@@ -18,7 +18,7 @@ async function write() {
   if (running || !ready()) return;
   const files = chosen(), fields = request();
   const own = running = new AbortController();
-  written = { text: "", ranges: {}, task: fields.task, result: null, stopped: false };
+  const mine = written = { text: "", ranges: {}, task: fields.task, result: null, stopped: false };
   get("report-problem").textContent = "";
   talkAbout(null);
   draw();
@@ -27,29 +27,25 @@ async function write() {
     const body = form(files, { ...fields, stream: "true", logprobs: "true" });
     for await (const event of events("/v1/reports", { method: "POST", body, signal: own.signal })) {
       if (event.stage) state(`during.${event.stage}`);
-      else if (event.result) written.result = event.result;
-      else {
-        written.text += event.text;
-        written.ranges = event.sections;
+      else if (event.result) {
+        const { text, section_ranges: ranges } = event.result;
+        Object.assign(mine, { result: event.result, text, ranges });
+      } else {
+        mine.text += event.text;
+        mine.ranges = event.sections;
         state("during.decode");
         words();
       }
     }
-    finish(files, fields);
   } catch (error) {
-    if (error.name === "AbortError") written.stopped = true;
+    if (written !== mine) return; // another examination is here
+    if (error.name === "AbortError") mine.stopped = true;
     else get("report-problem").textContent = about(error, files);
-    state("");
   }
+  if (mine.result) talkAbout({ files, fields, result: mine.result });
   running = null;
+  state(mine.result ? "done" : "");
   draw();
-}
-
-function finish(files, fields) {
-  const { result } = written;
-  [written.text, written.ranges] = [result.text, result.section_ranges];
-  talkAbout({ files, fields, result });
-  state("done");
 }
 
 // The server's own sentence, and in the page's language what it says.
@@ -63,7 +59,7 @@ function state(key) {
   shown = key;
   const seconds = written?.result ? number(written.result.timings.total_seconds, 1) : "";
   get("status").textContent = key ? t(key, { seconds }) : "";
-  get("write").hidden = running !== null && key !== "done" && key !== "";
+  get("write").hidden = running !== null;
   get("stop").hidden = !get("write").hidden;
 }
 
@@ -87,7 +83,7 @@ function draw() {
   key();
   offerDownloads(result);
   showFigures(result);
-  if (!running) state(shown);
+  state(shown);
 }
 
 function key() {
@@ -110,7 +106,7 @@ export function startReport() {
   onLanguage(draw);
   onFiles(() => { // another examination: nothing of the last one stays
     running?.abort();
-    written = null;
+    running = written = null;
     get("report-problem").textContent = "";
     talkAbout(null);
     state("");

@@ -61,8 +61,7 @@ function facts() {
     [t("fact.size"), size(frame.width, frame.height)],
     [t("fact.kept"), kept],
     ...(grey ? [[t("fact.window"), t("fact.window.range", { low: grey.center - grey.width / 2, high: grey.center + grey.width / 2 })]] : []),
-    [t("fact.model"), size(frame.model_width, frame.model_height)],
-    [t("fact.tokens"), number(frame.tokens)],
+    [t("fact.model"), t("fact.model.tokens", { size: size(frame.model_width, frame.model_height), tokens: number(frame.tokens) })],
   ];
 }
 

@@ -42,7 +42,7 @@ const WORDS = {
   "fact.window": ["window", "窗"],
   "fact.window.range": ["{low} to {high}", "{low} 至 {high}"],
   "fact.model": ["model sees", "模型所见"],
-  "fact.tokens": ["tokens", "词元"],
+  "fact.model.tokens": ["{size}, {tokens} tokens", "{size}，{tokens} 个词元"],
   "unlike": ["Hardly an ultrasound picture.", "不像超声图像。"],
 
   "task": ["Task", "任务"],
