@@ -42,6 +42,8 @@ from echovlm_edge.runtime.serving.uploads import IncomingFile, Uploads
 
 NAME = pb.DESCRIPTOR.services_by_name["ReportService"].full_name
 
+PROMPT_TOKENS, PICTURE_MARKS = 64, 2  # more than an empty prompt has; those around a picture's tokens
+
 GenerateRequest = pb.GenerateReportRequest | pb.DiagnoseRequest | pb.AnswerQuestionRequest
 
 
@@ -82,7 +84,7 @@ class ShownFrame:
 
     Attributes:
         frame: it.
-        whole: the same frame before it was cropped, at the same bound; None where nothing was cropped.
+        whole: the same frame before it was cropped, at another resolution; None where nothing was cropped, or it cannot be shown.
     """
 
     frame: Frame
@@ -229,10 +231,18 @@ class ReportService:
         return shown
 
     def _whole(self, file: ImageInput, frames: Sequence[Frame], asker: Asker) -> Sequence[Frame | None]:
-        """Read the frames of a file before they were cropped, if one was."""
+        """Read the frames of a file before they were cropped, if one was: as large as the context holds them, which no report has to."""
+        info, none = self._engine.info, [None] * len(frames)
         if not any(frame.source and _is_cropped(frame.source) for frame in frames):
-            return [None] * len(frames)
-        return self._engine.read_image(replace(file, crop_to_regions=False), (), asker, True)
+            return none
+        least, most = info.image_tokens
+        bound = min(most, (info.max_sequence - PROMPT_TOKENS) // len(frames) - PICTURE_MARKS)
+        if bound < least:
+            return none
+        try:
+            return self._engine.read_image(replace(file, crop_to_regions=False, image_tokens=bound), (), asker, True)
+        except InvalidInput:  # a shape that only cropping makes usable
+            return none
 
     def _begin_study(self, request: pb.BeginStudyRequest, call: CallRecord) -> Iterator[pb.Study]:
         seconds = self._studies.limits.expires_after_seconds

@@ -94,6 +94,9 @@ def test_a_wheel_holds_rooms_stubs_and_commands(from_tree: dict[str, bytes]) -> 
         "echovlm_edge/runtime/client/report_client.py",
         "echovlm_edge/runtime/evaluation/drawing/evaluation.html.jinja",
         "echovlm_edge/runtime/profiling/drawing/page.html.jinja",
+        "echovlm_edge/runtime/serving/http/console/page/index.html",
+        "echovlm_edge/runtime/serving/http/console/page/main.js",
+        "echovlm_edge/runtime/serving/http/console/page/styles/theme.css",
     } <= from_tree.keys()
     assert not [name for name in from_tree if name.startswith(("tests", "demo", "benchmarks", "runtime", "export"))]
 

@@ -65,7 +65,7 @@ def application(
 def _console(reception: Reception, calls: HttpCalls, options: HttpOptions) -> Iterator[Path]:
     for file in page_files():
         yield file.path, FILE, file.send
-    yield "/console/session", GET, Session(reception.access, calls, [file.name for file in options.study]).show
+    yield "/console/session", GET, Session(reception.access, [file.name for file in options.study]).show
     yield "/console/study/{number}", GET, StudyFiles(calls, options.study).send
 
 

@@ -142,7 +142,7 @@ def test_it_offers_a_study_to_try(served: Served, study: Path, tmp_path: Path) -
         read_study(tmp_path / "nothing")
 
 
-def test_strangers_get_the_page_and_nothing_else(guarded: Served) -> None:
+def test_strangers_get_the_page_and_nothing_else(guarded: Served, caplog: pytest.LogCaptureFixture) -> None:
     server, client = guarded
     assert client.get("/").status_code == 200
     for headers in ({}, bearer("wrong")):
@@ -152,8 +152,12 @@ def test_strangers_get_the_page_and_nothing_else(guarded: Served) -> None:
         # On a connection of its own, as the body is not read.
         url, form = f"http://{server.http_address}/v1/pictures", {"file": png(80, 60)}
         assert httpx.post(url, files=form, headers=headers).status_code == 401
-    known = client.get(SESSION, headers=bearer("secret")).json()
-    assert known["known"] and known["client"] == "cart" and known["study"] == []
+    assert client.get(SESSION, headers=bearer("secret")).json()["known"] is True
+    caplog.clear()
+    client.get(SESSION)
+    assert not caplog.records  # to open the page is no attempt
+    client.get(SESSION, headers=bearer("guessed"))
+    assert "refused an unknown client" in caplog.text and "guessed" not in caplog.text
 
 
 def test_the_state_says_how_busy_the_service_is(served: Served) -> None:

@@ -90,7 +90,14 @@ def head(path: str, *lines: str, method: str = "POST", kind: str = "application/
     ).encode()
 
 
-@pytest.mark.parametrize(("path", "kind"), [(CHAT, "application/json"), (REPORTS, "multipart/form-data; boundary=b")])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (CHAT, "application/json"),
+        (REPORTS, "multipart/form-data; boundary=b"),
+        ("/v1/pictures", "multipart/form-data; boundary=b"),
+    ],
+)
 def test_a_stated_gigabyte_is_not_read(served: Served, path: str, kind: str) -> None:
     server, _ = served
     answer = raw(server.http_address, head(path, f"Content-Length: {GIGABYTE}", kind=kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import httpx
@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.contracts.request import Frame, ImageInput
+from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.serving.http.pictures import MOST_SIDE
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer
@@ -71,6 +74,29 @@ def test_a_cropped_frame_is_shown_as_the_model_sees_it_and_whole(served: Served)
     assert plain["whole"] is None and plain["image"] == 2 and plain["notes"] == []
     assert answer.json()["tokens"] == cropped["tokens"] + plain["tokens"] == 12 + 6
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+class Small(TellingEngine):
+    """Has a context of a hundred tokens, and frames of 4 to 50."""
+
+    info = replace(TellingEngine.info, image_tokens=(4, 50))
+
+    def read_image(
+        self, image: ImageInput, before: Sequence[Frame], asker: Asker, allow_mixed_studies: bool
+    ) -> list[Frame]:
+        frames = super().read_image(image, before, asker, allow_mixed_studies)
+        if not image.crop_to_regions and len(frames) * (image.image_tokens or 50) + 20 > self.info.max_sequence:
+            raise InvalidInput("The context does not hold that many tokens.")
+        return frames
+
+
+@pytest.mark.parametrize(("frames", "shown"), [(1, True), (4, True), (9, False)])
+def test_whole_frames_are_shown_as_far_as_the_context_holds_them(frames: int, shown: bool) -> None:
+    with http_server(Small("")) as (_, client):
+        fields = {"frames": str(frames)}
+        answer = client.post(PICTURES, files={"file": dicom(frames=9, cropped=True)}, data=fields)
+    assert answer.status_code == 200, answer.text
+    assert [one["whole"] is not None for one in answer.json()["pictures"]] == [shown] * frames
 
 
 def test_the_fields_are_those_of_a_report(served: Served) -> None:

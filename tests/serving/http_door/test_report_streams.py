@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -28,6 +29,7 @@ from echovlm_edge.runtime.contracts.request import (
 )
 from echovlm_edge.runtime.contracts.sections import section_ranges, split_sections
 from echovlm_edge.runtime.observability.ended_call import EndedCall
+from echovlm_edge.runtime.serving.http.silences import with_silences
 from echovlm_edge.runtime.serving.transport.server import ReportServer
 from tests.support.decoding_engine import DecodingEngine
 from tests.support.dicom_files import png, saved, ultrasound
@@ -200,3 +202,37 @@ def test_ranges_are_where_the_sections_stand(pieces: list[str]) -> None:
     for name in ("findings", "impression"):
         start, end = ranges.get(name, (0, 0))
         assert 0 <= start <= end <= len(text) and text[start:end] == getattr(sections, name)
+
+
+def test_silence_is_noticed_again_and_again_and_nothing_is_lost() -> None:
+    async def seen() -> list[int | None]:
+        go = asyncio.Event()
+
+        async def numbers() -> AsyncIterator[int]:
+            yield 1
+            await go.wait()
+            yield 2
+
+        found: list[int | None] = []
+        async for number in with_silences(numbers(), 0.01):
+            found.append(number)
+            if found.count(None) == 2:
+                go.set()
+        return found
+
+    first, *silences, last = asyncio.run(seen())
+    assert (first, last) == (1, 2) and len(silences) >= 2 and set(silences) == {None}
+
+
+def test_an_error_after_a_silence_is_raised() -> None:
+    async def failing() -> AsyncIterator[int]:
+        await asyncio.sleep(0.02)
+        raise ValueError
+        yield 0
+
+    async def read() -> None:
+        async for _ in with_silences(failing(), 0.01):
+            pass
+
+    with pytest.raises(ValueError):
+        asyncio.run(read())
