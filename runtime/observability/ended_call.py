@@ -13,7 +13,7 @@ class EndedCall(Protocol):
 
     Attributes:
         id: in the log, and in the call's initial metadata.
-        method: its name in report.proto.
+        method: its name in report.proto; what HTTP alone has is ShowPictures and GetConsoleStudy.
         outcome: `ok`, `cancelled`, or a status code's name in lower case.
         seconds: from its arrival to its end.
         finished: a generation's result, where there is one.

@@ -20,7 +20,7 @@ from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
 from echovlm_edge.runtime.serving.http.models import Models
 from echovlm_edge.runtime.serving.http.pictures import Pictures
 from echovlm_edge.runtime.serving.http.reports import Reports
-from echovlm_edge.runtime.serving.http.service_state import ServiceStatePage
+from echovlm_edge.runtime.serving.http.service_state import ServiceView
 from echovlm_edge.runtime.serving.transport.reception import Reception
 
 Handle = Callable[[Exchange], Awaitable[None]]
@@ -48,7 +48,7 @@ def application(
         ("/v1/chat/completions", POST, ChatCompletions(calls).complete),
         ("/v1/reports", POST, Reports(calls).report),
         ("/v1/pictures", POST, Pictures(calls).show),
-        ("/v1/service", GET, ServiceStatePage(calls, is_serving, errors).show),
+        ("/v1/service", GET, ServiceView(calls, is_serving, errors).show),
         ("/health", GET, health.ready),
         ("/health/live", GET, health.live),
     ]

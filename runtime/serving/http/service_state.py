@@ -17,7 +17,7 @@ from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
 METHOD = "GetServiceState"
 
 
-class ServiceStatePage:
+class ServiceView:
     """Answers the service's state. It is polled, so that it is no call of its own in the log and the metrics."""
 
     def __init__(self, calls: HttpCalls, is_serving: Callable[[], bool], errors: LastErrors) -> None:

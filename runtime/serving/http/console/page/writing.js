@@ -3,12 +3,13 @@ import { made } from "/console/dom.js";
 import { t } from "/console/language.js";
 
 const UNSURE = 0.6, VERY = 0.3; // probabilities of a word, below which it is marked
+const WITHOUT_HEADINGS = { report: "", findings: "findings", impression: "impression" }; // what such a text is
 
 // The sections of a text, in characters as the server counts them: code points.
 export function sections(text, ranges, task) {
   const letters = Array.from(text);
   const found = ["findings", "impression"].filter((name) => ranges[name]);
-  if (!found.length) return [{ name: { findings: "findings", impression: "impression" }[task] ?? (task === "report" ? "" : "answer"), start: 0, letters }];
+  if (!found.length) return [{ name: WITHOUT_HEADINGS[task] ?? "answer", start: 0, letters }];
   return found.map((name) => ({ name, start: ranges[name][0], letters: letters.slice(...ranges[name]) }));
 }
 
