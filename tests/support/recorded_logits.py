@@ -38,9 +38,9 @@ def record(patch: pytest.MonkeyPatch) -> RecordedLogits:
             self._rows: Rows = []
             recorded.generations.append((options, self._rows))
 
-        def choose(self, logits: Logits) -> int:
+        def choose(self, logits: Logits, *others: Any) -> int:
             self._rows.append(np.asarray(logits).tobytes())
-            return super().choose(logits)
+            return super().choose(logits, *others)
 
     patch.setattr(scheduler, "Sampler", Recording)
     return recorded
