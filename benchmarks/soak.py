@@ -1,8 +1,8 @@
 """Load a server with many clients for minutes, with cancels, deadlines and dropped connections, and check it (`make soak`).
 
 Every finished text must equal the one that a single client gets; no slot, place or memory may leak; a full queue must refuse
-immediately; batched decoding must be faster than single calls; a prefilled study must answer as fast as a short text prompt. Two of
-the sixteen clients are hostile, and must not change any of that.
+immediately; batched decoding must be faster than single calls; a prefilled study must answer as fast as a short text prompt. Five of
+the sixteen clients speak HTTP, with the same checks; two are hostile, and must not change any of that.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from rich.table import Table
 from benchmarks.hostile import DEAF, HALF_OPEN, held_connections
 from benchmarks.hostile import started as hostile_client
 from benchmarks.served import free_port, serving
+from benchmarks.soak_http import Form, HttpClient
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.tables import names, new_table, print_table, words
 
-CLIENTS, HOSTILE, SLOTS, QUEUE = 16, 2, 8, 4  # two of the sixteen are hostile
+CLIENTS, HOSTILE, OVER_HTTP, SLOTS, QUEUE = 16, 2, 5, 8, 4  # two of the sixteen are hostile, five speak HTTP
 TOKENS = {"cart": "the-cart's-token", "hostile": "a-stolen-token"}
 CINE, FRAMES = "examples_ybr_color.dcm", 30
 WARM_UP_SHARE = 0.3  # fraction of the time after which memory is measured
@@ -100,10 +101,11 @@ class Soak:
 
 @dataclass(frozen=True)
 class Soaked:
-    """The server under test: its process, its address, and the URL of its metrics."""
+    """The server under test: its process, its address, and the URLs of its HTTP door and its metrics."""
 
     pid: int
     address: str
+    http: str
     metrics: str
 
     def rss(self) -> int:
@@ -124,7 +126,7 @@ class Soaked:
 @contextmanager
 def soaked(bundle: Path, folder: Path, *options: str) -> Iterator[Soaked]:
     """Start a server with two clients and few places for calls."""
-    clients, metrics = folder / "clients.toml", f"127.0.0.1:{free_port()}"
+    clients, metrics, http = folder / "clients.toml", f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     tables = [f'[{name}]\ntoken_sha256 = "{sha256(token.encode()).hexdigest()}"\n' for name, token in TOKENS.items()]
     clients.write_text("".join(tables) + "max_calls = 4\n")  # the hostile client's
     limits = (
@@ -136,13 +138,15 @@ def soaked(bundle: Path, folder: Path, *options: str) -> Iterator[Soaked]:
         clients,
         "--metrics",
         metrics,
+        "--http",
+        http,
         "--log",
         "json",
         "--grace",
         5,
     )
     with serving(bundle, folder, *limits, *options) as served:
-        yield Soaked(served.pid, served.address, f"http://{metrics}/metrics")
+        yield Soaked(served.pid, served.address, f"http://{http}", f"http://{metrics}/metrics")
 
 
 class _WithToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
@@ -166,11 +170,16 @@ def connected(address: str) -> Iterator[report_pb2_grpc.ReportServiceStub]:
         yield report_pb2_grpc.ReportServiceStub(grpc.intercept_channel(channel, _WithToken()))
 
 
-def image(*frames: int) -> pb.Image:
-    """Read frames of a real cine."""
+def cine() -> bytes:
+    """Read a real cine's file."""
     path = get_testdata_file(CINE, download=False)
     assert isinstance(path, str)
-    return pb.Image(data=Path(path).read_bytes(), frames=pb.FrameSelection(indices=pb.FrameIndices(index=frames)))
+    return Path(path).read_bytes()
+
+
+def image(*frames: int) -> pb.Image:
+    """Read frames of it."""
+    return pb.Image(data=cine(), frames=pb.FrameSelection(indices=pb.FrameIndices(index=frames)))
 
 
 @dataclass(frozen=True)
@@ -207,6 +216,24 @@ def mixed(tokens: int) -> list[Ask]:
                 message = pb.AnswerQuestionRequest(question=text, images=pictures[: index % 2], options=options)
                 asks.append(Ask("AnswerQuestion", message))
     return asks
+
+
+def by_both_doors(tokens: int) -> tuple[list[Form], list[Ask]]:
+    """Make reports' forms, and the calls of gRPC that have their texts."""
+    forms, asks, file = list[Form](), list[Ask](), cine()
+    for index in range(8):
+        language, known = ("zh", pb.LANGUAGE_ZH) if index % 2 else ("en", pb.LANGUAGE_EN)
+        length, frames = tokens + 4 * index, 1 + index % 3
+        pictures = [pb.Image(data=file, frames=pb.FrameSelection(evenly_spaced=frames))]
+        options = pb.GenerationOptions(language=known, sampling=pb.Sampling(max_new_tokens=length))
+        fields = {"language": language, "frames": str(frames), "max_completion_tokens": str(length)}
+        if index < 4:
+            forms.append(Form(fields | {"task": "report"}, file))
+            asks.append(Ask("GenerateReport", pb.GenerateReportRequest(images=pictures, options=options)))
+        else:
+            forms.append(Form(fields | {"task": "impression"}, file))
+            asks.append(Ask("Diagnose", pb.DiagnoseRequest(images=pictures, options=options)))
+    return forms, asks
 
 
 class Client(threading.Thread):
@@ -257,12 +284,14 @@ class Client(threading.Thread):
 
 def soak(served: Soaked, found: Soak, console: Console) -> None:
     """Run the clients, and check what is left after them."""
-    asks = mixed(48)
+    asks, (forms, same) = mixed(48), by_both_doors(48)
     with connected(served.address) as stub:
-        texts = [ask.result(stub).text for ask in asks]
+        texts, of_forms = ([ask.result(stub).text for ask in each] for each in (asks, same))
     started = time.monotonic()
     until = started + 60 * found.minutes
-    clients = [Client(served.address, asks, texts, until, seed) for seed in range(CLIENTS - HOSTILE)]
+    token, others = TOKENS["cart"], CLIENTS - HOSTILE - OVER_HTTP
+    clients: list[Client | HttpClient] = [Client(served.address, asks, texts, until, seed) for seed in range(others)]
+    clients += [HttpClient(served.http, token, forms, of_forms, until, seed) for seed in range(OVER_HTTP)]
     hostile = [hostile_client(served.address, TOKENS["hostile"], until - started, seed) for seed in range(HOSTILE)]
     for client in clients:
         client.start()
@@ -397,7 +426,7 @@ def _pause(served: Soaked) -> None:
 
 def _table(found: Soak) -> Table:
     table = new_table(
-        f"{found.bundle}, {CLIENTS} clients, {HOSTILE} of them hostile, {found.minutes:g} minutes, {found.machine}",
+        f"{found.bundle}, {CLIENTS} clients, {HOSTILE} of them hostile and {OVER_HTTP} by HTTP, {found.minutes:g} minutes, {found.machine}",
         names("what"),
         names("figure"),
         words("holds"),
