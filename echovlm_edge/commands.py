@@ -47,6 +47,11 @@ def doctor(arguments: list[str] | None = None) -> int:
     return _run("echovlm-doctor", "echovlm_edge.runtime.doctor.command", _serving(), arguments)
 
 
+def accept(arguments: list[str] | None = None) -> int:
+    """`echovlm-accept`: prove a bundle on the machine that it is for; returns the exit code."""
+    return _run("echovlm-accept", "echovlm_edge.runtime.acceptance.command", f"page,{_serving()}", arguments)
+
+
 def bundle(arguments: list[str] | None = None) -> int:
     """`echovlm-bundle`: install, roll back and sign bundles; returns the exit code."""
     return _run("echovlm-bundle", "echovlm_edge.runtime.bundle.command", _serving(), arguments)

@@ -29,7 +29,7 @@ SOURCES = (".py", ".cpp", ".hpp", ".h", ".sh", ".proto", ".cmake", ".md")
 ELSEWHERE = {"build_on_device.sh", "cuda.h"}  # written by a build; CUDA's own
 OF_OTHERS = {"--memory", "--cpuset-cpus", "--toolchain"}  # podman's and docker's; cmake's
 COMMAND = re.compile(
-    r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor))((?: (?!echovlm-)[^|;&#`]*)?)"
+    r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor|accept))((?: (?!echovlm-)[^|;&#`]*)?)"
 )
 ARCHAIC = re.compile(
     r"\b(?:anew|mend(?:s|ed|ing)?|gone on with|goes on|in company|g(?:ive|ives|iving|ave) way|seen before|let (?:in|go))\b",
@@ -118,7 +118,9 @@ def all_options() -> frozenset[str]:
         for path in (ROOT / folder).rglob("*.py")
         for name in re.findall(r'"(--[a-z][a-z0-9-]*)"', path.read_text(encoding="utf-8"))
     }
-    commands = [f"echovlm-{name}" for name in ("build", "serve", "report", "dicom", "profile", "evaluate", "doctor")]
+    commands = [
+        f"echovlm-{name}" for name in ("build", "serve", "report", "dicom", "profile", "evaluate", "doctor", "accept")
+    ]
     commands += [f"{command} {word}" for command, words in SUBCOMMANDS.items() for word in words]
     cpp = OPTION.findall((ROOT / "examples/cpp/cart_options.cpp").read_text(encoding="utf-8"))
     return frozenset({*declared, *cpp, *(name for each in commands for name in OPTION.findall(usage(each)))})

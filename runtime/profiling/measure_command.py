@@ -43,6 +43,7 @@ from echovlm_edge.runtime.profiling.measurement.measurer import (
     check_images,
 )
 from echovlm_edge.runtime.profiling.measurement.memory import gpu_memory
+from echovlm_edge.runtime.profiling.measurement.opening import measured_engine
 from echovlm_edge.runtime.profiling.measurement.operators import joined
 from echovlm_edge.runtime.profiling.measurement.summary import summarise
 from echovlm_edge.runtime.profiling.outcome import ended
@@ -123,10 +124,7 @@ def _target(options: argparse.Namespace, bundle: Bundle | None, slots: int, stac
         client = stack.enter_context(Connection(options.server, read_credentials(options)))
         client.wait_until_ready(CONNECT_SECONDS)
         return Remote(client, options.server)
-    # Runs repeat one text: what earlier ones said would draft all of it.
-    chosen = EngineOptions(slots=slots, ignore_stop=True, drafting=options.drafting != "off", reply_bytes=0)
-    backend = open_backend(bundle, options.threads, chosen.slot_memory(bundle.manifest, None))
-    engine = ReportEngine(bundle, backend, options=chosen)
+    engine = measured_engine(bundle, slots, options.threads, options.drafting != "off")
     stack.callback(engine.close)
     return InProcess(engine)
 

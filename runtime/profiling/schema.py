@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.stages import UNACCOUNTED, words
 from echovlm_edge.runtime.profiling.distributions import Distribution
 from echovlm_edge.runtime.resources.versioned_json import VersionedJson
 
+IN_ARCHIVE = "profile.json"  # its name in an archive of echovlm-accept
 VERSION = 2  # 1 was a single request's, without runs
 
 _STRICT = ConfigDict(extra="forbid")
@@ -244,7 +247,7 @@ _FILE = VersionedJson(
     VERSION,
     TypeAdapter(Profile),
     named="a profile",
-    give="give a file that echovlm-profile --json wrote",
+    give="give a file that echovlm-profile --json or echovlm-accept wrote",
     again="measure again with it",
     damaged="measure again",
 )
@@ -256,9 +259,15 @@ def dump(profile: Profile) -> dict[str, Any]:
 
 
 def read(path: Path) -> Profile:
-    """Read a profile that `--json` wrote.
+    """Read a profile that `--json` wrote, or that of an archive of echovlm-accept.
 
     Raises:
         InvalidInput: there is no such file, or it is of another kind or version; the sentence names it.
     """
-    return _FILE.read(path)
+    if not is_zipfile(path):
+        return _FILE.read(path)
+    try:
+        with ZipFile(path) as archive:
+            return _FILE.parse(archive.read(IN_ARCHIVE), path)
+    except (BadZipFile, KeyError, OSError) as error:
+        raise InvalidInput(f"{path} holds no {IN_ARCHIVE} ({type(error).__name__}): {_FILE.give}.") from None

@@ -7,8 +7,11 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.resources.system_files import text
 
 SECONDS = 10  # for nvpmodel to answer
@@ -38,6 +41,42 @@ def power_mode() -> str | None:
         return None
     match = re.search(r"NV Power Mode: (\S+)", answer)
     return match[1] if match else None
+
+
+@contextmanager
+def in_power_mode(number: int, modes: Mapping[int, str]) -> Iterator[None]:
+    """Change the power mode until the context exits, then change it back; it is root's to change.
+
+    Args:
+        number: of the mode.
+        modes: as `power_modes` returns them.
+
+    Raises:
+        NotPossibleHere: nvpmodel did not change it.
+    """
+    before = power_mode()
+    _set_power_mode(number, modes)
+    try:
+        yield
+    finally:
+        for other, name in modes.items():
+            if name == before:
+                _set_power_mode(other, modes)
+
+
+def _set_power_mode(number: int, modes: Mapping[int, str]) -> None:
+    if power_mode() == modes[number]:
+        return
+    with suppress(OSError, subprocess.TimeoutExpired):
+        # Some modes ask for a restart of the machine: with no answer they are not set.
+        subprocess.run(
+            ["nvpmodel", "-m", str(number)], stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
+        )
+    if power_mode() != modes[number]:
+        raise NotPossibleHere(
+            f"The power mode cannot be changed to {modes[number]}: run this as root, or where the mode needs a restart, "
+            f"sudo nvpmodel -m {number} and run it again."
+        )
 
 
 class Tegrastats:

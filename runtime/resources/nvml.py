@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# nvmlClocksEventReasons: software's power cap, hardware's slowdown, software's and hardware's for heat, the power brake.
+HELD_BACK = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 CUDA_MAJOR, CUDA_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
@@ -67,6 +69,20 @@ class Nvml:
         }
         return {f"GPU {index}": joules / 1e3 for index, joules in counted.items() if joules is not None}
 
+    def celsius(self) -> float | None:
+        """Return the first GPU's temperature; None where it is not reported, the next ones too."""
+        degrees = self._first(self._library.nvmlDeviceGetTemperature, self._library.NVML_TEMPERATURE_GPU)
+        return None if degrees is None else float(degrees)
+
+    def clock(self) -> int | None:
+        """Return the clock of the first GPU's multiprocessors now, MHz."""
+        return self._first(self._library.nvmlDeviceGetClockInfo, self._library.NVML_CLOCK_SM)
+
+    def throttled(self) -> bool | None:
+        """Return whether the first GPU's clocks are held back now, for heat or power."""
+        reasons = self._first(self._library.nvmlDeviceGetCurrentClocksThrottleReasons)
+        return None if reasons is None else bool(reasons & HELD_BACK)
+
     def close(self) -> None:
         """Close the library."""
         self._library.nvmlShutdown()
@@ -88,6 +104,9 @@ class Nvml:
             ask(library.nvmlDeviceGetMaxClockInfo, handle, library.NVML_CLOCK_SM),
             *(None if milliwatts is None else milliwatts / 1e3 for milliwatts in limits),
         )
+
+    def _first(self, function: Callable[..., T], *arguments: Any) -> T | None:
+        return self._ask(function, self._handles[0], *arguments) if self._handles else None
 
     def _ask(self, function: Callable[..., T], *arguments: Any) -> T | None:
         try:

@@ -42,12 +42,18 @@ class VersionedJson(Generic[Content]):
         Raises:
             InvalidInput: there is no such file, or it is of another kind or version; the sentence names it.
         """
-        article, noun = self.named.split()
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            return self.parse(path.read_bytes(), path)
         except OSError as error:
             advice = f": {self.missing}" if self.missing else ""
+            noun = self.named.split()[1]
             raise InvalidInput(f"The {noun} {path} cannot be read ({error.strerror}){advice}.") from None
+
+    def parse(self, data: bytes, path: Path) -> Content:
+        """Parse a file's bytes; `path` is what sentences call it. Raises as `read`."""
+        article, noun = self.named.split()
+        try:
+            content = json.loads(data.decode())
         except ValueError:
             raise InvalidInput(f"{path} is not JSON: {self.give}.") from None
         if not isinstance(content, dict) or content.get("schema") != self.schema:

@@ -8,12 +8,14 @@ from typing import Any
 
 
 class FakeNvml:
-    """Each GPU is a dict of `name`, `memory`, `used`, `capability`, `clock`, `clock_max`, `limit`, `default_limit`, `energy`.
+    """Each GPU is a dict of `name`, `memory`, `used`, `capability`, `clock`, `clock_max`, `limit`, `default_limit`, `energy`,
+    `celsius`, `reasons`.
 
     Memory is in bytes, clocks are in MHz, limits in milliwatts, energy in millijoules; what a GPU lacks is not supported there.
     """
 
     NVML_CLOCK_SM = 1
+    NVML_TEMPERATURE_GPU = 0
 
     class NVMLError(Exception):
         """What every function raises that does not succeed."""
@@ -53,6 +55,12 @@ class FakeNvml:
 
     def nvmlDeviceGetMaxClockInfo(self, gpu: dict[str, Any], clock: int) -> int:
         return int(self._get(gpu, {self.NVML_CLOCK_SM: "clock_max"}[clock]))
+
+    def nvmlDeviceGetTemperature(self, gpu: dict[str, Any], sensor: int) -> int:
+        return int(self._get(gpu, {self.NVML_TEMPERATURE_GPU: "celsius"}[sensor]))
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, gpu: dict[str, Any]) -> int:
+        return int(self._get(gpu, "reasons"))
 
     def nvmlDeviceGetPowerManagementLimit(self, gpu: dict[str, Any]) -> int:
         return int(self._get(gpu, "limit"))

@@ -1,0 +1,1 @@
+"""`echovlm-accept`: prove on the target that a bundle computes, serves and performs as it should, and archive the proof."""
