@@ -49,7 +49,7 @@ def doctor(arguments: list[str] | None = None) -> int:
 
 def accept(arguments: list[str] | None = None) -> int:
     """`echovlm-accept`: prove a bundle on the machine that it is for; returns the exit code."""
-    return _run("echovlm-accept", "echovlm_edge.runtime.acceptance.command", f"page,{_serving()}", arguments)
+    return _run("echovlm-accept", "echovlm_edge.runtime.doctor.acceptance.command", f"page,{_serving()}", arguments)
 
 
 def bundle(arguments: list[str] | None = None) -> int:

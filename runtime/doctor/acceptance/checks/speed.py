@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from echovlm_edge.runtime.acceptance.schema import Figure, Outcome
-from echovlm_edge.runtime.acceptance.setting import Setting, Skipped
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.doctor.acceptance.schema import Figure, Outcome
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
 from echovlm_edge.runtime.profiling.measurement.energy import open_meter
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Measurer

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from echovlm_edge.runtime.acceptance.schema import Check, State
-from echovlm_edge.runtime.acceptance.setting import Setting
 from echovlm_edge.runtime.bundle.golden_tokens import GoldenPicture, GoldenSample, read_golden_tokens
 from echovlm_edge.runtime.client.report_client import ReportClient, Study
 from echovlm_edge.runtime.contracts.request import ImageInput, Sampling
+from echovlm_edge.runtime.doctor.acceptance.schema import Check, State
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting
 from echovlm_edge.runtime.profiling.measurement.requests import FILLER, frame
 from echovlm_edge.runtime.profiling.workloads import TRAINED_SIDE
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from echovlm_edge.runtime.acceptance.privacy import Redaction
-from echovlm_edge.runtime.acceptance.schema import FILE, Acceptance, StepResult
-from echovlm_edge.runtime.acceptance.setting import LOGS
-from echovlm_edge.runtime.acceptance.steps import MODE_SEPARATOR
 from echovlm_edge.runtime.bundle.signature import SIGNATURE_SUFFIX, SecretKey, sign
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
+from echovlm_edge.runtime.doctor.acceptance.schema import FILE, Acceptance, StepResult
+from echovlm_edge.runtime.doctor.acceptance.setting import LOGS
+from echovlm_edge.runtime.doctor.acceptance.steps import MODE_SEPARATOR
 from echovlm_edge.runtime.profiling.schema import IN_ARCHIVE, Machine, Profile, dump
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 

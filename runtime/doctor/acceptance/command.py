@@ -13,18 +13,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from echovlm_edge.runtime.acceptance.archive import PAGE, write_archive
-from echovlm_edge.runtime.acceptance.drawing.page import acceptance_page
-from echovlm_edge.runtime.acceptance.journal import Journal
-from echovlm_edge.runtime.acceptance.limits import CORRECTNESS, judge, read_limits
-from echovlm_edge.runtime.acceptance.privacy import Redaction
-from echovlm_edge.runtime.acceptance.schema import VERSION, Acceptance, State, StepResult
-from echovlm_edge.runtime.acceptance.setting import Setting
-from echovlm_edge.runtime.acceptance.steps import Step, run_step, steps
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.doctor.acceptance.archive import PAGE, write_archive
+from echovlm_edge.runtime.doctor.acceptance.drawing.page import acceptance_page
+from echovlm_edge.runtime.doctor.acceptance.journal import Journal
+from echovlm_edge.runtime.doctor.acceptance.limits import CORRECTNESS, judge, read_limits
+from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
+from echovlm_edge.runtime.doctor.acceptance.schema import VERSION, Acceptance, State, StepResult
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting
+from echovlm_edge.runtime.doctor.acceptance.steps import Step, run_step, steps
 from echovlm_edge.runtime.profiling.drawing.rendering import plotting_library
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Machine

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 
-from echovlm_edge.runtime.acceptance.schema import Check, Figure, Outcome, Sample, State
-from echovlm_edge.runtime.acceptance.setting import Setting
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import UserError
+from echovlm_edge.runtime.doctor.acceptance.schema import Check, Figure, Outcome, Sample, State
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting
 from echovlm_edge.runtime.profiling.measurement.energy import UNKNOWN, open_meter
 from echovlm_edge.runtime.profiling.measurement.measurer import Remote
 from echovlm_edge.runtime.profiling.measurement.requests import FILLER, frame

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from echovlm_edge.runtime.acceptance.checks.questions import (
+from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.doctor.acceptance.checks.questions import (
     TOGETHER,
     eight_questions,
     golden_check,
@@ -12,9 +13,8 @@ from echovlm_edge.runtime.acceptance.checks.questions import (
     same,
     tokens_of,
 )
-from echovlm_edge.runtime.acceptance.schema import Outcome
-from echovlm_edge.runtime.acceptance.setting import Setting, Skipped
-from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.doctor.acceptance.schema import Outcome
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
 
 NOTHING_CACHED = ("--prefix-mb", 0, "--image-mb", 0)  # so that every request is computed
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from echovlm_edge.runtime.acceptance.schema import Check, Outcome, State
-from echovlm_edge.runtime.acceptance.setting import Setting
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.doctor.acceptance.schema import Check, Outcome, State
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits
 from echovlm_edge.runtime.doctor.facts import facts
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings

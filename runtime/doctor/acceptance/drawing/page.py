@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from echovlm_edge.runtime.acceptance.schema import Acceptance, Sample, State
+from echovlm_edge.runtime.doctor.acceptance.schema import Acceptance, Sample, State
 from echovlm_edge.runtime.profiling.drawing.rendering import render
 from echovlm_edge.runtime.profiling.drawing.specifications import ACCENT, Spec, new_spec, quantity, tip
 
-PACKAGE = "echovlm_edge.runtime.acceptance.drawing"
+PACKAGE = "echovlm_edge.runtime.doctor.acceptance.drawing"
 QUICK = "Measured with few and short runs (--quick): the figures mean little."
 CHARTS = {
     "tokens": ("tokens_per_second", "tokens a second"),

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from echovlm_edge.runtime.acceptance.checks import faults, load, machine_and_bundle, speed, tokens
-from echovlm_edge.runtime.acceptance.privacy import Redaction
-from echovlm_edge.runtime.acceptance.schema import STEP, Figure, Outcome, State, StepResult
-from echovlm_edge.runtime.acceptance.setting import LOGS, Setting, Skipped
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
+from echovlm_edge.runtime.doctor.acceptance.checks import faults, load, machine_and_bundle, speed, tokens
+from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
+from echovlm_edge.runtime.doctor.acceptance.schema import STEP, Figure, Outcome, State, StepResult
+from echovlm_edge.runtime.doctor.acceptance.setting import LOGS, Setting, Skipped
 from echovlm_edge.runtime.profiling.workloads import USUAL, Workload
 from echovlm_edge.runtime.resources.jetson import in_power_mode
 

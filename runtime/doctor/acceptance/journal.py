@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from echovlm_edge.runtime.acceptance.schema import STEP, StepResult
+from echovlm_edge.runtime.doctor.acceptance.schema import STEP, StepResult
 from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 KEY = "run.json"

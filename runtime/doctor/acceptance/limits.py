@@ -10,10 +10,10 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from echovlm_edge.runtime.acceptance.schema import Figure, Judged, State, StepResult
 from echovlm_edge.runtime.contracts.errors import InvalidInput
+from echovlm_edge.runtime.doctor.acceptance.schema import Figure, Judged, State, StepResult
 
-CORRECTNESS = files("echovlm_edge.runtime.acceptance").joinpath("correctness.toml")
+CORRECTNESS = files("echovlm_edge.runtime.doctor.acceptance").joinpath("correctness.toml")
 _STRICT = ConfigDict(extra="forbid")
 
 

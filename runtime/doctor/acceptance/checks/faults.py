@@ -18,10 +18,10 @@ import grpc
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.acceptance.checks.questions import Question, eight_questions, tokens_of
-from echovlm_edge.runtime.acceptance.schema import Check, Outcome, State
-from echovlm_edge.runtime.acceptance.setting import Setting
 from echovlm_edge.runtime.client.report_client import ReportClient
+from echovlm_edge.runtime.doctor.acceptance.checks.questions import Question, eight_questions, tokens_of
+from echovlm_edge.runtime.doctor.acceptance.schema import Check, Outcome, State
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting
 from echovlm_edge.runtime.resources.loopback_process import Served
 
 MESSAGE_MB = 2  # the server's --max-message-mb here, so that a small file is too large
