@@ -43,8 +43,8 @@ class Setting:
 
     @property
     def exact(self) -> bool:
-        """Whether texts must be equal to the token: on a GPU near ties may be decided otherwise in a batch."""
-        return not self.bundle.manifest.on_gpu
+        """Whether texts must be equal to the token; elsewhere near ties may be decided otherwise in a batch."""
+        return self.bundle.manifest.target == "cpu" and self.bundle.manifest.precision in ("int4", "int8")
 
     @contextmanager
     def server(self, step: str, *options: object) -> Iterator[Served]:
