@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,16 +21,16 @@ from echovlm_edge.runtime.doctor.acceptance.drawing.page import acceptance_page
 from echovlm_edge.runtime.doctor.acceptance.journal import Journal
 from echovlm_edge.runtime.doctor.acceptance.limits import CORRECTNESS, judge, read_limits
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
-from echovlm_edge.runtime.doctor.acceptance.schema import VERSION, Acceptance, State, StepResult
+from echovlm_edge.runtime.doctor.acceptance.running import run_steps
+from echovlm_edge.runtime.doctor.acceptance.schema import VERSION, Acceptance, State
 from echovlm_edge.runtime.doctor.acceptance.setting import Setting
-from echovlm_edge.runtime.doctor.acceptance.steps import Step, run_step, steps
+from echovlm_edge.runtime.doctor.acceptance.steps import steps
 from echovlm_edge.runtime.profiling.drawing.rendering import plotting_library
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 from echovlm_edge.runtime.profiling.schema import BundleFacts, Machine
 from echovlm_edge.runtime.resources.jetson import power_modes
 
 PASSED, FAILED = 0, 1
-STYLES = {State.PASSED: "green", State.FAILED: "red", State.SKIPPED: "yellow"}
 STEPS = "steps"
 
 
@@ -57,7 +56,7 @@ def _accept(options: argparse.Namespace) -> int:
     journal, changed = Journal.open(setting.folder / STEPS, _key(options, setting, machine))
     if changed:
         console.print(f"{changed[0].upper()}{changed[1:]} changed since the run that was interrupted: it begins again.")
-    results = _run(planned, setting, journal, redaction, console)
+    results = run_steps(planned, setting, journal, redaction, console)
     judged, failures = judge(results, limits)
     accepted = Acceptance(
         "echovlm-acceptance",
@@ -76,7 +75,10 @@ def _accept(options: argparse.Namespace) -> int:
     journal.close()
     _print_verdict(console, accepted)
     console.print(
-        f"Send back {archive}; to read it here, open {setting.folder / PAGE}.", highlight=False, soft_wrap=True
+        f"Send back {archive}; to read it here, open {setting.folder / PAGE}.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     return PASSED if accepted.passed else FAILED
 
@@ -117,42 +119,6 @@ def _facts(bundle: Bundle) -> BundleFacts:
     return BundleFacts(
         manifest.source.name, manifest.bundle_id, manifest.target, manifest.precision, manifest.limits.max_sequence
     )
-
-
-def _run(
-    planned: Sequence[Step], setting: Setting, journal: Journal, redaction: Redaction, console: Console
-) -> list[StepResult]:
-    """Run the steps that have no result yet, and say how far it is."""
-    results: list[StepResult] = []
-    for number, step in enumerate(planned, 1):
-        found = journal.result(number, step.name)
-        place = f"{number} of {len(planned)}, {step.name}"
-        if found is None:
-            words = f"{place}: {step.what}; about {_left(planned, results)} left"
-            with console.status(words) as status:
-                found = run_step(step, replace(setting, say=status.update), redaction)
-            journal.keep(number, found)
-            console.print(_line(place, found), soft_wrap=True)
-        else:
-            console.print(_line(f"{place} (before it was interrupted)", found), soft_wrap=True)
-        results.append(found)
-    return results
-
-
-def _line(place: str, found: StepResult) -> Text:
-    ended = f" in {found.seconds:.0f} s" if found.state is not State.SKIPPED else ""
-    reason = f": {found.reason}" if found.reason else ""
-    return Text.assemble(f"{place}: ", (found.state.value, STYLES[found.state]), ended, reason)
-
-
-def _left(planned: Sequence[Step], results: Sequence[StepResult]) -> str:
-    """Estimate the time that is left: the guesses, in proportion to what the steps before took."""
-    guessed = sum(step.guess for step in planned[: len(results)])
-    took = sum(result.seconds for result in results)
-    pace = took / guessed if guessed and took else 1.0
-    *others, load = planned[len(results) :]
-    seconds = pace * sum(step.guess for step in others) + load.guess
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _print_verdict(console: Console, accepted: Acceptance) -> None:

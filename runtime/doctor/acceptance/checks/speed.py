@@ -19,7 +19,7 @@ from echovlm_edge.runtime.profiling.measurement.summary import summarise
 from echovlm_edge.runtime.profiling.schema import VERSION, Conditions, Profile, WorkloadFigures
 from echovlm_edge.runtime.profiling.workloads import Workload
 
-RUNS, WARMUPS = 3, 1
+RUNS, WARMUPS = 5, 1  # a comparison of two profiles needs as many runs
 QUICK_TOKENS = 8  # new tokens of a quick run
 FIGURES = ("first_token_seconds", "seconds", "tokens_per_second", "joules")
 TOGETHER = 8

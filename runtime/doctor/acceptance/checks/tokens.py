@@ -16,7 +16,8 @@ from echovlm_edge.runtime.doctor.acceptance.checks.questions import (
 from echovlm_edge.runtime.doctor.acceptance.schema import Outcome
 from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
 
-NOTHING_CACHED = ("--prefix-mb", 0, "--image-mb", 0)  # so that every request is computed
+# Every request is computed, and writes as many tokens as it may, so that there are many to compare.
+COMPUTED = ("--prefix-mb", 0, "--image-mb", 0, "--debug-ignore-stop")
 
 
 def golden(setting: Setting) -> Outcome:
@@ -32,7 +33,7 @@ def batches(setting: Setting) -> Outcome:
     """Ask eight requests one at a time, then all at a time."""
     questions = eight_questions(setting)
     with (
-        setting.server("batches", *NOTHING_CACHED) as served,
+        setting.server("batches", *COMPUTED) as served,
         ReportClient(served.address) as client,
         ThreadPoolExecutor(TOGETHER) as clients,
     ):
@@ -46,7 +47,7 @@ def study(setting: Setting) -> Outcome:
     """Ask directly, then about a study to which the images were added one by one and another one was withdrawn."""
     questions = [question for question in eight_questions(setting) if question.images]
     checks = []
-    with setting.server("study", *NOTHING_CACHED) as served, ReportClient(served.address) as client:
+    with setting.server("study", *COMPUTED) as served, ReportClient(served.address) as client:
         for number, question in enumerate(questions):
             direct = tokens_of(client, question)
             other = questions[number - 1].images[0]
