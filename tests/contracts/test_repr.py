@@ -90,6 +90,7 @@ HARMLESS = {
     "PixelFormat": {"photometric"},
     "Prompt": {"image_rows", "positions"},
     "Samples": {"colour", "notes"},
+    "Served": {"address"},
     "ServerOptions": {"listen"},
     "Shown": {"notes"},
     "Source": {"notes"},

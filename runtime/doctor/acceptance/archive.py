@@ -15,7 +15,7 @@ from echovlm_edge.runtime.bundle.signature import SIGNATURE_SUFFIX, SecretKey, s
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
 from echovlm_edge.runtime.doctor.acceptance.schema import FILE, Acceptance, StepResult
-from echovlm_edge.runtime.doctor.acceptance.setting import LOGS
+from echovlm_edge.runtime.doctor.acceptance.setting import LOGS, STEPS
 from echovlm_edge.runtime.doctor.acceptance.steps import MODE_SEPARATOR
 from echovlm_edge.runtime.profiling.schema import IN_ARCHIVE, Machine, Profile, dump
 from echovlm_edge.runtime.resources.atomic_file import write_whole
@@ -29,7 +29,7 @@ def write_archive(
     """Write the archive, and the page next to it for whoever reads it here; returns the archive.
 
     Args:
-        folder: for both; its logs go into the archive.
+        folder: for both; the logs of the steps in it go into the archive.
         accepted: the result.
         page: HTML.
         limits: the text of the file of limits.
@@ -38,7 +38,7 @@ def write_archive(
     """
     files = {RESULT: json.dumps(asdict(accepted), indent=1), PAGE: page, LIMITS: limits}
     files |= {name: json.dumps(dump(profile), indent=1) for name, profile in profiles(accepted.steps).items()}
-    for log in sorted((folder / LOGS).glob("*.log")):
+    for log in sorted((folder / STEPS / LOGS).glob("*.log")):
         files[f"{LOGS}/{log.name}"] = redaction.text(log.read_text(encoding="utf-8", errors="replace"))
     contents = {name: text.encode() for name, text in files.items()}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()).encode()

@@ -23,7 +23,7 @@ from echovlm_edge.runtime.doctor.acceptance.limits import CORRECTNESS, judge, re
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
 from echovlm_edge.runtime.doctor.acceptance.running import run_steps
 from echovlm_edge.runtime.doctor.acceptance.schema import VERSION, Acceptance, State
-from echovlm_edge.runtime.doctor.acceptance.setting import Setting
+from echovlm_edge.runtime.doctor.acceptance.setting import STEPS, Setting
 from echovlm_edge.runtime.doctor.acceptance.steps import steps
 from echovlm_edge.runtime.profiling.drawing.rendering import plotting_library
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
@@ -31,7 +31,6 @@ from echovlm_edge.runtime.profiling.schema import BundleFacts, Machine
 from echovlm_edge.runtime.resources.jetson import power_modes
 
 PASSED, FAILED = 0, 1
-STEPS = "steps"
 
 
 def main(arguments: list[str] | None = None) -> int:

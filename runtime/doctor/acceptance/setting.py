@@ -12,7 +12,7 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey
 from echovlm_edge.runtime.resources.loopback_process import Served, port_file, running, script
 
-LOGS = "logs"
+STEPS, LOGS = "acceptance-steps", "logs"
 
 
 class Skipped(Exception):
@@ -42,6 +42,11 @@ class Setting:
     say: Callable[[str], None] = lambda words: None
 
     @property
+    def logs(self) -> Path:
+        """The folder of the steps' logs, which are forgotten with their results."""
+        return self.folder / STEPS / LOGS
+
+    @property
     def exact(self) -> bool:
         """Whether texts must be equal to the token; elsewhere near ties may be decided otherwise in a batch."""
         return self.bundle.manifest.target == "cpu" and self.bundle.manifest.precision in ("int4", "int8")
@@ -56,13 +61,15 @@ class Setting:
         place = ("--bundle", self.bundle.path, "--listen", "127.0.0.1:0", "--port-file", port_file(self.folder))
         command = [script("echovlm-serve"), *map(str, (*place, "--slots", self.slots, *options))]
         port_file(self.folder).unlink(missing_ok=True)
-        log = self.folder / LOGS / f"{step}.log"
-        log.parent.mkdir(exist_ok=True)
-        with running(
-            lambda lines: subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=lines),
-            self.folder,
-            log,
-            "echovlm-serve",
-            mode="a",
-        ) as served:
-            yield served
+        self.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            with running(
+                lambda lines: subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=lines),
+                self.folder,
+                self.logs / f"{step}.log",
+                "echovlm-serve",
+                mode="a",
+            ) as served:
+                yield served
+        finally:
+            port_file(self.folder).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
 from echovlm_edge.runtime.doctor.acceptance.checks import faults, load, machine_and_bundle, speed, tokens
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
 from echovlm_edge.runtime.doctor.acceptance.schema import STEP, Figure, Outcome, State, StepResult
-from echovlm_edge.runtime.doctor.acceptance.setting import LOGS, Setting, Skipped
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
 from echovlm_edge.runtime.profiling.workloads import USUAL, Workload
 from echovlm_edge.runtime.resources.jetson import in_power_mode
 
@@ -105,8 +105,8 @@ def run_step(step: Step, setting: Setting, redaction: Redaction) -> StepResult:
     except UserError as error:
         reason = str(error)
     except Exception as error:
-        log = setting.folder / LOGS / f"{step.name.replace(MODE_SEPARATOR, '-')}.log"
-        log.parent.mkdir(exist_ok=True)
+        log = setting.logs / f"{step.name.replace(MODE_SEPARATOR, '-')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as lines:
             lines.write(traceback.format_exc())
         reason = f"It ended with an error of its own ({type(error).__name__}): see logs/{log.name}, and report it."

@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ class Service:
 
     process: Served
     stub: Any
-    token: str
     long_text: int  # tokens of a text that is still being written when the next call comes
+    token: str = field(repr=False)
 
     def ask(self, image: bytes = b"", token: str | None = None, **options: Any) -> Any:
         """Ask a long question, about a file if there is one; returns the stream."""
@@ -139,7 +139,7 @@ def _service(setting: Setting, token: str) -> Iterator[tuple[Service, ReportClie
             closing(ReportClient(served.address, token_file=token_file, retries=PATIENCE)) as client,
         ):
             most = client.connection.model_info().limits.max_sequence
-            yield Service(served, report_pb2_grpc.ReportServiceStub(channel), token, most * 3 // 4), client
+            yield Service(served, report_pb2_grpc.ReportServiceStub(channel), most * 3 // 4, token), client
     finally:
         clients.unlink(missing_ok=True)
         token_file.unlink(missing_ok=True)
