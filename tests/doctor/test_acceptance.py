@@ -18,18 +18,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import devices
+from echovlm_edge.runtime.bundle.golden_tokens import GOLDEN_TOKENS
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, check_signature
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.doctor.acceptance import command
 from echovlm_edge.runtime.doctor.acceptance.archive import RESULT, SUMS, read_archive
-from echovlm_edge.runtime.doctor.acceptance.checks import machine_and_bundle
+from echovlm_edge.runtime.doctor.acceptance.checks import machine_and_bundle, tokens
 from echovlm_edge.runtime.doctor.acceptance.checks.questions import Question, same
 from echovlm_edge.runtime.doctor.acceptance.limits import Limit, Limits, judge, read_limits
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
 from echovlm_edge.runtime.doctor.acceptance.schema import Check, Figure, Outcome, State, StepResult
 from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
-from echovlm_edge.runtime.doctor.acceptance.steps import Step, run_step
+from echovlm_edge.runtime.doctor.acceptance.steps import Step, run_step, steps
 from echovlm_edge.runtime.profiling import command as profile_command
 from echovlm_edge.runtime.profiling.schema import IN_ARCHIVE, dump
 from tests.conftest import BuildBundle
@@ -177,6 +178,7 @@ from echovlm_edge.runtime.doctor.acceptance import command
 from echovlm_edge.runtime.doctor.acceptance.schema import Outcome
 from echovlm_edge.runtime.doctor.acceptance.steps import Step
 bundle, output, limits = sys.argv[1:]
+command.plotting_library = lambda otherwise: ""  # seconds, and no page is made
 die = lambda setting: os.kill(os.getpid(), signal.SIGKILL)
 command.steps = lambda minutes, modes: [
     Step(name, f"what {name} is", die if name == "two" else lambda setting: Outcome()) for name in ("one", "two", "three")
@@ -196,13 +198,13 @@ def test_killed_it_continues_with_the_next_step(
     def noted(name: str) -> Step:
         return step(name, lambda setting: (ran.append(name), Outcome())[1])
 
-    steps = [noted(name) for name in ("one", "two", "three")]
-    assert accept(*steps) == 0
+    three = [noted(name) for name in ("one", "two", "three")]
+    assert accept(*three) == 0
     assert ran == ["two", "three"]
     assert "1 of 3, one (before it was interrupted): passed" in capsys.readouterr().out
     assert [found.name for found in read_archive(only_archive(tmp_path)).steps] == ["one", "two", "three"]
     only_archive(tmp_path).unlink()
-    assert accept(*steps) == 0  # it had ended: another one
+    assert accept(*three) == 0  # it had ended: another one
     assert ran == ["two", "three", "one", "two", "three"]
 
 
@@ -244,9 +246,9 @@ def test_a_broken_limit_fails(accept: Callable[..., int], tmp_path: Path, capsys
 
 
 def test_what_was_skipped_or_not_measured_does_not_pass() -> None:
-    steps = [StepResult("golden", "", State.SKIPPED, 0.0, "It has none.")]
-    assert judge(steps, Limits((), {})) == ((), ())
-    _, failures = judge(steps, Limits(("golden",), {"load.watts": Limit(most=3)}))
+    skipped = [StepResult("golden", "", State.SKIPPED, 0.0, "It has none.")]
+    assert judge(skipped, Limits((), {})) == ((), ())
+    _, failures = judge(skipped, Limits(("golden",), {"load.watts": Limit(most=3)}))
     assert failures == (
         "The step golden must pass, and was skipped: It has none.",
         "load.watts is not measured, its limit is at most 3.",
@@ -266,6 +268,14 @@ def test_limits_that_mean_nothing_are_refused(tmp_path: Path, text: str, says: s
     (tmp_path / "limits.toml").write_text(text)
     with pytest.raises(InvalidInput, match=says):
         read_limits(tmp_path / "limits.toml", ["golden"], ["load.watts"])
+
+
+def test_the_example_of_limits_names_what_there_is() -> None:
+    planned = steps(10, None)
+    names, figures = [one.name for one in planned], [name for one in planned for name in one.figures]
+    limits = read_limits(DEMO.parents[1] / "deploy/acceptance.toml", names, figures)
+    assert len(limits.required) == 10 and len(limits.figures) == 10
+    assert read_limits(None, names, figures).figures == {}
 
 
 def test_refused_before_anything_runs(
@@ -309,6 +319,23 @@ def test_a_changed_byte_fails(bundle: Path, tmp_path: Path) -> None:
     (other / "decoder.data").write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
     found = run_step(step("bundle", machine_and_bundle.bundle), Setting(Bundle(other), tmp_path), Redaction({}))
     assert found.state is State.FAILED and "decoder.data has changed" in found.reason
+
+
+def test_a_service_that_writes_another_token_fails(bundle: Path, tmp_path: Path) -> None:
+    """Of the golden tokens in a file, the first is replaced by another one of as many digits."""
+    other = Path(shutil.copytree(bundle, tmp_path / "other"))
+    file = other / GOLDEN_TOKENS
+    samples = json.loads(file.read_text())
+    first = str(samples[0]["tokens"][0])
+    text = file.read_text().replace(
+        f'"tokens": [\n   {first}', f'"tokens": [\n   {int(first[0]) % 9 + 1}{first[1:]}', 1
+    )
+    assert text != file.read_text()
+    file.write_text(text)
+    found = run_step(step("golden", tokens.golden), Setting(Bundle(other), tmp_path), Redaction({}))
+    states = [check.state for check in found.outcome.checks]
+    assert found.state is State.FAILED and states == [State.FAILED] + [State.PASSED] * (len(samples) - 1)
+    assert found.reason == f"{samples[0]['name']}: Token 1 of {len(samples[0]['tokens'])} is not the golden one."
 
 
 def test_how_answers_are_compared(bundle: Path, tmp_path: Path) -> None:
