@@ -17,6 +17,8 @@ from echovlm_edge.plugins.dual_path_moe.rounding import DIVISORS
 # A stored weight: float32, float16 or bfloat16 (as uint16) [N, K] without scales; or packed int8 with its scales.
 StoredWeight = tuple[NDArray[np.generic], "NDArray[np.generic] | None"]
 
+StoredLinear = tuple[StoredWeight, "Floats | None"]  # a weight and its bias
+
 Integers = NDArray[np.int64]
 
 _CACHE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
@@ -50,6 +52,15 @@ class _BlockQuantLinear(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("weight", _Matrix),
+        ("y", ctypes.c_void_p),
+    )
+
+
+class _BlockQuantMLP(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("bits", "block_size", "tokens", "width", "inner", "threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "up_bias", "down_bias", "gate_bias")),
+        *((name, _Matrix) for name in ("up", "down", "gate")),
         ("y", ctypes.c_void_p),
     )
 
@@ -165,6 +176,32 @@ class NativeLibrary:
             *(_floats(x), None if bias is None else _floats(bias), _matrix(weight), y.ctypes.data),
         )
         self._call(self._library.echovlm_block_quant_linear, call)
+        return y
+
+    def block_quant_mlp(
+        self,
+        x: Floats,
+        up: StoredLinear,
+        down: StoredLinear,
+        bits: int,
+        block_size: int,
+        gate: StoredLinear | None = None,
+        threads: int = 1,
+    ) -> Floats:
+        """Run BlockQuantMLP on tokens x [n, H]: down(quick_gelu(up x)), with a gate down(silu(gate x) * up x).
+
+        Raises:
+            ValueError: the library refused the call; has the library's message.
+        """
+        y = np.empty_like(x)
+        linears = (up, down, gate)
+        call = _BlockQuantMLP(
+            *(bits, block_size, *x.shape, len(up[0][0]), threads, _floats(x)),
+            *(None if linear is None or linear[1] is None else _floats(linear[1]) for linear in linears),
+            *(_Matrix() if linear is None else _matrix(linear[0]) for linear in linears),
+            y.ctypes.data,
+        )
+        self._call(self._library.echovlm_block_quant_mlp, call)
         return y
 
     def cached_attention(

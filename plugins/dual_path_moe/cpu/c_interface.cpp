@@ -9,6 +9,7 @@
 #include "../../attention/cpu/cached_attention.hpp"
 #include "../../attention/cpu/self_attention.hpp"
 #include "block_quant_linear.hpp"
+#include "block_quant_mlp.hpp"
 #include "dispatch.hpp"
 #include "dual_path_moe.hpp"
 #include "own_threads.hpp"
@@ -64,10 +65,26 @@ int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error,
     const Packing packing{static_cast<int>(call->bits), static_cast<std::size_t>(call->block_size)};
     packing.validate();
     const BlockQuantLinearInputs inputs{call->x, static_cast<std::size_t>(call->tokens),
-                                        matrix(call->weight, call->columns), static_cast<std::size_t>(call->rows),
-                                        call->bias};
+                                        {matrix(call->weight, call->columns), call->bias},
+                                        static_cast<std::size_t>(call->rows)};
     WorkspacePool::Lease workspace(WorkspacePool::shared());
     block_quant_linear(kernels(), packing, inputs, call->y, OwnThreads(static_cast<std::size_t>(call->threads)), *workspace);
+  });
+}
+
+int echovlm_block_quant_mlp(const EchovlmBlockQuantMLP* call, char* error, std::size_t error_size) {
+  return with_error(error, error_size, [&] {
+    const Packing packing{static_cast<int>(call->bits), static_cast<std::size_t>(call->block_size)};
+    packing.validate();
+    const BlockQuantMLPInputs inputs{call->x,
+                                     static_cast<std::size_t>(call->tokens),
+                                     static_cast<std::size_t>(call->width),
+                                     static_cast<std::size_t>(call->inner),
+                                     {matrix(call->up, call->width), call->up_bias},
+                                     {matrix(call->down, call->inner), call->down_bias},
+                                     {matrix(call->gate, call->width), call->gate_bias}};
+    WorkspacePool::Lease workspace(WorkspacePool::shared());
+    block_quant_mlp(kernels(), packing, inputs, call->y, OwnThreads(static_cast<std::size_t>(call->threads)), *workspace);
   });
 }
 

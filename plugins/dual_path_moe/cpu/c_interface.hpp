@@ -31,6 +31,14 @@ struct EchovlmBlockQuantLinear {
   float* y;
 };
 
+// `gate.values` null: down(quick_gelu(up x)); otherwise down(silu(gate x) * up x). Any bias may be null.
+struct EchovlmBlockQuantMLP {
+  std::int64_t bits, block_size, tokens, width, inner, threads;
+  const float *x, *up_bias, *down_bias, *gate_bias;
+  EchovlmMatrix up, down, gate;
+  float* y;
+};
+
 // Caches of type 0 float32, 1 float16, 2 int8 with its scales; see ../../attention/README.md.
 struct EchovlmCachedAttention {
   std::int64_t rows, heads, kv_heads, dim, cache_type, slot_count, capacity, threads;
@@ -61,6 +69,7 @@ struct EchovlmRoundBlocks {
 // All return 0, or 1 with a message in `error`.
 ECHOVLM_EXPORT int echovlm_dual_path_moe(const EchovlmDualPathMoE* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error, std::size_t error_size);
+ECHOVLM_EXPORT int echovlm_block_quant_mlp(const EchovlmBlockQuantMLP* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_cached_attention(const EchovlmCachedAttention* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_self_attention(const EchovlmSelfAttention* call, char* error, std::size_t error_size);
 ECHOVLM_EXPORT int echovlm_round_blocks(const EchovlmRoundBlocks* call, char* error, std::size_t error_size);

@@ -9,28 +9,16 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "inner_tasks.hpp"
+
 namespace echovlm {
 namespace {
 
-constexpr std::size_t kSlab = 512;        // tokens processed together; bounds the memory of inner values
-constexpr std::size_t kTokenChunk = 256;  // tokens of a task: their sums fit the L2 cache
-constexpr std::size_t kInnerChunk = 128;  // inner values of a task: whole blocks, so that the task can quantize them
+constexpr std::size_t kSlab = 512;  // tokens processed together; bounds the memory of inner values
 constexpr std::size_t kFewTokens = 2;
 constexpr std::size_t kRouteTokens = 8;
 constexpr std::size_t kDownRows = 64;
 constexpr std::size_t kDownRowsOfFew = 32;
-constexpr std::size_t kInnerStride = 2 * kInnerChunk;  // a token's gate sums, followed by its up sums
-
-struct WorkerMemory {
-  std::uint8_t* scratch;
-  float* sums;
-};
-
-WorkerMemory worker_memory(Buffer& buffer) {
-  constexpr std::size_t sums = kTokenChunk * kInnerStride;
-  auto* scratch = buffer.reserve<std::uint8_t>(kScratchBytes + sums * sizeof(float));
-  return {scratch, reinterpret_cast<float*>(scratch + kScratchBytes)};
-}
 
 // Computes the softmax in place; subtracting the largest value avoids overflow.
 void softmax(float* values, std::size_t count) {

@@ -53,7 +53,9 @@ std::uint64_t read(const std::uint8_t* data, std::size_t bytes) {
 
 template <class Isa, class Panel = TilePanel<Isa>>
 constexpr Kernels table(const char* name, ByteAttentionKernels byte_attention = {}) {
-  return {name, block_product<Isa, Panel>, FloatProduct<Isa>::run, quantize, swiglu, BlockRounding<Isa>::run, AttentionTiles<Isa>::table(byte_attention), peak<Isa>, read<Isa>};
+  return {name,   block_product<Isa, Panel>, FloatProduct<Isa>::run,    quantize,
+          swiglu, quick_gelu,                BlockRounding<Isa>::run, AttentionTiles<Isa>::table(byte_attention),
+          peak<Isa>, read<Isa>};
 }
 
 }  // namespace

@@ -102,6 +102,9 @@ struct Kernels {
   // gate = silu(gate) * up * weight
   void (*swiglu)(float* gate, const float* up, std::size_t count, float weight);
 
+  // x = x * sigmoid(1.702 x)
+  void (*quick_gelu)(float* x, std::size_t count);
+
   // Rounds one row of weights; `importance` of its columns, or null. Scales are values of their type, as float.
   void (*round_row)(const Rounding&, const float* weight, const float* importance, std::size_t columns, std::int8_t* codes, float* scales);
 

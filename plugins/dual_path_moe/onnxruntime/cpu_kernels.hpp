@@ -1,9 +1,10 @@
-// DualPathMoE and BlockQuantLinear as ONNX Runtime's CPU provider calls them; input numbers are those of ../README.md.
+// DualPathMoE, BlockQuantLinear and BlockQuantMLP as ONNX Runtime's CPU provider calls them; input numbers are those of ../README.md.
 #pragma once
 
 #include <algorithm>
 
 #include "block_quant_linear.hpp"
+#include "block_quant_mlp.hpp"
 #include "dispatch.hpp"
 #include "dual_path_moe.hpp"
 #include "ort_session.hpp"
@@ -12,6 +13,13 @@ namespace echovlm::ort {
 
 inline Packing packing_of(const Attributes& attributes) {
   return {static_cast<int>(attributes.integer("bits")), attributes.size("block_size")};
+}
+
+inline Packing quantized_packing_of(const Attributes& attributes, const char* kernel) {
+  const Packing packing = packing_of(attributes);
+  packing.validate();
+  if (packing.bits == 0) throw std::invalid_argument(std::string(kernel) + " takes bits 4 or 8.");
+  return packing;
 }
 
 class DualPathMoEKernel {
@@ -57,10 +65,7 @@ class BlockQuantLinearKernel {
   static constexpr std::size_t kInputs = 4, kRequiredInputs = 3;
   static constexpr bool typed_float(std::size_t input) { return input == 0 || input == 3; }
 
-  BlockQuantLinearKernel(const Api& api, const Attributes& attributes) : api_(api), packing_(packing_of(attributes)) {
-    packing_.validate();
-    if (packing_.bits == 0) throw std::invalid_argument("BlockQuantLinear takes bits 4 or 8.");
-  }
+  BlockQuantLinearKernel(const Api& api, const Attributes& attributes) : api_(api), packing_(quantized_packing_of(attributes, kName)) {}
 
   void compute(KernelContext* context) const {
     const Call call(api_, context);
@@ -70,7 +75,7 @@ class BlockQuantLinearKernel {
     const std::size_t rows = weight.leading();
     const float* bias = call.input(3).data ? call.floats(3, "bias", 1, rows) : nullptr;
     const BlockQuantLinearInputs inputs{static_cast<const float*>(x.data), x.leading(),
-                                        call.weight(1, 2, "weight", packing_, rows, columns), rows, bias};
+                                        {call.weight(1, 2, "weight", packing_, rows, columns), bias}, rows};
     std::int64_t shape[kMaxRank];
     if (x.rank == 0 || x.rank > kMaxRank) throw std::invalid_argument("x must have between 1 and 8 axes.");
     std::copy(x.shape, x.shape + x.rank, shape);
@@ -82,6 +87,38 @@ class BlockQuantLinearKernel {
 
  private:
   static constexpr std::size_t kMaxRank = 8;
+  const Api& api_;
+  Packing packing_;
+};
+
+class BlockQuantMLPKernel {
+ public:
+  static constexpr const char* kName = "BlockQuantMLP";
+  static constexpr std::size_t kInputs = 10, kRequiredInputs = 5;
+  static constexpr bool typed_float(std::size_t input) { return input == 0 || input == 5 || input == 6 || input == 9; }
+
+  BlockQuantMLPKernel(const Api& api, const Attributes& attributes) : api_(api), packing_(quantized_packing_of(attributes, kName)) {}
+
+  void compute(KernelContext* context) const {
+    const Call call(api_, context);
+    const Tensor x = call.input(0);
+    const std::size_t width = x.last(), inner = call.input(1).leading();
+    packing_.validate_width("input width", width);
+    packing_.validate_width("inner width", inner);
+    const auto linear = [&](std::size_t index, std::size_t bias, const char* name, std::size_t rows, std::size_t columns) {
+      const std::string bias_name = std::string(name) + "_bias";
+      return Linear{call.weight(index, index + 1, name, packing_, rows, columns),
+                    call.input(bias).data ? call.floats(bias, bias_name.c_str(), 1, rows) : nullptr};
+    };
+    const Linear gate = call.input(7).data ? linear(7, 9, "gate", inner, width) : Linear{};
+    const BlockQuantMLPInputs inputs{static_cast<const float*>(x.data),      x.leading(), width, inner, linear(1, 5, "up", inner, width),
+                                     linear(3, 6, "down", width, inner), gate};
+    float* y = call.output(x.shape, x.rank);
+    WorkspacePool::Lease workspace(WorkspacePool::shared());
+    block_quant_mlp(kernels(), packing_, inputs, y, SessionThreads(api_, context), *workspace);
+  }
+
+ private:
   const Api& api_;
   Packing packing_;
 };

@@ -48,8 +48,9 @@ extern "C" ECHOVLM_EXPORT echovlm::ort::Status* RegisterCustomOps(echovlm::ort::
     static std::once_flag once;
     std::call_once(once, [&] {
       call<Api::CreateCustomOpDomain>(*api, "echovlm", &domain);
-      for (const CustomOp* op : {&on_cpu<DualPathMoEKernel>(), &on_cpu<BlockQuantLinearKernel>(), &on_cpu<CachedAttentionKernel>(),
-                                 &on_cpu<SelfAttentionKernel>(), &on_cuda<kFloat16>(), &on_cuda<kBFloat16>()})
+      for (const CustomOp* op :
+           {&on_cpu<DualPathMoEKernel>(), &on_cpu<BlockQuantLinearKernel>(), &on_cpu<BlockQuantMLPKernel>(),
+            &on_cpu<CachedAttentionKernel>(), &on_cpu<SelfAttentionKernel>(), &on_cuda<kFloat16>(), &on_cuda<kBFloat16>()})
         call<Api::CustomOpDomainAdd>(*api, domain, op);
     });
     call<Api::AddCustomOpDomain>(*api, options, domain);
