@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from echovlm_edge.export.expand import EXPANSIONS
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.model.weights import Weight
 from echovlm_edge.export.quantize import Floating, PrecisionPolicy, Storage
@@ -115,8 +117,9 @@ class Lowering:
         return nodes
 
 
-# A node to the values that replace its outputs; outputs at the end that nothing but the graph gives out may be left off.
-Rule = Callable[[Lowering, ir.Node], Sequence[ir.Value]]
+# A node to the values that replace its outputs; outputs at the end that nothing but the graph gives out may be left off. None, before
+# anything is made, where the node is to be expanded (`export/expand.py`), as it is without a rule.
+Rule = Callable[[Lowering, ir.Node], "Sequence[ir.Value] | None"]
 
 
 def add_best(model: ir.Model) -> None:
@@ -144,22 +147,26 @@ def lower(
         weights: what each parameter is made of.
         shapes: the shape of such a weight.
         policy: the precision of each linear layer.
-        rules: operator name to the function that rebuilds its outputs.
+        rules: operator name to the function that rebuilds its outputs; operators that can be expanded need none.
 
     Returns:
         The stored weights, in the order of their first use: their values are still to be written.
     """
     graph = model.graph
     lowering = Lowering(graph, part, weights, shapes, policy)
-    for node in list(graph):
-        if node.domain == DOMAIN:
-            outputs = rules[node.op_type](lowering, node)
-            kept = list(node.outputs)[: len(outputs)]
-            for old in node.outputs[len(outputs) :]:
-                graph.outputs.remove(old)
-            for old, new in zip(kept, outputs, strict=True):
-                new.name, new.shape, new.type = old.name, old.shape, old.type
-            ir.convenience.replace_nodes_and_values(graph, node, [node], lowering.take_nodes(), kept, list(outputs))
+    pending = deque(graph)
+    while pending:
+        node = pending.popleft()
+        if node.domain != DOMAIN:
+            continue
+        rule = rules.get(node.op_type)
+        outputs = rule(lowering, node) if rule else None
+        if outputs is None:
+            expanded = EXPANSIONS[node.op_type](node)
+            _replace(graph, node, expanded, expanded[-1].outputs)
+            pending.extendleft(reversed(expanded))
+        else:
+            _replace(graph, node, lowering.take_nodes(), outputs)
     for value in list(graph.inputs):
         if value.name in weights:
             graph.inputs.remove(value)
@@ -175,3 +182,13 @@ def lower(
             graph.initializers[initializer.name] = initializer
     graph.opset_imports.pop("pkg.onnxscript.torch_lib.common", None)
     return lowering.stored
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
+    """Put nodes in the place of one, and `outputs` in that of its first outputs; the graph no longer gives out the others."""
+    kept = list(node.outputs)[: len(outputs)]
+    for old in node.outputs[len(outputs) :]:
+        graph.outputs.remove(old)
+    for old, new in zip(kept, outputs, strict=True):
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, kept, list(outputs))

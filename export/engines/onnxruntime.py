@@ -122,16 +122,48 @@ def grouped_query_attention(
     return lowering.nodes("GroupQueryAttention", inputs, 3, attributes, MICROSOFT)
 
 
-def block_quant_linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+def block_quant_linear(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value] | None:
     """Lower `echovlm::Linear` to one BlockQuantLinear node where the weight is quantized."""
     x, weight, *bias = node.inputs
-    assert x is not None and weight is not None and weight.name is not None
-    precision = lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])
+    precision = linear_precision(lowering, weight)
     if precision.bits > 8:
         return SPELLED_OUT["Linear"](lowering, node)
-    stored = lowering.store(weight.name, GroupedBlocks(precision, ir.DataType.FLOAT16))
+    stored = store_blocks(lowering, weight, precision)
     attributes: Attributes = {"bits": precision.bits, "block_size": precision.block_size}
     return [lowering.node("BlockQuantLinear", [x, *stored, *bias], attributes, DOMAIN)]
+
+
+def block_quant_mlp(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value] | None:
+    """Lower `echovlm::MLP` to one BlockQuantMLP node where all its weights have the same bits."""
+    x, up, up_bias, down, down_bias, *gated = node.inputs
+    gate, gate_bias = gated or (None, None)
+    entering, leaving = linear_precision(lowering, up), linear_precision(lowering, down)
+    if {entering} != {linear_precision(lowering, weight) for weight in (up, gate) if weight is not None}:
+        return None
+    if leaving.bits != entering.bits or leaving.bits > 8:
+        return None
+    # In the order in which the layers are stored if they are apart.
+    stored_gate = [] if gate is None else [*store_blocks(lowering, gate, entering), gate_bias]
+    weights = [*store_blocks(lowering, up, entering), *store_blocks(lowering, down, leaving)]
+    attributes: Attributes = {
+        "bits": entering.bits,
+        "block_size": entering.block_size,
+        "inner_block_size": leaving.block_size,
+    }
+    inputs = [x, *weights, up_bias, down_bias, *stored_gate]
+    return [lowering.node("BlockQuantMLP", inputs, attributes, DOMAIN)]
+
+
+def linear_precision(lowering: Lowering, weight: ir.Value | None) -> Precision:
+    """Return the precision that the policy stores a linear layer's weight in."""
+    assert weight is not None and weight.name is not None
+    return lowering.policy.layer(lowering.part, weight.name).for_widths([standard.fixed_size(weight, 1)])
+
+
+def store_blocks(lowering: Lowering, weight: ir.Value | None, precision: Precision) -> tuple[ir.Value, ...]:
+    """Store a weight as this project's operators take it, with float16 scales: returns its packed values and scales."""
+    assert weight is not None and weight.name is not None
+    return lowering.store(weight.name, GroupedBlocks(precision, ir.DataType.FLOAT16))
 
 
 def own_self_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
@@ -178,6 +210,7 @@ SPELLED_OUT: dict[str, Rule] = {
 
 NATIVE: dict[str, Rule] = SPELLED_OUT | {
     "Linear": block_quant_linear,
+    "MLP": block_quant_mlp,
     "SelfAttention": own_self_attention,
     "CachedAttention": packed_attention,
     "DualPathMoE": standard.dual_path_moe,

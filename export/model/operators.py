@@ -65,6 +65,16 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def traced_mlp(x: Tensor, up: Linear, down: Linear, gate: Linear | None = None) -> Tensor:
+    """Add down(quick_gelu(up x)), with a gate down(silu(gate x) * up x), as one node to the graph being traced.
+
+    It is `echovlm::MLP(x, up, up_bias, down, down_bias[, gate, gate_bias])`; every layer has a bias.
+    """
+    layers = (up, down) if gate is None else (up, down, gate)
+    parameters = [values for layer in layers for values in (layer.weight, layer.bias) if values is not None]
+    return symbol("MLP", (x, *parameters), x, tuple(x.shape))
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Apply the rotary embedding, halves convention: x [b, s, heads * d], cos and sin [b, s, d / 2] (Su et al. 2021, eq. 34).
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from echovlm_edge.export.families.shape import VisionConfig
-from echovlm_edge.export.model.operators import LayerNorm, Linear, quick_gelu, self_attention
+from echovlm_edge.export.model.operators import LayerNorm, Linear, quick_gelu, self_attention, traced_mlp
 
 
 class VisionAttention(nn.Module):
@@ -57,6 +58,8 @@ class VisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [1, p, width] to the same shape."""
+        if torch.compiler.is_exporting():
+            return traced_mlp(x, self.fc1, self.fc2)
         return self.fc2(self.inner(x))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from echovlm_edge.export.families.shape import VisionConfig
-from echovlm_edge.export.model.operators import Linear, RMSNorm
+from echovlm_edge.export.model.operators import Linear, RMSNorm, traced_mlp
 from echovlm_edge.export.model.vision_encoder import VisionBlock
 
 
@@ -30,6 +31,8 @@ class VisionSwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [1, p, width] to the same shape."""
+        if torch.compiler.is_exporting():
+            return traced_mlp(x, self.up_proj, self.down_proj, self.gate_proj)
         return self.down_proj(self.inner(x))
 
 

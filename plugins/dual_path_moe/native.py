@@ -58,7 +58,8 @@ class _BlockQuantLinear(ctypes.Structure):
 
 class _BlockQuantMLP(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("bits", "block_size", "tokens", "width", "inner", "threads")),
+        *((name, ctypes.c_int64) for name in ("bits", "block_size", "inner_block_size")),
+        *((name, ctypes.c_int64) for name in ("tokens", "width", "inner", "threads")),
         *((name, ctypes.c_void_p) for name in ("x", "up_bias", "down_bias", "gate_bias")),
         *((name, _Matrix) for name in ("up", "down", "gate")),
         ("y", ctypes.c_void_p),
@@ -184,11 +185,13 @@ class NativeLibrary:
         up: StoredLinear,
         down: StoredLinear,
         bits: int,
-        block_size: int,
+        block_sizes: tuple[int, int],
         gate: StoredLinear | None = None,
         threads: int = 1,
     ) -> Floats:
         """Run BlockQuantMLP on tokens x [n, H]: down(quick_gelu(up x)), with a gate down(silu(gate x) * up x).
+
+        `block_sizes` are those along the H columns of up and gate, and along the inner values that are down's columns.
 
         Raises:
             ValueError: the library refused the call; has the library's message.
@@ -196,7 +199,7 @@ class NativeLibrary:
         y = np.empty_like(x)
         linears = (up, down, gate)
         call = _BlockQuantMLP(
-            *(bits, block_size, *x.shape, len(up[0][0]), threads, _floats(x)),
+            *(bits, *block_sizes, *x.shape, len(up[0][0]), threads, _floats(x)),
             *(None if linear is None or linear[1] is None else _floats(linear[1]) for linear in linears),
             *(_Matrix() if linear is None else _matrix(linear[0]) for linear in linears),
             y.ctypes.data,

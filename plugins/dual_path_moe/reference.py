@@ -12,6 +12,7 @@ from echovlm_edge.plugins.dual_path_moe.rounding import pack, plain_blocks, unpa
 Floats = NDArray[np.float32]
 
 INT8_PEAK = 127
+QUICK_GELU = 1.702  # quick_gelu(z) = z * sigmoid(1.702 z)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,24 @@ def dual_path_moe(
     return y
 
 
+def block_quant_mlp(
+    x: Floats,
+    up: tuple[Floats, Floats],
+    down: tuple[Floats, Floats],
+    block_sizes: tuple[int, int],
+    gate: tuple[Floats, Floats] | None = None,
+) -> Floats:
+    """Compute BlockQuantMLP on x [n, H] with dequantized layers (weight [N, K], bias [N]).
+
+    Activations are rounded to int8 in blocks of `block_sizes`: x's values, and the inner ones.
+    """
+    of_x, of_inner = block_sizes
+    entering = quantize_activations(x, of_x)
+    lifted = _affine(entering, up)
+    inner = lifted * _sigmoid(QUICK_GELU * lifted) if gate is None else _silu(_affine(entering, gate)) * lifted
+    return _affine(quantize_activations(inner, of_inner), down)
+
+
 def quantize_blocks(weight: Floats, bits: int, block_size: int) -> tuple[NDArray[np.int8], Floats]:
     """Quantize [N, K] in blocks of K by plain rounding, for tests and benchmarks of the operators.
 
@@ -150,6 +169,12 @@ def dequantize_blocks(packed: NDArray[np.int8], scale: Floats, bits: int) -> Flo
     blocks = values.reshape(*scale.shape, -1).astype(np.float32) * scale[..., None].astype(np.float32)
     whole: Floats = blocks.reshape(values.shape)
     return whole
+
+
+def _affine(x: Floats, layer: tuple[Floats, Floats]) -> Floats:
+    weight, bias = layer
+    y: Floats = x @ weight.T + bias
+    return y
 
 
 def _softmax(logits: Floats) -> Floats:

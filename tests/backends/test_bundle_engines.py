@@ -117,6 +117,9 @@ def test_a_cpu_bundle_runs_on_the_operator_library_and_says_so(build_bundle: Bui
     assert manifest.operator_library == OPERATOR_LIBRARY
     assert operators["echovlm::DualPathMoE"] == manifest.model.num_layers
     assert ("echovlm::BlockQuantLinear" in operators) == (precision == "int4")
+    vision = manifest.part("vision_encoder").operators
+    blocks = vision["LayerNormalization"] // 2
+    assert blocks and vision.get("echovlm::BlockQuantMLP", 0) == (blocks if precision == "int4" else 0)
 
 
 @needs_library

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
 #include "inner_tasks.hpp"
 
@@ -15,7 +16,7 @@ constexpr std::size_t kSlab = 2048;  // tokens processed together; bounds the me
 
 struct Slab {
   const Kernels& kernels;
-  const Packing& packing;
+  const BlockQuantMLPPacking& packing;
   const BlockQuantMLPInputs& inputs;
   const Threads& threads;
   Workspace& workspace;
@@ -46,7 +47,7 @@ void inner_sweep(const Slab& slab, std::size_t tokens) {
     const auto product = [&](const Linear& linear, float* sums, const Part& then) {
       const Accumulator accumulator{sums, stride};
       begin_sums(linear.bias ? linear.bias + row : nullptr, some, count, accumulator);
-      multiply(slab.kernels, slab.packing, part(linear, task), slab.x, {list + first, count, false, 0}, accumulator, then,
+      multiply(slab.kernels, slab.packing.x, part(linear, task), slab.x, {list + first, count, false, 0}, accumulator, then,
                memory.scratch);
     };
     if (slab.gated()) product(inputs.gate, memory.sums, up_rows);
@@ -57,17 +58,28 @@ void inner_sweep(const Slab& slab, std::size_t tokens) {
         slab.kernels.swiglu(values, values + kInnerChunk, some, 1.0f);
       else
         slab.kernels.quick_gelu(values, some);
-      write_activations(slab.kernels, slab.packing, values, first + i, row, some, 1.0f, slab.inner);
+      write_activations(slab.kernels, slab.packing.inner, values, first + i, row, some, 1.0f, slab.inner);
     }
   });
 }
 
 }  // namespace
 
-void block_quant_mlp(const Kernels& kernels, const Packing& packing, const BlockQuantMLPInputs& inputs, float* y,
+void BlockQuantMLPPacking::validate() const {
+  for (const Packing& one : {x, inner}) {
+    one.validate();
+    if (one.bits == 0) throw std::invalid_argument("bits is 0, but BlockQuantMLP's weights have 4 or 8.");
+  }
+}
+
+void BlockQuantMLPPacking::validate_widths(std::size_t width, std::size_t inner_width) const {
+  x.validate_width("input width", width);
+  inner.validate_width("inner width", inner_width);
+}
+
+void block_quant_mlp(const Kernels& kernels, const BlockQuantMLPPacking& packing, const BlockQuantMLPInputs& inputs, float* y,
                      const Threads& threads, Workspace& workspace) {
-  packing.validate_width("input width", inputs.width);
-  packing.validate_width("inner width", inputs.inner);
+  packing.validate_widths(inputs.width, inputs.inner);
   // Slabs of equal size: a last one of a few tokens would take as long to read and unpack all the weights.
   const std::size_t slabs = (inputs.tokens + kSlab - 1) / kSlab, most = slabs == 0 ? 0 : (inputs.tokens + slabs - 1) / slabs;
   const Slab slab{kernels,
@@ -75,14 +87,14 @@ void block_quant_mlp(const Kernels& kernels, const Packing& packing, const Block
                   inputs,
                   threads,
                   workspace,
-                  reserve_activations(packing, most, inputs.width, workspace.x_values, workspace.x_scales, workspace.x_sums),
-                  reserve_activations(packing, most, inputs.inner, workspace.inner_values, workspace.inner_scales,
+                  reserve_activations(packing.x, most, inputs.width, workspace.x_values, workspace.x_scales, workspace.x_sums),
+                  reserve_activations(packing.inner, most, inputs.inner, workspace.inner_values, workspace.inner_scales,
                                       workspace.inner_sums)};
   for (std::size_t first = 0; first < inputs.tokens; first += most) {
     const std::size_t tokens = std::min(most, inputs.tokens - first);
-    quantize_tokens(kernels, packing, inputs.x + first * inputs.width, tokens, inputs.width, slab.x, threads);
+    quantize_tokens(kernels, packing.x, inputs.x + first * inputs.width, tokens, inputs.width, slab.x, threads);
     inner_sweep(slab, tokens);
-    multiply_tokens(kernels, packing, inputs.down, inputs.width, slab.inner, tokens, y + first * inputs.width, threads, workspace);
+    multiply_tokens(kernels, packing.inner, inputs.down, inputs.width, slab.inner, tokens, y + first * inputs.width, threads, workspace);
   }
 }
 

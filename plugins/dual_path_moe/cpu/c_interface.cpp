@@ -74,7 +74,9 @@ int echovlm_block_quant_linear(const EchovlmBlockQuantLinear* call, char* error,
 
 int echovlm_block_quant_mlp(const EchovlmBlockQuantMLP* call, char* error, std::size_t error_size) {
   return with_error(error, error_size, [&] {
-    const Packing packing{static_cast<int>(call->bits), static_cast<std::size_t>(call->block_size)};
+    const int bits = static_cast<int>(call->bits);
+    const BlockQuantMLPPacking packing{{bits, static_cast<std::size_t>(call->block_size)},
+                                       {bits, static_cast<std::size_t>(call->inner_block_size)}};
     packing.validate();
     const BlockQuantMLPInputs inputs{call->x,
                                      static_cast<std::size_t>(call->tokens),

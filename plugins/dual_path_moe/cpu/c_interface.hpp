@@ -33,7 +33,7 @@ struct EchovlmBlockQuantLinear {
 
 // `gate.values` null: down(quick_gelu(up x)); otherwise down(silu(gate x) * up x). Any bias may be null.
 struct EchovlmBlockQuantMLP {
-  std::int64_t bits, block_size, tokens, width, inner, threads;
+  std::int64_t bits, block_size, inner_block_size, tokens, width, inner, threads;
   const float *x, *up_bias, *down_bias, *gate_bias;
   EchovlmMatrix up, down, gate;
   float* y;

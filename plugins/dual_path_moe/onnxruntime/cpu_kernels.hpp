@@ -15,13 +15,6 @@ inline Packing packing_of(const Attributes& attributes) {
   return {static_cast<int>(attributes.integer("bits")), attributes.size("block_size")};
 }
 
-inline Packing quantized_packing_of(const Attributes& attributes, const char* kernel) {
-  const Packing packing = packing_of(attributes);
-  packing.validate();
-  if (packing.bits == 0) throw std::invalid_argument(std::string(kernel) + " takes bits 4 or 8.");
-  return packing;
-}
-
 class DualPathMoEKernel {
  public:
   static constexpr const char* kName = "DualPathMoE";
@@ -65,7 +58,10 @@ class BlockQuantLinearKernel {
   static constexpr std::size_t kInputs = 4, kRequiredInputs = 3;
   static constexpr bool typed_float(std::size_t input) { return input == 0 || input == 3; }
 
-  BlockQuantLinearKernel(const Api& api, const Attributes& attributes) : api_(api), packing_(quantized_packing_of(attributes, kName)) {}
+  BlockQuantLinearKernel(const Api& api, const Attributes& attributes) : api_(api), packing_(packing_of(attributes)) {
+    packing_.validate();
+    if (packing_.bits == 0) throw std::invalid_argument("BlockQuantLinear takes bits 4 or 8.");
+  }
 
   void compute(KernelContext* context) const {
     const Call call(api_, context);
@@ -97,22 +93,24 @@ class BlockQuantMLPKernel {
   static constexpr std::size_t kInputs = 10, kRequiredInputs = 5;
   static constexpr bool typed_float(std::size_t input) { return input == 0 || input == 5 || input == 6 || input == 9; }
 
-  BlockQuantMLPKernel(const Api& api, const Attributes& attributes) : api_(api), packing_(quantized_packing_of(attributes, kName)) {}
+  BlockQuantMLPKernel(const Api& api, const Attributes& attributes)
+      : api_(api), packing_{packing_of(attributes), {packing_of(attributes).bits, attributes.size("inner_block_size")}} {
+    packing_.validate();
+  }
 
   void compute(KernelContext* context) const {
     const Call call(api_, context);
     const Tensor x = call.input(0);
     const std::size_t width = x.last(), inner = call.input(1).leading();
-    packing_.validate_width("input width", width);
-    packing_.validate_width("inner width", inner);
-    const auto linear = [&](std::size_t index, std::size_t bias, const char* name, std::size_t rows, std::size_t columns) {
-      const std::string bias_name = std::string(name) + "_bias";
-      return Linear{call.weight(index, index + 1, name, packing_, rows, columns),
-                    call.input(bias).data ? call.floats(bias, bias_name.c_str(), 1, rows) : nullptr};
+    packing_.validate_widths(width, inner);
+    const auto bias = [&](std::size_t index, const char* name, std::size_t rows) {
+      return call.input(index).data ? call.floats(index, name, 1, rows) : nullptr;
     };
-    const Linear gate = call.input(7).data ? linear(7, 9, "gate", inner, width) : Linear{};
-    const BlockQuantMLPInputs inputs{static_cast<const float*>(x.data),      x.leading(), width, inner, linear(1, 5, "up", inner, width),
-                                     linear(3, 6, "down", width, inner), gate};
+    const Linear up{call.weight(1, 2, "up", packing_.x, inner, width), bias(5, "up_bias", inner)};
+    const Linear down{call.weight(3, 4, "down", packing_.inner, width, inner), bias(6, "down_bias", width)};
+    Linear gate;
+    if (call.input(7).data) gate = {call.weight(7, 8, "gate", packing_.x, inner, width), bias(9, "gate_bias", inner)};
+    const BlockQuantMLPInputs inputs{static_cast<const float*>(x.data), x.leading(), width, inner, up, down, gate};
     float* y = call.output(x.shape, x.rank);
     WorkspacePool::Lease workspace(WorkspacePool::shared());
     block_quant_mlp(kernels(), packing_, inputs, y, SessionThreads(api_, context), *workspace);
@@ -120,7 +118,7 @@ class BlockQuantMLPKernel {
 
  private:
   const Api& api_;
-  Packing packing_;
+  BlockQuantMLPPacking packing_;
 };
 
 }  // namespace echovlm::ort
