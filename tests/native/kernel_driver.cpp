@@ -292,6 +292,66 @@ void check_linear_batches(Checks& checks) {
       }
 }
 
+// Both forms against the formula, alone as together with others, and with a token that is not finite.
+void check_mlp(Checks& checks) {
+  constexpr std::int64_t tokens = 19, width = 96, inner = 192;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  const auto values = [&](std::int64_t count) {
+    std::vector<float> made(count);
+    for (float& value : made) value = normal(random);
+    return made;
+  };
+  std::vector<float> x = values(tokens * width);
+  const std::vector<float> up_bias = values(inner), down_bias = values(width), gate_bias = values(inner);
+  const std::vector<float> scales(inner * width / 32, 0.002f);
+  std::vector<std::int8_t> weights[3];  // up, down, gate
+  for (auto& weight : weights)
+    for (std::int64_t i = 0; i < inner * width; ++i) weight.push_back(static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127));
+  const auto row = [&](const std::vector<std::int8_t>& weight, std::int64_t index, const std::vector<double>& entering, double bias) {
+    double sum = bias;
+    for (std::size_t k = 0; k < entering.size(); ++k) sum += 0.002 * weight[index * entering.size() + k] * entering[k];
+    return sum;
+  };
+  for (const bool gated : {false, true}) {
+    const auto run = [&](std::int64_t first, std::int64_t count) {
+      std::vector<float> y(count * width);
+      const auto matrix = [&](int which) { return EchovlmMatrix{weights[which].data(), scales.data(), 0, 0}; };
+      const EchovlmBlockQuantMLP call{8, 32, 64, count, width, inner, 2, x.data() + first * width, up_bias.data(), down_bias.data(),
+                                      gate_bias.data(), matrix(0), matrix(1), gated ? matrix(2) : EchovlmMatrix{}, y.data()};
+      char error[256] = "";
+      checks.expect(echovlm_block_quant_mlp(&call, error, sizeof error) == 0, error);
+      return y;
+    };
+    std::vector<double> expected;
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      const std::vector<double> entering(x.begin() + token * width, x.begin() + (token + 1) * width);
+      std::vector<double> between(inner);
+      for (std::int64_t i = 0; i < inner; ++i) {
+        const double up = row(weights[0], i, entering, up_bias[i]), gate = row(weights[2], i, entering, gate_bias[i]);
+        between[i] = gated ? gate / (1 + std::exp(-gate)) * up : up / (1 + std::exp(-1.702 * up));
+      }
+      for (std::int64_t i = 0; i < width; ++i) expected.push_back(row(weights[1], i, between, down_bias[i]));
+    }
+    const std::string name = gated ? "BlockQuantMLP with a gate" : "BlockQuantMLP";
+    const std::vector<float> together = run(0, tokens);
+    checks.expect(relative_error(together, expected) < 0.02, name + ", within what int8 activations cost");
+    bool same = true;
+    for (const std::int64_t count : {1, 2, 7, 17}) {
+      const std::vector<float> some = run(tokens - count, count);
+      same &= std::memcmp(some.data(), together.data() + (tokens - count) * width, some.size() * sizeof(float)) == 0;
+    }
+    checks.expect(same, name + ": a token has the bits that it has alone");
+    const float kept = x[5];
+    x[5] = std::numeric_limits<float>::quiet_NaN();
+    const std::vector<float> spoiled = run(0, tokens);
+    x[5] = kept;
+    bool only = std::memcmp(spoiled.data() + width, together.data() + width, (tokens - 1) * width * sizeof(float)) == 0;
+    for (std::int64_t i = 0; i < width; ++i) only &= std::isnan(spoiled[i]);
+    checks.expect(only, name + ": a NaN spoils its token alone");
+  }
+}
+
 // Codes and scales stand for the weights within what the bits cost: 4 bits 8 to 10 % of normally distributed ones, 8 bits 0.5 %.
 void check_rounding(Checks& checks) {
   constexpr std::int64_t rows = 3, columns = 384;
@@ -395,6 +455,7 @@ int main(int count, char** names) {
     check_concurrent_calls(checks);
     check_linear(checks);
     check_linear_batches(checks);
+    check_mlp(checks);
     check_rounding(checks);
     check_rounding_of_odd_values(checks);
     attention_checks::check_cached(checks);
