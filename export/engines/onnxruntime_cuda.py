@@ -50,7 +50,7 @@ def cached_attention(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
     return [full(lowering, attended), keys, values]
 
 
-def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value]:
+def dual_path_moe(lowering: Lowering, node: ir.Node) -> Sequence[ir.Value] | None:
     """Make one `echovlm::DualPathMoE` node where the GPU kernels take the model's weights; elsewhere spell it out."""
     precision = standard.dual_path_moe_precision(lowering, node)
     if take_widths(*widths_of(node)) and take_precision(precision):
