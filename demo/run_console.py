@@ -22,7 +22,8 @@ def main(given: list[str] | None = None) -> int:
 
 
 def console(address: str) -> int:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C or SIGTERM, which end the server also while it starts."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if not (BUNDLE / "bundle.json").is_file():
         run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE)
     with tempfile.TemporaryDirectory() as name:

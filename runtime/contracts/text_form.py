@@ -59,6 +59,8 @@ class SchemaForm:
             raise UnusableForm("The JSON schema is not JSON.") from None
         if not isinstance(parsed, dict):
             raise UnusableForm("The JSON schema is not a JSON object.")
+        if "x-guidance" in parsed:
+            raise UnusableForm("The JSON schema has x-guidance, which is not supported: how JSON is written is fixed.")
         if _is_deeper(parsed, DEEPEST_SCHEMA):
             raise UnusableForm(f"The JSON schema has more than {DEEPEST_SCHEMA} levels.")
 

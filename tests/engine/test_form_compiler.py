@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,30 @@ def test_the_tokenizer_s_own_tokens_of_a_text_are_allowed_one_by_one(text: str) 
         assert is_allowed(form.allowed(), token), text
         form.take(token)
     assert allowed(form) >= STOPS
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", 'a "<|vision_start|>" b', "cafe\u0301"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_special_tokens_names_and_decomposed_characters_are_text_as_any_other(text: str, as_json: bool) -> None:
+    form = state(SchemaForm(json.dumps({"const": text})) if as_json else PatternForm(re.escape(text)))
+    written = b""
+    while not form.ended:
+        token = min(allowed(form))
+        written += TEXT.of(token)[1]
+        form.take(token)
+    assert written.decode() == (json.dumps(text, ensure_ascii=False) if as_json else text)
+
+
+def test_a_choice_is_read_as_the_text_that_it_is() -> None:
+    texts = "<|im_end|>", "caf\u00e9", "cafe\u0301"
+    choices = COMPILER.compile(ChoiceForm(texts)).choices
+    assert tuple(b"".join(TEXT.of(token)[1] for token in each).decode() for each in choices) == texts
+    assert not STOPS & {token for each in choices for token in each}
+
+
+def test_a_schema_does_not_say_how_it_is_written() -> None:
+    with pytest.raises(UnusableForm, match="x-guidance"):
+        SchemaForm('{"type": "object", "x-guidance": {"whitespace_pattern": "x"}}')
 
 
 @given(SCHEMAS, st.data())

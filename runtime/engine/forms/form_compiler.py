@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_CHOICE_TOKENS = 32
-CACHED = 32  # forms; one takes some hundred kilobytes
-# What one form may take, in llguidance's own units: some 30 ms to compile, 10 ms for a mask, 40 MB. More than a report's form needs.
+CACHED = 8  # forms; one takes some hundred kilobytes, and at most what LIMITS allow
+# What one form may take, in llguidance's own units: some 30 ms to compile or for a mask, and 40 MB. More than a report's form needs.
 LIMITS = {
-    "initial_lexer_fuel": 200_000,
-    "step_lexer_fuel": 200_000,
+    "initial_lexer_fuel": 100_000,
+    "step_lexer_fuel": 100_000,
     "step_max_items": 50_000,
-    "max_lexer_states": 20_000,
+    "max_lexer_states": 10_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
@@ -65,7 +67,7 @@ class FormCompiler:
         """Compile for a byte-level BPE tokenizer whose ids are padded to `vocab_size`."""
         self._tokenizer, self._vocab_size, self._stops = tokenizer, vocab_size, frozenset(stop_token_ids)
         self._loading, self._changed = threading.Lock(), threading.Lock()
-        self._loaded: tuple[LLTokenizer, Executor] | None = None
+        self._loaded: tuple[LLTokenizer, Tokenizer, Executor] | None = None
         self._cached: OrderedDict[TextForm, CompiledForm] = OrderedDict()
 
     def compile(self, form: TextForm) -> CompiledForm:
@@ -89,7 +91,7 @@ class FormCompiler:
         """End the thread that computes masks."""
         with self._loading:
             if self._loaded:
-                self._loaded[1].shutdown(wait=False)
+                self._loaded[-1].shutdown(wait=False)
 
     def _compile(self, form: TextForm) -> CompiledForm:
         from llguidance import LLMatcher, LLParserLimits
@@ -99,7 +101,7 @@ class FormCompiler:
             grammar = grammar_of(form)
         except ValueError as error:
             raise UnusableForm(f"The {name} cannot be used: {_reason(str(error))}.") from None
-        tokens, worker = self._load()
+        tokens, plain, worker = self._load()
         # Both take no Python lock, so that other calls and the decoder's thread run meanwhile.
         matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
         mask = np.zeros(-(-self._vocab_size // 32), np.uint32)
@@ -109,28 +111,42 @@ class FormCompiler:
             raise UnusableForm(f"The {name} cannot be used: {_reason(matcher.get_error())}.")
         if not mask.any():
             raise UnusableForm(f"No text matches the {name}: change it.")
-        choices = tuple(map(self._choice_tokens, form.texts)) if isinstance(form, ChoiceForm) else ()
+        choices = tuple(_choice_tokens(plain, text) for text in form.texts) if isinstance(form, ChoiceForm) else ()
         return CompiledForm(matcher, mask, choices, self._stops, worker)
 
-    def _choice_tokens(self, text: str) -> tuple[int, ...]:
-        tokens = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        if len(tokens) > MOST_CHOICE_TOKENS:
-            raise UnusableForm(
-                f"The choice that begins with {text[:20]!r} has {len(tokens)} tokens, more than {MOST_CHOICE_TOKENS}: "
-                "send a shorter one."
-            )
-        return tokens
-
-    def _load(self) -> tuple[LLTokenizer, Executor]:
+    def _load(self) -> tuple[LLTokenizer, Tokenizer, Executor]:
         """Read the vocabulary, once: that takes a second and 200 MB of the published one."""
         from llguidance import LLTokenizer
 
         with self._loading:
             if self._loaded is None:
                 stops = sorted(self._stops)
-                tokens = LLTokenizer(self._tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=stops)
-                self._loaded = tokens, ThreadPoolExecutor(1, thread_name_prefix="forms")
+                parts = _of_plain_text(self._tokenizer)
+                tokens = LLTokenizer(parts, n_vocab=self._vocab_size, eos_token=stops)
+                self._loaded = tokens, Tokenizer.from_str(parts), ThreadPoolExecutor(1, thread_name_prefix="forms")
             return self._loaded
+
+
+def _choice_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    if len(tokens) > MOST_CHOICE_TOKENS:
+        raise UnusableForm(
+            f"The choice that begins with {text[:20]!r} has {len(tokens)} tokens, more than {MOST_CHOICE_TOKENS}: "
+            "send a shorter one."
+        )
+    return tokens
+
+
+def _of_plain_text(tokenizer: Tokenizer) -> str:
+    """Describe a tokenizer that takes every text as it is: no part of it is a special token's name, and no character is composed anew.
+
+    Otherwise a form's own text could be the token that ends the answer, or one that the form's bytes are not.
+    """
+    parts = json.loads(tokenizer.to_str())
+    for token in parts["added_tokens"]:
+        if token["special"]:
+            token["content"] = f"<{token_hex(16)}>"
+    return json.dumps(parts | {"normalizer": None})
 
 
 def _reason(error: str) -> str:

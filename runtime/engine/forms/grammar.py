@@ -6,7 +6,7 @@ from echovlm_edge.runtime.contracts.sections import HEADING_WORDS, HEADINGS
 from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, SchemaForm, SectionsForm, TextForm
 
 # One way of writing each value: a model cannot write white space without end, and more of the text is without a choice.
-# `lenient` would ignore keywords that are not supported; what the schema itself says in x-guidance does not count.
+# `lenient` would ignore keywords that are not supported.
 JSON_OPTIONS = {
     "whitespace_flexible": False,
     "item_separator": ", ",
