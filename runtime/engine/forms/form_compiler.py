@@ -138,7 +138,7 @@ def _choice_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def _of_plain_text(tokenizer: Tokenizer) -> str:
-    """Describe a tokenizer that takes every text as it is: no part of it is a special token's name, and no character is composed anew.
+    """Describe a tokenizer that takes every text as it is: no part of it is a special token's name, and no character is replaced.
 
     Otherwise a form's own text could be the token that ends the answer, or one that the form's bytes are not.
     """
