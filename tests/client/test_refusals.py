@@ -33,6 +33,7 @@ from tests.support.decoding_engine import DecodingEngine
 RAISED: dict[type[UserError], tuple[UserError, type[UserError]]] = {
     InvalidInput: (InvalidInput("Words."), InvalidInput),
     errors.ImageTokensOutOfRange: (errors.ImageTokensOutOfRange("Words."), errors.ImageTokensOutOfRange),
+    errors.UnusableForm: (errors.UnusableForm("Words."), errors.UnusableForm),
     NotPossibleHere: (NotPossibleHere("Words."), NotPossibleHere),
     NotFound: (NotFound("Words."), NotFound),
     errors.StudyReplaced: (errors.StudyReplaced("Words."), errors.StudyReplaced),
