@@ -13,7 +13,7 @@ from echovlm_edge.runtime.serving.http.console.page_files import page_files
 from echovlm_edge.runtime.serving.http.console.session import Session
 from echovlm_edge.runtime.serving.http.console.study_files import StudyFiles
 from echovlm_edge.runtime.serving.http.door_options import HttpOptions
-from echovlm_edge.runtime.serving.http.exchange import ClientDisconnect, Exchange
+from echovlm_edge.runtime.serving.http.exchange import Answered, ClientDisconnect, Exchange
 from echovlm_edge.runtime.serving.http.guards import Guards, not_found, wrong_method
 from echovlm_edge.runtime.serving.http.health import Health
 from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
@@ -82,5 +82,5 @@ class _Endpoint:
                 await exchange.refuse(wrong_method(self._methods))
             else:
                 await self._handle(exchange)
-        except ClientDisconnect:  # nobody is there
+        except (Answered, ClientDisconnect):  # nothing is left to do, or nobody is there
             pass

@@ -26,6 +26,10 @@ def as_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
+class Answered(Exception):
+    """The request has been refused: whoever handles it has nothing more to do."""
+
+
 class Exchange:
     """A request, and its answer, of which there is one. It is an `Arrival`, so that its caller can be identified.
 

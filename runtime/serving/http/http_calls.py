@@ -16,7 +16,7 @@ from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.access.identification import identified, told_apart, traceparent
 from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.http.door_options import PARSED_AT_ONCE
-from echovlm_edge.runtime.serving.http.exchange import ClientDisconnect, Exchange
+from echovlm_edge.runtime.serving.http.exchange import Answered, ClientDisconnect, Exchange
 from echovlm_edge.runtime.serving.http.refusals import refusal_of
 from echovlm_edge.runtime.serving.transport.reception import Reception
 from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
@@ -61,6 +61,7 @@ class HttpCalls:
                     yield call
         except UserError as error:  # before there was a call
             await exchange.refuse(refusal_of(status_of(error), error))
+            raise Answered from None
 
     @asynccontextmanager
     async def unrecorded(self, method: str, exchange: Exchange) -> AsyncIterator[Client]:
@@ -71,6 +72,7 @@ class HttpCalls:
                 yield client
         except UserError as error:
             await exchange.refuse(refusal_of(status_of(error), error))
+            raise Answered from None
 
     def record(self, method: str, client: Client, exchange: Exchange) -> CallRecord:
         """Begin the record of a call."""

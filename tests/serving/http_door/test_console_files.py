@@ -160,6 +160,13 @@ def test_strangers_get_the_page_and_nothing_else(guarded: Served, caplog: pytest
     assert "refused an unknown client" in caplog.text and "guessed" not in caplog.text
 
 
+def test_a_connection_outlives_refusals(guarded: Served) -> None:
+    _, client = guarded
+    for _ in range(20):
+        for path in (SERVICE, "/v1/models"):  # without a record, and with one
+            assert client.get(path, headers=bearer("wrong")).status_code == 401
+
+
 def test_the_state_says_how_busy_the_service_is(served: Served) -> None:
     _, client = served
     state = client.get(SERVICE).json()
