@@ -316,7 +316,7 @@ def soak(served: Soaked, found: Soak, console: Console) -> None:
 
 
 def batching(served: Soaked, found: Soak) -> None:
-    """Measure tokens a second of one call and of eight concurrent ones, alternately; prompts are short compared with their texts."""
+    """Measure tokens a second of one call and of eight at once, alternately, without drafts; prompts are short beside their texts."""
     alone, together = zip(*((_rate(served, 1), _rate(served, 8)) for _ in range(BATCHING_ROUNDS)), strict=True)
     found.tokens_per_second_alone, found.tokens_per_second_of_8 = median(alone), median(together)
 
@@ -452,7 +452,7 @@ def main() -> int:
         machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
         found = Soak(machine, str(options.bundle), options.minutes)
         with tempfile.TemporaryDirectory() as folder:
-            with soaked(options.bundle, Path(folder), "--debug-ignore-stop") as served:
+            with soaked(options.bundle, Path(folder), "--debug-ignore-stop", "--drafting", "off") as served:
                 batching(served, found)
             with soaked(options.bundle, Path(folder)) as served:
                 studies(served, found)
