@@ -17,6 +17,7 @@ from pathlib import Path
 from echovlm_edge.export.journal import Journal
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, FileSpec, Manifest, describe_file, write_manifest
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.resources.durable import sync
 from echovlm_edge.runtime.resources.exchange import exchange
 
 _FULL = {
@@ -155,8 +156,8 @@ def _empty(folder: Path) -> None:
 
 def _put_in_place(partial: Path, output: Path) -> None:
     for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
+        sync(file)
+    sync(partial)
     older = output.with_name(f".{output.name}.replaced")
     _remove(older)
     if exchange(partial, output):
@@ -165,7 +166,7 @@ def _put_in_place(partial: Path, output: Path) -> None:
         if os.path.lexists(output):
             output.rename(older)
         partial.rename(output)
-    _sync(output.parent)
+    sync(output.parent)
     _remove(older)
 
 
@@ -174,11 +175,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

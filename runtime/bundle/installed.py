@@ -22,6 +22,7 @@ from pathlib import Path
 from echovlm_edge.runtime.bundle.manifest import CURRENT, MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import SIGNATURE_SUFFIX, PublicKey
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.resources.durable import sync
 from echovlm_edge.runtime.resources.exchange import exchange
 
 PREVIOUS = "previous"
@@ -72,7 +73,7 @@ def roll_back(folder: Path) -> Path:
             )
         Bundle(after, verify=True)
         if before and exchange(folder / CURRENT, folder / PREVIOUS):
-            _sync(folder)
+            sync(folder)
         else:  # there is no current one, or the file system cannot exchange: killed in between, both links lead to the one returned to
             _link(folder, CURRENT, after.name)
             if before:
@@ -100,10 +101,10 @@ def _copy(bundle: Bundle, copy: Path, signers: Sequence[PublicKey]) -> None:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path / name, partial / name)
         (partial / name).chmod(0o644)  # the service's user reads it; the folder around it decides who else does
-        _sync(partial / name)
+        sync(partial / name)
     for made in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         made.chmod(0o755)
-        _sync(made)
+        sync(made)
     try:
         Bundle(partial, verify=True, signers=signers)
     except NotPossibleHere as damaged:
@@ -117,7 +118,7 @@ def _copy(bundle: Bundle, copy: Path, signers: Sequence[PublicKey]) -> None:
         raise NotPossibleHere(
             f"{copy} exists and this file system cannot replace it in one step: delete it, and install the bundle again."
         )
-    _sync(copy.parent)
+    sync(copy.parent)
 
 
 def _link(folder: Path, link: str, name: str) -> None:
@@ -126,7 +127,7 @@ def _link(folder: Path, link: str, name: str) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(name)
     partial.replace(folder / link)
-    _sync(folder)
+    sync(folder)
 
 
 @contextmanager
@@ -148,11 +149,3 @@ def _changing(folder: Path) -> Iterator[None]:
         raise NotPossibleHere(
             f"{folder} cannot be changed ({error.strerror or type(error).__name__}): what is current there still is."
         ) from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

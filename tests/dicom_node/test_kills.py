@@ -156,7 +156,7 @@ spool = Spool(Path(sys.argv[1]))
 spool.claim()
 path = spool.arrivals.new_file()
 path.write_bytes(b"instance")
-Path.replace, arrivals.sync_folder = dying(Path.replace), dying(arrivals.sync_folder)
+Path.replace, arrivals.sync = dying(Path.replace), dying(arrivals.sync)
 class Connection:
     def __init__(self, real):
         self.real = real

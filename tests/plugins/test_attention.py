@@ -6,7 +6,6 @@ Tolerance in float32: the reference sums in float64, so what is left is the kern
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from echovlm_edge.plugins.attention import reference
 from echovlm_edge.plugins.attention.reference import KEY_BLOCK, Floats
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary
+from tests.support.native_kernels import kernels, library
 
 TOLERANCE = 5e-6
 BYTES_COST = 0.02  # of the output's norm, for normal queries and keys: measured 1.3 to 1.4 %
@@ -27,14 +26,7 @@ TYPES = (np.float32, np.float16, np.int8)
 pytestmark = pytest.mark.skipif(library_path() is None, reason="installed without a C++ compiler")
 
 
-@cache
-def library() -> NativeLibrary:
-    path = library_path()
-    assert path is not None
-    return NativeLibrary(path)
-
-
-KERNELS = library().available_kernels if library_path() else ()
+KERNELS = kernels()
 
 
 @dataclass(frozen=True)

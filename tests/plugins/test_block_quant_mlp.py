@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import onnxruntime as ort
@@ -14,30 +13,20 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary, StoredLinear
+from echovlm_edge.plugins.dual_path_moe.native import StoredLinear
 from echovlm_edge.plugins.dual_path_moe.reference import (
     Floats,
     block_quant_mlp,
     dequantize_blocks,
     quantize_blocks,
 )
+from tests.support.native_kernels import kernels, library
 
 # Float sums in another order round a few inner values to the other side: one step of 127 each.
 TOLERANCE = 2e-3
 EDGE_COST = 0.02  # of a token
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="installed without a C++ compiler")
-
-
-@cache
-def library() -> NativeLibrary:
-    path = library_path()
-    assert path is not None
-    return NativeLibrary(path)
-
-
-def kernels() -> tuple[str, ...]:
-    return library().available_kernels if library_path() else ()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from echovlm_edge.plugins.dual_path_moe.library import library_path
-from echovlm_edge.plugins.dual_path_moe.native import NativeLibrary, StoredWeight
+from echovlm_edge.plugins.dual_path_moe.native import StoredWeight
 from echovlm_edge.plugins.dual_path_moe.reference import (
     DualPathMoEAttributes,
     Floats,
@@ -33,6 +33,7 @@ from echovlm_edge.plugins.dual_path_moe.reference import (
     quantize_activations,
     quantize_blocks,
 )
+from tests.support.native_kernels import kernels, library
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = {0: 2e-6, 4: 2e-3, 8: 2e-3}
@@ -40,17 +41,6 @@ EDGE_COST = 0.02  # of a token, where rounding an activation the other way is as
 INT8_COST = 0.03  # of the output's norm, for normal activations: measured 1.0 to 1.9 %
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="installed without a C++ compiler")
-
-
-@cache
-def library() -> NativeLibrary:
-    path = library_path()
-    assert path is not None
-    return NativeLibrary(path)
-
-
-def kernels() -> tuple[str, ...]:
-    return library().available_kernels if library_path() else ()
 
 
 @dataclass(frozen=True)

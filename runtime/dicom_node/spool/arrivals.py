@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import secrets
 import shutil
 import sqlite3
@@ -17,6 +16,7 @@ from pathlib import Path
 from echovlm_edge.runtime.dicom_node.spool.database import Database
 from echovlm_edge.runtime.dicom_node.spool.rows import Arrival
 from echovlm_edge.runtime.dicom_node.spool.states import StudyState
+from echovlm_edge.runtime.resources.durable import sync
 
 
 class Stored(enum.StrEnum):
@@ -80,7 +80,7 @@ class Arrivals:
         one, target = _Waiting(arrival, arrival.path.stat().st_size), self.instances / arrival.path.name
         arrival.path.replace(target)
         try:
-            sync_folder(self.instances)
+            sync(self.instances)
             with self._gathering:
                 self._waiting.append(one)
             with self._database.lock:
@@ -161,12 +161,3 @@ class Arrivals:
     def free_bytes(self) -> int:
         """Return the free space of the disk."""
         return shutil.disk_usage(self._folder).free
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
