@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from echovlm_edge.runtime.serving.uploads import UploadLimits
 from tests.support.clients_file import clients_file
 from tests.support.decoding_engine import DecodingEngine
 from tests.support.dicom_files import png
-from tests.support.open_descriptors import memory_files
+from tests.support.open_memory_files import memory_files
 from tests.support.uploading import upload
 from tests.support.waiting import wait_for
 
@@ -64,7 +63,6 @@ class Served:
     """A server and a channel to it."""
 
     def __init__(self, access: ClientsFile | None, uploads: UploadLimits, transport: TransportLimits) -> None:
-        gc.collect()
         self.files_before = memory_files()  # of servers that other tests had
         self.engine = WaitingEngine()
         options = ServerOptions("127.0.0.1:0", grace_seconds=0.2, uploads=uploads, transport=transport)
