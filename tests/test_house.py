@@ -104,21 +104,7 @@ def test_a_server_is_started_in_one_way() -> None:
 
 # From the ground up: a room imports from those before it alone.
 ROOMS = (
-    *(
-        "contracts",
-        "facts",
-        "resources",
-        "formats",
-        "bundle",
-        "imaging",
-        "prompting",
-        "backends",
-        "drafting",
-        "engine",
-        "observability",
-    ),
-    *("contracts", "facts", "resources", "formats", "bundle", "imaging", "prompting", "backends"),
-    *("drafting", "engine"),
+    *("contracts", "facts", "resources", "formats", "bundle", "imaging", "prompting", "backends", "drafting", "engine"),
     *("observability", "clinical", "client", "serving", "dicom_node", "ray_serve", "profiling", "evaluation", "doctor"),
 )
 RUNTIME = "echovlm_edge.runtime"

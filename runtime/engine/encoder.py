@@ -15,7 +15,7 @@ from echovlm_edge.runtime.bundle.manifest import ModelSpec
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Stopped, Unavailable, UserError
 from echovlm_edge.runtime.contracts.request import Frame, Priority, Stage
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
-from echovlm_edge.runtime.engine.reuse import ImageStore
+from echovlm_edge.runtime.engine.caching.reuse import ImageStore
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, cut
 from echovlm_edge.runtime.prompting.rotary import vision_angles
 from echovlm_edge.runtime.prompting.windows import image_windows

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority, Sampling
 from echovlm_edge.runtime.engine.forms.form_state import FormState
-from echovlm_edge.runtime.engine.likelihood import Likelihood
+from echovlm_edge.runtime.engine.tokens.likelihood import Likelihood
 from echovlm_edge.runtime.prompting.prompt import Prompt
 
 DELIVERY_SECONDS = 0.016  # a 60 Hz screen shows text no more often

@@ -44,9 +44,8 @@ from echovlm_edge.runtime.contracts.text_form import ChoiceForm, ChoiceProbabili
 from echovlm_edge.runtime.drafting.bundle_phrases import bundle_phrases
 from echovlm_edge.runtime.drafting.guess import Phrases
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
-from echovlm_edge.runtime.engine.choice_scoring import normalized
+from echovlm_edge.runtime.engine.caching.reuse import ImageStore, PrefixStore, StoreStats, block_names
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
-from echovlm_edge.runtime.engine.drafting import Drafting
 from echovlm_edge.runtime.engine.encoder import Embedded, Encoder
 from echovlm_edge.runtime.engine.forms.form_compiler import CompiledForm, FormCompiler
 from echovlm_edge.runtime.engine.generation import (
@@ -60,11 +59,12 @@ from echovlm_edge.runtime.engine.generation import (
     Written,
 )
 from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
-from echovlm_edge.runtime.engine.replies import Replies
-from echovlm_edge.runtime.engine.reuse import ImageStore, PrefixStore, StoreStats, block_names
-from echovlm_edge.runtime.engine.scheduler import Scheduler, SchedulerStats
-from echovlm_edge.runtime.engine.stop_text import StopText
-from echovlm_edge.runtime.engine.written_text import WrittenText
+from echovlm_edge.runtime.engine.scheduling.drafting import Drafting
+from echovlm_edge.runtime.engine.scheduling.scheduler import Scheduler, SchedulerStats
+from echovlm_edge.runtime.engine.text.replies import Replies
+from echovlm_edge.runtime.engine.text.stop_text import StopText
+from echovlm_edge.runtime.engine.text.written_text import WrittenText
+from echovlm_edge.runtime.engine.tokens.choice_scoring import normalized
 from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.image_file import Measured
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from echovlm_edge.runtime.contracts.stages import OF_THE_ENGINE
-from echovlm_edge.runtime.engine.drafting import DraftingStats
+from echovlm_edge.runtime.engine.caching.reuse import StoreStats
 from echovlm_edge.runtime.engine.report_engine import EngineStats
-from echovlm_edge.runtime.engine.reuse import StoreStats
+from echovlm_edge.runtime.engine.scheduling.drafting import DraftingStats
 from echovlm_edge.runtime.observability.ended_call import EndedCall
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

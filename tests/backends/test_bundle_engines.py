@@ -96,7 +96,7 @@ def test_chunked_prefill_equals_one_pass(golden_bundle: Path, monkeypatch: pytes
     engine = ReportEngine.open(golden_bundle)
     request = GenerationRequest("Describe it. " * 20, (ImageInput(png(96, 64)),), Sampling(max_new_tokens=8))
     whole = list(engine.generate(request))[-1]
-    monkeypatch.setattr("echovlm_edge.runtime.engine.policy.CHUNK", 16)
+    monkeypatch.setattr("echovlm_edge.runtime.engine.scheduling.policy.CHUNK", 16)
     assert list(engine.generate(request))[-1].token_ids == whole.token_ids  # type: ignore[union-attr]
 
 

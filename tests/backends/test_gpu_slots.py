@@ -18,7 +18,7 @@ from echovlm_edge.runtime.backends.gpu.device import step_sizes
 from echovlm_edge.runtime.backends.gpu.slots import DeviceKept, DeviceSlot, DeviceSlots, SlotLayout
 from echovlm_edge.runtime.backends.gpu.stretches import Stretches
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec, Part, TensorSpec
-from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK, PrefixStore
 from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary
 from tests.support.numpy_device import NumpyDevice
 from tests.support.tensorrt_bundles import backend_of, tensorrt_like

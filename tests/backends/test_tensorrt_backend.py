@@ -20,7 +20,7 @@ from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UnusableNumbers
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
-from echovlm_edge.runtime.engine.sampling import Sampler
+from echovlm_edge.runtime.engine.tokens.sampling import Sampler
 from echovlm_edge.runtime.profiling.measurement.operators import joined
 from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions

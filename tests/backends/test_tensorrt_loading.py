@@ -74,7 +74,7 @@ def changed(bundle: Bundle, **changes: Any) -> Bundle:
 
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echovlm_edge.runtime.engine.policy.CHUNK", CHUNK)
+    monkeypatch.setattr("echovlm_edge.runtime.engine.scheduling.policy.CHUNK", CHUNK)
 
 
 @pytest.mark.usefixtures("short_chunks")

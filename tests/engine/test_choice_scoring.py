@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.backends import SlotMemory, SlotRows, new_cache
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, Priority, Sampling
 from echovlm_edge.runtime.contracts.text_form import ChoiceForm
-from echovlm_edge.runtime.engine.choice_scoring import normalized
 from echovlm_edge.runtime.engine.generation import Generation, Scored, Written
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
+from echovlm_edge.runtime.engine.tokens.choice_scoring import normalized
 from tests.support.forms import small_compiler
 from tests.support.hashed_decoder import STOP, VOCABULARY, HashedDecoder, Positions, generation, scheduler
 

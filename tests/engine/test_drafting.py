@@ -18,7 +18,7 @@ from echovlm_edge.runtime.drafting.guess import Guess
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
 from echovlm_edge.runtime.drafting.row_cost import RowCost
-from echovlm_edge.runtime.engine.scheduler import Scheduler
+from echovlm_edge.runtime.engine.scheduling.scheduler import Scheduler
 from tests.support.hashed_decoder import VOCABULARY, HashedDecoder, Known, followed, generation, scheduler
 from tests.support.waiting import wait_for
 

@@ -15,7 +15,7 @@ from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, Sc
 from echovlm_edge.runtime.drafting.drafter import Source
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
 from echovlm_edge.runtime.engine.generation import Generation
-from echovlm_edge.runtime.engine.scheduler import Scheduler
+from echovlm_edge.runtime.engine.scheduling.scheduler import Scheduler
 from tests.support.forms import FORMS, has_form, small_compiler, small_tokenizer
 from tests.support.hashed_decoder import VOCABULARY, HashedDecoder, Known, followed, generation, scheduler
 
@@ -150,8 +150,8 @@ def test_without_a_form_no_mask_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("echovlm_edge.runtime.engine.sampling.allowed_tokens", refuse)
-    monkeypatch.setattr("echovlm_edge.runtime.engine.sampling.is_allowed", refuse)
+    monkeypatch.setattr("echovlm_edge.runtime.engine.tokens.sampling.allowed_tokens", refuse)
+    monkeypatch.setattr("echovlm_edge.runtime.engine.tokens.sampling.is_allowed", refuse)
     made = scheduler(HashedDecoder())
     call = Asked([5, 2], Sampling(20), None).generation()
     made.submit(call)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.request import Sampling
 from echovlm_edge.runtime.engine.generation import Generation, Written
-from echovlm_edge.runtime.engine.likelihood import Likelihood, likelihood
+from echovlm_edge.runtime.engine.tokens.likelihood import Likelihood, likelihood
 from tests.support.hashed_decoder import VOCABULARY, HashedDecoder, Known, generation, scheduler
 
 NO_STOP: frozenset[int] = frozenset()

@@ -22,8 +22,8 @@ from echovlm_edge.runtime.contracts.request import (
     Priority,
     Sampling,
 )
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK
 from echovlm_edge.runtime.engine.report_engine import EngineOptions
-from echovlm_edge.runtime.engine.reuse import BLOCK
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png
 from tests.support.waiting import wait_for

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.backends.onnxruntime import HostSlot
 from echovlm_edge.runtime.contracts.request import Priority, Sampling
-from echovlm_edge.runtime.engine.parking import Parking
-from echovlm_edge.runtime.engine.sequence_state import SequenceState
+from echovlm_edge.runtime.engine.scheduling.parking import Parking
+from echovlm_edge.runtime.engine.scheduling.sequence_state import SequenceState
 from tests.support.hashed_decoder import generation
 
 # One slot of 96 tokens whose keys lie in transposed blocks of 16, as on a CPU.

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.request import Priority
-from echovlm_edge.runtime.engine.policy import (
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK
+from echovlm_edge.runtime.engine.scheduling.policy import (
     BACKGROUND_EVERY,
     CHUNK,
     ROWS_AT_FIRST,
@@ -22,8 +23,7 @@ from echovlm_edge.runtime.engine.policy import (
     preemptible,
     rows_beside,
 )
-from echovlm_edge.runtime.engine.reuse import BLOCK
-from echovlm_edge.runtime.engine.turn_time import TurnTime
+from echovlm_edge.runtime.engine.scheduling.turn_time import TurnTime
 
 INTERACTIVE, BATCH, BACKGROUND = Priority
 

@@ -15,9 +15,9 @@ from echovlm_edge.runtime.contracts.request import (
     Sampling,
     Turn,
 )
-from echovlm_edge.runtime.engine.replies import ENTRY_BYTES, Replies
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK, StoreStats
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
-from echovlm_edge.runtime.engine.reuse import BLOCK, StoreStats
+from echovlm_edge.runtime.engine.text.replies import ENTRY_BYTES, Replies
 from tests.support.dicom_files import png
 from tests.support.watched_engine import MakeEngine, finish
 

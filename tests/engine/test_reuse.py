@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.contracts.request import Frame
-from echovlm_edge.runtime.engine.joined_kept import JoinedKept
-from echovlm_edge.runtime.engine.reuse import BLOCK, ImageStore, PrefixStore, block_names
+from echovlm_edge.runtime.engine.caching.joined_kept import JoinedKept
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK, ImageStore, PrefixStore, block_names
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
 

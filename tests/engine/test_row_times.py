@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from echovlm_edge.runtime.backends import Logits, SlotMemory, SlotRows
-from echovlm_edge.runtime.engine import row_times
-from echovlm_edge.runtime.engine.row_times import ROUNDS, ROWS, measure_rows
+from echovlm_edge.runtime.engine.scheduling import row_times
+from echovlm_edge.runtime.engine.scheduling.row_times import ROUNDS, ROWS, measure_rows
 from tests.support.hashed_decoder import HashedDecoder, Positions
 
 

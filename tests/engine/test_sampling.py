@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.errors import InvalidInput, UnusableNumbers
 from echovlm_edge.runtime.contracts.request import Sampling
-from echovlm_edge.runtime.engine.sampling import Sampler, candidates
+from echovlm_edge.runtime.engine.tokens.sampling import Sampler, candidates
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5], np.float32)
 NO_PROMPT = np.array([], np.int64)

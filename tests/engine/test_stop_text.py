@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echovlm_edge.runtime.engine.stop_text import StopText
+from echovlm_edge.runtime.engine.text.stop_text import StopText
 
 LETTERS = st.text("ab", max_size=3)
 

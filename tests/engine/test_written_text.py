@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.engine.generation import Written
-from echovlm_edge.runtime.engine.likelihood import Likelihood
-from echovlm_edge.runtime.engine.stop_text import StopText
-from echovlm_edge.runtime.engine.written_text import WrittenText
+from echovlm_edge.runtime.engine.text.stop_text import StopText
+from echovlm_edge.runtime.engine.text.written_text import WrittenText
+from echovlm_edge.runtime.engine.tokens.likelihood import Likelihood
 from echovlm_edge.runtime.prompting.detokenize import TokenText
 from tests.support.byte_tokenizer import END, byte_tokenizer
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput
-from echovlm_edge.runtime.engine.drafting import DraftingStats
+from echovlm_edge.runtime.engine.caching.reuse import StoreStats
 from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats
-from echovlm_edge.runtime.engine.reuse import StoreStats
-from echovlm_edge.runtime.engine.scheduler import SchedulerStats
+from echovlm_edge.runtime.engine.scheduling.drafting import DraftingStats
+from echovlm_edge.runtime.engine.scheduling.scheduler import SchedulerStats
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.imaging.image_file import decode_image
 

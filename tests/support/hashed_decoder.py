@@ -18,11 +18,11 @@ from echovlm_edge.runtime.contracts.request import FinishReason, Sampling
 from echovlm_edge.runtime.drafting.guess import Guess, Phrases
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
 from echovlm_edge.runtime.drafting.row_cost import RowCost
-from echovlm_edge.runtime.engine.drafting import Drafting
+from echovlm_edge.runtime.engine.caching.reuse import PrefixStore
 from echovlm_edge.runtime.engine.generation import Generation, Left, Written
 from echovlm_edge.runtime.engine.model import Model
-from echovlm_edge.runtime.engine.reuse import PrefixStore
-from echovlm_edge.runtime.engine.scheduler import Scheduler
+from echovlm_edge.runtime.engine.scheduling.drafting import Drafting
+from echovlm_edge.runtime.engine.scheduling.scheduler import Scheduler
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.prompting.rotary import Angles
 

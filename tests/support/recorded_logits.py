@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Logits
 from echovlm_edge.runtime.contracts.request import Sampling
-from echovlm_edge.runtime.engine import scheduler
-from echovlm_edge.runtime.engine.sampling import Sampler
+from echovlm_edge.runtime.engine.scheduling import scheduler
+from echovlm_edge.runtime.engine.tokens.sampling import Sampler
 
 Rows = list[bytes]  # one for each token, vocab_size float32
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from echovlm_edge.runtime.engine.reuse import StoreStats
+from echovlm_edge.runtime.engine.caching.reuse import StoreStats
 from echovlm_edge.runtime.observability.last_errors import LastErrors
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK
 from echovlm_edge.runtime.contracts.request import Priority
-from echovlm_edge.runtime.engine.reuse import BLOCK
-from echovlm_edge.runtime.engine.turn_time import TurnTime
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK
+from echovlm_edge.runtime.engine.scheduling.turn_time import TurnTime
 
 CHUNK = PREFILL_CHUNK  # tokens of a prompt that are prefilled at once while nobody waits for a token
 ROWS_AT_FIRST, ROWS_AT_LEAST = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from echovlm_edge.runtime.contracts.request import Priority
-from echovlm_edge.runtime.engine.reuse import BLOCK
-from echovlm_edge.runtime.engine.sequence_state import SequenceState
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK
+from echovlm_edge.runtime.engine.scheduling.sequence_state import SequenceState
 
 
 class Parking:

@@ -16,10 +16,9 @@ import numpy as np
 from echovlm_edge.runtime.backends import Backend, Logits, SlotCache, SlotRows
 from echovlm_edge.runtime.contracts.errors import SHUT_DOWN, Unavailable, UnusableNumbers, fresh
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority
-from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
-from echovlm_edge.runtime.engine.choice_scoring import ChoiceScoring
-from echovlm_edge.runtime.engine.drafting import Drafting, DraftingStats
+from echovlm_edge.runtime.engine.caching.joined_kept import JoinedKept
+from echovlm_edge.runtime.engine.caching.reuse import BLOCK, PrefixStore
 from echovlm_edge.runtime.engine.generation import (
     Generation,
     Joined,
@@ -30,15 +29,16 @@ from echovlm_edge.runtime.engine.generation import (
     Scored,
     Written,
 )
-from echovlm_edge.runtime.engine.joined_kept import JoinedKept
-from echovlm_edge.runtime.engine.likelihood import likelihood
 from echovlm_edge.runtime.engine.model import Model
-from echovlm_edge.runtime.engine.parking import Parking
-from echovlm_edge.runtime.engine.reuse import BLOCK, PrefixStore
-from echovlm_edge.runtime.engine.sampling import Sampler, best, usable
-from echovlm_edge.runtime.engine.sequence_state import SequenceState
-from echovlm_edge.runtime.engine.slots import SlotTable
-from echovlm_edge.runtime.engine.turn_time import TurnTime
+from echovlm_edge.runtime.engine.scheduling import policy
+from echovlm_edge.runtime.engine.scheduling.drafting import Drafting, DraftingStats
+from echovlm_edge.runtime.engine.scheduling.parking import Parking
+from echovlm_edge.runtime.engine.scheduling.sequence_state import SequenceState
+from echovlm_edge.runtime.engine.scheduling.slots import SlotTable
+from echovlm_edge.runtime.engine.scheduling.turn_time import TurnTime
+from echovlm_edge.runtime.engine.tokens.choice_scoring import ChoiceScoring
+from echovlm_edge.runtime.engine.tokens.likelihood import likelihood
+from echovlm_edge.runtime.engine.tokens.sampling import Sampler, best, usable
 from echovlm_edge.runtime.resources.fair_queue import FairQueue
 from echovlm_edge.runtime.resources.thread_priority import lower_thread_priority
 

@@ -7,7 +7,7 @@ from collections import deque
 from echovlm_edge.runtime.contracts.request import TextDelta
 from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.engine.generation import Written
-from echovlm_edge.runtime.engine.stop_text import StopText
+from echovlm_edge.runtime.engine.text.stop_text import StopText
 from echovlm_edge.runtime.prompting.detokenize import TokenText
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echovlm_edge.runtime.backends import Floats, Logits
-from echovlm_edge.runtime.engine.likelihood import log_softmax
+from echovlm_edge.runtime.engine.tokens.likelihood import log_softmax
 
 
 class ChoiceScoring:

@@ -16,8 +16,8 @@ from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
 from echovlm_edge.runtime.drafting.row_cost import RowCost
 from echovlm_edge.runtime.engine.generation import Generation
 from echovlm_edge.runtime.engine.model import Model
-from echovlm_edge.runtime.engine.row_times import measure_rows
-from echovlm_edge.runtime.engine.sequence_state import SequenceState
+from echovlm_edge.runtime.engine.scheduling.row_times import measure_rows
+from echovlm_edge.runtime.engine.scheduling.sequence_state import SequenceState
 from echovlm_edge.runtime.prompting.prompt import Prompt
 
 REPLY_BEGINS = 4  # of the prompt's last tokens, which the phrases of replies begin with

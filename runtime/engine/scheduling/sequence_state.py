@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from echovlm_edge.runtime.backends import Kept
 from echovlm_edge.runtime.contracts.request import Priority
 from echovlm_edge.runtime.drafting.drafter import Drafter
-from echovlm_edge.runtime.engine.choice_scoring import ChoiceScoring
 from echovlm_edge.runtime.engine.generation import Generation
-from echovlm_edge.runtime.engine.sampling import Sampler
+from echovlm_edge.runtime.engine.tokens.choice_scoring import ChoiceScoring
+from echovlm_edge.runtime.engine.tokens.sampling import Sampler
 
 
 @dataclass(eq=False)

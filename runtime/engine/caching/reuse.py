@@ -15,7 +15,7 @@ import numpy as np
 
 from echovlm_edge.runtime.backends import Floats, Kept
 from echovlm_edge.runtime.contracts.request import IDENTITY_BYTES, IDENTITY_KEY
-from echovlm_edge.runtime.engine.joined_kept import JoinedKept
+from echovlm_edge.runtime.engine.caching.joined_kept import JoinedKept
 from echovlm_edge.runtime.prompting.prompt import Prompt
 from echovlm_edge.runtime.resources.fair_memory import FairMemory
 

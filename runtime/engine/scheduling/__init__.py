@@ -1,0 +1,1 @@
+"""Which sequence is next on the decoder, and what a step of it does."""

@@ -1,0 +1,1 @@
+"""From tokens to text: whole characters, where it ends, what a later turn holds."""
