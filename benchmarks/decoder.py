@@ -23,7 +23,7 @@ from benchmarks.dual_path_moe import HIDDEN, PREFILL, DecoderRow, measure_decode
 from benchmarks.limits import Limits, Machine
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table

@@ -27,8 +27,8 @@ from demo.dicom_writer import dicom_bytes
 from demo.simulate import simulate
 from echovlm_edge.export.build_engines import build
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.parity import divergences
-from echovlm_edge.export.weight_format import WeightFormat
+from echovlm_edge.export.parity.parity import divergences
+from echovlm_edge.export.parity.weight_format import WeightFormat
 from echovlm_edge.runtime.backends import Backend, Floats, new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle, ModelSpec

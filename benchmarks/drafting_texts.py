@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from benchmarks.qwen_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS, write_tokenizer
 from demo.corpus import write_report
 from demo.simulate import draw_truth
-from echovlm_edge.export.phrases import tokenized
-from echovlm_edge.export.report_texts import ReportText, read_reports
+from echovlm_edge.export.bundle.phrases import tokenized
+from echovlm_edge.export.bundle.report_texts import ReportText, read_reports
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.tasks import Language

@@ -26,11 +26,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from benchmarks.divergence import answer_logits, exchanges
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.model.operators import Linear
-from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.export.rounding import ROUNDINGS, Rounding
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.rounding import ROUNDINGS, Rounding
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table

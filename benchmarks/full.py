@@ -23,10 +23,10 @@ from rich.console import Console
 from benchmarks.limits import Limits, Machine
 from benchmarks.make_checkpoint import PUBLISHED_CONFIGS, make_checkpoint, published_config
 from benchmarks.served import script, serving
-from echovlm_edge.export import parity
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity import parity
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle

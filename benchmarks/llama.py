@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.dual_path_moe import DECODE, PREFILL
-from echovlm_edge.export.config import DecoderConfig
+from echovlm_edge.export.source.config import DecoderConfig
 
 ARCHITECTURE = "qwen2moe"
 Q4_0_WEIGHTS, Q4_0_BYTES = 32, 18  # a block: a float16 scale, then 16 bytes of two weights each

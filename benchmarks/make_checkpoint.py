@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks.qwen_tokenizer import write_tokenizer
-from echovlm_edge.export.checkpoint import INDEX, expected_tensors
-from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
+from echovlm_edge.export.source.checkpoint import INDEX, expected_tensors
+from echovlm_edge.export.source.config import ARCHITECTURE, EchoVLMConfig
 from echovlm_edge.runtime.resources.processors import usable_processors
 
 TOKENIZER_FILES = (

@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.full import high_water_gb
 from benchmarks.served import serving
-from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.roofline import Roofline
+from echovlm_edge.export.estimate.roofline import Roofline
 from echovlm_edge.export.targets import target
+from echovlm_edge.export.weights.quantize import PrecisionPolicy
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Item, When, Where, Widths, total
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection

@@ -27,14 +27,14 @@ from rich.console import Console
 from benchmarks.make_checkpoint import PUBLISHED_CONFIGS, make_checkpoint, published_config, spread
 from echovlm_edge.export.build_engines import write_graphs
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.bundle_folder import bundle_folder, check_output
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.planned_bundle import open_checkpoint, plan
+from echovlm_edge.export.bundle.bundle_folder import bundle_folder, check_output
+from echovlm_edge.export.bundle.planned_bundle import open_checkpoint, plan
+from echovlm_edge.export.graph.tracing import traced_parts
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, MatMulNBitsBlocks, Storage
-from echovlm_edge.export.rounding import round_blocks
-from echovlm_edge.export.tracing import traced_parts
-from echovlm_edge.export.weight_file import Piece, Place, WeightFile
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import DequantizeColumns, Floating, GroupedBlocks, MatMulNBitsBlocks, Storage
+from echovlm_edge.export.weights.rounding import round_blocks
+from echovlm_edge.export.weights.weight_file import Piece, Place, WeightFile
 from echovlm_edge.runtime.bundle.manifest import Manifest
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from rich.console import Console
 
-from echovlm_edge.export.quantize import GroupedBlocks, Precision
-from echovlm_edge.export.rounding import ROUNDINGS
-from echovlm_edge.export.weight_file import PIECE_VALUES
+from echovlm_edge.export.weights.quantize import GroupedBlocks, Precision
+from echovlm_edge.export.weights.rounding import ROUNDINGS
+from echovlm_edge.export.weights.weight_file import PIECE_VALUES
 from echovlm_edge.runtime.contracts.tables import figures, new_table, print_table
 from echovlm_edge.runtime.profiling.measurement.machine import cpu_name
 from echovlm_edge.runtime.resources.processors import usable_processors

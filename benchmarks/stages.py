@@ -20,8 +20,8 @@ from rich.console import Console
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle

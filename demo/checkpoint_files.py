@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from echovlm_edge.export.checkpoint import INDEX
-from echovlm_edge.export.config import ARCHITECTURE, EchoVLMConfig
 from echovlm_edge.export.model import weights
+from echovlm_edge.export.source.checkpoint import INDEX
+from echovlm_edge.export.source.config import ARCHITECTURE, EchoVLMConfig
 
 VOCABULARY = 1536
 SPECIAL = (
@@ -158,7 +158,7 @@ def write_weights(
 
 def _published(weight: weights.Weight, value: torch.Tensor, config: EchoVLMConfig) -> dict[str, torch.Tensor]:
     """Split a parameter into the checkpoint tensors that it is made of."""
-    from echovlm_edge.export.checkpoint import expected_tensors
+    from echovlm_edge.export.source.checkpoint import expected_tensors
 
     shapes = expected_tensors(config)
     sizes = [shapes[name][weight.axis] for name in weight.tensors]

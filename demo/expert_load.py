@@ -17,9 +17,9 @@ from torch import nn
 
 from demo.simulate import simulate
 from demo.training.conversations import MOST_FRAMES, draw_exchange
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.tasks import Region

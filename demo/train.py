@@ -27,8 +27,8 @@ from demo.training.run import Saving, progress_bar
 from demo.training.shards import Shard, in_shards
 from demo.training.texts import TextOptions, TextSide, train_texts
 from demo.truth import Truth
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model.weights import Parts
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.resources.processors import usable_processors
 

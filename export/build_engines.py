@@ -18,7 +18,6 @@ from pathlib import Path
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from echovlm_edge.export import parity
 from echovlm_edge.export.build_options import (
     CALIBRATION_TOKENS,
     FEEDBACK_WIDTH,
@@ -26,32 +25,33 @@ from echovlm_edge.export.build_options import (
     BuildOptions,
     CalibrationOptions,
 )
-from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder, check_output
+from echovlm_edge.export.bundle.bundle_folder import BundleFolder, bundle_folder, check_output
+from echovlm_edge.export.bundle.golden_samples import add_golden_tokens
+from echovlm_edge.export.bundle.part import write_part
+from echovlm_edge.export.bundle.phrases import MadePhrases, add_phrases, make_phrases, phrase_options
+from echovlm_edge.export.bundle.plan import Machine, footprint, print_plan
+from echovlm_edge.export.bundle.planned_bundle import PlannedBundle, bundle_shape, open_checkpoint, plan
 from echovlm_edge.export.calibration.plan_table import print_calibration_plan
 from echovlm_edge.export.calibration.room import calibration_room
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.checkpoint_hash import hashing
-from echovlm_edge.export.compared_rows import Compared, add_comparison, compared_data, compared_on
-from echovlm_edge.export.comparison import compare_formats
 from echovlm_edge.export.device_bundle import leave_to_device, with_engines
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
-from echovlm_edge.export.golden_samples import add_golden_tokens
-from echovlm_edge.export.graph_check import checkable
-from echovlm_edge.export.kv_calibration import give_cache_scales
-from echovlm_edge.export.part import write_part
-from echovlm_edge.export.phrases import MadePhrases, add_phrases, make_phrases, phrase_options
-from echovlm_edge.export.plan import Machine, footprint, print_plan
-from echovlm_edge.export.planned_bundle import PlannedBundle, bundle_shape, open_checkpoint, plan
+from echovlm_edge.export.graph.graph_check import checkable
+from echovlm_edge.export.graph.sketch import sketched_parts
+from echovlm_edge.export.graph.tracing import traced_parts
+from echovlm_edge.export.parity import parity
+from echovlm_edge.export.parity.compared_rows import Compared, add_comparison, compared_data, compared_on
+from echovlm_edge.export.parity.comparison import compare_formats
+from echovlm_edge.export.parity.reference import TorchBackend
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS
-from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.export.rounding import ROUNDINGS
 from echovlm_edge.export.show import print_summary, versions
-from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint_hash import hashing
 from echovlm_edge.export.targets import TARGETS
-from echovlm_edge.export.tracing import traced_parts
-from echovlm_edge.export.weight_file import write_weights
+from echovlm_edge.export.weights.kv_calibration import give_cache_scales
+from echovlm_edge.export.weights.quantize import BLOCK_SIZES, CACHE_TYPES, PRECISIONS
+from echovlm_edge.export.weights.rounding import ROUNDINGS
+from echovlm_edge.export.weights.weight_file import write_weights
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.calibration_pictures import CALIBRATION_PICTURES
 from echovlm_edge.runtime.bundle.manifest import (

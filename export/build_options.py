@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.export.quantize import Precision, PrecisionPolicy
-from echovlm_edge.export.rounding import ROUNDINGS, Rounding
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.export.targets import Target, target
+from echovlm_edge.export.weights.quantize import Precision, PrecisionPolicy
+from echovlm_edge.export.weights.rounding import ROUNDINGS, Rounding
 from echovlm_edge.runtime.bundle.manifest import Limits, on_gpu
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings

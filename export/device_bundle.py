@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from echovlm_edge.export.bundle_folder import BundleFolder, bundle_folder
+from echovlm_edge.export.bundle.bundle_folder import BundleFolder, bundle_folder
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import INSTALL, TensorRT, open_tensorrt
 from echovlm_edge.export.progress import Progress

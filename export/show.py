@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from echovlm_edge.export import parity
-from echovlm_edge.export.verdict import Verdict, format_of, judge
+from echovlm_edge.export.parity import parity
+from echovlm_edge.export.parity.verdict import Verdict, format_of, judge
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.bundle.manifest import TOKEN_EMBEDDING, Calibration, KeptPhrases, Manifest, Parity
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words

@@ -6,12 +6,13 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from echovlm_edge.export import devices, standard
+from echovlm_edge.export import devices
 from echovlm_edge.export.devices import Device
 from echovlm_edge.export.engines import onnxruntime, onnxruntime_cuda, tensorrt_rules
 from echovlm_edge.export.engines.gpu_kernels import TAKEN
-from echovlm_edge.export.lower import Rule
-from echovlm_edge.export.quantize import PRECISIONS
+from echovlm_edge.export.graph import standard
+from echovlm_edge.export.graph.lower import Rule
+from echovlm_edge.export.weights.quantize import PRECISIONS
 from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, PLUGIN_LIBRARY, library_path
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.model.operators import Linear
-from echovlm_edge.export.quantize import Precision, PrecisionPolicy
-from echovlm_edge.export.reference import TorchBackend
-from echovlm_edge.export.rounding import ROUNDINGS, Rounding
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import Precision, PrecisionPolicy
+from echovlm_edge.export.weights.rounding import ROUNDINGS, Rounding
 from echovlm_edge.runtime.bundle.manifest import Manifest
 
 

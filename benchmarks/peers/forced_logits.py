@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.peer import Question
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.reference import DecoderInput, TorchBackend
+from echovlm_edge.export.parity.reference import DecoderInput, TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import Backend, Floats, new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Bundle, ModelSpec

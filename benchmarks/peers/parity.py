@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.peers.forced_logits import by_pytorch
 from benchmarks.peers.peer import Peer, Task
-from echovlm_edge.export.parity import measure
+from echovlm_edge.export.parity.parity import measure
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.bundle.manifest import Bundle
 

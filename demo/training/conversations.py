@@ -20,7 +20,7 @@ from demo.simulate import draw_shown
 from demo.training.frames import TRAINING_SEEDS, truth_of
 from demo.training.images import GRID
 from demo.truth import Truth, without_finding
-from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary

@@ -22,9 +22,9 @@ from torch.nn import functional
 from demo.training.frames import PATCHES, Frames, patches
 from demo.training.run import Run, Saving
 from demo.truth import CATALOGUE, Side, Truth
-from echovlm_edge.export.config import VisionConfig
 from echovlm_edge.export.model.projector import Projector
 from echovlm_edge.export.model.vision_encoder import VisionEncoder
+from echovlm_edge.export.source.config import VisionConfig
 from echovlm_edge.runtime.prompting.rotary import vision_angles
 
 GRID = (1, math.isqrt(PATCHES), math.isqrt(PATCHES))

@@ -19,9 +19,9 @@ from torch.nn import functional
 from demo.training.conversations import MOST_FRAMES, Beginning, Branches, Layout, StudyPool, draw_conversations
 from demo.training.run import Run, Saving
 from demo.truth import Truth
-from echovlm_edge.export.config import DecoderConfig
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
+from echovlm_edge.export.source.config import DecoderConfig
 
 PART = 16  # conversations that are padded to one length
 COMPARING_LAYER = 1  # of three: what it finds, the last one can answer with

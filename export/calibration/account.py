@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from echovlm_edge.export.calibration.passage.rows import ROWS_AT_ONCE
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model.weights import Weight, below, decoder_weights, part_weights
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.config import EchoVLMConfig
 
 LIBRARIES = 700 << 20  # Python, PyTorch and what they keep
 MOST_WORKERS = 8  # threads, each with its own piece of activations

@@ -7,7 +7,7 @@ from rich.console import Console
 from echovlm_edge.export.build_options import FEEDBACK_WIDTH, BuildOptions
 from echovlm_edge.export.calibration.account import operations_per_second
 from echovlm_edge.export.calibration.room import free_disk, planned_account, threads
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
 

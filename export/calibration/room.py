@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echovlm_edge.export.build_options import BuildOptions
+from echovlm_edge.export.bundle.planned_bundle import PlannedBundle
 from echovlm_edge.export.calibration.account import MOST_WORKERS, Account, account
 from echovlm_edge.export.calibration.passage.examples import read_examples
 from echovlm_edge.export.calibration.passage.linears import Visitor
@@ -24,13 +25,12 @@ from echovlm_edge.export.calibration.rounding.rounded_weights import RoundedWeig
 from echovlm_edge.export.calibration.rounding.rounder import Rounder, Wanted
 from echovlm_edge.export.calibration.rounding.sensitivity import Sensitivity, measured_names
 from echovlm_edge.export.calibration.work_folder import work_folder
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.engines.gpu_kernels import take_precision
-from echovlm_edge.export.planned_bundle import PlannedBundle
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.quantize import DequantizeColumns, GroupedBlocks, MatMulNBitsBlocks, Precision
-from echovlm_edge.export.rounding import Rounding
-from echovlm_edge.export.weight_file import Piece, RoundingOf
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import DequantizeColumns, GroupedBlocks, MatMulNBitsBlocks, Precision
+from echovlm_edge.export.weights.rounding import Rounding
+from echovlm_edge.export.weights.weight_file import Piece, RoundingOf
 from echovlm_edge.runtime.bundle.calibration_pictures import write_pictures
 from echovlm_edge.runtime.bundle.manifest import Calibration, on_gpu
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from echovlm_edge.export.bundle_folder import locked
-from echovlm_edge.export.journal import Journal
+from echovlm_edge.export.bundle.bundle_folder import locked
+from echovlm_edge.export.bundle.journal import Journal
 
 
 @contextlib.contextmanager

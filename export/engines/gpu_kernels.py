@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from echovlm_edge.export import standard
-from echovlm_edge.export.lower import Attributes, Lowering
-from echovlm_edge.export.quantize import Floating, Precision
+from echovlm_edge.export.graph import standard
+from echovlm_edge.export.graph.lower import Attributes, Lowering
+from echovlm_edge.export.weights.quantize import Floating, Precision
 
 HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 KERNEL_BLOCKS = (64, 128)  # block sizes that the kernels read

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from echovlm_edge.export import standard
-from echovlm_edge.export.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.graph import standard
+from echovlm_edge.export.graph.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.graph.window_rows import by_place, has_windows, window_bias
 from echovlm_edge.export.model.operators import DOMAIN
-from echovlm_edge.export.quantize import GroupedBlocks, MatMulNBitsBlocks, Precision
-from echovlm_edge.export.window_rows import by_place, has_windows, window_bias
+from echovlm_edge.export.weights.quantize import GroupedBlocks, MatMulNBitsBlocks, Precision
 from echovlm_edge.plugins.attention.reference import KEY_BLOCK
 
 MICROSOFT = "com.microsoft"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from echovlm_edge.export import standard
 from echovlm_edge.export.engines import onnxruntime
 from echovlm_edge.export.engines.gpu_kernels import (
     HALF,
@@ -21,9 +20,10 @@ from echovlm_edge.export.engines.gpu_kernels import (
     take_widths,
     widths_of,
 )
-from echovlm_edge.export.lower import Lowering, Rule
-from echovlm_edge.export.quantize import Floating, MatMulNBitsBlocks, Precision
-from echovlm_edge.export.window_rows import by_place
+from echovlm_edge.export.graph import standard
+from echovlm_edge.export.graph.lower import Lowering, Rule
+from echovlm_edge.export.graph.window_rows import by_place
+from echovlm_edge.export.weights.quantize import Floating, MatMulNBitsBlocks, Precision
 
 
 def product(lowering: Lowering, x: ir.Value, parameter: str, group: int | None, precision: Precision) -> ir.Value:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from echovlm_edge.export import standard
 from echovlm_edge.export.engines.gpu_kernels import (
     HALF,
     MOST_EXPERTS,
@@ -25,10 +24,11 @@ from echovlm_edge.export.engines.gpu_kernels import (
     take_widths,
     widths_of,
 )
-from echovlm_edge.export.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.graph import standard
+from echovlm_edge.export.graph.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.graph.window_rows import by_place, has_windows, window_mask
 from echovlm_edge.export.model.operators import DOMAIN
-from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
-from echovlm_edge.export.window_rows import by_place, has_windows, window_mask
+from echovlm_edge.export.weights.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 PLUGIN: Attributes = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from echovlm_edge.export.quantize import BLOCK_SIZES
+from echovlm_edge.export.weights.quantize import BLOCK_SIZES
 
 EMPTY_GROUP = max(BLOCK_SIZES)  # the inner width of a DualPathMoE's group that is there in name only
 

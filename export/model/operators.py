@@ -1,7 +1,7 @@
 """The operators the parts are written in: eager PyTorch on one side, one named ONNX node each on the other.
 
 A traced part is a graph of standard operators and of these, domain `echovlm`; each target lowers them its own way
-(`export/lower.py`). So the graph that is lowered says what is computed, and no pattern has to be recognised in it.
+(`export/graph/lower.py`). So the graph that is lowered says what is computed, and no pattern has to be recognised in it.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.families.shape import DecoderConfig
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.projector import Projector
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.config import EchoVLMConfig
 
 # Logits of the MoE path's and the dense path's coefficients: in float32 their softmax is 2e-9, which is not 0 (a GPU's kernels for few
 # tokens leave the inner values of a path of 0 unwritten, and read them), and exactly 1.

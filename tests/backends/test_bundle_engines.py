@@ -11,9 +11,9 @@ from rich.console import Console
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.parity import samples
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.parity import samples
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.export.targets import target
 from echovlm_edge.plugins.attention.reference import by_position
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from echovlm_edge.export.build_engines import BuildOptions
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.bundle.manifest import Bundle

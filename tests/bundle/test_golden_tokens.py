@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echovlm_edge.export.golden_samples import SIDE
+from echovlm_edge.export.bundle.golden_samples import SIDE
 from echovlm_edge.runtime.bundle.golden_tokens import GOLDEN_TOKENS, GoldenPicture, GoldenSample, read_golden_tokens
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

@@ -17,8 +17,10 @@ from benchmarks.limits import Machine as Limits
 from demo import evaluate, run, scoring
 from demo.prompts import Form
 from demo.simulate import simulate
-from echovlm_edge.export import estimate, show
-from echovlm_edge.export.plan import Machine, print_plan
+from echovlm_edge.export import show
+from echovlm_edge.export.bundle.plan import Machine, print_plan
+from echovlm_edge.export.estimate import printed
+from echovlm_edge.export.estimate.estimating import estimate
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec, Manifest
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
@@ -61,10 +63,10 @@ def planned(manifest: Manifest, console: Console) -> list[str]:
 
 
 def estimated(manifest: Manifest, console: Console) -> list[str]:
-    found = [estimate.estimate(roofline(name), "int4") for name in ("cpu", "jetson-orin-nano", "jetson-thor")]
+    found = [estimate(roofline(name), "int4") for name in ("cpu", "jetson-orin-nano", "jetson-thor")]
     for each in found:
-        estimate.show(each, console)
-    estimate.compare(found, console)
+        printed.show(each, console)
+    printed.compare(found, console)
     return [
         figure
         for each in found

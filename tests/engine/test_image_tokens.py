@@ -12,9 +12,9 @@ from rich.console import Console
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge import InvalidInput, ReportClient
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.planned_bundle import bundle_shape, open_checkpoint, plan
+from echovlm_edge.export.bundle.planned_bundle import bundle_shape, open_checkpoint, plan
+from echovlm_edge.export.graph.sketch import sketched_parts
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.sketch import sketched_parts
 from echovlm_edge.runtime.contracts.errors import ImageTokensOutOfRange
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling
 from echovlm_edge.runtime.contracts.statuses import reason_of

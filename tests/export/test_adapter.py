@@ -15,9 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from echovlm_edge.export.adapter import Adapter, plain_name
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.adapter import Adapter, plain_name
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

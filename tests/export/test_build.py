@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from echovlm_edge.export import build_engines
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.checkpoint import INDEX, Checkpoint, expected_tensors
-from echovlm_edge.export.checkpoint_hash import hashing
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.engines import onnxruntime
+from echovlm_edge.export.source.checkpoint import INDEX, Checkpoint, expected_tensors
+from echovlm_edge.export.source.checkpoint_hash import hashing
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.engine.report_engine import ReportEngine

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.export import bundle_folder as module
-from echovlm_edge.export.bundle_folder import bundle_folder
+from echovlm_edge.export.bundle import bundle_folder as module
+from echovlm_edge.export.bundle.bundle_folder import bundle_folder
 from echovlm_edge.runtime.bundle.manifest import MANIFEST
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from echovlm_edge.export import build_engines
 from echovlm_edge.export.build_options import ComparedData
-from echovlm_edge.export.compared_rows import drawn
+from echovlm_edge.export.parity.compared_rows import drawn
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from tests.support import golden
 from tests.support.evaluation_data import conversation, messages, mixed_row, write_rows

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.export import build_engines
-from echovlm_edge.export.comparison import Nearness
-from echovlm_edge.export.weight_format import WeightFormat
+from echovlm_edge.export.parity.comparison import Nearness
+from echovlm_edge.export.parity.weight_format import WeightFormat
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from tests.support import golden

@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model.operators import DOMAIN
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.bundle.cost_model import CostModel, ModelShape, Storage
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Bundle
 from tests.support.traces import shared_parts

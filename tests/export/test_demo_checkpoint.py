@@ -19,7 +19,7 @@ from demo.training.images import ImageOptions
 from demo.training.run import Run
 from demo.training.shards import Shard
 from demo.training.texts import TextOptions
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 
 CHECKPOINT = Path("demo/checkpoint")
 COUNT = 24  # studies of 1 to 4 frames, each in both languages; `demo.evaluate` is for figures

@@ -15,7 +15,7 @@ from demo.exchanges import Exchange
 from demo.training.conversations import MOST_FRAMES, Layout, draw_conversations
 from demo.training.frames import TRAINING_SEEDS, truth_of
 from demo.training.images import GRID
-from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.prompting.prompt import Prompt, PromptBuilder, PromptTurn
 
 TOKENIZER = Tokenizer.from_file("demo/checkpoint/tokenizer.json")

@@ -9,15 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from echovlm_edge.export import estimate, targets
-from echovlm_edge.export.checkpoint import expected_tensors
-from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export import targets
+from echovlm_edge.export.bundle.planned_bundle import lower_parts
 from echovlm_edge.export.devices import CPU, ORIN, Device
-from echovlm_edge.export.planned_bundle import lower_parts
-from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.roofline import Roofline, bound_by, bound_seconds, expected_seconds
-from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.estimate.__main__ import main
+from echovlm_edge.export.estimate.estimating import estimate
+from echovlm_edge.export.estimate.roofline import Roofline, bound_by, bound_seconds, expected_seconds
+from echovlm_edge.export.graph.sketch import sketched_parts
+from echovlm_edge.export.source.checkpoint import expected_tensors
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.export.targets import TARGETS, target
+from echovlm_edge.export.weights.quantize import PrecisionPolicy
 from echovlm_edge.runtime.bundle.cost_model import Cost
 from echovlm_edge.runtime.profiling.workloads import NAMED
 
@@ -55,9 +57,9 @@ def test_mixed_bits_are_read_with_the_decoders_layers(tmp_path: Path, capsys: py
     assert mixed["decoder"] - base["decoder"] == pytest.approx(layers * 0.5 / 8)
     command = ["--config", str(PUBLISHED), "--target", "cpu", "--json", str(tmp_path / "estimate.json")]
     for options in (["--bits", "3"], ["--bits", "9"], ["--bits", "8.1", "--precision", "int8"]):
-        assert estimate.main([*command, *options]) == 2
+        assert main([*command, *options]) == 2
         assert "is no mix of 4 and 8 bits" in capsys.readouterr().err
-    assert estimate.main([*command, "--bits", "4.25"]) == 0
+    assert main([*command, "--bits", "4.25"]) == 0
 
 
 def test_a_token_reads_the_layer_that_was_measured() -> None:
@@ -91,9 +93,7 @@ def test_the_bound_is_the_slower_of_memory_and_arithmetic() -> None:
 @pytest.mark.parametrize(("workload", "first", "speed"), [("W1", 10, 6.1), ("W7", 53, None)])
 def test_a_cpu_is_estimated_as_it_was_measured(workload: str, first: float, speed: float | None) -> None:
     """The published size, int4, two cores, benchmarks/full.py; one share for each kind of stage leaves some 15 %."""
-    (found,) = (
-        outcome for outcome in estimate.estimate(roofline("cpu"), "int4").outcomes if outcome.workload == workload
-    )
+    (found,) = (outcome for outcome in estimate(roofline("cpu"), "int4").outcomes if outcome.workload == workload)
     assert found.first_token_seconds == pytest.approx(first, rel=0.15)
     if speed:
         assert found.tokens_per_second == pytest.approx(speed, rel=0.05)
@@ -101,24 +101,24 @@ def test_a_cpu_is_estimated_as_it_was_measured(workload: str, first: float, spee
 
 def test_no_context_beyond_the_models_is_estimated(capsys: pytest.CaptureFixture[str]) -> None:
     demo = Path(__file__).parents[2] / "demo" / "checkpoint" / "config.json"
-    assert estimate.main(["--config", str(demo), "--target", "cpu"]) == 0
+    assert main(["--config", str(demo), "--target", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "2,048" in said and "4,096" not in said
     for tokens in ("99999", "0"):
-        assert estimate.main(["--config", str(demo), "--target", "cpu", "--max-sequence", tokens]) == 2
+        assert main(["--config", str(demo), "--target", "cpu", "--max-sequence", tokens]) == 2
         assert "between 1 and 2048" in capsys.readouterr().err
 
 
 def test_workloads_of_the_trained_size_are_estimated_when_asked_for() -> None:
     names = ["W1", "W1-196", "W7-196", "Q-196"]
-    found = estimate.estimate(roofline("jetson-orin"), "int4", [NAMED[name] for name in names])
+    found = estimate(roofline("jetson-orin"), "int4", [NAMED[name] for name in names])
     assert [outcome.workload for outcome in found.outcomes] == names
     large, small, *_ = found.outcomes
     assert small.first_token_seconds < 0.6 * large.first_token_seconds
 
 
 def test_decode_is_bound_by_memory_and_prefill_by_arithmetic() -> None:
-    found = estimate.estimate(roofline("jetson-orin"), "int4")
+    found = estimate(roofline("jetson-orin"), "int4")
     bounds = {(stage.workload, stage.stage): stage.bound for stage in found.stages}
     assert bounds["W7", "prefill"] == bounds["W1", "images"] == "arithmetic"
     assert bounds["W1", "decode"] == bounds["Q", "decode"] == bounds["Q", "prefill"] == "memory"
@@ -129,10 +129,10 @@ def test_decode_is_bound_by_memory_and_prefill_by_arithmetic() -> None:
 
 
 def test_a_longer_context_costs_memory_and_a_smaller_device_refuses_it() -> None:
-    found = estimate.estimate(roofline("jetson-orin-nano"), "int4")
+    found = estimate(roofline("jetson-orin-nano"), "int4")
     sizes = list(found.memory_gb.values())
     assert sizes == sorted(sizes) and sizes[-1] - sizes[0] == pytest.approx((32768 - 1024) * 2 * 28 * 4 * 128 * 2 / 1e9)
-    assert not found.fits and estimate.estimate(roofline("jetson-orin"), "int4").fits
+    assert not found.fits and estimate(roofline("jetson-orin"), "int4").fits
 
 
 def test_shared_memory_leaves_room_for_the_system() -> None:
@@ -147,7 +147,7 @@ def test_every_output_says_that_it_is_an_estimate(
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
     files = tmp_path / "estimate.json", tmp_path / "estimate.svg"
     options = ["--config", str(PUBLISHED), "--target", "jetson-thor", "jetson-orin-nano"]
-    assert estimate.main([*options, "--json", str(files[0]), "--plot", str(files[1])]) == 0
+    assert main([*options, "--json", str(files[0]), "--plot", str(files[1])]) == 0
     told = capsys.readouterr().out
     tables = told.count("ESTIMATE, not measured")
     assert tables == 2 + 2 + 1, "a title and a foot for each target, and the comparison's title"
@@ -158,20 +158,20 @@ def test_every_output_says_that_it_is_an_estimate(
 
 
 def test_a_bundle_is_estimated_for_another_target(golden_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert estimate.main(["--bundle", str(golden_bundle), "--target", "cpu"]) == 0
+    assert main(["--bundle", str(golden_bundle), "--target", "cpu"]) == 0
     assert "fp32 on two cores" in capsys.readouterr().out
-    assert estimate.main(["--bundle", str(golden_bundle), "--target", "rtx"]) == 2
+    assert main(["--bundle", str(golden_bundle), "--target", "rtx"]) == 2
     assert "no kernels for fp32" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert estimate.main(["--config", str(tmp_path / "config.json")]) == 2
+    assert main(["--config", str(tmp_path / "config.json")]) == 2
     assert "config.json cannot be read" in capsys.readouterr().err
-    assert estimate.main(["--config", str(PUBLISHED), "--plot", str(tmp_path / "none" / "plot.png")]) == 2
+    assert main(["--config", str(PUBLISHED), "--plot", str(tmp_path / "none" / "plot.png")]) == 2
     assert "plot.png cannot be written" in capsys.readouterr().err
 
 
 def test_every_target_for_a_machine_can_be_estimated() -> None:
     for name, known in TARGETS.items():
         if known.device:
-            assert estimate.estimate(roofline(name), "int4").outcomes
+            assert estimate(roofline(name), "int4").outcomes

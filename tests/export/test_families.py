@@ -16,15 +16,16 @@ import torch
 
 from benchmarks.make_checkpoint import make_checkpoint, published_config
 from benchmarks.random_bundle import fills
-from echovlm_edge.export import build_engines, estimate
+from echovlm_edge.export import build_engines
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import EchoVLMConfig
+from echovlm_edge.export.bundle.planned_bundle import plan
+from echovlm_edge.export.estimate.__main__ import main
+from echovlm_edge.export.graph.sketch import sketched_parts
 from echovlm_edge.export.model import weights
-from echovlm_edge.export.planned_bundle import plan
-from echovlm_edge.export.quantize import Floating
-from echovlm_edge.export.sketch import sketched_parts
-from echovlm_edge.export.weight_file import lay_out
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.config import EchoVLMConfig
+from echovlm_edge.export.weights.quantize import Floating
+from echovlm_edge.export.weights.weight_file import lay_out
 from echovlm_edge.runtime.bundle.cost_model import ModelShape
 from tests.support import golden, qwen_vl
 
@@ -121,7 +122,7 @@ def test_v2_is_planned_and_estimated(v2_shapes: Path, capsys: pytest.CaptureFixt
     options = ["--checkpoint", str(v2_shapes), "--output", str(v2_shapes / "bundle"), "--plan"]
     assert build_engines.main(options) == 0
     assert "decoder.data" in capsys.readouterr().out
-    assert estimate.main(["--config", str(V2), "--target", "jetson-thor"]) == 0
+    assert main(["--config", str(V2), "--target", "jetson-thor"]) == 0
     assert "tokens/s" in capsys.readouterr().out
 
 

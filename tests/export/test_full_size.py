@@ -21,17 +21,18 @@ from tokenizers import Tokenizer
 from benchmarks import make_checkpoint as maker
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint, published_config
 from benchmarks.qwen_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS, write_tokenizer
-from echovlm_edge.export import build_engines, weight_file
+from echovlm_edge.export import build_engines
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.bundle_folder import bundle_folder
-from echovlm_edge.export.checkpoint import INDEX, Checkpoint, expected_tensors
-from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.export.journal import JOURNAL, Journal
+from echovlm_edge.export.bundle.bundle_folder import bundle_folder
+from echovlm_edge.export.bundle.journal import JOURNAL, Journal
 from echovlm_edge.export.model.weights import TOKEN_EMBEDDING, decoder_weights
-from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision, Storage
-from echovlm_edge.export.reference import DecoderInput, TorchBackend
-from echovlm_edge.export.rounding import round_blocks
-from echovlm_edge.export.weight_file import lay_out, write_weights
+from echovlm_edge.export.parity.reference import DecoderInput, TorchBackend
+from echovlm_edge.export.source.checkpoint import INDEX, Checkpoint, expected_tensors
+from echovlm_edge.export.source.config import EchoVLMConfig
+from echovlm_edge.export.weights import weight_file
+from echovlm_edge.export.weights.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision, Storage
+from echovlm_edge.export.weights.rounding import round_blocks
+from echovlm_edge.export.weights.weight_file import lay_out, write_weights
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle

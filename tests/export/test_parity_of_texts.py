@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from echovlm_edge.export.parity import agreed_tokens, divergences
+from echovlm_edge.export.parity.parity import agreed_tokens, divergences
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from echovlm_edge.export import build_engines
 from echovlm_edge.export.build_options import PhraseOptions
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.phrases import make_phrases
+from echovlm_edge.export.bundle.phrases import make_phrases
+from echovlm_edge.export.bundle.report_texts import read_reports
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.report_texts import read_reports
 from echovlm_edge.export.show import print_summary
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, TOKENIZER, Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.bundle_phrases import PHRASES, bundle_phrases

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from echovlm_edge.export import build_engines
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.planned_bundle import lower_parts
-from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.bundle.planned_bundle import lower_parts
+from echovlm_edge.export.graph.sketch import sketched_parts
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.export.targets import TARGETS, target
+from echovlm_edge.export.weights.quantize import PrecisionPolicy
 from tests.support.traces import shared_parts
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from echovlm_edge.export.quantize import DequantizeColumns, Precision
-from echovlm_edge.export.rounding import round_blocks
+from echovlm_edge.export.weights.quantize import DequantizeColumns, Precision
+from echovlm_edge.export.weights.rounding import round_blocks
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from echovlm_edge.export import build_engines, targets
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.planned_bundle import lower_parts
-from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.bundle.planned_bundle import lower_parts
+from echovlm_edge.export.graph.sketch import sketched_parts
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.export.targets import TARGETS, target
+from echovlm_edge.export.weights.quantize import PrecisionPolicy
 from echovlm_edge.plugins.dual_path_moe.cuda import resources
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
 from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest

@@ -19,20 +19,20 @@ import torch
 
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export import build_engines, device_bundle
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.bundle.journal import Journal
+from echovlm_edge.export.bundle.part import write_part
+from echovlm_edge.export.bundle.planned_bundle import lower_parts
 from echovlm_edge.export.engines import tensorrt_module
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, build_engine
 from echovlm_edge.export.engines.tensorrt_graph import inline_lacking
 from echovlm_edge.export.engines.tensorrt_module import TensorRT, open_tensorrt
 from echovlm_edge.export.engines.timing_cache import TimingCache
-from echovlm_edge.export.graph_check import checkable_part
-from echovlm_edge.export.journal import Journal
-from echovlm_edge.export.part import write_part
-from echovlm_edge.export.planned_bundle import lower_parts
-from echovlm_edge.export.quantize import PrecisionPolicy
-from echovlm_edge.export.rounding import round_blocks
+from echovlm_edge.export.graph.graph_check import checkable_part
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.export.targets import target
-from echovlm_edge.export.weight_file import write_weights
+from echovlm_edge.export.weights.quantize import PrecisionPolicy
+from echovlm_edge.export.weights.rounding import round_blocks
+from echovlm_edge.export.weights.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe.library import library_path, plugin_path
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, Limits, Part, describe_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from echovlm_edge.export import show, verdict
-from echovlm_edge.export.verdict import FORMATS, KL_DIVERGENCE, RELATIVE_ERROR, Verdict, format_of, judge
+from echovlm_edge.export import show
+from echovlm_edge.export.parity import verdict
+from echovlm_edge.export.parity.verdict import FORMATS, KL_DIVERGENCE, RELATIVE_ERROR, Verdict, format_of, judge
 from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Parity
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from echovlm_edge.export.build_engines import BuildOptions, build
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, plugin_path
 from echovlm_edge.runtime.backends import Backend, new_cache

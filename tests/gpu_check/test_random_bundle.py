@@ -12,9 +12,9 @@ from rich.console import Console
 from benchmarks.make_checkpoint import GOLDEN, config_like_published, make_checkpoint, spread
 from benchmarks.random_bundle import fill, random_bundle
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.weights import decoder_weights
-from echovlm_edge.export.quantize import (
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import (
     DequantizeColumns,
     Floating,
     GroupedBlocks,
@@ -22,7 +22,7 @@ from echovlm_edge.export.quantize import (
     Precision,
     Storage,
 )
-from echovlm_edge.export.weight_file import lay_out
+from echovlm_edge.export.weights.weight_file import lay_out
 from echovlm_edge.plugins.dual_path_moe.reference import dequantize_blocks
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend

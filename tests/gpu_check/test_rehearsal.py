@@ -22,7 +22,7 @@ from benchmarks.gpu_check.stages import STAGES, run_stage
 from demo.corpus import write_report
 from demo.simulate import draw_truth
 from echovlm_edge.export import targets
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.gpu import cuda_driver, onnxruntime_engine
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend

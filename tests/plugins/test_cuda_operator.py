@@ -24,15 +24,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.bundle.journal import Journal
+from echovlm_edge.export.bundle.part import write_part
+from echovlm_edge.export.bundle.planned_bundle import lower_parts
 from echovlm_edge.export.engines import onnxruntime_cuda
-from echovlm_edge.export.journal import Journal
-from echovlm_edge.export.lower import Rule
-from echovlm_edge.export.part import write_part
-from echovlm_edge.export.planned_bundle import lower_parts
-from echovlm_edge.export.quantize import PrecisionPolicy
+from echovlm_edge.export.graph.lower import Rule
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.export.targets import target
-from echovlm_edge.export.weight_file import write_weights
+from echovlm_edge.export.weights.quantize import PrecisionPolicy
+from echovlm_edge.export.weights.weight_file import write_weights
 from echovlm_edge.plugins.dual_path_moe import gpu_kernels
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.plugins.dual_path_moe.reference import (

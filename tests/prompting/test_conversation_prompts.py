@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder, PromptTurn
 from tests.support import golden

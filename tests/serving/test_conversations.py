@@ -92,8 +92,8 @@ def test_the_last_turn_is_the_references(served: Running, request: pytest.Fixtur
         pytest.skip("another backend rounds differently")
     import torch
 
-    from echovlm_edge.export.checkpoint import Checkpoint
-    from echovlm_edge.export.reference import TorchBackend
+    from echovlm_edge.export.parity.reference import TorchBackend
+    from echovlm_edge.export.source.checkpoint import Checkpoint
     from echovlm_edge.runtime.backends import new_cache
     from echovlm_edge.runtime.contracts.request import ImageInput
     from echovlm_edge.runtime.engine.model import prompt_embeddings

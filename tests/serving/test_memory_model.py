@@ -19,9 +19,9 @@ from benchmarks import memory_page
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.planned_bundle import bundle_shape, plan
-from echovlm_edge.export.sketch import sketched_parts
+from echovlm_edge.export.bundle.planned_bundle import bundle_shape, plan
+from echovlm_edge.export.graph.sketch import sketched_parts
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import SlotMemory
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, total
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from benchmarks.make_checkpoint import TOKENIZER_FILES, spread
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import Backend, new_cache
 from echovlm_edge.runtime.bundle.manifest import ModelSpec
 from echovlm_edge.runtime.contracts.request import ImageInput

@@ -19,7 +19,7 @@ from echovlm_edge.export.build_engines import BuildOptions, build
 from echovlm_edge.export.engines import tensorrt
 from echovlm_edge.export.engines.tensorrt import EngineOptions
 from echovlm_edge.export.engines.tensorrt_graph import write_graph
-from echovlm_edge.export.graph_check import checkable_part
+from echovlm_edge.export.graph.graph_check import checkable_part
 from echovlm_edge.runtime.bundle.manifest import Bundle, Part, describe_file
 
 

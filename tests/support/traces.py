@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from echovlm_edge.export.config import EchoVLMConfig
-from echovlm_edge.export.tracing import traced_parts
+from echovlm_edge.export.graph.tracing import traced_parts
+from echovlm_edge.export.source.config import EchoVLMConfig
 
 _traced: dict[EchoVLMConfig, dict[str, ir.Model]] = {}
 

@@ -89,9 +89,9 @@ def vision_seconds(setting: Setting, device: torch.device) -> float:
     """Time vision encoder and projector on a frame of the first workload."""
     import torch
 
-    from echovlm_edge.export.config import EchoVLMConfig
     from echovlm_edge.export.model.projector import Projector
     from echovlm_edge.export.model.vision_encoder import VisionEncoder
+    from echovlm_edge.export.source.config import EchoVLMConfig
 
     config, workload = EchoVLMConfig.from_json(setting.config, "config").vision, setting.sizes.workloads[0]
     with torch.device("meta"):
@@ -109,8 +109,8 @@ def random_decoder(setting: Setting, device: torch.device, layers: int | None) -
     """Make a decoder of so many layers; by default of all, or as many as fit the GPU's memory."""
     import torch
 
-    from echovlm_edge.export.config import EchoVLMConfig
     from echovlm_edge.export.model.decoder import Decoder
+    from echovlm_edge.export.source.config import EchoVLMConfig
 
     shape = ModelShape.of(setting.config)
     if layers is None:

@@ -18,7 +18,7 @@ from benchmarks.gpu_check.greedy import Given, Written, given, write
 from benchmarks.gpu_check.setting import DEMO, GOLDEN, Setting
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import simulate
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.runtime.backends import Backend, SlotMemory
 from echovlm_edge.runtime.backends.opening import open_backend

@@ -13,11 +13,11 @@ from torch.nn import functional
 from echovlm_edge.export.calibration.passage.linears import Linears, Visitor, values_of
 from echovlm_edge.export.calibration.passage.parallel import Workers
 from echovlm_edge.export.calibration.passage.rows import Rows
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.decoder import DecoderAttention, DecoderLayer
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.model.operators import cached_attention
+from echovlm_edge.export.source.checkpoint import Checkpoint
 
 FEWEST_TOKENS = 256  # that reach an expert; where there are fewer, all tokens are taken
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.weights import Weight
+from echovlm_edge.export.source.checkpoint import Checkpoint
 
 Inputs = Callable[[], Iterator[Tensor]]  # float32 [some tokens, columns] each, as often as it is called
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from echovlm_edge.export.bundle.journal import Journal
 from echovlm_edge.export.calibration.passage.decoder_pass import DecoderPass, Tokens
 from echovlm_edge.export.calibration.passage.linears import Visitor
 from echovlm_edge.export.calibration.passage.parallel import Workers
 from echovlm_edge.export.calibration.passage.rows import Rows
 from echovlm_edge.export.calibration.passage.texts import Picture, Text
 from echovlm_edge.export.calibration.passage.vision_pass import VisionPass
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.journal import Journal
 from echovlm_edge.export.model import weights
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 
 # How much a prompt's tokens count, where answers follow: prompts are much alike, and what matters is what the model writes.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from echovlm_edge.export.calibration.passage.examples import Example
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.bundle.calibration_pictures import picture_hash
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
 from echovlm_edge.runtime.contracts.request import ImageInput

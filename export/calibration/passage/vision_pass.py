@@ -15,11 +15,11 @@ from echovlm_edge.export.calibration.passage.linears import Linears, Visitor, va
 from echovlm_edge.export.calibration.passage.parallel import Workers
 from echovlm_edge.export.calibration.passage.rows import Rows
 from echovlm_edge.export.calibration.passage.texts import Picture
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.operators import Linear, self_attention
 from echovlm_edge.export.model.projector import Projector
 from echovlm_edge.export.model.vision_encoder import FeedForward, VisionBlock
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.prompting.rotary import vision_angles
 from echovlm_edge.runtime.prompting.windows import Windows, image_windows
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from echovlm_edge.export.calibration.passage.parallel import Workers
 from echovlm_edge.export.calibration.rounding.moments import Moments
-from echovlm_edge.export.rounding import Scales, round_blocks
+from echovlm_edge.export.weights.rounding import Scales, round_blocks
 from echovlm_edge.plugins.dual_path_moe.rounding import CODES, Codes
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: the published choice

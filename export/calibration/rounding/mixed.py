@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from echovlm_edge.export.quantize import BLOCK_SIZES, Precision
+from echovlm_edge.export.weights.quantize import BLOCK_SIZES, Precision
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 SCALE_BITS = 16

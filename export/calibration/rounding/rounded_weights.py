@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.journal import Journal
-from echovlm_edge.export.quantize import Precision
-from echovlm_edge.export.rounding import Rounding, Scales
-from echovlm_edge.export.weight_file import Piece
+from echovlm_edge.export.bundle.journal import Journal
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import Precision
+from echovlm_edge.export.weights.rounding import Rounding, Scales
+from echovlm_edge.export.weights.weight_file import Piece
 from echovlm_edge.plugins.dual_path_moe.rounding import Codes, Floats, pack, unpack
 
 VALUES_AT_ONCE = 1 << 23  # that are unpacked

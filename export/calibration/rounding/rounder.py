@@ -12,8 +12,8 @@ from echovlm_edge.export.calibration.passage.parallel import Workers
 from echovlm_edge.export.calibration.rounding.feedback import Feedback
 from echovlm_edge.export.calibration.rounding.moments import Moments, gather
 from echovlm_edge.export.calibration.rounding.rounded_weights import Rounded, RoundedWeights
-from echovlm_edge.export.quantize import Precision
-from echovlm_edge.export.rounding import round_blocks
+from echovlm_edge.export.weights.quantize import Precision
+from echovlm_edge.export.weights.rounding import round_blocks
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 

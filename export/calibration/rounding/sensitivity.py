@@ -15,10 +15,10 @@ from echovlm_edge.export.calibration.passage.linears import Inputs, Linears
 from echovlm_edge.export.calibration.passage.parallel import Workers
 from echovlm_edge.export.calibration.rounding.mixed import Unit
 from echovlm_edge.export.calibration.rounding.moments import gather
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.weights import Weight, decoder_weights
-from echovlm_edge.export.quantize import Precision
-from echovlm_edge.export.rounding import round_blocks
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import Precision
+from echovlm_edge.export.weights.rounding import round_blocks
 
 ROWS_AT_ONCE = 4096
 ATTENTION = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")

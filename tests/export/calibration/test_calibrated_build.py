@@ -21,16 +21,16 @@ from safetensors.torch import load_file, save_file
 from benchmarks.make_checkpoint import config_like_published, make_checkpoint
 from echovlm_edge.export import build_engines
 from echovlm_edge.export.build_options import BuildOptions, CalibrationOptions
+from echovlm_edge.export.bundle.journal import Journal
+from echovlm_edge.export.bundle.planned_bundle import plan
 from echovlm_edge.export.calibration import room
 from echovlm_edge.export.calibration.passage import decoder_pass
 from echovlm_edge.export.calibration.rounding.rounded_weights import RoundedWeights
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.journal import Journal
+from echovlm_edge.export.graph.sketch import sketched_parts
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
-from echovlm_edge.export.planned_bundle import plan
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.sketch import sketched_parts
-from echovlm_edge.export.weight_file import write_weights
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.weight_file import write_weights
 from echovlm_edge.runtime.bundle.calibration_pictures import (
     CALIBRATION_PICTURES,
     calibration_pictures,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from echovlm_edge.export.calibration.passage.parallel import workers
 from echovlm_edge.export.calibration.rounding.feedback import DAMPING, Feedback
 from echovlm_edge.export.calibration.rounding.moments import Moments, gather
-from echovlm_edge.export.rounding import Scales, round_blocks
+from echovlm_edge.export.weights.rounding import Scales, round_blocks
 from echovlm_edge.plugins.dual_path_moe.rounding import Codes
 
 

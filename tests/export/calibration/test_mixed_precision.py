@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echovlm_edge.export.calibration.rounding.mixed import Unit, bits_of, choose, precisions
-from echovlm_edge.export.quantize import Precision
+from echovlm_edge.export.weights.quantize import Precision
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 WAYS = precisions(128)

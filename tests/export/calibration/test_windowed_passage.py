@@ -11,9 +11,9 @@ from echovlm_edge.export.calibration.passage.linears import Inputs, Linears
 from echovlm_edge.export.calibration.passage.parallel import workers
 from echovlm_edge.export.calibration.passage.texts import Picture
 from echovlm_edge.export.calibration.passage.vision_pass import VisionPass
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import VisionConfig
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.reference import TorchBackend
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.config import VisionConfig
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.contracts.request import ImageInput
 from echovlm_edge.runtime.imaging.image_file import decode_image

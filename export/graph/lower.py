@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from echovlm_edge.export.expand import EXPANSIONS
+from echovlm_edge.export.graph.expand import EXPANSIONS
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.model.weights import Weight
-from echovlm_edge.export.quantize import Floating, PrecisionPolicy, Storage
+from echovlm_edge.export.weights.quantize import Floating, PrecisionPolicy, Storage
 
 Attributes = Mapping[str, "int | float | str | Sequence[int]"]
 
@@ -118,7 +118,7 @@ class Lowering:
 
 
 # A node to the values that replace its outputs; outputs at the end that nothing but the graph gives out may be left off. None, before
-# anything is made, where the node is to be expanded (`export/expand.py`), as it is without a rule.
+# anything is made, where the node is to be expanded (`export/graph/expand.py`), as it is without a rule.
 Rule = Callable[[Lowering, ir.Node], "Sequence[ir.Value] | None"]
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.journal import Journal
+from echovlm_edge.export.bundle.journal import Journal
 from echovlm_edge.export.model.weights import Weight
-from echovlm_edge.export.quantize import Storage
-from echovlm_edge.export.rounding import Rounding
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.weights.quantize import Storage
+from echovlm_edge.export.weights.rounding import Rounding
 from echovlm_edge.runtime.bundle.manifest import WEIGHT_ALIGNMENT
 from echovlm_edge.runtime.resources.processors import usable_processors
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model import weights
-from echovlm_edge.export.streamed import load_streamed
+from echovlm_edge.export.parity.streamed import load_streamed
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.backends import Floats, Kept, Logits, SlotCache, SlotMemory, SlotRows, move_by_copies
 from echovlm_edge.runtime.backends.onnxruntime import HostKept
 from echovlm_edge.runtime.prompting.rotary import Angles

@@ -14,8 +14,8 @@ from typing import Any
 from echovlm_edge.export.calibration.rounding.mixed import bits_of
 from echovlm_edge.export.devices import Device
 from echovlm_edge.export.engines.gpu_kernels import KERNEL_BLOCKS, take_precision, take_widths
-from echovlm_edge.export.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.export.targets import Target
+from echovlm_edge.export.weights.quantize import CACHE_TYPES, Precision, PrecisionPolicy
 from echovlm_edge.runtime.bundle.architectures import text_model
 from echovlm_edge.runtime.bundle.cost_model import Cost, CostModel, ModelShape, Storage, cache_token_bytes
 

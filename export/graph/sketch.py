@@ -8,10 +8,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from torch import nn
 
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.dual_path_moe import DualPathMoE
 from echovlm_edge.export.model.operators import DOMAIN, Linear
+from echovlm_edge.export.source.config import EchoVLMConfig
 
 
 def sketched_parts(config: EchoVLMConfig) -> dict[str, ir.Model]:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from echovlm_edge.export.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.graph.lower import Attributes, Lowering, Rule
+from echovlm_edge.export.graph.window_rows import by_place, by_window, has_windows, window_mask
 from echovlm_edge.export.model.operators import DOMAIN
-from echovlm_edge.export.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
-from echovlm_edge.export.window_rows import by_place, by_window, has_windows, window_mask
+from echovlm_edge.export.weights.quantize import DequantizeColumns, Floating, GroupedBlocks, Precision
 
 # A product with one stored weight: (lowering, x, parameter, group or None, precision) to x W^T.
 Product = Callable[[Lowering, ir.Value, str, "int | None", Precision], ir.Value]

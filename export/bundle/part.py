@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from echovlm_edge.export.lower import StoredWeight
-from echovlm_edge.export.weight_file import WeightFile
+from echovlm_edge.export.graph.lower import StoredWeight
+from echovlm_edge.export.weights.weight_file import WeightFile
 from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec, describe_file
 
 STACK_TRACE = "pkg.torch.onnx.stack_trace"  # paths of the machine that built: a bundle's bytes do not depend on where a package lies

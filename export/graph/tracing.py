@@ -19,10 +19,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.decoder import Decoder
 from echovlm_edge.export.model.projector import Projector
+from echovlm_edge.export.source.config import EchoVLMConfig
 
 OPSET = 24
 

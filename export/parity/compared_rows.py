@@ -11,8 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from echovlm_edge.export.build_options import COMPARED_ROWS, BuildOptions, ComparedData
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.parity import Question, Sample, samples
+from echovlm_edge.export.parity.parity import Question, Sample, samples
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.contracts.image_path import read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection
 from echovlm_edge.runtime.evaluation.data.rows import Row, read_rows

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from echovlm_edge.export.bundle_folder import BundleFolder
+from echovlm_edge.export.bundle.bundle_folder import BundleFolder
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.plugins.dual_path_moe.library import OPERATOR_LIBRARY, library_path
 from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Part, describe_file

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from echovlm_edge.export.reference import DecoderInput, TorchBackend
+from echovlm_edge.export.parity.reference import DecoderInput, TorchBackend
 from echovlm_edge.runtime.backends import Backend, Floats, SlotCache, new_cache
 from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, ModelSpec, Parity
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

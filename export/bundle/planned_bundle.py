@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.checkpoint import Checkpoint
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.device_bundle import check_plugin
-from echovlm_edge.export.lower import StoredWeight, add_best, lower
+from echovlm_edge.export.graph.lower import StoredWeight, add_best, lower
 from echovlm_edge.export.model import weights
 from echovlm_edge.export.model.operators import DOMAIN
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.quantize import CACHE_TYPES, GroupedBlocks, PrecisionPolicy
+from echovlm_edge.export.source.checkpoint import Checkpoint
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.export.targets import Target
-from echovlm_edge.export.weight_file import WeightFile, lay_out
+from echovlm_edge.export.weights.quantize import CACHE_TYPES, GroupedBlocks, PrecisionPolicy
+from echovlm_edge.export.weights.weight_file import WeightFile, lay_out
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, Widths
 from echovlm_edge.runtime.bundle.cost_model import cache_token_bytes
 from echovlm_edge.runtime.bundle.manifest import (

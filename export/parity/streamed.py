@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from echovlm_edge.export.checkpoint import Checkpoint
 from echovlm_edge.export.model.weights import Weight, below, load
+from echovlm_edge.export.source.checkpoint import Checkpoint
 
 
 class Streamed(nn.Module):

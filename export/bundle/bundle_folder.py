@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from echovlm_edge.export.journal import Journal
+from echovlm_edge.export.bundle.journal import Journal
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, FileSpec, Manifest, describe_file, write_manifest
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.resources.durable import sync

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from echovlm_edge.export.bundle_folder import BundleFolder
-from echovlm_edge.export.parity import Sample, encode, prefill
+from echovlm_edge.export.bundle.bundle_folder import BundleFolder
+from echovlm_edge.export.parity.parity import Sample, encode, prefill
 from echovlm_edge.runtime.backends import Backend, Floats, new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.golden_tokens import (

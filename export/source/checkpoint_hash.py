@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 # Fits a processor's cache, and is so large that waiting for Python's lock, which tracing holds, costs little.

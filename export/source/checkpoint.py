@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from echovlm_edge.export.adapter import Adapter
-from echovlm_edge.export.config import EchoVLMConfig
 from echovlm_edge.export.families.interface import Shapes, linear, rms_norm
+from echovlm_edge.export.source.adapter import Adapter
+from echovlm_edge.export.source.config import EchoVLMConfig
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 INDEX = "model.safetensors.index.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from echovlm_edge.export.estimate import ESTIMATE, IMAGES, Estimate
+from echovlm_edge.export.estimate.estimating import IMAGES, Estimate
+from echovlm_edge.export.estimate.printed import ESTIMATE
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from echovlm_edge.export.build_options import BuildOptions
-from echovlm_edge.export.verdict import DECODER_STAGES
-from echovlm_edge.export.weight_format import WeightFormat
+from echovlm_edge.export.parity.verdict import DECODER_STAGES
+from echovlm_edge.export.parity.weight_format import WeightFormat
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from echovlm_edge.export.lower import Lowering
+from echovlm_edge.export.graph.lower import Lowering
 
 AWAY = -1e4  # a score whose weight is 0; float16 can hold it
 OFFSETS = 3  # SelfAttention's input, present where it has windows

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from echovlm_edge.export.parity import Sample, read_prompt
-from echovlm_edge.export.reference import TorchBackend
+from echovlm_edge.export.parity.parity import Sample, read_prompt
+from echovlm_edge.export.parity.reference import TorchBackend
 from echovlm_edge.runtime.backends import Floats
 from echovlm_edge.runtime.bundle.manifest import ModelSpec
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder

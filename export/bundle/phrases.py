@@ -10,9 +10,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from echovlm_edge.export.build_options import SHARED_BY, PhraseOptions
-from echovlm_edge.export.checkpoint import Checkpoint
+from echovlm_edge.export.bundle.report_texts import ReportText, read_reports
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.export.report_texts import ReportText, read_reports
+from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.runtime.bundle.manifest import KeptPhrases
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from echovlm_edge.export.rounding import Rounding, Scales
+from echovlm_edge.export.weights.rounding import Rounding, Scales
 from echovlm_edge.plugins.dual_path_moe.rounding import Codes, pack
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 

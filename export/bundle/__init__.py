@@ -1,0 +1,1 @@
+"""The folder that a build writes: planned before, whole after."""

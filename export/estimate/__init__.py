@@ -1,0 +1,1 @@
+"""What a bundle will take on a device, by calculation."""

@@ -1,0 +1,1 @@
+"""How near a bundle is to the PyTorch model."""

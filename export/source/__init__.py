@@ -1,0 +1,1 @@
+"""What a bundle is built from: the published checkpoint, its config, an adapter."""

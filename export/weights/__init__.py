@@ -1,0 +1,1 @@
+"""From a checkpoint's tensors to a bundle's files of weights."""
