@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from echovlm_edge.runtime.contracts.token_probability import TokenProbability
 from echovlm_edge.runtime.engine.generation import Written
@@ -78,3 +79,10 @@ def test_a_piece_of_a_character_and_a_special_token_have_names() -> None:
     assert (text.probabilities[-1].text, text.probabilities[-1].data) == ("<|im_end|>", b"")
     assert [one.text for one in text.probabilities[0].alternatives] == ["\ufffd", "<|im_end|>"]
     assert TEXT.of(100_000) == ("", b""), "padding"
+
+
+def test_a_token_outside_the_byte_alphabet_is_its_own_text() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "囊": 1}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    stream = TokenText(tokenizer).stream()
+    assert "".join(map(stream.push, (1, 0))) == "囊a" == tokenizer.decode([1, 0])
