@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from echovlm_edge.runtime.drafting.guess import Guess
 
 ORDERS = 4, 3, 2  # tokens of a context, the longest first
+TOKEN_BYTES = 640  # memory for a token of a text that never repeats itself: 530 measured, more while the table grows
 
 
 class OwnText:

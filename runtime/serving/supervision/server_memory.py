@@ -19,6 +19,7 @@ from echovlm_edge.runtime.backends.bundle_memory import (
     total,
 )
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
+from echovlm_edge.runtime.drafting.own_text import TOKEN_BYTES
 from echovlm_edge.runtime.serving.http.door_options import PARSED_AT_ONCE
 from echovlm_edge.runtime.serving.http.door_options import PARSING as HTTP_PARSING
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
@@ -100,7 +101,9 @@ def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
     yield Item("preempted batch reports", settings.parked_mb * MB, "--parked-mb", When.USED)
     yield Item("image cache", settings.image_mb * MB, "--image-mb", When.USED)
     if settings.drafting != "off":
-        yield Item("phrases of texts", settings.reply_mb * MB, "--reply-mb", When.USED)
+        own = slots * length * TOKEN_BYTES
+        yield Item("phrases of each text itself", own, "--slots, --max-sequence", When.USED)
+        yield Item("phrases of finished texts", settings.reply_mb * MB, "--reply-mb", When.USED)
 
 
 def _calls(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
