@@ -32,7 +32,8 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, Sampling
 from echovlm_edge.runtime.contracts.tables import figures, new_table, print_table, words
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.measurement.machine import this_machine
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 

@@ -21,7 +21,8 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, Sampling
 from echovlm_edge.runtime.drafting.guess import Guess
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
 TEXT = 500  # tokens of a text
 TEMPERATURE = 10.0  # at which every token is about equally likely

@@ -27,7 +27,8 @@ from echovlm_edge.runtime.bundle.manifest import PREFILL_CHUNK, Bundle
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.request import Stage
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Measured, Measurer
 from echovlm_edge.runtime.profiling.workloads import NAMED, W1
 from echovlm_edge.runtime.resources.processors import usable_processors

@@ -23,7 +23,8 @@ from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.distributions import changes
 from echovlm_edge.runtime.profiling.measurement.energy import open_meter
 from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Remote

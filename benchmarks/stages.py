@@ -28,7 +28,8 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.request import Finished, Frame, GenerationRequest, Sampling, Stage
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import fit
 from echovlm_edge.runtime.imaging.sample import sample_image

@@ -15,7 +15,8 @@ from benchmarks import served
 from benchmarks.served import script
 from echovlm_edge.runtime.bundle.golden_tokens import GOLDEN_TOKENS
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support import golden
 from tests.support.stand_in_gpu import BACKENDS, BATCH, install, write_command
 from tests.support.tensorrt_bundles import tensorrt_like

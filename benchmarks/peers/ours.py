@@ -58,7 +58,8 @@ class Ours:
 
     def load(self, task: Task) -> None:
         """Open the engine with one slot and no caches, so that nothing is computed ahead or kept."""
-        from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+        from echovlm_edge.runtime.engine.engine_options import EngineOptions
+        from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
         options = EngineOptions(1, 0, 0, ignore_stop=True, drafting=False)
         opened = ReportEngine.open(

@@ -14,6 +14,7 @@ from echovlm_edge.runtime.engine.tokens.likelihood import Likelihood
 from echovlm_edge.runtime.prompting.prompt import Prompt
 
 DELIVERY_SECONDS = 0.016  # a 60 Hz screen shows text no more often
+POLL_SECONDS = 0.05  # between two checks whether the caller is still there
 
 
 @dataclass(frozen=True)

@@ -2,145 +2,58 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
-from echovlm_edge.runtime.backends import Backend, SlotMemory
+from echovlm_edge.runtime.backends import Backend
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.calibration_pictures import calibration_pictures
-from echovlm_edge.runtime.bundle.context import context_length, slot_count
 from echovlm_edge.runtime.bundle.golden_tokens import read_golden_tokens
-from echovlm_edge.runtime.bundle.manifest import MANIFEST, AdapterSource, Bundle, Manifest, reading
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, reading
 from echovlm_edge.runtime.bundle.signature import PublicKey
-from echovlm_edge.runtime.contracts.errors import (
-    ImageTokensOutOfRange,
-    InvalidInput,
-    NotFound,
-    Stopped,
-    Unavailable,
-    fresh,
-)
+from echovlm_edge.runtime.contracts.errors import Stopped, Unavailable, fresh
 from echovlm_edge.runtime.contracts.origins import Origin, refuse_mixed
 from echovlm_edge.runtime.contracts.request import (
     Event,
-    Finished,
     FinishReason,
     Frame,
     GenerationRequest,
     ImageInput,
-    Picture,
     Priority,
     Stage,
     StageStarted,
     pictures,
 )
-from echovlm_edge.runtime.contracts.text_form import ChoiceForm, ChoiceProbability
+from echovlm_edge.runtime.contracts.text_form import ChoiceForm
 from echovlm_edge.runtime.drafting.bundle_phrases import bundle_phrases
 from echovlm_edge.runtime.drafting.guess import Phrases
 from echovlm_edge.runtime.drafting.reply_phrases import ReplyPhrases
-from echovlm_edge.runtime.engine.caching.reuse import ImageStore, PrefixStore, StoreStats, block_names
+from echovlm_edge.runtime.engine.answering import answer, finished, next_progress
+from echovlm_edge.runtime.engine.caching.reuse import ImageStore, PrefixStore, block_names
 from echovlm_edge.runtime.engine.clock import Clock, Untimed
+from echovlm_edge.runtime.engine.embeddings import embedded
 from echovlm_edge.runtime.engine.encoder import Embedded, Encoder
-from echovlm_edge.runtime.engine.forms.form_compiler import CompiledForm, FormCompiler
-from echovlm_edge.runtime.engine.generation import (
-    Generation,
-    Joined,
-    Left,
-    Prefilled,
-    Progress,
-    Queued,
-    Scored,
-    Written,
-)
+from echovlm_edge.runtime.engine.engine_info import EngineInfo, EngineStats
+from echovlm_edge.runtime.engine.engine_options import DEFAULTS, EngineOptions
+from echovlm_edge.runtime.engine.fitting import FittedPrompts
+from echovlm_edge.runtime.engine.forms.form_compiler import FormCompiler
+from echovlm_edge.runtime.engine.generation import Generation, Left
 from echovlm_edge.runtime.engine.model import Model, prompt_embeddings
 from echovlm_edge.runtime.engine.scheduling.drafting import Drafting
-from echovlm_edge.runtime.engine.scheduling.scheduler import Scheduler, SchedulerStats
+from echovlm_edge.runtime.engine.scheduling.scheduler import Scheduler
 from echovlm_edge.runtime.engine.text.replies import Replies
 from echovlm_edge.runtime.engine.text.stop_text import StopText
 from echovlm_edge.runtime.engine.text.written_text import WrittenText
-from echovlm_edge.runtime.engine.tokens.choice_scoring import normalized
 from echovlm_edge.runtime.imaging.decoder import IN_PROCESS, NOBODY, Asker, ImageDecoder
 from echovlm_edge.runtime.imaging.image_file import Measured
-from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patch_grid
+from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 from echovlm_edge.runtime.prompting.detokenize import TokenText
-from echovlm_edge.runtime.prompting.prompt import Grid, Prompt, PromptBuilder, PromptTurn, merged_patches
+from echovlm_edge.runtime.prompting.prompt import Prompt, PromptBuilder
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
-
-POLL_SECONDS = 0.05  # between two checks whether the caller is still there
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How many sequences run at once, and how much memory caches may use.
-
-    Attributes:
-        slots: sequences on the decoder at once; by default 8, or as many as a GPU's bundle decodes together if those are fewer.
-        prefix_bytes: memory for the cached keys and values of prompts, on a GPU the GPU's; 0 for none.
-        spilled_bytes: the host's memory for those that a GPU's own memory has no room for; 0 for none.
-        image_bytes: memory for the cached embeddings of images; 0 for none.
-        parked_bytes: memory for batch generations that were preempted by interactive ones, see `Parking`.
-        turn_seconds: what a turn of the decoder may take while a prompt is read and others write; see `policy.rows_beside`.
-        ignore_stop: write every text to its max_new_tokens, past the model's own end: for measuring only.
-        image_tokens: lowers the bundle's bound on a frame's visual tokens; None leaves it.
-        drafting: whether tokens are drafted where that pays; the text is the same.
-        reply_bytes: memory for the phrases of each client's finished replies, which drafts are made of; 0 for none.
-    """
-
-    slots: int | None = None
-    prefix_bytes: int = 1 << 30
-    image_bytes: int = 256 << 20
-    parked_bytes: int = 1 << 30
-    turn_seconds: float | None = None
-    ignore_stop: bool = False
-    spilled_bytes: int = 0
-    image_tokens: int | None = None
-    drafting: bool = True
-    reply_bytes: int = 16 << 20
-
-    def slot_memory(self, manifest: Manifest, max_sequence: int | None) -> SlotMemory:
-        """Return what slots a bundle needs; `max_sequence` lowers its context.
-
-        Raises:
-            InvalidInput: `max_sequence` or `slots` is above what the bundle allows.
-        """
-        context = context_length(manifest.limits.max_sequence, max_sequence)
-        return SlotMemory(slot_count(manifest.most_slots, self.slots), context, self.prefix_bytes, self.spilled_bytes)
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """An engine's counters and gauges, for metrics."""
-
-    scheduler: SchedulerStats
-    prefixes: StoreStats
-    images: StoreStats
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """Which model and bundle are loaded, for GetModelInfo and logs."""
-
-    model: str
-    checkpoint_sha256: str
-    bundle_id: str
-    bundle_format: int
-    target: str
-    precision: str
-    max_sequence: int
-    max_pixels: int  # of one frame after resizing; larger frames are scaled down
-    # Hashes of the pictures that its weights were rounded with.
-    calibration_pictures: frozenset[str] = field(default=frozenset(), repr=False)
-    adapter: AdapterSource | None = None
-    # The least and the largest bound on a frame's tokens that a request may ask for.
-    image_tokens: tuple[int, int] = (1, 1)
-    # Why the bundle that should be served is not: a sentence, which an engine by itself does not have.
-    refused_bundle: str = field(default="", repr=False)
 
 
 class ReportEngine:
@@ -151,7 +64,7 @@ class ReportEngine:
         bundle: Bundle,
         backend: Backend,
         max_sequence: int | None = None,
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions = DEFAULTS,
         image_decoder: ImageDecoder = IN_PROCESS,
         phrases: Phrases | None = None,
     ) -> None:
@@ -190,6 +103,7 @@ class ReportEngine:
         self._scheduler = Scheduler(
             self.model, backend, slots, self._prefixes, options.parked_bytes, options.turn_seconds, drafting
         )
+        self._fitted = FittedPrompts(self.prompts, self.settings, slots[0].max_sequence)
         self.info = EngineInfo(
             model=manifest.source.name,
             checkpoint_sha256=manifest.source.sha256,
@@ -213,7 +127,7 @@ class ReportEngine:
         max_sequence: int | None = None,
         verify: bool = False,
         signers: Sequence[PublicKey] = (),
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions = DEFAULTS,
         image_decoder: ImageDecoder = IN_PROCESS,
     ) -> ReportEngine:
         """Load the bundle at `path`; `threads` defaults to `usable_processors`, `verify` and `signers` are those of `Bundle`.
@@ -261,8 +175,8 @@ class ReportEngine:
             if files:
                 read = [frame for turn in turns for frame in turn.frames]
                 refuse_mixed(_origins(read, files, [*chain(*measured)]), request.allow_mixed_studies)
-            prompt = self._conversation(request, measured)
-            self._fit_choices(prompt, form)
+            prompt = self._fitted.conversation(request, measured, partial(self._replies.find, request.scope))
+            self._fitted.fit_choices(prompt, form)
             clock.lap(Stage.PROMPT)
             frames, places = list[Frame](), count(1)
             for turn, sizes in zip(turns, measured, strict=True):
@@ -273,9 +187,9 @@ class ReportEngine:
             asked = self._ask_for_embeddings(frames, request, stopped, clock)
             if any(isinstance(image, Future) for image in asked):
                 yield StageStarted(Stage.VISION)
-            images = _embedded(asked, stopped, clock)
+            images = embedded(asked, stopped, clock)
         except Stopped:
-            yield _cancelled(clock, prompt)
+            yield finished(clock, prompt)
             return
         stop = StopText(request.stop)
         generation = self._generation(prompt, images, request, lambda: stop.reached or stopped())
@@ -284,7 +198,12 @@ class ReportEngine:
         clock.lap(Stage.PROMPT)
         self._scheduler.submit(generation)
         choices = request.form.texts if isinstance(request.form, ChoiceForm) else ()
-        yield from self._follow(generation, clock, pictures(frames), stop, choices)
+        text = WrittenText(self._token_text, stop)
+        ending = yield from answer(generation, clock, text, stop, choices)
+        if not stop.reached:  # otherwise the tokens are not those of the text
+            self._remember(generation, text.text, text.tokens, ending.finish)
+        last = finished(clock, prompt, ending, text.text, tuple(text.tokens))
+        yield replace(last, pictures=pictures(frames), probabilities=tuple(text.probabilities))
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Encode and prefill frames in the background, below the priority of all requests, so that a later request reuses it.
@@ -294,13 +213,13 @@ class ReportEngine:
         request = GenerationRequest("", priority=Priority.BACKGROUND, client=client, scope=scope)
         clock = Untimed()
         try:
-            prompt = self._prompt("", self._grids(frames))
-            images = _embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
+            prompt = self._fitted.about(frames)
+            images = embedded(self._ask_for_embeddings(frames, request, stopped, clock), stopped, clock)
             generation = self._generation(prompt, images, request, stopped, prefill_only=True)
             self._scheduler.submit(generation)
             ended = False
             while not ended:
-                for progress in _next(generation, clock):
+                for progress in next_progress(generation, clock):
                     if isinstance(progress, Exception):
                         raise fresh(progress)
                     ended = isinstance(progress, Left)
@@ -313,7 +232,7 @@ class ReportEngine:
         Raises:
             InvalidInput: the context cannot hold that many tokens.
         """
-        return len(self._prompt(text, self._grids(frames)).token_ids)
+        return len(self._fitted.about(frames, text=text).token_ids)
 
     def read_image(
         self,
@@ -333,7 +252,7 @@ class ReportEngine:
         """
         measured = self._measure(image, asker, Untimed())
         refuse_mixed(_origins(before, [image], [measured]), allow_mixed_studies)
-        self._prompt("", [*self._grids(before), *self._measured_grids([measured])])
+        self._fitted.about(before, [measured])
         return self._decode(image, measured, asker, Untimed())
 
     def close(self, reason: Unavailable | None = None) -> None:
@@ -364,62 +283,11 @@ class ReportEngine:
         clock.lap(Stage.DECODE_IMAGES)
         return [replace(frame, image_tokens=image.image_tokens) for frame in frames]
 
-    def _prompt(self, text: str, grids: Sequence[Grid]) -> Prompt:
-        return self._fitting(self.prompts.build(text, grids))
-
-    def _conversation(self, request: GenerationRequest, measured: Sequence[Sequence[Measured]]) -> Prompt:
-        turns = [
-            PromptTurn(turn.prompt, [*self._grids(turn.frames), *self._measured_grids(sizes)], turn.reply)
-            for turn, sizes in zip(request.turns, measured, strict=True)
-        ]
-        images = sum(merged_patches(grid, self.settings.merge_size) for turn in turns for grid in turn.grids)
-        if request.earlier and images >= self.info.max_sequence:  # before replies are searched after so many tokens
-            raise InvalidInput(
-                f"The conversation's images take {images} tokens, the context holds {self.info.max_sequence}: send fewer or "
-                "smaller images, or build the bundle with --max-sequence."
-            )
-        find_reply = partial(self._replies.find, request.scope)
-        return self._fitting(self.prompts.build_conversation(request.system, turns, find_reply))
-
-    def _fitting(self, prompt: Prompt) -> Prompt:
-        length, limit = len(prompt.token_ids), self.info.max_sequence
-        if length >= limit:
-            raise InvalidInput(
-                f"The prompt takes {length} tokens ({len(prompt.image_rows)} of them for images), the context holds "
-                f"{limit}: send fewer or smaller images or a shorter text, or build the bundle with --max-sequence."
-            )
-        return prompt
-
-    def _fit_choices(self, prompt: Prompt, form: CompiledForm | None) -> None:
-        longest = max(map(len, form.choices), default=0) if form else 0
-        if len(prompt.token_ids) + longest >= self.info.max_sequence:
-            raise InvalidInput(
-                f"The prompt takes {len(prompt.token_ids)} tokens and the longest choice {longest}, the context holds "
-                f"{self.info.max_sequence}: send less, or build the bundle with --max-sequence."
-            )
-
     def _remember(self, generation: Generation, text: str, tokens: Sequence[int], finish: FinishReason) -> None:
         """Remember a reply's tokens for the next turn; not those with a special token, which would forge the conversation's structure."""
         own = tokens[:-1] if finish is FinishReason.STOP else tokens
         if finish is not FinishReason.CANCELLED and self.prompts.special_ids.isdisjoint(own):
             self._replies.put(generation.scope, generation.prompt.token_ids, text, own)
-
-    def _grids(self, frames: Sequence[Frame]) -> list[Grid]:
-        if not all(self._reads_as(frame) for frame in frames):
-            raise NotFound(
-                "The study's images were read for another bundle than the one that the server has now: begin a new study."
-            )
-        return [patch_grid(frame.pixels.shape[0], frame.pixels.shape[1], self.settings) for frame in frames]
-
-    def _reads_as(self, frame: Frame) -> bool:
-        """Check whether this engine would read the frame at the resolution that it has."""
-        try:
-            return frame.resolution == self.settings.bounded(frame.image_tokens).resolution
-        except ImageTokensOutOfRange:
-            return False
-
-    def _measured_grids(self, measured: Sequence[Measured]) -> list[Grid]:
-        return [patch_grid(height, width, self.settings) for image in measured for height, width in image.sizes]
 
     def _ask_for_embeddings(
         self,
@@ -460,63 +328,6 @@ class ReportEngine:
             log_probabilities=request.log_probabilities,
         )
 
-    def _follow(
-        self,
-        generation: Generation,
-        clock: Clock,
-        shown: tuple[Picture, ...],
-        stop: StopText,
-        choices: tuple[str, ...],
-    ) -> Iterator[Event]:
-        """Turn the scheduler's progress reports for a generation into events, up to a stop text; `choices` are its form's."""
-        text = WrittenText(self._token_text, stop)
-        finish, first_token, reused, scores = FinishReason.CANCELLED, None, 0, tuple[ChoiceProbability, ...]()
-        waiting_since: float | None = None
-        ended = False
-        while not ended:
-            written = list[Written]()
-            for progress in _next(generation, clock):
-                match progress:
-                    case Exception():
-                        raise fresh(progress)
-                    case Left():
-                        ended = True
-                    case Queued():
-                        waiting_since = time.perf_counter()
-                        yield StageStarted(Stage.QUEUE)
-                    case Joined():
-                        reused = progress.reused
-                        if waiting_since is not None:
-                            clock.add(Stage.QUEUE, waiting_since, time.perf_counter() - waiting_since)
-                        yield StageStarted(Stage.PREFILL)
-                    case Prefilled():
-                        clock.add(Stage.PREFILL, progress.started, progress.seconds)
-                    case Scored(log_probabilities):
-                        shares = normalized(log_probabilities).tolist()
-                        scores = tuple(map(ChoiceProbability, choices, log_probabilities, shares))
-                    case Written():
-                        written.append(progress)
-            for token in written:
-                clock.add(Stage.DECODE, token.started, token.seconds)
-                finish = token.finish or finish
-                ended = ended or token.finish is not None
-                text.push(token)
-                if stop.reached:  # tokens after it are no part of the answer
-                    ended, finish = True, FinishReason.STOP
-                    break
-            if written:
-                first_token = first_token or clock.elapsed()
-                clock.lap(Stage.DETOKENIZE)
-                if delta := text.take():
-                    yield delta
-        if rest := text.finish():
-            clock.lap(Stage.DETOKENIZE)
-            yield rest
-        if not stop.reached:  # otherwise the tokens are not those of the text
-            self._remember(generation, text.text, text.tokens, finish)
-        ended_with = _finished(text.text, tuple(text.tokens), finish, generation.prompt, clock, first_token, reused)
-        yield replace(ended_with, pictures=shown, probabilities=tuple(text.probabilities), choices=scores)
-
 
 def _origins(
     frames: Sequence[Frame], images: Sequence[ImageInput], measured: Sequence[Measured]
@@ -531,64 +342,3 @@ def _timed_delivery(events: Iterable[Event], clock: Clock) -> Iterator[Event]:
     for event in events:
         yield event
         clock.lap(Stage.DELIVER)
-
-
-def _next(generation: Generation, clock: Clock) -> list[Progress]:
-    """Wait for a generation's next progress.
-
-    A stopped generation ends here at once, because the scheduler may be busy for a while before it releases it.
-    """
-    while not (happened := generation.outbox.take(POLL_SECONDS)):
-        if generation.stopped():
-            happened = [Left()]
-            break
-    clock.lap(Stage.WAIT)
-    return happened
-
-
-def _embedded(
-    asked: Sequence[Embedded | Future[Embedded]], stopped: Callable[[], bool], clock: Clock
-) -> list[Embedded]:
-    """Wait for images' embeddings, and record the spans of the stages that computed them."""
-    return [image if isinstance(image, Embedded) else _result(image, stopped, clock) for image in asked]
-
-
-def _result(future: Future[Embedded], stopped: Callable[[], bool], clock: Clock) -> Embedded:
-    image = _waited_for(future, stopped)
-    clock.lap(Stage.WAIT)
-    began = image.started
-    for stage, end in image.ends.items():
-        clock.add(stage, began, end - began)
-        began = end
-    return image
-
-
-def _waited_for(future: Future[Embedded], stopped: Callable[[], bool]) -> Embedded:
-    while True:
-        try:
-            error = future.exception(timeout=POLL_SECONDS)
-        except NotYet:
-            if stopped():
-                raise Stopped from None
-            continue
-        if isinstance(error, Exception):
-            raise fresh(error)  # a copy, as other calls wait for the same image
-        return future.result()
-
-
-def _cancelled(clock: Clock, prompt: Prompt | None = None) -> Finished:
-    return _finished("", (), FinishReason.CANCELLED, prompt, clock, None, 0)
-
-
-def _finished(
-    text: str,
-    tokens: tuple[int, ...],
-    finish: FinishReason,
-    prompt: Prompt | None,
-    clock: Clock,
-    first_token: float | None,
-    reused: int,
-) -> Finished:
-    clock.lap(Stage.DETOKENIZE)
-    lengths = (len(prompt.token_ids), len(prompt.image_rows)) if prompt else (0, 0)
-    return Finished(text, tokens, finish, *lengths, clock.seconds(), first_token, tuple(clock.spans), reused)

@@ -164,7 +164,8 @@ def _target(options: argparse.Namespace, stack: ExitStack) -> Target:
         connection = Connection(options.server, read_credentials(options), Retries(BUSY_ATTEMPTS))
         stack.enter_context(connection).wait_until_ready(CONNECT_SECONDS)
         return Remote(connection, options.server, options.timeout, options.image_tokens)
-    from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+    from echovlm_edge.runtime.engine.engine_options import EngineOptions
+    from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
     slots = min(options.concurrency, Bundle(options.bundle).manifest.most_slots or options.concurrency)
     chosen = EngineOptions(slots=slots, image_tokens=options.image_tokens)

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from echovlm_edge.runtime.contracts.stages import OF_THE_ENGINE
 from echovlm_edge.runtime.engine.caching.reuse import StoreStats
-from echovlm_edge.runtime.engine.report_engine import EngineStats
+from echovlm_edge.runtime.engine.engine_info import EngineStats
 from echovlm_edge.runtime.engine.scheduling.drafting import DraftingStats
 from echovlm_edge.runtime.observability.ended_call import EndedCall
 

@@ -25,7 +25,8 @@ from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.image_path import read_image
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.comparison.bounds import EXAMPLE, broken, of_one_profile, parse
 from echovlm_edge.runtime.profiling.drawing.html_page import html_page

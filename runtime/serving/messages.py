@@ -36,7 +36,7 @@ from echovlm_edge.runtime.contracts.text_form import (
     TextForm,
 )
 from echovlm_edge.runtime.contracts.token_probability import MOST_ALTERNATIVES, TokenProbability
-from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.engine.engine_info import EngineInfo
 from echovlm_edge.runtime.facts.closed_answers import LETTERS, options_of
 from echovlm_edge.runtime.imaging.image_file import ImageLimits
 from echovlm_edge.runtime.imaging.preprocess import check_image_tokens

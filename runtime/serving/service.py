@@ -28,7 +28,7 @@ from echovlm_edge.runtime.contracts.request import (
     pictures,
 )
 from echovlm_edge.runtime.contracts.tasks import Task, prompt_for
-from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats
+from echovlm_edge.runtime.engine.engine_info import EngineInfo, EngineStats
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.access.admission import Admission

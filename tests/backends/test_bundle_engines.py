@@ -22,7 +22,8 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.request import Frame, GenerationRequest, ImageInput, Sampling
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, fit
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from tests.support import golden

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.bundle.manifest import CHAT_TEMPLATE, MANIFEST, TOKEN_EMBEDDING, TOKENIZER, Bundle
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.contracts.request import GenerationRequest, Sampling
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.prompt import PromptBuilder
 
 TEXTS = (MANIFEST, TOKENIZER, CHAT_TEMPLATE)

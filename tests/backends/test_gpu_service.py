@@ -18,7 +18,8 @@ from echovlm_edge.runtime.bundle.manifest import MANIFEST, PREFILL_CHUNK, Bundle
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.request import Frame, GenerationRequest, ImageInput, Sampling
 from echovlm_edge.runtime.engine.caching.reuse import BLOCK
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import vision_angles
 from tests.backends.test_gpu_slots import token
 from tests.support import golden

@@ -19,7 +19,8 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UnusableNumbers
 from echovlm_edge.runtime.contracts.request import Sampling
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.engine.tokens.sampling import Sampler
 from echovlm_edge.runtime.profiling.measurement.operators import joined
 from echovlm_edge.runtime.prompting.rotary import Angles, MultimodalRotary, vision_angles

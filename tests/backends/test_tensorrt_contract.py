@@ -14,7 +14,8 @@ from echovlm_edge.export.source.checkpoint import Checkpoint
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.backends import new_cache
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import MultimodalRotary
 from tests.support.demo_reports import CHECKPOINT, reports
 from tests.support.numpy_device import NumpyDevice

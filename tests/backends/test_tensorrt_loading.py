@@ -24,7 +24,8 @@ from echovlm_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from echovlm_edge.runtime.bundle.manifest import Bundle, FileSpec
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.rotary import Angles
 from echovlm_edge.runtime.resources.system_files import memory_info
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions

@@ -13,8 +13,9 @@ from echovlm_edge.export.bundle.golden_samples import SIDE
 from echovlm_edge.runtime.bundle.golden_tokens import GOLDEN_TOKENS, GoldenPicture, GoldenSample, read_golden_tokens
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from echovlm_edge.runtime.engine.golden_check import check_golden_tokens, log_checked
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support.changed_bundles import with_a_wrong_golden_token, without_golden_tokens
 
 Open = Callable[..., ReportEngine]

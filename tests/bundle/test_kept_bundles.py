@@ -10,8 +10,9 @@ import pytest
 from echovlm_edge.runtime.bundle.golden_tokens import GoldenSample, read_samples
 from echovlm_edge.runtime.bundle.manifest import FORMAT, MANIFEST, Bundle, write_manifest
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from echovlm_edge.runtime.engine.golden_check import check_golden_tokens
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support.changed_bundles import changed
 from tests.support.kept_bundles import KEPT
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.contracts.request import Finished, FinishReason, GenerationRequest, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.contracts.text_form import SectionsForm, TextForm
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support.forms import FORMS, has_form
 
 COUNT, AT_ONCE = (10_000 if os.environ.get("ECHOVLM_LONG") else 320), 8

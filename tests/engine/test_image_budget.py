@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import psutil
@@ -75,11 +76,12 @@ def test_replies_are_not_searched_after_images_that_the_context_does_not_hold(
     """Eight turns of eight images; each search hashes all tokens before it."""
     engine, counting = opened
     counting.decoded = 0
-    monkeypatch.setattr(engine, "_replies", None)
+    find = Mock()
+    monkeypatch.setattr(engine._replies, "find", find)
     turn = Turn("Why?", tuple(ImageInput(png(640, 480, seed)) for seed in range(8)), reply="So.")
     with pytest.raises(InvalidInput, match=r"images take [\d]+ tokens, the context holds 256: send fewer"):
         list(engine.generate(GenerationRequest("Where?", earlier=(turn,) * 8)))
-    assert counting.decoded == 0
+    assert counting.decoded == 0 and not find.called
 
 
 def test_a_call_that_is_gone_decodes_nothing_more(opened: tuple[ReportEngine, Counting]) -> None:

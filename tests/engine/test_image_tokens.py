@@ -18,7 +18,8 @@ from echovlm_edge.export.progress import Progress
 from echovlm_edge.runtime.contracts.errors import ImageTokensOutOfRange
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling
 from echovlm_edge.runtime.contracts.statuses import reason_of
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support import golden
 from tests.support.dicom_files import png
 from tests.support.running_server import Running, running

@@ -23,7 +23,7 @@ from echovlm_edge.runtime.contracts.request import (
     Sampling,
 )
 from echovlm_edge.runtime.engine.caching.reuse import BLOCK
-from echovlm_edge.runtime.engine.report_engine import EngineOptions
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png
 from tests.support.waiting import wait_for

@@ -21,7 +21,8 @@ from echovlm_edge.runtime.contracts.request import (
     Priority,
     Sampling,
 )
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support.dicom_files import png
 from tests.support.waiting import wait_for
 from tests.support.watched_engine import Call, MakeEngine, WatchedBackend, finish

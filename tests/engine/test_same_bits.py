@@ -9,7 +9,8 @@ import pytest
 
 from echovlm_edge.runtime.contracts.request import GenerationRequest, ImageInput, Priority, Sampling, Turn
 from echovlm_edge.runtime.engine.caching.reuse import BLOCK
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.engine.scheduling import policy
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png

@@ -22,6 +22,7 @@ from echovlm_edge.runtime.contracts.request import (
     Stage,
     StageStarted,
 )
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from echovlm_edge.runtime.engine.generation import (
     DELIVERY_SECONDS,
     Joined,
@@ -31,7 +32,6 @@ from echovlm_edge.runtime.engine.generation import (
     Queued,
     Written,
 )
-from echovlm_edge.runtime.engine.report_engine import EngineOptions
 from tests.conftest import BuildBundle
 from tests.support.dicom_files import png
 from tests.support.waiting import wait_for

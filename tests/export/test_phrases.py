@@ -24,7 +24,8 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.bundle_phrases import PHRASES, bundle_phrases
 from echovlm_edge.runtime.drafting.phrase_counts import ORDERS
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from tests.support import golden
 from tests.support.evaluation_data import conversation, messages
 

@@ -22,7 +22,8 @@ from echovlm_edge.runtime.backends.gpu.onnxruntime_engine import CUDA
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.image_file import decode_image
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings, patchify
 from echovlm_edge.runtime.imaging.sample import sample_image

@@ -21,7 +21,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.drafting.drafter import Source
 from echovlm_edge.runtime.engine.caching.reuse import StoreStats
-from echovlm_edge.runtime.engine.report_engine import EngineStats
+from echovlm_edge.runtime.engine.engine_info import EngineStats
 from echovlm_edge.runtime.engine.scheduling.drafting import DraftingStats
 from echovlm_edge.runtime.engine.scheduling.scheduler import SchedulerStats
 from echovlm_edge.runtime.observability.metrics import Metrics

@@ -12,7 +12,8 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, ImageInput, Sampling, Stage
 from echovlm_edge.runtime.contracts.stages import NETWORK, ORDER, STAGES, UNACCOUNTED, words
 from echovlm_edge.runtime.engine.clock import PRECEDENCE
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.observability.metrics import Metrics
 from echovlm_edge.runtime.profiling.comparison.bounds import parse
 from echovlm_edge.runtime.serving.messages import STAGES as ON_THE_WIRE

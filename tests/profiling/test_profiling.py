@@ -9,7 +9,8 @@ import pytest
 
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling import command, measure_command, schema
 from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Measurer
 from echovlm_edge.runtime.profiling.measurement.requests import frame, text_of

@@ -12,7 +12,8 @@ import pytest
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.statuses import reason_of
 from echovlm_edge.runtime.engine.caching.reuse import BLOCK
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.prompting.prompt import PromptTurn
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from tests.support import golden

@@ -17,7 +17,8 @@ from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.request import ImageInput, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from tests.conftest import BuildBundle
 from tests.support.demo_reports import CHECKPOINT

@@ -22,7 +22,8 @@ from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.errors import Unavailable
 from echovlm_edge.runtime.contracts.request import GenerationRequest
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
 from echovlm_edge.runtime.serving.transport.server import ServerOptions
 from tests.support.dicom_files import png

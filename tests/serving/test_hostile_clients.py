@@ -25,7 +25,7 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unavailable
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, GenerationRequest, TextDelta
-from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.engine.engine_info import EngineInfo
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import ANYBODY, Arrival, Client, ClientsFile, Everybody
 from echovlm_edge.runtime.serving.transport.limits import TransportLimits

@@ -37,7 +37,7 @@ from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, ServerUnavailable, Unauthenticated
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest
 from echovlm_edge.runtime.contracts.tasks import Task
-from echovlm_edge.runtime.engine.report_engine import EngineInfo
+from echovlm_edge.runtime.engine.engine_info import EngineInfo
 from echovlm_edge.runtime.observability import logs
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.access.tls import TlsFiles

@@ -36,7 +36,8 @@ from echovlm_edge.runtime.contracts.request import (
     TextDelta,
 )
 from echovlm_edge.runtime.contracts.tasks import Language, Region, Task
-from echovlm_edge.runtime.engine.report_engine import EngineInfo, ReportEngine
+from echovlm_edge.runtime.engine.engine_info import EngineInfo
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.supervision.serve_command import main as serve

@@ -15,7 +15,7 @@ from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.client.wire.requests import ReportRequest
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotFound, Unavailable
 from echovlm_edge.runtime.contracts.request import Frame, ImageInput, Priority, Sampling
-from echovlm_edge.runtime.engine.report_engine import EngineOptions
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.studies import Studies, StudyLimits
 from echovlm_edge.runtime.serving.transport.server import ServerOptions

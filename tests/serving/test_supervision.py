@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, Unavailable
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest
-from echovlm_edge.runtime.engine.report_engine import EngineInfo, ReportEngine
+from echovlm_edge.runtime.engine.engine_info import EngineInfo
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions
 from tests.support.waiting import wait_for
 

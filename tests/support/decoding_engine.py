@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from echovlm_edge.runtime.contracts.request import Event, Finished, FinishReason, Frame, GenerationRequest, ImageInput
 from echovlm_edge.runtime.engine.caching.reuse import StoreStats
-from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats
+from echovlm_edge.runtime.engine.engine_info import EngineInfo, EngineStats
 from echovlm_edge.runtime.engine.scheduling.drafting import DraftingStats
 from echovlm_edge.runtime.engine.scheduling.scheduler import SchedulerStats
 from echovlm_edge.runtime.imaging.decoder import Asker

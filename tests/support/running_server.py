@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 
 from echovlm.v1 import report_pb2_grpc
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.observability.metrics import Metrics
 from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.supervision.served_engine import ServedEngine, WatchdogOptions

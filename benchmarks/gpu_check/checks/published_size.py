@@ -26,7 +26,8 @@ from echovlm_edge.runtime.backends.operator_times import NodeTime, ProfiledBacke
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.token_embedding import TokenEmbedding
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.engine.scheduling.row_times import measure_rows
 from echovlm_edge.runtime.profiling.measurement.measurer import InProcess, Measurer
 from echovlm_edge.runtime.profiling.measurement.memory import gpu_memory

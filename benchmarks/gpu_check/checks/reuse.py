@@ -9,7 +9,8 @@ from benchmarks.gpu_check.setting import DEMO, GOLDEN, Setting
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.contracts.request import Finished, Frame, GenerationRequest, Sampling
 from echovlm_edge.runtime.contracts.tasks import Language, Task, prompt_for
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.profiling.measurement.requests import frame
 
 FRAMES, SIDE = 3, 168  # of the study: 36 tokens each

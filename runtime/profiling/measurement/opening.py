@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.bundle.manifest import Bundle
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
 
 def measured_engine(bundle: Bundle, slots: int, threads: int | None = None, drafting: bool = True) -> ReportEngine:

@@ -14,8 +14,9 @@ from echovlm_edge.runtime.bundle.manifest import Manifest, read_manifest
 from echovlm_edge.runtime.bundle.signature import PublicKey
 from echovlm_edge.runtime.contracts.addresses import is_loopback_host
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from echovlm_edge.runtime.engine.golden_check import check_golden_tokens, log_checked
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
 from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody

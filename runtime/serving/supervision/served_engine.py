@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Unavailable
 from echovlm_edge.runtime.contracts.request import Event, Finished, Frame, GenerationRequest, ImageInput
-from echovlm_edge.runtime.engine.report_engine import EngineInfo, EngineStats, ReportEngine
+from echovlm_edge.runtime.engine.engine_info import EngineInfo, EngineStats
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 from echovlm_edge.runtime.imaging.decoder import Asker
 from echovlm_edge.runtime.serving.supervision.background import in_background
 from echovlm_edge.runtime.serving.supervision.bundle_choice import reason
