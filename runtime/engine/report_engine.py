@@ -198,12 +198,12 @@ class ReportEngine:
         clock.lap(Stage.PROMPT)
         self._scheduler.submit(generation)
         choices = request.form.texts if isinstance(request.form, ChoiceForm) else ()
-        text = WrittenText(self._token_text, stop)
+        shown, text = pictures(frames), WrittenText(self._token_text, stop)  # while the prompt is read
         ending = yield from answer(generation, clock, text, stop, choices)
         if not stop.reached:  # otherwise the tokens are not those of the text
             self._remember(generation, text.text, text.tokens, ending.finish)
         last = finished(clock, prompt, ending, text.text, tuple(text.tokens))
-        yield replace(last, pictures=pictures(frames), probabilities=tuple(text.probabilities))
+        yield replace(last, pictures=shown, probabilities=tuple(text.probabilities))
 
     def prepare(self, frames: Sequence[Frame], client: str, scope: str, stopped: Callable[[], bool]) -> None:
         """Encode and prefill frames in the background, below the priority of all requests, so that a later request reuses it.
