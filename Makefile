@@ -208,7 +208,7 @@ soak: setup
 # Sixteen carts at once on a DICOM node and the demo's bundle.
 soak-dicom: setup
 	test -d bundles/demo || $(BIN)/echovlm-build --checkpoint demo/checkpoint --output bundles/demo
-	$(BIN)/python -m benchmarks.dicom_soak --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.soak.dicom --minutes $(MINUTES)
 
 clean:
 	rm -rf build bundles .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks import decoder, dual_path_moe, full, soak, stages
+from benchmarks import decoder, dual_path_moe, full, stages
 from benchmarks.limits import Machine as Limits
+from benchmarks.soak import findings
 from demo import evaluate, run, scoring
 from demo.prompts import Form
 from demo.simulate import simulate
@@ -128,7 +129,7 @@ def whole_size(manifest: Manifest, console: Console) -> list[str]:
 
 
 def soaked(manifest: Manifest, console: Console) -> list[str]:
-    print_table(console, soak._table(soak.Soak(LONG, LONG, 10.0, rss_growth=0.1234)))
+    print_table(console, findings.table_of(findings.Soak(LONG, LONG, 10.0, rss_growth=0.1234)))
     return ["+12.3%", "0.0 ms", "0.00x"]
 
 

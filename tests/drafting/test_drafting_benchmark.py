@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import drafting
-from benchmarks.drafting import Writers, long_texts, measure
-from benchmarks.drafting_simulation import simulate
-from benchmarks.drafting_texts import Texts, demo_reports, drafting_texts
-from benchmarks.forced_text import Call, Steps, full_steps
+from benchmarks.drafting import measuring
+from benchmarks.drafting.forced_text import Call, Steps, full_steps
+from benchmarks.drafting.measuring import Writers, long_texts, measure
+from benchmarks.drafting.simulation import simulate
+from benchmarks.drafting.texts import Texts, demo_reports, drafting_texts
 from echovlm_edge.plugins.dual_path_moe.library import library_path
 from echovlm_edge.runtime.bundle.manifest import Bundle
 from echovlm_edge.runtime.drafting.phrase_table import PhraseTable
@@ -33,7 +33,7 @@ def test_the_texts_are_written_with_and_without_drafts(
 ) -> None:
     bundle = Bundle(build_bundle(precision="int4"))
     stop = bundle.manifest.model.stop_token_ids[0]
-    monkeypatch.setattr(drafting, "FIRST_MARKER", 0)
+    monkeypatch.setattr(measuring, "FIRST_MARKER", 0)
     table = PhraseTable.build(texts_of_phrases(60, stop, 0), 1)
     writers = Writers(bundle, texts_of_phrases(12, stop, 1), table, 1)
     try:
@@ -79,7 +79,7 @@ def test_held_out_reports_are_of_other_studies_and_other_texts(tmp_path: Path) -
 def test_long_texts_have_one_length_and_end_once() -> None:
     held = [[number, number + 1, 9999] for number in range(500)]
     joined = long_texts(Texts("", [], [], held))
-    assert joined and all(len(text) == drafting.LENGTH and text.index(9999) == len(text) - 1 for text in joined)
+    assert joined and all(len(text) == measuring.LENGTH and text.index(9999) == len(text) - 1 for text in joined)
 
 
 def test_the_demo_stands_in_without_captions() -> None:

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.raw_http2 import RawConnection, grpc_status
+from benchmarks.soak.raw_http2 import RawConnection, grpc_status
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.contracts.errors import Busy, InvalidInput, Unavailable

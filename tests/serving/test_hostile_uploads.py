@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from benchmarks.raw_http2 import RawConnection, grpc_status
+from benchmarks.soak.raw_http2 import RawConnection, grpc_status
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 from echovlm_edge.runtime.contracts.request import Event, Frame, GenerationRequest, ImageInput

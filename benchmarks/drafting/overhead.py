@@ -2,7 +2,7 @@
 
 On one thread, in processor time of the decoder's thread: other work on the machine counts little.
 
-python -m benchmarks.drafting_overhead --bundle bundles/demo --steps 100000
+python -m benchmarks.drafting.overhead --bundle bundles/demo --steps 100000
 """
 
 from __future__ import annotations

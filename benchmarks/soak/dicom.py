@@ -189,7 +189,7 @@ def _percentiles(values: list[float]) -> tuple[float, float]:
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="benchmarks.dicom_soak", description="Sixteen carts on one DICOM node.")
+    parser = argparse.ArgumentParser(prog="benchmarks.soak.dicom", description="Sixteen carts on one DICOM node.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"))
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Count how many tokens a step would write with drafts from a table of phrases, without a model.
 
-python -m benchmarks.drafting_simulation [--captions FILE…]
+python -m benchmarks.drafting.simulation [--captions FILE…]
 
 A held-out report is taken for what the model writes. A draft continues while the probability that all of it is accepted pays for one more
 row of the decoder's step. Measured, 8 rows cost 1.24 times one with AVX-512 VNNI and 2.3 times one with AVX2.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from benchmarks.drafting_texts import Texts, add_captions, drafting_texts
+from benchmarks.drafting.texts import Texts, add_captions, drafting_texts
 from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table
 from echovlm_edge.runtime.drafting.phrase_counts import ORDERS

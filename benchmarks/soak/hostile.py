@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from h2.exceptions import H2Error
 from PIL import Image
 
-from benchmarks.raw_http2 import RawConnection
+from benchmarks.soak.raw_http2 import RawConnection
 from echovlm.v1 import report_pb2 as pb
 from echovlm.v1 import report_pb2_grpc
 
@@ -47,7 +47,7 @@ def held_connections(address: str, token: str) -> Iterator[None]:
 
 def started(address: str, token: str, seconds: float, seed: int) -> subprocess.Popen[bytes]:
     """Start a hostile client in a separate process, so that it affects the other clients' measurements only through the processor."""
-    command = [sys.executable, "-m", "benchmarks.hostile", address, token, str(seconds), str(seed)]
+    command = [sys.executable, "-m", "benchmarks.soak.hostile", address, token, str(seconds), str(seed)]
     return subprocess.Popen(command, cwd=Path(__file__).parents[1])
 
 

@@ -1,0 +1,1 @@
+"""What drafting saves, and what it costs."""

@@ -1,0 +1,1 @@
+"""A server, or a DICOM node, under load for minutes."""
