@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -45,16 +44,13 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(golden_bundle: 
     with running(golden_bundle, options, engine_options=EngineOptions(slots=2)) as served:
         calls = [served.stub.AnswerQuestion(question(900)) for _ in range(4)]
         wait_for(lambda: served.server.admission.inside == 4)
-        seconds = []
         for _ in range(50):
-            started = time.perf_counter()
             with pytest.raises(grpc.RpcError) as refused:
                 result(served.stub.AnswerQuestion(question(1)))
-            seconds.append(time.perf_counter() - started)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
         delay = dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]  # type: ignore[attr-defined]
         assert 100 <= int(delay) <= 60_000
-        assert np.percentile(seconds, 99) < 0.25, "half a core is enough for 50 ms; this machine may be busy"
+        assert served.server.admission.inside == 4, "a call ended: the refusals may have waited for it"
         assert served.engine.stats().scheduler.busy == 2 and health(served) == SERVING
         for call in calls:
             call.cancel()
