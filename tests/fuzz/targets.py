@@ -22,11 +22,11 @@ from echovlm_edge.runtime.engine.forms.form_state import allowed_tokens
 from echovlm_edge.runtime.imaging.image_file import ImageLimits, decode_image, measure_image
 from echovlm_edge.runtime.imaging.sandbox.samples import ENCODINGS, sample
 from echovlm_edge.runtime.serving.access.clients import ANYBODY
-from echovlm_edge.runtime.serving.http.chat_request import chat_request
-from echovlm_edge.runtime.serving.http.json_body import read_json
-from echovlm_edge.runtime.serving.http.refusals import Refused
-from echovlm_edge.runtime.serving.http.report_fields import report_fields
-from echovlm_edge.runtime.serving.http.report_form import ReportForm
+from echovlm_edge.runtime.serving.http.chat.json_body import read_json
+from echovlm_edge.runtime.serving.http.chat.request import chat_request
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
+from echovlm_edge.runtime.serving.http.form_data.report_fields import report_fields
+from echovlm_edge.runtime.serving.http.form_data.report_form import ReportForm
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 from tests.support.decoding import RESOLUTION

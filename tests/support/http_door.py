@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from echovlm_edge.runtime.serving.access.identification import Access
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.service import Engine
 from echovlm_edge.runtime.serving.transport.server import ReportServer, ServerOptions
 

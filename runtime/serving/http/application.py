@@ -8,19 +8,19 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from echovlm_edge.runtime.observability.last_errors import LastErrors
-from echovlm_edge.runtime.serving.http.chat_completions import ChatCompletions
+from echovlm_edge.runtime.serving.http.chat.completions import ChatCompletions
 from echovlm_edge.runtime.serving.http.console.page_files import page_files
 from echovlm_edge.runtime.serving.http.console.session import Session
 from echovlm_edge.runtime.serving.http.console.study_files import StudyFiles
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
-from echovlm_edge.runtime.serving.http.exchange import Answered, ClientDisconnect, Exchange
-from echovlm_edge.runtime.serving.http.guards import Guards, not_found, wrong_method
-from echovlm_edge.runtime.serving.http.health import Health
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.models import Models
-from echovlm_edge.runtime.serving.http.pictures import Pictures
-from echovlm_edge.runtime.serving.http.reports import Reports
-from echovlm_edge.runtime.serving.http.service_state import ServiceView
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.exchange.exchange import Answered, ClientDisconnect, Exchange
+from echovlm_edge.runtime.serving.http.exchange.guards import Guards, not_found, wrong_method
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.reports.pictures import Pictures
+from echovlm_edge.runtime.serving.http.reports.reports import Reports
+from echovlm_edge.runtime.serving.http.state.health import Health
+from echovlm_edge.runtime.serving.http.state.models import Models
+from echovlm_edge.runtime.serving.http.state.service_state import ServiceView
 from echovlm_edge.runtime.serving.transport.reception import Reception
 
 Handle = Callable[[Exchange], Awaitable[None]]

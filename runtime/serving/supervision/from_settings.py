@@ -23,7 +23,7 @@ from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
 from echovlm_edge.runtime.serving.http.console.study_folder import read_study
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.rules import rules_but
 from echovlm_edge.runtime.serving.studies import StudyLimits
@@ -82,7 +82,7 @@ def check_http(chosen: ServeSettings) -> None:
         NotPossibleHere: a library is missing.
     """
     if chosen.http:
-        import echovlm_edge.runtime.serving.http.door  # noqa: F401  # an optional dependency
+        import echovlm_edge.runtime.serving.http.connections.door  # noqa: F401  # an optional dependency
 
 
 def access(chosen: ServeSettings) -> Access:

@@ -20,8 +20,8 @@ from echovlm_edge.runtime.backends.bundle_memory import (
 )
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
 from echovlm_edge.runtime.drafting.own_text import TOKEN_BYTES
-from echovlm_edge.runtime.serving.http.door_options import PARSED_AT_ONCE
-from echovlm_edge.runtime.serving.http.door_options import PARSING as HTTP_PARSING
+from echovlm_edge.runtime.serving.http.exchange.door_options import PARSED_AT_ONCE
+from echovlm_edge.runtime.serving.http.exchange.door_options import PARSING as HTTP_PARSING
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits

@@ -25,7 +25,7 @@ from echovlm_edge.runtime.serving.access import tls
 from echovlm_edge.runtime.serving.access.admission import Admission
 from echovlm_edge.runtime.serving.access.clients import Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.reviewed import Rule
 from echovlm_edge.runtime.serving.review.rules import RULES
@@ -45,7 +45,7 @@ from echovlm_edge.runtime.serving.transport.service_reflection import Reflection
 from echovlm_edge.runtime.serving.uploads import UploadLimits, Uploads
 
 if TYPE_CHECKING:
-    from echovlm_edge.runtime.serving.http.door import HttpDoor
+    from echovlm_edge.runtime.serving.http.connections.door import HttpDoor
 
 SPARE_THREADS = 8  # for calls that need no place while all places are taken
 SWEEP_SECONDS = 30.0  # between two sweeps for expired studies and uploads
@@ -200,7 +200,7 @@ class ReportServer:
     def _http_door(self, options: HttpOptions, reception: Reception) -> HttpDoor:
         # After the door, whose import says what is missing.
         from echovlm_edge.runtime.serving.http.application import application
-        from echovlm_edge.runtime.serving.http.door import HttpDoor  # an optional dependency
+        from echovlm_edge.runtime.serving.http.connections.door import HttpDoor  # an optional dependency
 
         host, port = parse_address(options.listen)
         served = application(

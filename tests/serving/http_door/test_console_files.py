@@ -14,7 +14,7 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.http.console.page_files import page_files
 from echovlm_edge.runtime.serving.http.console.study_folder import read_study
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.transport.server import ReportServer
 from tests.support.clients_file import clients_file
 from tests.support.decoding_engine import DecodingEngine

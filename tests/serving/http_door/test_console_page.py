@@ -28,8 +28,8 @@ from echovlm_edge.runtime.contracts.request import (
 )
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.http.console.study_folder import read_study
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
-from echovlm_edge.runtime.serving.http.pictures import MOST_SIDE
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.reports.pictures import MOST_SIDE
 from echovlm_edge.runtime.serving.transport.server import ServerOptions
 from tests.conftest import BuildBundle
 from tests.support.clients_file import clients_file

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
-from echovlm_edge.runtime.serving.http import json_body
-from echovlm_edge.runtime.serving.http.chat_body import UNSUPPORTED, chat_body
-from echovlm_edge.runtime.serving.http.chat_request import chat_request
-from echovlm_edge.runtime.serving.http.json_body import read_json
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.chat import json_body
+from echovlm_edge.runtime.serving.http.chat.body import UNSUPPORTED, chat_body
+from echovlm_edge.runtime.serving.http.chat.json_body import read_json
+from echovlm_edge.runtime.serving.http.chat.request import chat_request
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.receiving import ReceivingLimits
 from echovlm_edge.runtime.serving.transport.receiving_files import FileReceivingLimits

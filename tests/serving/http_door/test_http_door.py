@@ -31,7 +31,7 @@ from echovlm_edge.runtime.contracts.request import (
 from echovlm_edge.runtime.observability.ended_call import EndedCall
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.access.tls import TlsFiles
-from echovlm_edge.runtime.serving.http.door_options import HttpOptions
+from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.transport.server import ReportServer
 from tests.support.authority import Authority
 from tests.support.clients_file import clients_file

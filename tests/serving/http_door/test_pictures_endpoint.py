@@ -15,7 +15,7 @@ from PIL import Image
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 from echovlm_edge.runtime.contracts.request import Frame, ImageInput
 from echovlm_edge.runtime.imaging.decoder import Asker
-from echovlm_edge.runtime.serving.http.pictures import MOST_SIDE
+from echovlm_edge.runtime.serving.http.reports.pictures import MOST_SIDE
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.transport.server import ReportServer
 from echovlm_edge.runtime.serving.uploads import UploadLimits

@@ -29,7 +29,7 @@ from echovlm_edge.runtime.contracts.request import (
 )
 from echovlm_edge.runtime.contracts.sections import section_ranges, split_sections
 from echovlm_edge.runtime.observability.ended_call import EndedCall
-from echovlm_edge.runtime.serving.http.silences import with_silences
+from echovlm_edge.runtime.serving.http.exchange.silences import with_silences
 from echovlm_edge.runtime.serving.transport.server import ReportServer
 from tests.support.decoding_engine import DecodingEngine
 from tests.support.dicom_files import png, saved, ultrasound

@@ -8,7 +8,7 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from echovlm_edge.runtime.serving.http.exchange import Exchange
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange
 
 FOLDER = "page"
 START = "index.html"

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from echovlm_edge.runtime.contracts.errors import Unauthenticated
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.access.identification import Access, log_refusal
-from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange, as_json
 
 METHOD = "GetConsoleSession"
 NEEDED = {"sr": "highdicom", "fhir": "fhir"}  # by a document: what makes it, of the extra `clinical`

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from echovlm_edge.runtime.serving.http.door_options import StudyFile
-from echovlm_edge.runtime.serving.http.exchange import Exchange
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.exchange.door_options import StudyFile
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 METHOD = "GetConsoleStudy"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.formats.media_types import sniff
 from echovlm_edge.runtime.formats.video_formats import HEAD_BYTES
-from echovlm_edge.runtime.serving.http.door_options import StudyFile
+from echovlm_edge.runtime.serving.http.exchange.door_options import StudyFile
 
 MOST_BYTES = 64 << 20  # of all files together
 

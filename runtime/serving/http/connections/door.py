@@ -17,7 +17,7 @@ try:
     import uvicorn
     from starlette.types import ASGIApp
 
-    from echovlm_edge.runtime.serving.http.connection import BoundedConnection
+    from echovlm_edge.runtime.serving.http.connections.connection import BoundedConnection
 except ImportError as missing:
     raise NotPossibleHere(f"--http needs {missing.name}, which is not installed: {install_hint('http')}.") from None
 

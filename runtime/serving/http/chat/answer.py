@@ -8,7 +8,7 @@ from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.client.result_json import choice_json
-from echovlm_edge.runtime.serving.http.exchange import as_json
+from echovlm_edge.runtime.serving.http.exchange.exchange import as_json
 
 FINISH = {pb.FINISH_REASON_LENGTH: "length"}  # any other: stop
 DONE = b"data: [DONE]\n\n"

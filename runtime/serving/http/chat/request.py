@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.serving.http.chat_body import ChatBody, Message, chat_body
-from echovlm_edge.runtime.serving.http.chat_form import text_form
-from echovlm_edge.runtime.serving.http.refusals import Refused
-
-LANGUAGES = {"en": pb.LANGUAGE_EN, "zh": pb.LANGUAGE_ZH}
-PRIORITIES = {"interactive": pb.PRIORITY_INTERACTIVE, "batch": pb.PRIORITY_BATCH}
+from echovlm_edge.runtime.serving.http.chat.body import ChatBody, Message, chat_body
+from echovlm_edge.runtime.serving.http.chat.form import text_form
+from echovlm_edge.runtime.serving.http.exchange.option_words import LANGUAGES, PRIORITIES
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from echovlm_edge.runtime.client.result_json import as_json as result_json
 from echovlm_edge.runtime.client.result_json import stage_key
 from echovlm_edge.runtime.contracts.sections import section_ranges
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.chat_completions import ACCEPTED
-from echovlm_edge.runtime.serving.http.exchange import as_json
-from echovlm_edge.runtime.serving.http.report_documents import Documents
-from echovlm_edge.runtime.serving.http.report_fields import ReportFields
-from echovlm_edge.runtime.serving.http.work import decode_steps, spans
+from echovlm_edge.runtime.serving.http.exchange.exchange import as_json
+from echovlm_edge.runtime.serving.http.exchange.http_calls import ACCEPTED
+from echovlm_edge.runtime.serving.http.form_data.report_fields import ReportFields
+from echovlm_edge.runtime.serving.http.reports.documents import Documents
+from echovlm_edge.runtime.serving.http.reports.work import decode_steps, spans
 
 
 class ReportAnswer:

@@ -9,9 +9,9 @@ from google.protobuf.json_format import MessageToDict
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange, as_json
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 METHOD = "GetModelInfo"
 

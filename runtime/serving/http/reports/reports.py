@@ -11,14 +11,13 @@ from google.protobuf.message import Message
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.chat_request import LANGUAGES, PRIORITIES
-from echovlm_edge.runtime.serving.http.exchange import Exchange
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.received_form import ReceivedForm, received_form
-from echovlm_edge.runtime.serving.http.refusals import Refused
-from echovlm_edge.runtime.serving.http.report_answer import ReportAnswer
-from echovlm_edge.runtime.serving.http.report_documents import Documents
-from echovlm_edge.runtime.serving.http.report_fields import (
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.option_words import LANGUAGES, PRIORITIES
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
+from echovlm_edge.runtime.serving.http.exchange.silences import ALIVE, ALIVE_SECONDS, with_silences
+from echovlm_edge.runtime.serving.http.form_data.received_form import ReceivedForm, received_form
+from echovlm_edge.runtime.serving.http.form_data.report_fields import (
     MEDIA_TYPES,
     Document,
     Format,
@@ -26,7 +25,8 @@ from echovlm_edge.runtime.serving.http.report_fields import (
     format_of,
     report_fields,
 )
-from echovlm_edge.runtime.serving.http.silences import ALIVE, ALIVE_SECONDS, with_silences
+from echovlm_edge.runtime.serving.http.reports.answer import ReportAnswer
+from echovlm_edge.runtime.serving.http.reports.documents import Documents
 
 Answer = Callable[[Message, CallRecord], Iterator[pb.GenerateEvent]]
 REGIONS = {region: cast(pb.AnatomicalRegion, number) for number, region in messages.REGIONS.items()}

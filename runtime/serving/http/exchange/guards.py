@@ -11,8 +11,8 @@ from typing import NoReturn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from echovlm_edge.runtime.serving.http.exchange import ClientDisconnect, Exchange
-from echovlm_edge.runtime.serving.http.refusals import Refusal, Refused
+from echovlm_edge.runtime.serving.http.exchange.exchange import ClientDisconnect, Exchange
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refusal, Refused
 
 
 class Guards:

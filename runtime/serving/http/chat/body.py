@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, InstanceOf, ValidationError
 
 from echovlm_edge.runtime.contracts.token_probability import MOST_ALTERNATIVES
-from echovlm_edge.runtime.serving.http.chat_form import ResponseFormat, StructuredOutputs
-from echovlm_edge.runtime.serving.http.json_body import DataUri, Text
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.chat.form import ResponseFormat, StructuredOutputs
+from echovlm_edge.runtime.serving.http.chat.json_body import DataUri, Text
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 MOST_MESSAGES = 1024  # what a call may have of turns, Limits.max_turns, is far less
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 16, 4, 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange, as_json
 
 
 class Health:

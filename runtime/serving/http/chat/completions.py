@@ -10,18 +10,16 @@ from functools import partial
 
 from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.chat_answer import DONE, ChatAnswer
-from echovlm_edge.runtime.serving.http.chat_request import ChatRequest, chat_request
-from echovlm_edge.runtime.serving.http.exchange import Exchange
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.json_body import read_json
-from echovlm_edge.runtime.serving.http.models import check_model
-from echovlm_edge.runtime.serving.http.refusals import Refused
-from echovlm_edge.runtime.serving.http.silences import ALIVE, ALIVE_SECONDS
+from echovlm_edge.runtime.serving.http.chat.answer import DONE, ChatAnswer
+from echovlm_edge.runtime.serving.http.chat.json_body import read_json
+from echovlm_edge.runtime.serving.http.chat.request import ChatRequest, chat_request
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange
+from echovlm_edge.runtime.serving.http.exchange.http_calls import ACCEPTED, HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
+from echovlm_edge.runtime.serving.http.exchange.silences import ALIVE, ALIVE_SECONDS
+from echovlm_edge.runtime.serving.http.state.models import check_model
 
 METHOD = "AnswerQuestion"
-# From these stages on the request is known to be right, so that a stream can begin.
-ACCEPTED = frozenset({pb.STAGE_VISION, pb.STAGE_QUEUE, pb.STAGE_PREFILL, pb.STAGE_DECODE})
 
 
 @dataclass(frozen=True)

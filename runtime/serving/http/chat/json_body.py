@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import BeforeValidator
 
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 MOST_URIS = 1024
 MOST_MEMBERS = 256  # of an object

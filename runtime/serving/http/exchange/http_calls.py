@@ -10,18 +10,21 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.errors import UserError
 from echovlm_edge.runtime.contracts.statuses import CallStatus, status_of
 from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.access.identification import identified, told_apart, traceparent
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.door_options import PARSED_AT_ONCE
-from echovlm_edge.runtime.serving.http.exchange import Answered, ClientDisconnect, Exchange
-from echovlm_edge.runtime.serving.http.refusals import refusal_of
+from echovlm_edge.runtime.serving.http.exchange.door_options import PARSED_AT_ONCE
+from echovlm_edge.runtime.serving.http.exchange.exchange import Answered, ClientDisconnect, Exchange
+from echovlm_edge.runtime.serving.http.exchange.refusals import refusal_of
 from echovlm_edge.runtime.serving.transport.reception import Reception
 from echovlm_edge.runtime.serving.transport.threaded_answer import ThreadedAnswer
 
 DOOR = "http"
+# From these stages on a request is known to be right, so that a stream can begin.
+ACCEPTED = frozenset({pb.STAGE_VISION, pb.STAGE_QUEUE, pb.STAGE_PREFILL, pb.STAGE_DECODE})
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=Message)

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from echovlm_edge.runtime.contracts.statuses import REQUEST_ID
-from echovlm_edge.runtime.serving.http.refusals import Refusal, Refused
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refusal, Refused
 
 JSON, EVENTS = "application/json", "text/event-stream"
 CERTIFICATE = "certificate"  # the key of a connection's state

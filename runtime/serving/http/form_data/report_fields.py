@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Json, ValidationError
 
 from echovlm_edge.runtime.contracts.tasks import Language, Region
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 FILE = "file"  # the name of the parts that are files
 MOST_TURNS = 1024  # what a call may have of them, CallLimits.turns, is far less

@@ -11,8 +11,8 @@ from typing import Any
 from echovlm_edge.runtime.engine.caching.reuse import StoreStats
 from echovlm_edge.runtime.observability.last_errors import LastErrors
 from echovlm_edge.runtime.serving.access.clients import Client
-from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange, as_json
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
 
 METHOD = "GetServiceState"
 

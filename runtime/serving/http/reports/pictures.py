@@ -15,10 +15,10 @@ from echovlm_edge.runtime.client import picture_list
 from echovlm_edge.runtime.contracts.errors import Stopped
 from echovlm_edge.runtime.contracts.request import Frame, pictures
 from echovlm_edge.runtime.serving import messages
-from echovlm_edge.runtime.serving.http.exchange import Exchange, as_json
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.received_form import ReceivedForm, received_form
-from echovlm_edge.runtime.serving.http.report_fields import checked_fields
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange, as_json
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.form_data.received_form import ReceivedForm, received_form
+from echovlm_edge.runtime.serving.http.form_data.report_fields import checked_fields
 from echovlm_edge.runtime.serving.service import ShownFrame
 
 METHOD = "ShowPictures"

@@ -11,9 +11,9 @@ from echovlm.v1 import report_pb2 as pb
 from echovlm_edge.runtime.contracts.request import FrameSelection, ImageInput
 from echovlm_edge.runtime.contracts.tasks import Language
 from echovlm_edge.runtime.serving.access.clients import Client
-from echovlm_edge.runtime.serving.http.received_form import ReceivedForm
-from echovlm_edge.runtime.serving.http.refusals import Refused
-from echovlm_edge.runtime.serving.http.report_fields import MEDIA_TYPES, Document
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
+from echovlm_edge.runtime.serving.http.form_data.received_form import ReceivedForm
+from echovlm_edge.runtime.serving.http.form_data.report_fields import MEDIA_TYPES, Document
 from echovlm_edge.runtime.serving.uploads import Uploads
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from echovlm_edge.runtime.serving.call_record import CallRecord
-from echovlm_edge.runtime.serving.http.exchange import Exchange, refuse_longer
-from echovlm_edge.runtime.serving.http.http_calls import HttpCalls
-from echovlm_edge.runtime.serving.http.report_form import (
+from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange, refuse_longer
+from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.form_data.report_form import (
     MOST_AROUND,
     MOST_FIELD_BYTES,
     ReportForm,

@@ -11,8 +11,8 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from echovlm_edge.runtime.serving.http.refusals import Refused
-from echovlm_edge.runtime.serving.http.report_fields import FILE
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
+from echovlm_edge.runtime.serving.http.form_data.report_fields import FILE
 from echovlm_edge.runtime.serving.uploads import IncomingFile
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its lines quote the body

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from echovlm.v1 import report_pb2 as pb
-from echovlm_edge.runtime.serving.http.json_body import DataUri, Text
-from echovlm_edge.runtime.serving.http.refusals import Refused
+from echovlm_edge.runtime.serving.http.chat.json_body import DataUri, Text
+from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 
 
 class _Checked(BaseModel):

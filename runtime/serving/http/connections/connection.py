@@ -9,7 +9,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from echovlm_edge.runtime.serving.http.exchange import CERTIFICATE
+from echovlm_edge.runtime.serving.http.exchange.exchange import CERTIFICATE
 
 # What is left of a body after its answer is read for a moment: a connection that is closed before is reset, and its client, which is
 # still sending, may never see the answer.

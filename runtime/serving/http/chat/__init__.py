@@ -1,0 +1,1 @@
+"""`/v1/chat/completions`: a JSON body to a request of the service, its events to completions."""

@@ -1,0 +1,1 @@
+"""The socket: connections, TLS, and the end of both within a deadline."""

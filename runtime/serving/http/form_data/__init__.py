@@ -1,0 +1,1 @@
+"""Forms with files: parts as they arrive, and their checked fields."""
