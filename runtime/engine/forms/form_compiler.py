@@ -7,7 +7,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from echovlm_edge.runtime.contracts.errors import UnusableForm
 from echovlm_edge.runtime.contracts.text_form import ChoiceForm, SchemaForm, TextForm
 from echovlm_edge.runtime.engine.forms.form_state import FormState, Mask
 from echovlm_edge.runtime.engine.forms.grammar import grammar_of
+from echovlm_edge.runtime.engine.forms.mask_threads import MaskThreads
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -46,18 +46,18 @@ class CompiledForm:
         first: which tokens may be the first.
         choices: each choice's tokens; none for other forms.
         stops: what ends a text.
-        worker: computes masks.
+        threads: compute masks.
     """
 
     matcher: LLMatcher = field(repr=False)
     first: Mask = field(repr=False)
     choices: tuple[tuple[int, ...], ...] = field(repr=False)
     stops: Collection[int] = field(repr=False)
-    worker: Executor = field(repr=False)
+    threads: MaskThreads = field(repr=False)
 
     def begin(self) -> FormState:
         """Return the state of a text that begins."""
-        return FormState(self.matcher.deep_copy, self.first, self.stops, self.worker)
+        return FormState(self.matcher.deep_copy, self.first, self.stops, self.threads)
 
 
 class FormCompiler:
@@ -67,7 +67,7 @@ class FormCompiler:
         """Compile for a byte-level BPE tokenizer whose ids are padded to `vocab_size`."""
         self._tokenizer, self._vocab_size, self._stops = tokenizer, vocab_size, frozenset(stop_token_ids)
         self._loading, self._changed = threading.Lock(), threading.Lock()
-        self._loaded: tuple[LLTokenizer, Tokenizer, Executor] | None = None
+        self._loaded: tuple[LLTokenizer, Tokenizer, MaskThreads] | None = None
         self._cached: OrderedDict[TextForm, CompiledForm] = OrderedDict()
 
     def compile(self, form: TextForm) -> CompiledForm:
@@ -88,10 +88,10 @@ class FormCompiler:
         return compiled
 
     def close(self) -> None:
-        """End the thread that computes masks."""
+        """End the threads that compute masks."""
         with self._loading:
             if self._loaded:
-                self._loaded[-1].shutdown(wait=False)
+                self._loaded[-1].close()
 
     def _compile(self, form: TextForm) -> CompiledForm:
         from llguidance import LLMatcher, LLParserLimits
@@ -101,7 +101,7 @@ class FormCompiler:
             grammar = grammar_of(form)
         except ValueError as error:
             raise UnusableForm(f"The {name} cannot be used: {_reason(str(error))}.") from None
-        tokens, plain, worker = self._load()
+        tokens, plain, threads = self._load()
         # Both take no Python lock, so that other calls and the decoder's thread run meanwhile.
         matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
         mask = np.zeros(-(-self._vocab_size // 32), np.uint32)
@@ -112,9 +112,9 @@ class FormCompiler:
         if not mask.any():
             raise UnusableForm(f"No text matches the {name}: change it.")
         choices = tuple(_choice_tokens(plain, text) for text in form.texts) if isinstance(form, ChoiceForm) else ()
-        return CompiledForm(matcher, mask, choices, self._stops, worker)
+        return CompiledForm(matcher, mask, choices, self._stops, threads)
 
-    def _load(self) -> tuple[LLTokenizer, Tokenizer, Executor]:
+    def _load(self) -> tuple[LLTokenizer, Tokenizer, MaskThreads]:
         """Read the vocabulary, once: that takes a second and 200 MB of the published one."""
         from llguidance import LLTokenizer
 
@@ -123,7 +123,7 @@ class FormCompiler:
                 stops = sorted(self._stops)
                 parts = _of_plain_text(self._tokenizer)
                 tokens = LLTokenizer(parts, n_vocab=self._vocab_size, eos_token=stops)
-                self._loaded = tokens, Tokenizer.from_str(parts), ThreadPoolExecutor(1, thread_name_prefix="forms")
+                self._loaded = tokens, Tokenizer.from_str(parts), MaskThreads()
             return self._loaded
 
 

@@ -68,7 +68,13 @@ class Drafting:
         Returns:
             How many times as long the call takes with the drafts as without them.
         """
-        drafting = [sequence for sequence in writing if sequence.drafter]
+        longest = self._model.backend.step_tokens(len(writing)) - 1
+        if self._rows is padded:  # a sequence's padding ends before the slot's last position, as its draft does
+            longest = min([longest, *(max_sequence - 2 - sequence.filled for sequence in writing)])
+        for sequence in writing:
+            if sequence.drafter and sequence.repeats:
+                sequence.drafter.cut(max(0, longest))
+        drafting = [sequence for sequence in writing if sequence.drafter and not sequence.repeats]
         drafters = [sequence.drafter for sequence in drafting if sequence.drafter]
         forms = [sequence.generation.form for sequence in drafting]
         for drafter, form in zip(drafters, forms, strict=True):
@@ -77,13 +83,10 @@ class Drafting:
         due = [drafter.is_due() for drafter in drafters]
         if not any(due):
             return 1.0
-        longest = self._model.backend.step_tokens(len(writing)) - 1
-        if self._rows is padded:  # a sequence's padding ends before the slot's last position, as its draft does
-            longest = min([longest, *(max_sequence - 2 - sequence.filled for sequence in writing)])
         if self._cost is None or not drafters or longest <= 0:
             return 1.0
         most = [min(longest, sequence.left - 1) for sequence in drafting]
-        beside += len(writing) - len(drafting)
+        beside += sum(len(sequence.next_tokens) for sequence in writing if sequence not in drafting)
         drafted = plan(drafters, beside, self._cost, self._rows, most)
         for place, (drafter, form) in enumerate(zip(drafters, forms, strict=True)):
             drafter.cut(drafted[place])

@@ -123,6 +123,16 @@ def rows_beside(written: int, time: TurnTime, most_seconds: float | None) -> int
     return max(ROWS_AT_LEAST, int((most_seconds - time.step) / time.row))
 
 
+def mask_work(seconds: float, step: float | None) -> float:
+    """Return how many tokens a form's masks count as that took so many seconds of a processor: the steps that take as long.
+
+    Args:
+        seconds: of a processor.
+        step: seconds of a step, None as long as that is not known: then nothing is counted.
+    """
+    return seconds / step if step else 0.0
+
+
 def preemptible(running: Iterable[Member], priority: Priority, can_park: Callable[[Member], bool]) -> list[Member]:
     """List the running sequences that a waiting one of `priority` may preempt, in the order in which to try them.
 

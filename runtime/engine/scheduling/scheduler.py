@@ -19,6 +19,7 @@ from echovlm_edge.runtime.contracts.request import FinishReason, Priority
 from echovlm_edge.runtime.engine.at_exit import close_at_exit
 from echovlm_edge.runtime.engine.caching.joined_kept import JoinedKept
 from echovlm_edge.runtime.engine.caching.reuse import BLOCK, PrefixStore
+from echovlm_edge.runtime.engine.forms.late_masks import wait_for_any, wait_for_masks
 from echovlm_edge.runtime.engine.generation import (
     Generation,
     Joined,
@@ -284,24 +285,27 @@ class Scheduler:
         rows = policy.rows_beside(written, self._turn_time, self._most_seconds)
         if self._backend.packs_rows:
             ends = dict(policy.chunks(self._running, self._steps, rows))
-            self._run_parts(self._writing(), ends)
+            if not self._run_parts(self._writing(), ends):
+                wait_for_any([sequence.generation.form for sequence in self._running])
             return
-        self._run_parts([], dict(policy.chunk_in_blocks(self._running, self._steps, rows)))
+        ran = self._run_parts([], dict(policy.chunk_in_blocks(self._running, self._steps, rows)))
         for sequence in self._writing():
             if sequence.scoring:  # its pieces are as long as those of no other sequence
-                self._run_parts([sequence], {})
+                ran = self._run_parts([sequence], {})
         writing = [sequence for sequence in self._writing() if not sequence.scoring]
         self._pack(writing)
-        self._run_parts(writing, {})
+        if not (self._run_parts(writing, {}) or ran):
+            wait_for_any([sequence.generation.form for sequence in self._running])
 
     def _writing(self) -> list[SequenceState]:
-        return [sequence for sequence in self._running if sequence.decoding]
+        """Those that are in the next step: whose form's masks are late sits out."""
+        return [sequence for sequence in self._running if sequence.decoding and not sequence.sits_out]
 
-    def _run_parts(self, writing: Sequence[SequenceState], ends: Mapping[SequenceState, int]) -> None:
-        """Run a token and a draft of each of `writing`, and prompts up to their `ends`."""
+    def _run_parts(self, writing: Sequence[SequenceState], ends: Mapping[SequenceState, int]) -> bool:
+        """Run a token and a draft of each of `writing`, and prompts up to their `ends`; returns whether there are any."""
         members = sorted([*writing, *ends], key=lambda sequence: sequence.slot)
         if not members:
-            return
+            return False
         prompt_rows = sum(end - sequence.filled for sequence, end in ends.items())
         prompt_rows += sum(len(sequence.scoring.tokens) - 1 for sequence in writing if sequence.scoring)
         started = time.perf_counter()
@@ -315,7 +319,7 @@ class Scheduler:
         except Exception as error:
             if len(members) == 1 and not members[0].draft:
                 self._end(members[0], error)
-                return
+                return True
             # One sequence or a draft may have caused it: run each alone and without one, so that only that one fails.
             for sequence in members:
                 with self._alone(sequence):
@@ -323,13 +327,16 @@ class Scheduler:
                         sequence.drafter.cut(0)
                     part = self._part(sequence, ends)
                     self._advance(sequence, part, self._backend.turn([part])[0], started)
-            return
+            return True
         if writing:
             self._steps += 1
             self._turn_time.learn(prompt_rows, (time.perf_counter() - started) / longer)
+            forms = [sequence.generation.form if sequence in writing else None for sequence in members]
+            wait_for_masks(forms, self._turn_time.step)
         for row, (sequence, part) in enumerate(zip(members, parts, strict=True)):
             with self._alone(sequence):
                 self._advance(sequence, part, logits[row], started)
+        return True
 
     def _draft(self, writing: Sequence[SequenceState], prompt_rows: int) -> float:
         """Draft for the next step, as `Drafting.draft` does; where that fails, the sequences go on without drafts."""
@@ -374,18 +381,25 @@ class Scheduler:
         """Choose a token from each row's logits, as long as the draft has just that token.
 
         The rows behind are forgotten: `filled` counts those whose tokens were written, and the next step overwrites the others.
+        Where the form's masks are late, these are the rows of the next step.
         """
-        draft, before = sequence.draft, len(sequence.written)
+        draft, before, form = sequence.draft, len(sequence.written), sequence.generation.form
+        if form:
+            with self._wake:
+                work = policy.mask_work(form.uncharged(), self._turn_time.step)
+                self._waiting.charge(sequence.generation.client, work)
         if draft and not (self._backend.packs_rows or all(map(usable, logits))):
             self._forget_draft(sequence)
             return
         for row, ours in enumerate(logits):
+            if form and not form.ready:
+                break
             sequence.filled += 1
             sequence.position += 1
             ended = self._choose(sequence, ours, started)
             if ended or draft[row : row + 1] != [sequence.token]:
                 break
-        if self._drafting:
+        if self._drafting and len(sequence.written) > before:
             self._drafting.wrote(sequence, sequence.written[before:])
 
     def _forget_draft(self, sequence: SequenceState) -> None:
@@ -504,6 +518,8 @@ class Scheduler:
         """Remove a sequence that ended, wherever it is; returns whether it was still alive."""
         self._leave_slot(sequence)
         sequence.parked = None
+        if sequence.generation.form:
+            sequence.generation.form.leave()
         with self._wake:
             self._parking.leave(sequence)
             self._waiting.remove(sequence, sequence.generation.client, sequence.priority)

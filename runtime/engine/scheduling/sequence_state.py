@@ -68,6 +68,16 @@ class SequenceState:
         return self.sampler is not None
 
     @property
+    def sits_out(self) -> bool:
+        """Whether it has no rows in the next step, because its form's masks are still being computed."""
+        return self.generation.form is not None and self.generation.form.busy
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its next step is one that it has had, with the same draft: its form's masks came too late for that one."""
+        return self.decoding and self.generation.form is not None and self.generation.form.ready
+
+    @property
     def draft(self) -> list[int]:
         """The guesses of its next tokens that the next step verifies."""
         return self.drafter.tokens if self.drafter else []
