@@ -178,6 +178,11 @@ class ReportService:
         """The name of the model that is loaded."""
         return self._engine.info.model
 
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer can have together."""
+        return self._engine.info.max_sequence
+
     def state(self) -> ServiceState:
         """Return what is loaded, and how busy it is."""
         return ServiceState(self._engine.info, self._engine.stats(), self._studies.counts(), self.uploads.counts())

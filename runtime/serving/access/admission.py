@@ -57,6 +57,11 @@ class Admission:
         """Refuse all calls from now on."""
         self._draining = True
 
+    def most_at_once(self, client: Client, request_bytes: int, batch: bool = False) -> int:
+        """Return how many calls of a client with requests of `request_bytes` each can hold places together on an idle server."""
+        most = min(self._places, self._most(client), self._batch_places if batch else self._places)
+        return max(1, min(most, self._request_bytes // request_bytes) if request_bytes else most)
+
     def check(self, client: Client) -> None:
         """Refuse a call that would get no place now, before its message is read.
 
@@ -112,12 +117,15 @@ class Admission:
         inside = self._inside.total()
         if inside >= self._places:
             raise Busy(f"The server is busy with {inside} calls: try again when one has ended.", self._wait(inside))
-        most = client.max_calls or client.share(self._places)
+        most = self._most(client)
         if self._inside[client.name] >= most:
             raise Busy(
                 f"{most} of your calls are in progress, the maximum for your client: try again when one has ended.",
                 self._wait(most),
             )
+
+    def _most(self, client: Client) -> int:
+        return client.max_calls or client.share(self._places)
 
     def _wait(self, inside: int) -> float:
         """Estimate the seconds until a place comes free, as if all calls took as long as the last ones."""

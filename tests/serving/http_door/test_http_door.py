@@ -89,11 +89,16 @@ def test_calls_of_both_doors_share_the_places() -> None:
 
 
 def test_a_client_s_quota_counts_each_choice(tmp_path: Path) -> None:
-    access = ClientsFile(clients_file(tmp_path, {"harness": {"token": "secret", "max_calls": 1}}))
-    with http_server(WaitingEngine(), access=access) as (server, client):
+    access = ClientsFile(clients_file(tmp_path, {"harness": {"token": "secret", "max_calls": 2}}))
+    engine = WaitingEngine()
+    with http_server(engine, access=access) as (server, client):
         headers = {"Authorization": "Bearer secret"}
+        asking = in_background(lambda: client.post(CHAT, json=QUESTION, headers=headers))
+        engine.running.acquire()
         refused = client.post(CHAT, json=QUESTION | {"n": 2}, headers=headers)
         assert refused.status_code == 429 and "the maximum for your client" in refused.json()["error"]["message"]
+        engine.go.set()
+        asking.join(30)
         wait_for(lambda: server.admission.inside == 0)
 
 
@@ -280,3 +285,9 @@ def test_a_slow_reader_gives_its_place_back() -> None:
             wait_for(lambda: server.admission.inside == 1)
             wait_for(lambda: server.admission.inside == 0)
         assert client.get("/health").status_code == 200
+
+
+def test_an_unknown_path_is_answered_with_those_there_are() -> None:
+    with http_server(DecodingEngine()) as (_, client):
+        sentence = client.get("/v1/embeddings").json()["error"]["message"]
+        assert "/v1/models, /v1/models/{model}, /v1/chat/completions" in sentence and ":path" not in sentence

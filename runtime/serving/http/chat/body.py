@@ -17,6 +17,7 @@ MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 16, 4, 256
 # Options of OpenAI's API that this server does not have, with the values that ask for nothing.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
+    "best_of": (1,),
     "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
@@ -52,6 +53,7 @@ EMPTY_IN_REPLY: Mapping[str, tuple[object, ...]] = {
     "tool_calls": ([],),
 }
 INSTEAD = {
+    "best_of": "use n, and choose among the choices",
     "frequency_penalty": "use repetition_penalty",
     "guided_choice": "use structured_outputs",
     "guided_json": "use structured_outputs",

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from echovlm.v1 import report_pb2 as pb
+from echovlm_edge.runtime.serving.access.clients import Client
 from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.http.chat.answer import DONE, ChatAnswer
 from echovlm_edge.runtime.serving.http.chat.json_body import read_json
 from echovlm_edge.runtime.serving.http.chat.request import ChatRequest, chat_request
 from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange
 from echovlm_edge.runtime.serving.http.exchange.http_calls import ACCEPTED, HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.never import check_choices, check_tokens
 from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 from echovlm_edge.runtime.serving.http.exchange.silences import ALIVE, ALIVE_SECONDS
 from echovlm_edge.runtime.serving.http.state.models import check_model
@@ -46,6 +48,7 @@ class ChatCompletions:
             asked = await self._calls.request(exchange, call.client, lambda body: chat_request(read_json(body)))
             model = self._calls.service.model
             check_model(asked.model, model)
+            self._check_possible(asked, call.client)
             with_tokens = asked.question.options.HasField("log_probabilities")
             answer = ChatAnswer(model, call.id, asked.with_usage, with_tokens)
             others = [self._calls.record(METHOD, call.client, exchange) for _ in range(1, asked.choices)]
@@ -58,6 +61,12 @@ class ChatCompletions:
                 await exchange.end()
             else:
                 await exchange.answer(answer.completion(results))
+
+    def _check_possible(self, asked: ChatRequest, client: Client) -> None:
+        service, options = self._calls.service, asked.question.options
+        batch = options.priority == pb.PRIORITY_BATCH
+        check_choices(asked.choices, service.admission, client, asked.question.ByteSize(), batch)
+        check_tokens(asked.tokens_field, options.sampling.max_new_tokens, service.context)
 
     async def _results(
         self, asked: ChatRequest, answer: ChatAnswer, calls: list[CallRecord], exchange: Exchange

@@ -21,6 +21,7 @@ class ChatRequest:
         model: that it is asked of.
         question: the request for the service's AnswerQuestion, its pictures included.
         choices: how many answers are wanted.
+        tokens_field: the field that says how long the answer may be.
         stop: the text ends before the first of these.
         stream: whether the answer is streamed.
         with_usage: whether the stream ends with the tokens' numbers.
@@ -29,6 +30,7 @@ class ChatRequest:
     model: str = field(repr=False)
     question: pb.AnswerQuestionRequest = field(repr=False)
     choices: int
+    tokens_field: str
     stop: tuple[str, ...] = field(repr=False)
     stream: bool
     with_usage: bool
@@ -67,7 +69,8 @@ def chat_request(asked: Mapping[str, Any]) -> ChatRequest:
             setattr(options.sampling, name, value)
     _converse(body.messages, request)
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return ChatRequest(body.model, request, body.n, tuple(body.stop), body.stream, with_usage)
+    tokens_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return ChatRequest(body.model, request, body.n, tokens_field, tuple(body.stop), body.stream, with_usage)
 
 
 def _most_tokens(body: ChatBody) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -80,7 +81,8 @@ def _refuse(status: int, code: str, sentence: str) -> NoReturn:
 
 def not_found(paths: Iterable[str]) -> Refusal:
     """Make the answer for a path that is not served."""
-    return Refusal(404, f"There is no such path here: this server has {', '.join(paths)}.", "unknown_path")
+    listed = ", ".join(re.sub(r":\w+}", "}", path) for path in paths)  # without the router's own kinds, as in {model:path}
+    return Refusal(404, f"There is no such path here: this server has {listed}.", "unknown_path")
 
 
 def wrong_method(allowed: Iterable[str]) -> Refusal:

@@ -13,6 +13,7 @@ from echovlm_edge.runtime.serving import messages
 from echovlm_edge.runtime.serving.call_record import CallRecord
 from echovlm_edge.runtime.serving.http.exchange.exchange import Exchange
 from echovlm_edge.runtime.serving.http.exchange.http_calls import HttpCalls
+from echovlm_edge.runtime.serving.http.exchange.never import check_tokens
 from echovlm_edge.runtime.serving.http.exchange.option_words import LANGUAGES, PRIORITIES
 from echovlm_edge.runtime.serving.http.exchange.refusals import Refused
 from echovlm_edge.runtime.serving.http.exchange.silences import ALIVE, ALIVE_SECONDS, with_silences
@@ -48,6 +49,7 @@ class Reports:
             received_form(self._calls, exchange, call) as form,
         ):
             fields = report_fields(form.texts)
+            check_tokens("max_completion_tokens", fields.max_completion_tokens, self._calls.service.context)
             format = format_of(exchange.header("accept"), fields.format, fields.stream)
             call.method = METHODS.get(fields.task, "AnswerQuestion")
             work = _Report(self._calls, fields, form, format)
