@@ -143,6 +143,10 @@ class ReportEngine:
             phrases = bundle_phrases(bundle) if options.drafting else None
             return cls(bundle, backend, max_sequence, options, image_decoder, phrases)
 
+    def read_vocabulary(self) -> None:
+        """Read what forms need of the vocabulary now instead of with the first form: other threads stand still meanwhile."""
+        self._forms.read_vocabulary()
+
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Answer one request as a stream of events that ends with `Finished`.
 

@@ -100,11 +100,11 @@ def test_a_sentence_says_what_is_missing_and_what_to_lower() -> None:
         bundle=Path("bundle"), queue=0, prefix_mb=0, parked_mb=0, study_mb=64, upload_mb=0, decode_mb=1024
     )
     assert str(judge(PUBLISHED, plain, machine)) == (
-        "The server needs 15.9 GB and this machine has 14.0 GB free: lower --max-sequence to 3072 or --slots to 4."
+        "The server needs 16.0 GB and this machine has 14.0 GB free: lower --max-sequence to 2816 or --slots to 4."
     )
     never = judge(PUBLISHED, plain, MachineMemory(6 * GB, None, 5 * GB))
     assert never.fit is Fit.NEVER and str(never).startswith(
-        "The server needs 7.6 GB at start and this machine has 6.0 GB: no option saves enough"
+        "The server needs 7.7 GB at start and this machine has 6.0 GB: no option saves enough"
     )
     assert judge(PUBLISHED, plain, MachineMemory(64 * GB, None, 60 * GB)).fit is Fit.FITS
     assert judge(PUBLISHED, plain, MachineMemory(0, None, 0)).fit is Fit.FITS, "a system that says nothing is no error"

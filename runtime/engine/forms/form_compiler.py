@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +17,7 @@ from echovlm_edge.runtime.contracts.text_form import ChoiceForm, SchemaForm, Tex
 from echovlm_edge.runtime.engine.forms.form_state import FormState, Mask
 from echovlm_edge.runtime.engine.forms.grammar import grammar_of
 from echovlm_edge.runtime.engine.forms.mask_threads import MaskThreads
+from echovlm_edge.runtime.engine.forms.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -61,14 +60,20 @@ class CompiledForm:
 
 
 class FormCompiler:
-    """Compiles and caches forms. Any thread may call it; nothing is loaded before the first form."""
+    """Compiles and caches forms. Any thread may call it; the vocabulary is read with the first form, or before."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: Collection[int]) -> None:
         """Compile for a byte-level BPE tokenizer whose ids are padded to `vocab_size`."""
         self._tokenizer, self._vocab_size, self._stops = tokenizer, vocab_size, frozenset(stop_token_ids)
-        self._loading, self._changed = threading.Lock(), threading.Lock()
-        self._loaded: tuple[LLTokenizer, Tokenizer, MaskThreads] | None = None
+        self._changed, self._threads = threading.Lock(), MaskThreads()
+        self._vocabulary: Vocabulary | None = None
         self._cached: OrderedDict[TextForm, CompiledForm] = OrderedDict()
+
+    def read_vocabulary(self) -> Vocabulary:
+        """Read the vocabulary, unless that is done: see `vocabulary.read_vocabulary`."""
+        if self._vocabulary is None:
+            self._vocabulary = read_vocabulary(self._tokenizer, self._vocab_size, self._stops)
+        return self._vocabulary
 
     def compile(self, form: TextForm) -> CompiledForm:
         """Return a form's compiled one.
@@ -89,9 +94,7 @@ class FormCompiler:
 
     def close(self) -> None:
         """End the threads that compute masks."""
-        with self._loading:
-            if self._loaded:
-                self._loaded[-1].close()
+        self._threads.close()
 
     def _compile(self, form: TextForm) -> CompiledForm:
         from llguidance import LLMatcher, LLParserLimits
@@ -101,7 +104,7 @@ class FormCompiler:
             grammar = grammar_of(form)
         except ValueError as error:
             raise UnusableForm(f"The {name} cannot be used: {_reason(str(error))}.") from None
-        tokens, plain, threads = self._load()
+        tokens = self.read_vocabulary().tokens
         # Both take no Python lock, so that other calls and the decoder's thread run meanwhile.
         matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
         mask = np.zeros(-(-self._vocab_size // 32), np.uint32)
@@ -111,42 +114,18 @@ class FormCompiler:
             raise UnusableForm(f"The {name} cannot be used: {_reason(matcher.get_error())}.")
         if not mask.any():
             raise UnusableForm(f"No text matches the {name}: change it.")
-        choices = tuple(_choice_tokens(plain, text) for text in form.texts) if isinstance(form, ChoiceForm) else ()
-        return CompiledForm(matcher, mask, choices, self._stops, threads)
-
-    def _load(self) -> tuple[LLTokenizer, Tokenizer, MaskThreads]:
-        """Read the vocabulary, once: that takes a second and 200 MB of the published one."""
-        from llguidance import LLTokenizer
-
-        with self._loading:
-            if self._loaded is None:
-                stops = sorted(self._stops)
-                parts = _of_plain_text(self._tokenizer)
-                tokens = LLTokenizer(parts, n_vocab=self._vocab_size, eos_token=stops)
-                self._loaded = tokens, Tokenizer.from_str(parts), MaskThreads()
-            return self._loaded
+        choices = tuple(_choice_tokens(tokens, text) for text in form.texts) if isinstance(form, ChoiceForm) else ()
+        return CompiledForm(matcher, mask, choices, self._stops, self._threads)
 
 
-def _choice_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+def _choice_tokens(vocabulary: LLTokenizer, text: str) -> tuple[int, ...]:
+    tokens = tuple(vocabulary.tokenize_str(text))
     if len(tokens) > MOST_CHOICE_TOKENS:
         raise UnusableForm(
             f"The choice that begins with {text[:20]!r} has {len(tokens)} tokens, more than {MOST_CHOICE_TOKENS}: "
             "send a shorter one."
         )
     return tokens
-
-
-def _of_plain_text(tokenizer: Tokenizer) -> str:
-    """Describe a tokenizer that takes every text as it is: no part of it is a special token's name, and no character is replaced.
-
-    Otherwise a form's own text could be the token that ends the answer, or one that the form's bytes are not.
-    """
-    parts = json.loads(tokenizer.to_str())
-    for token in parts["added_tokens"]:
-        if token["special"]:
-            token["content"] = f"<{token_hex(16)}>"
-    return json.dumps(parts | {"normalizer": None})
 
 
 def _reason(error: str) -> str:

@@ -185,12 +185,13 @@ def _open_engine(
         options=options,
         image_decoder=decode,
     )
-    if not chosen.skip_golden:
-        try:
+    try:
+        engine.read_vocabulary()  # before anybody's text could stand still
+        if not chosen.skip_golden:
             log_checked(check_golden_tokens(engine))
-        except BaseException:
-            engine.close()
-            raise
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 

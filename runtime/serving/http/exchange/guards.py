@@ -81,7 +81,9 @@ def _refuse(status: int, code: str, sentence: str) -> NoReturn:
 
 def not_found(paths: Iterable[str]) -> Refusal:
     """Make the answer for a path that is not served."""
-    listed = ", ".join(re.sub(r":\w+}", "}", path) for path in paths)  # without the router's own kinds, as in {model:path}
+    listed = ", ".join(
+        re.sub(r":\w+}", "}", path) for path in paths
+    )  # without the router's own kinds, as in {model:path}
     return Refusal(404, f"There is no such path here: this server has {listed}.", "unknown_path")
 
 
