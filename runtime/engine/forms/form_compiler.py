@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -13,10 +14,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from echovlm_edge.runtime.contracts.errors import UnusableForm
-from echovlm_edge.runtime.contracts.text_form import ChoiceForm, SchemaForm, TextForm
+from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, SchemaForm, TextForm
 from echovlm_edge.runtime.engine.forms.form_state import FormState, Mask
 from echovlm_edge.runtime.engine.forms.grammar import grammar_of
 from echovlm_edge.runtime.engine.forms.mask_threads import MaskThreads
+from echovlm_edge.runtime.engine.forms.schema_faults import explain, pattern_fault
 from echovlm_edge.runtime.engine.forms.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-LONGEST_REASON = 200
+LONGEST_REASON = 400
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,10 @@ class FormCompiler:
     def _compile(self, form: TextForm) -> CompiledForm:
         from llguidance import LLMatcher, LLParserLimits
 
-        name = "JSON schema" if isinstance(form, SchemaForm) else "regular expression"
         try:
             grammar = grammar_of(form)
         except ValueError as error:
-            raise UnusableForm(f"The {name} cannot be used: {_reason(str(error))}.") from None
+            raise _unusable(form, str(error)) from None
         tokens = self.read_vocabulary().tokens
         # Both take no Python lock, so that other calls and the decoder's thread run meanwhile.
         matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
@@ -111,9 +112,9 @@ class FormCompiler:
         if not matcher.is_error():
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if matcher.is_error():
-            raise UnusableForm(f"The {name} cannot be used: {_reason(matcher.get_error())}.")
+            raise _unusable(form, matcher.get_error())
         if not mask.any():
-            raise UnusableForm(f"No text matches the {name}: change it.")
+            raise UnusableForm(f"No text matches the {_name(form)}: change it.")
         choices = tuple(_choice_tokens(tokens, text) for text in form.texts) if isinstance(form, ChoiceForm) else ()
         return CompiledForm(matcher, mask, choices, self._stops, self._threads)
 
@@ -128,9 +129,17 @@ def _choice_tokens(vocabulary: LLTokenizer, text: str) -> tuple[int, ...]:
     return tokens
 
 
-def _reason(error: str) -> str:
-    """Shorten llguidance's words to a line."""
-    if re.search(r"limit|too (?:many|large)", error):
-        return "it is too complex"
-    lines = [line.strip() for line in error.replace("<non-verbose/>", "").splitlines()]
-    return " ".join(line for line in lines if line and set(line) != {"^"})[:LONGEST_REASON].rstrip(". ")
+def _name(form: TextForm) -> str:
+    return "JSON schema" if isinstance(form, SchemaForm) else "regular expression"
+
+
+def _unusable(form: TextForm, said: str) -> UnusableForm:
+    """Make the error for a form that llguidance refuses."""
+    lines = [line.strip() for line in said.replace("<non-verbose/>", "").splitlines()]
+    said = " ".join(line for line in lines if line and set(line) != {"^"}).rstrip(". ")
+    reason = explain(json.loads(form.schema), said) if isinstance(form, SchemaForm) else None
+    if reason is None and re.search(r"limit|too (?:many|large)", said):
+        reason = "it is too complex, so send a simpler one"
+    elif reason is None:
+        reason = pattern_fault(said) if isinstance(form, PatternForm) else f"the library that keeps to it says: {said}"
+    return UnusableForm(f"The {_name(form)} cannot be used: {reason[:LONGEST_REASON]}.")
