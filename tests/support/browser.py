@@ -63,13 +63,22 @@ def opened(browser: Browser, file: Path, width: int = 1280, height: int = 900, d
 
 @contextmanager
 def visited(
-    browser: Browser, address: str, width: int = 1360, height: int = 900, dark: bool = False, locale: str = "en-US"
+    browser: Browser,
+    address: str,
+    width: int = 1360,
+    height: int = 900,
+    dark: bool = False,
+    locale: str = "en-US",
+    tls: bool = False,
 ) -> Iterator[Opened]:
-    """Open a server's start page in a new window that reaches that server alone."""
+    """Open a server's start page in a new window that reaches that server alone; with `tls` whoever signed its certificate."""
     context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", locale=locale
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        locale=locale,
+        ignore_https_errors=tls,
     )
-    own = f"http://{address}/"
+    own = f"{'https' if tls else 'http'}://{address}/"
     try:
         seen = Opened(context.new_page())
 

@@ -4,6 +4,7 @@ import { startFiles } from "/console/files.js";
 import { toggleLanguage, onLanguage, t, translate } from "/console/language.js";
 import { startOptions } from "/console/options.js";
 import { startPictures } from "/console/pictures.js";
+import { said, tell } from "/console/problems.js";
 import { startReport } from "/console/report.js";
 import { asked } from "/console/server.js";
 import { startService } from "/console/service.js";
@@ -34,7 +35,7 @@ async function begun() {
     const session = await signedIn();
     return [session, (await asked("/v1/models")).data[0].echovlm];
   } catch (error) {
-    get("lost").textContent = error.message;
+    tell("lost", () => said(error));
     return new Promise(() => {}); // there is nothing to show: a reload tries again
   }
 }

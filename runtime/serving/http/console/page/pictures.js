@@ -4,8 +4,8 @@ import { clearStrip, fillStrip, startStrip } from "/console/filmstrip.js";
 import { get } from "/console/dom.js";
 import { number, onLanguage, t } from "/console/language.js";
 import { onReading, reading } from "/console/options.js";
-import { asked, form } from "/console/server.js";
-import { about } from "/console/problems.js";
+import { Problem, asked, form } from "/console/server.js";
+import { about, placeOf, tell } from "/console/problems.js";
 import { look, startViewer } from "/console/viewer.js";
 
 const PATIENCE = 300; // milliseconds that options rest before pictures are read again
@@ -21,24 +21,42 @@ async function read() {
   clearTimeout(timer);
   request?.abort();
   const own = request = chosen().length ? new AbortController() : null;
-  get("pictures-problem").textContent = "";
+  tell("pictures-problem");
   if (!own) {
     shown = null;
     clearStrip();
     return;
   }
   sum();
+  const problems = [];
+  let files = chosen();
   try {
-    shown = await asked("/v1/pictures", { method: "POST", body: form(chosen(), reading()), signal: own.signal });
-    fillStrip(shown.pictures, chosen().map((one) => one.name));
+    [shown, files] = await readable(files, own.signal, problems);
   } catch (error) {
     if (error.name === "AbortError") return;
     shown = null;
-    clearStrip();
-    get("pictures-problem").textContent = about(error, chosen());
+    problems.push(() => about(error, files));
   }
+  if (shown) fillStrip(shown.pictures, files.map((one) => one.name));
+  else clearStrip();
+  tell("pictures-problem", ...problems);
   if (request === own) request = null;
   sum();
+}
+
+// Asks for the pictures of all files but those that the server names as wrong, each of which is added to the problems.
+async function readable(files, signal, problems) {
+  while (files.length) {
+    try {
+      return [await asked("/v1/pictures", { method: "POST", body: form(files, reading()), signal }), files];
+    } catch (error) {
+      const sent = files, place = error instanceof Problem ? placeOf(error, sent) : -1;
+      if (place < 0) throw error;
+      problems.push(() => about(error, sent));
+      files = files.filter((_, other) => other !== place);
+    }
+  }
+  return [null, files];
 }
 
 export function startPictures(model) {

@@ -5,7 +5,7 @@ import { showFigures } from "/console/figures.js";
 import { chosen, onFiles } from "/console/files.js";
 import { number, onLanguage, t } from "/console/language.js";
 import { ready, request } from "/console/options.js";
-import { about } from "/console/problems.js";
+import { about, tell } from "/console/problems.js";
 import { events, form } from "/console/server.js";
 import { startTalk, talkAbout } from "/console/talk.js";
 import { mark, marks, paragraph, sections } from "/console/writing.js";
@@ -19,7 +19,7 @@ async function write() {
   const files = chosen(), fields = request();
   const own = running = new AbortController();
   const mine = written = { text: "", ranges: {}, task: fields.task, result: null, stopped: false };
-  get("report-problem").textContent = "";
+  tell("report-problem");
   talkAbout(null);
   draw();
   state("waiting");
@@ -40,7 +40,7 @@ async function write() {
   } catch (error) {
     if (written !== mine) return; // another examination is here
     if (error.name === "AbortError") mine.stopped = true;
-    else get("report-problem").textContent = about(error, files);
+    else tell("report-problem", () => about(error, files));
   }
   if (mine.result) talkAbout({ files, fields, result: mine.result });
   running = null;
@@ -107,7 +107,7 @@ export function startReport() {
   onFiles(() => { // another examination: nothing of the last one stays
     running?.abort();
     running = written = null;
-    get("report-problem").textContent = "";
+    tell("report-problem");
     talkAbout(null);
     state("");
     draw();

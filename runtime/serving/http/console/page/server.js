@@ -1,13 +1,16 @@
 // Calls of this page's own server. The token is in this module's memory alone.
-import { t } from "/console/language.js";
-
 let token = "";
 
 export const useToken = (value) => { token = value; };
 export const hasToken = () => token !== "";
 
-// A call that the server refused, or that did not reach it; the message is a sentence for people.
-export class Problem extends Error {}
+// A call that the server refused, with its sentence and kind, or that did not reach it, which is the kind "lost".
+export class Problem extends Error {
+  constructor(message, code = "") {
+    super(message);
+    this.code = code;
+  }
+}
 
 async function called(path, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
@@ -16,11 +19,11 @@ async function called(path, options = {}) {
     answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(t("lost"));
+    throw new Problem("", "lost");
   }
   if (!answer.ok) {
     const refused = await answer.json().catch(() => null);
-    throw new Problem(refused?.error?.message ?? `${answer.status} ${answer.statusText}`);
+    throw new Problem(refused?.error?.message ?? `${answer.status} ${answer.statusText}`, refused?.error?.code);
   }
   return answer;
 }
@@ -34,7 +37,7 @@ export async function* events(path, options) {
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read().catch((error) => {
-      throw error.name === "AbortError" ? error : new Problem(t("lost"));
+      throw error.name === "AbortError" ? error : new Problem("", "lost");
     });
     if (done) break;
     const blocks = (rest + value).split("\n\n");
@@ -42,7 +45,7 @@ export async function* events(path, options) {
     for (const block of blocks) {
       if (!block.startsWith("data: ")) continue;
       const event = JSON.parse(block.slice(6));
-      if (event.error) throw new Problem(event.error.message);
+      if (event.error) throw new Problem(event.error.message, event.error.code);
       yield event;
     }
   }

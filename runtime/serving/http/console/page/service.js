@@ -1,8 +1,10 @@
 // The service's state, asked again every two seconds while this tab is in sight.
 import { get, made, pairs } from "/console/dom.js";
 import { number, onLanguage, t } from "/console/language.js";
+import { kind, said } from "/console/problems.js";
 import { asked } from "/console/server.js";
 import { onTab } from "/console/tabs.js";
+import { has } from "/console/words.js";
 
 const EVERY = 2000; // milliseconds
 let state = null, before = null, inSight = false, timer = 0;
@@ -14,7 +16,7 @@ async function poll() {
     [before, state] = [state, { ...(await asked("/v1/service")), at: performance.now() }];
     draw();
   } catch (error) {
-    get("panel-service").replaceChildren(made("p", { className: "problem", role: "alert" }, error.message));
+    get("panel-service").replaceChildren(made("p", { className: "problem", role: "alert" }, said(error)));
   }
   timer = setTimeout(poll, EVERY);
 }
@@ -84,9 +86,11 @@ function errors() {
   if (!state.errors.length) return made("p", { className: "quiet" }, t("service.none"));
   const time = (seconds) => new Date(1000 * seconds).toLocaleString(document.documentElement.lang);
   return table(["service.time", "service.outcome", "service.method", "service.client", "service.door", "service.call"],
-    state.errors.map((one) => [time(one.time), one.outcome, one.method, one.client, one.door, one.request_id]));
+    state.errors.map((one) => [time(one.time), made("span", { title: one.outcome }, kind(one.outcome)), word("method", one.method), one.client,
+      word("door", one.door), one.request_id]));
 }
 
+const word = (group, name) => made("span", { title: name }, has(`${group}.${name}`) ? t(`${group}.${name}`) : name);
 const megabytes = (bytes) => `${number(bytes / 1e6, 1)} MB`;
 
 function span(seconds) {
