@@ -141,7 +141,7 @@ gpu-carry: setup
 # Known faults of what is pinned; needs the advisories of the Python Package Index.
 audit: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt "pip-audit>=2.7"
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # Coverage-guided fuzzing of what comes from outside: image files and messages.
 CASES ?= 20000
