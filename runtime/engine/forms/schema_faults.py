@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from re import Match
 from typing import Any
 
@@ -45,8 +45,8 @@ Found = Iterator[tuple[str, str]]  # a keyword's place in a schema that is an ob
 class Fault:
     """What llguidance says of a fault, and how that is found in a schema that is an object, and said."""
 
-    said: str
-    find: Callable[[Node, Match[str]], Found]
+    said: str = field(repr=False)
+    find: Callable[[Node, Match[str]], Found] = field(repr=False)
 
 
 def explain(schema: Any, said: str) -> str | None:

@@ -30,7 +30,7 @@ class ChatRequest:
     model: str = field(repr=False)
     question: pb.AnswerQuestionRequest = field(repr=False)
     choices: int
-    tokens_field: str
+    tokens_field: str = field(repr=False)
     stop: tuple[str, ...] = field(repr=False)
     stream: bool
     with_usage: bool
