@@ -21,8 +21,9 @@ from echovlm_edge.runtime.contracts.command import run_command
 from echovlm_edge.runtime.contracts.errors import UnusableForm
 from echovlm_edge.runtime.contracts.request import Finished, GenerationRequest, Sampling, Stage
 from echovlm_edge.runtime.contracts.text_form import PatternForm, TextForm
+from echovlm_edge.runtime.engine.engine_options import EngineOptions
 from echovlm_edge.runtime.engine.forms.form_state import FormState
-from echovlm_edge.runtime.engine.report_engine import EngineOptions, ReportEngine
+from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
 PLAIN = PatternForm(r"[A-Z][a-z ]{3,600}")
 FORMS: dict[

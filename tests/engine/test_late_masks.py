@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from echovlm_edge.runtime.contracts.errors import UnusableForm
 from echovlm_edge.runtime.contracts.request import FinishReason, Priority, Sampling
 from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, TextForm
-from echovlm_edge.runtime.engine import policy
 from echovlm_edge.runtime.engine.forms import form_state, late_masks
 from echovlm_edge.runtime.engine.forms.form_state import Mask
 from echovlm_edge.runtime.engine.generation import Generation
+from echovlm_edge.runtime.engine.scheduling import policy
 from tests.support.forms import FORMS, small_compiler
 from tests.support.hashed_decoder import HashedDecoder, Known, followed, generation, scheduler
 from tests.support.waiting import wait_for
