@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, linked, roll_back
+from echovlm_edge.runtime.bundle.loads import Loads
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey, sign_file
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
@@ -32,9 +33,15 @@ def _run(options: argparse.Namespace) -> int:
         current = install(options.bundle, options.folder, signers)
     else:
         current = roll_back(options.folder)
-    previous = linked(options.folder, PREVIOUS)
-    print(f"Current: {current.name}. Previous: {previous.name if previous else 'none'}. {RELOAD}")
+    print(f"Current: {current.name}. Previous: {_previous(options.folder, current)}. {RELOAD}")
     return 0
+
+
+def _previous(folder: Path, current: Path) -> str:
+    previous = linked(folder, PREVIOUS)
+    if previous is None or previous == current.resolve():
+        return "none"
+    return previous.name if Loads(folder).is_good(previous.name) else f"{previous.name}, which was refused"
 
 
 def _parser() -> argparse.ArgumentParser:

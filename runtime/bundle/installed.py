@@ -4,6 +4,7 @@
                              previous  -> echovlm-e7d3ec58
                              echovlm-5c1d09ab/bundle.json …
                              echovlm-e7d3ec58/bundle.json …
+                             loads/…                        what the server found out (loads.py)
 
 A link is replaced by renaming another one over it, and a bundle is copied under a hidden name: whenever a change is interrupted,
 `current` is one of the two bundles, whole, and doing it again completes it.
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from echovlm_edge.runtime.bundle.loads import Loads
 from echovlm_edge.runtime.bundle.manifest import CURRENT, MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import SIGNATURE_SUFFIX, PublicKey
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
@@ -39,8 +41,8 @@ def linked(folder: Path, link: str) -> Path | None:
 def install(source: Path, folder: Path, signers: Sequence[PublicKey] = ()) -> Path:
     """Copy a bundle into the folder, hash the copy, and make it the current one; returns the copy.
 
-    A bundle that lies in the folder already is not copied. What was current becomes the previous one. The folder is made if it is
-    missing.
+    A bundle that lies in the folder already is not copied. What was current becomes the previous one, unless a server refused it or
+    crashed on it: then the previous one stays. The folder is made if it is missing.
 
     Raises:
         NotPossibleHere: the bundle is damaged, unfinished or not signed by one of the `signers`, or the folder cannot be written.
@@ -52,10 +54,11 @@ def install(source: Path, folder: Path, signers: Sequence[PublicKey] = ()) -> Pa
         else:
             copy = folder / _name_of(bundle)
             _copy(bundle, copy, signers)
-        before = linked(folder, CURRENT)
-        if before and before != copy.resolve():
+        before, loads = linked(folder, CURRENT), Loads(folder)
+        if before and before != copy.resolve() and loads.is_good(before.name):
             _link(folder, PREVIOUS, before.name)
         _link(folder, CURRENT, copy.name)
+        loads.clear(copy.name)
     return copy
 
 
@@ -78,6 +81,7 @@ def roll_back(folder: Path) -> Path:
             _link(folder, CURRENT, after.name)
             if before:
                 _link(folder, PREVIOUS, before.name)
+        Loads(folder).clear(after.name)
     return after
 
 

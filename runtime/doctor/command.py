@@ -17,6 +17,7 @@ from echovlm_edge.runtime.bundle.manifest import MANIFEST
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
+from echovlm_edge.runtime.doctor.recorded_loads import recorded_loads
 from echovlm_edge.runtime.serving.supervision.memory_fit import LOWERABLE
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, add_option, settings_of
 
@@ -36,7 +37,11 @@ def _examine(options: argparse.Namespace) -> int:
     machine = facts()
     found = findings(machine)
     served = list(_settings(options))
-    bundles = [fits(settings.bundle, machine, settings, options.verify) for settings in served]
+    bundles = [
+        finding
+        for settings in served
+        for finding in (fits(settings.bundle, machine, settings, options.verify), *recorded_loads(settings.bundle))
+    ]
     verified = options.verify or all(settings.require_signature for settings in served)
     if options.json:
         everything = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from echovlm_edge.runtime.bundle.loads import RefusedBundle
 from echovlm_edge.runtime.bundle.manifest import AdapterSource
 from echovlm_edge.runtime.engine.caching.reuse import StoreStats
 from echovlm_edge.runtime.engine.scheduling.scheduler import SchedulerStats
@@ -35,5 +36,5 @@ class EngineInfo:
     adapter: AdapterSource | None = None
     # The least and the largest bound on a frame's tokens that a request may ask for.
     image_tokens: tuple[int, int] = (1, 1)
-    # Why the bundle that should be served is not: a sentence, which an engine by itself does not have.
-    refused_bundle: str = field(default="", repr=False)
+    # The bundle that should be served and is not; an engine by itself does not know.
+    refused_bundle: RefusedBundle | None = field(default=None, repr=False)

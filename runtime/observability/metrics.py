@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from echovlm_edge.runtime.bundle.loads import RefusedBundle
 from echovlm_edge.runtime.contracts.stages import OF_THE_ENGINE
 from echovlm_edge.runtime.engine.caching.reuse import StoreStats
 from echovlm_edge.runtime.engine.engine_info import EngineStats
@@ -24,7 +25,7 @@ class Metrics:
         stats: Callable[[], EngineStats],
         studies: Callable[[], tuple[int, int]],
         uploads: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        refused: Callable[[], bool] = lambda: False,
+        refused: Callable[[], RefusedBundle | None] = lambda: None,
     ) -> None:
         """Register the metrics.
 
@@ -32,7 +33,7 @@ class Metrics:
             stats: returns the engine's counters and gauges.
             studies: returns how many studies are open, and the bytes of their pictures.
             uploads: returns how many uploaded files there are, and their bytes.
-            refused: returns whether another bundle is loaded than the one that should be.
+            refused: returns the bundle that should be loaded and is not.
         """
         self.registry = CollectorRegistry()
         registry = self.registry
@@ -86,6 +87,7 @@ class Metrics:
         scheduler = stats.scheduler
         studies, study_bytes = self._studies()
         uploads, upload_bytes = self._uploads()
+        refused = self._refused()
         for name, text, value in (
             ("slots", "Sequences that can run on the decoder at once.", scheduler.slots),
             ("slots_busy", "Sequences that run on the decoder.", scheduler.busy),
@@ -99,10 +101,18 @@ class Metrics:
             (
                 "bundle_refused",
                 "1 while the bundle that should be served is refused, and another one serves.",
-                self._refused(),
+                refused is not None,
             ),
         ):
             yield GaugeMetricFamily(f"echovlm_{name}", text, value)
+        if refused:
+            which = GaugeMetricFamily(
+                "echovlm_refused_bundle_info",
+                "Which bundle is refused, by its folder's name, and why.",
+                labels=["bundle", "reason"],
+            )
+            which.add_metric([refused.name, refused.outline], 1)
+            yield which
         tokens = CounterMetricFamily("echovlm_tokens", "Prompt tokens read or reused, tokens written.", labels=["kind"])
         for kind, count in (
             ("prefilled", scheduler.prefilled_tokens),

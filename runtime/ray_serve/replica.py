@@ -49,7 +49,10 @@ class ReportReplica:
         self._tls_only = options.tls is not None
         self._access = from_settings.access(settings)
         self._decode = from_settings.decode_sandbox(settings)
-        self._engine = from_settings.served_engine(settings, self._decode, replacements=0)
+        choice = from_settings.bundle_choice(
+            settings, self._decode, recorded=False
+        )  # Ray kills replicas that are still loading
+        self._engine = from_settings.served_engine(settings, choice, self._decode, replacements=0)
         home = serve.get_replica_context().replica_id.unique_id
         self._studies = Studies(options.studies, self._engine.prepare, home=f"{home}{SEPARATOR}")
         slots = self._engine.stats().scheduler.slots

@@ -363,5 +363,6 @@ def model_info(info: EngineInfo, limits: CallLimits, max_upload_bytes: int) -> p
         version=version("echovlm-edge"),
         calibration_pictures=sorted(info.calibration_pictures),
         adapter=pb.Adapter(**asdict(info.adapter)) if info.adapter else None,
-        refused_bundle=info.refused_bundle,
+        refused_bundle=info.refused_bundle.reason if info.refused_bundle else "",
+        refused_bundle_name=info.refused_bundle.name if info.refused_bundle else "",
     )

@@ -12,6 +12,7 @@ import pytest
 
 from echovlm_edge.runtime.bundle import command
 from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, linked, roll_back
+from echovlm_edge.runtime.bundle.loads import Loads
 from echovlm_edge.runtime.bundle.manifest import CURRENT, Bundle, bundle_at
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from tests.support import killed_changes
@@ -104,6 +105,35 @@ def test_a_signed_bundle_is_installed_with_its_signature(bundles: list[Path], fo
     assert (bundle_at(folder) / "bundle.json.minisig").exists() and ids(folder) == (0, None)
 
 
+def test_a_refused_bundle_does_not_take_the_place_of_the_good_one(bundles: list[Path], folder: Path) -> None:
+    install(bundles[0], folder)
+    refused = install(bundles[1], folder)
+    Loads(folder).refuse(refused.name, "It does not write its golden tokens.")
+    install(bundles[2], folder)
+    assert ids(folder) == (2, 0)
+    install(bundles[1], folder)
+    assert ids(folder) == (1, 2) and Loads(folder).is_good(refused.name), "it was installed again: it gets another try"
+
+
+def test_a_refused_first_bundle_leaves_none_to_return_to(
+    bundles: list[Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Loads(folder).refuse(install(bundles[0], folder).name, "It is damaged.")
+    assert command.main(["install", str(bundles[1]), str(folder)]) == 0
+    assert ids(folder) == (1, None) and "Previous: none." in capsys.readouterr().out
+
+
+def test_rolling_back_says_that_the_other_one_was_refused(
+    bundles: list[Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(bundles[0], folder)
+    Loads(folder).refuse(install(bundles[1], folder).name, "It is damaged.")
+    assert command.main(["rollback", str(folder)]) == 0
+    assert ids(folder) == (0, 1) and ", which was refused." in capsys.readouterr().out
+    install(bundles[2], folder)
+    assert ids(folder) == (2, 0)
+
+
 def test_two_commands_do_not_change_one_folder_at_once(bundles: list[Path], folder: Path) -> None:
     install(bundles[0], folder)
     with subprocess.Popen(["flock", str(folder), "sh", "-c", "echo locked; read end"], stdin=-1, stdout=-1) as other:
@@ -119,5 +149,6 @@ def test_kill_9_at_any_moment_of_a_change_leaves_one_of_the_two_whole(bundles: l
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert {line.split()[0] for line in lines} == {"install", "rollback"} and len(lines) > 2 * OTHERS
+    changes = {"install", "rollback", "refusal", "install-after-refusal", "rollback-after-refusal"}
+    assert {line.split()[0] for line in lines} == changes and len(lines) > len(changes) * OTHERS
     assert [line for line in lines if not line.endswith(" whole")] == []

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.served import free_port
 from echovlm_edge.runtime.bundle import command
+from echovlm_edge.runtime.bundle.installed import PREVIOUS
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, bundle_at
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.serving.supervision import serve_command
@@ -128,6 +129,9 @@ def test_a_bundle_that_does_not_write_its_golden_tokens_is_rolled_back(
         assert "does not write its golden tokens" in serves(client, 3)
         assert "the current bundle cannot be served, the previous one is loaded" in server.said
         server.stop()
+    bundle_command("install", numbered(golden_bundle, tmp_path / "four", 4), folder)
+    assert (folder / PREVIOUS).readlink().name.startswith("right-"), "the good one, not the refused one"
+    bundle_command("install", wrong, folder)
     with server_process(folder, tmp_path, "--skip-golden") as server, Connection(server.address) as client:
         assert serves(client, 2) == ""
         server.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from echovlm_edge.runtime.bundle.loads import LOADS
 from echovlm_edge.runtime.serving.access.clients import ClientsFile
 from echovlm_edge.runtime.serving.supervision.serve_command import main as serve
 from echovlm_edge.runtime.serving.supervision.serve_settings import as_toml, read_settings
@@ -123,6 +124,12 @@ def test_the_configuration_file_has_every_option_as_the_server_explains_it() -> 
     assert settings and as_toml(settings) == (DEPLOY / "serve.toml").read_text(), (
         "rewrite it: echovlm-serve --config deploy/serve.toml --print-config"
     )
+
+
+def test_the_server_may_write_where_it_records_its_loads_and_nowhere_else() -> None:
+    settings, unit = read_settings(["--config", str(DEPLOY / "serve.toml")]), settings_of(UNIT)
+    assert settings and [f"/var/lib/{unit['StateDirectory'][0]}"] == [str(settings.bundle / LOADS)]
+    assert unit["ProtectSystem"] == ["strict"] and "ReadWritePaths" not in unit
 
 
 def test_the_clients_file_to_begin_with_can_be_read() -> None:

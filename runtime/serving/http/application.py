@@ -41,7 +41,7 @@ def application(
         errors: the last calls that failed.
     """
     calls, patience = HttpCalls(reception), reception.limits.delivery_seconds
-    health, models = Health(is_serving), Models(calls)
+    health, models = Health(is_serving, lambda: reception.service.state().info.refused_bundle), Models(calls)
     paths: list[Path] = [
         ("/v1/models", GET, models.list),
         ("/v1/models/{model:path}", GET, models.one),

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from echovlm_edge.runtime.bundle.installed import PREVIOUS, linked
-from echovlm_edge.runtime.bundle.manifest import bundle_at
-from echovlm_edge.runtime.contracts.errors import UserError
+from echovlm_edge.runtime.bundle.loads import MOST_CRASHES, Loads, RefusedBundle
+from echovlm_edge.runtime.bundle.manifest import CURRENT, MANIFEST, bundle_at
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
 from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
 _log = logging.getLogger(__name__)
 
 
 class BundleChoice:
-    """Opens bundles, and remembers why the one that should be served is not.
+    """Opens bundles, and remembers why the one that should be served is not; in a folder of bundles also on disk.
 
     Attributes:
-        refusal: one sentence, empty while the bundle at --bundle is the one that serves.
+        refused: None while the bundle at --bundle is the one that serves.
     """
 
-    def __init__(self, path: Path, open_bundle: Callable[[Path], ReportEngine]) -> None:
-        """Choose from `path`, a bundle or a folder of bundles; `open_bundle` loads one and checks it."""
+    def __init__(self, path: Path, open_bundle: Callable[[Path], ReportEngine], recorded: bool = True) -> None:
+        """Choose a bundle.
+
+        Args:
+            path: a bundle or a folder of bundles.
+            open_bundle: loads one and checks it.
+            recorded: write into a folder of bundles what became of loading them; not where processes are killed as a matter of course.
+        """
         self._path, self._open = path, open_bundle
-        self.refusal = ""
+        is_folder = os.path.lexists(path / CURRENT) and not (path / MANIFEST).exists()
+        self._loads = Loads(path.resolve()) if is_folder and recorded else None
+        self.refused: RefusedBundle | None = None
 
     def open_chosen(self) -> ReportEngine:
-        """Open the bundle that should be served; if it cannot be, `refusal` says why, and what `open_bundle` raised passes through."""
+        """Open the bundle that should be served; if it cannot be, `refused` says why, and what `open_bundle` raised passes through."""
+        bundle = bundle_at(self._path)
         try:
-            engine = self._open(bundle_at(self._path))
+            engine = self._open_counted(self._loads, bundle) if self._loads else self._open(bundle)
         except Exception as error:
-            self.refusal = reason(error)
+            self.refused = RefusedBundle(bundle.name, reason(error))
+            if self._loads and bundle.exists():
+                self._loads.refuse(bundle.name, self.refused.reason)
             raise
-        self.refusal = ""
+        self.refused = None
         return engine
 
     def open_chosen_or_previous(self) -> ReportEngine:
@@ -49,10 +62,40 @@ class BundleChoice:
             raise failed
         _log.error("the current bundle cannot be served, the previous one is loaded: %s", reason(failed))
         try:
+            if self._loads:
+                _refuse_crashing(self._loads, previous)
             return self._open(previous)
         except Exception as error:
             _log.error("the previous bundle cannot be served either: %s", reason(error))
             raise failed from None
+
+    def stop(self) -> None:
+        """Count a load that still runs as cut off, not as crashed: the process is about to end."""
+        if self._loads:
+            self._loads.stop()
+
+    def _open_counted(self, loads: Loads, bundle: Path) -> ReportEngine:
+        _refuse_crashing(loads, bundle)
+        with loads.loading(bundle.name):
+            engine = self._open(bundle)
+        try:
+            loads.clear(bundle.name)
+        except NotPossibleHere as error:
+            _log.warning("%s", error)
+        return engine
+
+
+def _refuse_crashing(loads: Loads, bundle: Path) -> None:
+    """Refuse a bundle whose loading has ended the process too often.
+
+    Raises:
+        NotPossibleHere: it has.
+    """
+    if (crashes := loads.crashes(bundle.name)) >= MOST_CRASHES:
+        raise NotPossibleHere(
+            f"The bundle {bundle} has ended the server's process {crashes} times while it was loaded (a crash, or too little memory: "
+            "journalctl -k says which), and is not loaded again: install another one, or this one again to try it."
+        )
 
 
 def reason(error: Exception) -> str:

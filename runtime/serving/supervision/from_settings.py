@@ -132,7 +132,19 @@ def check_memory(chosen: ServeSettings, manifest: Manifest) -> None:
     _log.log(logging.INFO if verdict.fit is Fit.FITS else logging.WARNING, "memory: %s", verdict)
 
 
-def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: int) -> ServedEngine:
+def bundle_choice(chosen: ServeSettings, decode: DecodeSandbox, recorded: bool = True) -> BundleChoice:
+    """Choose the bundle that is loaded, as `BundleChoice` describes.
+
+    Raises:
+        NotPossibleHere: a public key cannot be read.
+    """
+    signers = [PublicKey.read(file) for file in chosen.require_signature]
+    return BundleChoice(chosen.bundle, lambda path: _open_engine(chosen, path, signers, decode), recorded)
+
+
+def served_engine(
+    chosen: ServeSettings, choice: BundleChoice, decode: DecodeSandbox, replacements: int
+) -> ServedEngine:
     """Load the bundle's engine; the process ends with GAVE_UP if engines hang more often than `replacements`.
 
     Raises:
@@ -141,14 +153,12 @@ def served_engine(chosen: ServeSettings, decode: DecodeSandbox, replacements: in
     """
     if chosen.debug_ignore_stop:
         _log.warning("--debug-ignore-stop is for measuring only: generation ignores the stop token")
-    signers = [PublicKey.read(file) for file in chosen.require_signature]
-    choice = BundleChoice(chosen.bundle, lambda path: _open_engine(chosen, path, signers, decode))
     engine = ServedEngine(
         choice.open_chosen_or_previous,
         WatchdogOptions(chosen.hang_seconds, replacements),
         lambda: exit_now(GAVE_UP),
         choice.open_chosen,
-        lambda: choice.refusal,
+        lambda: choice.refused,
     )
     try:
         decode.ready()  # it was starting while the bundle was loaded

@@ -46,19 +46,20 @@ def _run(chosen: ServeSettings | None) -> int:
         manager = ServiceManager()
         decode = from_settings.decode_sandbox(chosen)
         ending.callback(decode.close)
+        choice = from_settings.bundle_choice(chosen, decode)
         # In a thread, so that a signal is handled while it loads.
         loading = in_background(
-            lambda: from_settings.served_engine(chosen, decode, WatchdogOptions.replacements), "load"
+            lambda: from_settings.served_engine(chosen, choice, decode, WatchdogOptions.replacements), "load"
         )
         if signals.stopped_before(loading):
-            end_process(END_SECONDS, manager.stopping, ending.close)
+            end_process(END_SECONDS, choice.stop, manager.stopping, ending.close)
         engine = loading.result()
         ending.callback(engine.close)
         metrics = Metrics(
             engine.stats,
             lambda: server.studies.counts(),
             lambda: server.uploads.counts(),
-            lambda: bool(engine.info.refused_bundle),
+            lambda: engine.info.refused_bundle,
         )
         scraped = MetricsServer(*parse_address(chosen.metrics), metrics.registry) if chosen.metrics else None
         if scraped:
@@ -79,7 +80,7 @@ def _run(chosen: ServeSettings | None) -> int:
         reloads = Reloads(lambda: _reload(engine, manager))
         while signals.wait() == signal.SIGHUP:
             reloads.ask()
-        end_process(chosen.grace + END_SECONDS, manager.stopping, server.stop, ending.close)
+        end_process(chosen.grace + END_SECONDS, choice.stop, manager.stopping, server.stop, ending.close)
 
 
 def _reload(engine: ServedEngine, manager: ServiceManager) -> None:

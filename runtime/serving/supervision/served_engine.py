@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from echovlm_edge.runtime.bundle.loads import RefusedBundle
 from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Unavailable
 from echovlm_edge.runtime.contracts.request import Event, Finished, Frame, GenerationRequest, ImageInput
 from echovlm_edge.runtime.engine.engine_info import EngineInfo, EngineStats
@@ -55,7 +56,7 @@ class ServedEngine:
         options: WatchdogOptions = WatchdogOptions(),
         give_up: Callable[[], None] = lambda: None,
         open_new: Callable[[], ReportEngine] | None = None,
-        refusal: Callable[[], str] = str,
+        refused: Callable[[], RefusedBundle | None] = lambda: None,
     ) -> None:
         """Open the first engine.
 
@@ -64,10 +65,10 @@ class ServedEngine:
             options: of the watchdog.
             give_up: called once when engines hang too often, or none can be loaded in time.
             open_new: loads the bundle for `swap`, which keeps the current engine where that fails; by default `open_engine`.
-            refusal: says why the bundle that should be served is not; empty where it is.
+            refused: returns the bundle that should be served and is not; None where it is.
         """
         self._open, self._options, self._give_up = open_engine, options, give_up
-        self._open_new, self._refusal = open_new or open_engine, refusal
+        self._open_new, self._refused = open_new or open_engine, refused
         self._current = open_engine()
         self._calls: dict[ReportEngine, int] = {self._current: 0}  # the open engines, and how many calls use each
         self._lock = (
@@ -85,9 +86,9 @@ class ServedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Which model and bundle are loaded, and why it is not another bundle that should be."""
-        info, refusal = self._current.info, self._refusal()
-        return replace(info, refused_bundle=refusal) if refusal else info
+        """Which model and bundle are loaded, and which other bundle should be."""
+        info, refused = self._current.info, self._refused()
+        return replace(info, refused_bundle=refused) if refused else info
 
     def generate(self, request: GenerationRequest, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Answer one request, as `ReportEngine.generate` does; one engine serves the whole call."""

@@ -33,6 +33,7 @@ class ServiceView:
     def _state(self, client: Client) -> dict[str, Any]:
         service = self._calls.service
         state, load = service.state(), service.admission.load()
+        refused = state.info.refused_bundle
         scheduler, sees_all = state.engine.scheduler, client.operator or not client.is_named
         own = {name: calls for name, calls in load.items() if sees_all or name == client.name}
         return {
@@ -46,6 +47,7 @@ class ServiceView:
                 "max_sequence": state.info.max_sequence,
                 "version": version("echovlm-edge"),
             },
+            "refused_bundle": asdict(refused) if refused else None,
             "slots": {
                 "total": scheduler.slots,
                 "busy": scheduler.busy,

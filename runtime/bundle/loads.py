@@ -1,0 +1,179 @@
+"""What became of loading the bundles of a folder: which was refused and why, and which ended the server's process.
+
+    /var/lib/echovlm/bundles/loads/echovlm-5c1d09ab.refused             why, one sentence; until it serves or is installed again
+                                   echovlm-5c1d09ab.loading-k3x9q2za    a process loads it, and holds a lock on this file
+
+A file `loading` that nobody has locked is of a process that ended while it loaded: it crashed, the kernel killed it, or the power
+failed. The server writes here and nowhere else, so that it needs no right to change the bundles and their links.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.resources.atomic_file import write_whole
+
+LOADS = "loads"
+MOST_CRASHES = 2  # one may be a power failure
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/]+/)*(?=[^\s/])")
+_REFUSED, _LOADING = ".refused", ".loading-"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RefusedBundle:
+    """The bundle that should serve and does not.
+
+    Attributes:
+        name: of its folder.
+        reason: one sentence, for the operator.
+    """
+
+    name: str
+    reason: str
+
+    @property
+    def outline(self) -> str:
+        """The reason without the server's paths, for those who give no token."""
+        return _FOLDERS.sub("", self.reason)
+
+
+class Loads:
+    """The records of one folder of bundles. Where they cannot be written, the log says so, and bundles are loaded without."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and write the records of `folder`, which holds the bundles."""
+        self._folder, self._lock = folder / LOADS, threading.Lock()
+        self._stopped = False
+        self._loading: Path | None = None
+
+    def refusal(self, name: str) -> str:
+        """Return why a bundle was refused, one sentence; empty where it was not."""
+        try:
+            return (self._folder / f"{name}{_REFUSED}").read_text(encoding="utf-8").strip() or "The reason is lost."
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def crashes(self, name: str) -> int:
+        """Count the processes that ended while they loaded a bundle, by this version of the package."""
+        return sum(_crashed(file) for file in self._files(name))
+
+    def is_good(self, name: str) -> bool:
+        """Return whether nothing is recorded against a bundle."""
+        return not self.refusal(name) and not self.crashes(name)
+
+    @contextmanager
+    def loading(self, name: str) -> Iterator[None]:
+        """Load a bundle: if the process ends before the context does, that counts as a crash."""
+        with self._lock:
+            opened = None if self._stopped else self._begin(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end()
+            if opened is not None:
+                os.close(opened)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Record that a bundle was refused, and why."""
+        with self._lock:
+            if not self._stopped and self._made():
+                try:
+                    write_whole(self._folder / f"{name}{_REFUSED}", reason.encode())
+                except NotPossibleHere as error:
+                    _log.warning("%s", error)
+
+    def clear(self, name: str) -> None:
+        """Forget what is recorded against a bundle: it serves, or is to be tried again.
+
+        Raises:
+            NotPossibleHere: a record cannot be deleted.
+        """
+        for file in (*self._files(name), *self._folder.glob(f"{glob.escape(name)}{_REFUSED}")):
+            try:
+                if not _is_locked(file):
+                    file.unlink(missing_ok=True)
+            except OSError as error:
+                raise NotPossibleHere(
+                    f"{file} cannot be deleted ({error.strerror}), and is held against the bundle {name}: delete it."
+                ) from None
+
+    def stop(self) -> None:
+        """Record nothing more: the process is stopped, and a load that this cuts off did not crash."""
+        with self._lock:
+            self._stopped = True
+            self._end()
+
+    def _begin(self, name: str) -> int | None:
+        """Write the record of a load, which is locked when it gets its name; returns its open file."""
+        if not self._made():
+            return None
+        try:
+            opened, partial = tempfile.mkstemp(dir=self._folder, prefix=f".{name}{_LOADING}")
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(opened, version("echovlm-edge").encode())
+            os.fchmod(opened, 0o644)
+            self._loading = Path(partial).with_name(Path(partial).name[1:])
+            Path(partial).rename(self._loading)
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self._folder, error.strerror)
+            return None
+        return opened
+
+    def _end(self) -> None:
+        if self._loading:
+            with suppress(OSError):
+                self._loading.unlink(missing_ok=True)
+            self._loading = None
+
+    def _made(self) -> bool:
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            _log.warning(
+                "%s cannot be made (%s), so that a bundle which crashes the server whenever it is loaded is not recognised: "
+                "make it, writable by the server's user",
+                self._folder,
+                error.strerror,
+            )
+            return False
+        return True
+
+    def _files(self, name: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{glob.escape(name)}{_LOADING}*"))
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        opened = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(opened)
+    return False
+
+
+def _crashed(file: Path) -> bool:
+    """Return whether the process of a record has ended without deleting it; another version's may load now what crashed then."""
+    try:
+        return not _is_locked(file) and file.read_text(encoding="utf-8") == version("echovlm-edge")
+    except (OSError, UnicodeDecodeError):  # it has ended meanwhile
+        return False

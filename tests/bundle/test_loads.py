@@ -1,0 +1,123 @@
+"""Records of loads: a process that ends while it loads a bundle has crashed, one that still loads or was stopped has not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from echovlm_edge.runtime.bundle.loads import LOADS, Loads, RefusedBundle
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+
+NAME = "echovlm-5c1d09ab"
+
+
+@pytest.fixture
+def loads(tmp_path: Path) -> Loads:
+    return Loads(tmp_path)
+
+
+def in_a_child(work: Callable[[], None]) -> None:
+    """Run in a process of its own, until it ends or kills itself."""
+    if not (child := os.fork()):
+        work()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def crash(folder: Path, name: str = NAME) -> None:
+    """Load a bundle in a process that the kernel kills."""
+
+    def work() -> None:
+        with Loads(folder).loading(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    in_a_child(work)
+
+
+def test_a_process_that_is_killed_while_it_loads_has_crashed(loads: Loads, tmp_path: Path) -> None:
+    for count in (1, 2):
+        crash(tmp_path)
+        assert loads.crashes(NAME) == count
+    crash(tmp_path, NAME + "-2")
+    assert loads.crashes(NAME) == 2 and loads.is_good("echovlm") and not loads.is_good(NAME)
+    loads.clear(NAME)
+    assert loads.is_good(NAME) and loads.crashes(NAME + "-2") == 1
+
+
+def test_a_load_that_ends_has_not_crashed(loads: Loads, tmp_path: Path) -> None:
+    with loads.loading(NAME):
+        pass
+    with pytest.raises(NotPossibleHere), loads.loading(NAME):
+        raise NotPossibleHere("It is damaged.")
+    assert loads.is_good(NAME) and not list((tmp_path / LOADS).iterdir())
+
+
+def test_a_load_that_runs_has_not_crashed(loads: Loads, tmp_path: Path) -> None:
+    with loads.loading(NAME):
+        assert Loads(tmp_path).is_good(NAME)
+        crash(tmp_path)
+        assert Loads(tmp_path).crashes(NAME) == 1
+        Loads(tmp_path).clear(NAME)
+        (running,) = (tmp_path / LOADS).iterdir()
+        in_a_child(lambda: Loads(tmp_path).clear(NAME))
+        assert running.exists()
+
+
+def test_after_a_stop_nothing_is_recorded(loads: Loads, tmp_path: Path) -> None:
+    with loads.loading(NAME):
+        loads.stop()
+        assert not list((tmp_path / LOADS).iterdir())
+        loads.refuse(NAME, "The decoding processes are gone.")
+    with loads.loading(NAME):
+        assert not list((tmp_path / LOADS).iterdir())
+    assert loads.is_good(NAME)
+
+
+def test_a_crash_of_another_version_does_not_count(loads: Loads, tmp_path: Path) -> None:
+    crash(tmp_path)
+    (record,) = (tmp_path / LOADS).iterdir()
+    record.write_text("0.0.1")
+    assert loads.is_good(NAME)
+    loads.clear(NAME)
+    assert not record.exists()
+
+
+def test_a_refusal_stays_until_it_is_cleared(loads: Loads, tmp_path: Path) -> None:
+    loads.refuse(NAME, "Its decoder is damaged: é.")
+    assert Loads(tmp_path).refusal(NAME) == "Its decoder is damaged: é." and not loads.is_good(NAME)
+    (tmp_path / LOADS / f"{NAME}.refused").write_bytes(b"")  # a power failure before the disk had it
+    assert not loads.is_good(NAME)
+    loads.clear(NAME)
+    assert loads.is_good(NAME)
+
+
+def test_where_records_cannot_be_written_bundles_are_loaded_without(
+    loads: Loads, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / LOADS).write_bytes(b"")
+    with loads.loading(NAME):
+        loads.refuse(NAME, "It is damaged.")
+    assert loads.is_good(NAME) and f"{tmp_path / LOADS} cannot be made (File exists)" in caplog.text
+    loads.clear(NAME)
+
+
+def test_a_record_that_cannot_be_deleted_is_named(loads: Loads, tmp_path: Path) -> None:
+    (tmp_path / LOADS / f"{NAME}.refused").mkdir(parents=True)
+    with pytest.raises(NotPossibleHere, match=rf"{NAME}\.refused cannot be deleted \(Is a directory\)"):
+        loads.clear(NAME)
+
+
+@pytest.mark.parametrize(
+    ("reason", "outline"),
+    (
+        ("/srv/my/bundles/b-1/decoder.data has 5 bytes.", "decoder.data has 5 bytes."),
+        ("The bundle /srv/b-1 writes 1/2 of them (/etc/k.pub).", "The bundle b-1 writes 1/2 of them (k.pub)."),
+        ("Nothing to hide.", "Nothing to hide."),
+    ),
+)
+def test_an_outline_names_no_folder(reason: str, outline: str) -> None:
+    assert RefusedBundle("b-1", reason).outline == outline
