@@ -1,6 +1,6 @@
 """Collect what an installation without a network needs: a folder with every wheel, and a lock file with each one's hash.
 
-python -m deploy.wheelhouse dist/echovlm_edge-0.1.0-py3-none-manylinux_2_34_x86_64.whl --extra serve http --output build/wheelhouse
+python -m deploy.wheelhouse dist/echovlm_edge-0.1.0-py3-none-manylinux_2_34_x86_64.whl --extra serve --extra http --output build/wheelhouse
 
 There, in any Python of --python:
 
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
+from echovlm_edge.runtime.contracts.command import REPEATED, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "wheel", type=Path, metavar="WHEEL", help="of a release, for the processor that it is installed on"
     )
-    parser.add_argument("--extra", **SEVERAL, default=[], metavar="NAME", help=f"extras (default {' '.join(EXTRAS)})")
+    parser.add_argument(
+        "--extra",
+        **REPEATED,
+        default=[],
+        metavar="NAME",
+        help=f"an extra; again for each further one (default {' '.join(EXTRAS)})",
+    )
     parser.add_argument("--python", default="3.11", metavar="X.Y", help="Python of the target (default 3.11)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="an empty folder")
     options = parser.parse_args(arguments)

@@ -29,13 +29,14 @@ SOURCES = (".py", ".cpp", ".hpp", ".h", ".sh", ".proto", ".cmake", ".md")
 ELSEWHERE = {"build_on_device.sh", "cuda.h"}  # written by a build; CUDA's own
 OF_OTHERS = {"--memory", "--cpuset-cpus", "--toolchain"}  # podman's and docker's; cmake's
 COMMAND = re.compile(
-    r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor|accept))((?: (?!echovlm-)[^|;&#`]*)?)"
+    r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor|accept|bundle))((?: (?!echovlm-)[^|;&#`]*)?)"
 )
 ARCHAIC = re.compile(
     r"\b(?:anew|mend(?:s|ed|ing)?|gone on with|goes on|in company|g(?:ive|ives|iving|ave) way|seen before|let (?:in|go))\b",
     re.IGNORECASE,
 )
 SUBCOMMANDS = {
+    "echovlm-bundle": ("install", "rollback", "sign"),
     "echovlm-dicom": ("status", "complete", "resend", "send"),
     "echovlm-evaluate": ("run", "compare"),
     "echovlm-profile": ("compare", "page"),
@@ -119,7 +120,8 @@ def all_options() -> frozenset[str]:
         for name in re.findall(r'"(--[a-z][a-z0-9-]*)"', path.read_text(encoding="utf-8"))
     }
     commands = [
-        f"echovlm-{name}" for name in ("build", "serve", "report", "dicom", "profile", "evaluate", "doctor", "accept")
+        f"echovlm-{name}"
+        for name in ("build", "serve", "report", "dicom", "profile", "evaluate", "doctor", "accept", "bundle")
     ]
     commands += [f"{command} {word}" for command, words in SUBCOMMANDS.items() for word in words]
     cpp = OPTION.findall((ROOT / "examples/cpp/cart_options.cpp").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, linked, rol
 from echovlm_edge.runtime.bundle.loads import Loads
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey, sign_file
-from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
+from echovlm_edge.runtime.contracts.command import REPEATED, add_version, run_command
 
 RELOAD = "The service serves it after systemctl reload echovlm-serve (SIGHUP)."
 
@@ -64,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--require-signature",
         type=Path,
-        **SEVERAL,
+        **REPEATED,
         default=[],
         metavar="PUBKEY",
-        help="refuse it unless one of these keys of minisign has signed it",
+        help="refuse it unless this key of minisign has signed it; again for each further key",
     )
     actions.add_parser("rollback", help="make the previous bundle current, and the reverse").add_argument(
         "folder", **folder

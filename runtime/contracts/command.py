@@ -12,6 +12,8 @@ from echovlm_edge.runtime.contracts.errors import UserError
 
 INTERRUPTED = 130
 SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}  # an option's values add up, however often it is given
+# One value each time: for commands with arguments, which an option of several values would take when it is given before them.
+REPEATED: dict[str, Any] = {"action": "append"}
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

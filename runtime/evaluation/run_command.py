@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from echovlm_edge.runtime.bundle.calibration_pictures import picture_hash, refuse_overlap
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
 from echovlm_edge.runtime.client.command_options import (
     add_credentials,
     add_image_tokens,
@@ -160,6 +161,7 @@ def _answers(
 
 
 def _target(options: argparse.Namespace, stack: ExitStack) -> Target:
+    signers = read_signers(options)
     if options.server:
         connection = Connection(options.server, read_credentials(options), Retries(BUSY_ATTEMPTS))
         stack.enter_context(connection).wait_until_ready(CONNECT_SECONDS)
@@ -167,9 +169,10 @@ def _target(options: argparse.Namespace, stack: ExitStack) -> Target:
     from echovlm_edge.runtime.engine.engine_options import EngineOptions
     from echovlm_edge.runtime.engine.report_engine import ReportEngine
 
-    slots = min(options.concurrency, Bundle(options.bundle).manifest.most_slots or options.concurrency)
+    bundle = Bundle(options.bundle)
+    slots = min(options.concurrency, bundle.manifest.most_slots or options.concurrency)
     chosen = EngineOptions(slots=slots, image_tokens=options.image_tokens)
-    engine = ReportEngine.open(options.bundle, threads=options.threads, options=chosen)
+    engine = ReportEngine.open(bundle.path, threads=options.threads, signers=signers, options=chosen)
     stack.callback(engine.close)
     return InProcess(engine)
 
@@ -210,6 +213,7 @@ def add_command(commands: Any) -> None:
     add = made.add_argument
     add("--bundle", type=Path, metavar="DIR", help="folder that echovlm-build made: asked in this process")
     add("--server", metavar="HOST:PORT", help="ask this server instead")
+    add_signers(made)
     add("--data", type=Path, **SEVERAL, required=True, metavar="FILE.json", help="rows in one of the authors' formats")
     add(
         "--images", type=Path, required=True, metavar="DIR", help="the folder that the rows' paths of pictures begin in"

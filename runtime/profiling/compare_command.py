@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from echovlm_edge.runtime.contracts.command import SEVERAL
+from echovlm_edge.runtime.contracts.command import REPEATED
 from echovlm_edge.runtime.profiling import table
 from echovlm_edge.runtime.profiling.comparison.bounds import Bound, ChangeBound, broken, judged, parse
 from echovlm_edge.runtime.profiling.comparison.compare import SAME, TOLERANCE, Margins, compare, slower
@@ -74,10 +74,10 @@ def compare_parser() -> argparse.ArgumentParser:
     add(
         "--assert",
         dest="bounds",
-        **SEVERAL,
+        **REPEATED,
         default=[],
         metavar="BOUND",
         help="[WORKLOAD.]FIGURE_change<N%% or change<N%%, for every figure: judged by the whole interval; or a bound on the "
-        "second profile as for echovlm-profile: judged by the figure as measured",
+        "second profile as for echovlm-profile: judged by the figure as measured; again for each further bound",
     )
     return made

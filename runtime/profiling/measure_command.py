@@ -19,6 +19,7 @@ from echovlm_edge.runtime.backends.opening import open_backend
 from echovlm_edge.runtime.backends.operator_times import ProfiledBackend
 from echovlm_edge.runtime.bundle.cost_model import CostModel
 from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
 from echovlm_edge.runtime.client.command_options import add_credentials, read_credentials
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.contracts.command import SEVERAL, add_version
@@ -68,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidInput("Give --bundle to measure in this process, or --server to measure one that runs.")
     images = [read_image(path, FrameSelection(), True) for path in options.image]
     check_images(images, workloads)
-    bundle = Bundle(options.bundle) if options.bundle else None
+    signers = read_signers(options)
+    bundle = Bundle(options.bundle, signers=signers) if options.bundle else None
     with ExitStack() as stack:
         target = _target(options, bundle, max(workload.clients for workload in workloads), stack)
         measurements = _run(options, target, workloads, images)
@@ -217,6 +219,7 @@ def measure_parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--bundle", type=Path, metavar="DIR", help="folder that echovlm-build made: measured in this process")
     add("--server", metavar="HOST:PORT", help="measure this server instead, from here")
+    add_signers(made)
     names = ", ".join(NAMED)
     add("--workload", **SEVERAL, choices=list(NAMED), metavar="NAME", help=f"of {names} (default {W1.name})")
     add("--frames", type=int, **SEVERAL, metavar="N", help="a grid instead: numbers of frames")

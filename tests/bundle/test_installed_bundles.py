@@ -101,7 +101,11 @@ def test_a_signed_bundle_is_installed_with_its_signature(bundles: list[Path], fo
     keys = new_keys(tmp_path)
     install(bundles[0], folder)
     assert command.main(["sign", str(bundles[0]), "--key", str(keys.secret)]) == 0
-    assert command.main(["install", str(bundles[0]), str(folder), "--require-signature", str(keys.public)]) == 0
+    for arguments in (
+        [bundles[0], folder, "--require-signature", keys.public],
+        ["--require-signature", keys.public, bundles[0], folder],
+    ):
+        assert command.main(["install", *map(str, arguments)]) == 0
     assert (bundle_at(folder) / "bundle.json.minisig").exists() and ids(folder) == (0, None)
 
 

@@ -19,6 +19,8 @@ from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey, check_signature, sign_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.doctor import command as doctor
+from echovlm_edge.runtime.evaluation import command as evaluate
+from echovlm_edge.runtime.profiling import command as profile
 from echovlm_edge.runtime.serving.supervision.serve_settings import (
     as_environment,
     as_toml,
@@ -26,6 +28,7 @@ from echovlm_edge.runtime.serving.supervision.serve_settings import (
     settings_of,
     with_absolute_paths,
 )
+from tests.support.evaluation_data import mixed_row, write_rows
 from tests.support.signing import Keys, new_keys
 
 needs_minisign = pytest.mark.skipif(shutil.which("minisign") is None, reason="this machine has no minisign")
@@ -150,6 +153,39 @@ def test_the_doctor_examines_the_signature(
     doctor.main([*asked, str(keys.public)])
     report = json.loads(capsys.readouterr().out)
     assert report["bundles"][0]["level"] != "wrong" and report["verified"] is True
+
+
+@pytest.mark.parametrize("name", ("profile", "evaluate"))
+def test_a_command_that_loads_a_bundle_asks_for_its_signature(
+    name: str, signed: Path, keys: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = write_rows(tmp_path, [mixed_row(1)]), tmp_path / "output"
+    main, *given = {
+        "profile": (profile.main, "--runs", 1, "--warmups", 0, "--new-tokens", 2, "--frames", 0, "--quick"),
+        "evaluate": (
+            evaluate.main,
+            "run",
+            "--data",
+            data,
+            "--images",
+            tmp_path,
+            "--output",
+            output,
+            "--max-new-tokens",
+            2,
+        ),
+    }[name]
+    asked = [str(word) for word in (*given, "--bundle", signed, "--require-signature")]
+    other = new_keys(tmp_path, "other").public
+    assert main([*asked, str(other)]) == 2 and f"{signed / MANIFEST} is signed by the key" in capsys.readouterr().err
+    assert main([*asked, str(other), str(keys.public)]) == 0
+    with_server = [
+        *(word for word in asked if word not in ("--bundle", str(signed))),
+        str(other),
+        "--server",
+        "127.0.0.1:1",
+    ]
+    assert main(with_server) == 2 and "give it to the server" in capsys.readouterr().err
 
 
 def test_keys_are_named_in_every_form_of_the_options(

@@ -1,10 +1,11 @@
-"""Every command's options that take several values add them up, however often they are given."""
+"""Every command's options that take several values add them up, however often they are given, and leave arguments alone."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,18 @@ from echovlm_edge.runtime.doctor import command as doctor
 from echovlm_edge.runtime.profiling import measure_command as profile
 
 ROOT = Path(__file__).parents[2]
+GREEDY = ("+", "*", "?")  # an option takes as many values as follow it
 FOLDERS = ("benchmarks", "demo", "deploy", "export", "plugins", "runtime")
 SOURCES = {
     path: path.read_text(encoding="utf-8").count("ArgumentParser(")
     for folder in FOLDERS
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
+
+
+over_commands = pytest.mark.parametrize(
+    "path", [path for path, count in SOURCES.items() if count], ids=lambda path: str(path.relative_to(ROOT))
+)
 
 
 class Found(Exception):
@@ -46,13 +53,30 @@ def parsers(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[argparse.Argume
     return made
 
 
-@pytest.mark.parametrize(
-    "path", [path for path, count in SOURCES.items() if count], ids=lambda path: str(path.relative_to(ROOT))
-)
+def with_subcommands(found: list[argparse.ArgumentParser]) -> Iterator[argparse.ArgumentParser]:
+    """The parsers, and those of their subcommands."""
+    for parser in found:
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from with_subcommands(list(dict.fromkeys(action.choices.values())))
+
+
+@over_commands
+def test_no_option_takes_an_argument_that_follows_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parser in with_subcommands(parsers(path, monkeypatch)):
+        arguments = [action.dest for action in parser._actions if not action.option_strings and action.nargs != 0]
+        greedy = [
+            action.option_strings for action in parser._actions if action.option_strings and action.nargs in GREEDY
+        ]
+        assert not arguments or not greedy, f"{parser.prog}: {greedy} before {arguments} takes them: use REPEATED"
+
+
+@over_commands
 def test_several_values_add_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = parsers(path, monkeypatch)
     assert len(found) == SOURCES[path], "a parser that this test does not see"
-    for parser in found:
+    for parser in with_subcommands(found):
         for action in parser._actions:
             several = action.nargs in ("+", "*") or (isinstance(action.nargs, int) and action.nargs > 1)
             if several and action.option_strings:

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey
-from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_command
+from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
+from echovlm_edge.runtime.contracts.command import add_version, run_command
 from echovlm_edge.runtime.contracts.errors import InvalidInput, NotPossibleHere
 from echovlm_edge.runtime.doctor.acceptance.archive import PAGE, write_archive
 from echovlm_edge.runtime.doctor.acceptance.drawing.page import acceptance_page
@@ -44,7 +45,7 @@ def _accept(options: argparse.Namespace) -> int:
         raise InvalidInput("--minutes and --slots must be above 0.")
     library = plotting_library("run echovlm-accept where it is")
     key = SecretKey.read(options.sign) if options.sign else None
-    signers = tuple(PublicKey.read(file) for file in options.require_signature)
+    signers = read_signers(options)
     planned = steps(options.minutes, power_modes() if options.power_modes else None)
     known = [name for step in planned for name in step.figures]
     limits = read_limits(options.limits, [step.name for step in planned], known)
@@ -162,14 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure in every power mode of nvpmodel, as root; without this the mode is never changed",
     )
-    add(
-        "--require-signature",
-        type=Path,
-        **SEVERAL,
-        default=[],
-        metavar="PUBKEY",
-        help="the bundle must be signed by one",
-    )
+    add_signers(parser)
     add("--sign", type=Path, metavar="KEY", help="sign the archive's hashes with this secret key of minisign")
     add(
         "--name",
