@@ -6,14 +6,17 @@ import ast
 import importlib
 import importlib.util
 import re
+import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +32,10 @@ SOURCES = (".py", ".cpp", ".hpp", ".h", ".sh", ".proto", ".cmake", ".md")
 ELSEWHERE = {"build_on_device.sh", "cuda.h"}  # written by a build; CUDA's own
 OF_OTHERS = {"--memory", "--cpuset-cpus", "--toolchain"}  # podman's and docker's; cmake's
 COMMAND = re.compile(
-    r"(?<![\w./-])(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor|accept|bundle))((?: (?!echovlm-)[^|;&#`]*)?)"
+    r"(?:(?<![\w./-])|(?<=/bin/))(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor|accept|bundle))((?: (?!echovlm-)[^|;&#`]*)?)"
+)
+WHOLE_COMMAND = re.compile(
+    r"^(?:sudo |\$ )?(?:[\w./-]*/bin/)?(echovlm-(?:build|serve|report|dicom|profile|evaluate|doctor|accept|bundle))(?= |$)([^|;&#>]*)"
 )
 ARCHAIC = re.compile(
     r"\b(?:anew|mend(?:s|ed|ing)?|gone on with|goes on|in company|g(?:ive|ives|iving|ave) way|seen before|let (?:in|go))\b",
@@ -217,6 +223,43 @@ def test_options_exist(page: Path) -> None:
                 )
         if line.startswith("--"):
             assert line.split()[0] in all_options() | OF_OTHERS, f"{page.name} names {line}"
+
+
+class Parsed(Exception):
+    """Ends a command when its parser has read its options."""
+
+
+def mains(line: str) -> Iterator[tuple[Callable[[list[str]], object], str]]:
+    """The commands that a line to copy begins, and their arguments."""
+    for name, rest in WHOLE_COMMAND.findall(line):
+        (script,) = entry_points(group="console_scripts", name=name)
+        yield script.load(), rest
+    for module, rest in re.findall(r"python3? -m (deploy\.\w+)([^|;&#>]*)", line):
+        yield importlib.import_module(module).main, rest
+    for rest in re.findall(r"build_on_device\.sh([^|;&#>]*)", line):
+        yield importlib.import_module("echovlm_edge.export.device_bundle").main, f"BUNDLE {rest}"
+
+
+@over_pages
+def test_commands_are_parsed(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = ArgumentParser.parse_args
+
+    def parsed(parser: ArgumentParser, *arguments: Any) -> None:
+        parse(parser, *arguments)
+        raise Parsed
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", parsed)
+    for line in blocks(page.read_text(encoding="utf-8")):
+        for main, rest in mains(line.partition("    #")[0]):
+            if not {"…", "..."} & set(rest.split()):
+                with redirect_stderr(StringIO()) as said:
+                    try:
+                        main(shlex.split(rest))
+                    except Parsed:
+                        continue
+                    except SystemExit:
+                        pass
+                pytest.fail(f"{page.name}: {line}\n{said.getvalue()}")
 
 
 @over_pages

@@ -39,7 +39,7 @@ from tests.support.signing import Keys, new_keys
 
 DEMO = Path(__file__).parents[2] / "demo/checkpoint"
 HOST, USER = "cart7.hospital.example", "annabel"
-STEPS = ["doctor", "bundle", "golden", "batches", "study", "faults"]
+STEPS = ["doctor", "bundle", "golden", "batches", "study", "faults", "device-tests"]
 STEPS += ["W1", "W7", "Q", "W1-196", "W7-196", "Q-196", "load"]
 
 

@@ -35,9 +35,14 @@ def gpu() -> CudaDevice:
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> object:
-    """Keeps a sentence, a measurement for example, for `--gpu-results`."""
-    name = request.node.name
-    return lambda sentence: request.config.stash[NOTES].append(f"{name}: {sentence}")
+    """Keeps a sentence, a measurement for example, for `--gpu-results` and the archive of `echovlm-accept --checks`."""
+    name, properties = request.node.name, request.node.user_properties
+
+    def keep(sentence: str) -> None:
+        request.config.stash[NOTES].append(f"{name}: {sentence}")
+        properties.append((f"note {len(properties)}", sentence))
+
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

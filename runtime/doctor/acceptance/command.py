@@ -98,14 +98,18 @@ def _setting(options: argparse.Namespace, signers: tuple[PublicKey, ...]) -> Set
         raise NotPossibleHere(
             f"The folder {folder} cannot be made ({error.strerror}): give another --output."
         ) from None
+    if options.checks and not options.checks.is_dir():
+        raise InvalidInput(f"--checks {options.checks} is no folder: name the folder of the tests, such as tests/gpu.")
     slots = min(options.slots, manifest.most_slots or options.slots)
-    return Setting(bundle, folder, signers, slots, options.minutes, options.quick)
+    return Setting(
+        bundle, folder, signers, slots, options.minutes, options.quick, options.checks and options.checks.absolute()
+    )
 
 
 def _key(options: argparse.Namespace, setting: Setting, machine: Machine) -> dict[str, object]:
     """Return what results depend on: if it changes, earlier ones count no more."""
     manifest = (setting.bundle.path / MANIFEST).read_bytes()
-    given = [options.minutes, options.quick, options.power_modes, setting.slots]
+    given = [options.minutes, options.quick, options.power_modes, setting.slots, str(setting.checks or "")]
     signers = [signer.key.hex() for signer in setting.signers]
     return {
         "the bundle": hashlib.sha256(manifest).hexdigest(),
@@ -164,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         help="measure in every power mode of nvpmodel, as root; without this the mode is never changed",
     )
     add_signers(parser)
+    add(
+        "--checks",
+        type=Path,
+        metavar="DIR",
+        help="run this folder's tests of the device by pytest, such as tests/gpu of the source archive",
+    )
     add("--sign", type=Path, metavar="KEY", help="sign the archive's hashes with this secret key of minisign")
     add(
         "--name",

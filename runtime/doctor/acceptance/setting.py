@@ -30,6 +30,7 @@ class Setting:
         slots: sequences at once.
         minutes: of load.
         quick: few and short runs, to see that every step works.
+        checks: folder of tests of the device, for pytest.
         say: is called with progress inside a step.
     """
 
@@ -39,6 +40,7 @@ class Setting:
     slots: int = 8
     minutes: float = 10.0
     quick: bool = False
+    checks: Path | None = None
     say: Callable[[str], None] = lambda words: None
 
     @property

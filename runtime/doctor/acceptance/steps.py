@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
-from echovlm_edge.runtime.doctor.acceptance.checks import faults, load, machine_and_bundle, speed, tokens
+from echovlm_edge.runtime.doctor.acceptance.checks import device_tests, faults, load, machine_and_bundle, speed, tokens
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
 from echovlm_edge.runtime.doctor.acceptance.schema import STEP, Figure, Outcome, State, StepResult
 from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
@@ -44,6 +44,7 @@ def steps(minutes: float, modes: Mapping[int, str] | None) -> tuple[Step, ...]:
         Step("batches", "eight requests at a time write what each writes alone", tokens.batches, 30),
         Step("study", "a study writes what a direct call writes", tokens.study, 30),
         Step("faults", "each fault has its documented status, and the service answers afterwards", faults.faults, 30),
+        Step(device_tests.STEP, "the tests of --checks, each by itself", device_tests.device_tests, 60),
         *_profiles(modes),
         Step("load", f"{minutes:g} minutes of reports, eight at a time", load.load, 60 * minutes, load.FIGURES),
     )

@@ -1,0 +1,144 @@
+"""The acceptance's step of device tests, on a folder of real ones: what passes, fails, is skipped, crashes or hangs has its own result."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.doctor.acceptance.checks import device_tests as module
+from echovlm_edge.runtime.doctor.acceptance.checks.device_tests import device_tests
+from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
+from echovlm_edge.runtime.doctor.acceptance.schema import Outcome, State, StepResult
+from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
+from echovlm_edge.runtime.doctor.acceptance.steps import run_step, steps
+
+GPU_TESTS = Path(__file__).parents[1] / "gpu"
+TESTS = """
+import ctypes, os, signal, time
+import echovlm_edge.runtime
+import pytest
+
+def test_is_right(record_property):
+    record_property("microseconds", 12.5)
+    record_property("note", "at 1,000 MHz")
+
+def test_is_wrong():
+    assert 1 + 1 == 3, "the kernel is wrong"
+
+@pytest.mark.parametrize("size", (1, 2))
+def test_crashes(size):
+    if size == 1:
+        ctypes.string_at(0)
+
+def test_is_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def test_needs_more():
+    pytest.skip("This GPU has 4 GB.")
+
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("the driver is gone")
+
+def test_ends_badly(broken):
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "checks").mkdir()
+    return tmp_path / "checks"
+
+
+@pytest.fixture
+def setting(golden_bundle: Path, tmp_path: Path, folder: Path) -> Setting:
+    return Setting(Bundle(golden_bundle), tmp_path, checks=folder)
+
+
+def stepped(setting: Setting) -> StepResult:
+    """Run the step as the command does."""
+    (step,) = (step for step in steps(1.0, None) if step.name == module.STEP)
+    return run_step(step, setting, Redaction({}))
+
+
+def states(outcome: Outcome) -> dict[str, tuple[State, str]]:
+    return {check.what.rpartition("::")[2].rpartition("/")[2]: (check.state, check.detail) for check in outcome.checks}
+
+
+def test_every_test_has_its_result_whatever_the_others_do(folder: Path, setting: Setting) -> None:
+    (folder / "test_kernels.py").write_text(TESTS)
+    (folder / "test_more.py").write_text("import of_the_integrator\n\ndef test_it():\n    pass\n")
+    (folder / "test_last.py").write_text("def test_runs_after_the_crashes():\n    pass\n")
+    result = stepped(setting)
+    found = states(result.outcome)
+    ends = {name: (state.value, detail) for name, (state, detail) in found.items()}
+    passed = {name for name, (state, _) in ends.items() if state == "passed"}
+    assert passed == {"test_is_right", "test_crashes[2]", "test_runs_after_the_crashes"}
+    assert ends["test_is_wrong"] == ("failed", "AssertionError: the kernel is wrong")
+    assert ends["test_crashes[1]"] == ("failed", "It ended the process by SIGSEGV")
+    assert ends["test_is_killed"] == ("failed", "It ended the process by SIGKILL")
+    assert ends["test_ends_badly"] == ("failed", "RuntimeError: the driver is gone")
+    assert ends["test_needs_more"] == ("skipped", "This GPU has 4 GB.")
+    assert ends["test_more.py"] == ("skipped", "ModuleNotFoundError: No module named 'of_the_integrator'")
+    assert "at 1,000 MHz" in ends["test_is_right"][1]
+    (figure,) = result.outcome.figures
+    assert (figure.name, figure.value) == ("device-tests.test_kernels.py::test_is_right.microseconds", 12.5)
+    assert result.state is State.FAILED and "test_is_wrong" in result.reason
+    assert not (folder / "__pycache__").exists() and {file.name for file in folder.iterdir()} == {
+        *("test_kernels.py", "test_more.py", "test_last.py")
+    }
+
+
+def test_a_test_that_hangs_fails(folder: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TEST_SECONDS", 5.0)
+    (folder / "test_it.py").write_text(
+        "import time\n\ndef test_hangs():\n    time.sleep(3600)\n\ndef test_runs():\n    pass\n"
+    )
+    found = states(device_tests(setting))
+    assert found["test_hangs"] == (State.FAILED, "It took longer than 5 s, and was ended")
+    assert found["test_runs"][0] is State.PASSED
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    (
+        ({}, "holds no tests"),
+        (
+            {"conftest.py": "import os\nos.kill(os.getpid(), 9)\n"},
+            "It ended the process by SIGKILL before a test began",
+        ),
+        ({"test_it.py": "def test(:\n"}, "SyntaxError"),
+    ),
+)
+def test_what_holds_no_tests_fails(files: dict[str, str], reason: str, folder: Path, setting: Setting) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    result = stepped(setting)
+    assert result.state is State.FAILED and reason in result.reason
+
+
+def test_the_projects_own_tests_say_why_they_are_skipped(setting: Setting, folder: Path) -> None:
+    """As the source archive brings them: without the rest of tests/, and where no GPU is."""
+    shutil.copytree(GPU_TESTS, folder / "gpu", ignore=shutil.ignore_patterns("__pycache__"))
+    result = stepped(setting)
+    assert len(result.outcome.checks) > 50
+    for check in result.outcome.checks:
+        assert check.detail, check.what
+
+
+def test_without_a_folder_the_step_says_what_it_lacks(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = Setting(setting.bundle, setting.folder)
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: ())
+    with pytest.raises(Skipped, match="NVML finds no NVIDIA GPU"):
+        device_tests(without)
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: ("one",))
+    with pytest.raises(Skipped, match="--checks"):
+        device_tests(without)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Skipped, match=r"pytest is not installed: pip install .*checks"):
+        device_tests(setting)
