@@ -57,6 +57,11 @@ def bundle(arguments: list[str] | None = None) -> int:
     return _run("echovlm-bundle", "echovlm_edge.runtime.bundle.command", _serving(), arguments)
 
 
+def build_on_device(arguments: list[str] | None = None) -> int:
+    """`build_on_device.sh`, which a bundle for a device has: build its engines there; returns the exit code."""
+    return _run("build_on_device.sh", "echovlm_edge.export.device_bundle", f"tensorrt,{_serving()}", arguments)
+
+
 def _run(command: str, module: str, extras: str, arguments: list[str] | None) -> int:
     def program() -> int:
         try:

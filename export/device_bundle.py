@@ -10,19 +10,23 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from echovlm_edge.export.bundle.bundle_folder import BundleFolder, bundle_folder
+from echovlm_edge.export.device_checks import check_device, check_module, warnings
 from echovlm_edge.export.engines.tensorrt import STEPS, EngineOptions, replace_by_engines
 from echovlm_edge.export.engines.tensorrt_module import INSTALL, TensorRT, open_tensorrt
 from echovlm_edge.export.progress import Progress
-from echovlm_edge.runtime.bundle.manifest import Bundle, Manifest, Part, bundle_id
-from echovlm_edge.runtime.contracts.command import run_command
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, FileSpec, Manifest, Part, bundle_id
+from echovlm_edge.runtime.bundle.signature import SIGNATURE_SUFFIX, PublicKey
+from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
+from echovlm_edge.runtime.contracts.command import REPEATED, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
 
@@ -35,11 +39,22 @@ AARCH64 = 183  # EM_AARCH64, an ELF header's e_machine (System V ABI)
 
 _SCRIPT = """\
 #!/bin/sh
-# Builds the TensorRT engines of this bundle on a {device}, in the place of its graphs.
-# Needs TensorRT ({versions}) with its Python package, and this package: pip install '.[tensorrt]' in its source folder.
+# Builds the TensorRT engines of this bundle on a {device}, in the place of its graphs. Killed, it continues when it is run again.
+# Needs TensorRT ({versions}) with its Python package, and this package with its extras serve and tensorrt: docs/jetson.md.
 set -eu
-exec "${{PYTHON:-python3}}" -m echovlm_edge.export.device_bundle "$(dirname "$0")" "$@"
+python="${{PYTHON:-python3}}"
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: $python is not Python 3.11 or newer: PYTHON=/opt/echovlm/bin/python sh $0" >&2
+    exit 2
+fi
+if ! "$python" -c 'import echovlm_edge' 2>/dev/null; then
+    echo "error: $python has no echovlm-edge: install it there, or name the Python that has it: PYTHON=/opt/echovlm/bin/python sh $0" >&2
+    exit 2
+fi
+exec "$python" -c 'import sys; from echovlm_edge.commands import build_on_device; sys.exit(build_on_device(sys.argv[1:]))' \\
+    "$(dirname "$0")" "$@"
 """
+_PART = TypeAdapter(Part)
 
 
 def leave_to_device(folder: BundleFolder, manifest: Manifest, target: Target, plugin: Path | None) -> Manifest:
@@ -77,32 +92,82 @@ def with_engines(manifest: Manifest, parts: Sequence[Part], trt: TensorRT) -> Ma
     )
 
 
-def finish(path: Path, module: str, console: Console) -> Manifest:
+def finish(path: Path, module: str, console: Console, signers: Sequence[PublicKey] = ()) -> Manifest:
     """Build the engines of the bundle at `path`, and atomically replace it by the finished bundle.
 
+    A build that was killed continues with the engine that it was building.
+
     Raises:
-        NotPossibleHere: there is no bundle, it is damaged or finished already, or TensorRT is missing or refuses it.
+        NotPossibleHere: there is no bundle, it is damaged, not signed by one of the `signers` or finished already, or TensorRT or the
+            machine cannot build it.
     """
-    bundle = Bundle(path, verify=True, finished=False)
-    manifest = bundle.manifest
+    bundle = Bundle(path, verify=True, finished=False, signers=signers)
+    path, manifest = bundle.path, bundle.manifest
     if manifest.finish_with is None:
         raise NotPossibleHere(f"The bundle {path} is finished already: serve it with echovlm-serve.")
+    check_module(module)
     plugin = path / PLUGIN
     trt = open_tensorrt(module, plugin if plugin.is_file() else None)
+    check_device(path, manifest, trt)
+    for sentence in warnings(manifest):
+        console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
     settings = PreprocessSettings.from_config(manifest.preprocess)
     options = EngineOptions.of(manifest.limits, settings.max_pixels, settings.patch_size)
     needed = sum(file.bytes for part in manifest.parts for file in part.files)
-    with bundle_folder(path, needed, manifest.bundle_id, replace=True) as folder, Progress(console) as progress:
-        for file in manifest.all_files():
-            if file.name != SCRIPT:
-                os.link(
-                    path / file.name, folder.path / file.name
-                )  # the same file by another name: no copy of the weights
-        with progress.stage("Building engines", total=STEPS * len(manifest.parts)) as advance:
-            parts = replace_by_engines(trt, folder.path, manifest.parts, options, advance)
+    identity = f"{manifest.bundle_id} {trt.name} {trt.version}"
+    with bundle_folder(path, needed, identity, replace=True) as folder:
+        _link(path, folder, (file for file in manifest.files if file.name != SCRIPT))
+        with (
+            Progress(console) as progress,
+            folder.journal,
+            progress.stage("Building engines", total=STEPS * len(manifest.parts)) as advance,
+        ):
+            parts = []
+            for number, part in enumerate(manifest.parts, 1):
+                built = _kept(folder, part)
+                progress.note(
+                    f"Engine {number} of {len(manifest.parts)}, {part.name}{': built before' if built else ''}"
+                )
+                if built:
+                    advance(STEPS)
+                else:
+                    _link(path, folder, part.files)
+                    (built,) = replace_by_engines(trt, folder.path, (part,), options, advance)
+                    _keep(folder, built)
+                parts.append(built)
+        for part in parts:
+            _description(folder, part).unlink()
         manifest = with_engines(manifest, parts, trt)
         folder.write_manifest(manifest)
     return manifest
+
+
+def _link(path: Path, folder: BundleFolder, files: Iterable[FileSpec]) -> None:
+    """Give files of the bundle at `path` a second name in the folder: no copy of the weights."""
+    for file in files:
+        (folder.path / file.name).unlink(missing_ok=True)
+        os.link(path / file.name, folder.path / file.name)
+
+
+def _description(folder: BundleFolder, part: Part) -> Path:
+    return folder.path / f".{part.name}.json"
+
+
+def _keep(folder: BundleFolder, built: Part) -> None:
+    """Record an engine, so that it is not built again."""
+    _description(folder, built).write_bytes(_PART.dump_json(built))
+    folder.journal.record(built.name, built.files[0].sha256)
+
+
+def _kept(folder: BundleFolder, part: Part) -> Part | None:
+    """Return the part whose engine a build that was killed has left; None where there is none, or not all of it."""
+    if part.name not in folder.journal.known:
+        return None
+    try:
+        built = _PART.validate_json(_description(folder, part).read_bytes())
+        return built if folder.describe(built.files[0].name) == built.files[0] else None
+    except (OSError, ValidationError):
+        return None
 
 
 def check_plugin(plugin: Path) -> None:
@@ -124,17 +189,28 @@ def check_plugin(plugin: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Build the engines of a bundle on the device it is for.")
-    parser.add_argument("bundle", type=Path, help="the folder that echovlm-build made")
+    parser = argparse.ArgumentParser(
+        prog=SCRIPT,
+        usage=f"[PYTHON=PYTHON] {SCRIPT} [options]",
+        description="Build the engines of a bundle on the device it is for.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="named by the script: the folder that it is in")
+    add_signers(parser, REPEATED)
     parser.add_argument(
         "--module", choices=INSTALL, default="tensorrt", help="the TensorRT that builds (default tensorrt)"
     )
     options = parser.parse_args(arguments)
 
     def command() -> int:
-        manifest = finish(options.bundle, options.module, Console(stderr=True))
+        signers = read_signers(options)
+        signed = (options.bundle / f"{MANIFEST}{SIGNATURE_SUFFIX}").exists()
+        manifest = finish(options.bundle, options.module, Console(stderr=True), signers)
         for part in manifest.parts:
             print(f"{part.files[0].name}: {part.files[0].bytes / 1e6:,.1f} MB")
+        folder = options.bundle.absolute()
+        if signed:
+            print(f"The signature was of the bundle without engines: echovlm-bundle sign {folder} --key KEY")
+        print(f"Install it: echovlm-bundle install {folder} FOLDER; or serve it: echovlm-serve --bundle {folder}")
         return 0
 
     return run_command(command)

@@ -80,3 +80,10 @@ ORIN_NANO = Device(
 THOR = Device("Jetson Thor T5000", (11, 0), 128, True, 273, 258, "data sheet: 2,070 sparse FP4 TFLOPS, an eighth")
 IGX_ORIN = Device("IGX Orin 700", (8, 7), 64, True, 204.8, 38.8, "2,048 cores at 1.185 GHz, as Orin's Tensor Cores")
 SPARK = Device("DGX Spark", (12, 1), 128, True, 273, 125, "data sheet: 1,000 sparse FP4 TFLOPS, an eighth")
+ON_DEVICE = {  # by the target whose engines only it can build
+    "jetson-orin": ORIN,
+    "jetson-orin-nano": ORIN_NANO,
+    "jetson-thor": THOR,
+    "igx-orin": IGX_ORIN,
+    "dgx-spark": SPARK,
+}

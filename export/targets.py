@@ -88,7 +88,8 @@ class Target:
         return platform.machine() == "aarch64" and compute_capability() == self.device.compute_capability
 
 
-def _device(name: str, device: Device, versions: str) -> Target:
+def _device(name: str, versions: str) -> Target:
+    device = devices.ON_DEVICE[name]
     return Target(
         name,
         f"TensorRT on {device.name}, finished there",
@@ -150,11 +151,11 @@ TARGETS = {
     target.name: target
     for target in (
         *(_NATIVE, _PORTABLE, _CUDA, _RTX),
-        _device("jetson-orin", devices.ORIN, _JETPACK),
-        _device("jetson-orin-nano", devices.ORIN_NANO, _JETPACK),
-        _device("jetson-thor", devices.THOR, "JetPack 7"),
-        _device("igx-orin", devices.IGX_ORIN, "IGX Software with TensorRT 10.3 or later and Python 3.11 or later"),
-        _device("dgx-spark", devices.SPARK, "DGX OS 7"),
+        _device("jetson-orin", _JETPACK),
+        _device("jetson-orin-nano", _JETPACK),
+        _device("jetson-thor", "JetPack 7"),
+        _device("igx-orin", "IGX Software with TensorRT 10.3 or later and Python 3.11 or later"),
+        _device("dgx-spark", "DGX OS 7"),
     )
 }
 

@@ -9,7 +9,8 @@ from typing import Any
 from echovlm_edge.runtime.bundle.installed import PREVIOUS, install, linked, roll_back
 from echovlm_edge.runtime.bundle.loads import Loads
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
-from echovlm_edge.runtime.bundle.signature import PublicKey, SecretKey, sign_file
+from echovlm_edge.runtime.bundle.signature import SecretKey, sign_file
+from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
 from echovlm_edge.runtime.contracts.command import REPEATED, add_version, run_command
 
 RELOAD = "The service serves it after systemctl reload echovlm-serve (SIGHUP)."
@@ -28,11 +29,8 @@ def _run(options: argparse.Namespace) -> int:
             bundle = Bundle(path, finished=False)
             print(f"Signed: {sign_file(bundle.path / MANIFEST, key)}")
         return 0
-    if options.action == "install":
-        signers = [PublicKey.read(file) for file in options.require_signature]
-        current = install(options.bundle, options.folder, signers)
-    else:
-        current = roll_back(options.folder)
+    installs = options.action == "install"
+    current = install(options.bundle, options.folder, read_signers(options)) if installs else roll_back(options.folder)
     print(f"Current: {current.name}. Previous: {_previous(options.folder, current)}. {RELOAD}")
     return 0
 
@@ -56,19 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         "metavar": "FOLDER",
         "help": "the folder of bundles, echovlm-serve's --bundle",
     }
-    add = actions.add_parser(
+    install_parser = actions.add_parser(
         "install", help="copy a bundle into the folder, hash the copy, and make it current"
-    ).add_argument
+    )
+    add = install_parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle; one that lies in the folder already is not copied")
     add("folder", **folder)
-    add(
-        "--require-signature",
-        type=Path,
-        **REPEATED,
-        default=[],
-        metavar="PUBKEY",
-        help="refuse it unless this key of minisign has signed it; again for each further key",
-    )
+    add_signers(install_parser, REPEATED)
     actions.add_parser("rollback", help="make the previous bundle current, and the reverse").add_argument(
         "folder", **folder
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from echovlm_edge.runtime.bundle.signature import PublicKey
 from echovlm_edge.runtime.contracts.command import SEVERAL
 from echovlm_edge.runtime.contracts.errors import InvalidInput
 
 
-def add_signers(parser: argparse._ActionsContainer) -> None:
-    """Declare the option."""
+def add_signers(parser: argparse._ActionsContainer, shape: Mapping[str, Any] = SEVERAL) -> None:
+    """Declare the option; its `shape` is REPEATED where the command has arguments."""
     parser.add_argument(
         "--require-signature",
         type=Path,
-        **SEVERAL,
+        **shape,
         default=[],
         metavar="PUBKEY",
         help="load the bundle only if one of these keys of minisign has signed it, and check every file's hash",
