@@ -28,6 +28,7 @@ from echovlm_edge.runtime.resources.atomic_file import write_whole
 LOADS = "loads"
 MOST_CRASHES = 2  # one may be a power failure
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/]+/)*(?=[^\s/])")
+_READABLE = 0o644  # by the doctor and whoever installs, whatever the server's umask is
 _REFUSED, _LOADING = ".refused", ".loading-"
 
 _log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ class Loads:
         """Return why a bundle was refused, one sentence; empty where it was not."""
         try:
             return (self._folder / f"{name}{_REFUSED}").read_text(encoding="utf-8").strip() or "The reason is lost."
-        except (OSError, UnicodeDecodeError):
+        except (FileNotFoundError, NotADirectoryError):
             return ""
+        except (OSError, UnicodeDecodeError):
+            return "The reason cannot be read."
 
     def crashes(self, name: str) -> int:
         """Count the processes that ended while they loaded a bundle, by this version of the package."""
@@ -92,9 +95,11 @@ class Loads:
         """Record that a bundle was refused, and why."""
         with self._lock:
             if not self._stopped and self._made():
+                file = self._folder / f"{name}{_REFUSED}"
                 try:
-                    write_whole(self._folder / f"{name}{_REFUSED}", reason.encode())
-                except NotPossibleHere as error:
+                    write_whole(file, reason.encode())
+                    file.chmod(_READABLE)
+                except (NotPossibleHere, OSError) as error:
                     _log.warning("%s", error)
 
     def clear(self, name: str) -> None:
@@ -126,7 +131,7 @@ class Loads:
             opened, partial = tempfile.mkstemp(dir=self._folder, prefix=f".{name}{_LOADING}")
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(opened, version("echovlm-edge").encode())
-            os.fchmod(opened, 0o644)
+            os.fchmod(opened, _READABLE)
             self._loading = Path(partial).with_name(Path(partial).name[1:])
             Path(partial).rename(self._loading)
         except OSError as error:

@@ -16,7 +16,7 @@ FIX = (
 
 def recorded_loads(path: Path) -> list[Finding]:
     """List what is recorded against the bundle at `path`, a bundle or a folder of bundles."""
-    bundle = bundle_at(path)
+    bundle = bundle_at(path).resolve()
     loads = Loads(bundle.parent)
     if reason := loads.refusal(bundle.name):
         return [Finding(Level.WRONG, f"The server has refused {bundle.name}: {reason}", FIX)]

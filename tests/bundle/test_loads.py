@@ -89,10 +89,23 @@ def test_a_crash_of_another_version_does_not_count(loads: Loads, tmp_path: Path)
 def test_a_refusal_stays_until_it_is_cleared(loads: Loads, tmp_path: Path) -> None:
     loads.refuse(NAME, "Its decoder is damaged: é.")
     assert Loads(tmp_path).refusal(NAME) == "Its decoder is damaged: é." and not loads.is_good(NAME)
-    (tmp_path / LOADS / f"{NAME}.refused").write_bytes(b"")  # a power failure before the disk had it
-    assert not loads.is_good(NAME)
+    for lost in (b"", b"\xff"):  # a power failure before the disk had it
+        (tmp_path / LOADS / f"{NAME}.refused").write_bytes(lost)
+        assert not loads.is_good(NAME)
     loads.clear(NAME)
     assert loads.is_good(NAME)
+
+
+def test_everybody_may_read_what_a_server_with_a_tight_umask_records(loads: Loads, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        (tmp_path / LOADS).mkdir()
+        loads.refuse(NAME, "It is damaged.")
+        with loads.loading(NAME):
+            modes = {file.suffix[:8]: file.stat().st_mode & 0o777 for file in (tmp_path / LOADS).iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {".refused": 0o644, ".loading": 0o644}
 
 
 def test_where_records_cannot_be_written_bundles_are_loaded_without(

@@ -50,7 +50,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if listed.returncode:
         pytest.skip("not a git checkout")
     for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).exists() and not name.startswith(("tests/", "docs/")):
+        if (ROOT / name).exists() and (name.startswith("tests/gpu/") or not name.startswith(("tests/", "docs/"))):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
     return copy
@@ -103,6 +103,12 @@ def test_a_wheel_holds_rooms_stubs_and_commands(from_tree: dict[str, bytes]) -> 
 
 def test_without_a_compiler_nothing_is_compiled(from_tree: dict[str, bytes]) -> None:
     assert not [name for name in from_tree if name.endswith(".so")]
+
+
+def test_the_archive_brings_the_tests_of_a_gpu_and_no_others(unpacked: Path) -> None:
+    brought = {path.name for path in (unpacked / "tests/gpu").glob("*.py")}
+    assert brought == {path.name for path in (ROOT / "tests/gpu").glob("*.py")}
+    assert [path.name for path in (unpacked / "tests").iterdir()] == ["gpu"]
 
 
 def test_the_archive_has_no_links_out_of_it(unpacked: Path) -> None:
