@@ -20,9 +20,8 @@ from echovlm_edge.runtime.resources.system_files import memory_info
 
 OLDEST = (10, 3)  # TensorRT that the graphs and the plugin were made for
 PYTHON_3_10_ONLY = 36  # Linux for Tegra of JetPack 6
-BUILDING = (
-    3.0  # times a part's weights that TensorRT takes while it builds: 2.9 measured, with TensorRT-RTX 1.7 on x86-64
-)
+# Times a part's weights that TensorRT takes while it builds, as TensorRT-RTX 1.7 does on x86-64.
+BUILDING = 3.1
 
 
 def check_module(name: str, root: Path = Path("/")) -> None:

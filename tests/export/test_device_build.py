@@ -158,7 +158,7 @@ def test_a_disk_without_links_is_named(bundle: Path, tmp_path: Path, monkeypatch
 def test_short_memory_is_said_beforehand(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Bundle(bundle, finished=False).manifest
     largest = max(sum(file.bytes for file in part.files) for part in manifest.parts)
-    for available, count in ((largest, 1), (3 * largest, 0)):
+    for available, count in ((largest, 1), (4 * largest, 0)):
         monkeypatch.setattr(
             device_checks, "machine_memory", lambda root, free=available: MachineMemory(free, None, free)
         )

@@ -1,6 +1,6 @@
 # For the plugin on a Jetson, made on another machine (Debian: g++-aarch64-linux-gnu):
 #
-#     cmake -S plugins/dual_path_moe/tensorrt -B build/plugin-aarch64 --toolchain plugins/dual_path_moe/tensorrt/aarch64-linux-gnu.cmake
+#     cmake -S plugins/dual_path_moe/tensorrt -B build/plugin-aarch64 --toolchain aarch64-linux-gnu.cmake
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
