@@ -199,6 +199,12 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 @over_pages
+def test_toolchain_files_are_named_from_where_cmake_looks(page: Path) -> None:
+    for source, toolchain in re.findall(r"cmake -S (\S+).* --toolchain (\S+)", page.read_text(encoding="utf-8")):
+        assert (ROOT / source / toolchain).is_file(), f"{page.name}: {toolchain} is not in {source}"
+
+
+@over_pages
 def test_modules_that_are_run_exist(page: Path) -> None:
     for line in code(page.read_text(encoding="utf-8")):
         for module, rest in re.findall(r"python3? -m ([\w.]+)([^|;&#]*)", line):
