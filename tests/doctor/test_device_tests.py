@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,24 @@ def test_the_projects_own_tests_say_why_they_are_skipped(setting: Setting, folde
     assert len(result.outcome.checks) > 50
     for check in result.outcome.checks:
         assert check.detail, check.what
+
+
+def test_the_installed_package_is_tested_not_the_sources_around_the_tests(setting: Setting, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "tests/gpu").mkdir(parents=True)
+    (source / "echovlm_edge").mkdir()
+    (source / "echovlm_edge/__init__.py").write_text("raise RuntimeError('not compiled')\n")
+    (source / "benchmarks_of_it.py").write_text("VALUE = 3\n")
+    (source / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
+    (source / "tests/conftest.py").write_text("import what_only_developers_have\n")
+    (source / "tests/gpu/test_it.py").write_text(
+        "from benchmarks_of_it import VALUE\nfrom echovlm_edge.runtime.bundle import manifest\n\n"
+        "def test_it():\n    assert VALUE == 3 and manifest.CURRENT\n"
+    )
+    result = stepped(replace(setting, checks=source / "tests/gpu"))
+    assert [(check.state, check.what) for check in result.outcome.checks] == [
+        (State.PASSED, "tests/gpu/test_it.py::test_it")
+    ], result
 
 
 def test_without_a_folder_the_step_says_what_it_lacks(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
