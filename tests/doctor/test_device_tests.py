@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.bundle.manifest import Bundle
+from echovlm_edge.runtime.bundle.manifest import Bundle, describe_file, write_manifest
 from echovlm_edge.runtime.doctor.acceptance.checks import device_tests as module
 from echovlm_edge.runtime.doctor.acceptance.checks.device_tests import device_tests
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
@@ -148,6 +148,19 @@ def test_the_installed_package_is_tested_not_the_sources_around_the_tests(settin
     assert [(check.state, check.what) for check in result.outcome.checks] == [
         (State.PASSED, "tests/gpu/test_it.py::test_it")
     ], result
+
+
+def test_the_plugin_of_the_bundle_is_the_one_that_is_tested(setting: Setting, folder: Path) -> None:
+    brought = Path(shutil.copytree(setting.bundle.path, setting.folder / "with_plugin"))
+    (brought / "libechovlm_plugins.so").write_bytes(b"its kernels")
+    manifest = setting.bundle.manifest
+    described = describe_file(brought, "libechovlm_plugins.so")
+    write_manifest(brought, replace(manifest, files=(*manifest.files, described)))
+    (folder / "test_it.py").write_text(
+        "import os\n\ndef test_it(record_property):\n"
+        f"    assert open(os.environ['{module.TESTED_PLUGIN}']).read() == 'its kernels'\n"
+    )
+    assert stepped(replace(setting, bundle=Bundle(brought))).state is State.PASSED
 
 
 def test_without_a_folder_the_step_says_what_it_lacks(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,16 @@ Written from that page alone, so that the page, the kernels and the C++ launcher
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Launch, Plan, Tile
 from echovlm_edge.plugins.dual_path_moe.library import plugin_path
+from echovlm_edge.runtime.doctor.acceptance.checks.device_tests import TESTED_PLUGIN
 
 HEADER = struct.Struct("<8sIIIIQ32s")
 RECORD = struct.Struct("<32s64s12IQQ32s")
@@ -48,9 +51,21 @@ class Record:
     cubin: bytes
 
 
+def tested_plugin() -> Path | None:
+    """The plugin library of the bundle that `echovlm-accept` was given, or the installed one."""
+    named = os.environ.get(TESTED_PLUGIN)
+    return Path(named) if named else plugin_path()
+
+
+def has_kernels(compute_capability: int) -> bool:
+    """Whether that library has kernels for GPUs of a compute capability, such as 87."""
+    path = tested_plugin()
+    return path is not None and ctypes.CDLL(str(path)).echovlm_has_kernels(ctypes.c_int64(compute_capability)) == 1
+
+
 def embedded_archive() -> bytes:
-    """The archive in the installed plugin library; nothing where there is no library, or one without kernels."""
-    path = plugin_path()
+    """The archive in the plugin library; nothing where there is no library, or one without kernels."""
+    path = tested_plugin()
     if path is None:
         return b""
     function = ctypes.CDLL(str(path)).echovlm_embedded_archive

@@ -38,7 +38,7 @@ def records(gpu: CudaDevice) -> list[Record]:
     """This GPU's kernels out of the installed plugin: those that TensorRT would launch."""
     archive = embedded_archive()
     if not archive:
-        pytest.skip("the installed plugin library has no kernels in it (make kernels)")
+        pytest.skip("the plugin library has no kernels in it (make kernels)")
     return serving(read_archive(archive), gpu.compute_capability)
 
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.gpu_check.bandwidth import measured_bandwidth, median_seconds
-from echovlm_edge.plugins.dual_path_moe.gpu_kernels import has_gpu_kernels
 from echovlm_edge.plugins.dual_path_moe.reference import dequantize_blocks
 from echovlm_edge.runtime.backends.gpu.cuda_driver import CudaDevice
 from tests.gpu.c_launch import c_launch_linear
+from tests.gpu.cubins import has_kernels
 
 VOCABULARY, HIDDEN = 152064, 3584  # of the published model
 
@@ -47,8 +47,8 @@ class _Product:
     """A weight on the GPU."""
 
     def __init__(self, gpu: CudaDevice, weight: NDArray[Any], scale: NDArray[Any]) -> None:
-        if not has_gpu_kernels(divmod(gpu.compute_capability, 10)):
-            pytest.skip("the installed library has no kernels for this GPU (make kernels)")
+        if not has_kernels(gpu.compute_capability):
+            pytest.skip("the plugin library has no kernels for this GPU (make kernels)")
         gpu.enter()
         self.gpu, self.stream, self.block = gpu, gpu.new_stream(), weight.shape[1] // scale.shape[1]
         self.outputs, self.inputs = weight.shape

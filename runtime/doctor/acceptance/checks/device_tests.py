@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echovlm_edge.runtime.backends.opening import plugin_for
 from echovlm_edge.runtime.contracts.extras import install_hint
 from echovlm_edge.runtime.doctor.acceptance.schema import Check, Figure, Outcome, State
 from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
@@ -21,6 +22,7 @@ from echovlm_edge.runtime.resources.nvml import nvidia_gpus
 STEP = "device-tests"
 PLUGIN = "echovlm_edge.runtime.doctor.acceptance.checks.pytest_journal"
 JOURNAL = "ECHOVLM_PYTEST_JOURNAL"  # the variable that names the plugin's file
+TESTED_PLUGIN = "ECHOVLM_TESTED_PLUGIN"  # the variable that names the plugin library to test, where the bundle has one
 TEST_SECONDS = 600.0  # that one test, or the collection of all, may take
 POLL_SECONDS = 0.2
 
@@ -82,6 +84,8 @@ def _run(setting: Setting, folder: Path, journal: Path) -> str | None:
     command = [sys.executable, "-P", "-m", "pytest", str(folder), f"--confcutdir={folder}", "-p", PLUGIN]
     command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
     environment = {**os.environ, JOURNAL: str(journal), "PYTHONDONTWRITEBYTECODE": "1"}
+    if plugin := plugin_for(setting.bundle):
+        environment[TESTED_PLUGIN] = str(plugin)
     with (setting.logs / f"{STEP}.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, cwd=setting.folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
