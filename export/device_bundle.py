@@ -102,7 +102,7 @@ def finish(path: Path, module: str, console: Console, signers: Sequence[PublicKe
             machine cannot build it.
     """
     bundle = Bundle(path, verify=True, finished=False, signers=signers)
-    path, manifest = bundle.path, bundle.manifest
+    path, manifest = bundle.path.absolute(), bundle.manifest  # the loader looks for a plugin without a folder elsewhere
     if manifest.finish_with is None:
         raise NotPossibleHere(f"The bundle {path} is finished already: serve it with echovlm-serve.")
     check_module(module)
@@ -202,12 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def command() -> int:
-        signers = read_signers(options)
-        signed = (options.bundle / f"{MANIFEST}{SIGNATURE_SUFFIX}").exists()
-        manifest = finish(options.bundle, options.module, Console(stderr=True), signers)
+        signers, folder = (
+            read_signers(options),
+            options.bundle.absolute(),
+        )  # it may be the current one, which is replaced
+        signed = (folder / f"{MANIFEST}{SIGNATURE_SUFFIX}").exists()
+        manifest = finish(folder, options.module, Console(stderr=True), signers)
         for part in manifest.parts:
             print(f"{part.files[0].name}: {part.files[0].bytes / 1e6:,.1f} MB")
-        folder = options.bundle.absolute()
         if signed:
             print(f"The signature was of the bundle without engines: echovlm-bundle sign {folder} --key KEY")
         print(f"Install it: echovlm-bundle install {folder} FOLDER; or serve it: echovlm-serve --bundle {folder}")

@@ -16,7 +16,8 @@ from echovlm_edge.runtime.contracts.extras import install_hint
 
 INSTALL = {
     "tensorrt_rtx": f"install TensorRT-RTX with {install_hint('rtx')}",
-    "tensorrt": "install TensorRT's Python package (JetPack and DGX OS have it as python3-libnvinfer)",
+    "tensorrt": "install TensorRT's Python package (JetPack and DGX OS have it as python3-libnvinfer; a virtual environment sees it if "
+    "it was made with --system-site-packages)",
 }
 INSTALL_PLUGIN = "install a C++ compiler and TensorRT's headers (pip install --no-deps kernel-lens, or TENSORRT_ROOT), then echovlm-edge"
 
@@ -80,7 +81,8 @@ def open_tensorrt(name: str, plugin: Path | None = None) -> TensorRT:
     library = plugin or plugin_path()
     registry = api.get_plugin_registry()
     if registry.get_creator("DualPathMoE", "1", "echovlm") is None and registry.load_library(str(library)) is None:
-        raise NotPossibleHere(f"The plugin {library} cannot be loaded into {name} {api.__version__}: {INSTALL_PLUGIN}.")
+        fix = "copy the bundle again, or build it with a --device-plugin for this machine" if plugin else INSTALL_PLUGIN
+        raise NotPossibleHere(f"The plugin {library} cannot be loaded into {name} {api.__version__}: {fix}.")
     errors = TensorRTErrors()
     return TensorRT(name, api.__version__, api, error_logger(api, errors), errors)
 

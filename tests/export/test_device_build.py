@@ -16,7 +16,8 @@ import pytest
 from echovlm_edge.export import device_bundle, device_checks
 from echovlm_edge.export.devices import ORIN, THOR
 from echovlm_edge.export.engines.tensorrt_module import open_tensorrt
-from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
+from echovlm_edge.plugins.dual_path_moe.library import plugin_path
+from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, describe_file, write_manifest
 from echovlm_edge.runtime.bundle.signature import SecretKey, sign_file
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.resources.machine_memory import MachineMemory
@@ -65,6 +66,26 @@ def test_the_script_says_what_it_builds_and_what_is_next(bundle: Path, tmp_path:
     assert f"The signature was of the bundle without engines: echovlm-bundle sign {bundle}" in done.stdout
     assert Bundle(bundle, verify=True).manifest.finish_with is None
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", keys.public.name, keys.secret.name}
+
+
+@needs_tensorrt
+def test_the_plugin_of_the_bundle_is_loaded_from_wherever_the_script_is_called(bundle: Path) -> None:
+    manifest = Bundle(bundle, finished=False).manifest
+    environment = {**os.environ, "PYTHON": sys.executable}
+
+    def built() -> subprocess.CompletedProcess[str]:
+        described = describe_file(bundle, device_bundle.PLUGIN)
+        write_manifest(bundle, replace(manifest, files=(*manifest.files, described)))
+        command = ["sh", "./build_on_device.sh", *RTX]
+        return subprocess.run(command, cwd=bundle, env=environment, capture_output=True, text=True, check=False)
+
+    (bundle / device_bundle.PLUGIN).write_bytes(b"of another processor")
+    done = built()
+    assert done.returncode == 2 and f"The plugin {bundle / device_bundle.PLUGIN} cannot be loaded" in done.stderr
+    assert "build it with a --device-plugin for this machine" in done.stderr
+    shutil.copyfile(str(plugin_path()), bundle / device_bundle.PLUGIN)
+    done = built()
+    assert done.returncode == 0, done.stderr
 
 
 @needs_tensorrt
