@@ -96,8 +96,8 @@ def test_a_power_mode_is_changed_and_changed_back(nvpmodel: Path) -> None:
 
 def test_steps_of_power_modes() -> None:
     plain = [step.name for step in steps(10, None)]
-    assert len(plain) == 13 and "power modes" not in plain
-    assert [step.name for step in steps(10, {})] == [*plain[:6], "power modes", *plain[6:]]
+    assert len(plain) == 14 and "power modes" not in plain
+    assert [step.name for step in steps(10, {})] == [*plain[:7], "power modes", *plain[7:]]
     modes = steps(10, MODES)
-    assert [step.name for step in modes[6:8]] == ["MAXN/W1", "MAXN/W7"] and len(modes) == 13 + 6
+    assert [step.name for step in modes[7:9]] == ["MAXN/W1", "MAXN/W7"] and len(modes) == 14 + 6
     assert "MODE_15W/Q-196-c8.joules" in modes[-2].figures
