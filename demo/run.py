@@ -1,10 +1,12 @@
 """Run the demo (`make demo`): build a bundle, serve it, request a report about a simulated DICOM study, compare with the truth.
 
-Each step is a command that an integrator would type; it is printed before it runs.
+Each step is a command that an integrator would type; it is printed before it runs. Only the build needs PyTorch: `--bundle` serves one
+that another computer has built.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -35,20 +37,25 @@ and on conversations of up to three requests."""
 PAGE = "\nTo see a picture go in and a report come out: make demo-console, then open http://127.0.0.1:8080/"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns its exit code."""
-    return run_command(demo)
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description="Build and serve a bundle, and ask it.")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="serve this bundle of the demo instead of building it")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: demo(options.bundle))
 
 
-def demo() -> int:
-    """Run the demo's commands one by one."""
-    run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", BUNDLE, "--replace")
+def demo(bundle: Path | None) -> int:
+    """Run the demo's commands one by one, with a built bundle or with one that they build."""
+    if bundle is None:
+        bundle = BUNDLE
+        run("echovlm-build", "--checkpoint", CHECKPOINT, "--output", bundle, "--replace")
     truth = simulate(SEED, FRAMES).truth
     with tempfile.TemporaryDirectory() as folder:
         run("python", "-m", "demo.simulate", "--seed", SEED, "--frames", FRAMES, "--output", folder)
-        show("echovlm-serve", *arguments(BUNDLE, Path(folder)))
+        show("echovlm-serve", *arguments(bundle, Path(folder)))
         # The log goes to a file: a line per call would be mixed with the reports.
-        with serving(BUNDLE, Path(folder), stdout=None) as served:
+        with serving(bundle, Path(folder), stdout=None) as served:
             images = [word for file in sorted(Path(folder).glob("*.dcm")) for word in ("--image", file)]
             ask: tuple[object, ...] = ("--server", served.address, *images)
             try:

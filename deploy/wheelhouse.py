@@ -14,62 +14,116 @@ import hashlib
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from packaging.utils import parse_wheel_filename
+
+from deploy.closure import Target, metadata, needed
 from echovlm_edge.runtime.contracts.command import REPEATED, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 ROOT = Path(__file__).parents[1]
+CONSTRAINTS = ("--constraint", str(ROOT / "constraints.txt"))
+PACKAGE = "echovlm-edge"
 LOCK = "requirements.lock"
 EXTRAS = ("serve", "http", "dicom")
-OLDEST_GLIBC, NEWEST_GLIBC = 17, 39  # 2.17 to 2.39: Debian 12 has 2.36, Ubuntu 24.04 and JetPack 7 have 2.39
+OLDEST_GLIBC, NEWEST_GLIBC = 17, 35  # 2.17 to 2.35: Ubuntu 22.04 and JetPack 6 have 2.35, Debian 12 has 2.36
+# What pip says of a package that has no wheel: with its pin, or without one.
+NO_WHEEL = re.compile(r"\(constraint\) ([\w.-]+)==\S+|No matching distribution found for ([\w.-]+)")
 
 
-def collect(wheel: Path, extras: list[str], python: str, output: Path) -> list[Path]:
-    """Download the pinned packages that a release's wheel needs for its processor; returns the wheels.
+def collect(wheel: Path, extras: Sequence[str], python: str, output: Path) -> list[Path]:
+    """Download the pinned packages that a release's wheel needs for its processor and a Python; returns the wheels.
+
+    A package that is published as pure Python source alone is built into a wheel here, which suits every processor.
 
     Raises:
-        NotPossibleHere: the folder holds something, or a package has no wheel for the processor.
+        NotPossibleHere: the folder holds something, the wheel has no such extra, or a package has no wheel for the processor.
     """
     if output.exists() and any(output.iterdir()):
         raise NotPossibleHere(f"{output} is not empty: give another --output, or delete it.")
-    processor = re.search(r"(x86_64|aarch64)\.whl$", wheel.name)
-    if not wheel.is_file() or not processor:
-        raise NotPossibleHere(f"{wheel} is no wheel of a release: build one with make release.")
-    platforms = [
-        f"--platform=manylinux_2_{minor}_{processor[1]}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)
-    ]
-    platforms += [
-        f"--platform=manylinux2014_{processor[1]}",
-        f"--platform=manylinux2010_{processor[1]}",
-        "--platform=any",
-    ]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(output), "--only-binary=:all:"]
-    command += [
-        *platforms,
-        "--python-version",
-        python,
-        "--implementation",
-        "cp",
-        "--abi",
-        f"cp{python.replace('.', '')}",
-    ]
-    command += ["--abi", "abi3", "--abi", "none", "--constraint", str(ROOT / "constraints.txt")]
-    wanted = f"echovlm-edge[{','.join(extras)}] @ {wheel.resolve().as_uri()}"
-    done = subprocess.run([*command, wanted], capture_output=True, text=True, check=False)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no word"]
-        raise NotPossibleHere(
-            f"pip cannot collect the packages ({errors[-1]}): check the network, and constraints.txt."
-        )
-    wheels = sorted(output.glob("*.whl"))
-    (output / LOCK).write_text("".join(map(locked, wheels)), encoding="utf-8")
+    target = target_of(wheel, python)
+    offered = metadata(wheel).get_all("Provides-Extra", [])
+    for extra in extras:
+        if extra not in offered:
+            raise NotPossibleHere(f"{wheel.name} has no extra {extra}: it has {', '.join(sorted(offered))}.")
+    wanted = [f"{PACKAGE}[{','.join(extras)}] @ {wheel.resolve().as_uri()}"]
+    with tempfile.TemporaryDirectory() as built:
+        while True:
+            _download(wanted, target, output, Path(built))
+            found = sorted(output.glob("*.whl"))
+            wheels, missing = needed(found, PACKAGE, extras, target)
+            if not missing:
+                break
+            if set(missing) <= set(wanted):
+                raise NotPossibleHere(f"{', '.join(missing)} cannot be had beside the pins of constraints.txt.")
+            wanted += missing
+    for unneeded in set(found) - set(wheels):
+        unneeded.unlink()
+    (output / LOCK).write_text(lock(wheels), encoding="utf-8")
     return wheels
 
 
-def locked(wheel: Path) -> str:
-    name, version = wheel.name.split("-")[:2]
-    return f"{name.replace('_', '-')}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+def target_of(wheel: Path, python: str) -> Target:
+    """Return what a release's wheel is for.
+
+    Raises:
+        NotPossibleHere: it is not one.
+    """
+    processor = re.search(r"(x86_64|aarch64)\.whl$", wheel.name)
+    if not wheel.is_file() or not processor:
+        raise NotPossibleHere(f"{wheel} is no wheel of a release: build one with make release.")
+    return Target(processor[1], python)
+
+
+def _download(wanted: list[str], target: Target, output: Path, built: Path) -> None:
+    """Let pip download wheels, and build those of packages that are source alone into `built`."""
+    tags = [f"manylinux_2_{minor}_{target.processor}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
+    tags += [f"manylinux2014_{target.processor}", f"manylinux2010_{target.processor}", "any"]
+    command = ["download", "--progress-bar=off", "--dest", output, "--only-binary=:all:", *(f"--platform={tag}" for tag in tags)]
+    command += ["--python-version", target.python, "--implementation", "cp", "--find-links", built, *CONSTRAINTS]
+    command += [f"--abi={abi}" for abi in (f"cp{target.python.replace('.', '')}", "abi3", "none")]
+    tried: set[str] = set()
+    while (done := _pip(*command, *wanted)).returncode:
+        said = done.stdout + done.stderr
+        named = NO_WHEEL.search(said)
+        name = (named[1] or named[2]) if named else ""
+        if not named or name in tried:
+            raise NotPossibleHere(_refusal(said, target))
+        tried.add(name)
+        _pip("wheel", "--quiet", "--no-deps", "--no-binary", name, "--wheel-dir", built, *CONSTRAINTS, name)
+        for wheel in built.glob("*.whl"):
+            if not wheel.name.endswith("-none-any.whl"):
+                wheel.unlink()  # compiled for this computer
+
+
+def _refusal(said: str, target: Target) -> str:
+    """Return a sentence about what pip could not find."""
+    _, _, cause = said.partition("The conflict is caused by:\n")
+    lines = [line.strip() for line in cause.partition("\n\n")[0].splitlines()]
+    lines = lines or [line for line in said.splitlines() if line.startswith("ERROR")][-1:] or ["pip said no word"]
+    return (
+        f"no set of wheels for {target.processor} and Python {target.python}: {'; '.join(lines)}. "
+        "Leave out the extra that needs it, or check the network and constraints.txt."
+    )
+
+
+def _pip(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pip", *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def lock(wheels: Sequence[Path]) -> str:
+    """Return the text of a requirements file that pins these wheels by their hashes."""
+    return "".join(map(_locked, wheels))
+
+
+def _locked(wheel: Path) -> str:
+    name, version, *_ = parse_wheel_filename(wheel.name)
+    return f"{name}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

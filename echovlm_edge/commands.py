@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -10,6 +11,8 @@ from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.contracts.extras import install_hint
 
 OWN = ("echovlm", "echovlm_edge")
+ABSENT = re.compile(r"(lib[\w+-]+\.so[.\d]*): cannot open shared object file")  # what the dynamic loader says
+PACKAGES = {"libstdc++.so.6": "libstdc++6", "libgcc_s.so.1": "libgcc-s1"}  # a minimal Debian has neither
 
 
 def build(arguments: list[str] | None = None) -> int:
@@ -73,8 +76,24 @@ def _run(command: str, module: str, extras: str, arguments: list[str] | None) ->
             raise NotPossibleHere(
                 f"{command} needs {name}, which is not installed: {install_hint(extras)}."
             ) from missing
+        except ImportError as failed:
+            library = _absent_library(failed)
+            if not library:
+                raise
+            hint = f" (Debian and Ubuntu: apt-get install {PACKAGES[library]})" if library in PACKAGES else ""
+            raise NotPossibleHere(f"{command} needs the library {library}, which this system lacks{hint}.") from failed
 
     return run_command(program)
+
+
+def _absent_library(failed: BaseException | None) -> str:
+    """Return the shared library whose absence caused a failure, or nothing."""
+    while failed:
+        found = ABSENT.search(str(failed))
+        if found:
+            return found[1]
+        failed = failed.__cause__ or failed.__context__
+    return ""
 
 
 def _serving() -> str:

@@ -46,6 +46,11 @@ def ran(program: str, allowed: tuple[str, ...]) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False, timeout=60)
 
 
+def ran_whole(program: str) -> subprocess.CompletedProcess[str]:
+    """A program in this Python with all its packages."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+
+
 def command(name: str, *arguments: str) -> str:
     """A program that runs an installed command."""
     (script,) = entry_points(group="console_scripts", name=f"echovlm-{name}")
@@ -96,6 +101,30 @@ def test_a_server_without_one_package_names_it(missing: str) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: echovlm-serve needs {missing}, which is not installed: {install_hint('serve')}.\n"
+
+
+def test_a_library_that_the_system_lacks_is_named() -> None:
+    """A minimal Debian has no C++ library; numpy says so in a page of text."""
+    program = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Lacking(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                raise ImportError("libstdc++.so.6: cannot open shared object file: No such file or directory")
+            except ImportError as first:
+                raise ImportError("IMPORTANT: PLEASE READ THIS FOR ADVICE") from first
+
+sys.meta_path.insert(0, Lacking())
+"""
+    done = ran_whole(f"{program}\n{command('doctor', '--help')}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: echovlm-doctor needs the library libstdc++.so.6, which this system lacks "
+        "(Debian and Ubuntu: apt-get install libstdc++6).\n"
+    )
 
 
 def test_a_doctor_without_onnx_runtime_names_it() -> None:
