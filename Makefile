@@ -27,7 +27,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup kernels say-demo say-test demo demo-console demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release bench bench-full bench-drafting bench-peers soak soak-dicom clean
+.PHONY: setup kernels say-demo say-test demo demo-console demo-dicom test test-fast test-long debian test-native test-gpu gpu-check gpu-carry fuzz audit lint buf sdist release rehearse-release bench bench-full bench-drafting bench-peers soak soak-dicom clean
 
 setup: $(STAMP)
 
@@ -176,6 +176,14 @@ sdist: setup
 release: setup
 	rm -rf dist
 	$(BIN)/python -m deploy.release --output dist $(if $(SIGN),--sign $(SIGN))
+
+# An installation from dist/ and a wheelhouse in an empty root of Debian without a network; EXTRAS as `demo` adds PyTorch, docs/release.md has the rest.
+PROCESSOR ?= $(shell uname -m)
+EXTRAS ?=
+rehearse-release: setup
+	test -d bundles/demo || $(BIN)/echovlm-build --checkpoint demo/checkpoint --output bundles/demo
+	test -d dist || $(MAKE) release
+	$(BIN)/python -m deploy.rehearsal dist --processor $(PROCESSOR) $(if $(EXTRAS),--extra $(EXTRAS)) $(REHEARSAL)
 
 # Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup

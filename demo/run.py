@@ -40,7 +40,9 @@ PAGE = "\nTo see a picture go in and a report come out: make demo-console, then 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo.run", description="Build and serve a bundle, and ask it.")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="serve this bundle of the demo instead of building it")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="serve this bundle of the demo instead of building it"
+    )
     options = parser.parse_args(arguments)
     return run_command(lambda: demo(options.bundle))
 

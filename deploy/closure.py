@@ -13,7 +13,7 @@ from email.message import Message
 from pathlib import Path
 from zipfile import ZipFile
 
-from packaging.markers import Environment, default_environment
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
@@ -32,10 +32,10 @@ class Target:
     processor: str
     python: str
 
-    def environments(self) -> list[Environment]:
+    def environments(self) -> list[dict[str, str]]:
         """Return what its markers may be evaluated with."""
-        fixed: Environment = {
-            **default_environment(),
+        fixed = {
+            **{name: str(value) for name, value in default_environment().items()},
             "implementation_name": "cpython",
             "os_name": "posix",
             "platform_machine": self.processor,

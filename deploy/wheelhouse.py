@@ -82,7 +82,14 @@ def _download(wanted: list[str], target: Target, output: Path, built: Path) -> N
     """Let pip download wheels, and build those of packages that are source alone into `built`."""
     tags = [f"manylinux_2_{minor}_{target.processor}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
     tags += [f"manylinux2014_{target.processor}", f"manylinux2010_{target.processor}", "any"]
-    command = ["download", "--progress-bar=off", "--dest", output, "--only-binary=:all:", *(f"--platform={tag}" for tag in tags)]
+    command = [
+        "download",
+        "--progress-bar=off",
+        "--dest",
+        output,
+        "--only-binary=:all:",
+        *(f"--platform={tag}" for tag in tags),
+    ]
     command += ["--python-version", target.python, "--implementation", "cp", "--find-links", built, *CONSTRAINTS]
     command += [f"--abi={abi}" for abi in (f"cp{target.python.replace('.', '')}", "abi3", "none")]
     tried: set[str] = set()
@@ -111,9 +118,7 @@ def _refusal(said: str, target: Target) -> str:
 
 
 def _pip(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pip", *map(str, words)], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "pip", *map(str, words)], capture_output=True, text=True, check=False)
 
 
 def lock(wheels: Sequence[Path]) -> str:

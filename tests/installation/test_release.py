@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 
 from deploy import release, wheelhouse
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from tests.support.wheels import tiny_wheel
 
 
 @pytest.fixture
@@ -51,24 +51,9 @@ def test_what_is_there_is_not_mixed_with_a_release(
     assert "is not empty" in capsys.readouterr().err
 
 
-def tiny_wheel(folder: Path) -> Path:
-    """A package of no code, as a wheel."""
-    wheel = folder / "nothing_at_all-1.0-py3-none-any.whl"
-    files = {
-        "nothing_at_all.py": "",
-        "nothing_at_all-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: nothing-at-all\nVersion: 1.0\n",
-        "nothing_at_all-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    with ZipFile(wheel, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-        archive.writestr("nothing_at_all-1.0.dist-info/RECORD", "".join(f"{name},,\n" for name in files))
-    return wheel
-
-
 def test_a_wheelhouses_lock_installs_what_it_names_and_nothing_changed(tmp_path: Path) -> None:
     wheel = tiny_wheel(tmp_path)
-    (tmp_path / wheelhouse.LOCK).write_text(wheelhouse.locked(wheel))
+    (tmp_path / wheelhouse.LOCK).write_text(wheelhouse.lock([wheel]))
     assert hashlib.sha256(wheel.read_bytes()).hexdigest() in (tmp_path / wheelhouse.LOCK).read_text()
     install = [
         sys.executable,
