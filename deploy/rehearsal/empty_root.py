@@ -25,11 +25,11 @@ def make_root(root: Path, suite: str, processor: str, more: tuple[str, ...] = ()
         NotPossibleHere: mmdebstrap failed, or this suite's Python is not one that the package supports.
     """
     root.mkdir(parents=True)
-    packages = ",".join(("?essential", *PREPARE.split()[3:], *more))
+    packages = [f"--include={package}" for package in ("?essential", *PREPARE.split()[3:], *more)]
     archive = root.with_suffix(".tar")
     command = ["mmdebstrap", "--variant=extract", "--format=tar", f"--architectures={ARCHITECTURES[processor]}"]
     try:
-        _run([*command, f"--include={packages}", suite, str(archive)])
+        _run([*command, *packages, suite, str(archive)])
         # As whoever runs this, and without the devices that only root can make.
         _run(["tar", "-xf", str(archive), "-C", str(root), "--no-same-owner", "--exclude=./dev/*"])
     finally:
