@@ -95,6 +95,8 @@ test-long: setup
 	$(MAKE) test-native
 	$(MAKE) soak
 	$(MAKE) soak-dicom
+	$(MAKE) release
+	for processor in x86_64 aarch64; do $(MAKE) rehearse-release PROCESSOR=$$processor || exit 1; done
 
 # What the tests need of Debian, as root: a CI installs it by itself, elsewhere the tests that lack it skip and name it.
 debian:

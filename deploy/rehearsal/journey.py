@@ -14,7 +14,9 @@ EVERY_COMMAND = f'for command in {BIN}/echovlm-*; do "$command" --version; done'
 UNPACK = "tar -xzf dist/echovlm_edge-*.tar.gz --strip-components=1 --wildcards '*/demo' '*/benchmarks'"
 CONSOLE = f"""{BIN}/echovlm-serve --bundle bundles/demo --listen 127.0.0.1:50051 --http 127.0.0.1:8080 > console.txt 2>&1 &
 for second in $(seq 300); do
-    if python3 -c 'import urllib.request as web; print(web.urlopen("http://127.0.0.1:8080/").read().decode())'; then exit 0; fi
+    if python3 -c 'import urllib.request as web; print(web.urlopen("http://127.0.0.1:8080/").read().decode())' 2> /dev/null; then
+        exit 0
+    fi
     sleep 1
 done
 cat console.txt; exit 1"""
