@@ -48,23 +48,28 @@ def main(arguments: list[str] | None = None) -> int:
         "--place", type=Path, default=Path("build/rehearsal"), metavar="DIR", help="a folder to make and delete"
     )
     parser.add_argument("--keep", action="store_true", help="keep that folder")
+    parser.add_argument(
+        "--first", type=int, default=1, metavar="N", help="begin with this step, in a folder that was kept"
+    )
     options = parser.parse_args(arguments)
     extras = tuple(options.extra or OFFLINE)
 
     def command() -> int:
         check_tools()
         emulator = emulator_for(options.processor, options.emulator)
-        if options.place.exists():
-            raise NotPossibleHere(f"{options.place} exists: delete it, or give another --place.")
+        if options.place.exists() != (options.first > 1):
+            wrong = "does not exist: begin with step 1" if options.first > 1 else "exists: delete it"
+            raise NotPossibleHere(f"{options.place} {wrong}, or give another --place.")
         rehearsal = Rehearsal(
             options.dist, options.bundle, options.processor, options.suite, extras, options.public_key, options.place
         )
         began = time.perf_counter()
         try:
-            rehearsal.prepare()
+            if options.first == 1:
+                rehearsal.prepare()
             steps = journey(options.processor, extras, options.public_key is not None)
             log = options.place / "rehearsal.log"
-            passed = run(steps, Namespace(rehearsal.root, emulator, options.emulated).words, log)
+            passed = run(steps, options.first, Namespace(rehearsal.root, emulator, options.emulated).words, log)
         finally:
             if not options.keep:
                 shutil.rmtree(options.place, ignore_errors=True)

@@ -34,6 +34,10 @@ def make_root(root: Path, suite: str, processor: str, more: tuple[str, ...] = ()
         _run(["tar", "-xf", str(archive), "-C", str(root), "--no-same-owner", "--exclude=./dev/*"])
     finally:
         archive.unlink(missing_ok=True)
+    # The one thing that a package's own script would have made and that pip needs, from Debian 13 on also without a network.
+    certificates = sorted((root / "usr" / "share" / "ca-certificates").rglob("*.crt"))
+    bundle = root / "etc" / "ssl" / "certs" / "ca-certificates.crt"
+    bundle.write_bytes(b"".join(file.read_bytes() for file in certificates))
     versions = [re.fullmatch(r"python(3\.\d+)", file.name) for file in (root / "usr" / "bin").iterdir()]
     (version,) = (found[1] for found in versions if found)
     if int(version.partition(".")[2]) < 11:

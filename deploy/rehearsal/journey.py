@@ -10,7 +10,19 @@ CHECK = "(cd dist && sha256sum --check --ignore-missing SHA256SUMS)"
 VENV = "python3 -m venv /opt/echovlm"
 INSTALL = f"{BIN}/pip install --no-index --find-links wheelhouse --require-hashes -r wheelhouse/requirements.lock"
 ACCEPT = f"{BIN}/echovlm-accept --bundle bundles/demo --target cpu --output acceptance --quick --minutes 0.2"
-EVERY_COMMAND = f'for command in {BIN}/echovlm-*; do "$command" --version; done'
+# What an extra brings of others, and which of them each command needs.
+BRINGS = {"demo": {"build", "serve", "simulate"}, "export": {"build"}}
+COMMANDS = {
+    "echovlm-report": {"client"},
+    "echovlm-serve": {"serve"},
+    "echovlm-bundle": {"serve"},
+    "echovlm-doctor": {"serve"},
+    "echovlm-profile": {"serve"},
+    "echovlm-accept": {"serve", "page"},
+    "echovlm-dicom": {"dicom"},
+    "echovlm-evaluate": {"serve", "evaluate"},
+    "echovlm-build": {"serve", "build"},
+}
 UNPACK = "tar -xzf dist/echovlm_edge-*.tar.gz --strip-components=1 --wildcards '*/demo' '*/benchmarks'"
 CONSOLE = f"""{BIN}/echovlm-serve --bundle bundles/demo --listen 127.0.0.1:50051 --http 127.0.0.1:8080 > console.txt 2>&1 &
 for second in $(seq 300); do
@@ -65,30 +77,28 @@ def journey(processor: str, extras: tuple[str, ...], signed: bool) -> list[Step]
         extras: that the wheelhouse has.
         signed: the release is signed, and `vendor.pub` is there.
     """
+    have = {"client", *extras}.union(*(BRINGS.get(extra, ()) for extra in extras))
     building = "demo" in extras
     demo = f"{BIN}/python -m demo.run" + ("" if building else " --bundle bundles/demo")
     doctor = (
         f"{BIN}/echovlm-doctor --bundle bundles/demo | tee doctor.txt; grep 'kernels  *{KERNELS[processor]}' doctor.txt"
     )
-    steps = [
+    commands = "\n".join(f"{BIN}/{command} --version" for command, needs in COMMANDS.items() if needs <= have)
+    steps: list[tuple[set[str], str, str]] = [
         # The loopback interface is the only line with a colon.
-        (True, "nothing but Python, no network", 'uname -m; python3 --version; test "$(grep -c : /proc/net/dev)" = 1'),
-        (True, "verify the release", f"{VERIFY} && {CHECK}" if signed else CHECK),
-        (True, "make an environment", VENV),
-        (True, "install", f"{INSTALL}\n{BIN}/pip check"),
-        (True, "every command", EVERY_COMMAND if {"serve", "dicom", "evaluate"} <= {*extras} else f"{BIN}/pip list"),
-        ("serve" in extras or building, "our kernels", doctor),
-        (building or "simulate" in extras, "unpack the demo", UNPACK),
-        (building or "simulate" in extras, "build, serve, report" if building else "serve, report", demo),
-        (
-            "dicom" in extras and (building or "simulate" in extras),
-            "a study by DICOM",
-            f"{BIN}/python -m demo.run_dicom",
-        ),
-        ({"serve", "http"} <= {*extras}, "the console by HTTP", CONSOLE),
-        ({"serve", "page"} <= {*extras}, "prove it", ACCEPT),
+        (set(), "nothing but Python, no network", 'uname -m; python3 --version; test "$(grep -c : /proc/net/dev)" = 1'),
+        (set(), "verify the release", f"{VERIFY} && {CHECK}" if signed else CHECK),
+        (set(), "make an environment", VENV),
+        (set(), "install", f"{INSTALL}\n{BIN}/pip check"),
+        (set(), "every command", commands),
+        ({"serve"}, "our kernels", doctor),
+        ({"serve", "simulate"}, "unpack the demo", UNPACK),
+        ({"serve", "simulate"}, "build, serve, report" if building else "serve, report", demo),
+        ({"serve", "simulate", "dicom"}, "a study by DICOM", f"{BIN}/python -m demo.run_dicom"),
+        ({"serve", "http"}, "the console by HTTP", CONSOLE),
+        ({"serve", "page"}, "prove it", ACCEPT),
     ]
-    return [*(Step(name, line) for wanted, name, line in steps if wanted), *map(alone, extras)]
+    return [*(Step(name, line) for needs, name, line in steps if needs <= have), *map(alone, extras)]
 
 
 def alone(extra: str) -> Step:

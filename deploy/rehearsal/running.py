@@ -14,18 +14,19 @@ LAST_LINES = 30  # of a step that failed
 STEP_SECONDS = 5400.0  # an emulator that hangs ends here
 
 
-def run(steps: Sequence[Step], words: Callable[[str], list[str]], log: Path) -> bool:
+def run(steps: Sequence[Step], first: int, words: Callable[[str], list[str]], log: Path) -> bool:
     """Run steps until one fails; prints each with its time, and what the failed one said last.
 
     Args:
         steps: in order.
+        first: the number of the step to begin with.
         words: turns a step's lines of sh into the command that runs them.
         log: a file to which all output is appended.
 
     Returns:
         whether all succeeded.
     """
-    for number, step in enumerate(steps, 1):
+    for number, step in enumerate(steps[first - 1 :], first):
         print(f"{number} of {len(steps)}, {step.name}", flush=True)
         began, start = time.perf_counter(), log.stat().st_size if log.exists() else 0
         with log.open("a", encoding="utf-8") as lines:

@@ -90,12 +90,12 @@ def test_a_step_that_fails_is_shown_with_its_last_lines(tmp_path: Path, capsys: 
         journey.Step("three", "echo never"),
     ]
     log = tmp_path / "log"
-    assert not run(steps, shell, log)
+    assert not run(steps, 1, shell, log)
     shown = capsys.readouterr()
     assert re.match(r"1 of 3, one\n +done: \d+ s\n2 of 3, two\n$", shown.out), shown.out
     assert "echo why it fails >&2\nfalse" in shown.err and "some words\nwhy it fails" in shown.err
     assert "first" not in shown.err and "never" not in log.read_text()
-    assert run(steps[:1], shell, log)
+    assert run(steps, 3, shell, log) and "3 of 3, three" in capsys.readouterr().out
 
 
 def test_the_steps_are_the_commands_of_the_page() -> None:
@@ -117,6 +117,19 @@ def test_a_rehearsal_of_few_extras_has_the_steps_that_these_are_enough_for() -> 
     assert names[-2:] == ["every command", "client alone"] and "prove it" not in names
     whole = [step.name for step in journey.journey("x86_64", tuple(journey.OFFLINE), False)]
     assert {"our kernels", "serve, report", "a study by DICOM", "the console by HTTP", "prove it"} <= set(whole)
+
+
+def test_a_command_is_started_where_its_extras_are() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert set(journey.COMMANDS) == set(scripts)
+
+    def started(*extras: str) -> set[str]:
+        lines = journey.journey("x86_64", extras, False)[4].command
+        return set(re.findall(r"echovlm-\w+(?= --version)", lines))
+
+    assert started("client") == {"echovlm-report"}
+    assert started(*journey.OFFLINE) == set(scripts) - {"echovlm-build"}, "PyTorch is for building alone"
+    assert started(*journey.IMPORTS) == set(scripts)
 
 
 def test_a_signed_release_is_verified_by_its_signature_first() -> None:
