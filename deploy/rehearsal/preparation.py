@@ -14,8 +14,6 @@ from deploy.rehearsal.namespace import FOLDER
 from deploy.rehearsal.running import say
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
-ROOT = Path(__file__).parents[2]
-
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -62,7 +60,6 @@ class Rehearsal:
         inside = self.root / FOLDER.strip("/")
         shutil.copytree(self.dist, inside / "dist")
         shutil.copytree(self.bundle, inside / "bundles" / "demo")
-        shutil.copytree(ROOT / "demo" / "checkpoint", inside / "demo" / "checkpoint")
         if self.public_key:
             shutil.copy(self.public_key, inside / "vendor.pub")
         began = time.perf_counter()
