@@ -35,9 +35,15 @@ Examples:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime's wheels for Linux keep an identifier of the device and send telemetry, Ray sends usage statistics: each reads its variable
+# when it is imported. What somebody has set stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 if TYPE_CHECKING:
     from echovlm_edge.export.build_engines import build
