@@ -30,14 +30,8 @@ SUMS = "SHA256SUMS"
 CROSS = "plugins/dual_path_moe/tensorrt/aarch64-linux-gnu.cmake"
 
 
-def build_release(output: Path, processors: list[str], key: SecretKey | None, gpu_kernels: bool = False) -> list[Path]:
+def build_release(output: Path, processors: list[str], key: SecretKey | None) -> list[Path]:
     """Write a release of HEAD into `output`, which must be empty or absent; returns its files.
-
-    Args:
-        output: a folder.
-        processors: to build wheels for.
-        key: that signs the checksums.
-        gpu_kernels: put the GPU's kernels into the wheels.
 
     Raises:
         NotPossibleHere: the folder holds something, the versions disagree, or a tool fails.
@@ -54,7 +48,7 @@ def build_release(output: Path, processors: list[str], key: SecretKey | None, gp
         epoch = _output(["git", "-C", ROOT, "log", "-1", "--format=%ct"]).strip()
         _backend("sdist", source, output, epoch)
         for processor in processors:
-            _wheel(source, processor, output, Path(folder) / processor, epoch, gpu_kernels)
+            _wheel(source, processor, output, Path(folder) / processor, epoch)
     bill_of_materials(output / f"echovlm_edge-{version}.cdx.json", epoch)
     files = sorted(output.iterdir())
     sums = output / SUMS
@@ -82,10 +76,9 @@ def check_version(source: Path, tags: list[str]) -> str:
     return version
 
 
-def _wheel(source: Path, processor: str, output: Path, folder: Path, epoch: str, gpu_kernels: bool) -> None:
+def _wheel(source: Path, processor: str, output: Path, folder: Path, epoch: str) -> None:
     """Compile a wheel for every Python 3, and name the oldest glibc that it runs on."""
-    settings = {"wheel.py-api": "py3", "build-dir": str(folder / "build")}
-    settings["cmake.define.ECHOVLM_CUDA_KERNELS"] = "ON" if gpu_kernels else "OFF"
+    settings = {"wheel.py-api": "py3", "build-dir": str(folder / "build"), "cmake.define.ECHOVLM_CUDA_KERNELS": "OFF"}
     if processor != sysconfig.get_platform().rpartition("-")[2]:
         settings["cmake.define.CMAKE_TOOLCHAIN_FILE"] = str(source / CROSS)
     _backend("wheel", source, folder / "raw", epoch, settings, processor)
@@ -143,15 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         help=f"wheels to build (default {' and '.join(PROCESSORS)})",
     )
-    parser.add_argument(
-        "--gpu-kernels", action="store_true", help="put the GPU's kernels into the wheels: minutes more"
-    )
     parser.add_argument("--sign", type=Path, metavar="KEY", help=f"sign {SUMS} with this secret key of minisign")
     options = parser.parse_args(arguments)
 
     def command() -> int:
         key = SecretKey.read(options.sign) if options.sign else None
-        for file in build_release(options.output, options.processor or list(PROCESSORS), key, options.gpu_kernels):
+        for file in build_release(options.output, options.processor or list(PROCESSORS), key):
             print(file)
         return 0
 

@@ -41,27 +41,6 @@ def test_the_bill_of_materials_lists_what_is_pinned(tmp_path: Path) -> None:
     assert listed["metadata"].get("timestamp", "2023-11-14").startswith("2023-11-14"), "a build's own time"
 
 
-@pytest.mark.parametrize(("options", "wanted"), [([], "OFF"), (["--gpu-kernels"], "ON")])
-def test_a_wheel_has_the_gpus_kernels_where_they_are_asked_for(
-    options: list[str], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def backend(kind: str, source: Path, output: Path, epoch: str, settings: dict[str, str], processor: str) -> None:
-        asked.append(settings["cmake.define.ECHOVLM_CUDA_KERNELS"])
-        output.mkdir(parents=True)
-        tiny_wheel(output)
-
-    monkeypatch.setattr(release, "_backend", lambda *given: backend(*given) if given[0] == "wheel" else None)
-    monkeypatch.setattr(release, "bill_of_materials", lambda *_: None)
-    repair = release._run
-    monkeypatch.setattr(
-        release, "_run", lambda command, *more: None if "auditwheel" in command else repair(command, *more)
-    )
-    assert release.main(["--output", str(tmp_path / "dist"), *options]) == 0
-    assert asked == [wanted] * len(release.PROCESSORS)
-
-
 @pytest.mark.parametrize("tool", [release, wheelhouse])
 def test_what_is_there_is_not_mixed_with_a_release(
     tool: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
