@@ -82,7 +82,7 @@ def emulator_for(processor: str, given: Path | None) -> Path | None:
     if processor == platform.machine():
         return None
     found = given or next(filter(None, map(shutil.which, (f"qemu-{processor}-static", f"qemu-{processor}"))), None)
-    hint = "install qemu-user-static (from Debian 13: qemu-user), or give --emulator FILE"
+    hint = "install qemu-user of Debian 13 or newer, or give --emulator FILE (docs/release.md)"
     if not found or not Path(found).is_file():
         raise NotPossibleHere(f"there is no emulator for {processor} here: {hint}.")
     # A program that the dynamic loader starts names it near its head.

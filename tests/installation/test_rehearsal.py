@@ -155,7 +155,7 @@ def test_an_emulator_that_needs_libraries_is_refused(tmp_path: Path) -> None:
         namespace.emulator_for("other", found)
     found.write_bytes(b"\x7fELF" + bytes(500))
     assert namespace.emulator_for("other", found) == found
-    with pytest.raises(NotPossibleHere, match="no emulator for other here: install qemu-user-static"):
+    with pytest.raises(NotPossibleHere, match="no emulator for other here: install qemu-user"):
         namespace.emulator_for("other", None)
 
 
