@@ -34,7 +34,7 @@ def apart(*words: str) -> bool:
 def small_root(tmp_path: Path) -> Path:
     """A root with a shell, a few programs and their libraries, and a file in the folder where commands run."""
     if not shutil.which("ip") or not apart("true"):
-        pytest.skip("this computer has no ip, or allows no namespaces")
+        pytest.skip("this computer has no ip (Debian: iproute2), or allows no namespaces")
     root = tmp_path / "root"
     for folder in ("bin", "usr/bin", "proc", "sys", "dev", "release"):
         (root / folder).mkdir(parents=True, exist_ok=True)
