@@ -185,7 +185,7 @@ EXTRAS ?=
 rehearse-release: setup
 	test -d bundles/demo || $(BIN)/echovlm-build --checkpoint demo/checkpoint --output bundles/demo
 	test -d dist || $(MAKE) release
-	$(BIN)/python -m deploy.rehearsal dist --processor $(PROCESSOR) $(if $(EXTRAS),--extra $(EXTRAS)) $(REHEARSAL)
+	$(BIN)/python -m deploy.rehearsal dist --processor $(PROCESSOR) $(foreach extra,$(EXTRAS),--extra $(extra)) $(REHEARSAL)
 
 # Every benchmark of some minutes into build/bench.json, and docs/performance.md from it.
 bench: setup

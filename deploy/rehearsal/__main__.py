@@ -20,7 +20,7 @@ from deploy.rehearsal.journey import IMPORTS, OFFLINE, journey
 from deploy.rehearsal.namespace import Namespace, check_tools, emulator_for
 from deploy.rehearsal.preparation import Rehearsal
 from deploy.rehearsal.running import run, say
-from echovlm_edge.runtime.contracts.command import SEVERAL, run_command
+from echovlm_edge.runtime.contracts.command import REPEATED, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=Path("bundles/demo"), metavar="DIR", help="the demo's, built")
     parser.add_argument(
         "--extra",
-        **SEVERAL,
+        **REPEATED,
         default=[],
         choices=sorted(IMPORTS),
         metavar="NAME",

@@ -48,6 +48,7 @@ OFFLINE = {
     "tensorrt": "cuda.bindings, onnx",
     "evaluate": "jieba, nltk, rouge_chinese, rouge_score, sacrebleu",
     "simulate": "scipy.ndimage",
+    "checks": "ml_dtypes, pytest",
 }
 # With PyTorch, of which the Python Package Index has a wheel of several gigabytes, and PyTorch's own index a smaller one.
 WITH_TORCH = {"build": "onnx, onnxscript, torch", "export": "optimum, transformers", "bertscore": "bert_score"}
