@@ -424,6 +424,48 @@ def test_the_message_longest_on_its_way_makes_room() -> None:
     asyncio.run(run())
 
 
+def test_a_message_that_is_here_makes_no_room_for_others() -> None:
+    async def run() -> None:
+        receiver, parsed = Receiver(ReceivingLimits(total=2, per_client=1)), asyncio.Event()
+
+        async def parse(message: bytes) -> int:
+            await parsed.wait()
+            return len(message)
+
+        here = asyncio.ensure_future(receiver.receive_and(parse, at_once, "a"))
+        await asyncio.sleep(0)
+        held = [asyncio.ensure_future(receiver.receive(never, client)) for client in "bc"]
+        await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
+        assert [call.done() for call in held] == [True, False] and isinstance(held[0].exception(), Busy)
+        again = asyncio.ensure_future(receiver.receive_and(parse, at_once, "a"))
+        await asyncio.sleep(0.01)
+        parsed.set()
+        assert await here == await again == len(b"message")
+        receiver.close()
+        await asyncio.wait(held)
+
+    asyncio.run(run())
+
+
+def test_what_is_here_leaves_no_room_for_what_comes() -> None:
+    async def run() -> None:
+        receiver, parsed = Receiver(ReceivingLimits(total=2, per_client=1)), asyncio.Event()
+
+        async def parse(message: bytes) -> bytes:
+            await parsed.wait()
+            return message
+
+        here = [asyncio.ensure_future(receiver.receive_and(parse, at_once, client)) for client in "ab"]
+        await asyncio.sleep(0.01)
+        with pytest.raises(Busy):
+            await receiver.receive(never, "c")
+        parsed.set()
+        assert await asyncio.gather(*here) == [b"message"] * 2
+        assert await receiver.receive(at_once, "c") == b"message"
+
+    asyncio.run(run())
+
+
 def test_a_turn_is_given_back_however_a_call_ends() -> None:
     async def run() -> None:
         receiver = Receiver(ReceivingLimits(per_client=1, seconds=0.05))

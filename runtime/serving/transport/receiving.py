@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from echovlm_edge.runtime.contracts.errors import SHUTTING_DOWN, Busy, TooSlow, Unavailable
 
 Message = TypeVar("Message")
+Parsed = TypeVar("Parsed")
 Read = Callable[[], Coroutine[Any, Any, Message]]
 
 
@@ -20,7 +21,8 @@ class ReceivingLimits:
     """How many messages are received at once; each may take up to the largest message's memory.
 
     Attributes:
-        total: of all clients. When another one arrives, the oldest message of the client that has the most is dropped.
+        total: of all clients, with those that are here and being parsed. When another one arrives, the oldest message of the client
+            that has the most on their way is dropped.
         per_client: of one client; further ones wait and are not read until then.
         seconds: from a call's arrival until its message must have arrived.
     """
@@ -34,6 +36,7 @@ class ReceivingLimits:
 class _Receiving:
     client: str
     given_up: asyncio.Future[None]
+    is_here: bool = False
 
 
 class Receiver:
@@ -63,8 +66,23 @@ class Receiver:
             Busy: the message was given up for newer ones.
             Unavailable: the server is shutting down.
         """
+        return await self.receive_and(_itself, read, client)
+
+    async def receive_and(
+        self, parse: Callable[[Message], Coroutine[Any, Any, Parsed]], read: Read[Message], client: str
+    ) -> Parsed:
+        """Wait for a call's message, and parse it: it counts until then, and is not given up once it is here.
+
+        Args:
+            parse: reads the message.
+            read: as in `receive`.
+            client: as in `receive`.
+
+        Raises:
+            UserError: what `receive` raises.
+        """
         one = _Receiving(client, asyncio.get_running_loop().create_future())
-        reading = asyncio.ensure_future(self._read_in_turn(read, one))
+        reading = asyncio.ensure_future(self._read_in_turn(read, parse, one))
         if await self._comes(reading, self._limits.seconds, one.given_up):
             return reading.result()
         if one.given_up.done():
@@ -113,19 +131,28 @@ class Receiver:
             if not self._waiting[client]:
                 del self._waiting[client], self._turns[client]
 
-    async def _read_in_turn(self, read: Read[Message], one: _Receiving) -> Message:
+    async def _read_in_turn(
+        self, read: Read[Message], parse: Callable[[Message], Coroutine[Any, Any, Parsed]], one: _Receiving
+    ) -> Parsed:
         with self._turn_of(one.client) as turn:
             async with turn:
                 self._receiving.append(one)
                 self._make_room()
                 try:
-                    return await read()
+                    message = await read()
+                    one.is_here = True
+                    return await parse(message)
                 finally:
                     self._receiving.remove(one)
 
     def _make_room(self) -> None:
-        waiting = [one for one in self._receiving if not one.given_up.done()]
-        if len(waiting) <= self._limits.total:
+        held = [one for one in self._receiving if not one.given_up.done()]
+        if len(held) <= self._limits.total:
             return
-        most, _ = Counter(one.client for one in waiting).most_common(1)[0]
-        next(one for one in waiting if one.client == most).given_up.set_result(None)
+        coming = [one for one in held if not one.is_here]  # the newest one at least
+        most, _ = Counter(one.client for one in coming).most_common(1)[0]
+        next(one for one in coming if one.client == most).given_up.set_result(None)
+
+
+async def _itself(message: Message) -> Message:
+    return message

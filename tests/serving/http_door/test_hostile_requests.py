@@ -244,7 +244,8 @@ def test_half_open_requests_hold_nobody_up(served: Served) -> None:
         for _ in range(40):
             connection = opened.enter_context(socket.create_connection((host, int(port))))
             connection.sendall(head(CHAT, "Content-Length: 100") + b"{")
-        assert client.post(CHAT, json=QUESTION).status_code == 200
+        answer = client.post(CHAT, json=QUESTION)
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_body_of_many_small_values_is_refused_before_it_is_parsed(served: Served) -> None:

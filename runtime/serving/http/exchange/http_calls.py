@@ -92,15 +92,17 @@ class HttpCalls:
             UserError: it is too long, too slow or wrong, or there is no room for the call.
         """
 
-        async def read() -> Result:
-            body = await exchange.body(self.service.limits.message_bytes)
+        async def read() -> bytearray:
+            return await exchange.body(self.service.limits.message_bytes)
+
+        async def parse_in_turn(body: bytearray) -> Result:
             await self._parsing.acquire()
             parsed = self._reception.threads.submit(parse, body)
             parsed.add_done_callback(partial(_release, self._parsing, asyncio.get_running_loop()))
             return await asyncio.wrap_future(parsed)
 
         self.service.admission.check(client)
-        return await self.receiver.receive(read, self.who(client, exchange))
+        return await self.receiver.receive_and(parse_in_turn, read, self.who(client, exchange))
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work that takes a while."""
