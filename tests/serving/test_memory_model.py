@@ -100,7 +100,7 @@ def test_a_sentence_says_what_is_missing_and_what_to_lower() -> None:
         bundle=Path("bundle"), queue=0, prefix_mb=0, parked_mb=0, study_mb=64, upload_mb=0, decode_mb=1024
     )
     assert str(judge(PUBLISHED, plain, machine)) == (
-        "The server needs 16.1 GB and this machine has 14.0 GB free: lower --max-sequence to 2816 or --slots to 4."
+        "The server needs 16.7 GB and this machine has 14.0 GB free: lower --max-sequence to 2560 or --slots to 3."
     )
     never = judge(PUBLISHED, plain, MachineMemory(6 * GB, None, 5 * GB))
     assert never.fit is Fit.NEVER and str(never).startswith(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_CHOICE_TOKENS = 32
 CACHED = 8  # forms; one takes some hundred kilobytes, and at most what LIMITS allow
+MOST_BYTES = 40 << 20  # of one form, and of each text that is held to it
 # What one form may take, in llguidance's own units: some 30 ms to compile or for a mask, and 40 MB. More than a report's form needs.
 LIMITS = {
     "initial_lexer_fuel": 100_000,

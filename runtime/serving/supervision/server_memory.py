@@ -20,6 +20,7 @@ from echovlm_edge.runtime.backends.bundle_memory import (
 )
 from echovlm_edge.runtime.bundle.context import context_length, slot_count
 from echovlm_edge.runtime.drafting.own_text import TOKEN_BYTES
+from echovlm_edge.runtime.engine.forms.form_compiler import CACHED, MOST_BYTES
 from echovlm_edge.runtime.serving.http.exchange.door_options import PARSED_AT_ONCE
 from echovlm_edge.runtime.serving.http.exchange.door_options import PARSING as HTTP_PARSING
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
@@ -102,6 +103,7 @@ def _engine(shape: BundleShape, settings: ServeSettings) -> Iterator[Item]:
         yield Item("prompt cache", settings.prefix_mb * MB, "--prefix-mb", When.USED)
     yield Item("preempted batch reports", settings.parked_mb * MB, "--parked-mb", When.USED)
     yield Item("image cache", settings.image_mb * MB, "--image-mb", When.USED)
+    yield Item("forms of answers", (CACHED + slots) * MOST_BYTES, "--slots", When.USED)
     if settings.drafting != "off":
         own = slots * length * TOKEN_BYTES
         yield Item("phrases of each text itself", own, "--slots, --max-sequence", When.USED)
