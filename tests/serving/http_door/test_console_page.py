@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from demo.dicom_writer import dicom_bytes
 from demo.simulate import simulate
+from echovlm_edge.runtime.bundle.loads import RefusedBundle
 from echovlm_edge.runtime.contracts.request import (
     Event,
     Finished,
@@ -157,6 +159,21 @@ def test_the_whole_way_from_files_to_documents(
         expect(page.locator("#panel-service .slots i")).to_have_count(8)
         nothing_for_axe(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        quiet(seen)
+
+
+def test_a_refused_bundle_is_named_with_its_reason(browser: Browser) -> None:
+    engine = TellingEngine("A cyst.")
+    refused = RefusedBundle("echovlm-2", "Its golden tokens <b>differ</b>.")
+    engine.info = replace(engine.info, refused_bundle=refused)
+    with http_server(engine) as (server, _), visited(browser, server.http_address) as seen:
+        page = seen.page
+        page.locator("#tab-service").click()
+        problem = page.locator("#panel-service .problem")
+        expect(problem).to_have_text(
+            "The bundle echovlm-2 should serve and was refused: Its golden tokens <b>differ</b>."
+        )
+        nothing_for_axe(page)
         quiet(seen)
 
 

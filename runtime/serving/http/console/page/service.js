@@ -25,6 +25,7 @@ function draw() {
   if (!state) return;
   get("panel-service").replaceChildren(
     ...(state.serving ? [] : [made("p", { className: "problem" }, t("service.off"))]),
+    ...(state.refused_bundle ? [made("p", { className: "problem" }, t("service.refused", state.refused_bundle))] : []),
     part("service.now", slots(), facts([
       ["service.waiting", number(state.slots.waiting)], ["service.parked", number(state.slots.parked)],
       ["service.places", t("service.of", { one: number(state.places.taken), all: number(state.places.total) })],

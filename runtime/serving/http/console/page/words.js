@@ -114,6 +114,7 @@ const WORDS = {
   "during.prefill": ["Reading the prompt…", "正在读取提示…"],
   "during.decode": ["Writing…", "正在书写…"],
 
+  "service.refused": ["The bundle {name} should serve and was refused: {reason}", "应提供服务的模型包 {name} 被拒绝：{reason}"],
   "service.now": ["Now", "当前"],
   "service.slots": ["Slots", "席位"],
   "service.busy": ["{busy} of {total} busy", "{total} 个中 {busy} 个忙"],
