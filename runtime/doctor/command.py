@@ -18,6 +18,7 @@ from echovlm_edge.runtime.contracts.command import SEVERAL, add_version, run_com
 from echovlm_edge.runtime.doctor.checks import Finding, Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
 from echovlm_edge.runtime.doctor.recorded_loads import recorded_loads
+from echovlm_edge.runtime.doctor.server_options import refused
 from echovlm_edge.runtime.serving.supervision.memory_fit import LOWERABLE
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings, add_option, settings_of
 
@@ -35,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _examine(options: argparse.Namespace) -> int:
     machine = facts()
-    found = findings(machine)
     served = list(_settings(options))
+    found = [*findings(machine), *(refused(served[0], options.config) if options.config and served else ())]
     bundles = [
         finding
         for settings in served

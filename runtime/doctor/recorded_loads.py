@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from echovlm_edge.runtime.bundle.installed import PREVIOUS, linked
 from echovlm_edge.runtime.bundle.loads import MOST_CRASHES, Loads
-from echovlm_edge.runtime.bundle.manifest import bundle_at
+from echovlm_edge.runtime.bundle.manifest import CURRENT, bundle_at
 from echovlm_edge.runtime.doctor.checks import Finding, Level
 
 FIX = (
@@ -15,8 +16,11 @@ FIX = (
 
 
 def recorded_loads(path: Path) -> list[Finding]:
-    """List what is recorded against the bundle at `path`, a bundle or a folder of bundles."""
+    """List what is recorded against the bundle at `path`, a bundle or a folder of bundles; not against one that no link leads to."""
     bundle = bundle_at(path).resolve()
+    linked_to = [linked(bundle.parent, link) for link in (CURRENT, PREVIOUS)]
+    if any(linked_to) and bundle not in linked_to:
+        return []
     loads = Loads(bundle.parent)
     if reason := loads.refusal(bundle.name):
         return [Finding(Level.WRONG, f"The server has refused {bundle.name}: {reason}", FIX)]

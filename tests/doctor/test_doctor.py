@@ -14,6 +14,7 @@ from echovlm_edge.runtime.doctor import command
 from echovlm_edge.runtime.doctor.checks import Level, findings, fits, target_for
 from echovlm_edge.runtime.doctor.facts import Facts, facts
 from echovlm_edge.runtime.resources.nvml import Gpu
+from echovlm_edge.runtime.serving.supervision import serve_command
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 
 GB = 10**9
@@ -190,6 +191,36 @@ def test_the_command_judges_what_will_be_served(
     (named,) = bundles("--config", config, "--prefix-mb", 0, "--bundle", tmp_path / "none")
     assert "There is no bundle at" in named["what"]
     assert command.main(["--config", str(tmp_path / "nowhere.toml")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    (
+        ('tls_certificate = "server.pem"\ntls_key = "server.key"', "server.pem cannot be read"),
+        (
+            'tls_certificate = "broken.pem"\ntls_key = "broken.pem"',
+            "not a PEM certificate and the key that belongs to it",
+        ),
+        ('clients = "clients.toml"', "clients.toml"),
+        ('listen = "0.0.0.0:50051"', "would be served without TLS"),
+        ('require_signature = ["vendor.pub"]', "vendor.pub"),
+    ),
+)
+def test_a_configuration_that_the_server_refuses_is_wrong(
+    golden_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.pem").write_text("no certificate")
+    Path("serve.toml").write_text(f'bundle = "{golden_bundle}"\n{options}\n')
+    assert command.main(["--config", "serve.toml", "--json"]) == 1
+    wrong = [each["what"] for each in json.loads(capsys.readouterr().out)["findings"] if each["level"] == "wrong"]
+    assert any("echovlm-serve --config serve.toml would not start" in each and says in each for each in wrong), wrong
+    assert serve_command.main(["--config", "serve.toml"]) == 2, "the server says the same, before it loads anything"
     assert command.main(["--bundle", str(golden_bundle), "--slots", "0"]) == 2
     assert "--slots must be between 1 and 256" in capsys.readouterr().err
 

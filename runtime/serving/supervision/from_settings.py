@@ -21,7 +21,7 @@ from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxL
 from echovlm_edge.runtime.resources.machine_memory import machine_memory
 from echovlm_edge.runtime.serving.access.clients import ClientsFile, Everybody
 from echovlm_edge.runtime.serving.access.identification import Access
-from echovlm_edge.runtime.serving.access.tls import TlsFiles
+from echovlm_edge.runtime.serving.access.tls import CertificateFiles, TlsFiles
 from echovlm_edge.runtime.serving.http.console.study_folder import read_study
 from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
@@ -42,6 +42,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 GAVE_UP = 70  # exit code if engines hang again and again: sysexits' EX_SOFTWARE
+
+
+def checked(chosen: ServeSettings) -> tuple[ServerOptions, Access]:
+    """Check all that can be checked before minutes are spent on loading a bundle; returns the server's options, and who may call.
+
+    Raises:
+        InvalidInput: the options contradict each other, or would open the server to everybody.
+        NotPossibleHere: a file that they name cannot be used, or a library is missing.
+    """
+    for address in (chosen.listen, chosen.http):
+        if address:
+            parse_address(address)
+    refuse_open_doors(chosen)
+    check_http(chosen)
+    options, known = server_options(chosen), access(chosen)
+    if options.tls:
+        CertificateFiles(options.tls)
+    for key in chosen.require_signature:
+        PublicKey.read(key)
+    return options, known
 
 
 def tls_files(chosen: ServeSettings) -> TlsFiles | None:

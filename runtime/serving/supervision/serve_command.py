@@ -33,15 +33,10 @@ def _run(chosen: ServeSettings | None) -> int:
     if chosen is None:
         return 0
     logs.start(chosen.log == "json")
-    for address in (chosen.listen, chosen.http):
-        if address:
-            parse_address(address)
-    from_settings.refuse_open_doors(chosen)
-    from_settings.check_http(chosen)
+    options, known = from_settings.checked(chosen)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain patients' data
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # connections take one each
-    options, known = from_settings.server_options(chosen), from_settings.access(chosen)
     with Signals() as signals, ExitStack() as ending:
         manager = ServiceManager()
         decode = from_settings.decode_sandbox(chosen)
