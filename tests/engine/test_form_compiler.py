@@ -49,6 +49,14 @@ def allowed(of: FormState) -> set[int]:
     return set(allowed_tokens(of.allowed(), SIZE).tolist())
 
 
+def test_what_would_take_a_processor_for_hours_is_tried_elsewhere_and_refused() -> None:
+    """Whether regular expressions have a text in common is found by trying."""
+    together = [{"type": "string", "pattern": f"(.*a){{{count}}}"} for count in range(1, 20)]
+    with pytest.raises(UnusableForm, match="too complex, so send a simpler one"):
+        COMPILER.compile(SchemaForm(json.dumps({"allOf": together})))
+    assert COMPILER.compile(SchemaForm(json.dumps({"allOf": together[:1]})))
+
+
 def test_any_text_may_have_all_tokens_but_special_ones_and_padding() -> None:
     tokens = allowed(state(ANYTHING))
     special = {number for number, token in TOKENIZER.get_added_tokens_decoder().items() if token.special}

@@ -6,9 +6,9 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from echovlm_edge.runtime.contracts.errors import UnusableForm
 from echovlm_edge.runtime.contracts.text_form import ChoiceForm, PatternForm, SchemaForm, TextForm
 from echovlm_edge.runtime.engine.forms.form_state import FormState, Mask
+from echovlm_edge.runtime.engine.forms.form_trial import TOO_COMPLEX, is_bounded
 from echovlm_edge.runtime.engine.forms.grammar import grammar_of
 from echovlm_edge.runtime.engine.forms.mask_threads import MaskThreads
 from echovlm_edge.runtime.engine.forms.schema_faults import explain, pattern_fault
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 MOST_CHOICE_TOKENS = 32
 CACHED = 8  # forms; one takes some hundred kilobytes, and at most what LIMITS allow
 MOST_BYTES = 40 << 20  # of one form, and of each text that is held to it
-# What one form may take, in llguidance's own units: some 30 ms to compile or for a mask, and 40 MB. More than a report's form needs.
+# What one form may take, in llguidance's own units: some 30 ms for a mask, and 40 MB. More than a report's form needs. What they do
+# not bound, a trial does.
 LIMITS = {
     "initial_lexer_fuel": 100_000,
     "step_lexer_fuel": 100_000,
@@ -65,8 +67,22 @@ class CompiledForm:
 class FormCompiler:
     """Compiles and caches forms. Any thread may call it; the vocabulary is read with the first form, or before."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: Collection[int]) -> None:
-        """Compile for a byte-level BPE tokenizer whose ids are padded to `vocab_size`."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        stop_token_ids: Collection[int],
+        bounded: Callable[[str, dict[str, Any]], bool] = is_bounded,
+    ) -> None:
+        """Compile for a byte-level BPE tokenizer whose ids are padded to `vocab_size`.
+
+        Args:
+            tokenizer: of the model.
+            vocab_size: of the model.
+            stop_token_ids: what ends a text.
+            bounded: tells whether a client's grammar may be compiled here, see `form_trial`.
+        """
+        self._bounded, self._compiling = bounded, threading.Lock()
         self._tokenizer, self._vocab_size, self._stops = tokenizer, vocab_size, frozenset(stop_token_ids)
         self._changed, self._threads = threading.Lock(), MaskThreads()
         self._vocabulary: Vocabulary | None = None
@@ -88,7 +104,8 @@ class FormCompiler:
             if form in self._cached:
                 self._cached.move_to_end(form)
                 return self._cached[form]
-        compiled = self._compile(form)
+        with self._compiling:  # one at a time: a client that sends many new forms has one processor's share
+            compiled = self._compile(form)
         with self._changed:
             self._cached[form] = compiled
             while len(self._cached) > CACHED:
@@ -106,6 +123,8 @@ class FormCompiler:
             grammar = grammar_of(form)
         except ValueError as error:
             raise _unusable(form, str(error)) from None
+        if isinstance(form, SchemaForm | PatternForm) and not self._bounded(grammar, LIMITS):
+            raise UnusableForm(f"The {_name(form)} cannot be used: {TOO_COMPLEX}.")
         tokens = self.read_vocabulary().tokens
         # Both take no Python lock, so that other calls and the decoder's thread run meanwhile.
         matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]

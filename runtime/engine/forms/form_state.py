@@ -62,11 +62,11 @@ class FormState:
 
     @property
     def slow(self) -> bool:
-        """Whether its masks have taken longer than those of a report's forms."""
+        """Whether it has taken longer than those of a report's forms."""
         return self._seconds > SLOW_AT[0] + SLOW_AT[1] * len(self._taken)
 
     def uncharged(self) -> float:
-        """Return the seconds of a processor that masks took since the last call."""
+        """Return the seconds of a processor that it took since the last call."""
         seconds, self._charged = self._seconds - self._charged, self._seconds
         return seconds
 
@@ -78,8 +78,12 @@ class FormState:
         self._settle()
         if self._matcher.is_stopped():
             return [min(self.stops)]
+        if self.slow:  # the decoder waits meanwhile
+            return []
+        started = time.thread_time()
         forced = self._matcher.compute_ff_tokens()
         self._recover()
+        self._seconds += time.thread_time() - started
         return forced
 
     def valid(self, tokens: Sequence[int]) -> int:
