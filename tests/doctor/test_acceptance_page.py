@@ -79,7 +79,8 @@ def test_it_begins_with_the_verdict_and_its_reasons(browser: Browser, file: Path
     with opened(browser, file) as seen:
         page = seen.page
         assert page.locator("main > :first-child").inner_text() == "Not passed"
-        assert page.locator("#summary").inner_text() == "2 of 3 steps passed, 0 failed, 1 were skipped."
+        assert page.locator("#about").inner_text() == f"{MACHINE.device or MACHINE.cpu}, 2026-01-01 00:00 UTC"
+        assert page.locator("#summary").inner_text() == "2 of 3 steps passed, 0 failed, 1 skipped."
         assert page.locator("#failures").inner_text() == "load.celsius_most is 109, its limit is at most 90."
         skipped = page.locator("#left-out li").all_inner_texts()
         assert skipped == ["golden: The bundle has no golden tokens.", "load, Throttling: Nothing reports it."]
@@ -102,6 +103,11 @@ def test_it_passed_and_what_is_unknown_is_not_drawn(browser: Browser, tmp_path: 
     path.write_text(acceptance_page(acceptance(steps, Limits((), {})), plotting_library("")), encoding="utf-8")
     with opened(browser, path) as seen:
         assert seen.page.locator("#verdict").inner_text() == "Passed"
+        seen.page.emulate_media(media="print")
+        assert seen.page.eval_on_selector(".rows", "rows => getComputedStyle(rows).maxHeight") == "none", (
+            "rows are cut off"
+        )
+        seen.page.emulate_media(media="screen")
         assert not seen.page.locator("#failures-section").is_visible()
         shown = [place.get_attribute("data-chart") for place in seen.page.locator("section:visible .chart").all()]
         assert shown == ["tokens"]

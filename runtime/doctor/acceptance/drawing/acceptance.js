@@ -6,6 +6,7 @@ function sentences(name, texts) {
 async function show() {
   get("verdict").textContent = data.verdict;
   get("verdict").className = data.passed ? "passed" : "failed";
+  get("about").textContent = data.about;
   get("summary").textContent = data.summary;
   sentences("failures", data.failures);
   sentences("left-out", data.skipped);

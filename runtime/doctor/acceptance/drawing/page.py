@@ -18,7 +18,7 @@ CHARTS = {
 }
 TILES = {
     "load.tokens_per_second": ("Tokens a second under load", "{:,.1f}", "not measured"),
-    "load.last_third_of_first": ("Speed at the end, of the start's", "{:.0%}", "not measured"),
+    "load.last_third_of_first": ("Speed at the end, compared with the start", "{:.0%}", "not measured"),
     "load.celsius_most": ("Hottest under load", "{:.0f} °C", "no sensor reports it"),
     "load.watts": ("Power under load", "{:,.1f} W", "no counter reports it"),
     "load.joules_a_report": ("Energy a report under load", "{:,.1f} J", "no counter reports it"),
@@ -30,7 +30,8 @@ def acceptance_page(accepted: Acceptance, library: str) -> str:
     limited = sum(1 for one in accepted.judged if one.limit)
     data = {
         "passed": accepted.passed,
-        "verdict": "Passed" if accepted.passed else "Not passed",
+        "verdict": _verdict(accepted),
+        "about": _about(accepted),
         "summary": _summary(accepted),
         "failures": accepted.failures,
         "skipped": [f"{step.name}: {step.reason}" for step in accepted.steps if step.state is State.SKIPPED]
@@ -63,12 +64,22 @@ def acceptance_page(accepted: Acceptance, library: str) -> str:
     return render("acceptance.html.jinja", f"Acceptance of {accepted.bundle.model}", library, data, [PACKAGE])
 
 
+def _verdict(accepted: Acceptance) -> str:
+    verdict = "Passed" if accepted.passed else "Not passed"
+    return f"{verdict}, as a trial run" if accepted.quick else verdict
+
+
+def _about(accepted: Acceptance) -> str:
+    machine, when = accepted.machine, f"{accepted.created[:16].replace('T', ' ')} UTC"
+    return ", ".join(filter(None, (accepted.name, machine.device or machine.cpu, when)))
+
+
 def _summary(accepted: Acceptance) -> str:
     count = {state: sum(step.state is state for step in accepted.steps) for state in State}
     quick = f" {QUICK}" if accepted.quick else ""
     return (
-        f"{count[State.PASSED]} of {len(accepted.steps)} steps passed, {count[State.FAILED]} failed, {count[State.SKIPPED]} were "
-        f"skipped.{quick}"
+        f"{count[State.PASSED]} of {len(accepted.steps)} steps passed, {count[State.FAILED]} failed, "
+        f"{count[State.SKIPPED]} skipped.{quick}"
     )
 
 
