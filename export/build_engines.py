@@ -250,7 +250,8 @@ def show_plan(options: BuildOptions, console: Console) -> None:
     adapted = f" with the adapter {planned.adapter.name}" if planned.adapter else ""
     title = f"{planned.name}{adapted}: {options.precision} for {options.target}, in {options.output}"
     settings, machine = ServeSettings(bundle=options.output), Machine.here(options.output)
-    print_plan(title, files, bundle_shape(options, planned), settings, machine, Console())
+    device = options.chosen_target.device if options.chosen_target.on_device else None
+    print_plan(title, files, bundle_shape(options, planned), settings, machine, Console(), device)
     if options.calibration:
         print_calibration_plan(options, checkpoint, Console())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from echovlm_edge.export.devices import Device
 from echovlm_edge.runtime.backends.bundle_memory import BundleShape, When, Where, activation_bytes, total
 from echovlm_edge.runtime.bundle.manifest import Footprint, Limits
 from echovlm_edge.runtime.contracts.tables import figures, names, new_table, print_table, readable_bytes, words
@@ -56,8 +57,19 @@ def print_plan(
     settings: ServeSettings,
     machine: Machine,
     console: Console,
+    device: Device | None = None,
 ) -> None:
-    """Print the tables of `--plan`: files on disk, and the memory of a server with these options."""
+    """Print the tables of `--plan`: files on disk, and the memory of a server with these options.
+
+    Args:
+        title: of the first table.
+        files: bytes of each.
+        shape: of the bundle.
+        settings: of the server.
+        machine: this computer.
+        console: is printed to.
+        device: the machine that will serve it, if that is another one for sure.
+    """
     disk = sum(files.values()) + FILES_BESIDE
     table = new_table(title, names("on disk"), figures("size"))
     for file, size in files.items():
@@ -65,15 +77,23 @@ def print_plan(
     table.add_row("together, with tokenizer and graphs", readable_bytes(disk), style="bold")
     table.add_row("free on this machine", readable_bytes(machine.disk_free))
     print_table(console, table)
-    print_table(console, _memory_table(shape, settings, machine.memory))
-    verdict = judge(shape, settings, machine.memory)
-    console.print(str(verdict), style=None if verdict.fit is Fit.FITS else "yellow", highlight=False, soft_wrap=True)
+    print_table(console, _memory_table(shape, settings, None if device else machine.memory))
+    if device:
+        elsewhere = (
+            f"{device.name} serves it, not this machine. It has {device.memory_gb:g} GB, some {device.usable_gb:.1f} GB of them for the "
+            "server; echovlm-doctor there says whether that fits."
+        )
+        console.print(elsewhere, highlight=False, soft_wrap=True)
+    else:
+        verdict = judge(shape, settings, machine.memory)
+        style = None if verdict.fit is Fit.FITS else "yellow"
+        console.print(str(verdict), style=style, highlight=False, soft_wrap=True)
     if disk > machine.disk_free:
         missing = f"It needs {readable_bytes(disk)} of disk, this machine has {readable_bytes(machine.disk_free)}."
         console.print(missing, style="yellow", highlight=False, soft_wrap=True)
 
 
-def _memory_table(shape: BundleShape, settings: ServeSettings, memory: MachineMemory) -> Table:
+def _memory_table(shape: BundleShape, settings: ServeSettings, memory: MachineMemory | None) -> Table:
     table = new_table(
         f"A server of it, --max-sequence {shape.max_sequence}, other options by default",
         names("in memory, at most"),
@@ -88,5 +108,6 @@ def _memory_table(shape: BundleShape, settings: ServeSettings, memory: MachineMe
     used, worst = (total(items, Where.HOST, When.START, When.USED, *more) for more in ((), (When.PEAK,)))
     table.add_row("together, full", readable_bytes(used), style="bold")
     table.add_row("together, at the peaks", readable_bytes(worst), style="bold")
-    table.add_row("free on this machine", readable_bytes(memory.available))
+    if memory:
+        table.add_row("free on this machine", readable_bytes(memory.available))
     return table

@@ -38,3 +38,11 @@ def test_a_plan_traces_nothing(
     monkeypatch.setattr(build_engines, "traced_parts", None)
     assert build_engines.main(["--checkpoint", str(DEMO), "--output", str(tmp_path / "bundle"), "--plan"]) == 0
     assert "decoder.data" in capsys.readouterr().out
+
+
+def test_a_device_s_plan_is_not_judged_by_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--checkpoint", str(DEMO), "--target", "jetson-orin", "--output", "b", "--plan"]
+    assert build_engines.main(command) == 0
+    said = capsys.readouterr().out
+    assert "Orin" in said and "serves it, not this machine. It has 64 GB" in said
+    assert said.count("free on this machine") == 1, "the disk's alone"
