@@ -18,11 +18,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from packaging.utils import parse_wheel_filename
+try:
+    from packaging.utils import parse_wheel_filename
 
-from deploy.closure import Target, metadata, needed
-from echovlm_edge.runtime.contracts.command import REPEATED, run_command
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+    from deploy.closure import Target, metadata, needed
+    from echovlm_edge.runtime.contracts.command import REPEATED, run_command
+    from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+except ModuleNotFoundError as missing:
+    print(
+        f"error: {sys.executable} lacks {missing.name}: in a clone, run make setup, and then .venv/bin/python -m deploy.wheelhouse.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ("--constraint", str(ROOT / "constraints.txt"))
@@ -32,6 +39,7 @@ EXTRAS = ("serve", "http", "dicom")
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 35  # 2.17 to 2.35: Ubuntu 22.04 and JetPack 6 have 2.35, Debian 12 has 2.36
 # What pip says of a package that has no wheel: with its pin, or without one.
 NO_WHEEL = re.compile(r"\(constraint\) ([\w.-]+)==\S+|No matching distribution found for ([\w.-]+)")
+UNSUPPORTED = "is not a supported wheel on this platform"  # what pip says of a wheel for another target
 
 
 def collect(wheel: Path, extras: Sequence[str], python: str, output: Path) -> list[Path]:
@@ -72,9 +80,13 @@ def target_of(wheel: Path, python: str) -> Target:
     Raises:
         NotPossibleHere: it is not one.
     """
-    processor = re.search(r"(x86_64|aarch64)\.whl$", wheel.name)
-    if not wheel.is_file() or not processor:
-        raise NotPossibleHere(f"{wheel} is no wheel of a release: build one with make release.")
+    processor = re.search(r"-manylinux[\w.]*_(x86_64|aarch64)\.whl$", wheel.name)
+    if not wheel.is_file():
+        raise NotPossibleHere(f"{wheel} does not exist: make release builds wheels into dist/.")
+    if not processor:
+        raise NotPossibleHere(
+            f"{wheel} is no wheel of a release, whose name has manylinux and x86_64 or aarch64: make release builds them into dist/."
+        )
     return Target(processor[1], python)
 
 
@@ -111,10 +123,11 @@ def _refusal(said: str, target: Target) -> str:
     _, _, cause = said.partition("The conflict is caused by:\n")
     lines = [line.strip() for line in cause.partition("\n\n")[0].splitlines()]
     lines = lines or [line for line in said.splitlines() if line.startswith("ERROR")][-1:] or ["pip said no word"]
-    return (
-        f"no set of wheels for {target.processor} and Python {target.python}: {'; '.join(lines)}. "
-        "Leave out the extra that needs it, or check the network and constraints.txt."
-    )
+    if UNSUPPORTED in said:
+        advice = f"Give a release's wheel for glibc 2.{NEWEST_GLIBC} or older and every Python 3: make release builds it on Debian 12."
+    else:
+        advice = "Leave out the extra that needs it, or check the network and constraints.txt."
+    return f"no set of wheels for {target.processor} and Python {target.python}: {'; '.join(lines).rstrip('.')}. {advice}"
 
 
 def _pip(*words: object) -> subprocess.CompletedProcess[str]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from deploy import wheelhouse
 from deploy.closure import Target, needed
-from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, UserError
 from tests.support.wheels import tiny_wheel
 
 OLD, NEW = Target("x86_64", "3.11"), Target("aarch64", "3.13")
+
+# `python3 -m deploy.wheelhouse --help` in a clone, where nothing is installed.
+IN_A_CLONE = """
+import runpy, sys
+folder = sys.argv.pop()
+sys.path.insert(0, folder)
+sys.argv.append("--help")
+runpy.run_module("deploy.wheelhouse", run_name="__main__")
+"""
 
 
 def names(wheels: list[Path]) -> list[str]:
@@ -95,6 +107,25 @@ def test_an_extra_that_does_not_exist_is_refused(network: Path, tmp_path: Path) 
     assert not (tmp_path / "house").exists()
 
 
-def test_what_is_no_wheel_of_a_release_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotPossibleHere, match="is no wheel of a release"):
-        wheelhouse.target_of(tiny_wheel(tmp_path), "3.11")
+@pytest.mark.parametrize("tag", ["py3-none-any", "py3-none-linux_x86_64"])  # as pip and make sdist build them
+def test_what_is_no_wheel_of_a_release_is_refused(tag: str, tmp_path: Path) -> None:
+    with pytest.raises(NotPossibleHere, match=r"is no wheel of a release, whose name has manylinux.*make release"):
+        wheelhouse.target_of(tiny_wheel(tmp_path, tag=tag), "3.11")
+
+
+def test_a_wheel_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotPossibleHere, match="does not exist: make release"):
+        wheelhouse.target_of(tmp_path / "echovlm_edge-1.0-py3-none-manylinux_2_34_x86_64.whl", "3.11")
+
+
+def test_a_wheel_that_needs_a_newer_system_than_a_target_may_have_is_refused(network: Path, tmp_path: Path) -> None:
+    wheel = tiny_wheel(tmp_path, "echovlm_edge", "py3-none-manylinux_2_39_x86_64")
+    with pytest.raises(NotPossibleHere, match=r"on this platform\. Give a release's wheel for glibc 2\.35 or older"):
+        wheelhouse.collect(wheel, [], "3.12", tmp_path / "house")
+
+
+def test_a_python_without_the_package_is_told_which_one_to_run() -> None:
+    command = [sys.executable, "-I", "-S", "-c", IN_A_CLONE, str(wheelhouse.ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == UserError.exit_code
+    assert re.fullmatch(r"error: .* lacks [\w-]+: in a clone, run make setup, and then \.venv/bin/python .*\.\n", done.stderr)
