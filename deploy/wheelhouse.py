@@ -127,7 +127,9 @@ def _refusal(said: str, target: Target) -> str:
         advice = f"Give a release's wheel for glibc 2.{NEWEST_GLIBC} or older and every Python 3: make release builds it on Debian 12."
     else:
         advice = "Leave out the extra that needs it, or check the network and constraints.txt."
-    return f"no set of wheels for {target.processor} and Python {target.python}: {'; '.join(lines).rstrip('.')}. {advice}"
+    return (
+        f"no set of wheels for {target.processor} and Python {target.python}: {'; '.join(lines).rstrip('.')}. {advice}"
+    )
 
 
 def _pip(*words: object) -> subprocess.CompletedProcess[str]:

@@ -128,4 +128,6 @@ def test_a_python_without_the_package_is_told_which_one_to_run() -> None:
     command = [sys.executable, "-I", "-S", "-c", IN_A_CLONE, str(wheelhouse.ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == UserError.exit_code
-    assert re.fullmatch(r"error: .* lacks [\w-]+: in a clone, run make setup, and then \.venv/bin/python .*\.\n", done.stderr)
+    assert re.fullmatch(
+        r"error: .* lacks [\w-]+: in a clone, run make setup, and then \.venv/bin/python .*\.\n", done.stderr
+    )
