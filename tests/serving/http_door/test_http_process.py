@@ -81,7 +81,9 @@ def test_the_page_s_python_runs(
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study").mkdir()
-    (tmp_path / "study/study-000023-3.dcm").write_bytes(saved(ultrasound(np.full((60, 80), 90, np.uint8), "MONOCHROME2")))
+    (tmp_path / "study/study-000023-3.dcm").write_bytes(
+        saved(ultrasound(np.full((60, 80), 90, np.uint8), "MONOCHROME2"))
+    )
     with server_process(golden_bundle, tmp_path, "--http", "127.0.0.1:0") as server:
         server.wait_for("HTTP on ")
         (address,) = re.findall(r"^HTTP on (\S+)$", server.output, re.MULTILINE)
