@@ -61,7 +61,7 @@ kernels: setup
 
 # Either step is said before it begins; what is installed already is not installed again.
 say-demo:
-	@test -e $(FIRST) || echo "make demo: installs PyTorch and ONNX Runtime into $(VENV) (1.2 GB), then builds and serves a bundle; five to ten minutes on two cores."
+	@test -e $(FIRST) || echo "make demo: installs PyTorch and ONNX Runtime into $(VENV) (1.2 GB), then builds and serves a bundle; three to ten minutes on two cores."
 
 say-test:
 	@test -e $(STAMP) || echo "make test: installs what the tests need into $(VENV) (up to 3.7 GB in all), five to ten minutes on two cores."
