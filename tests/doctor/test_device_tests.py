@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
-from dataclasses import replace
+import time
+import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from echovlm_edge.runtime.bundle.manifest import Bundle, describe_file, write_manifest
+from echovlm_edge.runtime.doctor.acceptance import command
 from echovlm_edge.runtime.doctor.acceptance.checks import device_tests as module
+from echovlm_edge.runtime.doctor.acceptance.checks.device_journal import JOURNAL
 from echovlm_edge.runtime.doctor.acceptance.checks.device_tests import device_tests
 from echovlm_edge.runtime.doctor.acceptance.privacy import Redaction
 from echovlm_edge.runtime.doctor.acceptance.schema import Outcome, State, StepResult
@@ -114,6 +120,11 @@ def test_a_test_that_hangs_fails(folder: Path, setting: Setting, monkeypatch: py
             "It ended the process by SIGKILL before a test began",
         ),
         ({"test_it.py": "def test(:\n"}, "SyntaxError"),
+        ({"test_it.py": "import os\nos._exit(0)\n"}, "It ended the process with exit code 0 before a test began"),
+        (
+            {"test_it.py": "import pytest\npytest.exit('enough', returncode=0)\n"},
+            "Exit: enough",
+        ),
     ),
 )
 def test_what_holds_no_tests_fails(files: dict[str, str], reason: str, folder: Path, setting: Setting) -> None:
@@ -174,3 +185,152 @@ def test_without_a_folder_the_step_says_what_it_lacks(setting: Setting, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Skipped, match=r"pytest is not installed: pip install .*checks"):
         device_tests(setting)
+
+
+def test_a_test_that_ends_pytest_fails_and_the_others_run(folder: Path, setting: Setting) -> None:
+    (folder / "test_it.py").write_text(
+        "import os, signal\nimport pytest\n\n"
+        "def test_exits():\n    os._exit(0)\n\n"
+        "def test_stops():\n    pytest.exit('enough', returncode=3)\n\n"
+        "def test_stops_well():\n    pytest.exit('enough', returncode=0)\n\n"
+        "def test_is_interrupted():\n    os.kill(os.getpid(), signal.SIGINT)\n\n"
+        "def test_runs():\n    pass\n\n"
+        "def test_is_the_last():\n    os._exit(0)\n"
+    )
+    found = states(device_tests(setting))
+    assert {name: detail for name, (state, detail) in found.items() if state is State.FAILED} == {
+        "test_exits": "It ended the process with exit code 0",
+        "test_stops": "It ended the process with exit code 3",
+        "test_stops_well": "It ended the process with exit code 0",
+        "test_is_interrupted": "It ended the process with exit code 2",
+        "test_is_the_last": "It ended the process with exit code 0",
+    }
+    assert found["test_runs"][0] is State.PASSED
+
+
+@pytest.mark.parametrize("place", ("beside", "above", "environment"))
+def test_others_options_leave_no_test_out(
+    place: str, folder: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "test_it.py").write_text("def test_1():\n    pass\n\ndef test_2():\n    assert False, 'it ran'\n")
+    if place == "environment":
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-k test_1")
+    else:
+        where = folder if place == "beside" else folder.parent
+        (where / "pytest.ini").write_text("[pytest]\naddopts = -k test_1\n")
+    found = states(device_tests(setting))
+    assert found["test_1"][0] is State.PASSED
+    assert found["test_2"] == (State.FAILED, "AssertionError: it ran")
+
+
+@pytest.mark.parametrize(
+    "conftest",
+    (
+        "def pytest_collection_modifyitems(items):\n    del items[1:]\n",
+        "import os\n\ndef pytest_runtest_logfinish(nodeid):\n    os._exit(0)\n",
+    ),
+)
+def test_a_test_that_was_not_run_fails(conftest: str, folder: Path, setting: Setting) -> None:
+    (folder / "conftest.py").write_text(conftest)
+    (folder / "test_it.py").write_text("def test_1():\n    pass\n\ndef test_2():\n    pass\n")
+    found = states(stepped(setting).outcome)
+    assert found["test_1"][0] is State.PASSED
+    state, why = found["test_2"]
+    assert state is State.FAILED and why.startswith("It was not run")
+
+
+def test_a_missing_module_of_this_package_fails(folder: Path, setting: Setting) -> None:
+    own = "echovlm_edge.runtime.no_such_module"
+    (folder / "test_imports.py").write_text(f"import {own}\n\ndef test_it():\n    pass\n")
+    (folder / "test_asks.py").write_text(f"import pytest\npytest.importorskip('{own}')\n")
+    (folder / "test_later.py").write_text(
+        f"import pytest\n\ndef test_asks_later():\n    pytest.importorskip('{own}')\n\n"
+        "def test_asks_for_another():\n    pytest.importorskip('of_the_integrator')\n"
+    )
+    (folder / "test_says.py").write_text("raise RuntimeError('ModuleNotFoundError is what it says')\n")
+    found = states(device_tests(setting))
+    for name in ("test_imports.py", "test_asks.py", "test_asks_later"):
+        state, why = found[name]
+        assert state is State.FAILED and f"No module named '{own}'" in why, name
+    assert found["test_says.py"][0] is State.FAILED
+    assert found["test_asks_for_another"][0] is State.SKIPPED
+
+
+def test_what_is_no_number_is_written_as_text(folder: Path, setting: Setting) -> None:
+    (folder / "test_it.py").write_text(
+        "def test_it(record_property):\n"
+        "    record_property('error', float('nan'))\n    record_property('seconds', float('inf'))\n"
+        "    record_property('count', 10**400)\n    record_property('note', 'of \\udc80')\n    record_property('good', 2.5)\n"
+    )
+    result = stepped(setting)
+    json.dumps(asdict(result), allow_nan=False).encode()
+    assert [figure.value for figure in result.outcome.figures] == [2.5]
+    (check,) = result.outcome.checks
+    assert "error: nan" in check.detail and "seconds: inf" in check.detail and check.detail.encode()
+    assert math.isfinite(result.seconds) and check.state is State.PASSED
+
+
+def alive(process: int) -> bool:
+    """Whether a process still runs; one that has ended may wait for its parent to notice."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_children_of_a_test_end_with_the_step(folder: Path, setting: Setting) -> None:
+    (folder / "test_it.py").write_text(
+        "import pathlib, subprocess\n\ndef test_it():\n"
+        f"    pathlib.Path({str(folder / 'child')!r}).write_text(str(subprocess.Popen(['sleep', '300']).pid))\n"
+    )
+    assert device_tests(setting).checks[0].state is State.PASSED
+    child, deadline = int((folder / "child").read_text()), time.monotonic() + 60
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def test_a_test_that_forks_and_returns_runs_no_test_twice(folder: Path, setting: Setting) -> None:
+    (folder / "test_it.py").write_text(
+        "import os, pathlib\n\nRAN = pathlib.Path(__file__).with_name('ran')\n\n"
+        "def test_forks():\n    child = os.fork()\n    if child:\n        os.waitpid(child, 0)\n\n"
+        "def test_runs():\n    with RAN.open('a') as file:\n        file.write('once.')\n"
+    )
+    found = states(device_tests(setting))
+    assert {state for state, _ in found.values()} == {State.PASSED} and len(found) == 2
+    assert (folder / "ran").read_text() == "once."
+
+
+def test_half_a_line_in_the_journal_is_no_result(folder: Path, setting: Setting) -> None:
+    (folder / "test_it.py").write_text(
+        "import os, signal\n\ndef test_is_killed():\n"
+        f"    with open(os.environ['{JOURNAL}'], 'a') as file:\n"
+        '        file.write(\'{"ended": "test_it.py::test_is_ki\')\n'
+        "    os.kill(os.getpid(), signal.SIGKILL)\n\n"
+        "def test_runs():\n    pass\n"
+    )
+    found = states(device_tests(setting))
+    assert found["test_is_killed"] == (State.FAILED, "It ended the process by SIGKILL")
+    assert found["test_runs"][0] is State.PASSED and len(found) == 2
+
+
+def test_the_archive_has_names_results_and_reasons_alone(
+    golden_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "test_it.py").write_text(
+        "def test_it():\n    print('said by ' + 'the test')\n    assert not __file__, 'found ' + __file__\n"
+    )
+    (tmp_path / "none.toml").touch()
+    only = [step for step in steps(1.0, None) if step.name == module.STEP]
+    monkeypatch.setattr(command, "steps", lambda minutes, modes: only)
+    out = tmp_path / "out"
+    options = ("--bundle", golden_bundle, "--output", out, "--limits", tmp_path / "none.toml", "--checks", folder)
+    assert command.main([*map(str, options)]) == 1
+    (path,) = out.glob("*.zip")
+    with zipfile.ZipFile(path) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    for name, text in texts.items():
+        for word in (str(folder), "said by the test", "rootdir"):
+            assert word not in text, name
+    assert "found CHECKS/test_it.py" in texts["acceptance.json"]
+    assert "said by the test" in (out / module.OUTPUT).read_text()

@@ -52,7 +52,7 @@ def _accept(options: argparse.Namespace) -> int:
     limits_text = (options.limits or CORRECTNESS).read_text(encoding="utf-8")
     console, setting = Console(), _setting(options, signers)
     machine = this_machine()
-    redaction = Redaction.of(setting.bundle.path, setting.folder)
+    redaction = Redaction.of(setting.bundle.path, setting.folder, setting.checks)
     journal, changed = Journal.open(setting.folder / STEPS, _key(options, setting, machine))
     if changed:
         console.print(f"{changed[0].upper()}{changed[1:]} changed since the run that was interrupted: it begins again.")

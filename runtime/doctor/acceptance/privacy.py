@@ -21,9 +21,10 @@ class Redaction:
     words: Mapping[str, str]
 
     @classmethod
-    def of(cls, bundle: Path, output: Path) -> Redaction:
-        """Replace the paths of the bundle, the output and the home folder, the host's name, and the user's."""
-        paths = {str(form): word for path, word in ((bundle, "BUNDLE"), (output, "OUTPUT")) for form in _forms(path)}
+    def of(cls, bundle: Path, output: Path, checks: Path | None = None) -> Redaction:
+        """Replace the paths of the bundle, the output, the checks and the home folder, the host's name, and the user's."""
+        folders = {"BUNDLE": bundle, "OUTPUT": output} | ({"CHECKS": checks} if checks else {})
+        paths = {str(form): word for word, path in folders.items() for form in _forms(path)}
         names: dict[str, str] = {}
         with suppress(OSError, KeyError):
             names[getpass.getuser()] = "USER"

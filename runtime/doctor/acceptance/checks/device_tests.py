@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from echovlm_edge.runtime.backends.opening import plugin_for
 from echovlm_edge.runtime.contracts.extras import install_hint
+from echovlm_edge.runtime.doctor.acceptance.checks.device_journal import JOURNAL, Seen, append_line, ended_line
 from echovlm_edge.runtime.doctor.acceptance.schema import Check, Figure, Outcome, State
 from echovlm_edge.runtime.doctor.acceptance.setting import Setting, Skipped
 from echovlm_edge.runtime.resources.nvml import nvidia_gpus
 
 STEP = "device-tests"
+OUTPUT = "device-tests.txt"  # what pytest writes, next to the archive: it may quote anything, and is not sent
 PLUGIN = "echovlm_edge.runtime.doctor.acceptance.checks.pytest_journal"
-JOURNAL = "ECHOVLM_PYTEST_JOURNAL"  # the variable that names the plugin's file
 TESTED_PLUGIN = "ECHOVLM_TESTED_PLUGIN"  # the variable that names the plugin library to test, where the bundle has one
 TEST_SECONDS = 600.0  # that one test, or the collection of all, may take
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a journal says: all tests in their order, the line of each that ended, and the one that had not."""
-
-    collected: list[str]
-    ended: dict[str, dict[str, Any]]
-    running: str | None
-
-    @classmethod
-    def of(cls, journal: Path) -> _Seen:
-        collected, ended, running = list[str](), dict[str, dict[str, Any]](), None
-        for text in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
-            line = json.loads(text)
-            collected, running = collected or line.get("collected", []), line.get("begun", running)
-            if name := line.get("ended"):
-                ended[name], running = line, None
-        return cls(collected, ended, running)
+ENDED, NO_TESTS = (0, 1), 5  # pytest's exit codes: all were run, and passed or not; it collected none
 
 
 def device_tests(setting: Setting) -> Outcome:
@@ -58,76 +40,100 @@ def device_tests(setting: Setting) -> Outcome:
     if importlib.util.find_spec("pytest") is None:
         raise Skipped(f"pytest is not installed: {install_hint('checks')}.")
     journal = setting.logs / f"{STEP}.jsonl"
-    journal.unlink(missing_ok=True)
-    while (ended := _run(setting, setting.checks, journal)) is not None:
-        seen = _Seen.of(journal)
-        if seen.running is None:
-            reason = f"{ended} before a test began, or after the last one: see logs/{STEP}.log."
-            return Outcome((*_checks(seen), Check("pytest", State.FAILED, reason)), _figures(seen))
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(ended_line(seen.running, "failed", 0.0, ended, {})) + "\n")
-    seen = _Seen.of(journal)
-    if not seen.ended:
-        return Outcome((Check("pytest", State.FAILED, f"{setting.checks} holds no tests: see logs/{STEP}.log."),))
-    return Outcome(_checks(seen), _figures(seen))
-
-
-def ended_line(name: str, state: str, seconds: float, reason: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Make the journal's line of a test that has ended."""
-    return {"ended": name, "state": state, "seconds": seconds, "reason": reason, "found": found}
-
-
-def _run(setting: Setting, folder: Path, journal: Path) -> str | None:
-    """Run the tests that the journal does not have; returns how the process ended before its time, or None."""
+    for before in (journal, setting.folder / OUTPUT):
+        before.unlink(missing_ok=True)
     setting.logs.mkdir(parents=True, exist_ok=True)
+    left = None
+    while True:
+        code = _run(setting, setting.checks, journal)
+        seen = Seen.of(journal)
+        if seen.running is None:
+            return _outcome(seen, code, setting.checks)
+        append_line(journal, ended_line(seen.running, "failed", 0.0, _how(code), {}))
+        seen, before_it = Seen.of(journal), left
+        left = len(seen.not_run)
+        if left == 0 or left == before_it:
+            return Outcome(_checks(seen), _figures(seen))
+
+
+def _outcome(seen: Seen, code: int | None, folder: Path) -> Outcome:
+    """Judge a run of which no test was left running by pytest's exit code; None: it took too long."""
+    checks = _checks(seen)
+    if code == NO_TESTS and not checks:
+        checks = (Check("pytest", State.FAILED, f"{folder} holds no tests: see {OUTPUT} in the output folder."),)
+    elif seen.collected is None or code not in (*ENDED, *(() if seen.collected else (NO_TESTS,))):
+        reason = f"{_how(code)} before a test began, or after the last one: see {OUTPUT} in the output folder."
+        checks = (*checks, Check("pytest", State.FAILED, reason))
+    return Outcome(checks, _figures(seen))
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return f"It took longer than {TEST_SECONDS:.0f} s, and was ended"
+    if code < 0:
+        return f"It ended the process by {signal.Signals(-code).name}"
+    return f"It ended the process with exit code {code}"
+
+
+def _run(setting: Setting, folder: Path, journal: Path) -> int | None:
+    """Run the tests that the journal does not have, and end their children; returns pytest's exit code, None if it took too long."""
     # The installed package is imported before the folder's own copy of its sources could be; a conftest above the folder is not needed.
+    # No file or variable of pytest's options is read, which could leave tests out; modules are found from the project's root.
+    project = next((above for above in (folder, *folder.parents) if (above / "pyproject.toml").exists()), None)
     command = [sys.executable, "-P", "-m", "pytest", str(folder), f"--confcutdir={folder}", "-p", PLUGIN]
+    command += ["-c", os.devnull, f"--rootdir={project or folder}", "-o", "addopts="]
+    command += ["-o", f"pythonpath={shlex.quote(str(project))}"] if project else []
     command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    environment = {**os.environ, JOURNAL: str(journal), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {JOURNAL: str(journal), "PYTHONDONTWRITEBYTECODE": "1"}
     if plugin := plugin_for(setting.bundle):
         environment[TESTED_PLUGIN] = str(plugin)
-    with (setting.logs / f"{STEP}.log").open("a", encoding="utf-8") as log:
+    with (setting.folder / OUTPUT).open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, cwd=setting.folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            command,
+            cwd=setting.folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             in_time = _waited(process, journal, setting)
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if not in_time:
-        return f"It took longer than {TEST_SECONDS:.0f} s, and was ended"
-    if process.returncode < 0:
-        return f"It ended the process by {signal.Signals(-process.returncode).name}"
-    return None
+    return process.returncode if in_time else None
 
 
 def _waited(process: subprocess.Popen[bytes], journal: Path, setting: Setting) -> bool:
-    """Wait for the process to end; returns False where the journal has not grown for too long."""
+    """Wait for the process to end, but keep its number; returns False where the journal has not grown for too long."""
     size, since = -1, time.monotonic()
-    while process.poll() is None:
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         now = journal.stat().st_size if journal.exists() else 0
         if now != size:
             size, since = now, time.monotonic()
-            setting.say(f"{journal.read_text(encoding='utf-8').count(chr(10)) // 2 if now else 0} tests done")
+            setting.say(f"{len(Seen.of(journal).ended)} tests done")
         elif time.monotonic() - since > TEST_SECONDS:
             return False
         time.sleep(POLL_SECONDS)
     return True
 
 
-def _checks(seen: _Seen) -> tuple[Check, ...]:
-    """List the tests in their order: why each failed or was skipped, else its seconds and what it says it found."""
-    order = {name: place for place, name in enumerate(seen.collected)}
+def _checks(seen: Seen) -> tuple[Check, ...]:
+    """List the tests in their order: why each failed, was skipped or was not run, else its seconds and what it says it found."""
+    order = {name: place for place, name in enumerate(seen.collected or ())}
     checks = []
     for name in sorted(seen.ended, key=lambda name: order.get(name, -1)):
         line = seen.ended[name]
         notes = [f"{line['seconds']:.1f} s", *(value for value in line["found"].values() if isinstance(value, str))]
         checks.append(Check(name, State(line["state"]), line["reason"] or "; ".join(notes)))
-    return tuple(checks)
+    why = f"It was not run, although it was collected: see {OUTPUT} in the output folder."
+    return (*checks, *(Check(name, State.FAILED, why) for name in seen.not_run))
 
 
-def _figures(seen: _Seen) -> tuple[Figure, ...]:
+def _figures(seen: Seen) -> tuple[Figure, ...]:
     return tuple(
         Figure(f"{STEP}.{name.rpartition('/')[2]}.{found}", float(value))
         for name, line in seen.ended.items()
