@@ -29,6 +29,7 @@ from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
 from echovlm_edge.runtime.contracts.command import REPEATED, run_command
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.imaging.preprocess import PreprocessSettings
+from echovlm_edge.runtime.resources.resolved import resolved
 
 if TYPE_CHECKING:
     from echovlm_edge.export.targets import Target
@@ -102,7 +103,7 @@ def finish(path: Path, module: str, console: Console, signers: Sequence[PublicKe
             machine cannot build it.
     """
     bundle = Bundle(path, verify=True, finished=False, signers=signers)
-    path, manifest = bundle.path.absolute(), bundle.manifest  # the loader looks for a plugin without a folder elsewhere
+    path, manifest = resolved(bundle.path), bundle.manifest  # the loader looks for a plugin without a folder elsewhere
     if manifest.finish_with is None:
         raise NotPossibleHere(f"The bundle {path} is finished already: serve it with echovlm-serve.")
     check_module(module)

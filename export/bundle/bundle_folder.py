@@ -19,6 +19,7 @@ from echovlm_edge.runtime.bundle.manifest import MANIFEST, FileSpec, Manifest, d
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 from echovlm_edge.runtime.resources.durable import sync
 from echovlm_edge.runtime.resources.exchange import exchange
+from echovlm_edge.runtime.resources.resolved import resolved
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -57,7 +58,7 @@ def check_output(output: Path, replace: bool) -> None:
     Raises:
         NotPossibleHere: a bundle exists there and `replace` is false, something else exists there, or its parent is not a folder.
     """
-    output = output.absolute()
+    output = _located(output)
     if (output / MANIFEST).is_file():
         if not replace:
             raise NotPossibleHere(
@@ -70,6 +71,11 @@ def check_output(output: Path, replace: bool) -> None:
         raise NotPossibleHere(
             f"{around} is no folder, so that nothing can be written to {output}: give another --output."
         )
+
+
+def _located(output: Path) -> Path:
+    """Make the path absolute, and its last part a name and not `.` or `..`; a link there is what is replaced, not what it leads to."""
+    return resolved(output) if output.name in ("", "..") else resolved(output.parent) / output.name
 
 
 def _described(output: Path) -> str:
@@ -97,7 +103,7 @@ def bundle_folder(output: Path, needed: int, identity: str, *, replace: bool) ->
         NotPossibleHere: `output` is not free (`check_output`), cannot be written, another build is writing it, or the disk is
             full.
     """
-    output = output.absolute()
+    output = _located(output)
     check_output(output, replace)
     partial = output.with_name(f".{output.name}.partial")
     try:

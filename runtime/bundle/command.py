@@ -12,6 +12,7 @@ from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import SecretKey, sign_file
 from echovlm_edge.runtime.bundle.signers import add_signers, read_signers
 from echovlm_edge.runtime.contracts.command import REPEATED, add_version, run_command
+from echovlm_edge.runtime.contracts.printable import printable
 
 RELOAD = "The service serves it after systemctl reload echovlm-serve (SIGHUP)."
 
@@ -31,7 +32,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     installs = options.action == "install"
     current = install(options.bundle, options.folder, read_signers(options)) if installs else roll_back(options.folder)
-    print(f"Current: {current.name}. Previous: {_previous(options.folder, current)}. {RELOAD}")
+    print(f"Current: {printable(current.name)}. Previous: {_previous(options.folder, current)}. {RELOAD}")
     return 0
 
 
@@ -39,7 +40,8 @@ def _previous(folder: Path, current: Path) -> str:
     previous = linked(folder, PREVIOUS)
     if previous is None or previous == current.resolve():
         return "none"
-    return previous.name if Loads(folder).is_good(previous.name) else f"{previous.name}, which was refused"
+    name = printable(previous.name)
+    return name if Loads(folder).is_good(previous.name) else f"{name}, which was refused"
 
 
 def _parser() -> argparse.ArgumentParser:

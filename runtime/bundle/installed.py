@@ -24,8 +24,10 @@ from echovlm_edge.runtime.bundle.loads import Loads
 from echovlm_edge.runtime.bundle.manifest import CURRENT, MANIFEST, Bundle
 from echovlm_edge.runtime.bundle.signature import SIGNATURE_SUFFIX, PublicKey
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
+from echovlm_edge.runtime.contracts.printable import printable
 from echovlm_edge.runtime.resources.durable import sync
 from echovlm_edge.runtime.resources.exchange import exchange
+from echovlm_edge.runtime.resources.resolved import resolved
 
 PREVIOUS = "previous"
 SIGNATURE = MANIFEST + SIGNATURE_SUFFIX
@@ -45,17 +47,25 @@ def install(source: Path, folder: Path, signers: Sequence[PublicKey] = ()) -> Pa
     crashed on it: then the previous one stays. The folder is made if it is missing.
 
     Raises:
-        NotPossibleHere: the bundle is damaged, unfinished or not signed by one of the `signers`, or the folder cannot be written.
+        NotPossibleHere: the bundle is damaged, unfinished or not signed by one of the `signers`, its folder's name cannot be printed,
+            it is the folder of bundles or lies above it, or the folder cannot be written.
     """
+    source, folder = resolved(source), resolved(folder)
+    if folder.is_relative_to(source):
+        raise NotPossibleHere(f"{printable(str(source))} is or holds the folder of bundles {printable(str(folder))}: name one bundle.")
     bundle = Bundle(source)
+    if not bundle.path.name.isprintable():
+        raise NotPossibleHere(
+            f"The name of the bundle's folder, {printable(bundle.path.name)}, has characters that cannot be printed: rename the folder."
+        )
     with _changing(folder):
-        if bundle.path.resolve().parent == folder.resolve():
+        if bundle.path.parent == folder:
             copy = Bundle(bundle.path, verify=True, signers=signers).path
         else:
             copy = folder / _name_of(bundle)
             _copy(bundle, copy, signers)
         before, loads = linked(folder, CURRENT), Loads(folder)
-        if before and before != copy.resolve() and loads.is_good(before.name):
+        if before and before != copy and loads.is_good(before.name):
             _link(folder, PREVIOUS, before.name)
         _link(folder, CURRENT, copy.name)
         loads.clear(copy.name)
@@ -87,7 +97,7 @@ def roll_back(folder: Path) -> Path:
 
 def _name_of(bundle: Bundle) -> str:
     """Name a copy: as the bundle's folder, and by the hash of its bundle.json, so that no two bundles share a name."""
-    name, digest = bundle.path.resolve().name, hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()[:8]
+    name, digest = bundle.path.name, hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()[:8]
     return name if name.endswith(f"-{digest}") else f"{name}-{digest}"
 
 

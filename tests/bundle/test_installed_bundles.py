@@ -88,6 +88,50 @@ def test_what_is_refused_changes_nothing(
     assert (sorted(folder.iterdir()), ids(folder)) == before
 
 
+@pytest.mark.parametrize("name", (b"d\xfcr", b"a\nb", b"a\x1b[2Jb"))
+@pytest.mark.parametrize("inside", (True, False))
+def test_a_name_that_cannot_be_printed_is_refused(
+    name: bytes, inside: bool, bundles: list[Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(bundles[0], folder)
+    odd = bundles[1].rename((folder if inside else tmp_path) / os.fsdecode(name))
+    before = sorted(folder.iterdir()), ids(folder)
+    assert command.main(["install", str(odd), str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "characters that cannot be printed" in said and said.count("\n") == 1 and said[:-1].isprintable()
+    assert (sorted(folder.iterdir()), ids(folder)) == before
+
+
+def test_a_link_by_hand_to_a_name_that_is_not_utf_8_is_followed(bundles: list[Path], folder: Path) -> None:
+    install(bundles[0], folder)
+    odd = bundles[1].rename(folder / os.fsdecode(b"d\xfcr"))
+    (folder / PREVIOUS).symlink_to(odd.name)
+    program = [sys.executable, "-c", "from echovlm_edge.runtime.bundle.command import main; raise SystemExit(main())"]
+    for says in (r"Current: d\udcfcr. Previous: from-usb-0-", "Current: from-usb-0-"):
+        done = subprocess.run([*program, "rollback", folder], capture_output=True, check=False)
+        assert done.returncode == 0 and done.stdout.decode().startswith(says), done.stderr
+
+
+def test_relative_paths_mean_the_folders_that_they_lead_to(
+    bundles: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(bundles[0], folder)
+    install(bundles[1], folder)
+    third = Path(shutil.copytree(bundles[2], folder / "third"))
+    monkeypatch.chdir(third)
+    install(Path(), Path(".."))
+    assert ids(folder) == (2, 1) and (folder / CURRENT).readlink() == Path("third")
+    inner = third / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    install(Path(".."), Path("../.."))
+    assert ids(folder) == (2, 1) and (folder / CURRENT).readlink() == Path("third")
+    for source in ("../..", str(folder), str(folder.parent)):
+        assert command.main(["install", source, "../.."]) == 2
+        assert "holds the folder of bundles" in capsys.readouterr().err
+    assert ids(folder) == (2, 1)
+
+
 def test_a_damaged_previous_bundle_is_not_returned_to(bundles: list[Path], folder: Path) -> None:
     first = install(bundles[0], folder)
     install(bundles[1], folder)

@@ -11,6 +11,7 @@ import pytest
 from echovlm_edge.export.bundle import bundle_folder as module
 from echovlm_edge.export.bundle.bundle_folder import bundle_folder
 from echovlm_edge.runtime.bundle.manifest import MANIFEST
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 
 def write(output: Path, text: str) -> None:
@@ -71,3 +72,24 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
         assert (output / MANIFEST).read_text() == text and not output.is_symlink()
         assert (tmp_path / "elsewhere" / MANIFEST).read_text() == "old"
         assert names(tmp_path) == ["bundle", "elsewhere"]
+
+
+@pytest.mark.parametrize(("inside", "output"), (("", "."), ("sub", ".."), ("link", "..")))
+def test_the_bundle_around_the_working_folder_is_replaced(
+    inside: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    write(bundle, "old")
+    (bundle / "sub").mkdir()
+    (tmp_path / "link").symlink_to("bundle/sub")
+    monkeypatch.chdir(tmp_path / "link" if inside == "link" else bundle / inside)
+    write(Path(output), "new")
+    assert (bundle / MANIFEST).read_text() == "new" and names(tmp_path) == ["bundle", "link"]
+
+
+def test_a_folder_that_is_gone_is_no_place_for_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(NotPossibleHere, match="the working folder is gone"):
+        write(Path("bundle"), "new")
