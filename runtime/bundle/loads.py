@@ -9,15 +9,16 @@ failed. The server writes here and nowhere else, so that it needs no right to ch
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import glob
 import logging
 import os
 import re
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +28,10 @@ from echovlm_edge.runtime.resources.atomic_file import write_whole
 
 LOADS = "loads"
 MOST_CRASHES = 2  # one may be a power failure
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/]+/)*(?=[^\s/])")
+_MOST_BYTES = 1 << 16  # of a record that is read
 _READABLE = 0o644  # by the doctor and whoever installs, whatever the server's umask is
 _REFUSED, _LOADING = ".refused", ".loading-"
+_RECORD = re.compile(r"(.+)\.loading-\w+", re.DOTALL)  # a bundle may be called so, too: the last part is the record's
 
 _log = logging.getLogger(__name__)
 
@@ -39,17 +41,12 @@ class RefusedBundle:
     """The bundle that should serve and does not.
 
     Attributes:
-        name: of its folder.
-        reason: one sentence, for the operator.
+        name: of its folder, printable.
+        reason: one sentence, for the operator, printable; it may have paths of the server.
     """
 
     name: str
     reason: str
-
-    @property
-    def outline(self) -> str:
-        """The reason without the server's paths, for those who give no token."""
-        return _FOLDERS.sub("", self.reason)
 
 
 class Loads:
@@ -64,7 +61,8 @@ class Loads:
     def refusal(self, name: str) -> str:
         """Return why a bundle was refused, one sentence; empty where it was not."""
         try:
-            return (self._folder / f"{name}{_REFUSED}").read_text(encoding="utf-8").strip() or "The reason is lost."
+            with _opened(self._folder / f"{name}{_REFUSED}") as file:
+                return _text(file).strip() or "The reason is lost."
         except (FileNotFoundError, NotADirectoryError):
             return ""
         except (OSError, UnicodeDecodeError):
@@ -108,10 +106,12 @@ class Loads:
         Raises:
             NotPossibleHere: a record cannot be deleted.
         """
-        for file in (*self._files(name), *self._folder.glob(f"{glob.escape(name)}{_REFUSED}")):
+        for file in (*self._files(name), self._folder / f"{name}{_REFUSED}"):
             try:
                 if not _is_locked(file):
-                    file.unlink(missing_ok=True)
+                    file.unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             except OSError as error:
                 raise NotPossibleHere(
                     f"{file} cannot be deleted ({error.strerror}), and is held against the bundle {name}: delete it."
@@ -127,16 +127,21 @@ class Loads:
         """Write the record of a load, which is locked when it gets its name; returns its open file."""
         if not self._made():
             return None
-        try:
-            opened, partial = tempfile.mkstemp(dir=self._folder, prefix=f".{name}{_LOADING}")
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(opened, version("echovlm-edge").encode())
-            os.fchmod(opened, _READABLE)
-            self._loading = Path(partial).with_name(Path(partial).name[1:])
-            Path(partial).rename(self._loading)
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", self._folder, error.strerror)
-            return None
+        with ExitStack() as undo:
+            try:
+                opened, partial = tempfile.mkstemp(dir=self._folder, prefix=f".{name}{_LOADING}")
+                undo.callback(os.close, opened)
+                undo.callback(Path(partial).unlink, missing_ok=True)
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.write(opened, version("echovlm-edge").encode())
+                os.fchmod(opened, _READABLE)
+                record = Path(partial).with_name(Path(partial).name[1:])
+                Path(partial).rename(record)
+            except OSError as error:
+                _log.warning("%s cannot be written: %s", self._folder, error.strerror)
+                return None
+            undo.pop_all()
+        self._loading = record
         return opened
 
     def _end(self) -> None:
@@ -159,26 +164,54 @@ class Loads:
         return True
 
     def _files(self, name: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{glob.escape(name)}{_LOADING}*"))
+        """List the records of a bundle's loads; what is no regular file is none."""
+        try:
+            found = [Path(entry) for entry in os.scandir(self._folder) if entry.is_file(follow_symlinks=False)]
+        except OSError:
+            return []
+        return sorted(file for file in found if (parts := _RECORD.fullmatch(file.name)) and parts[1] == name)
 
 
-def _is_locked(file: Path) -> bool:
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
+    """Open a record without waiting: a pipe has its name, perhaps.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
-        opened = os.open(file, os.O_RDONLY)
-    except OSError:
-        return False
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(file))
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _text(opened: int) -> str:
+    return os.read(opened, _MOST_BYTES).decode()
+
+
+def _has_lock(opened: int) -> bool:
     try:
         fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(opened)
     return False
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        with _opened(file) as opened:
+            return _has_lock(opened)
+    except OSError:
+        return False
 
 
 def _crashed(file: Path) -> bool:
     """Return whether the process of a record has ended without deleting it; another version's may load now what crashed then."""
     try:
-        return not _is_locked(file) and file.read_text(encoding="utf-8") == version("echovlm-edge")
+        with _opened(file) as opened:
+            return not _has_lock(opened) and _text(opened) == version("echovlm-edge")
     except (OSError, UnicodeDecodeError):  # it has ended meanwhile
         return False

@@ -108,10 +108,10 @@ class Metrics:
         if refused:
             which = GaugeMetricFamily(
                 "echovlm_refused_bundle_info",
-                "Which bundle is refused, by its folder's name, and why.",
-                labels=["bundle", "reason"],
+                "Which bundle is refused, by its folder's name.",
+                labels=["bundle"],
             )
-            which.add_metric([refused.name, refused.outline], 1)
+            which.add_metric([refused.name], 1)
             yield which
         tokens = CounterMetricFamily("echovlm_tokens", "Prompt tokens read or reused, tokens written.", labels=["kind"])
         for kind, count in (

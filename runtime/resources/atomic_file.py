@@ -21,6 +21,7 @@ def write_whole(path: Path, content: bytes, name: str = "The file") -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.unlink(missing_ok=True)  # whatever has its name, such as a pipe that nobody reads
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from echovlm_edge.runtime.bundle.loads import LOADS, Loads, RefusedBundle
+from echovlm_edge.runtime.bundle.loads import LOADS, Loads
 from echovlm_edge.runtime.contracts.errors import NotPossibleHere
 
 NAME = "echovlm-5c1d09ab"
+SECONDS = 60  # only a failing test waits this long
 
 
 @pytest.fixture
@@ -124,13 +128,64 @@ def test_a_record_that_cannot_be_deleted_is_named(loads: Loads, tmp_path: Path) 
         loads.clear(NAME)
 
 
-@pytest.mark.parametrize(
-    ("reason", "outline"),
-    (
-        ("/srv/my/bundles/b-1/decoder.data has 5 bytes.", "decoder.data has 5 bytes."),
-        ("The bundle /srv/b-1 writes 1/2 of them (/etc/k.pub).", "The bundle b-1 writes 1/2 of them (k.pub)."),
-        ("Nothing to hide.", "Nothing to hide."),
-    ),
-)
-def test_an_outline_names_no_folder(reason: str, outline: str) -> None:
-    assert RefusedBundle("b-1", reason).outline == outline
+@pytest.mark.parametrize("kind", ("pipe", "link to a pipe", "folder"))
+def test_a_record_that_is_no_file_is_ignored(kind: str, tmp_path: Path) -> None:
+    (tmp_path / LOADS).mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    odd = tmp_path / LOADS / f"{NAME}.loading-x"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link to a pipe": lambda link: os.symlink("../pipe", link)}[kind](odd)
+    program = """
+import sys
+from pathlib import Path
+from echovlm_edge.runtime.bundle.loads import Loads
+loads, name = Loads(Path(sys.argv[1])), sys.argv[2]
+assert loads.is_good(name)
+loads.clear(name)
+with loads.loading(name):
+    assert loads.is_good(name)
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path, NAME], check=True, timeout=SECONDS)
+
+
+def test_a_pipe_as_a_refusal_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / LOADS).mkdir()
+    for name in (f"{NAME}.refused", f".{NAME}.refused.partial"):
+        os.mkfifo(tmp_path / LOADS / name)
+    program = """
+import sys
+from pathlib import Path
+from echovlm_edge.runtime.bundle.loads import Loads
+loads, name = Loads(Path(sys.argv[1])), sys.argv[2]
+assert loads.refusal(name) == "The reason cannot be read."
+loads.refuse(name, "It is damaged.")
+assert loads.refusal(name) == "It is damaged."
+loads.clear(name)
+assert loads.is_good(name)
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path, NAME], check=True, timeout=SECONDS)
+
+
+def test_a_full_disk_leaves_no_record_and_no_open_file(
+    loads: Loads, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # a file is made, and cannot be written, as on a full disk
+    try:
+        for _ in range(2):
+            with loads.loading(NAME):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / LOADS).iterdir()) and len(os.listdir("/proc/self/fd")) == before
+    assert f"{tmp_path / LOADS} cannot be written: File too large" in caplog.text
+
+
+@pytest.mark.parametrize("other", (f"{NAME}.loading-b", f"{NAME}-2", f"{NAME}.loading-b.refused"))
+def test_another_bundles_records_are_its_own(other: str, loads: Loads, tmp_path: Path) -> None:
+    crash(tmp_path, other)
+    loads.refuse(other, "It is damaged.")
+    assert loads.is_good(NAME)
+    loads.clear(NAME)
+    assert loads.crashes(other) == 1 and loads.refusal(other) == "It is damaged."
+    loads.clear(other)
+    assert loads.is_good(other) and not list((tmp_path / LOADS).iterdir())
