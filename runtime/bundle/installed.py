@@ -52,7 +52,9 @@ def install(source: Path, folder: Path, signers: Sequence[PublicKey] = ()) -> Pa
     """
     source, folder = resolved(source), resolved(folder)
     if folder.is_relative_to(source):
-        raise NotPossibleHere(f"{printable(str(source))} is or holds the folder of bundles {printable(str(folder))}: name one bundle.")
+        raise NotPossibleHere(
+            f"{printable(str(source))} is or holds the folder of bundles {printable(str(folder))}: name one bundle."
+        )
     bundle = Bundle(source)
     if not bundle.path.name.isprintable():
         raise NotPossibleHere(

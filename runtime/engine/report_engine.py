@@ -15,8 +15,9 @@ from echovlm_edge.runtime.bundle.calibration_pictures import calibration_picture
 from echovlm_edge.runtime.bundle.golden_tokens import read_golden_tokens
 from echovlm_edge.runtime.bundle.manifest import MANIFEST, Bundle, reading
 from echovlm_edge.runtime.bundle.signature import PublicKey
-from echovlm_edge.runtime.contracts.errors import Stopped, Unavailable, fresh
+from echovlm_edge.runtime.contracts.errors import NotPossibleHere, Stopped, Unavailable, fresh
 from echovlm_edge.runtime.contracts.origins import Origin, refuse_mixed
+from echovlm_edge.runtime.contracts.printable import is_utf8, printable
 from echovlm_edge.runtime.contracts.request import (
     Event,
     FinishReason,
@@ -137,6 +138,10 @@ class ReportEngine:
             InvalidInput: `max_sequence` is above the bundle's own limit.
         """
         bundle = Bundle(path, verify, signers=signers)
+        if not is_utf8(str(bundle.path)):
+            raise NotPossibleHere(
+                f"The path {printable(str(bundle.path))} of the bundle is not UTF-8, so that it cannot be loaded: rename its folder."
+            )
         memory = options.slot_memory(bundle.manifest, max_sequence)  # before the weights are loaded
         with reading(bundle.path / MANIFEST):  # if intact files contradict the manifest, the error names the manifest
             backend = open_backend(bundle, threads, memory)

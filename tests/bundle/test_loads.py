@@ -133,7 +133,7 @@ def test_a_record_that_is_no_file_is_ignored(kind: str, tmp_path: Path) -> None:
     (tmp_path / LOADS).mkdir()
     os.mkfifo(tmp_path / "pipe")
     odd = tmp_path / LOADS / f"{NAME}.loading-x"
-    {"pipe": os.mkfifo, "folder": os.mkdir, "link to a pipe": lambda link: os.symlink("../pipe", link)}[kind](odd)
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link to a pipe": lambda link: link.symlink_to("../pipe")}[kind](odd)
     program = """
 import sys
 from pathlib import Path
@@ -168,15 +168,17 @@ assert loads.is_good(name)
 def test_a_full_disk_leaves_no_record_and_no_open_file(
     loads: Loads, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # a file is made, and cannot be written, as on a full disk
+    before, limits = len(list(Path("/proc/self/fd").iterdir())), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (0, limits[1])
+    )  # a file is made, and cannot be written, as on a full disk
     try:
         for _ in range(2):
             with loads.loading(NAME):
                 pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list((tmp_path / LOADS).iterdir()) and len(os.listdir("/proc/self/fd")) == before
+    assert not list((tmp_path / LOADS).iterdir()) and len(list(Path("/proc/self/fd").iterdir())) == before
     assert f"{tmp_path / LOADS} cannot be written: File too large" in caplog.text
 
 

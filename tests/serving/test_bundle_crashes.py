@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
 from benchmarks.served import free_port
-from echovlm_edge.runtime.bundle.installed import install
+from echovlm_edge.runtime.bundle.installed import install, linked
 from echovlm_edge.runtime.bundle.loads import LOADS
 from echovlm_edge.runtime.client.wire.connection import Connection
 from echovlm_edge.runtime.doctor import command as doctor
@@ -26,6 +29,32 @@ sys.addaudithook(hook)
 KILLED = WHEN_TWO_IS_LOADED.format("os.kill(os.getpid(), signal.SIGKILL)")  # as the kernel does where memory is short
 SEGFAULT = WHEN_TWO_IS_LOADED.format("ctypes.string_at(0)")
 WHY = "has ended the server's process 2 times while it was loaded"
+GIVES_UP = """
+import sys, threading, time
+from echovlm_edge.runtime.serving.supervision import from_settings
+from echovlm_edge.runtime.serving.supervision.bundle_choice import BundleChoice
+from echovlm_edge.runtime.serving.supervision.serve_settings import read_settings
+
+class Engine:
+    hangs = False
+    def seconds_in_turn(self): return 1e6 if self.hangs else 0
+    def close(self, reason=None): pass
+
+class Decode:
+    def ready(self): pass
+
+engines = []
+def open_bundle(path):
+    if engines:
+        engines[0].hangs = True
+        time.sleep(3600)
+    engines.append(Engine())
+    return engines[0]
+
+chosen = read_settings(["--bundle", sys.argv[1]])
+choice = BundleChoice(chosen.bundle, open_bundle)
+from_settings.served_engine(chosen, choice, Decode(), 0).swap()
+"""
 STOPPED = WHEN_TWO_IS_LOADED.format("os.kill(os.getpid(), signal.SIGTERM); time.sleep(3600)")
 
 
@@ -102,6 +131,64 @@ def test_a_reload_that_crashes_counts(golden_bundle: Path, folder: Path, two: Pa
             info = client.model_info()
             assert int(info.bundle_id, 16) == 1 and info.refused_bundle_name.startswith("three-")
         server.stop()
+
+
+def test_a_sole_bundle_is_loaded_however_often_it_crashed(two: Path, tmp_path: Path) -> None:
+    sole = tmp_path / "sole"
+    install(two, sole)
+    for _ in range(3):
+        assert ends(sole, tmp_path, KILLED) == -9
+    assert len(list((sole / LOADS).glob("*.loading-*"))) == 2, "records do not grow without end"
+    with server_process(sole, tmp_path) as server:
+        assert serves(server, 2) == ""
+        assert "nothing else can serve, so that a bundle is loaded whose loading ended the process: " in server.said
+        server.stop()
+    assert not list((sole / LOADS).iterdir())
+
+
+@pytest.mark.parametrize("crashed", ("current", "previous"))
+def test_a_bundle_that_crashed_is_better_than_a_damaged_one(crashed: str, folder: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert ends(folder, tmp_path, KILLED) == -9
+    one, two = (linked(folder, name) for name in ("previous", "current"))
+    assert one and two
+    (one / "tokenizer.json").unlink()
+    if crashed == "previous":
+        for link, bundle in (("current", one), ("previous", two)):
+            (folder / link).unlink()
+            (folder / link).symlink_to(bundle.name)
+    with server_process(folder, tmp_path) as server, Connection(server.address) as client:
+        info = client.model_info()
+        assert int(info.bundle_id, 16) == 2 and info.refused_bundle_name == ("" if crashed == "current" else one.name)
+        server.stop()
+
+
+def test_a_watchdog_that_gives_up_accuses_no_bundle(folder: Path) -> None:
+    program = [sys.executable, "-c", GIVES_UP, folder]
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70, done.stderr
+    assert not list((folder / LOADS).iterdir())
+
+
+def test_a_name_that_is_not_utf_8_is_said_at_every_door(folder: Path, two: Path, tmp_path: Path) -> None:
+    odd = two.rename(folder / os.fsdecode(b"d\xfcr"))
+    (folder / "current").unlink()
+    (folder / "current").symlink_to(odd.name)
+    (folder / "previous").unlink(missing_ok=True)
+    (one,) = folder.glob("one-*")
+    (folder / "previous").symlink_to(one.name)
+    http, metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    with server_process(folder, tmp_path, "--http", http, "--metrics", metrics, "--log", "json") as server:
+        with Connection(server.address) as client:
+            info = client.model_info()
+        answers = [httpx.get(f"http://{http}{path}") for path in ("/health", "/v1/service", "/v1/models")]
+        answers.append(httpx.get(f"http://{metrics}/metrics"))
+        server.stop()
+    assert info.refused_bundle_name == r"d\udcfcr" and "is not UTF-8" in info.refused_bundle
+    for answer in answers:
+        assert answer.status_code == 200 and r"\udcfcr" in answer.text
+    with server_process(odd, tmp_path) as server:
+        assert server.end() == 2 and "is not UTF-8" in server.said and "Traceback" not in server.said
 
 
 def test_every_door_says_which_bundle_is_refused_and_why(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from echovlm_edge.runtime.serving.http.exchange.door_options import HttpOptions
 from echovlm_edge.runtime.serving.messages import CallLimits
 from echovlm_edge.runtime.serving.review.rules import rules_but
 from echovlm_edge.runtime.serving.studies import StudyLimits
+from echovlm_edge.runtime.serving.supervision.background import in_background
 from echovlm_edge.runtime.serving.supervision.bundle_choice import BundleChoice
 from echovlm_edge.runtime.serving.supervision.memory_fit import Fit, judge
 from echovlm_edge.runtime.serving.supervision.process_end import exit_now
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 GAVE_UP = 70  # exit code if engines hang again and again: sysexits' EX_SOFTWARE
+STOP_SECONDS = 5.0  # to delete the record of a load, on a disk that may hang
 
 
 def checked(chosen: ServeSettings) -> tuple[ServerOptions, Access]:
@@ -176,7 +179,7 @@ def served_engine(
     engine = ServedEngine(
         choice.open_chosen_or_previous,
         WatchdogOptions(chosen.hang_seconds, replacements),
-        lambda: exit_now(GAVE_UP),
+        lambda: _give_up(choice),
         choice.open_chosen,
         lambda: choice.refused,
     )
@@ -186,6 +189,12 @@ def served_engine(
         engine.close()
         raise
     return engine
+
+
+def _give_up(choice: BundleChoice) -> None:
+    """End the process; a load that still runs, perhaps on a GPU or a disk that hangs, is not the bundle's crash."""
+    wait([in_background(choice.stop, "stop")], STOP_SECONDS)
+    exit_now(GAVE_UP)
 
 
 def _open_engine(
