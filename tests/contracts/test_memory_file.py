@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 from collections.abc import Callable
@@ -73,4 +74,5 @@ def test_nothing_of_it_is_left() -> None:
     kept.close()
     with pytest.raises(ValueError, match="can still be changed"):
         MemoryFile(os.memfd_create("image"))
+    gc.collect()
     assert memory_files() <= before

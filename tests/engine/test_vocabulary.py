@@ -18,7 +18,7 @@ from echovlm_edge.runtime.engine.forms import vocabulary
 from echovlm_edge.runtime.engine.forms.form_compiler import FormCompiler
 from echovlm_edge.runtime.engine.forms.vocabulary import read_vocabulary
 from echovlm_edge.runtime.imaging.sandbox.sandbox import DecodeSandbox, SandboxLimits
-from echovlm_edge.runtime.serving.supervision.from_settings import served_engine
+from echovlm_edge.runtime.serving.supervision.from_settings import bundle_choice, served_engine
 from echovlm_edge.runtime.serving.supervision.serve_settings import ServeSettings
 from tests.support import golden
 from tests.support.forms import small_tokenizer
@@ -59,7 +59,7 @@ def test_a_choice_has_the_tokens_that_its_text_usually_has(text: str) -> None:
 def test_a_server_has_read_it_before_it_serves(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ServeSettings(bundle=golden_bundle, listen="127.0.0.1:0", decode_processes=1)
     with closing(DecodeSandbox(SandboxLimits(processes=1))) as decode:
-        engine = served_engine(settings, decode, 0)
+        engine = served_engine(settings, bundle_choice(settings, decode), decode, 0)
         try:
             monkeypatch.setattr(vocabulary, "_of_plain_text", None)  # whoever reads another one fails
             form = ChoiceForm(("True", "False"))

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 
 from echovlm_edge.plugins.dual_path_moe.cuda.planner import Shape
-from tests.gpu.cubins import tested_plugin
+from tests.gpu.cubins import plugin_to_test
 
 INPUTS = (
     *("x", "router", "shared_gate", "coefficient", "coefficient_bias", "gate", "up", "down"),
@@ -67,6 +67,6 @@ def c_launch_linear(sizes: Sequence[int], tensors: Sequence[int], y: int, stream
 
 
 def _queue(function: str, call: ctypes.Structure) -> None:
-    library, said = ctypes.CDLL(str(tested_plugin())), ctypes.create_string_buffer(1000)
+    library, said = ctypes.CDLL(str(plugin_to_test())), ctypes.create_string_buffer(1000)
     if getattr(library, function)(ctypes.byref(call), said, ctypes.c_size_t(len(said))) != 0:
         raise RuntimeError(said.value.decode())

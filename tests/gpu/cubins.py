@@ -51,7 +51,7 @@ class Record:
     cubin: bytes
 
 
-def tested_plugin() -> Path | None:
+def plugin_to_test() -> Path | None:
     """The plugin library of the bundle that `echovlm-accept` was given, or the installed one."""
     named = os.environ.get(TESTED_PLUGIN)
     return Path(named) if named else plugin_path()
@@ -59,13 +59,13 @@ def tested_plugin() -> Path | None:
 
 def has_kernels(compute_capability: int) -> bool:
     """Whether that library has kernels for GPUs of a compute capability, such as 87."""
-    path = tested_plugin()
+    path = plugin_to_test()
     return path is not None and ctypes.CDLL(str(path)).echovlm_has_kernels(ctypes.c_int64(compute_capability)) == 1
 
 
 def embedded_archive() -> bytes:
     """The archive in the plugin library; nothing where there is no library, or one without kernels."""
-    path = tested_plugin()
+    path = plugin_to_test()
     if path is None:
         return b""
     function = ctypes.CDLL(str(path)).echovlm_embedded_archive

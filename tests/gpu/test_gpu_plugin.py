@@ -18,7 +18,7 @@ from echovlm_edge.runtime.backends.gpu.device import Arena, Context
 from echovlm_edge.runtime.backends.gpu.tensorrt_engine import UNSUPPORTED, TensorRTEngine
 from echovlm_edge.runtime.backends.gpu.tensorrt_log import TensorRTErrors
 from echovlm_edge.runtime.bundle.manifest import Part, TensorSpec
-from tests.gpu.cubins import tested_plugin
+from tests.gpu.cubins import plugin_to_test
 from tests.gpu.test_gpu_kernels import TOLERANCE, Operator, inputs, relative_error
 
 INPUTS = ("router", "shared_gate", "coefficient", "coefficient_bias", "gate", "up", "down")
@@ -30,7 +30,7 @@ MOST_TOKENS = 130
 def layer(folder: Path, operator: Operator, gpu: CudaDevice, stream: CudaStream) -> Context:
     """An engine of the operator alone, x and y float16 [tokens, hidden], as the runtime loads it."""
     module = next((name for name in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(name)), None)
-    if module is None or tested_plugin() is None:
+    if module is None or plugin_to_test() is None:
         pytest.skip("neither tensorrt_rtx nor tensorrt is installed, or installed without the plugin library")
     shape = operator.shape
     names = [name for name in (*INPUTS, *SCALES) if name in operator.stored]
@@ -52,7 +52,7 @@ def layer(folder: Path, operator: Operator, gpu: CudaDevice, stream: CudaStream)
     graph = helper.make_graph([node], "layer", [x], [y], weights)
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid("echovlm", 1)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=11), folder / "layer.onnx")
-    trt = open_tensorrt(module, tested_plugin())
+    trt = open_tensorrt(module, plugin_to_test())
     profiles = (Profile("decode", {"tokens": (1, 1, 16)}), Profile("prefill", {"tokens": (1, 64, MOST_TOKENS)}))
     _build(trt, folder / "layer.onnx", folder / "layer.engine", graph, profiles, TimingCache(), lambda steps: None)
     gpu.enter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -260,6 +261,7 @@ def test_a_file_forgotten_in_use_is_there_and_counted_until_then() -> None:
             kept(uploads, ANYBODY, b"1234")
         assert file.open().read() == again.open().read() == b"12345678"
     assert uploads.counts() == (0, 0)
+    gc.collect()  # refusals' tracebacks
     assert memory_files() <= before
     kept(uploads, ANYBODY, b"1234")
 
@@ -318,6 +320,7 @@ def test_a_file_that_is_given_up_is_not_written_to(monkeypatch: pytest.MonkeyPat
     file.add(b"more")
     with pytest.raises(Unavailable):
         file.finish()
+    gc.collect()
     assert uploads.counts() == (0, 0) and memory_files() <= before
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from contextlib import suppress
 from pathlib import Path
 
 
 def memory_files() -> frozenset[tuple[str, int]]:
-    """Descriptor and inode of each memory file of ours, after garbage collection.
+    """Descriptor and inode of each memory file of ours.
 
     Compare with `<=`: what earlier tests left open may be closed meanwhile, by whatever thread still had it; nothing may be new.
     """
-    gc.collect()
     found = set[tuple[str, int]]()
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
