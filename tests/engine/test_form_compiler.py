@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ from echovlm_edge.runtime.contracts.text_form import (
     SectionsForm,
     TextForm,
 )
-from echovlm_edge.runtime.engine.forms.form_compiler import CACHED, FormCompiler
+from echovlm_edge.runtime.engine.forms.form_compiler import CACHED, CompiledForm, FormCompiler
 from echovlm_edge.runtime.engine.forms.form_state import FormState, allowed_tokens, is_allowed
 from echovlm_edge.runtime.prompting.detokenize import TokenText
 from tests.support import golden
@@ -55,6 +57,19 @@ def test_what_would_take_a_processor_for_hours_is_tried_elsewhere_and_refused() 
     with pytest.raises(UnusableForm, match="too complex, so send a simpler one"):
         COMPILER.compile(SchemaForm(json.dumps({"allOf": together})))
     assert COMPILER.compile(SchemaForm(json.dumps({"allOf": together[:1]})))
+
+
+def test_calls_that_come_together_compile_their_form_once() -> None:
+    tried, together = list[str](), threading.Barrier(4)
+    compiler = FormCompiler(TOKENIZER, SIZE, STOPS, lambda grammar, _: not tried.append(grammar))
+
+    def call() -> CompiledForm:
+        together.wait(60)
+        return compiler.compile(PatternForm("[a-z]+"))
+
+    with ThreadPoolExecutor(4) as threads:
+        compiled = [each.result() for each in [threads.submit(call) for _ in range(4)]]
+    assert len(tried) == 1 and all(each is compiled[0] for each in compiled)
 
 
 def test_any_text_may_have_all_tokens_but_special_ones_and_padding() -> None:

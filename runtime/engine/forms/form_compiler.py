@@ -100,17 +100,25 @@ class FormCompiler:
         Raises:
             UnusableForm: no text has the form, or it is not supported or too complex; the sentence says what of it.
         """
+        if known := self._known(form):
+            return known
+        with self._compiling:  # one at a time: a client that sends many new forms has one processor's share
+            if known := self._known(
+                form
+            ):  # another call of the same form, as the choices of one request, compiled it meanwhile
+                return known
+            compiled = self._compile(form)
+            with self._changed:
+                self._cached[form] = compiled
+                while len(self._cached) > CACHED:
+                    self._cached.popitem(last=False)
+            return compiled
+
+    def _known(self, form: TextForm) -> CompiledForm | None:
         with self._changed:
             if form in self._cached:
                 self._cached.move_to_end(form)
-                return self._cached[form]
-        with self._compiling:  # one at a time: a client that sends many new forms has one processor's share
-            compiled = self._compile(form)
-        with self._changed:
-            self._cached[form] = compiled
-            while len(self._cached) > CACHED:
-                self._cached.popitem(last=False)
-        return compiled
+            return self._cached.get(form)
 
     def close(self) -> None:
         """End the threads that compute masks."""
